@@ -1,0 +1,211 @@
+"""Options of a script: one frozen dataclass, filled from presets (YAML) and the command line.
+
+jsonargparse checks the types and prints the help. This wrapper adds what the kit promises: presets apply
+first and `--key value` wins whatever the order, names are exact, list options take several values, and every
+mistake is one line.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import sys
+import typing
+from argparse import RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from src.core.errors import UserError
+
+Options = TypeVar("Options")
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository's root: presets named relative to it are found from any working directory."""
+
+
+class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the line breaks of a script's docstring, whose commands are to be copied."""
+
+
+class _Parser(ArgumentParser):
+    """Shows options with hyphens and raises `UserError` where argparse would print its usage and exit."""
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        for name in self.field_types:
+            text = text.replace(f"--{name}", f"--{name.replace('_', '-')}")
+        return text
+
+    def error(self, message: str, exception: Exception | None = None) -> typing.NoReturn:
+        raise UserError(_explain(message, self.field_types))
+
+
+def parse_options(
+    cls: type[Options], argv: list[str] | None = None, *, prog: str, description: str
+) -> Options:
+    """Fill the dataclass `cls` from `argv` (default: the process's own arguments).
+
+    `--config FILE` may be repeated; later files override earlier ones, the command line overrides them all.
+    `--help` prints the description and every option with its default, and exits with status 0.
+
+    Raises:
+        UserError: an unknown or abbreviated option, a misspelt key of a preset, a value of the wrong type, a
+            missing required option, or a combination that the dataclass's `__post_init__` refuses.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    parser = _build_parser(cls, prog, description)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in argv or "--help" in argv:
+        print(parser.format_help(), end="")
+        raise SystemExit(0)
+    given = _split_arguments(argv, cls)
+    configs = [_find_preset(path) for path in given.pop("config", [])]
+    for path in configs:
+        _check_preset_keys(path, tuple(fields))
+    arguments = [f"--config={path}" for path in configs]
+    for name, values in given.items():
+        value = _as_yaml_list(values, _field_type(cls, name)) if _is_list(cls, name) else values[0]
+        arguments.append(f"--{name}={value}")
+    namespace = parser.parse_args(arguments)
+    missing = [name for name, field in fields.items() if _required(field) and namespace.get(name) is None]
+    if missing:
+        raise UserError(f"option --{missing[0].replace('_', '-')} is required (see {prog} --help)")
+    try:
+        return cls(**{name: namespace.get(name) for name in fields})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def save_options(options: Any, path: str | Path) -> None:
+    """Write the resolved options as YAML that `--config` reads back."""
+    content = {key: _plain(value) for key, value in dataclasses.asdict(options).items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def plain_options(options: Any) -> dict[str, Any]:
+    """The options as plain Python values (no `Path`, no tuple), as checkpoints and tables keep them."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(options).items()}
+
+
+def _build_parser(cls: type, prog: str, description: str) -> _Parser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        print_config=None,
+        formatter_class=_HelpFormatter,
+    )
+    parser.field_types = typing.get_type_hints(cls)
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="preset in YAML; repeatable, later files win"
+    )
+    parser.add_class_arguments(cls, as_group=False, fail_untyped=True)
+    for action in parser._actions:
+        action.required = (
+            False  # checked after parsing, so that the message names the option as the user types it
+        )
+    return parser
+
+
+def _split_arguments(argv: list[str], cls: type) -> dict[str, list[str]]:
+    """Group the command line as option name -> values; a repeated option keeps its last values."""
+    options = {field.name.replace("_", "-"): field.name for field in dataclasses.fields(cls)} | {
+        "config": "config"
+    }
+    given: dict[str, list[str]] = {}
+    current: str | None = None
+    for token in argv:
+        if token.startswith("--"):
+            flag, equals, value = token[2:].partition("=")
+            if flag not in options:
+                close = difflib.get_close_matches(flag.replace("_", "-"), options, n=1)
+                hint = f"; did you mean --{close[0]}?" if close else "; --help lists them"
+                raise UserError(f"unknown option --{flag}{hint}")
+            current = options[flag]
+            if current != "config":
+                given[current] = []
+            given.setdefault(current, []).extend([value] if equals else [])
+        elif current is None:
+            raise UserError(f"unexpected argument {token!r}: options are given as --name value")
+        else:
+            given[current].append(token)
+    for name, values in given.items():
+        flag = "--" + name.replace("_", "-")
+        if not values and _is_bool(cls, name):
+            values.append("true")
+        if not values:
+            raise UserError(f"option {flag} needs a value")
+        if len(values) > 1 and name != "config" and not _is_list(cls, name):
+            raise UserError(f"option {flag} takes one value, got {len(values)}: {' '.join(values)}")
+    return given
+
+
+def _find_preset(name: str) -> Path:
+    for path in (Path(name), ROOT / name):
+        if path.is_file():
+            return path.resolve()
+    raise UserError(f"no preset file {name}; presets are in {ROOT / 'configs'}")
+
+
+def _check_preset_keys(path: Path, names: tuple[str, ...]) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold `option: value` lines")
+    for key in content:
+        if key not in names:
+            close = difflib.get_close_matches(str(key), names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"{path}: unknown option {key}{hint}")
+
+
+def _explain(message: str, types: dict[str, Any]) -> str:
+    """One line in the user's words out of jsonargparse's several."""
+    named = re.search(r'key "(\w+)"', message)
+    values = re.findall(r"Got value: (.*)", message)
+    if named and values and named[1] in types:
+        kind = types[named[1]]
+        kind = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+        return f"option --{named[1].replace('_', '-')}: expected {kind}, got {values[0]!r}"
+    return " ".join(message.split())
+
+
+def _field_type(cls: type, name: str) -> Any:
+    return typing.get_type_hints(cls)[name] if name != "config" else list[str]
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, type(int | None))
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _is_list(cls: type, name: str) -> bool:
+    return any(typing.get_origin(kind) in (tuple, list) for kind in _alternatives(_field_type(cls, name)))
+
+
+def _is_bool(cls: type, name: str) -> bool:
+    return bool in _alternatives(_field_type(cls, name))
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _as_yaml_list(values: list[str], annotation: Any) -> str:
+    """Numbers stay bare; text is quoted, so that `1` and `a, b` remain text."""
+    items = {typing.get_args(kind)[0] for kind in _alternatives(annotation) if typing.get_args(kind)}
+    numeric = items <= {int, float}
+    return "[" + ", ".join(value if numeric else json.dumps(value) for value in values) + "]"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

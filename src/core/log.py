@@ -1,0 +1,85 @@
+"""What a run says: lines, progress, tables, and metrics.csv with TensorBoard events beside it."""
+
+import csv
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from tensorboard.summary import Writer
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+def is_main_process() -> bool:
+    """True in the process that speaks and writes: rank 0 under torchrun, the only one elsewhere."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(message: str) -> None:
+    """Print a line, once however many processes run."""
+    if is_main_process():
+        print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print a line that begins with `warning:` on stderr, once however many processes run."""
+    if is_main_process():
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterable[Item]:
+    """A progress bar on a terminal; nothing in a log file or on other ranks."""
+    hidden = not (is_main_process() and sys.stderr.isatty())
+    return tqdm(iterable, total=total, desc=desc, disable=hidden)
+
+
+def format_table(rows: list[dict[str, Any]] | pd.DataFrame, digits: int = 4) -> str:
+    """Aligned plain text: floats with `digits` decimals, missing values as `-`."""
+    frame = pd.DataFrame(rows)
+    return frame.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.{digits}f}")
+
+
+class MetricsLog:
+    """A run's numbers by step: `metrics.csv` (always) and TensorBoard events, in one folder.
+
+    Opened on a folder that already holds rows, it continues them; `drop_after` removes rows that a resumed
+    run will write again.
+    """
+
+    def __init__(self, folder: str | Path, drop_after: int | None = None):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists() and self.path.stat().st_size:
+            with self.path.open(newline="") as file:
+                kept = csv.DictReader(file)
+                self.rows = [row for row in kept if drop_after is None or int(row["step"]) <= drop_after]
+        self.writer = Writer(str(self.folder))
+        self._save()
+
+    def log(self, step: int, **values: float | str) -> None:
+        """Add a row. Text goes to the table only; numbers to TensorBoard too."""
+        self.rows.append({"step": step, **values})
+        for name, value in values.items():
+            if not isinstance(value, str):
+                self.writer.add_scalar(name, float(value), step)
+        self.writer.flush()
+        self._save()
+
+    def _save(self) -> None:
+        """Rewrite the table: a run has at most some thousand rows, and columns may appear late."""
+        columns = dict.fromkeys(column for row in self.rows for column in row)
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
+            table.writeheader()
+            table.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+    def close(self) -> None:
+        self.writer.close()

@@ -1,0 +1,108 @@
+"""Device, precision, seeds and processes: the kit's one use of accelerate.
+
+Plain `python` uses one device; `torchrun` starts one process a GPU. The learning-rate schedule and the
+checkpoints stay with the caller: accelerate would step the former once a process, and unpickles the latter.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from src.core.errors import UserError
+
+_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+PRECISIONS = ("auto", *_MIXED)
+
+
+class Runtime:
+    """One process's share of a run."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+
+    @classmethod
+    def create(cls, precision: str = "auto", accumulation: int = 1) -> "Runtime":
+        """Set up the device and the precision.
+
+        Args:
+            precision: `auto` is bf16 on a GPU that has it, fp16 on older ones, fp32 on a CPU.
+            accumulation: how many batches make one optimiser step.
+
+        Raises:
+            UserError: an unknown precision, or fp16 without a GPU.
+        """
+        if precision not in PRECISIONS:
+            raise UserError(f"option --precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        on_gpu = torch.cuda.is_available()
+        if precision == "auto":
+            precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "fp32"
+        if precision == "fp16" and not on_gpu:
+            raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
+        accelerator = Accelerator(
+            mixed_precision=_MIXED[precision], gradient_accumulation_steps=accumulation, cpu=not on_gpu
+        )
+        return cls(accelerator)
+
+    @property
+    def device(self) -> torch.device:
+        return self._accelerator.device
+
+    @property
+    def world_size(self) -> int:
+        return self._accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        return self._accelerator.process_index
+
+    @property
+    def is_main(self) -> bool:
+        return self._accelerator.is_main_process
+
+    @property
+    def synchronises(self) -> bool:
+        """True when this batch ends an accumulation, so that the optimiser steps now."""
+        return self._accelerator.sync_gradients
+
+    def prepare(self, *parts: Any) -> Any:
+        """Move models to the device and wrap them, optimisers and loaders for the processes at hand."""
+        return self._accelerator.prepare(*parts)
+
+    def accumulate(self, model: nn.Module) -> AbstractContextManager:
+        return self._accelerator.accumulate(model)
+
+    def autocast(self) -> AbstractContextManager:
+        return self._accelerator.autocast()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._accelerator.backward(loss)
+
+    def clip_grad_norm(self, parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+        return self._accelerator.clip_grad_norm_(parameters, max_norm)
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The model without its wrappers, as its weights are to be saved."""
+        return self._accelerator.unwrap_model(model)
+
+    def wait(self) -> None:
+        self._accelerator.wait_for_everyone()
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample: the same in whatever process, worker or resumed run draws it."""
+    return np.random.default_rng([seed, epoch, index])
+
+
+@contextmanager
+def torch_seed(*entropy: int) -> Iterator[None]:
+    """Draws of torch inside the block follow `entropy` alone; the state outside is left as it was."""
+    seed = int(np.random.SeedSequence(list(entropy)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
