@@ -1,0 +1,1 @@
+"""The competition's score and everything judged by it: priors, intervals, rankings, submissions. No torch."""

@@ -1,0 +1,103 @@
+"""From predictions, perhaps of several series or models, to one row a patient and a valid submission.csv."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+from src.core.files import write_table
+from src.core.targets import COLUMNS
+from src.score.metric import align, check_probabilities
+
+
+def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average each patient's rows: every series counts the same, whatever its number of slices.
+
+    Args:
+        frame: `patient_id`, the 13 columns, and perhaps `series_id` and `fold`; a row a series.
+
+    Returns:
+        `patient_id`, `fold` if it was there, and the 13 columns; a row a patient, in order of first
+        appearance.
+
+    Raises:
+        UserError: a value the metric refuses (a plain mean would hide it), or a patient in two folds.
+    """
+    check_probabilities(frame)
+    by_patient = frame.groupby("patient_id", sort=False)
+    combined = by_patient[list(COLUMNS)].mean()
+    if "fold" in frame.columns:
+        spread = by_patient.fold.nunique()
+        if (spread > 1).any():
+            raise UserError(f"predictions: patient {spread.index[spread > 1][0]} is in more than one fold")
+        combined.insert(0, "fold", by_patient.fold.first())
+    return combined.reset_index()
+
+
+def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Average tables of the same patients (one model each), all with the same weight.
+
+    Args:
+        tables: `patient_id`, the 13 columns, and perhaps `fold`; a row a patient, with a plain index.
+
+    Returns:
+        The 13 columns, `patient_id`, and `fold` where a table has it, in the order of the first table.
+
+    Raises:
+        UserError: two tables that name different patients, or give a patient different folds.
+    """
+    first, *others = tables
+    aligned = [first, *(align(table, first.patient_id, "other tables", "first table") for table in others)]
+    folds = [table.fold for table in aligned if "fold" in table.columns]
+    for fold in folds[1:]:
+        if (fold != folds[0]).any():
+            patient = first.patient_id[fold != folds[0]].iloc[0]
+            raise UserError(f"predictions: the tables put patient {patient} in different folds")
+    mean = np.mean([table[list(COLUMNS)].to_numpy(np.float64) for table in aligned], axis=0)
+    combined = pd.DataFrame(mean, columns=list(COLUMNS)).assign(patient_id=first.patient_id)
+    return combined.assign(fold=folds[0]) if folds else combined
+
+
+def validate_submission(frame: pd.DataFrame, sample: pd.DataFrame) -> None:
+    """Make sure that `frame` would be accepted: the sample's columns, patients and order, and valid values.
+
+    Args:
+        sample: sample_submission.csv, its `patient_id` as text.
+
+    Raises:
+        UserError: what is wrong first, naming the column or the patient.
+    """
+    absent = [column for column in sample.columns if column not in frame.columns]
+    if absent:
+        raise UserError(f"the submission lacks the column {absent[0]}")
+    if list(frame.columns) != list(sample.columns):
+        raise UserError(f"the submission must have these columns in this order: {', '.join(sample.columns)}")
+    ordered = align(frame, sample.patient_id, "rows of the submission", "rows of the sample")
+    moved = frame.patient_id.to_numpy() != ordered.patient_id.to_numpy()
+    if moved.any():
+        patient = frame.patient_id.to_numpy()[moved][0]
+        raise UserError(
+            f"the submission's rows are not in the order of the sample, from patient {patient} on"
+        )
+    check_probabilities(frame)
+
+
+def write_submission(frame: pd.DataFrame, sample: pd.DataFrame, path: str | Path) -> None:
+    """Write submission.csv with the sample's columns and order; nothing is written unless it is valid.
+
+    Args:
+        frame: a row a patient, in any order; further columns are left out.
+
+    Raises:
+        UserError: see `validate_submission`.
+    """
+    absent = [column for column in sample.columns if column not in frame.columns]
+    if absent:
+        raise UserError(f"the submission lacks the column {absent[0]}")
+    submission = align(frame, sample.patient_id, "rows of the submission", "rows of the sample")[
+        list(sample.columns)
+    ]
+    validate_submission(submission, sample)
+    write_table(submission, path)
