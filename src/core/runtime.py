@@ -5,7 +5,7 @@ checkpoints stay with the caller: accelerate would step the former once a proces
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,11 @@ class Runtime:
         self._accelerator = accelerator
 
     @classmethod
-    def create(cls, precision: str = "auto", accumulation: int = 1) -> "Runtime":
+    def create(cls, precision: str = "auto") -> "Runtime":
         """Set up the device and the precision.
 
         Args:
             precision: `auto` is bf16 on a GPU that has it, fp16 on older ones, fp32 on a CPU.
-            accumulation: how many batches make one optimiser step.
 
         Raises:
             UserError: an unknown precision, or fp16 without a GPU.
@@ -43,10 +42,7 @@ class Runtime:
             precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "fp32"
         if precision == "fp16" and not on_gpu:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
-        accelerator = Accelerator(
-            mixed_precision=_MIXED[precision], gradient_accumulation_steps=accumulation, cpu=not on_gpu
-        )
-        return cls(accelerator)
+        return cls(Accelerator(mixed_precision=_MIXED[precision], cpu=not on_gpu))
 
     @property
     def device(self) -> torch.device:
@@ -64,17 +60,15 @@ class Runtime:
     def is_main(self) -> bool:
         return self._accelerator.is_main_process
 
-    @property
-    def synchronises(self) -> bool:
-        """True when this batch ends an accumulation, so that the optimiser steps now."""
-        return self._accelerator.sync_gradients
-
     def prepare(self, *parts: Any) -> Any:
         """Move models to the device and wrap them, optimisers and loaders for the processes at hand."""
         return self._accelerator.prepare(*parts)
 
-    def accumulate(self, model: nn.Module) -> AbstractContextManager:
-        return self._accelerator.accumulate(model)
+    @contextmanager
+    def synchronise(self, model: nn.Module, now: bool) -> Iterator[None]:
+        """Around one batch of an accumulation: processes exchange gradients in the last one only."""
+        with nullcontext() if now else self._accelerator.no_sync(model):
+            yield
 
     def autocast(self) -> AbstractContextManager:
         return self._accelerator.autocast()
@@ -88,6 +82,15 @@ class Runtime:
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The model without its wrappers, as its weights are to be saved."""
         return self._accelerator.unwrap_model(model)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The state of fp16's loss scaling, empty in other precisions."""
+        scaler = self._accelerator.scaler
+        return scaler.state_dict() if scaler is not None else {}
+
+    def load_scaler(self, state: dict[str, Any]) -> None:
+        if self._accelerator.scaler is not None and state:
+            self._accelerator.scaler.load_state_dict(state)
 
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()

@@ -23,6 +23,10 @@ WRAPPER_PREFIXES = ("module.", "student.", "backbone.", "encoder.")
 """What published checkpoints put before the backbone's own tensor names, outermost first in any order."""
 
 
+GREY_MEAN, GREY_STD = 0.5, 0.25
+"""Of grey levels scaled to 0..1, the same for every window, where no file says otherwise."""
+
+
 @dataclass(frozen=True)
 class EncoderFile:
     """The metadata of an `encoder.safetensors`."""

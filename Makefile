@@ -1,0 +1,34 @@
+# `make demo` runs the whole line on a phantom; `make test` checks it. Both need only Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.installed
+# make prints each command before it runs it: the recipes below are the commands to learn from.
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+
+.PHONY: demo phantom120 test lint clean
+
+demo: $(READY)
+	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
+	python prepare_data.py --input data/phantom --output data/prepared --size 144
+	python -m src.data.folds --labels data/phantom/train.csv --series data/phantom/train_series_meta.csv --output data/phantom/folds.csv
+	python train_voco.py --config configs/voco/demo.yaml --data data/prepared --output runs/voco/demo
+	python train_cls.py --config configs/cls/demo.yaml --data data/prepared --labels data/phantom/train.csv --folds data/phantom/folds.csv --encoder runs/voco/demo/encoder.safetensors --output runs/cls/demo
+	python score.py --oof runs/cls/demo/oof.csv --labels data/phantom/train.csv --folds data/phantom/folds.csv
+	python infer.py --input data/phantom --models runs/cls/demo --sample data/phantom/sample_submission.csv --output submission.csv
+	python score.py --submission submission.csv --labels data/phantom/test_labels.csv --prior-labels data/phantom/train.csv
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+
+clean:
+	rm -rf data runs submission.csv report.csv
+
+$(READY): requirements.txt constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""The injury classifier: slice encoder, sequence head, five targets."""

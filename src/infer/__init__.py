@@ -1,0 +1,1 @@
+"""Test images and fold models to submission.csv."""

@@ -1,0 +1,86 @@
+"""Where a patient's series come from: raw DICOM folders, or a prepared data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from src.core.errors import UserError
+from src.data.prepare import load_stack
+from src.data.stack import PreparedDataset, even_indices
+from src.data.windows import get_windows
+from src.infer.ensemble import StackKind
+
+
+class SeriesSource(Protocol):
+    """Finds the series of a patient and reads evenly spaced slices of one."""
+
+    def series_of(self, patient_id: str) -> list[str]:
+        """Series ids, sorted; empty when the patient has none."""
+
+    def check(self, kind: StackKind) -> None:
+        """Raises UserError where no series of the source can be read as models want it."""
+
+    def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:
+        """uint8 (T, size, size, C)."""
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """`<folder>/<patient>/<series>/*.dcm`, decoded slice by slice as needed; nothing is written."""
+
+    folder: Path
+
+    def series_of(self, patient_id: str) -> list[str]:
+        patient = self.folder / patient_id
+        return sorted(path.name for path in patient.iterdir() if path.is_dir()) if patient.is_dir() else []
+
+    def check(self, kind: StackKind) -> None:
+        get_windows(kind[0])
+
+    def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:
+        windows, size, slices = kind
+        images, _ = load_stack(self.folder / patient_id / series_id, windows, size, count=slices)
+        return images
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """A data set that prepare_data.py wrote with the windows and the size of the models."""
+
+    prepared: PreparedDataset
+
+    def series_of(self, patient_id: str) -> list[str]:
+        series = self.prepared.series
+        return list(series.series_id[series.patient_id == patient_id])
+
+    def check(self, kind: StackKind) -> None:
+        windows, size, _ = kind
+        if (windows, size) != (self.prepared.windows, self.prepared.size):
+            raise UserError(
+                f"{self.prepared.folder} has windows {' '.join(self.prepared.windows)} at "
+                f"{self.prepared.size} px, the models want {' '.join(windows)} at {size} px: prepare it again so"
+            )
+
+    def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:
+        series = self.prepared.series
+        row = series[(series.patient_id == patient_id) & (series.series_id == series_id)].iloc[0]
+        return self.prepared.read_slices(patient_id, series_id, even_indices(int(row.slices), kind[2]))
+
+
+def open_source(folder: Path) -> SeriesSource:
+    """Recognise a prepared data set, or raw images in the competition's layout.
+
+    Raises:
+        UserError: neither.
+    """
+    if (folder / "dataset.json").exists():
+        return PreparedSource(PreparedDataset.open(folder))
+    if (folder / "test_images").is_dir():
+        return RawSource(folder / "test_images")
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}: --input takes raw data with test_images/, or a prepared data set"
+        )
+    raise UserError(f"{folder} holds neither test_images/ nor a prepared data set (dataset.json)")

@@ -1,0 +1,78 @@
+"""Augmentation of slice stacks, drawn once a stack: the kit's one use of albumentations.
+
+`images=` of shape (T, H, W, C) shares one draw over the slices. The library's own seed would repeat the same
+draws in every loader worker and every epoch, so each stack reseeds its pipeline from (seed, epoch, index).
+"""
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # the import would ask the network for a newer release
+
+import albumentations as A
+
+if importlib.metadata.version("albumentations") != "2.0.8":
+    raise ImportError("the kit needs albumentations 2.0.8: pip install -r requirements.txt")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Strengths of the random changes to a stack; 0 switches one off."""
+
+    flip: float = 0.5
+    """probability of a left-right flip, and of a front-back flip"""
+    rotate90: float = 0.5
+    """probability of a rotation by a multiple of 90 degrees"""
+    affine: float = 0.5
+    """probability of a small rotation, zoom and shift"""
+    rotate_degrees: float = 15.0
+    zoom: float = 0.1
+    """largest relative change of scale"""
+    gamma: float = 0.5
+    """probability of a gamma and brightness change"""
+    dropout: float = 0.25
+    """probability of blacking out a few rectangles"""
+
+
+class StackAugmenter:
+    """uint8 stacks (T, S, S, C) -> (T, crop, crop, C), reproducible by the generator handed in."""
+
+    def __init__(self, crop: int, strengths: Augmentation):
+        self.pipeline = A.Compose(_transforms(crop, strengths), seed=0)
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        self.pipeline.set_random_seed(int(rng.integers(2**31)))
+        return np.ascontiguousarray(self.pipeline(images=images)["images"])
+
+
+def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:
+    """(T, S, S, C) -> (T, crop, crop, C), the middle."""
+    top, left = ((side - crop) // 2 for side in images.shape[1:3])
+    return np.ascontiguousarray(images[:, top : top + crop, left : left + crop])
+
+
+def _transforms(crop: int, strengths: Augmentation) -> list[A.BasicTransform]:
+    degrees, zoom = strengths.rotate_degrees, strengths.zoom
+    candidates = [
+        (strengths.flip, lambda p: A.HorizontalFlip(p=p)),
+        (strengths.flip, lambda p: A.VerticalFlip(p=p)),
+        (strengths.rotate90, lambda p: A.RandomRotate90(p=p)),
+        (
+            strengths.affine,
+            lambda p: A.Affine(
+                rotate=(-degrees, degrees), scale=(1 - zoom, 1 + zoom), translate_percent=(-0.05, 0.05), p=p
+            ),
+        ),
+        (strengths.gamma, lambda p: A.RandomGamma(gamma_limit=(80, 125), p=p)),
+        (strengths.gamma, lambda p: A.RandomBrightnessContrast(0.1, 0.1, p=p)),
+        (
+            strengths.dropout,
+            lambda p: A.CoarseDropout(
+                num_holes_range=(1, 4), hole_height_range=(0.05, 0.15), hole_width_range=(0.05, 0.15), p=p
+            ),
+        ),
+    ]
+    return [A.RandomCrop(crop, crop), *(make(p) for p, make in candidates if p > 0)]

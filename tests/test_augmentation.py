@@ -1,0 +1,47 @@
+"""Augmentation: one draw a stack, the same for the same generator, a new one for every sample and epoch."""
+
+import numpy as np
+import pytest
+
+from src.core.runtime import sample_rng
+from src.nn.augmentation import Augmentation, StackAugmenter, centre_crop
+
+SWITCHES = ("flip", "rotate90", "affine", "gamma", "dropout")
+OFF = dict.fromkeys(SWITCHES, 0.0)
+
+
+def stack(slices: int = 6) -> np.ndarray:
+    one = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    return np.repeat(one[None], slices, axis=0)
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_change_is_drawn_once_a_stack(switch):
+    augment = StackAugmenter(32, Augmentation(**{**OFF, switch: 1.0}))
+    changed = augment(stack(), sample_rng(0, 0, 0))
+    assert changed.shape == (6, 32, 32, 3) and changed.dtype == np.uint8
+    assert (changed == changed[:1]).all()
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_switch_changes_the_picture(switch):
+    plain = StackAugmenter(40, Augmentation(**OFF))(stack(), sample_rng(0, 0, 0))
+    augment = StackAugmenter(40, Augmentation(**{**OFF, switch: 1.0}))
+    assert any((augment(stack(), sample_rng(0, 0, index)) != plain).any() for index in range(4))
+
+
+def test_draws_follow_seed_epoch_and_index_alone():
+    first, second = StackAugmenter(32, Augmentation()), StackAugmenter(32, Augmentation())
+    second(stack(), sample_rng(5, 5, 5))  # what was drawn before must not matter
+    for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1)):
+        assert (first(stack(), sample_rng(*key)) == second(stack(), sample_rng(*key))).all()
+
+
+def test_epochs_and_samples_differ():
+    augment = StackAugmenter(32, Augmentation())
+    results = [augment(stack(), sample_rng(*key)) for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))]
+    assert all((results[0] != other).any() for other in results[1:])
+
+
+def test_centre_crop_is_the_middle():
+    assert (centre_crop(stack(), 20) == stack()[:, 10:30, 10:30]).all()

@@ -1,0 +1,125 @@
+"""Options: presets first, command line last, exact names, one line for every mistake."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from src.core.config import parse_options, save_options
+from src.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of no script."""
+
+    input: Path
+    """Where to read."""
+
+    windows: tuple[str, ...] = ("soft",)
+    """Channels, in order."""
+
+    fold: tuple[int, ...] | None = None
+    """Folds."""
+
+    test_patients: int = 10
+    """How many."""
+
+    lr: float = 1e-4
+    """Rate."""
+
+    overwrite: bool = False
+    """Replace."""
+
+    def __post_init__(self) -> None:
+        if self.test_patients < 0:
+            raise ValueError("--test-patients must be at least 0")
+
+
+def parse(*argv: str) -> Options:
+    return parse_options(Options, list(argv), prog="script.py", description="Does nothing.")
+
+
+def preset(tmp_path: Path, name: str, text: str) -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("config_first", [True, False])
+def test_the_command_line_wins_over_presets_whatever_the_order(tmp_path, config_first):
+    config = ["--config", preset(tmp_path, "a.yaml", "lr: 1e-3\ntest_patients: 5\n")]
+    given = ["--input", "raw", "--lr", "0.5"]
+    options = parse(*(config + given if config_first else given + config))
+    assert (options.lr, options.test_patients) == (0.5, 5)
+
+
+def test_a_later_preset_overrides_an_earlier_one(tmp_path):
+    first = preset(tmp_path, "a.yaml", "lr: 1e-3\ntest_patients: 5\n")
+    second = preset(tmp_path, "b.yaml", "lr: 1e-2\n")
+    options = parse("--config", first, "--config", second, "--input", "raw")
+    assert (options.lr, options.test_patients) == (1e-2, 5)
+
+
+def test_lists_take_several_values_and_keep_text_as_text():
+    options = parse("--input", "raw", "--windows", "soft", "1", "a, b", "--fold", "0", "3")
+    assert options.windows == ("soft", "1", "a, b")
+    assert options.fold == (0, 3)
+
+
+def test_a_switch_needs_no_value():
+    assert parse("--overwrite", "--input", "raw").overwrite is True
+
+
+def test_saved_options_read_back_as_they_were(tmp_path):
+    options = parse("--input", "raw", "--fold", "1", "2", "--lr", "3e-4")
+    save_options(options, tmp_path / "run" / "config.yaml")
+    assert parse("--config", str(tmp_path / "run" / "config.yaml")) == options
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        ([], "--input is required"),
+        (["--input", "raw", "--learning-rate", "1"], "unknown option --learning-rate"),
+        (["--inp", "raw"], "did you mean --input"),
+        (["--input", "raw", "--test_patients", "1"], "did you mean --test-patients"),
+        (["--input", "raw", "--lr", "fast"], "--lr: expected float, got 'fast'"),
+        (["--input", "raw", "--fold", "first"], "--fold: expected"),
+        (["--input", "raw", "extra"], "--input takes one value"),
+        (["--input", "raw", "--lr"], "--lr needs a value"),
+        (["--input", "raw", "--test-patients", "-1"], "at least 0"),
+        (["--input", "raw", "--config", "no.yaml"], "no preset file no.yaml"),
+        (["raw"], "unexpected argument 'raw'"),
+    ],
+)
+def test_every_mistake_is_one_line_that_names_it(argv, part):
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("lrr: 1\n", "unknown option lrr; did you mean lr?"),
+        ("- 1\n", "option: value"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_a_preset_names_the_file(tmp_path, text, part):
+    path = preset(tmp_path, "bad.yaml", text)
+    with pytest.raises(UserError) as caught:
+        parse("--input", "raw", "--config", path)
+    assert path in str(caught.value)
+    assert part in str(caught.value)
+
+
+def test_help_shows_every_option_as_it_is_typed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "--test-patients" in text and "_" not in text.split("options:")[1].replace("TEST_PATIENTS", "")
+    assert "Channels, in order." in text

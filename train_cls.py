@@ -1,0 +1,28 @@
+"""Train the CNN-LSTM injury classifier on 5 folds, and predict every patient out of fold.
+
+The competition data, with a 2D-VoCo encoder:
+    python train_cls.py --data data/prepared --labels data/rsna/train.csv --folds folds/rsna2023_5fold.csv \\
+        --encoder runs/voco/v2/encoder.safetensors --output runs/cls/v2
+
+One fold, from scratch, with a preset:
+    python train_cls.py --config configs/cls/demo.yaml --fold 0 --data ... --labels ... --folds ... \\
+        --output runs/cls/scratch
+
+Several GPUs:
+    torchrun --nproc-per-node 4 train_cls.py ...
+"""
+
+from src.cls.options import ClassifierOptions
+from src.cls.task import train_folds
+from src.core.config import parse_options
+from src.core.errors import exit_on_user_error
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(ClassifierOptions, argv, prog="train_cls.py", description=__doc__)
+    train_folds(options)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
