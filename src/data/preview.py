@@ -1,0 +1,86 @@
+"""A contact sheet of one prepared series: a row a window, evenly spaced slices, organs outlined."""
+
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+
+from src.data.stack import ORGANS, PreparedDataset, even_indices
+from src.data.windows import WINDOWS
+
+ORGAN_COLOURS = MappingProxyType(
+    {
+        "liver": (230, 140, 60),
+        "spleen": (90, 200, 90),
+        "left kidney": (80, 170, 255),
+        "right kidney": (200, 120, 255),
+        "bowel": (245, 220, 70),
+    }
+)
+"""RGB, told apart on grey and by most colour-blind readers."""
+
+_CAPTION_PX = 24
+_GAP_PX = 2
+
+
+def contact_sheet(dataset: PreparedDataset, patient_id: str, series_id: str, columns: int = 6) -> np.ndarray:
+    """Draw a series: uint8 (H, W, 3) in RGB, `columns` slices wide.
+
+    Organs are outlined, and named in a legend, where the data set has masks of the series.
+    """
+    row = dataset.series.query("patient_id == @patient_id and series_id == @series_id").iloc[0]
+    indices = even_indices(int(row["slices"]), columns)
+    images = dataset.read_slices(patient_id, series_id, indices)  # (T, H, W, C)
+    masks = (
+        dataset.read_masks(patient_id, series_id, indices)
+        if dataset.has_masks(patient_id, series_id)
+        else None
+    )
+    width = columns * (dataset.size + _GAP_PX) - _GAP_PX
+    strips = []
+    for channel, name in enumerate(dataset.windows):
+        window = WINDOWS[name]
+        text = f"{name}: centre {window.centre_hu:g} HU, width {window.width_hu:g} HU"
+        strips.append(_caption(text, width))
+        strips.append(_slice_row(images[..., channel], masks))
+    if masks is not None:
+        strips.append(_legend(width, np.unique(masks)))
+    return np.concatenate(strips)
+
+
+def _slice_row(images: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+    """Grey slices (T, H, W), and their label maps, to one RGB strip."""
+    tiles = []
+    for index, image in enumerate(images):
+        tile = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        if masks is not None:
+            _outline_organs(tile, masks[index])
+        tiles += [tile, np.zeros((len(tile), _GAP_PX, 3), dtype=np.uint8)]
+    return np.concatenate(tiles[:-1], axis=1)
+
+
+def _outline_organs(tile: np.ndarray, mask: np.ndarray) -> None:
+    for organ, label in ORGANS.items():
+        organ_mask = (mask == label).astype(np.uint8)
+        contours, _ = cv2.findContours(organ_mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tile, contours, -1, ORGAN_COLOURS[organ], 1)
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
+    return _write(strip, text, left=6, colour=(220, 220, 220))
+
+
+def _legend(width: int, labels: np.ndarray) -> np.ndarray:
+    strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
+    left = 6
+    for organ, label in ORGANS.items():
+        if label in labels:
+            strip = _write(strip, organ, left, ORGAN_COLOURS[organ])
+            left += 12 * len(organ)
+    return strip
+
+
+def _write(strip: np.ndarray, text: str, left: int, colour: tuple[int, int, int]) -> np.ndarray:
+    origin = (left, _CAPTION_PX - 7)
+    return cv2.putText(strip, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)

@@ -1,0 +1,199 @@
+"""A prepared data set on disk: 8-bit slice stacks as PNG, their tables, and the reading of both.
+
+    dataset.json                               windows, size, slice policy, source, version
+    series.csv                                 a row a series that was found
+    rejected.csv                               a row a file that was left out of its series
+    images/<patient_id>/<series_id>/0000.png   channel k = window k; with slices.csv and series.json
+    masks/<patient_id>/<series_id>/0000.png    label map, where there is a segmentation
+
+Slices run from head to feet, the patient's left is on the image's right, the front is up.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+
+VERSION = 1
+"""Of the layout above; a reader refuses another."""
+
+ORGANS = MappingProxyType({"liver": 1, "spleen": 2, "left kidney": 3, "right kidney": 4, "bowel": 5})
+"""The labels of masks; 0 is background."""
+
+TEXT_COLUMNS = MappingProxyType({"patient_id": str, "series_id": str, "reason": str})
+
+# On 256 px slices of three windows: 63 KB in 1.3 ms; zlib's default strategy needs 2.9 ms to save 1 KB.
+_PNG_PARAMETERS = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
+)
+
+
+def even_indices(n_slices: int, count: int) -> np.ndarray:
+    """`count` slices spread evenly over `n_slices`: the middle of each of `count` equal bins, int64.
+
+    With `count` above `n_slices`, slices repeat.
+    """
+    return (2 * np.arange(count) + 1) * n_slices // (2 * count)
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write uint8 (H, W), or (H, W, C) with C = 1 to 3: grey for one channel, else RGB with the rest 0."""
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels == 2:
+        image = np.dstack([image, np.zeros_like(image[..., 0])])
+    if channels > 1:
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # OpenCV takes the last channel for red
+    encoded, content = cv2.imencode(".png", image, _PNG_PARAMETERS)
+    if not encoded:
+        raise ValueError(f"cannot encode an image of shape {image.shape} as PNG")
+    path.write_bytes(content)
+
+
+def read_png(path: Path) -> np.ndarray:
+    """Read a PNG as `write_png` wrote it: uint8 (H, W) if grey, else (H, W, 3) in RGB order.
+
+    Raises:
+        UserError: no such file, or not an image.
+    """
+    try:
+        content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    except OSError:
+        raise UserError(f"no slice {path}; prepare the data set again") from None
+    image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+    if image is None:
+        raise UserError(f"{path} is damaged; delete its folder and prepare the data set again")
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where `whole_folder` builds `folder`."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `folder` by one rename, or vanishes on an error.
+
+    What an earlier, killed attempt left is cleared first. An existing `folder` is replaced.
+    """
+    partial = partial_folder(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def slice_name(index: int) -> str:
+    return f"{index:04d}.png"
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A prepared data set, open for reading. `open` makes one."""
+
+    folder: Path
+    windows: tuple[str, ...]
+    size: int
+    series: pd.DataFrame
+    """Series that can be used, sorted by patient_id and series_id (both text)."""
+    all_series: pd.DataFrame
+    """Every series that was found, with `status` and `reason`."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "PreparedDataset":
+        """Open the folder that `prepare_data.py` wrote.
+
+        Raises:
+            UserError: no such folder, not a prepared data set, an unfinished one, or of another version.
+        """
+        folder = Path(folder)
+        description = read_description(folder)
+        table = folder / "series.csv"
+        if not table.is_file():
+            raise UserError(f"{folder} is not completely prepared; run prepare_data.py on it again")
+        all_series = pd.read_csv(table, dtype=dict(TEXT_COLUMNS))
+        series = all_series[all_series["status"] == "ok"].reset_index(drop=True)
+        series["slices"] = series["slices"].astype("int64")
+        windows = tuple(window["name"] for window in description["windows"])
+        return cls(folder, windows, description["size"], series, all_series)
+
+    def read_slices(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
+        """Slices by index, uint8 (T, H, W, C) with one channel a window."""
+        folder = image_folder(self.folder, patient_id, series_id)
+        stack = np.empty((len(indices), self.size, self.size, len(self.windows)), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            image = read_png(folder / slice_name(index))
+            stack[row] = image.reshape(self.size, self.size, -1)[..., : len(self.windows)]
+        return stack
+
+    def read_slice_table(self, patient_id: str, series_id: str) -> pd.DataFrame:
+        """A row a slice: index, instance_number, z_mm (head positive), source (file name)."""
+        folder = image_folder(self.folder, patient_id, series_id)
+        return pd.read_csv(folder / "slices.csv", dtype={"source": str})
+
+    def has_masks(self, patient_id: str, series_id: str) -> bool:
+        return mask_folder(self.folder, patient_id, series_id).is_dir()
+
+    def read_masks(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
+        """Label maps by slice index, uint8 (T, H, W); the labels are those of `ORGANS`."""
+        folder = mask_folder(self.folder, patient_id, series_id)
+        masks = np.empty((len(indices), self.size, self.size), dtype=np.uint8)
+        for row, index in enumerate(indices):
+            masks[row] = read_png(folder / slice_name(index))
+        return masks
+
+    def write_masks(self, patient_id: str, series_id: str, masks: Iterable[np.ndarray]) -> None:
+        """Write one label map (H, W) uint8 for every slice of a series, replacing what is there."""
+        write_masks(mask_folder(self.folder, patient_id, series_id), masks)
+
+
+def image_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
+    return dataset / "images" / patient_id / series_id
+
+
+def mask_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
+    return dataset / "masks" / patient_id / series_id
+
+
+def write_masks(folder: Path, masks: Iterable[np.ndarray]) -> None:
+    """Write label maps (H, W) uint8, head to feet, as the whole folder of a series."""
+    with whole_folder(folder) as partial:
+        for index, mask in enumerate(masks):
+            write_png(partial / slice_name(index), mask)
+
+
+def read_description(folder: Path) -> dict:
+    """`dataset.json` of a prepared data set.
+
+    Raises:
+        UserError: no such folder, not a prepared data set, or of another version.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; make it with prepare_data.py")
+    try:
+        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        version = description["version"]
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a prepared data set (no dataset.json)") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{folder / 'dataset.json'} is damaged; prepare the data set again") from None
+    if version != VERSION:
+        raise UserError(f"{folder} has layout version {version}, not {VERSION}; prepare the data set again")
+    return description

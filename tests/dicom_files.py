@@ -1,0 +1,99 @@
+"""Small real DICOM series of a made-up patient, written by pydicom in any orientation and encoding."""
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+
+PIXEL_MM = 4.0
+SPACING_Z_MM = 5.0
+SIDE = 64  # pixels of a slice
+
+
+def hu_at(x_mm: np.ndarray, y_mm: np.ndarray, z_mm: np.ndarray) -> np.ndarray:
+    """HU in patient space (left, back, head): a body with a liver on its right and a spine at its back."""
+    hu = np.full(np.broadcast(x_mm, y_mm, z_mm).shape, -1000.0)
+    hu[(x_mm / 100) ** 2 + (y_mm / 70) ** 2 + 0 * z_mm < 1] = 40
+    hu[(x_mm + 50) ** 2 + (y_mm + 10) ** 2 + (z_mm - 10) ** 2 < 30**2] = 120
+    hu[np.broadcast_to(x_mm**2 + (y_mm - 50) ** 2 < 12**2, hu.shape)] = 600
+    return hu
+
+
+def write_slice(
+    path: Path,
+    hu: np.ndarray,
+    *,
+    position_mm=(0.0, 0.0, 0.0),
+    orientation=(1, 0, 0, 0, 1, 0),
+    pixel_mm=(PIXEL_MM, PIXEL_MM),
+    instance_number=1,
+    bits_stored=16,
+    signed=True,
+    slope=1.0,
+    intercept=0.0,
+    photometric="MONOCHROME2",
+    padding=None,
+    dirty_bits=0,
+    rle=False,
+) -> Path:
+    """Write HU (rows, cols) so that a correct reader restores them; `dirty_bits` lie above BitsStored."""
+    stored = np.rint((np.asarray(hu, dtype=np.float64) - intercept) / slope).astype(np.int64)
+    if photometric == "MONOCHROME1":
+        stored = (-1 if signed else (1 << bits_stored) - 1) - stored
+    used = (1 << bits_stored) - 1
+    words = ((stored & used) | (dirty_bits & ~used)).astype(np.uint16)
+
+    dataset = pydicom.Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    dataset.Modality = "CT"
+    dataset.PatientPosition = "HFS"
+    dataset.InstanceNumber = instance_number
+    dataset.ImagePositionPatient = [float(value) for value in position_mm]
+    dataset.ImageOrientationPatient = [float(value) for value in orientation]
+    dataset.PixelSpacing = list(pixel_mm)
+    dataset.Rows, dataset.Columns = words.shape
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = photometric
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits_stored, bits_stored - 1
+    dataset.PixelRepresentation = int(signed)
+    dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+    if padding is not None:
+        dataset.add_new("PixelPaddingValue", "SS" if signed else "US", padding)
+    dataset.PixelData = words.tobytes()
+    if rle:
+        dataset.compress(RLELossless)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_series(
+    folder: Path, *, n_slices=12, along_cols=(1, 0, 0), along_rows=(0, 1, 0), shift_mm=(0, 0, 0), **encoding
+) -> Path:
+    """Write the patient of `hu_at` on a grid centred at `shift_mm`, first file at the feet, stems 1, 2, ...
+
+    Column and row indices grow along the two unit vectors.
+    """
+    cols_axis, rows_axis = np.array(along_cols, dtype=float), np.array(along_rows, dtype=float)
+    normal = np.cross(cols_axis, rows_axis)
+    normal *= np.sign(normal[np.abs(normal).argmax()])
+    half = (SIDE - 1) / 2 * PIXEL_MM
+    row, col = np.mgrid[:SIDE, :SIDE] * PIXEL_MM
+    for index in range(n_slices):
+        centre = np.array(shift_mm) + normal * SPACING_Z_MM * (index - (n_slices - 1) / 2)
+        origin = centre - half * (cols_axis + rows_axis)
+        points = origin + col[..., None] * cols_axis + row[..., None] * rows_axis
+        write_slice(
+            folder / f"{index + 1}.dcm",
+            hu_at(points[..., 0], points[..., 1], points[..., 2]),
+            position_mm=origin,
+            orientation=(*cols_axis, *rows_axis),
+            instance_number=index + 1,
+            **encoding,
+        )
+    return folder

@@ -1,0 +1,157 @@
+"""prepare_data.py from its command line: tables, resuming, refusals, crashes survived."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from dicom_files import write_series
+
+import prepare_data
+from src.core.errors import UserError
+from src.data.batch import prepare_all
+from src.data.dicom import DicomsdlReader
+from src.data.prepare import PrepareJob
+from src.data.rsna import find_series
+from src.data.stack import PreparedDataset, read_png
+from src.data.windows import get_windows
+
+SCRIPT = Path(prepare_data.__file__).resolve()
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Three good series of two patients, one coronal series, one that holds junk."""
+    images = tmp_path / "raw" / "train_images"
+    for name in ("10/100", "10/101", "9/90"):
+        write_series(images / name, n_slices=6)
+    write_series(images / "9" / "91", n_slices=3, along_rows=(0, 0, -1))
+    (images / "9" / "92").mkdir()
+    (images / "9" / "92" / "1.dcm").write_bytes(b"junk")
+    (images / "9" / "90" / "77.dcm").write_bytes(b"")
+    return tmp_path / "raw"
+
+
+def run(raw, output, *arguments):
+    arguments = [str(argument) for argument in ("--input", raw, "--output", output, "--size", 32, *arguments)]
+    prepare_data.main([*arguments, "--jobs", "1"])
+    return PreparedDataset.open(output)
+
+
+def content(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_every_series_ends_in_the_tables(raw, tmp_path, capsys):
+    dataset = run(raw, tmp_path / "out")
+    pairs = list(zip(dataset.all_series["patient_id"], dataset.all_series["series_id"], strict=True))
+    assert pairs == [("10", "100"), ("10", "101"), ("9", "90"), ("9", "91"), ("9", "92")]
+    assert dataset.all_series["status"].tolist() == ["ok", "ok", "ok", "skipped", "skipped"]
+    assert dataset.all_series["reason"].tolist()[3] == "not axial"
+    assert dataset.series["slices"].tolist() == [6, 6, 6]
+    assert dataset.series["spacing_z_mm"].tolist() == [5, 5, 5]
+    rejected = pd.read_csv(tmp_path / "out" / "rejected.csv", dtype=str)
+    assert rejected[["patient_id", "series_id", "source"]].values.tolist() == [["9", "90", "77.dcm"]]
+    assert "not axial" in capsys.readouterr().out
+    stack = dataset.read_slices("9", "90", [0, 5, 5])
+    assert stack.shape == (3, 32, 32, 3)
+    np.testing.assert_array_equal(stack[1], stack[2])
+    assert dataset.read_slice_table("9", "90")["z_mm"].is_monotonic_decreasing
+    assert not dataset.has_masks("9", "90")
+
+
+def test_one_window_gives_one_channel(raw, tmp_path):
+    dataset = run(raw, tmp_path / "out", "--windows", "organ")
+    assert dataset.windows == ("organ",)
+    assert dataset.read_slices("9", "90", [0]).shape == (1, 32, 32, 1)
+
+
+def test_a_second_run_keeps_finished_series_and_completes_the_rest(raw, tmp_path):
+    once = content(run(raw, tmp_path / "out").folder)
+    finished = tmp_path / "out" / "images" / "10" / "100" / "0000.png"
+    stamp = finished.stat().st_mtime_ns
+    for path in (tmp_path / "out" / "images" / "10" / "101").iterdir():
+        path.unlink()
+    (tmp_path / "out" / "images" / "10" / "101").rmdir()
+    (tmp_path / "out" / "images" / "10" / ".101.partial").mkdir()  # as a killed run leaves it
+    (tmp_path / "out" / "series.csv").unlink()
+    assert content(run(raw, tmp_path / "out").folder) == once
+    assert finished.stat().st_mtime_ns == stamp
+
+
+def test_two_processes_write_what_one_does(raw, tmp_path):
+    one = run(raw, tmp_path / "one").folder
+    prepare_data.main(["--input", str(raw), "--output", str(tmp_path / "two"), "--size", "32", "--jobs", "2"])
+    assert content(tmp_path / "two") == content(one)
+
+
+def test_other_options_are_refused_until_overwrite(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    with pytest.raises(UserError, match=r"has another windows.*--overwrite"):
+        run(raw, tmp_path / "out", "--windows", "soft")
+    dataset = run(raw, tmp_path / "out", "--windows", "soft", "--overwrite")
+    assert dataset.read_slices("9", "90", [0]).shape[-1] == 1
+
+
+def test_a_folder_of_something_else_is_never_overwritten(raw, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    with pytest.raises(UserError, match="not a prepared data set"):
+        run(raw, tmp_path / "thesis", "--overwrite")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
+
+
+def test_the_preview_shows_each_series(raw, tmp_path):
+    dataset = run(raw, tmp_path / "out", "--preview")
+    previews = sorted(path.name for path in (dataset.folder / "preview").iterdir())
+    assert previews == ["10_100.png", "10_101.png", "9_90.png"]
+    assert read_png(dataset.folder / "preview" / "9_90.png").max() > 0
+
+
+@dataclass(frozen=True)
+class CrashingReader(DicomsdlReader):
+    """Ends its process on one series, as a segmentation fault in a decoder does."""
+
+    series_id: str
+
+    def read_stored(self, header):
+        if header.path.parent.name == self.series_id:
+            os._exit(11)
+        return super().read_stored(header)
+
+
+def test_a_decoder_that_crashes_loses_no_series(raw, tmp_path, capsys):
+    whole = run(raw, tmp_path / "whole").folder
+    job = PrepareJob(tmp_path / "out", get_windows(("soft", "organ", "wide")), 32, (CrashingReader("101"),))
+    dataset = prepare_all(find_series(raw, "train"), job, "rsna train", jobs=2, overwrite=False)
+    assert content(dataset.folder) == content(whole)
+    assert "a decoder crashed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "missing"], "no folder missing"),
+        (["--input", "empty"], "neither train_images nor test_images"),
+        (["--input", "hollow"], "no series in"),
+        (["--input", "raw", "--split", "test"], "no test_images"),
+        (["--input", "raw", "--windows", "bone"], "unknown window 'bone'"),
+        (["--input", "raw", "--size", "4"], "--size"),
+        (["--input", "raw", "--wind", "soft"], "unknown option --wind"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(raw, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow" / "test_images").mkdir(parents=True)
+    command = [sys.executable, str(SCRIPT), "--output", "out", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
