@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -184,6 +185,7 @@ def load_stacks(
 def _one_thread(worker: int) -> None:
     """A loader worker shares the cores with the training process: one thread each is enough."""
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 def _resume(runtime: Runtime, state: FoldState, folder: Path) -> int:

@@ -38,7 +38,8 @@ class ClassifierSpec:
     pooling: str = "max"
     dropout: float = 0.0
     prior: dict[str, float] = field(default_factory=dict)
-    """weight-aware prior of the training patients, for a patient without a readable series"""
+    """weight-aware prior of the training patients: where training begins, and the answer for a patient
+    without a readable series"""
 
 
 class TraumaClassifier(nn.Module):
@@ -51,6 +52,9 @@ class TraumaClassifier(nn.Module):
             encoder_width(self.encoder), spec.hidden, spec.recurrent, spec.pooling, spec.dropout
         )
         self.classifier = nn.Linear(self.head.width, len(COLUMNS))
+        if spec.prior:  # begin at the best constant answer rather than at 1/2 and 1/3
+            bias = torch.tensor([spec.prior[column] for column in COLUMNS]).log()
+            self.classifier.bias.data.copy_(bias)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 

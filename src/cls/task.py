@@ -40,7 +40,7 @@ def train_folds(options: ClassifierOptions) -> None:
     _require_labels(series, labels, options)
     folds = read_folds(options.folds, labels.patient_id).set_index("patient_id").fold
     series = series.assign(fold=series.patient_id.map(folds))
-    chosen = _choose_folds(options, sorted(folds.unique()))
+    chosen = _choose_folds(options, sorted(int(fold) for fold in folds.unique()))
     encoder = read_encoder_file(options.encoder) if options.encoder else None
     spec = describe_model(options, prepared, encoder)
     _claim_folder(options)

@@ -60,7 +60,7 @@ class PreparedSource:
         if (windows, size) != (self.prepared.windows, self.prepared.size):
             raise UserError(
                 f"{self.prepared.folder} has windows {' '.join(self.prepared.windows)} at "
-                f"{self.prepared.size} px, the models want {' '.join(windows)} at {size} px: prepare it again so"
+                f"{self.prepared.size} px, the models want {' '.join(windows)} at {size} px"
             )
 
     def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:

@@ -1,0 +1,57 @@
+"""A tiny phantom, prepared once for all tests that need real files of the whole line."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import prepare_data
+from src.data import folds
+from src.data.phantom import __main__ as phantom
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> SimpleNamespace:
+    """10 training and 3 test patients at 64 px: `raw`, `prepared`, `labels`, `folds` (2), `sample`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    raw, prepared = folder / "raw", folder / "prepared"
+    size = "--patients 10 --test-patients 3 --matrix 64 --spacing-z-mm 18"
+    phantom.main(f"--output {raw} --seed 1 --jobs 2 {size}".split())
+    prepare_data.main(f"--input {raw} --output {prepared} --size 48 --jobs 2".split())
+    tables = f"--labels {raw}/train.csv --series {raw}/train_series_meta.csv"
+    folds.main(f"{tables} --n-folds 2 --output {folder}/folds.csv".split())
+    return SimpleNamespace(
+        raw=raw,
+        prepared=prepared,
+        labels=raw / "train.csv",
+        folds=folder / "folds.csv",
+        sample=raw / "sample_submission.csv",
+    )
+
+
+@pytest.fixture
+def run_arguments(tiny, tmp_path):
+    """The command line of a train_cls run of seconds; a test adds what it is about."""
+
+    def arguments(output: str = "run", **changes: object) -> list[str]:
+        options = {
+            "data": tiny.prepared,
+            "labels": tiny.labels,
+            "folds": tiny.folds,
+            "output": tmp_path / output,
+            "backbone": "test_efficientnet",
+            "slices": 4,
+            "crop": 32,
+            "hidden": 8,
+            "epochs": 2,
+            "batch": 4,
+            "tta": "none",
+            "workers": 0,
+        }
+        options.update(changes)
+        return [
+            part
+            for name, value in options.items()
+            for part in (f"--{name.replace('_', '-')}", *str(value).split())
+        ]
+
+    return arguments
