@@ -1,4 +1,4 @@
-"""Segmentations in NIfTI, sampled where a CT slice lies in the patient."""
+"""Segmentations in NIfTI: sampled where a CT slice lies in the patient, and written."""
 
 import zlib
 from pathlib import Path
@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from src.core.files import atomic_path
 from src.data.series import Plane
 
 _LPS_FROM_RAS = np.diag(
@@ -56,3 +57,14 @@ class LabelVolume:
             inside &= (index >= 0) & (index < length)
             voxel.append(np.clip(index, 0, length - 1))
         return np.where(inside, np.rint(self._labels[tuple(voxel)]), 0).astype(np.uint8)
+
+
+def write_label_volume(path: Path, labels: np.ndarray, lps_affine: np.ndarray) -> None:
+    """Write a uint8 label map (I, J, K) as NIfTI by one rename.
+
+    `lps_affine` (4, 4) takes voxel indices to DICOM patient coordinates (mm): x to the left, y to the back.
+    """
+    image = nib.Nifti1Image(labels, _LPS_FROM_RAS @ lps_affine, dtype=np.uint8)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
