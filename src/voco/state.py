@@ -1,0 +1,129 @@
+"""What a run carries from step to step, its checkpoint, and the encoder it hands to other stages."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from src.core.checkpoint import differing_options, load_checkpoint, save_checkpoint
+from src.core.config import plain_options
+from src.core.errors import UserError
+from src.core.runtime import Runtime, torch_seed
+from src.nn.encoder import GREY_MEAN, GREY_STD, EncoderFile, create_encoder, encoder_width, save_encoder
+from src.voco.model import VocoNet, make_teacher
+from src.voco.options import VocoOptions
+
+FREE_TO_CHANGE = ("data", "output", "resume", "workers", "log_every", "save_every")
+"""Options that a resumed run may change: none alters a weight (data are known by their series, not path)."""
+
+
+@dataclass
+class TrainingState:
+    """What an optimiser step changes; `student` and `optimizer` may be wrapped by `Runtime.prepare`."""
+
+    student: torch.nn.Module
+    teacher: VocoNet
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+
+def build_state(options: VocoOptions) -> TrainingState:
+    """Student, teacher and optimiser before the first step; the initial weights follow from the seed.
+
+    Raises:
+        UserError: timm has no such backbone.
+    """
+    channels = len(options.windows)
+    with torch_seed(options.seed):
+        encoder = create_encoder(options.backbone, channels)
+        student = VocoNet(
+            encoder,
+            encoder_width(encoder),
+            projection=options.projection,
+            dropout=options.dropout,
+            mean=[GREY_MEAN] * channels,
+            std=[GREY_STD] * channels,
+        )
+    student.train()
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=options.lr, weight_decay=options.weight_decay, amsgrad=True
+    )
+    return TrainingState(student, make_teacher(student), optimizer)
+
+
+def run_identity(options: VocoOptions, volumes: pd.DataFrame) -> dict[str, Any]:
+    """What must be equal for a run to continue a checkpoint: the options, and the series in their order."""
+    ids = "\n".join(volumes["set"].astype(str) + "/" + volumes["patient_id"] + "/" + volumes["series_id"])
+    return {"options": plain_options(options), "series": hashlib.sha256(ids.encode()).hexdigest()}
+
+
+def find_checkpoint(options: VocoOptions) -> Path | None:
+    """The checkpoint that `--resume` names: `last.pt` of the run where it exists, none, or the given path."""
+    last = Path(options.output) / "last.pt"
+    if options.resume == "auto":
+        return last if last.exists() else None
+    return None if options.resume == "never" else Path(options.resume)
+
+
+def save_state(path: Path, state: TrainingState, runtime: Runtime, identity: dict[str, Any]) -> None:
+    """Write all that resuming needs; draws follow from (seed, epoch, volume) and (seed, step), so no
+    generator's."""
+    content = {
+        "step": state.step,
+        "student": runtime.unwrap(state.student).state_dict(),
+        "teacher": state.teacher.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": runtime.scaler_state(),
+    }
+    save_checkpoint(path, content | identity)
+
+
+def restore_state(path: Path, state: TrainingState, runtime: Runtime, identity: dict[str, Any]) -> None:
+    """Continue from a checkpoint, in place.
+
+    Raises:
+        UserError: it cannot be read, is not one of pre-training, or belongs to other options or other series.
+    """
+    saved = load_checkpoint(path)
+    if not {"step", "student", "teacher", "optimizer", "scaler", *identity} <= saved.keys():
+        raise UserError(f"{path} is not a checkpoint of train_voco.py")
+    changed = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{path} was written with --{name.replace('_', '-')} {saved['options'].get(name)}, not "
+            f"{identity['options'].get(name)}: keep it, or start anew with --resume never or another --output"
+        )
+    if saved["series"] != identity["series"]:
+        raise UserError(
+            f"{path} was trained on other series than --data holds now: "
+            "start anew with --resume never or another --output"
+        )
+    runtime.unwrap(state.student).load_state_dict(saved["student"])
+    state.teacher.load_state_dict(saved["teacher"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    runtime.load_scaler(saved["scaler"])
+    state.step = saved["step"]
+
+
+def export_encoder(path: Path, teacher: VocoNet, options: VocoOptions, patients: Sequence[str]) -> None:
+    """Write the teacher's backbone with how it was trained and on whom.
+
+    The teacher rather than the student: its weights and running statistics average the last steps, so they do
+    not hang on the noise of a single batch, and it is the network whose placing the monitors measured.
+    """
+    channels = len(options.windows)
+    about = EncoderFile(
+        name=options.backbone,
+        in_channels=channels,
+        mean=(GREY_MEAN,) * channels,
+        std=(GREY_STD,) * channels,
+        windows=options.windows,
+        trained_by={"method": "2D-VoCo v2", "weights": "teacher", "options": plain_options(options)},
+        patients=tuple(patients),
+    )
+    save_encoder(path, teacher.encoder, about)

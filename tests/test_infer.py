@@ -1,0 +1,124 @@
+"""infer.py on a tiny phantom: a valid row for every patient, whatever its files are."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import infer
+import prepare_data
+import score
+import train_cls
+from src.core.errors import UserError
+from src.core.targets import COLUMNS, GROUPS
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("models") / "run"
+    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output}"
+    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none --workers 0"
+    train_cls.main(f"{given} {small}".split())
+    return output
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"patient_id": str, "series_id": str}, keep_default_na=False)
+
+
+def submit(raw: Path, run: Path, sample: Path, output: Path, *more: str) -> pd.DataFrame:
+    arguments = f"--input {raw} --models {run} --sample {sample} --output {output}/submission.csv"
+    infer.main([*arguments.split(), *more])
+    return read(output / "submission.csv")
+
+
+@pytest.fixture
+def damaged(tiny, tmp_path) -> Path:
+    """The phantom's test set with a file damaged in one series, and one patient's files all unreadable."""
+    raw = tmp_path / "damaged"
+    shutil.copytree(tiny.raw / "test_images", raw / "test_images")
+    patients = sorted((raw / "test_images").iterdir())
+    one_file = next(patients[0].glob("*/*.dcm"))
+    one_file.write_bytes(one_file.read_bytes()[:200])
+    for path in patients[1].glob("*/*.dcm"):
+        path.write_bytes(b"not DICOM")
+    shutil.rmtree(patients[2])
+    return raw
+
+
+def test_the_submission_is_valid_and_in_the_order_of_the_sample(tiny, run, tmp_path):
+    sample = read(tiny.sample).iloc[::-1]
+    sample.to_csv(tmp_path / "sample.csv", index=False)
+    submission = submit(tiny.raw, run, tmp_path / "sample.csv", tmp_path)
+    assert list(submission) == ["patient_id", *COLUMNS]
+    assert list(submission.patient_id) == list(sample.patient_id)
+    for columns in GROUPS.values():
+        np.testing.assert_allclose(submission[list(columns)].astype(float).sum(axis=1), 1, atol=1e-6)
+    assert set(read(tmp_path / "report.csv").status) == {"ok"}
+    score.main(f"--submission {tmp_path}/submission.csv --labels {tiny.raw}/test_labels.csv".split())
+
+
+def test_raw_files_and_the_prepared_set_give_the_same_probabilities(tiny, run, tmp_path):
+    prepared = tmp_path / "prepared"
+    prepare_data.main(f"--input {tiny.raw} --split test --output {prepared} --size 48 --jobs 1".split())
+    (tmp_path / "a").mkdir()
+    raw = submit(tiny.raw, run, tiny.sample, tmp_path)
+    same = submit(prepared, run, tiny.sample, tmp_path / "a")
+    np.testing.assert_allclose(same[list(COLUMNS)].astype(float), raw[list(COLUMNS)].astype(float), atol=1e-6)
+
+
+def test_patients_without_a_readable_series_get_the_prior_and_the_report_says_so(
+    tiny, run, damaged, tmp_path
+):
+    submission = (
+        submit(damaged, run, tiny.sample, tmp_path).set_index("patient_id")[list(COLUMNS)].astype(float)
+    )
+    report = read(tmp_path / "report.csv")
+    by_status = {status: rows.patient_id.tolist() for status, rows in report.groupby("status")}
+    assert len(submission) == 3 and len(set(by_status["prior"])) == 2
+    reasons = report[report.status == "prior"].reason
+    assert sorted(reasons) == ["no series could be read", "no series found"]
+    first, second = (submission.loc[patient] for patient in by_status["prior"])
+    pd.testing.assert_series_equal(first, second, check_names=False)
+    assert 0 < first.bowel_injury < 1
+
+
+def test_flips_and_a_second_run_change_the_prediction(tiny, run, tmp_path):
+    folders = {name: tmp_path / name for name in ("plain", "flipped", "one_fold")}
+    half = tmp_path / "half"
+    shutil.copytree(run / "fold0", half / "fold0")
+    for folder in folders.values():
+        folder.mkdir()
+    plain = submit(tiny.raw, run, tiny.sample, folders["plain"], "--tta", "none")
+    flipped = submit(tiny.raw, run, tiny.sample, folders["flipped"], "--tta", "none", "h")
+    one_fold = submit(tiny.raw, half, tiny.sample, folders["one_fold"], "--tta", "none")
+    assert not plain.equals(flipped) and not plain.equals(one_fold)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"input": "nowhere"}, "no folder nowhere"),
+        ({"input": "."}, "neither test_images/ nor a prepared data set"),
+        ({"models": "nowhere"}, "no run folder"),
+        ({"models": "empty"}, "no finished fold"),
+        ({"sample": "nothing.csv"}, "nothing.csv"),
+        ({"tta": "z"}, "--tta takes"),
+    ],
+)
+def test_refusals_are_one_line(tiny, run, tmp_path, monkeypatch, changes, part):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    given = {"input": tiny.raw, "models": run, "sample": tiny.sample, "output": "submission.csv"} | changes
+    with pytest.raises(UserError, match=part) as caught:
+        infer.main([part for name, value in given.items() for part in (f"--{name}", str(value))])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "submission.csv").exists()
+
+
+def test_a_prepared_set_of_another_size_is_refused(tiny, run, tmp_path):
+    prepare_data.main(f"--input {tiny.raw} --split test --output {tmp_path}/p --size 40 --jobs 1".split())
+    with pytest.raises(UserError, match="the models want soft organ wide at 48 px"):
+        submit(tmp_path / "p", run, tiny.sample, tmp_path)
