@@ -19,9 +19,8 @@ from src.voco.options import VocoOptions
 def main(argv: list[str] | None = None) -> None:
     """Read the options, then pre-train."""
     options = parse_options(VocoOptions, argv, prog="train_voco.py", description=__doc__)
-    from src.voco.task import (
-        pretrain,
-    )  # here, so that --help and a wrong option answer before torch is loaded
+    # imported here, so that --help and a wrong option answer before torch is loaded
+    from src.voco.task import pretrain
 
     pretrain(options)
 

@@ -11,7 +11,7 @@ from src.data.phantom.shapes import Array, Point, ellipsoid, tube
 
 GAS_HU = -920.0
 WALL_MM = 2.6
-ORAL_CONTRAST_RATE = 0.12
+ORAL_CONTRAST_RATE = 0.08
 SMALL_BOWEL_LOOPS = (44, 56)
 
 

@@ -29,19 +29,19 @@ class LacerationSizes:
 
 LACERATIONS = {
     "low": LacerationSizes((1, 1), (8, 16), (3.0, 4.0), (-45, -25), False, (0, 0)),
-    "high": LacerationSizes((3, 4), (0.35, 0.6), (5.5, 8.5), (-80, -55), True, (16, 24)),
+    "high": LacerationSizes((3, 5), (0.5, 0.8), (9.0, 14.0), (-85, -60), True, (24, 36)),
 }
 ORGAN_EXTENT_MM = {"liver": 140.0, "spleen": 90.0, "left_kidney": 90.0, "right_kidney": 90.0}
 HAEMATOMA_HU: Span = (42, 60)
-EXTRAVASATION_RADIUS_MM: Span = (7, 12)  # in the plane
-EXTRAVASATION_HALF_HEIGHT_MM: Span = (14, 20)
-EXTRAVASATION_RELATIVE_HU: Span = (1.0, 1.3)  # times the aorta
+EXTRAVASATION_RADIUS_MM: Span = (13, 20)  # in the plane
+EXTRAVASATION_HALF_HEIGHT_MM: Span = (24, 34)
+EXTRAVASATION_RELATIVE_HU: Span = (1.15, 1.5)  # times the aorta
 EXTRAVASATION_GROWTH = {"arterial": 1.0, "portal": 1.3}  # the pool has grown by the later phase
-EXTRAVASATION_CLOT_MM: Span = (12, 20)  # of clot around the pool
-FREE_GAS_POCKETS = (2, 4)
-FREE_GAS_RADII_MM: tuple[Span, Span, Span] = ((24, 45), (9, 15), (20, 32))
+EXTRAVASATION_CLOT_MM: Span = (14, 22)  # of clot around the pool
+FREE_GAS_POCKETS = (3, 5)
+FREE_GAS_RADII_MM: tuple[Span, Span, Span] = ((35, 60), (14, 24), (35, 60))
 MESENTERIC_FLUID_HU: Span = (10, 22)
-MESENTERIC_FLUID_RADII_MM: tuple[Span, Span, Span] = ((36, 56), (24, 36), (28, 42))
+MESENTERIC_FLUID_RADII_MM: tuple[Span, Span, Span] = ((50, 75), (35, 50), (40, 60))
 SCAN_MARGIN_MM = 20.0  # injuries keep this far inside what every series of the patient covers
 
 

@@ -42,7 +42,7 @@ class Enhancement:
                 rng.uniform(140, 165),
             )
         # Some portal scans are late enough for contrast in the renal pelvis: bright, yet no bleeding.
-        excreting = phase == "portal" and rng.uniform() < 0.2
+        excreting = phase == "portal" and rng.uniform() < 0.1
         collecting = rng.uniform(220, 320) if excreting else rng.uniform(0, 15)
         muscle = rng.uniform(50, 62)
         return cls(

@@ -5,7 +5,7 @@ import numpy as np
 
 from src.data.phantom.shapes import Array
 
-NOISE_HU = (8.0, 15.0)
+NOISE_HU = (6.0, 11.0)
 NOISE_GRAIN_MM = 1.1  # standard deviation of the blur: a soft-tissue kernel
 TEXTURE_HU = 4.0
 TEXTURE_CELL_MM = 18.0

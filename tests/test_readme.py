@@ -1,0 +1,60 @@
+"""Every command that the README and the Makefile show exists, with the options they show."""
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ("README.md", "Makefile", "docs/results.md", "folds/README.md")
+
+
+def commands() -> list[str]:
+    """Lines that start with `python` or `make`, without trailing remarks, each once."""
+    found = {}
+    for name in FILES:
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+            line = line.strip().split("  #")[0]
+            if re.match(r"(python (-m )?[\w./]+|make \w+)(\s|$)", line) and "-m pip" not in line:
+                found[line.strip()] = None
+    return list(found)
+
+
+@cache
+def help_text(program: tuple[str, ...]) -> str:
+    """The --help of a script, which must end with status 0."""
+    finished = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return finished.stdout
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) >= 12
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_shown_command_exists_with_its_options(command):
+    words = shlex.split(command.rstrip("\\"))
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), f"no target {words[1]}"
+        return
+    program = tuple(words[1:3] if words[1] == "-m" else words[1:2])
+    if program[-1] == "pytest":
+        return
+    shown = set(re.findall(r"(?<!\S)--[\w-]+", help_text(program)))
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown, f"{program} has no option {option}"
+    for word in words:
+        if word.startswith(("configs/", "folds/")) and "--output " + word not in command:
+            assert (ROOT / word).exists(), word
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()))
+def test_a_linked_file_exists(link):
+    assert (ROOT / link).exists()
