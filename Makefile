@@ -9,13 +9,22 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 demo: $(READY)
 	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
-	python prepare_data.py --input data/phantom --output data/prepared --size 144
+	python prepare_data.py --input data/phantom --output data/prepared --size 112
 	python -m src.data.folds --labels data/phantom/train.csv --series data/phantom/train_series_meta.csv --output data/phantom/folds.csv
 	python train_voco.py --config configs/voco/demo.yaml --data data/prepared --output runs/voco/demo
 	python train_cls.py --config configs/cls/demo.yaml --data data/prepared --labels data/phantom/train.csv --folds data/phantom/folds.csv --encoder runs/voco/demo/encoder.safetensors --output runs/cls/demo
 	python score.py --oof runs/cls/demo/oof.csv --labels data/phantom/train.csv --folds data/phantom/folds.csv
 	python infer.py --input data/phantom --models runs/cls/demo --sample data/phantom/sample_submission.csv --output submission.csv
 	python score.py --submission submission.csv --labels data/phantom/test_labels.csv --prior-labels data/phantom/train.csv
+
+# The table of docs/results.md: about 40 minutes on two cores.
+phantom120: $(READY)
+	python -m src.data.phantom --output data/phantom120 --patients 120 --test-patients 0 --seed 0
+	python prepare_data.py --input data/phantom120 --output data/prepared120 --size 112
+	python -m src.data.folds --labels data/phantom120/train.csv --series data/phantom120/train_series_meta.csv --output data/phantom120/folds.csv
+	python train_voco.py --config configs/voco/phantom120.yaml --data data/prepared120 --output runs/voco/phantom120
+	python train_cls.py --config configs/cls/phantom120.yaml --data data/prepared120 --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --encoder runs/voco/phantom120/encoder.safetensors --output runs/cls/phantom120
+	python score.py --oof runs/cls/phantom120/oof.csv --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --json runs/cls/phantom120/score.json
 
 test: $(READY)
 	python -m pytest

@@ -47,3 +47,9 @@ def test_the_recurrent_layer_sees_both_directions():
     before, _ = head.recurrent(features)
     after, _ = head.recurrent(changed)
     assert not torch.allclose(before[0, 0], after[0, 0]), "the first slice must feel a change of the last"
+
+
+def test_the_scale_of_the_features_does_not_matter():
+    torch.manual_seed(0)
+    head, features = RecurrentHead(16, hidden=8).eval(), torch.randn(2, 5, 16)
+    torch.testing.assert_close(head(features)[0], head(100 * features)[0], rtol=1e-3, atol=1e-4)

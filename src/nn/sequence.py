@@ -33,17 +33,22 @@ class SlicePooling(nn.Module):
 
 
 class RecurrentHead(nn.Module):
-    """Bidirectional LSTM or GRU, then pooling: (B, T, D) -> (B, 2 * hidden), slice weights (B, T)."""
+    """Bidirectional LSTM or GRU, then pooling: (B, T, D) -> (B, 2 * hidden), slice weights (B, T).
+
+    Features are normalised first: their scale differs a hundredfold between backbones, and a recurrent layer
+    fed with tiny ones hardly starts to learn.
+    """
 
     def __init__(
         self, width: int, hidden: int = 128, kind: str = "lstm", pooling: str = "max", dropout: float = 0.0
     ):
         super().__init__()
+        self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.recurrent = RECURRENT[kind](width, hidden, batch_first=True, bidirectional=True)
         self.pooling = SlicePooling(2 * hidden, pooling)
         self.width = 2 * hidden
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sequence, _ = self.recurrent(self.dropout(features))  # (B, T, 2 * hidden)
+        sequence, _ = self.recurrent(self.dropout(self.norm(features)))  # (B, T, 2 * hidden)
         return self.pooling(sequence)

@@ -33,9 +33,9 @@ LACERATIONS = {
 }
 ORGAN_EXTENT_MM = {"liver": 140.0, "spleen": 90.0, "left_kidney": 90.0, "right_kidney": 90.0}
 HAEMATOMA_HU: Span = (42, 60)
-EXTRAVASATION_RADIUS_MM: Span = (13, 20)  # in the plane
-EXTRAVASATION_HALF_HEIGHT_MM: Span = (24, 34)
-EXTRAVASATION_RELATIVE_HU: Span = (1.15, 1.5)  # times the aorta
+EXTRAVASATION_RADIUS_MM: Span = (15, 22)  # in the plane
+EXTRAVASATION_HALF_HEIGHT_MM: Span = (28, 40)
+EXTRAVASATION_RELATIVE_HU: Span = (1.2, 1.6)  # times the aorta
 EXTRAVASATION_GROWTH = {"arterial": 1.0, "portal": 1.3}  # the pool has grown by the later phase
 EXTRAVASATION_CLOT_MM: Span = (14, 22)  # of clot around the pool
 FREE_GAS_POCKETS = (3, 5)
