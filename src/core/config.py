@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import typing
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the line breaks of a script's docstring, whose commands are to be copied."""
+    """Keeps the line breaks of a script's docstring, whose commands are to be copied, and shows defaults."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if action.default is None or action.default in (SUPPRESS, ()):
+            return text
+        values = action.default if isinstance(action.default, tuple | list) else (action.default,)
+        return f"{text} (default: {' '.join(map(str, values))})"
 
 
 class _Parser(ArgumentParser):
@@ -105,10 +112,11 @@ def _build_parser(cls: type, prog: str, description: str) -> _Parser:
         "--config", action=ActionConfigFile, help="preset in YAML; repeatable, later files win"
     )
     parser.add_class_arguments(cls, as_group=False, fail_untyped=True)
+    required = {field.name for field in dataclasses.fields(cls) if _required(field)}
     for action in parser._actions:
-        action.required = (
-            False  # checked after parsing, so that the message names the option as the user types it
-        )
+        if action.dest in required:
+            action.help = f"{action.help} (required)"
+        action.required = False  # checked after parsing, so that the message names the option as typed
     return parser
 
 
@@ -169,12 +177,20 @@ def _check_preset_keys(path: Path, names: tuple[str, ...]) -> None:
 def _explain(message: str, types: dict[str, Any]) -> str:
     """One line in the user's words out of jsonargparse's several."""
     named = re.search(r'key "(\w+)"', message)
-    values = re.findall(r"Got value: (.*)", message)
+    values = re.findall(r"(?:Got|Given) value: (.*)", message)
     if named and values and named[1] in types:
-        kind = types[named[1]]
-        kind = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
-        return f"option --{named[1].replace('_', '-')}: expected {kind}, got {values[0]!r}"
+        expected = " or ".join(_describe(kind) for kind in _alternatives(types[named[1]]))
+        return f"option --{named[1].replace('_', '-')}: expected {expected}, got {values[0]!r}"
     return " ".join(message.split())
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    if kind is type(None):
+        return "nothing"
+    names = {argument.__name__ for argument in typing.get_args(kind) if isinstance(argument, type)}
+    return f"{' or '.join(sorted(names))} values" if names else kind.__name__
 
 
 def _field_type(cls: type, name: str) -> Any:
