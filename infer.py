@@ -16,13 +16,14 @@ from pathlib import Path
 
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_table
-from src.core.log import say
+from src.core.files import require_writable, write_table
+from src.core.log import say, warn
 from src.core.runtime import Runtime
 from src.data.labels import read_probabilities
 from src.infer.ensemble import Ensemble
 from src.infer.pipeline import predict_patients
 from src.infer.sources import open_source
+from src.nn.augmentation import FLIPS
 from src.score.submission import write_submission
 
 
@@ -42,19 +43,20 @@ class InferOptions:
     output: Path
     """Submission to write; report.csv stands beside it."""
 
-    tta: tuple[str, ...] = ("none", "h", "v", "hv")
-    """Flips averaged for each model: none, h, v, hv. `none` alone takes a quarter of the time."""
+    tta: tuple[str, ...] | None = None
+    """Flips averaged for each model: none, h, v, hv. By default those of its out-of-fold predictions."""
 
     precision: str = "auto"
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
 
     def __post_init__(self) -> None:
-        if not self.tta or set(self.tta) - {"none", "h", "v", "hv"}:
-            raise ValueError(f"--tta takes none, h, v, hv, got {' '.join(self.tta)}")
+        if self.tta is not None and (not self.tta or set(self.tta) - set(FLIPS)):
+            raise ValueError(f"--tta takes {', '.join(FLIPS)}, got {' '.join(self.tta)}")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(InferOptions, argv, prog="infer.py", description=__doc__)
+    require_writable(options.output)
     source = open_source(options.input)
     sample = read_probabilities(options.sample)
     if sample.empty:
@@ -64,8 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     predictions, report = predict_patients(source, ensemble, list(sample.patient_id))
     write_submission(predictions, sample, options.output)
     write_table(report, options.output.parent / "report.csv")
-    for status, count in report.status.value_counts().items():
-        say(f"{'patients with the prior' if status == 'prior' else f'series {status}'}: {count}")
+    counts = report.status.value_counts()
+    say(f"series predicted: {counts.get('ok', 0)}, skipped: {counts.get('skipped', 0)}")
+    if "prior" in counts:
+        warn(f"{counts['prior']} patients without a readable series got the prior, see report.csv")
     say(f"submission: {options.output}")
 
 

@@ -8,8 +8,7 @@ One fold, from scratch, with a preset:
     python train_cls.py --config configs/cls/demo.yaml --fold 0 --data ... --labels ... --folds ... \\
         --output runs/cls/scratch
 
-Several GPUs:
-    torchrun --nproc-per-node 4 train_cls.py ...
+The same command again continues an interrupted run from its last epoch, to the same result.
 """
 
 from src.cls.options import ClassifierOptions

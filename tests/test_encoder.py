@@ -8,6 +8,7 @@ from src.core.errors import UserError
 from src.nn.encoder import (
     EncoderFile,
     adapt_input_channels,
+    check_input_size,
     create_encoder,
     encoder_width,
     load_encoder,
@@ -68,13 +69,28 @@ def test_published_prefixes_are_understood(saved, tmp_path, prefix):
     assert not report.missing and not report.unused
 
 
-def test_input_channels_are_repeated_so_that_a_grey_image_gives_the_same_response(saved):
-    path, _, _ = saved
-    wide, narrow = create_encoder(NAME, 5).eval(), create_encoder(NAME, 3).eval()
-    assert len(load_encoder(wide, path).adapted) == 1
-    load_encoder(narrow, path)
-    kernel = torch.randn(4, 1, 3, 3)
-    torch.testing.assert_close(adapt_input_channels(kernel, 3).sum(dim=1, keepdim=True), kernel)
+@pytest.mark.parametrize("channels", [1, 2, 5, 6])
+def test_another_number_of_channels_adapts_the_first_layer_alone(saved, channels):
+    path, encoder, _ = saved
+    other = create_encoder(NAME, channels)
+    report = load_encoder(other, path)
+    assert len(report.adapted) == 1 and not report.missing
+    kernel, adapted = encoder.conv_stem.weight, other.conv_stem.weight
+    assert adapted.shape[1] == channels
+    torch.testing.assert_close(adapted[:, 0], kernel[:, 0] * 3 / channels)
+
+
+def test_copies_of_a_grey_image_give_the_response_of_one():
+    kernel, grey = torch.randn(4, 1, 3, 3), torch.randn(1, 1, 8, 8)
+    one = torch.nn.functional.conv2d(grey, kernel)
+    three = torch.nn.functional.conv2d(grey.repeat(1, 3, 1, 1), adapt_input_channels(kernel, 3))
+    torch.testing.assert_close(three, one, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backbone_of_one_input_size_is_refused_at_another():
+    check_input_size(create_encoder(NAME, 3), 3, 96)
+    with pytest.raises(UserError, match="cannot take images of 96 px"):
+        check_input_size(create_encoder("vit_tiny_patch16_224", 3), 3, 96)
 
 
 def test_matching_nothing_is_an_error(saved):

@@ -45,7 +45,7 @@ def modules() -> Iterator[tuple[str, set[str]]]:
                 imported |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{name} imports relatively"
-                imported.add(node.module)
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         yield name, imported
 
 

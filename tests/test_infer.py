@@ -13,6 +13,7 @@ import score
 import train_cls
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
+from src.infer import sources
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +98,32 @@ def test_flips_and_a_second_run_change_the_prediction(tiny, run, tmp_path):
     assert not plain.equals(flipped) and not plain.equals(one_fold)
 
 
+def test_a_series_that_breaks_the_reader_in_whatever_way_is_skipped(tiny, run, tmp_path, monkeypatch):
+    broken = sorted((tiny.raw / "test_images").glob("*/*"))[0]
+    read_stack = sources.load_stack
+
+    def fail_on_one(folder: Path, *rest: object, **more: object):
+        if folder == broken:
+            raise RuntimeError("out of luck")
+        return read_stack(folder, *rest, **more)
+
+    monkeypatch.setattr(sources, "load_stack", fail_on_one)
+    submit(tiny.raw, run, tiny.sample, tmp_path)
+    report = read(tmp_path / "report.csv").set_index("series_id")
+    assert report.loc[broken.name, "reason"] == "RuntimeError: out of luck"
+
+
+def test_a_sample_of_other_patients_is_refused(tiny, run, tmp_path):
+    sample = read(tiny.sample).assign(patient_id=["7", "8", "9"])
+    sample.to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(UserError, match="no series of any of the 3 patients"):
+        submit(tiny.raw, run, tmp_path / "other.csv", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
+        ({"output": "."}, "is a folder"),
         ({"input": "nowhere"}, "no folder nowhere"),
         ({"input": "."}, "neither test_images/ nor a prepared data set"),
         ({"models": "nowhere"}, "no run folder"),

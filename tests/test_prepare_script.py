@@ -85,6 +85,13 @@ def test_a_second_run_keeps_finished_series_and_completes_the_rest(raw, tmp_path
     assert finished.stat().st_mtime_ns == stamp
 
 
+def test_a_second_input_joins_what_is_there(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    write_series(tmp_path / "more" / "train_images" / "5" / "50", n_slices=4)
+    together = run(tmp_path / "more", tmp_path / "out")
+    assert set(together.series.series_id) == {"50", "90", "100", "101"}
+
+
 def test_two_processes_write_what_one_does(raw, tmp_path):
     one = run(raw, tmp_path / "one").folder
     prepare_data.main(["--input", str(raw), "--output", str(tmp_path / "two"), "--size", "32", "--jobs", "2"])

@@ -52,6 +52,13 @@ def test_what_is_not_a_prepared_data_set_is_refused(tmp_path):
         PreparedDataset.open(tmp_path / "missing")
     with pytest.raises(UserError, match="not a prepared data set"):
         PreparedDataset.open(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"version": 1}')
+    with pytest.raises(UserError, match="is damaged"):
+        PreparedDataset.open(tmp_path)
     (tmp_path / "dataset.json").write_text('{"version": 1, "windows": [], "size": 8}')
     with pytest.raises(UserError, match="not completely prepared"):
         PreparedDataset.open(tmp_path)
+    for content in ("", "patient_id,series_id\n1,2\n"):
+        (tmp_path / "series.csv").write_text(content)
+        with pytest.raises(UserError, match="is damaged"):
+            PreparedDataset.open(tmp_path)

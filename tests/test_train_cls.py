@@ -1,5 +1,6 @@
 """train_cls.py on a tiny phantom: tables, resume, refusals, and what it says of the encoder."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
+import score
 import train_cls
 from src.cls import fold as fold_module
-from src.cls.fold import FoldState
+from src.cls.state import FoldState
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.data.stack import PreparedDataset
@@ -43,7 +45,13 @@ def test_every_series_and_every_patient_is_predicted_once_out_of_its_fold(tiny, 
 
 
 def test_a_run_leaves_models_metrics_scores_and_its_options(finished):
-    for name in ("fold0/model.safetensors", "fold1/model.safetensors", "fold0/last.pt", "config.yaml"):
+    for name in (
+        "fold0/model.safetensors",
+        "fold1/model.safetensors",
+        "fold0/last.pt",
+        "config.yaml",
+        "run.json",
+    ):
         assert (finished / name).is_file(), name
     metrics = pd.read_csv(finished / "fold0" / "metrics.csv")
     assert list(metrics.step) == [1, 2] and np.isfinite(metrics.loss).all()
@@ -66,15 +74,15 @@ class Interrupted(Exception):
 
 def test_an_interrupted_run_continues_to_the_same_result(run_arguments, tmp_path, monkeypatch, capsys):
     train_cls.main(run_arguments("whole", fold="0", epochs=3))
-    save = fold_module._save
+    save = fold_module.save_state
 
-    def save_then_stop(runtime, state: FoldState, *rest: object) -> None:
-        save(runtime, state, *rest)
+    def save_then_stop(path, state: FoldState, *rest: object) -> None:
+        save(path, state, *rest)
         if state.epoch == 1:
             raise Interrupted
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(fold_module, "_save", save_then_stop)
+        patched.setattr(fold_module, "save_state", save_then_stop)
         train_cls.main(run_arguments("broken", fold="0", epochs=3))
     assert not (tmp_path / "broken" / "fold0" / "oof_series.csv").exists()
     train_cls.main(run_arguments("broken", fold="0", epochs=3))
@@ -88,7 +96,7 @@ def test_an_interrupted_run_continues_to_the_same_result(run_arguments, tmp_path
 
 
 def test_accumulated_batches_step_like_one_large_batch(run_arguments, tmp_path):
-    """resnet10t's batch norms would differ by batch; a convnext normalises each sample alone."""
+    """Only with a backbone that normalises each sample alone: batch norms see other batches."""
     steady = {"backbone": "test_convnext", "fold": "0", "epochs": 1, "dropout": 0.0}
     train_cls.main(run_arguments("large", batch=4, **steady))
     train_cls.main(run_arguments("small", batch=2, accumulation=2, **steady))
@@ -159,10 +167,59 @@ def test_folds_that_miss_a_patient_are_refused(tiny, run_arguments, tmp_path):
         train_cls.main(run_arguments(folds=folds))
 
 
-def test_a_folder_with_a_run_of_other_options_is_refused(run_arguments):
+def test_a_folder_with_a_run_of_other_options_or_data_is_refused(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1))
     with pytest.raises(UserError, match="other --hidden"):
-        train_cls.main(run_arguments(fold="0", epochs=1, hidden=4))
+        train_cls.main(run_arguments(fold="1", epochs=1, hidden=4))
+    folds = pd.read_csv(tiny.folds)
+    swapped = write(folds.assign(fold=1 - folds.fold), tmp_path / "swapped.csv")
+    with pytest.raises(UserError, match="other --data"):
+        train_cls.main(run_arguments(fold="1", epochs=1, folds=swapped))
+    copied = write(folds, tmp_path / "copied.csv")  # the same folds elsewhere are the same run
+    train_cls.main(run_arguments(fold="1", epochs=1, folds=copied))
+
+
+def test_a_refused_start_leaves_the_folder_free_for_the_corrected_command(run_arguments):
+    with pytest.raises(UserError):
+        train_cls.main(run_arguments(fold="0", epochs=1, backbone="resnet9000"))
+    with pytest.raises(UserError):
+        train_cls.main(run_arguments(fold="0", lr="1e30", epochs=1, batch=1))
+    train_cls.main(run_arguments(fold="0", epochs=1))
+
+
+def test_resume_never_trains_anew(run_arguments, tmp_path, capsys):
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    assert "fold 0 is finished" in capsys.readouterr().out
+    train_cls.main(run_arguments(fold="0", epochs=1, hidden=4, resume="never"))
+    assert "epoch   1/1" in capsys.readouterr().out
+
+
+def test_a_patient_without_series_gets_the_prior_so_that_every_patient_is_scored(
+    tiny, run_arguments, tmp_path, capsys
+):
+    prepared = tmp_path / "prepared"
+    shutil.copytree(tiny.prepared, prepared)
+    table = pd.read_csv(prepared / "series.csv", dtype={"patient_id": str})
+    lost = table.patient_id.iloc[0]
+    table.loc[table.patient_id == lost, ["status", "reason"]] = ["skipped", "no slice can be decoded"]
+    write(table, prepared / "series.csv")
+    train_cls.main(run_arguments(data=prepared, epochs=1))
+    assert "1 labelled patients have no prepared series" in capsys.readouterr().err
+    patients = read(tmp_path / "run" / "oof.csv").set_index("patient_id")
+    assert len(patients) == 10 and 0 < patients.loc[lost, "liver_high"] < 1
+    assert lost not in set(read(tmp_path / "run" / "oof_series.csv").patient_id)
+    score.main(f"--oof {tmp_path}/run/oof.csv --labels {tiny.labels} --folds {tiny.folds}".split())
+
+
+def test_a_damaged_slice_is_one_line_even_from_a_loader_process(tiny, run_arguments, tmp_path):
+    prepared = tmp_path / "prepared"
+    shutil.copytree(tiny.prepared, prepared)
+    for path in prepared.glob("images/*/*/*.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="is damaged") as caught:
+        train_cls.main(run_arguments(data=prepared, fold="0", workers=1))
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
 def test_a_loss_that_is_not_finite_names_the_series(run_arguments):

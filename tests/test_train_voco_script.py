@@ -9,12 +9,10 @@ from voco_files import draw_anatomy, write_prepared
 
 from src.core.config import parse_options
 from src.core.errors import UserError
-from src.nn.encoder import create_encoder
 from src.voco.options import VocoOptions
 from train_voco import main
 
 ROOT = Path(__file__).parents[1]
-PRESETS = sorted((ROOT / "configs" / "voco").glob("*.yaml"))
 
 
 def run_script(*arguments, folder=ROOT):
@@ -25,17 +23,6 @@ def run_script(*arguments, folder=ROOT):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     return write_prepared(tmp_path_factory.mktemp("prepared") / "set", draw_anatomy, slices=4)
-
-
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_loads_and_names_a_backbone_of_timm(preset):
-    options = parse_options(
-        VocoOptions,
-        ["--config", str(preset), "--data", "data", "--output", "run"],
-        prog="train_voco.py",
-        description="",
-    )
-    assert create_encoder(options.backbone, len(options.windows)).num_features > 0
 
 
 def test_v2_has_the_published_geometry():

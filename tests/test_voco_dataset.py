@@ -9,8 +9,9 @@ from voco_files import WINDOWS, draw_indices, draw_ramps, write_prepared
 
 from src.core.errors import UserError
 from src.data.stack import PreparedDataset, image_folder
+from src.nn.loading import StackLoader
 from src.voco.crops import CropGrid, overlap_labels
-from src.voco.dataset import VocoDataset, VolumeOrder, volume_loader
+from src.voco.dataset import VocoDataset, VolumeOrder
 
 GRID = CropGrid((48, 48), (3, 3))
 
@@ -80,7 +81,7 @@ def test_workers_change_nothing(ramps_set):
     batches = []
     for workers in (0, 2):
         order = VolumeOrder(3, 3, seed=0, first_step=0, steps=4)
-        batches.append(list(volume_loader(open_dataset(ramps_set), order, workers)))
+        batches.append(list(StackLoader(open_dataset(ramps_set), workers, batch_sampler=order)))
     for one, two in zip(*batches, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 

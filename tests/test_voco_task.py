@@ -18,9 +18,13 @@ from voco_files import WINDOWS, draw_anatomy, write_prepared
 from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, save_options
 from src.core.errors import UserError
+from src.core.runtime import Runtime
 from src.nn.encoder import create_encoder, load_encoder, read_encoder_file
+from src.voco.dataset import VolumeSample
+from src.voco.monitors import Monitors
 from src.voco.options import VocoOptions
-from src.voco.task import pretrain
+from src.voco.state import build_state
+from src.voco.task import pretrain, take_step
 
 SCRIPT = Path(__file__).parents[1] / "train_voco.py"
 TIMES = {"slices_per_s"}
@@ -200,3 +204,21 @@ def test_bfloat16_training_stays_finite(anatomy, tmp_path):
     command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     assert all(np.isfinite(float(row["loss"])) for row in read_metrics(tmp_path / "run"))
+
+
+def test_the_teacher_moves_once_a_step_towards_the_student_of_after_the_step(anatomy, tmp_path):
+    """The loop's own step: updating before the optimiser, or twice, gives other weights."""
+    options = make_options(anatomy, tmp_path / "run", momentum=0.9)
+    state, runtime = build_state(options), Runtime.create("fp32")
+    before = {name: value.clone() for name, value in state.teacher.state_dict().items()}
+    start = {name: value.clone() for name, value in state.student.state_dict().items()}
+    tiles = torch.randint(0, 256, (3, 11, 2, 16, 16, len(WINDOWS)), dtype=torch.uint8)
+    batch = VolumeSample(tiles, torch.full((3, 2, 9), 1 / 9), torch.arange(3))
+    state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
+    take_step(state, batch, torch.arange(3), Monitors(), options, runtime)
+    for name, after in state.student.state_dict().items():
+        if after.is_floating_point():
+            expected = 0.9 * before[name] + 0.1 * after
+            torch.testing.assert_close(state.teacher.state_dict()[name], expected, rtol=1e-5, atol=1e-7)
+    moved = [name for name, value in state.student.named_parameters() if not torch.equal(value, start[name])]
+    assert moved, "the step must have changed the student"

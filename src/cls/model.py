@@ -14,6 +14,7 @@ from torch import nn
 from src.core.errors import UserError
 from src.core.files import atomic_path
 from src.core.targets import COLUMNS, GROUPS
+from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width
 from src.nn.sequence import RecurrentHead
 
@@ -37,6 +38,8 @@ class ClassifierSpec:
     hidden: int = 128
     pooling: str = "max"
     dropout: float = 0.0
+    tta: tuple[str, ...] = ("none",)
+    """flips that its out-of-fold predictions average, see `FLIPS`"""
     prior: dict[str, float] = field(default_factory=dict)
     """weight-aware prior of the training patients: where training begins, and the answer for a patient
     without a readable series"""
@@ -87,8 +90,7 @@ def predict_stack(model: nn.Module, images: torch.Tensor, flips: Sequence[str]) 
 
     The 13 columns know no sides, so no label is to be swapped.
     """
-    axes = {"none": [], "h": [-1], "v": [-2], "hv": [-2, -1]}
-    views = (images.flip(axes[flip]) if axes[flip] else images for flip in flips)
+    views = (images.flip(FLIPS[flip]) for flip in flips)
     return torch.stack([probabilities(model(view)) for view in views]).mean(dim=0)
 
 

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.core.runtime import PRECISIONS
+from src.nn.augmentation import FLIPS
 from src.nn.sequence import POOLINGS, RECURRENT
 
 RESUME_MODES = ("auto", "never")
+SHARES = ("dropout", "drop_path", "smoothing", "flip", "rotate90", "affine", "gamma", "coarse_dropout")
+"""Options that are a probability or a share."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class ClassifierOptions:
     """Probability of blacking out a few rectangles."""
 
     tta: tuple[str, ...] = ("none", "h", "v", "hv")
-    """Flips averaged when predicting: none, h, v, hv."""
+    """Flips averaged when predicting, here and in infer.py: none, h, v, hv."""
 
     precision: str = "auto"
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
@@ -116,7 +119,7 @@ class ClassifierOptions:
     """Start weights, order, slices and augmentation follow from it."""
 
     resume: str = "auto"
-    """auto continues an interrupted run in --output; never refuses a folder that holds one."""
+    """auto continues what an interrupted run left in --output, never trains the folds asked for anew."""
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -130,10 +133,17 @@ class ClassifierOptions:
         for name in ("slices", "crop", "hidden", "epochs", "batch", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if not self.tta or set(self.tta) - {"none", "h", "v", "hv"}:
-            raise ValueError(f"--tta takes none, h, v, hv, got {' '.join(self.tta)}")
-        if self.lr <= 0:
-            raise ValueError(f"--lr must be above 0, got {self.lr}")
+        if not self.tta or set(self.tta) - set(FLIPS):
+            raise ValueError(f"--tta takes {', '.join(FLIPS)}, got {' '.join(self.tta)}")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be in 0..1, got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
+        for name in ("workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be in 0..1, got {self.ema_decay}")
         if self.encoder is not None and self.pretrained:

@@ -10,15 +10,20 @@ from typing import Any
 
 import pandas as pd
 
+from src.core.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` on success and is removed on an error.
 
     The temporary name keeps the suffix, since writers such as `cv2.imwrite` choose the format by it.
+
+    Raises:
+        UserError: nothing can be written there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -28,6 +33,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """Make sure, before long work, that its result can be written to `path`; its folder is made.
+
+    Raises:
+        UserError: `path` is a folder, or its own folder cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file to write")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write into {path.parent}: no permission")
 
 
 def _umask() -> int:

@@ -1,11 +1,12 @@
-"""Device, precision, seeds and processes: the kit's one use of accelerate.
+"""Device, precision and seeds: the kit's one use of accelerate.
 
-Plain `python` uses one device; `torchrun` starts one process a GPU. The learning-rate schedule and the
-checkpoints stay with the caller: accelerate would step the former once a process, and unpickles the latter.
+The learning-rate schedule and the checkpoints stay with the caller: accelerate would step the former once a
+process, and unpickles the latter.
 """
 
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ PRECISIONS = ("auto", *_MIXED)
 
 
 class Runtime:
-    """One process's share of a run."""
+    """The device of a run and its precision."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
@@ -33,7 +34,7 @@ class Runtime:
             precision: `auto` is bf16 on a GPU that has it, fp16 on older ones, fp32 on a CPU.
 
         Raises:
-            UserError: an unknown precision, or fp16 without a GPU.
+            UserError: an unknown precision, fp16 without a GPU, or a start under torchrun.
         """
         if precision not in PRECISIONS:
             raise UserError(f"option --precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -42,33 +43,17 @@ class Runtime:
             precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "fp32"
         if precision == "fp16" and not on_gpu:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("training runs in one process: start it with python, not torchrun")
         return cls(Accelerator(mixed_precision=_MIXED[precision], cpu=not on_gpu))
 
     @property
     def device(self) -> torch.device:
         return self._accelerator.device
 
-    @property
-    def world_size(self) -> int:
-        return self._accelerator.num_processes
-
-    @property
-    def rank(self) -> int:
-        return self._accelerator.process_index
-
-    @property
-    def is_main(self) -> bool:
-        return self._accelerator.is_main_process
-
     def prepare(self, *parts: Any) -> Any:
         """Move models to the device and wrap them, optimisers and loaders for the processes at hand."""
         return self._accelerator.prepare(*parts)
-
-    @contextmanager
-    def synchronise(self, model: nn.Module, now: bool) -> Iterator[None]:
-        """Around one batch of an accumulation: processes exchange gradients in the last one only."""
-        with nullcontext() if now else self._accelerator.no_sync(model):
-            yield
 
     def autocast(self) -> AbstractContextManager:
         return self._accelerator.autocast()
@@ -91,9 +76,6 @@ class Runtime:
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
-
-    def wait(self) -> None:
-        self._accelerator.wait_for_everyone()
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -1,5 +1,6 @@
 """A whole run of preparation: series in parallel, resumed, with tables of what came of each."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -46,7 +47,10 @@ def prepare_all(
     try:
         _claim_output(job, source_name, overwrite)
         outcomes = sorted(
-            progress(_run(sources, job, jobs), total=len(sources), desc="prepare"),
+            [
+                *progress(_run(sources, job, jobs), total=len(sources), desc="prepare"),
+                *_earlier(sources, job),
+            ],
             key=lambda outcome: (outcome["row"]["patient_id"], outcome["row"]["series_id"]),
         )
         _write_tables(job.output, outcomes)
@@ -115,14 +119,24 @@ def _run(sources: list[SeriesSource], job: PrepareJob, jobs: int) -> Iterator[di
                 yield _prepare_in_own_process(pending.pop(key), replace(job, readers=SAFE_READERS))
 
 
+def _earlier(sources: list[SeriesSource], job: PrepareJob) -> Iterator[dict[str, Any]]:
+    """Finished series of earlier runs that are not among the sources: they stay in the tables."""
+    current = {image_folder(job.output, source.patient_id, source.series_id) for source in sources}
+    for path in sorted((job.output / "images").glob("*/*/series.json")):
+        if path.parent not in current and not path.parent.name.startswith("."):
+            yield json.loads(path.read_text(encoding="utf-8"))
+
+
 def _prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
     cv2.setNumThreads(1)  # the processes share the cores already
     try:
         return prepare_series(source, job)
     except SeriesError as error:
         return _skipped(source, str(error))
-    except OSError:
-        raise
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(source.folder):
+            raise  # the output cannot be written, nor could the next series
+        return _skipped(source, f"{Path(error.filename).name}: {error.strerror}")
     # One series in thousands must not end the run: whatever it is, the tables tell it.
     except Exception as error:
         return _skipped(source, f"unexpected {type(error).__name__}: {error}")

@@ -128,9 +128,12 @@ class PreparedDataset:
         table = folder / "series.csv"
         if not table.is_file():
             raise UserError(f"{folder} is not completely prepared; run prepare_data.py on it again")
-        all_series = pd.read_csv(table, dtype=dict(TEXT_COLUMNS))
-        series = all_series[all_series["status"] == "ok"].reset_index(drop=True)
-        series["slices"] = series["slices"].astype("int64")
+        try:
+            all_series = pd.read_csv(table, dtype=dict(TEXT_COLUMNS))
+            series = all_series[all_series["status"] == "ok"].reset_index(drop=True)
+            series["slices"] = series["slices"].astype("int64")
+        except (KeyError, ValueError):
+            raise UserError(f"{table} is damaged; delete it and run prepare_data.py again") from None
         windows = tuple(window["name"] for window in description["windows"])
         return cls(folder, windows, description["size"], series, all_series)
 
@@ -190,6 +193,7 @@ def read_description(folder: Path) -> dict:
     try:
         description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         version = description["version"]
+        _ = description["size"], [window["name"] for window in description["windows"]]
     except FileNotFoundError:
         raise UserError(f"{folder} is not a prepared data set (no dataset.json)") from None
     except (json.JSONDecodeError, KeyError, TypeError):

@@ -36,12 +36,13 @@ class Ensemble:
 
     Args:
         runs: run folders of train_cls.py; every finished fold in them is a member.
+        flips: of test-time augmentation; by default each member's own.
 
     Raises:
         UserError: a folder without a fold model.
     """
 
-    def __init__(self, runs: Sequence[Path], runtime: Runtime, flips: tuple[str, ...]):
+    def __init__(self, runs: Sequence[Path], runtime: Runtime, flips: tuple[str, ...] | None = None):
         paths = [path for run in runs for path in _fold_models(run)]
         self.members = [Member(path, *load_classifier(path)) for path in paths]
         for member in self.members:
@@ -67,7 +68,7 @@ class Ensemble:
                 torch.from_numpy(images).permute(0, 3, 1, 2)[None].to(self.runtime.device)
             )  # (1, T, C, H, W)
             with self.runtime.autocast():
-                predictions.append(predict_stack(member.model, batch, self.flips)[0])
+                predictions.append(predict_stack(member.model, batch, self.flips or member.spec.tta)[0])
         return torch.stack(predictions).mean(dim=0).cpu().double().numpy()
 
 

@@ -37,12 +37,14 @@ def predict_patients(
         status, reason`, a row a series and a row for each patient that got the prior.
 
     Raises:
-        UserError: the source cannot feed these models at all.
+        UserError: the source cannot feed these models, or has no series of any patient.
     """
     for kind in ensemble.stack_kinds:
         source.check(kind)
     rows, report = [], []
     wanted = [(patient, series) for patient in patient_ids for series in source.series_of(patient)]
+    if not wanted:
+        raise UserError(f"no series of any of the {len(patient_ids)} patients is in the input")
     for read in progress(read_ahead(source, wanted, ensemble.stack_kinds), len(wanted), "series"):
         if read.stacks is not None:
             values = ensemble.predict(read.stacks)
@@ -77,6 +79,8 @@ def read_ahead(
 def _read(source: SeriesSource, patient_id: str, series_id: str, kinds: list[StackKind]) -> SeriesRead:
     try:
         stacks = {kind: source.read(patient_id, series_id, kind) for kind in kinds}
-    except (UserError, OSError, ValueError) as error:
-        return SeriesRead(patient_id, series_id, None, " ".join(str(error).split()))
+    # One series must not end a submission: whatever it is, the report tells it.
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return SeriesRead(patient_id, series_id, None, kind + " ".join(str(error).split()))
     return SeriesRead(patient_id, series_id, stacks)

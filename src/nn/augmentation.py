@@ -7,6 +7,7 @@ draws in every loader worker and every epoch, so each stack reseeds its pipeline
 import importlib.metadata
 import os
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -16,6 +17,10 @@ import albumentations as A
 
 if importlib.metadata.version("albumentations") != "2.0.8":
     raise ImportError("the kit needs albumentations 2.0.8: pip install -r requirements.txt")
+
+
+FLIPS = MappingProxyType({"none": (), "h": (-1,), "v": (-2,), "hv": (-2, -1)})
+"""Axes (of ... H, W) that each flip of test-time augmentation turns: left-right, front-back, both."""
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def create_encoder(
     extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
         return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **extra)
+    except TypeError:
+        raise UserError(f"backbone {name} does not take stochastic depth: leave --drop-path at 0") from None
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
@@ -92,6 +94,20 @@ def create_encoder(
             f"pretrained weights of {name} cannot be had ({reason}): connect once so that timm caches them, "
             "or give --encoder FILE"
         ) from None
+
+
+def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
+    """Make sure that the encoder takes images of `size` pixels, before long work begins.
+
+    Raises:
+        UserError: it does not (a vision transformer has one size of its own).
+    """
+    try:
+        with torch.inference_mode():
+            encoder.eval()(torch.zeros(1, channels, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the backbone cannot take images of {size} px ({reason})") from None
 
 
 def encoder_width(encoder: nn.Module) -> int:
@@ -130,7 +146,7 @@ def load_encoder(encoder: nn.Module, path: str | Path) -> LoadReport:
     """Put the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`.
 
     Wrapper prefixes are removed; where the number of input channels differs, the first kernels are repeated
-    over the new channels and rescaled so that the response to a grey image stays the same.
+    over the new channels and rescaled, so that responses keep their size.
 
     Raises:
         UserError: the file cannot be read, or not one tensor matches.

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
@@ -138,18 +138,3 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.volumes)
                 ordered_epoch = epoch
             yield [(epoch, int(volume)) for volume in order[place * self.batch : (place + 1) * self.batch]]
-
-
-def volume_loader(dataset: VocoDataset, order: VolumeOrder, workers: int) -> DataLoader[VolumeSample]:
-    """Batches of `dataset` in `order`, stacked; `workers` processes read ahead."""
-    return DataLoader(
-        dataset,
-        batch_sampler=order,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_use_one_thread,
-    )
-
-
-def _use_one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)  # the workers are the parallelism; more threads would take the cores from the model

@@ -16,9 +16,10 @@ from src.core.files import write_table
 from src.core.log import MetricsLog, say, warn
 from src.core.runtime import Runtime, torch_seed
 from src.data.stack import PreparedDataset
+from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
 from src.voco.crops import CropGrid
-from src.voco.dataset import VocoDataset, VolumeOrder, VolumeSample, volume_loader
+from src.voco.dataset import VocoDataset, VolumeOrder, VolumeSample
 from src.voco.losses import VocoLosses, voco_losses
 from src.voco.model import teacher_distance, update_teacher
 from src.voco.monitors import COLLAPSE_STD, Monitors
@@ -55,8 +56,6 @@ def pretrain(options: VocoOptions) -> Path:
         seed=options.seed,
     )
     runtime = Runtime.create(options.precision)
-    if runtime.world_size > 1:
-        raise UserError("pre-training runs in one process: start it with python, not torchrun")
     state = build_state(options)
     state.teacher.to(runtime.device)
     state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
@@ -74,9 +73,8 @@ def pretrain(options: VocoOptions) -> Path:
     save_options(options, output / "config.yaml")
     write_table(dataset.volumes[["patient_id", "series_id"]], output / "patients.csv")
     with closing(MetricsLog(output, drop_after=state.step)) as metrics:
-        train(
-            state, volume_loader(dataset, order, options.workers), dataset.volumes, options, runtime, metrics
-        )
+        batches = StackLoader(dataset, options.workers, batch_sampler=order)
+        train(state, batches, dataset.volumes, options, runtime, metrics)
     encoder_path = output / "encoder.safetensors"
     export_encoder(encoder_path, state.teacher, options, patients)
     say(f"wrote {encoder_path}")

@@ -1,0 +1,83 @@
+"""What a run is trained on: series, labels, folds and encoder, checked to belong together."""
+
+import hashlib
+from dataclasses import dataclass
+
+import pandas as pd
+
+from src.cls.options import ClassifierOptions
+from src.core.errors import UserError
+from src.core.log import warn
+from src.data.folds import read_folds
+from src.data.labels import read_labels
+from src.data.stack import PreparedDataset
+from src.nn.encoder import EncoderFile, read_encoder_file
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Everything that is read before the first step."""
+
+    prepared: PreparedDataset
+    series: pd.DataFrame
+    """the usable series: patient_id, series_id, slices, fold, ..."""
+    labels: pd.DataFrame
+    """a row a patient, indexed by patient_id"""
+    folds: pd.Series
+    """the fold of every labelled patient, indexed by patient_id"""
+    encoder: EncoderFile | None
+    digest: str
+    """changes with anything above that a result depends on, whatever the paths"""
+
+    @classmethod
+    def read(cls, options: ClassifierOptions) -> "TrainingInputs":
+        """Read and check the inputs that the options name.
+
+        Raises:
+            UserError: a file that is missing or damaged, or labels or folds that miss a patient.
+        """
+        prepared = PreparedDataset.open(options.data)
+        labels = read_labels(options.labels).set_index("patient_id", drop=False)
+        unknown = sorted(set(prepared.series.patient_id) - set(labels.patient_id))
+        if unknown:
+            raise UserError(
+                f"{options.labels} has no row for {len(unknown)} patients of {options.data}, "
+                f"the first is {unknown[0]}: give the labels of this data set"
+            )
+        folds = read_folds(options.folds, labels.patient_id).set_index("patient_id").fold
+        series = prepared.series.assign(fold=prepared.series.patient_id.map(folds))
+        encoder = read_encoder_file(options.encoder) if options.encoder else None
+        digest = hashlib.sha256(repr((prepared.windows, prepared.size)).encode())
+        for table in (series[["patient_id", "series_id", "slices", "fold"]], labels):
+            digest.update(table.to_csv(index=False).encode())
+        digest.update(options.encoder.read_bytes() if options.encoder else b"")
+        return cls(prepared, series, labels, folds, encoder, digest.hexdigest())
+
+    @property
+    def fold_numbers(self) -> list[int]:
+        return sorted(int(fold) for fold in self.folds.unique())
+
+    def choose_folds(self, asked: tuple[int, ...] | None) -> list[int]:
+        """The folds to train: those asked for, or all.
+
+        Raises:
+            UserError: one that there is not.
+        """
+        unknown = [fold for fold in asked or () if fold not in self.fold_numbers]
+        if unknown:
+            raise UserError(f"--fold {unknown[0]}: the folds are {', '.join(map(str, self.fold_numbers))}")
+        return self.fold_numbers if asked is None else list(dict.fromkeys(asked))
+
+    def patients_without_series(self) -> list[str]:
+        """Labelled patients of whom nothing usable is prepared; nobody can train on or look at them."""
+        return sorted(set(self.labels.patient_id) - set(self.series.patient_id))
+
+    def warn_of_seen_patients(self, fold: int) -> None:
+        """Say how many held-out patients the encoder saw in its own training."""
+        held_out = set(self.series.patient_id[self.series.fold == fold])
+        seen = held_out & set(self.encoder.patients) if self.encoder else set()
+        if seen:
+            warn(
+                f"fold {fold}: the encoder was pre-trained on {len(seen)} of the {len(held_out)} held-out "
+                "patients (images only, no labels: allowed, but the score may flatter)"
+            )
