@@ -15,6 +15,8 @@ from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
 from src.infer import sources
 
+CHAOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "ct" / "chaos" / "dicom"
+
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
@@ -68,6 +70,21 @@ def test_raw_files_and_the_prepared_set_give_the_same_probabilities(tiny, run, t
     raw = submit(tiny.raw, run, tiny.sample, tmp_path)
     same = submit(prepared, run, tiny.sample, tmp_path / "a")
     np.testing.assert_allclose(same[list(COLUMNS)].astype(float), raw[list(COLUMNS)].astype(float), atol=1e-6)
+
+
+@pytest.mark.skipif(not CHAOS.is_dir(), reason="no real CT in ../shared/data/ct/chaos")
+def test_a_real_series_goes_from_dicom_to_a_valid_row(run, tmp_path):
+    shutil.copytree(CHAOS, tmp_path / "raw" / "test_images" / "1" / "1")
+    sample = pd.DataFrame({"patient_id": [1], **{column: [0.5] for column in COLUMNS}})
+    sample.to_csv(tmp_path / "sample.csv", index=False)
+    prepare_data.main(f"--input {tmp_path}/raw --output {tmp_path}/prepared --size 48 --jobs 1".split())
+    (tmp_path / "from_prepared").mkdir()
+    raw = submit(tmp_path / "raw", run, tmp_path / "sample.csv", tmp_path)
+    prepared = submit(tmp_path / "prepared", run, tmp_path / "sample.csv", tmp_path / "from_prepared")
+    assert read(tmp_path / "report.csv").status.tolist() == ["ok"]
+    np.testing.assert_allclose(
+        raw[list(COLUMNS)].astype(float), prepared[list(COLUMNS)].astype(float), atol=1e-6
+    )
 
 
 def test_patients_without_a_readable_series_get_the_prior_and_the_report_says_so(

@@ -11,7 +11,7 @@ from src.core.errors import UserError
 from src.core.log import progress
 from src.core.targets import COLUMNS
 from src.infer.ensemble import Ensemble, StackKind
-from src.infer.sources import SeriesSource
+from src.infer.sources import StackSource
 from src.score.submission import combine_series
 
 
@@ -26,7 +26,7 @@ class SeriesRead:
 
 
 def predict_patients(
-    source: SeriesSource, ensemble: Ensemble, patient_ids: Sequence[str]
+    source: StackSource, ensemble: Ensemble, patient_ids: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predict the patients, both series of a patient combined.
 
@@ -62,7 +62,7 @@ def predict_patients(
 
 
 def read_ahead(
-    source: SeriesSource, wanted: list[tuple[str, str]], kinds: list[StackKind]
+    source: StackSource, wanted: list[tuple[str, str]], kinds: list[StackKind]
 ) -> Iterator[SeriesRead]:
     """Read series in a thread of their own, one ahead of the one that is yielded."""
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -76,7 +76,7 @@ def read_ahead(
             yield pending.result()
 
 
-def _read(source: SeriesSource, patient_id: str, series_id: str, kinds: list[StackKind]) -> SeriesRead:
+def _read(source: StackSource, patient_id: str, series_id: str, kinds: list[StackKind]) -> SeriesRead:
     try:
         stacks = {kind: source.read(patient_id, series_id, kind) for kind in kinds}
     # One series must not end a submission: whatever it is, the report tells it.

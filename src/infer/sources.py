@@ -13,7 +13,7 @@ from src.data.windows import get_windows
 from src.infer.ensemble import StackKind
 
 
-class SeriesSource(Protocol):
+class StackSource(Protocol):
     """Finds the series of a patient and reads evenly spaced slices of one."""
 
     def series_of(self, patient_id: str) -> list[str]:
@@ -69,7 +69,7 @@ class PreparedSource:
         return self.prepared.read_slices(patient_id, series_id, even_indices(int(row.slices), kind[2]))
 
 
-def open_source(folder: Path) -> SeriesSource:
+def open_source(folder: Path) -> StackSource:
     """Recognise a prepared data set, or raw images in the competition's layout.
 
     Raises:

@@ -1,0 +1,52 @@
+"""What the code imports is required, what is required is pinned, and the kaggle program starts."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OWN = {"src", *(path.stem for path in ROOT.glob("*.py")), *(path.stem for path in ROOT.glob("tests/*.py"))}
+
+
+def names(file: str) -> set[str]:
+    """Distribution names of a requirements file, in their normal form."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    found = (re.match(r"[A-Za-z0-9._-]+", line) for line in lines)
+    return {re.sub(r"[-_.]+", "-", match[0]).lower() for match in found if match}
+
+
+def imported() -> set[str]:
+    """Top-level packages that the kit and its tests import."""
+    packages = set()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("src/**/*.py"), *ROOT.glob("tests/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                packages |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                packages.add(node.module.split(".")[0])
+    return packages - set(sys.stdlib_module_names) - OWN
+
+
+@pytest.mark.parametrize("package", sorted(imported()))
+def test_an_imported_package_is_required(package):
+    distributions = {re.sub(r"[-_.]+", "-", name).lower() for name in packages_distributions()[package]}
+    assert distributions & names("requirements.txt"), f"{package} comes from {distributions}"
+
+
+def test_every_requirement_is_pinned():
+    assert names("requirements.txt") <= names("constraints.txt")
+
+
+def test_the_kaggle_program_starts(tmp_path):
+    """It needs six, which nothing installs for it."""
+    program = Path(sys.executable).with_name("kaggle")
+    program = program if program.exists() else shutil.which("kaggle")
+    environment = {"HOME": str(tmp_path), "PATH": str(Path(sys.executable).parent)}
+    finished = subprocess.run([program, "--version"], capture_output=True, text=True, env=environment)
+    assert finished.returncode == 0 and "Kaggle" in finished.stdout, finished.stderr
