@@ -132,6 +132,17 @@ def test_a_damaged_segmentation_does_not_lose_the_images(tmp_path):
     assert "segmentation cannot be read" in outcome["row"]["reason"]
 
 
+def test_a_segmentation_that_lies_elsewhere_is_reported_and_not_kept(tmp_path):
+    folder = write_series(tmp_path / "s", n_slices=3)
+    far_away = np.eye(4)
+    far_away[:3, 3] = 5000
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), far_away), tmp_path / "2.nii")
+    outcome, images = prepare(folder, tmp_path / "out", tmp_path / "2.nii")
+    assert len(images) == 3 and not outcome["row"]["masks"]
+    assert "lies on the slices" in outcome["row"]["reason"]
+    assert not (tmp_path / "out" / "masks" / "1" / "2").exists()
+
+
 def test_a_series_without_pixels_leaves_nothing_behind(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "1.dcm").write_bytes(b"junk")

@@ -5,6 +5,7 @@ stream: whatever the length of a series, one slice is in memory at a time (a few
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -161,8 +162,20 @@ def _write_source_masks(
     except NiftiError as error:
         return str(error)
     planes = (crop.plane(series.plane(index), job.size) for index in used)
-    masks = (volume.sample(plane, job.size, job.size) for plane in planes)
-    write_masks(mask_folder(job.output, source.patient_id, source.series_id), masks)
+    found = False
+
+    def masks() -> Iterator[np.ndarray]:
+        nonlocal found
+        for plane in planes:
+            mask = volume.sample(plane, job.size, job.size)
+            found = found or bool(mask.any())
+            yield mask
+
+    folder = mask_folder(job.output, source.patient_id, source.series_id)
+    write_masks(folder, masks())
+    if not found:  # of another patient, or with a damaged affine: no masks are better than empty ones
+        shutil.rmtree(folder)
+        return "no organ of the segmentation lies on the slices"
     return None
 
 
