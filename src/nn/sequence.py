@@ -35,8 +35,8 @@ class SlicePooling(nn.Module):
 class RecurrentHead(nn.Module):
     """Bidirectional LSTM or GRU, then pooling: (B, T, D) -> (B, 2 * hidden), slice weights (B, T).
 
-    Features are normalised first: their scale differs about tenfold between backbones at the start (a
-    standard deviation of 0.1 to 1), and one learning rate is to suit all.
+    Features are normalised first, since their scale differs between backbones and one learning rate is to
+    suit all.
     """
 
     def __init__(
