@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo phantom120 test lint clean
+.PHONY: demo phantom120 test fuzz lint clean
 
 demo: $(READY)
 	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
@@ -28,6 +28,10 @@ phantom120: $(READY)
 
 test: $(READY)
 	python -m pytest
+
+# Damaged DICOM files of every kind in every transfer syntax: about X minutes on two cores.
+fuzz: $(READY)
+	python -m pytest -m fuzz -s tests/test_prepare_damaged.py
 
 lint: $(READY)
 	ruff check .

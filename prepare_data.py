@@ -1,7 +1,16 @@
-"""Turn the competition's DICOM files into 8-bit slice stacks that training reads fast.
+"""Turn any CT that you have into the 8-bit slice stacks that training reads fast.
 
-python prepare_data.py --input data/rsna --output data/prepared/train --windows soft organ wide --size 256
-python prepare_data.py --input data/rsna --output data/prepared/test --split test --jobs 8 --preview
+The competition, from its folder or from its zip as downloaded:
+    python prepare_data.py --input data/rsna --output data/prepared --jobs 8
+    python prepare_data.py --input data/rsna-2023-abdominal-trauma-detection.zip --output data/prepared
+
+Any folder tree or zip of DICOM files, and NIfTI volumes with masks beside them:
+    python prepare_data.py --input data/hospital --output data/prepared_hospital
+    python prepare_data.py --input data/flare/imagesTr --masks data/flare/labelsTr \\
+        --mask-ids configs/masks/flare23.yaml --output data/prepared_flare
+
+On a Dask cluster whose workers see the same folders:
+    python prepare_data.py --input data/rsna --output data/prepared --cluster tcp://10.0.0.1:8786
 
 Run it again after an interruption: finished series are kept. What was left out, and why, is printed at the
 end and stands in series.csv and rejected.csv.
@@ -15,19 +24,19 @@ from joblib import cpu_count
 
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.log import progress, say
-from src.data.batch import prepare_all, summarise
+from src.core.log import say
+from src.data.batch import prepare_all
+from src.data.mask_ids import read_mask_ids
 from src.data.prepare import PrepareJob
-from src.data.preview import contact_sheet
-from src.data.rsna import choose_split, find_series
-from src.data.stack import PreparedDataset, write_png
-from src.data.windows import get_windows
+from src.data.selection import SliceSelection
+from src.data.sources import find_sources
+from src.data.windows import get_windows, parse_window
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
     input: Path
-    """folder that holds train_images or test_images, and segmentations if there are any"""
+    """the competition's folder or zip, any folder tree or zip of DICOM files, or a folder of NIfTI volumes"""
     output: Path
     """prepared data set to make or to complete"""
     windows: tuple[str, ...] = ("soft", "organ", "wide")
@@ -36,8 +45,20 @@ class PrepareOptions:
     """side of the square images in pixels; smaller is faster, larger shows finer injuries"""
     split: Literal["train", "test"] | None = None
     """which images to prepare; by default train_images where there are any, else test_images"""
+    spacing_z_mm: float | None = None
+    """keep about one slice in so many mm rather than all"""
+    count: int | None = None
+    """keep so many slices a series, evenly spread, rather than all"""
+    masks: Path | None = None
+    """folder of segmentations, .nii or .nii.gz, named as the volumes or series are"""
+    mask_ids: Path | None = None
+    """YAML table of their ids, such as configs/masks/totalsegmentator.yaml; by default the competition's"""
+    source_window: str | None = None
+    """the window that 8-bit images were made with: a name, or centre/width such as 40/350"""
     jobs: int = 0
-    """processes; 0 uses every core"""
+    """series prepared at the same time; 0 uses every core"""
+    cluster: str | None = None
+    """address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers prepare, not this machine"""
     overwrite: bool = False
     """delete the prepared data set at --output and begin anew"""
     preview: bool = False
@@ -53,23 +74,21 @@ class PrepareOptions:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(PrepareOptions, argv, prog="prepare_data.py", description=__doc__)
-    split = choose_split(options.input, options.split)
-    sources = find_series(options.input, split)
-    say(f"preparing {split}_images: {len(sources)} series")
-    job = PrepareJob(options.output, get_windows(options.windows), options.size)
-    dataset = prepare_all(sources, job, f"rsna {split}", options.jobs or cpu_count(), options.overwrite)
-    if options.preview:
-        write_previews(dataset)
-    say(f"\n{summarise(dataset)}\n\nprepared data set: {options.output}")
-
-
-def write_previews(dataset: PreparedDataset) -> None:
-    """Write preview/<patient_id>_<series_id>.png for every usable series."""
-    folder = dataset.folder / "preview"
-    folder.mkdir(exist_ok=True)
-    pairs = list(zip(dataset.series["patient_id"], dataset.series["series_id"], strict=True))
-    for patient_id, series_id in progress(pairs, desc="preview"):
-        write_png(folder / f"{patient_id}_{series_id}.png", contact_sheet(dataset, patient_id, series_id))
+    job = PrepareJob(
+        output=options.output,
+        windows=get_windows(options.windows),
+        size=options.size,
+        selection=SliceSelection(options.spacing_z_mm, options.count),
+        source_window=parse_window(options.source_window) if options.source_window else None,
+        mask_ids=read_mask_ids(options.mask_ids) if options.mask_ids else None,
+        preview=options.preview,
+    )
+    jobs = options.jobs or cpu_count()
+    found = find_sources(options.input, options.split, options.masks, jobs)
+    aside = f", and {found.other_files} files that are no images" if found.other_files else ""
+    say(f"{found.name}: {len(found.series)} series{aside}")
+    run = prepare_all(found, job, jobs, cluster=options.cluster, overwrite=options.overwrite)
+    say(f"\n{run.summary()}\n\nprepared data set: {options.output}")
 
 
 if __name__ == "__main__":

@@ -37,13 +37,19 @@ def write_slice(
     padding=None,
     dirty_bits=0,
     rle=False,
+    inverted=None,
+    **tags,
 ) -> Path:
-    """Write HU (rows, cols) so that a correct reader restores them; `dirty_bits` lie above BitsStored."""
+    """Write HU (rows, cols) so that a correct reader restores them; `dirty_bits` lie above BitsStored.
+
+    MONOCHROME1 inverts the values, if `inverted` does not say otherwise. `tags` are set last, by keyword.
+    """
     stored = np.rint((np.asarray(hu, dtype=np.float64) - intercept) / slope).astype(np.int64)
-    if photometric == "MONOCHROME1":
+    if photometric == "MONOCHROME1" if inverted is None else inverted:
         stored = (-1 if signed else (1 << bits_stored) - 1) - stored
     used = (1 << bits_stored) - 1
-    words = ((stored & used) | (dirty_bits & ~used)).astype(np.uint16)
+    depth = 8 if bits_stored <= 8 else 16
+    words = ((stored & used) | (dirty_bits & ~used)).astype(f"u{depth // 8}")
 
     dataset = pydicom.Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -59,7 +65,7 @@ def write_slice(
     dataset.Rows, dataset.Columns = words.shape
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits_stored, bits_stored - 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = depth, bits_stored, bits_stored - 1
     dataset.PixelRepresentation = int(signed)
     dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
     if padding is not None:
@@ -67,17 +73,27 @@ def write_slice(
     dataset.PixelData = words.tobytes()
     if rle:
         dataset.compress(RLELossless)
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
 
 
 def write_series(
-    folder: Path, *, n_slices=12, along_cols=(1, 0, 0), along_rows=(0, 1, 0), shift_mm=(0, 0, 0), **encoding
+    folder: Path,
+    *,
+    n_slices=12,
+    along_cols=(1, 0, 0),
+    along_rows=(0, 1, 0),
+    shift_mm=(0, 0, 0),
+    first=1,
+    add_hu=0,
+    **encoding,
 ) -> Path:
-    """Write the patient of `hu_at` on a grid centred at `shift_mm`, first file at the feet, stems 1, 2, ...
+    """Write the patient of `hu_at` on a grid centred at `shift_mm`, first file at the feet.
 
-    Column and row indices grow along the two unit vectors.
+    Column and row indices grow along the two unit vectors. Files and InstanceNumber count from `first`.
     """
     cols_axis, rows_axis = np.array(along_cols, dtype=float), np.array(along_rows, dtype=float)
     normal = np.cross(cols_axis, rows_axis)
@@ -89,11 +105,11 @@ def write_series(
         origin = centre - half * (cols_axis + rows_axis)
         points = origin + col[..., None] * cols_axis + row[..., None] * rows_axis
         write_slice(
-            folder / f"{index + 1}.dcm",
-            hu_at(points[..., 0], points[..., 1], points[..., 2]),
+            folder / f"{first + index}.dcm",
+            hu_at(points[..., 0], points[..., 1], points[..., 2]) + add_hu,
             position_mm=origin,
             orientation=(*cols_axis, *rows_axis),
-            instance_number=index + 1,
+            instance_number=first + index,
             **encoding,
         )
     return folder

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from dying_readers import DieOn
 
 import infer
 import prepare_data
@@ -115,19 +116,13 @@ def test_flips_and_a_second_run_change_the_prediction(tiny, run, tmp_path):
     assert not plain.equals(flipped) and not plain.equals(one_fold)
 
 
-def test_a_series_that_breaks_the_reader_in_whatever_way_is_skipped(tiny, run, tmp_path, monkeypatch):
+def test_a_series_that_kills_every_reader_is_skipped(tiny, run, tmp_path, monkeypatch):
     broken = sorted((tiny.raw / "test_images").glob("*/*"))[0]
-    read_stack = sources.load_stack
-
-    def fail_on_one(folder: Path, *rest: object, **more: object):
-        if folder == broken:
-            raise RuntimeError("out of luck")
-        return read_stack(folder, *rest, **more)
-
-    monkeypatch.setattr(sources, "load_stack", fail_on_one)
+    monkeypatch.setattr(sources, "load_stack", DieOn(broken.name))
     submit(tiny.raw, run, tiny.sample, tmp_path)
     report = read(tmp_path / "report.csv").set_index("series_id")
-    assert report.loc[broken.name, "reason"] == "RuntimeError: out of luck"
+    assert report.loc[broken.name, "reason"] == "every decoder crashes on it"
+    assert (report.status == "skipped").sum() == 1
 
 
 def test_a_sample_of_other_patients_is_refused(tiny, run, tmp_path):

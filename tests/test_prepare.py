@@ -5,19 +5,32 @@ import numpy as np
 import pytest
 from dicom_files import PIXEL_MM, SIDE, hu_at, write_series, write_slice
 
+from src.data import prepare as preparation
 from src.data.crop import Crop, body_crop
-from src.data.prepare import PrepareJob, load_stack, prepare_series
-from src.data.rsna import SeriesSource
-from src.data.series import Plane, SeriesError, scan_series
+from src.data.dicom_series import scan_series
+from src.data.geometry import Plane
+from src.data.prepare import PrepareJob, prepare_series
+from src.data.series import SeriesError
+from src.data.sources import SeriesSource
 from src.data.stack import image_folder, mask_folder, read_png
+from src.data.storage import LocalFile, LocalFolder
 from src.data.windows import WINDOWS, get_windows
 
 NAMES = ("soft", "organ", "wide")
 FLIPPED = {"along_cols": (0, -1, 0), "along_rows": (-1, 0, 0)}
 
 
+def source_of(folder, segmentation=None):
+    labels = LocalFile(segmentation) if segmentation else None
+    return SeriesSource("1", "2", LocalFolder(folder, ".dcm"), labels)
+
+
+def load_stack(folder, windows, size, count=None):
+    return preparation.load_stack(source_of(folder), get_windows(windows), size, count)
+
+
 def prepare(folder, output, segmentation=None, size=48):
-    source = SeriesSource("1", "2", folder, segmentation)
+    source = source_of(folder, segmentation)
     outcome = prepare_series(source, PrepareJob(output, get_windows(NAMES), size))
     images = sorted(image_folder(output, "1", "2").glob("*.png"))
     return outcome, np.stack([read_png(path) for path in images])
@@ -157,5 +170,9 @@ def test_a_partly_black_slice_passes(tmp_path):
     hu = np.full((SIDE, SIDE), -1000)
     hu[20:40, 20:44] = 40
     hu[:, :30] = -1024
-    write_slice(folder / "5.dcm", hu, position_mm=scan_series(folder).plane(0).origin + np.array([0, 0, 5]))
+    write_slice(
+        folder / "5.dcm",
+        hu,
+        position_mm=scan_series(LocalFolder(folder).list()).plane(0).origin + np.array([0, 0, 5]),
+    )
     assert len(load_stack(folder, NAMES, 48)[0]) == 5

@@ -1,11 +1,13 @@
 """What is written as PNG is read back, channel for channel, by us and by others."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from src.core.errors import UserError
 from src.data.stack import PreparedDataset, even_indices, read_png, whole_folder, write_png
+from src.data.windows import apply_windows, get_windows
 
 
 def test_channel_k_is_window_k_for_any_rgb_reader(tmp_path):
@@ -23,6 +25,18 @@ def test_one_window_is_grey_and_two_leave_blue_empty(tmp_path):
     np.testing.assert_array_equal(read_png(tmp_path / "grey.png"), image[..., 0])
     np.testing.assert_array_equal(read_png(tmp_path / "two.png")[..., :2], image)
     assert not read_png(tmp_path / "two.png")[..., 2].any()
+
+
+def test_three_windows_of_a_slice_cost_little_more_than_twice_one(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 1, (256, 256))
+    hu = (60 + 13 * cv2.GaussianBlur(noise, (0, 0), 1.0) / 0.28).astype(np.int16)
+    row, col = np.ogrid[-128:128, -128:128]
+    hu[row**2 + col**2 > 120**2] = -1000  # air around a round body
+    sizes = []
+    for names in (("soft",), ("soft", "organ", "wide")):
+        write_png(tmp_path / "a.png", apply_windows(hu, get_windows(names)))
+        sizes.append((tmp_path / "a.png").stat().st_size)
+    assert sizes[1] < 2.4 * sizes[0]
 
 
 def test_even_indices_are_the_middles_of_equal_bins():

@@ -1,10 +1,14 @@
 """Grey levels follow the formula exactly, by table or not, and window names are checked."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
 from src.core.errors import UserError
 from src.data.windows import WINDOWS, apply_windows, get_windows
+
+ORDERS = [names for count in (1, 2, 3) for names in permutations(WINDOWS, count)]
 
 
 def test_grey_levels_of_every_int16_equal_the_formula():
@@ -17,6 +21,24 @@ def test_grey_levels_of_every_int16_equal_the_formula():
         c, w = window.centre_hu, window.width_hu
         expected = [round(255 * min(max((int(v) - c + w / 2) / w, 0), 1)) for v in hu.ravel()]
         np.testing.assert_array_equal(grey[..., channel].ravel(), expected)
+
+
+@pytest.mark.parametrize("names", ORDERS, ids="-".join)
+def test_channel_k_is_window_k_for_one_to_three_windows_in_any_order(names):
+    hu = np.arange(-1100, 1300).astype(np.int16).reshape(40, 60)
+    windows = get_windows(names)
+    grey = apply_windows(hu, windows)
+    assert grey.shape == (40, 60, len(names))
+    assert grey.flags.c_contiguous
+    for channel, window in enumerate(windows):
+        np.testing.assert_array_equal(grey[..., channel], window.grey(hu))
+
+
+def test_a_turned_image_gives_the_turned_greys():
+    hu = np.arange(-1100, 1300).astype(np.int16).reshape(40, 60)
+    windows = get_windows(("wide", "soft", "organ"))
+    grey = apply_windows(hu, windows)
+    np.testing.assert_array_equal(apply_windows(hu.T[::-1, ::2], windows), grey.swapaxes(0, 1)[::-1, ::2])
 
 
 def test_fractions_of_hu_go_through_the_same_formula():

@@ -2,75 +2,148 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, replace
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pandas as pd
-from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib import delayed
 
 from src.core.errors import UserError
 from src.core.files import write_json, write_table
-from src.core.log import format_table, progress, warn
-from src.data.dicom import SAFE_READERS
-from src.data.prepare import PrepareJob, prepare_series
-from src.data.rsna import SeriesSource
+from src.core.log import format_table, progress
+from src.data.attempts import with_caution
+from src.data.cluster import workers
+from src.data.prepare import Caution, PrepareJob, finished, prepare_series, preview_path
 from src.data.series import SeriesError
-from src.data.stack import VERSION, PreparedDataset, image_folder, partial_folder, read_description
+from src.data.series_source import FoundSources, SeriesSource
+from src.data.stack import VERSION, PreparedDataset, image_folder, read_description
 
 _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview", "dataset.json")
 """In the order of deletion: a set that is half deleted says so by having no series.csv."""
 _REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")
 
 
+@dataclass(frozen=True)
+class PreparedRun:
+    """What a run has made."""
+
+    dataset: PreparedDataset
+    kept: int
+    """Series that an earlier run had finished."""
+    stored_bytes: int
+    """Images and masks of all series."""
+    seconds: float
+
+    def summary(self) -> str:
+        """Tables for the end: series and slices prepared, and what was left out, by reason."""
+        every, usable = self.dataset.all_series, self.dataset.series
+        totals = {
+            "series": len(usable),
+            "of an earlier run": self.kept,
+            "skipped": len(every) - len(usable),
+            "slices": usable["slices"].sum(),
+            "with masks": int(usable["masks"].astype(bool).sum()),
+            "MB": round(self.stored_bytes / 1e6, 1),
+            "seconds": round(self.seconds, 1),
+        }
+        parts = [format_table([totals], digits=1)]
+        skipped = every.loc[every["status"] == "skipped", "reason"].value_counts()
+        if len(skipped):
+            parts.append(format_table([{"series": n, "skipped because": why} for why, n in skipped.items()]))
+        rejected = pd.read_csv(self.dataset.folder / "rejected.csv")["reason"].value_counts()
+        if len(rejected):
+            parts.append(format_table([{"files": n, "left out because": why} for why, n in rejected.items()]))
+        return "\n\n".join(parts)
+
+
 def prepare_all(
-    sources: list[SeriesSource], job: PrepareJob, source_name: str, jobs: int, overwrite: bool
-) -> PreparedDataset:
+    found: FoundSources,
+    job: PrepareJob,
+    jobs: int = 1,
+    *,
+    cluster: str | None = None,
+    overwrite: bool = False,
+) -> PreparedRun:
     """Prepare every series into `job.output`, skipping those that an earlier run finished.
 
     A series that cannot be prepared is recorded in series.csv with its reason, and the run goes on.
 
     Args:
-        source_name: what the series are, for dataset.json.
-        jobs: processes.
+        jobs: series at the same time, each in a process of its own.
+        cluster: address of a Dask scheduler whose workers prepare instead.
         overwrite: delete the prepared data set that is there first.
 
     Raises:
         UserError: the output holds something else, was made with other options, or cannot be written.
     """
+    start, kept = time.monotonic(), 0
     try:
-        _claim_output(job, source_name, overwrite)
+        _claim_output(job, found.name, overwrite)
+        remove_leftovers(job.output)
+        pending, there = [], []
+        for source in found.series:
+            outcome = finished(source, job.output)
+            kept += outcome is not None
+            if outcome is None or (job.preview and not preview_path(source, job.output).exists()):
+                pending.append(source)
+            else:
+                there.append(outcome)
+        with workers(jobs, cluster) as parallel:
+            results = parallel(delayed(prepare_or_skip)(source, job) for source in pending)
+            new = list(progress(results, total=len(pending), desc="prepare"))
+        remove_leftovers(job.output)  # of cluster workers that were lost on the way
         outcomes = sorted(
-            [
-                *progress(_run(sources, job, jobs), total=len(sources), desc="prepare"),
-                *_earlier(sources, job),
-            ],
+            chain(there, new, _earlier(found.series, job)),
             key=lambda outcome: (outcome["row"]["patient_id"], outcome["row"]["series_id"]),
         )
-        _write_tables(job.output, outcomes)
+        _write_tables(job.output, outcomes, found)
     except OSError as error:
         raise UserError(f"cannot write {job.output}: {error.strerror or error}") from error
-    return PreparedDataset.open(job.output)
+    return PreparedRun(
+        PreparedDataset.open(job.output),
+        kept=kept,
+        stored_bytes=sum(outcome.get("stored_bytes", 0) for outcome in outcomes),
+        seconds=time.monotonic() - start,
+    )
 
 
-def summarise(dataset: PreparedDataset) -> str:
-    """Tables for the end of a run: series and slices prepared, and what was left out, by reason."""
-    every, usable = dataset.all_series, dataset.series
-    counts = {"series": len(usable), "skipped": len(every) - len(usable), "slices": usable["slices"].sum()}
-    parts = [format_table([{**counts, "with masks": int(usable["masks"].astype(bool).sum())}])]
-    skipped = every.loc[every["status"] == "skipped", "reason"].value_counts()
-    if len(skipped):
-        parts.append(format_table([{"series": n, "skipped because": why} for why, n in skipped.items()]))
-    rejected = pd.read_csv(dataset.folder / "rejected.csv")["reason"].value_counts()
-    if len(rejected):
-        parts.append(format_table([{"files": n, "left out because": why} for why, n in rejected.items()]))
-    return "\n\n".join(parts)
+def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
+    """Prepare a series in a child process; what came of it, whatever happens.
+
+    Raises:
+        OSError: the output cannot be written, nor could that of the next series.
+    """
+    try:
+        return with_caution(_prepare_in_child, source, job, silence_limit_s=job.silence_limit_s)
+    except SeriesError as error:
+        return _skipped(source, str(error))
+    except OSError as error:
+        if error.filename is None or Path(error.filename).is_relative_to(job.output):
+            raise
+        return _skipped(source, f"{Path(error.filename).name}: {error.strerror}")
+    # One series in thousands must not end the run: whatever it is, the tables tell it.
+    except Exception as error:
+        return _skipped(source, f"unexpected {type(error).__name__}: {error}")
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what killed runs and lost workers began and did not finish."""
+    for pattern in ("images/*/.*.partial", "masks/*/.*.partial"):
+        for folder in output.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+    for pattern in (".dataset-*.json", ".series-*.csv", ".rejected-*.csv", "preview/.*.png"):
+        for path in output.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _prepare_in_child(source: SeriesSource, job: PrepareJob, caution: Caution) -> dict[str, Any]:
+    cv2.setNumThreads(1)  # the children share the cores already
+    return prepare_series(source, job, caution)
 
 
 def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
@@ -80,7 +153,7 @@ def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
         "source": source_name,
         "windows": [asdict(window) for window in job.windows],
         "size": job.size,
-        "slices": "all",
+        "slices": job.selection.describe(),
     }
     if (job.output / "dataset.json").is_file():
         if overwrite:
@@ -99,58 +172,12 @@ def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
     write_json(description, job.output / "dataset.json")
 
 
-def _run(sources: list[SeriesSource], job: PrepareJob, jobs: int) -> Iterator[dict[str, Any]]:
-    """Outcomes in the order in which series finish.
-
-    A decoder can crash its process on a malformed file, and joblib then loses all workers. The series being
-    prepared show by their partial folders: they are repeated one by one with pydicom alone, each in a
-    process of its own, and the rest goes on in parallel.
-    """
-    pending = {(source.patient_id, source.series_id): source for source in sources}
-    while pending:
-        work = Parallel(n_jobs=jobs, return_as="generator_unordered")
-        try:
-            for outcome in work(delayed(_prepare_or_skip)(source, job) for source in list(pending.values())):
-                del pending[outcome["row"]["patient_id"], outcome["row"]["series_id"]]
-                yield outcome
-        except TerminatedWorkerError:
-            interrupted = [key for key in pending if partial_folder(image_folder(job.output, *key)).exists()]
-            for key in interrupted or list(pending)[:1]:
-                yield _prepare_in_own_process(pending.pop(key), replace(job, readers=SAFE_READERS))
-
-
 def _earlier(sources: list[SeriesSource], job: PrepareJob) -> Iterator[dict[str, Any]]:
     """Finished series of earlier runs that are not among the sources: they stay in the tables."""
     current = {image_folder(job.output, source.patient_id, source.series_id) for source in sources}
     for path in sorted((job.output / "images").glob("*/*/series.json")):
-        if path.parent not in current and not path.parent.name.startswith("."):
+        if path.parent not in current:
             yield json.loads(path.read_text(encoding="utf-8"))
-
-
-def _prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
-    cv2.setNumThreads(1)  # the processes share the cores already
-    try:
-        return prepare_series(source, job)
-    except SeriesError as error:
-        return _skipped(source, str(error))
-    except OSError as error:
-        if error.filename is None or not Path(error.filename).is_relative_to(source.folder):
-            raise  # the output cannot be written, nor could the next series
-        return _skipped(source, f"{Path(error.filename).name}: {error.strerror}")
-    # One series in thousands must not end the run: whatever it is, the tables tell it.
-    except Exception as error:
-        return _skipped(source, f"unexpected {type(error).__name__}: {error}")
-
-
-def _prepare_in_own_process(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
-    warn(
-        f"series {source.series_id} of patient {source.patient_id}: a decoder crashed, once more with pydicom"
-    )
-    try:
-        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_prepare_or_skip, source, job).result()
-    except BrokenProcessPool:
-        return _skipped(source, "the decoder crashes on it")
 
 
 def _skipped(source: SeriesSource, reason: str) -> dict[str, Any]:
@@ -163,7 +190,7 @@ def _skipped(source: SeriesSource, reason: str) -> dict[str, Any]:
     return {"row": row, "rejected": []}
 
 
-def _write_tables(output: Path, outcomes: list[dict[str, Any]]) -> None:
+def _write_tables(output: Path, outcomes: list[dict[str, Any]], found: FoundSources) -> None:
     rows = pd.DataFrame([outcome["row"] for outcome in outcomes])
     if (rows["status"] == "skipped").all():
         first = rows.iloc[0]
@@ -171,7 +198,10 @@ def _write_tables(output: Path, outcomes: list[dict[str, Any]]) -> None:
             f"none of {len(rows)} series can be prepared; patient {first['patient_id']}, "
             f"series {first['series_id']}: {first['reason']}"
         )
-    write_table(pd.DataFrame(_with_rejected(outcomes), columns=_REJECTED_COLUMNS), output / "rejected.csv")
+    rejected = pd.DataFrame(
+        [*_with_rejected(outcomes), *map(asdict, found.left_out)], columns=_REJECTED_COLUMNS
+    )
+    write_table(rejected.sort_values(list(_REJECTED_COLUMNS), kind="stable"), output / "rejected.csv")
     counts = [column for column in rows if column.startswith(("crop_", "source_")) or column == "slices"]
     columns = [column for column in rows if column not in ("status", "reason")]
     table = rows[[*columns, "status", "reason"]].astype(dict.fromkeys(counts, "Int64"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from src.data.series import Plane
+from src.data.geometry import Plane
 from src.data.windows import AIR_HU
 
 _BODY_HU = -300  # above lung, blankets and the foam of the table; below fat
@@ -33,10 +33,15 @@ class Crop:
         rows, cols = hu.shape
         top, bottom = max(self.top, 0), min(self.top + self.height, rows)
         left, right = max(self.left, 0), min(self.left + self.width, cols)
-        cut = np.full((self.height, self.width), AIR_HU, dtype=hu.dtype)
-        cut[top - self.top : bottom - self.top, left - self.left : right - self.left] = hu[
-            top:bottom, left:right
-        ]
+        cut = hu[top:bottom, left:right]
+        outside = (
+            top - self.top,
+            self.top + self.height - bottom,
+            left - self.left,
+            self.left + self.width - right,
+        )
+        if any(outside):
+            cut = cv2.copyMakeBorder(cut, *outside, borderType=cv2.BORDER_CONSTANT, value=AIR_HU)
         shrinks = self.width >= size and self.height >= size
         return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -49,13 +54,21 @@ class Crop:
         return Plane(origin, source.row_step * row_scale, source.col_step * col_scale)
 
 
-def body_crop(slices: Iterable[np.ndarray], pixel_mm: tuple[float, float], shape: tuple[int, int]) -> Crop:
+def body_crop(
+    slices: Iterable[np.ndarray],
+    pixel_mm: tuple[float, float],
+    shape: tuple[int, int],
+    lowest_hu: float = AIR_HU,
+) -> Crop:
     """The smallest square with a margin of 6 mm that holds the body in all of `slices` (rows, cols; HU).
 
-    `pixel_mm` is the distance of rows and of columns, `shape` the size of a slice, taken whole
-    where no slice shows a body.
+    Args:
+        pixel_mm: distance of rows and of columns.
+        shape: of a slice, which is taken whole where none shows a body.
+        lowest_hu: below which the slices tell nothing apart, as those made of a window.
     """
-    boxes = [box for box in (_body_box(hu, pixel_mm) for hu in slices) if box is not None]
+    threshold_hu = max(_BODY_HU, lowest_hu)
+    boxes = [box for box in (_body_box(hu, pixel_mm, threshold_hu) for hu in slices) if box is not None]
     row_mm, col_mm = pixel_mm
     if boxes:
         left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
@@ -70,13 +83,15 @@ def body_crop(slices: Iterable[np.ndarray], pixel_mm: tuple[float, float], shape
     )
 
 
-def _body_box(hu: np.ndarray, pixel_mm: tuple[float, float]) -> tuple[int, int, int, int] | None:
+def _body_box(
+    hu: np.ndarray, pixel_mm: tuple[float, float], threshold_hu: float
+) -> tuple[int, int, int, int] | None:
     """Left, top, right, bottom (exclusive) of the largest connected part denser than lung, or None.
 
     The opening cuts the thin bridges between the patient and the table's shell.
     """
     row_step, col_step = (max(1, round(_COARSE_MM / mm)) for mm in pixel_mm)
-    dense = (hu[::row_step, ::col_step] > _BODY_HU).astype(np.uint8)
+    dense = (hu[::row_step, ::col_step] > threshold_hu).astype(np.uint8)
     opened = cv2.morphologyEx(dense, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
     _, _, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
     parts = stats[1:]  # the first is the background

@@ -1,12 +1,13 @@
-"""One series, from DICOM files to grey slices: written to disk, or kept in memory for inference.
+"""One series, from its files to grey slices: written to disk, or kept in memory for inference.
 
 Both ways go through the same crop and windows, so a model sees at inference what it saw in training. Slices
-stream: whatever the length of a series, one slice is in memory at a time (a few small boxes during the crop).
+stream: whatever the length of a series, one slice is in memory at a time, and a few during the crop.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from src.core.files import write_json, write_table
+from src.core.files import atomic_path, write_json, write_table
 from src.data.crop import Crop, body_crop
-from src.data.dicom import FAST_READERS, DicomError, Reader, read_hu
+from src.data.dicom import FAST_READERS, SAFE_READERS
+from src.data.dicom_series import scan_series
+from src.data.isolation import SILENCE_LIMIT_S, report_step
 from src.data.nifti import LabelVolume, NiftiError
-from src.data.rsna import SeriesSource
-from src.data.series import Rejected, Series, SeriesError, scan_series
+from src.data.nifti_series import open_nifti
+from src.data.preview import contact_sheet
+from src.data.selection import ALL_SLICES, SliceSelection
+from src.data.series import CtSeries, Rejected, SeriesError, SliceError, spacing_z_mm
+from src.data.series_source import SeriesSource
 from src.data.stack import (
     even_indices,
     image_folder,
@@ -29,9 +35,12 @@ from src.data.stack import (
     write_masks,
     write_png,
 )
-from src.data.windows import Window, apply_windows, get_windows
+from src.data.storage import StoredFile, UnreadableFile
+from src.data.windows import AIR_HU, Window, apply_windows
 
-_CROP_SLICES = 64  # enough to find the body, and decoded twice at no more than this cost
+_CROP_SLICES = 64  # enough to find the body
+_KEPT_BYTES = 64 << 20  # of slices decoded for the crop, so that most need not be decoded again
+_GAP = 1.5  # neighbouring slices further apart than this times the median have one missing between them
 
 
 @dataclass(frozen=True)
@@ -41,17 +50,110 @@ class PrepareJob:
     output: Path
     windows: tuple[Window, ...]
     size: int
-    readers: tuple[Reader, ...] = FAST_READERS
+    selection: SliceSelection = ALL_SLICES
+    source_window: Window | None = None
+    """The window that 8-bit sources were made with."""
+    mask_ids: Mapping[int, int] | None = None
+    """Label of each id of a segmentation; None where they are the kit's own."""
+    preview: bool = False
+    silence_limit_s: float = SILENCE_LIMIT_S
+    """How long a decoder may be busy with one slice before it is stopped."""
+
+
+@dataclass(frozen=True)
+class Caution:
+    """What earlier attempts at a series have taught: how to read it without a crash."""
+
+    pydicom_only: bool = False
+    left_out: tuple[Rejected, ...] = ()
+    """Files that crash every reader, or keep it busy forever."""
+
+
+NO_CAUTION = Caution()
+
+
+@contextmanager
+def open_series(
+    source: SeriesSource, source_window: Window | None = None, caution: Caution = NO_CAUTION
+) -> Iterator[CtSeries]:
+    """Open the series of a source, without decoding a pixel.
+
+    Raises:
+        SeriesError: no usable file, or not axial.
+    """
+    try:
+        files = source.files.list()
+    except UnreadableFile as error:
+        raise SeriesError(str(error)) from error
+    if source.kind == "nifti":
+        with open_nifti(files[0], source_window) as series:
+            yield series
+        return
+    readers = SAFE_READERS if caution.pydicom_only else FAST_READERS
+    left_out = {item.source for item in caution.left_out}
+    yield scan_series(_announced(files), readers, source_window, left_out)
+
+
+def _announced(files: Sequence[StoredFile]) -> Iterator[StoredFile]:
+    for file in files:
+        report_step(file.name)
+        yield file
+
+
+class GreySlices:
+    """Grey slices of an open series: cut to the body, resized, windowed."""
+
+    def __init__(self, series: CtSeries, windows: tuple[Window, ...], size: int):
+        """Find the body.
+
+        Raises:
+            SeriesError: an 8-bit source does not hold what a window shows.
+        """
+        for window in windows:
+            if series.source_window is not None and not series.source_window.contains(window):
+                raise SeriesError(
+                    f"window {window.name} shows HU outside of the window {series.source_window.name} "
+                    "that the 8-bit source was made with"
+                )
+        self._series, self._windows, self._size = series, windows, size
+        self._decoded: dict[int, np.ndarray] = {}
+        lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
+        self.crop = body_crop(self._crop_slices(), series.pixel_mm, series.shape, lowest_hu)
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (size, size, C). Raises `SliceError`."""
+        hu = self._decoded.pop(index, None)
+        return apply_windows(
+            self.crop.resize(self._read(index) if hu is None else hu, self._size), self._windows
+        )
+
+    def _crop_slices(self) -> Iterator[np.ndarray]:
+        n_slices, kept_bytes = len(self._series.z_mm), 0
+        for index in even_indices(n_slices, min(n_slices, _CROP_SLICES)):
+            try:
+                hu = self._read(int(index))
+            except SliceError:
+                continue
+            kept_bytes += hu.nbytes
+            if kept_bytes <= _KEPT_BYTES:
+                self._decoded[int(index)] = hu
+            yield hu
+
+    def _read(self, index: int) -> np.ndarray:
+        report_step(self._series.source(index))
+        return self._series.read(index)
 
 
 def load_stack(
-    folder: Path, windows: Sequence[str], size: int, count: int | None = None
+    source: SeriesSource,
+    windows: tuple[Window, ...],
+    size: int,
+    count: int | None = None,
+    caution: Caution = NO_CAUTION,
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """Prepare a folder of DICOM files in memory, decoding only the slices that are asked for.
+    """Prepare a series in memory, decoding only the slices that are asked for.
 
     Args:
-        folder: one series, `*.dcm`.
-        windows: names of `src.data.windows.WINDOWS`.
         size: of the square output, in pixels.
         count: evenly spaced slices to take (see `even_indices`), all if None.
 
@@ -63,86 +165,137 @@ def load_stack(
     Raises:
         SeriesError: no usable file, not axial, or no slice that can be decoded.
     """
-    series = scan_series(Path(folder))
-    crop = find_crop(series)
-    wanted = np.arange(len(series)) if count is None else even_indices(len(series), count)
-    chosen_windows = get_windows(tuple(windows))
-    decoded: dict[int, np.ndarray | None] = {}
+    with open_series(source, caution=caution) as series:
+        slices = GreySlices(series, windows, size)
+        n_slices = len(series.z_mm)
+        wanted = np.arange(n_slices) if count is None else even_indices(n_slices, count)
+        decoded: dict[int, np.ndarray | None] = {}
 
-    def decode(index: int) -> np.ndarray | None:
-        if index not in decoded:
-            try:
-                decoded[index] = _grey_slice(series, index, crop, chosen_windows, size, FAST_READERS)
-            except DicomError:
-                decoded[index] = None
-        return decoded[index]
+        def decode(index: int) -> np.ndarray | None:
+            if index not in decoded:
+                try:
+                    decoded[index] = slices.read(index)
+                except SliceError:
+                    decoded[index] = None
+            return decoded[index]
 
-    used = [_nearest_decodable(int(index), len(series), decode) for index in wanted]
-    images = np.stack([decoded[index] for index in used])
-    return images, _slice_table(series, used).assign(index=used)
-
-
-def find_crop(series: Series, readers: tuple[Reader, ...] = FAST_READERS) -> Crop:
-    """The body's square from at most 64 evenly spaced slices that can be decoded."""
-
-    def slices() -> Iterator[np.ndarray]:
-        for index in even_indices(len(series), min(len(series), _CROP_SLICES)):
-            try:
-                yield series.orient(read_hu(series.headers[index], readers))
-            except DicomError:
-                continue
-
-    return body_crop(slices(), series.pixel_mm, series.shape)
+        used = [_nearest_decodable(int(index), n_slices, decode) for index in wanted]
+        return np.stack([decoded[index] for index in used]), _slice_table(series, used).assign(index=used)
 
 
-def prepare_series(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
+def prepare_series(source: SeriesSource, job: PrepareJob, caution: Caution = NO_CAUTION) -> dict[str, Any]:
     """Write the images, tables and masks of one series; a series that is there already is left as it is.
 
     Returns:
-        {"row": the series' row of series.csv, "rejected": rows of rejected.csv}.
+        What series.json holds: {"row": the series' row of series.csv, "rejected": rows of rejected.csv, ...}.
 
     Raises:
         SeriesError: the series cannot be prepared; nothing of it is left behind.
     """
     folder = image_folder(job.output, source.patient_id, source.series_id)
-    if not folder.is_dir():
-        with whole_folder(folder) as partial:
-            series = scan_series(source.folder, job.readers)
-            crop = find_crop(series, job.readers)
-            used, unreadable = _write_slices(partial, series, crop, job)
-            write_table(_slice_table(series, used), partial / "slices.csv")
-            masks_problem = _write_source_masks(source, series, used, crop, job)
-            rejected = sorted([*series.rejected, *unreadable], key=lambda item: item.source)
-            notes = [f"files left out: {len(rejected)}"] if rejected else []
-            row = {
-                "patient_id": source.patient_id,
-                "series_id": source.series_id,
-                "slices": len(used),
-                "spacing_z_mm": round(series.spacing_z_mm, 4),
-                "pixel_mm": round(crop.width * series.pixel_mm[1] / job.size, 6),
-                **{f"crop_{key}": value for key, value in asdict(crop).items()},
-                "source_rows": series.shape[0],
-                "source_cols": series.shape[1],
-                "orientation": series.orientation,
-                "masks": source.segmentation is not None and masks_problem is None,
-                "status": "ok",
-                "reason": "; ".join(notes + ([masks_problem] if masks_problem else [])),
-            }
-            write_json({"row": row, "rejected": [asdict(item) for item in rejected]}, partial / "series.json")
+    if finished(source, job.output) is None:
+        _prepare_folder(folder, source, job, caution)
+    if job.preview:
+        _write_preview(source, job)
     return json.loads((folder / "series.json").read_text(encoding="utf-8"))
 
 
+def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution: Caution) -> None:
+    with whole_folder(folder) as partial, open_series(source, job.source_window, caution) as series:
+        slices = GreySlices(series, job.windows, job.size)
+        used, unreadable = _write_slices(partial, series, slices, job)
+        write_table(_slice_table(series, used), partial / "slices.csv")
+        masks_at = mask_folder(job.output, source.patient_id, source.series_id)
+        shutil.rmtree(masks_at, ignore_errors=True)
+        masks_problem = _write_source_masks(masks_at, source, series, used, slices.crop, job)
+        rejected = sorted([*series.rejected, *caution.left_out, *unreadable], key=lambda item: item.source)
+        gaps_mm = -np.diff(series.z_mm)
+        wide_gaps = int((gaps_mm > _GAP * np.median(gaps_mm)).sum()) if len(gaps_mm) else 0
+        notes = {
+            "a decoder crashed or hung: read with pydicom": caution.pydicom_only,
+            f"files left out: {len(rejected)}": rejected,
+            f"gaps of missing slices: {wide_gaps}": wide_gaps,
+            masks_problem: masks_problem,
+        }
+        row = {
+            "patient_id": source.patient_id,
+            "series_id": source.series_id,
+            "slices": len(used),
+            "spacing_z_mm": round(spacing_z_mm(series), 4),
+            "pixel_mm": round(slices.crop.width * series.pixel_mm[1] / job.size, 6),
+            **{f"crop_{key}": value for key, value in asdict(slices.crop).items()},
+            "source_rows": series.shape[0],
+            "source_cols": series.shape[1],
+            "orientation": series.orientation,
+            "masks": source.segmentation is not None and masks_problem is None,
+            "status": "ok",
+            "reason": "; ".join(note for note, applies in notes.items() if applies),
+        }
+        outcome = {
+            "row": row,
+            "rejected": [asdict(item) for item in rejected],
+            "stored_bytes": _stored_bytes(partial) + _stored_bytes(masks_at),
+            **_fingerprint(source),
+        }
+        write_json(outcome, partial / "series.json")
+
+
+def _stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.png"))
+
+
+def preview_path(source: SeriesSource, output: Path) -> Path:
+    """Where the contact sheet of a series is."""
+    return output / "preview" / f"{source.patient_id}_{source.series_id}.png"
+
+
+def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
+    """A contact sheet at preview/<patient_id>_<series_id>.png, unless it is newer than the series."""
+    path = preview_path(source, job.output)
+    series = image_folder(job.output, source.patient_id, source.series_id) / "series.json"
+    if path.exists() and path.stat().st_mtime_ns >= series.stat().st_mtime_ns:
+        return
+    names = [window.name for window in job.windows]
+    with atomic_path(path) as temporary:
+        write_png(temporary, contact_sheet(job.output, source.patient_id, source.series_id, names, job.size))
+
+
+def finished(source: SeriesSource, output: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote of a series, or None where it must be prepared.
+
+    A folder that exists is whole, so the check is cheap: a series is prepared again only where its number of
+    files, or its segmentation, is another than it was.
+    """
+    try:
+        path = image_folder(output, source.patient_id, source.series_id) / "series.json"
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    try:
+        fingerprint = _fingerprint(source)
+    except UnreadableFile:
+        return outcome
+    return outcome if all(outcome.get(key) == value for key, value in fingerprint.items()) else None
+
+
+def _fingerprint(source: SeriesSource) -> dict[str, Any]:
+    return {
+        "files": len(source.files.list()),
+        "segmentation": source.segmentation.name if source.segmentation else None,
+    }
+
+
 def _write_slices(
-    folder: Path, series: Series, crop: Crop, job: PrepareJob
+    folder: Path, series: CtSeries, slices: GreySlices, job: PrepareJob
 ) -> tuple[list[int], list[Rejected]]:
-    """Write every slice that can be decoded, numbered without gaps; its indices, and files that failed."""
+    """Write every selected slice that can be decoded, numbered without gaps; its indices, and what failed."""
     used: list[int] = []
     unreadable: list[Rejected] = []
-    for index, header in enumerate(series.headers):
+    for index in map(int, job.selection.choose(series.z_mm)):
         try:
-            image = _grey_slice(series, index, crop, job.windows, job.size, job.readers)
-        except DicomError as error:
-            unreadable.append(Rejected(header.path.name, str(error)))
+            image = slices.read(index)
+        except SliceError as error:
+            unreadable.append(Rejected(series.source(index), str(error)))
             continue
         write_png(folder / slice_name(len(used)), image)
         used.append(index)
@@ -152,44 +305,30 @@ def _write_slices(
 
 
 def _write_source_masks(
-    source: SeriesSource, series: Series, used: list[int], crop: Crop, job: PrepareJob
+    folder: Path, source: SeriesSource, series: CtSeries, used: Sequence[int], crop: Crop, job: PrepareJob
 ) -> str | None:
     """Write the segmentation on the grid of the images; what is wrong with it, if anything."""
     if source.segmentation is None:
         return None
-    try:
-        volume = LabelVolume(source.segmentation)
-    except NiftiError as error:
-        return str(error)
-    planes = (crop.plane(series.plane(index), job.size) for index in used)
     found = False
 
-    def masks() -> Iterator[np.ndarray]:
+    def masks(volume: LabelVolume) -> Iterator[np.ndarray]:
         nonlocal found
-        for plane in planes:
-            mask = volume.sample(plane, job.size, job.size)
+        for index in used:
+            report_step(f"mask of {series.source(index)}")
+            mask = volume.sample(crop.plane(series.plane(index), job.size), job.size, job.size)
             found = found or bool(mask.any())
             yield mask
 
-    folder = mask_folder(job.output, source.patient_id, source.series_id)
-    write_masks(folder, masks())
+    try:
+        with LabelVolume.open(source.segmentation, job.mask_ids) as volume:
+            write_masks(folder, masks(volume))
+    except NiftiError as error:
+        return str(error)
     if not found:  # of another patient, or with a damaged affine: no masks are better than empty ones
         shutil.rmtree(folder)
         return "no organ of the segmentation lies on the slices"
     return None
-
-
-def _grey_slice(
-    series: Series,
-    index: int,
-    crop: Crop,
-    windows: tuple[Window, ...],
-    size: int,
-    readers: tuple[Reader, ...],
-) -> np.ndarray:
-    """uint8 (size, size, C)."""
-    hu = series.orient(read_hu(series.headers[index], readers))
-    return apply_windows(crop.resize(hu, size), windows)
 
 
 def _nearest_decodable(index: int, n_slices: int, decode: Any) -> int:
@@ -200,13 +339,12 @@ def _nearest_decodable(index: int, n_slices: int, decode: Any) -> int:
     raise SeriesError("no slice can be decoded")
 
 
-def _slice_table(series: Series, used: list[int]) -> pd.DataFrame:
-    headers = [series.headers[index] for index in used]
+def _slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "index": range(len(used)),
-            "instance_number": [header.instance_number for header in headers],
+            "instance_number": [series.instance_number(index) for index in used],
             "z_mm": [round(float(series.z_mm[index]), 4) for index in used],
-            "source": [header.path.name for header in headers],
+            "source": [series.source(index) for index in used],
         }
     )

@@ -1,11 +1,13 @@
 """A contact sheet of one prepared series: a row a window, evenly spaced slices, organs outlined."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 import cv2
 import numpy as np
 
-from src.data.stack import ORGANS, PreparedDataset, even_indices
+from src.data.stack import ORGANS, even_indices, image_folder, mask_folder, read_slices
 from src.data.windows import WINDOWS
 
 ORGAN_COLOURS = MappingProxyType(
@@ -23,22 +25,20 @@ _CAPTION_PX = 24
 _GAP_PX = 2
 
 
-def contact_sheet(dataset: PreparedDataset, patient_id: str, series_id: str, columns: int = 6) -> np.ndarray:
-    """Draw a series: uint8 (H, W, 3) in RGB, `columns` slices wide.
+def contact_sheet(
+    dataset: Path, patient_id: str, series_id: str, windows: Sequence[str], size: int, columns: int = 6
+) -> np.ndarray:
+    """Draw a series of a prepared data set: uint8 (H, W, 3) in RGB, `columns` slices wide.
 
     Organs are outlined, and named in a legend, where the data set has masks of the series.
     """
-    row = dataset.series.query("patient_id == @patient_id and series_id == @series_id").iloc[0]
-    indices = even_indices(int(row["slices"]), columns)
-    images = dataset.read_slices(patient_id, series_id, indices)  # (T, H, W, C)
-    masks = (
-        dataset.read_masks(patient_id, series_id, indices)
-        if dataset.has_masks(patient_id, series_id)
-        else None
-    )
-    width = columns * (dataset.size + _GAP_PX) - _GAP_PX
+    images_at, masks_at = (place(dataset, patient_id, series_id) for place in (image_folder, mask_folder))
+    indices = even_indices(sum(1 for _ in images_at.glob("*.png")), columns)
+    images = read_slices(images_at, indices, size, len(windows))  # (T, H, W, C)
+    masks = read_slices(masks_at, indices, size, 1)[..., 0] if masks_at.is_dir() else None
+    width = columns * (size + _GAP_PX) - _GAP_PX
     strips = []
-    for channel, name in enumerate(dataset.windows):
+    for channel, name in enumerate(windows):
         window = WINDOWS[name]
         text = f"{name}: centre {window.centre_hu:g} HU, width {window.width_hu:g} HU"
         strips.append(_caption(text, width))

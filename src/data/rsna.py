@@ -1,54 +1,67 @@
-"""The competition's folders: <split>_images/<patient_id>/<series_id>/<instance>.dcm and segmentations/."""
-
-from dataclasses import dataclass
-from pathlib import Path
+"""The competition's layout: <split>_images/<patient_id>/<series_id>/<instance>.dcm and segmentations/."""
 
 from src.core.errors import UserError
+from src.data.file_tree import FileTree, join, single
+from src.data.nifti import nifti_stem
+from src.data.series_source import SeriesSource
+
+SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True)
-class SeriesSource:
-    """A series as found on disk, not read yet."""
+def find_root(tree: FileTree) -> str | None:
+    """The folder that holds train_images or test_images: the root, or the only thing in it; None if neither.
 
-    patient_id: str
-    series_id: str
-    folder: Path
-    segmentation: Path | None
+    Archives often hold one folder that holds all the rest.
+    """
+    folder, (folders, files) = "", tree.list_folder("")
+    while not _has_images(folders) and len(folders) == 1 and not files:
+        folder = join(folder, folders[0])
+        folders, files = tree.list_folder(folder)
+    return folder if _has_images(folders) else None
 
 
-def choose_split(raw: Path, split: str | None) -> str:
+def choose_split(tree: FileTree, root: str, split: str | None) -> str:
     """The split to prepare: the one asked for, else "train" where there is one, else "test".
 
     Raises:
-        UserError: no such folder, or no images of the split in it.
+        UserError: no images of the split asked for.
     """
-    if not raw.is_dir():
-        raise UserError(f"no folder {raw} (--input)")
-    found = [name for name in ("train", "test") if (raw / f"{name}_images").is_dir()]
-    if not found:
-        raise UserError(f"{raw} has neither train_images nor test_images (--input)")
-    if split is not None and split not in found:
-        raise UserError(f"{raw} has no {split}_images; --split {found[0]} is there")
-    return split or found[0]
+    folders, _ = tree.list_folder(root)
+    there = [name for name in SPLITS if f"{name}_images" in folders]
+    if split is not None and split not in there:
+        raise UserError(f"{tree.path} has no {split}_images; --split {there[0]} is there")
+    return split or there[0]
 
 
-def find_series(raw: Path, split: str) -> list[SeriesSource]:
-    """Every series folder of a split, sorted by patient and series.
+def find_series(tree: FileTree, root: str, split: str) -> list[SeriesSource]:
+    """Every series folder of a split, sorted by patient and series. Not one image is listed yet.
 
     Raises:
         UserError: there is none.
     """
-    images = raw / f"{split}_images"
-    sources = [
-        SeriesSource(folder.parent.name, folder.name, folder, _find_segmentation(raw, folder.name))
-        for folder in sorted(images.glob("*/*"))
-        if folder.is_dir()
-    ]
+    images = join(root, f"{split}_images")
+    segmentations = _segmentations(tree, root)
+    sources = []
+    for patient_id in tree.list_folder(images)[0]:
+        for series_id in tree.list_folder(join(images, patient_id))[0]:
+            files = tree.folder(join(images, join(patient_id, series_id)), ".dcm")
+            name = segmentations.get(series_id)
+            segmentation = single(tree, join(root, "segmentations"), name) if name else None
+            sources.append(SeriesSource(patient_id, series_id, files, segmentation))
     if not sources:
-        raise UserError(f"no series in {images}; expected {images}/<patient_id>/<series_id>/*.dcm")
+        raise UserError(
+            f"no series in {images} of {tree.path}; expected {images}/<patient_id>/<series_id>/*.dcm"
+        )
     return sources
 
 
-def _find_segmentation(raw: Path, series_id: str) -> Path | None:
-    paths = (raw / "segmentations" / f"{series_id}{suffix}" for suffix in (".nii", ".nii.gz"))
-    return next((path for path in paths if path.is_file()), None)
+def _has_images(folders: tuple[str, ...]) -> bool:
+    return any(f"{split}_images" in folders for split in SPLITS)
+
+
+def _segmentations(tree: FileTree, root: str) -> dict[str, str]:
+    """File name by series; .nii goes before .nii.gz."""
+    if "segmentations" not in tree.list_folder(root)[0]:
+        return {}
+    _, names = tree.list_folder(join(root, "segmentations"))
+    return {stem: name for name in reversed(names) if (stem := nifti_stem(name)) is not None}

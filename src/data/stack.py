@@ -12,6 +12,7 @@ Slices run from head to feet, the patient's left is on the image's right, the fr
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,12 +33,24 @@ ORGANS = MappingProxyType({"liver": 1, "spleen": 2, "left kidney": 3, "right kid
 
 TEXT_COLUMNS = MappingProxyType({"patient_id": str, "series_id": str, "reason": str})
 
-# On 256 px slices of three windows: 63 KB in 1.3 ms; zlib's default strategy needs 2.9 ms to save 1 KB.
-_PNG_PARAMETERS = (
+# The levels of several windows are functions of one HU, so whole pixels repeat, and deflate finds them where
+# no filter hides them. Against run lengths of differences (the setting below): 0.8 of the bytes, encoded in
+# the same time, decoded in 0.75 of it.
+PNG_COLOUR = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+)
+"""OpenCV's parameters for PNG of several windows."""
+
+# The levels of one window repeat less. Against the setting above: 0.9 of the bytes, encoded in 0.7 of the
+# time, decoded in 1.5 times the time.
+PNG_GREY = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
     *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
 )
+"""OpenCV's parameters for PNG of one window, and of masks."""
 
 
 def even_indices(n_slices: int, count: int) -> np.ndarray:
@@ -48,17 +61,25 @@ def even_indices(n_slices: int, count: int) -> np.ndarray:
     return (2 * np.arange(count) + 1) * n_slices // (2 * count)
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write uint8 (H, W), or (H, W, C) with C = 1 to 3: grey for one channel, else RGB with the rest 0."""
+def encode_png(image: np.ndarray) -> np.ndarray:
+    """PNG file content, uint8 (bytes,), of uint8 (H, W), or (H, W, C) with C = 1 to 3.
+
+    One channel is grey, else RGB with the rest 0.
+    """
     channels = 1 if image.ndim == 2 else image.shape[2]
     if channels == 2:
         image = np.dstack([image, np.zeros_like(image[..., 0])])
     if channels > 1:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)  # OpenCV takes the last channel for red
-    encoded, content = cv2.imencode(".png", image, _PNG_PARAMETERS)
+    encoded, content = cv2.imencode(".png", image, PNG_GREY if channels == 1 else PNG_COLOUR)
     if not encoded:
         raise ValueError(f"cannot encode an image of shape {image.shape} as PNG")
-    path.write_bytes(content)
+    return content
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image as `encode_png` encodes it."""
+    path.write_bytes(encode_png(image))
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -77,19 +98,14 @@ def read_png(path: Path) -> np.ndarray:
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def partial_folder(folder: Path) -> Path:
-    """Where `whole_folder` builds `folder`."""
-    return folder.with_name(f".{folder.name}.partial")
-
-
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `folder` by one rename, or vanishes on an error.
 
-    What an earlier, killed attempt left is cleared first. An existing `folder` is replaced.
+    Each attempt has a folder of its own, `.<name>.<random>.partial` beside it, so that two workers on the
+    same series cannot mix their files. An existing `folder` is replaced.
     """
-    partial = partial_folder(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -140,11 +156,7 @@ class PreparedDataset:
     def read_slices(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
         """Slices by index, uint8 (T, H, W, C) with one channel a window."""
         folder = image_folder(self.folder, patient_id, series_id)
-        stack = np.empty((len(indices), self.size, self.size, len(self.windows)), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            image = read_png(folder / slice_name(index))
-            stack[row] = image.reshape(self.size, self.size, -1)[..., : len(self.windows)]
-        return stack
+        return read_slices(folder, indices, self.size, len(self.windows))
 
     def read_slice_table(self, patient_id: str, series_id: str) -> pd.DataFrame:
         """A row a slice: index, instance_number, z_mm (head positive), source (file name)."""
@@ -156,11 +168,7 @@ class PreparedDataset:
 
     def read_masks(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
         """Label maps by slice index, uint8 (T, H, W); the labels are those of `ORGANS`."""
-        folder = mask_folder(self.folder, patient_id, series_id)
-        masks = np.empty((len(indices), self.size, self.size), dtype=np.uint8)
-        for row, index in enumerate(indices):
-            masks[row] = read_png(folder / slice_name(index))
-        return masks
+        return read_slices(mask_folder(self.folder, patient_id, series_id), indices, self.size, 1)[..., 0]
 
     def write_masks(self, patient_id: str, series_id: str, masks: Iterable[np.ndarray]) -> None:
         """Write one label map (H, W) uint8 for every slice of a series, replacing what is there."""
@@ -173,6 +181,15 @@ def image_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
 
 def mask_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
     return dataset / "masks" / patient_id / series_id
+
+
+def read_slices(folder: Path, indices: Sequence[int], size: int, channels: int) -> np.ndarray:
+    """Slices of a series' folder, uint8 (T, size, size, channels)."""
+    stack = np.empty((len(indices), size, size, channels), dtype=np.uint8)
+    for row, index in enumerate(indices):
+        image = read_png(folder / slice_name(index))
+        stack[row] = image.reshape(size, size, -1)[..., :channels]
+    return stack
 
 
 def write_masks(folder: Path, masks: Iterable[np.ndarray]) -> None:

@@ -1,9 +1,11 @@
 """CT windows: how Hounsfield units become the 8-bit grey levels of a prepared data set."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
+import cv2
 import numpy as np
 
 from src.core.errors import UserError
@@ -24,6 +26,17 @@ class Window:
         """`round(255 * clip((hu - centre + width / 2) / width, 0, 1))` as uint8; halves round to even."""
         share = (np.asarray(hu, dtype=np.float64) - self.centre_hu + self.width_hu / 2) / self.width_hu
         return np.rint(255 * np.clip(share, 0, 1)).astype(np.uint8)
+
+    @property
+    def lowest_hu(self) -> float:
+        """What is black, and all below it."""
+        return self.centre_hu - self.width_hu / 2
+
+    def contains(self, other: "Window") -> bool:
+        """Whether all that `other` tells apart is told apart here, if less finely."""
+        return self.lowest_hu <= other.lowest_hu and (
+            other.lowest_hu + other.width_hu <= self.lowest_hu + self.width_hu
+        )
 
 
 WINDOWS = MappingProxyType(
@@ -56,21 +69,48 @@ def get_windows(names: tuple[str, ...] | list[str]) -> tuple[Window, ...]:
     return tuple(WINDOWS[name] for name in names)
 
 
+def parse_window(text: str) -> Window:
+    """A window by its name, or by its centre and width in HU, such as "40/350".
+
+    Raises:
+        UserError: neither.
+    """
+    if text in WINDOWS:
+        return WINDOWS[text]
+    try:
+        centre_hu, width_hu = map(float, text.split("/"))
+    except ValueError:
+        centre_hu, width_hu = 0.0, 0.0
+    if not (math.isfinite(centre_hu) and math.isfinite(width_hu) and width_hu > 0):
+        raise UserError(f"{text!r} is no window: name {', '.join(WINDOWS)}, or centre/width such as 40/350")
+    return Window(text, centre_hu, width_hu)
+
+
 def apply_windows(hu: np.ndarray, windows: tuple[Window, ...]) -> np.ndarray:
-    """Grey levels of an image: (H, W) in HU -> uint8 (H, W, C), channel k = window k.
+    """Grey levels of an image: (H, W) in HU -> uint8 (H, W, C), contiguous, channel k = window k.
 
     int16 images go through a table of the formula over all 65,536 values, faster than the formula and to
     the same levels; other types (HU with fractions) go through the formula itself.
     """
-    if hu.dtype == np.int16:
-        return _table(windows).take(hu.view(np.uint16), axis=0)
-    return np.stack([window.grey(hu) for window in windows], axis=-1)
+    if hu.dtype != np.int16:
+        return np.stack([window.grey(hu) for window in windows], axis=-1)
+    levels = _table(windows).take(hu.view(np.uint16), mode="wrap")  # (H, W); no index is outside the table
+    grey = levels[..., np.newaxis].view(np.uint8)  # (H, W, 1, 2 or 4)
+    return cv2.cvtColor(grey, cv2.COLOR_BGRA2BGR) if len(windows) == 3 else grey  # drops the fourth byte
 
 
 @lru_cache(maxsize=8)
 def _table(windows: tuple[Window, ...]) -> np.ndarray:
-    """(65536, C) uint8, indexed by the bit pattern of an int16 HU."""
+    """(65536,), indexed by the bit pattern of an int16 HU: the grey levels of all windows as one number.
+
+    Its bytes are the levels in the windows' order; three are filled up to four. Looking up one number a
+    pixel takes a third of the time of looking up rows of three bytes.
+    """
     hu = np.arange(65536, dtype=np.uint16).view(np.int16)
-    table = np.stack([window.grey(hu) for window in windows], axis=-1)
+    n_bytes = 4 if len(windows) == 3 else len(windows)
+    levels = np.zeros((65536, n_bytes), dtype=np.uint8)
+    for channel, window in enumerate(windows):
+        levels[:, channel] = window.grey(hu)
+    table = levels.view(f"u{n_bytes}").ravel()
     table.flags.writeable = False
     return table

@@ -7,7 +7,10 @@ from typing import Protocol
 import numpy as np
 
 from src.core.errors import UserError
+from src.data.attempts import with_caution
 from src.data.prepare import load_stack
+from src.data.series_source import SeriesSource
+from src.data.sources import find_sources
 from src.data.stack import PreparedDataset, even_indices
 from src.data.windows import get_windows
 from src.infer.ensemble import StackKind
@@ -26,22 +29,23 @@ class StackSource(Protocol):
         """uint8 (T, size, size, C)."""
 
 
-@dataclass(frozen=True)
 class RawSource:
-    """`<folder>/<patient>/<series>/*.dcm`, decoded slice by slice as needed; nothing is written."""
+    """Test images in the competition's layout, decoded slice by slice as needed; nothing is written."""
 
-    folder: Path
+    def __init__(self, series: list[SeriesSource]):
+        self._series = {(source.patient_id, source.series_id): source for source in series}
 
     def series_of(self, patient_id: str) -> list[str]:
-        patient = self.folder / patient_id
-        return sorted(path.name for path in patient.iterdir() if path.is_dir()) if patient.is_dir() else []
+        return sorted(series_id for patient, series_id in self._series if patient == patient_id)
 
     def check(self, kind: StackKind) -> None:
         get_windows(kind[0])
 
     def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:
         windows, size, slices = kind
-        images, _ = load_stack(self.folder / patient_id / series_id, windows, size, count=slices)
+        images, _ = with_caution(
+            load_stack, self._series[patient_id, series_id], get_windows(windows), size, slices
+        )
         return images
 
 
@@ -70,17 +74,17 @@ class PreparedSource:
 
 
 def open_source(folder: Path) -> StackSource:
-    """Recognise a prepared data set, or raw images in the competition's layout.
+    """Recognise a prepared data set, or test images in the competition's layout, in a folder or a zip.
 
     Raises:
         UserError: neither.
     """
     if (folder / "dataset.json").exists():
         return PreparedSource(PreparedDataset.open(folder))
-    if (folder / "test_images").is_dir():
-        return RawSource(folder / "test_images")
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(
             f"no folder {folder}: --input takes raw data with test_images/, or a prepared data set"
         )
+    if folder.is_file() or (folder / "test_images").is_dir():
+        return RawSource(find_sources(folder, "test").series)
     raise UserError(f"{folder} holds neither test_images/ nor a prepared data set (dataset.json)")

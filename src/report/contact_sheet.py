@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     dataset = PreparedDataset.open(options.data)
     patient_id, series_id = _choose(dataset, options.series)
     with atomic_path(options.output) as temporary:
-        write_png(temporary, contact_sheet(dataset, patient_id, series_id, options.columns))
+        sheet = contact_sheet(
+            dataset.folder, patient_id, series_id, dataset.windows, dataset.size, options.columns
+        )
+        write_png(temporary, sheet)
     say(f"series {series_id} of patient {patient_id}: {options.output}")
 
 

@@ -1,0 +1,153 @@
+"""Size and speed of PNG settings on windowed CT slices, and the disk that the whole competition needs.
+
+python benchmarks/bench_png.py --json png.json
+python benchmarks/bench_png.py --quick
+python benchmarks/bench_png.py --input data/my_series
+
+Every setting encodes and decodes the same slices in turn, cut and resized as prepare_data.py does it. A time
+is the median over the slices of the best of three tries, on one thread. `x` columns are relative to the
+setting that the kit writes with, marked `*`.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ct_files import machine, open_series, phantom_series
+
+from src.core.config import parse_options
+from src.core.errors import exit_on_user_error
+from src.core.files import write_json
+from src.core.log import format_table, say
+from src.data.crop import Crop, body_crop
+from src.data.stack import PNG_COLOUR, PNG_GREY, even_indices
+from src.data.windows import apply_windows, get_windows
+
+COMPETITION_SLICES = 1_510_373
+WINDOWS = (("soft",), ("soft", "organ", "wide"))
+STRATEGIES = {
+    "default": cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
+    "filtered": cv2.IMWRITE_PNG_STRATEGY_FILTERED,
+    "huffman": cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY,
+    "rle": cv2.IMWRITE_PNG_STRATEGY_RLE,
+    "fixed": cv2.IMWRITE_PNG_STRATEGY_FIXED,
+}
+FILTERS = {
+    "none": cv2.IMWRITE_PNG_FILTER_NONE,
+    "sub": cv2.IMWRITE_PNG_FILTER_SUB,
+    "up": cv2.IMWRITE_PNG_FILTER_UP,
+    "avg": cv2.IMWRITE_PNG_FILTER_AVG,
+    "paeth": cv2.IMWRITE_PNG_FILTER_PAETH,
+    "all": cv2.IMWRITE_PNG_ALL_FILTERS,
+}
+TRIES = 3
+FIGURES = ("KB", "encode ms", "decode ms")
+
+
+@dataclass(frozen=True)
+class PngOptions:
+    input: Path | None = None
+    """folder of DICOM files, one axial series; by default a series of the phantom is made"""
+    quick: bool = False
+    """few slices, at 256 px only"""
+    json: Path | None = None
+    """file for the figures"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(PngOptions, argv, prog="bench_png.py", description=__doc__)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        series = open_series(options.input) if options.input else phantom_series(Path(scratch) / "ct", 20.0)
+        indices = even_indices(len(series.z_mm), min(len(series.z_mm), 4 if options.quick else 16))
+        slices = [series.read(int(index)) for index in indices]
+        crop = body_crop(slices, series.pixel_mm, series.shape)
+    say(f"{options.input or 'phantom'}: {len(slices)} slices {slices[0].shape}; {machine()}")
+    figures: dict[str, Any] = {"machine": machine(), "input": str(options.input or "phantom"), "settings": {}}
+    disk = []
+    for names in WINDOWS:
+        for size in (256,) if options.quick else (256, 384, 512):
+            images = [cut_to_grey(hu, crop, size, names) for hu in slices]
+            rows = compare(images, PNG_COLOUR if len(names) > 1 else PNG_GREY)
+            say(f"\n{size} px, {len(names)} window(s)\n{format_table(rows, digits=2)}")
+            figures["settings"][f"{size}px_{len(names)}windows"] = rows
+            disk.append({"px": size, "windows": len(names), **whole_competition(rows)})
+    say(f"\n{COMPETITION_SLICES:,} slices\n{format_table(disk, digits=0)}")
+    if options.json:
+        write_json(figures | {"disk": disk}, options.json)
+
+
+def cut_to_grey(hu: np.ndarray, crop: Crop, size: int, names: tuple[str, ...]) -> np.ndarray:
+    """uint8 (size, size), or (size, size, 3) in the order that OpenCV encodes."""
+    grey = apply_windows(crop.resize(hu, size), get_windows(names))
+    return grey[..., 0] if len(names) == 1 else cv2.cvtColor(grey, cv2.COLOR_RGB2BGR)
+
+
+def compare(images: list[np.ndarray], shipped: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A row a setting: its KB, ms to encode and ms to decode, and each of them over that of `shipped`."""
+    settings = list(grid())
+    tries = np.array(  # (try, setting, image, 3); one after the other, so that a slow moment costs one try
+        [
+            [[measure(image, parameters(*setting)) for image in images] for setting in settings]
+            for _ in range(TRIES)
+        ]
+    )
+    medians = np.median(tries.min(axis=0), axis=1)  # (setting, 3)
+    base = next(
+        row for setting, row in zip(settings, medians, strict=True) if parameters(*setting) == shipped
+    )
+    return [
+        {
+            **dict(zip(("level", "strategy", "filter"), setting, strict=True)),
+            **dict(zip(FIGURES, row.tolist(), strict=True)),
+            **{f"x {name}": value for name, value in zip(FIGURES, (row / base).tolist(), strict=True)},
+            "kit": "*" if parameters(*setting) == shipped else "",
+        }
+        for setting, row in zip(settings, medians, strict=True)
+    ]
+
+
+def grid() -> Iterable[tuple[int, str, str]]:
+    """Every setting that differs: level 0 has no strategy, and rle and huffman have no levels."""
+    for level in (0, 1, 3, 6, 9):
+        for strategy in STRATEGIES:
+            once = strategy == "default" if level == 0 else level == 1 or strategy not in ("rle", "huffman")
+            if once:
+                yield from ((level, strategy, png_filter) for png_filter in FILTERS)
+
+
+def parameters(level: int, strategy: str, png_filter: str) -> tuple[int, ...]:
+    """A setting as OpenCV takes it."""
+    return (
+        *(cv2.IMWRITE_PNG_COMPRESSION, level),
+        *(cv2.IMWRITE_PNG_STRATEGY, STRATEGIES[strategy]),
+        *(cv2.IMWRITE_PNG_FILTER, FILTERS[png_filter]),
+    )
+
+
+def measure(image: np.ndarray, png: tuple[int, ...]) -> tuple[float, float, float]:
+    """KB, ms to encode, ms to decode."""
+    start = time.perf_counter()
+    content = cv2.imencode(".png", image, png)[1]
+    middle = time.perf_counter()
+    cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    return len(content) / 1e3, 1e3 * (middle - start), 1e3 * (time.perf_counter() - middle)
+
+
+def whole_competition(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """GB for every slice of the competition with the kit's setting."""
+    shipped = next(row for row in rows if row["kit"])
+    return {"KB a slice": shipped["KB"], "GB": shipped["KB"] * COMPETITION_SLICES / 1e6}
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

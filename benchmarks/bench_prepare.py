@@ -1,0 +1,295 @@
+"""Speed of preparation beside the conventional pipeline and beside its own limit, in one run.
+
+python benchmarks/bench_prepare.py --json prepare.json
+python benchmarks/bench_prepare.py --quick
+python benchmarks/bench_prepare.py --memory
+
+From 512 x 512 CT slices of 16 bits to 256 px PNG of three windows, all with the same PNG settings:
+
+    conventional   pydicom, float rescale and windows, cv2.resize, cv2.imencode, write; no order, no crop
+    kit            what a worker of prepare_data.py does with a series: headers, order, body crop, decoding,
+                   resizing, windows, PNG, tables, in its child process
+    limit          dicomsdl decoding every file, and cv2 encoding the very images that the kit writes: no more
+
+The phantom's slices lie in the page cache. Conventional, kit with one worker, and limit run on one CPU, two
+workers on two (children inherit that), one after the other in every round. Times are medians over the
+rounds; a ratio is the median of the rounds' own ratios, since a shared machine changes its speed between
+rounds. What a run pays once, a worker's child and the final tables, is printed apart.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from threading import Barrier
+from typing import Any
+
+import cv2
+import dicomsdl
+import numpy as np
+import pydicom
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ct_files import machine, open_series, phantom_series, write_series
+
+from src.core.config import parse_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import write_json
+from src.core.log import format_table, progress, say
+from src.data.batch import prepare_all, prepare_or_skip
+from src.data.crop import body_crop
+from src.data.prepare import PrepareJob
+from src.data.sources import FoundSources, SeriesSource
+from src.data.stack import PNG_COLOUR, encode_png, even_indices, image_folder, read_png
+from src.data.storage import LocalFolder
+from src.data.windows import apply_windows, get_windows
+
+ROOT = Path(__file__).resolve().parents[1]
+SYNTAXES = ("RLE", "uncompressed")
+WINDOWS = get_windows(("soft", "organ", "wide"))
+SIZE = 256
+N_SERIES = 2  # both of them are prepared in a round, so that two workers have one each
+MEAN_SLICES = 317  # a series of the competition
+LONGEST_SLICES = 1727
+MEMORY_LIMIT_MB = 600
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    quick: bool = False
+    """short series and two rounds: to see that it works, not for figures"""
+    memory: bool = False
+    """peak memory over the longest series there is, 1,727 slices of 1024 x 1024, instead of the timings"""
+    json: Path | None = None
+    """file for the figures"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(BenchOptions, argv, prog="bench_prepare.py", description=__doc__)
+    cv2.setNumThreads(1)
+    load = os.getloadavg()[0]
+    say(f"{machine()}; load {load:.1f}" + (": other work slows two workers most" if load > 0.5 else ""))
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = {"machine": machine(), "load": load, "quick": options.quick}
+        if options.memory:
+            figures["memory"] = peak_memory(Path(scratch), 100 if options.quick else LONGEST_SLICES)
+        else:
+            figures |= timings(Path(scratch), options.quick)
+    if options.json:
+        write_json(figures, options.json)
+
+
+def timings(scratch: Path, quick: bool) -> dict[str, Any]:
+    """`speed` and `stages` in ms a slice by syntax, and `start_s`, what a run of one small series takes."""
+    anatomy = phantom_series(scratch / "phantom", spacing_z_mm=20.0 if quick else 8.0)
+    slices, pixel_mm = [anatomy.read(index) for index in range(len(anatomy.z_mm))], anatomy.pixel_mm[0]
+    n_slices, rounds = (48, 2) if quick else (MEAN_SLICES, 7)
+    say(f"{N_SERIES} series of {n_slices} slices, {len(slices)} of them different; {rounds} rounds")
+    small = SeriesSource(
+        "0", "0", LocalFolder(write_series(scratch / "small", slices[:2], 2, pixel_mm, "RLE"))
+    )
+    job = PrepareJob(scratch / "out", WINDOWS, SIZE)
+    with pinned(1):
+        start_s = timed(lambda: prepare_all(FoundSources("benchmark", [small]), job), job.output)
+    say(f"a run of one series of two slices: {start_s:.2f} s, most of it the start of the child process")
+    speed, stages = {}, {}
+    for syntax in SYNTAXES:
+        folders = [scratch / syntax / str(number) for number in range(N_SERIES)]
+        for folder in folders:
+            write_series(folder, slices, n_slices, pixel_mm, syntax)
+        with pinned(1):
+            stages[syntax] = stage_times(folders[0], scratch / f"stages {syntax}")
+        speed[syntax] = compare(folders, small, job, rounds)
+        shutil.rmtree(scratch / syntax)
+    say(f"\nms a slice, and ratios of speed\n{format_table([{'': s, **row} for s, row in speed.items()], 2)}")
+    say(f"\nstages, ms a slice\n{format_table([{'': s, **row} for s, row in stages.items()], 3)}")
+    return {"speed": speed, "stages": stages, "start_s": start_s}
+
+
+def compare(folders: list[Path], small: SeriesSource, job: PrepareJob, rounds: int) -> dict[str, float]:
+    """Medians over rounds: ms a slice of every way, and ratios of speed."""
+    sources = [SeriesSource("1", folder.name, LocalFolder(folder)) for folder in folders]
+    output = job.output
+    prepare_all(FoundSources("benchmark", sources[:1]), job)
+    written = sorted(image_folder(output, "1", sources[0].series_id).glob("*.png"))
+    images = [read_png(path) for path in written]
+    shutil.rmtree(output)
+    paths = sorted(folders[0].iterdir())
+    n_slices, n_all = len(paths), len(paths) * len(folders)
+    taken = []
+    with warm_workers(1, small, job) as one, warm_workers(2, small, job) as two:
+        for _ in progress(range(rounds), desc=folders[0].parent.name):
+            with pinned(1):
+                conventional_s = timed(lambda: conventional(paths, output), output) / n_slices
+                kit_s = timed(lambda: prepare_with(one, sources, job), output) / n_all
+                limit_s = timed(lambda: limit(paths, images)) / n_slices
+            two_s = timed(lambda: prepare_with(two, sources, job), output) / n_all
+            taken.append((conventional_s, kit_s, limit_s, two_s))
+    conventional_s, kit_s, limit_s, two_s = map(median, zip(*taken, strict=True))
+    return {
+        "conventional": 1e3 * conventional_s,
+        "kit": 1e3 * kit_s,
+        "limit": 1e3 * limit_s,
+        "kit, 2 workers": 1e3 * two_s,
+        "kit / conventional": median(usual / kit for usual, kit, _, _ in taken),
+        "kit / limit": median(bare / kit for _, kit, bare, _ in taken),
+        "2 workers / 1": median(kit / both for _, kit, _, both in taken),
+    }
+
+
+def conventional(paths: list[Path], output: Path) -> None:
+    """The usual script, file by file."""
+    output.mkdir()
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        hu = dataset.pixel_array.astype(np.float32)
+        hu = hu * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+        channels = []
+        for window in WINDOWS:
+            low, high = window.centre_hu - window.width_hu / 2, window.centre_hu + window.width_hu / 2
+            channels.append((np.clip(hu, low, high) - low) / (high - low) * 255)
+        grey = cv2.resize(np.dstack(channels[::-1]), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        content = cv2.imencode(".png", grey.astype(np.uint8), PNG_COLOUR)[1]
+        (output / f"{path.stem}.png").write_bytes(content)
+
+
+def limit(paths: list[Path], images: list[np.ndarray]) -> None:
+    """Decode every file and encode every image, and nothing else."""
+    for path in paths:
+        dataset = dicomsdl.open(str(path))
+        info = dataset.getPixelDataInfo()
+        stored = np.empty((info["Rows"], info["Cols"]), dtype=info["dtype"])
+        dataset.copyFrameData(0, stored)
+    for image in images:
+        encode_png(image)
+
+
+def prepare_with(threads: ThreadPoolExecutor, sources: list[SeriesSource], job: PrepareJob) -> None:
+    """Prepare series as the threads of `prepare_all` do."""
+    for outcome in threads.map(lambda source: prepare_or_skip(source, job), sources):
+        if outcome["row"]["status"] != "ok":
+            raise RuntimeError(outcome["row"]["reason"])
+
+
+@contextmanager
+def warm_workers(n_workers: int, small: SeriesSource, job: PrepareJob) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads on as many CPUs, each with a child process that has prepared `small`."""
+    all_there = Barrier(n_workers)
+
+    def start(number: int) -> None:
+        all_there.wait()  # or one thread would take both
+        prepare_or_skip(replace(small, series_id=str(number)), job)
+
+    with ThreadPoolExecutor(n_workers) as threads:
+        with pinned(n_workers):  # a thread, and a process, inherits the CPUs of the thread that starts it
+            list(threads.map(start, range(n_workers)))
+        shutil.rmtree(job.output)
+        yield threads
+
+
+def stage_times(folder: Path, scratch: Path) -> dict[str, float]:
+    """Medians in ms a slice of the kit's stages, slice by slice in this process; `scratch` takes the PNG."""
+    scratch.mkdir()
+    start = time.perf_counter()
+    series = open_series(folder)
+    n_slices = len(series.z_mm)
+    scan_s = (time.perf_counter() - start) / n_slices
+    crop_slices = [series.read(int(index)) for index in even_indices(n_slices, 16)]
+    crop = body_crop(crop_slices, series.pixel_mm, series.shape)
+    laps: dict[str, list[float]] = {}
+
+    def lap(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        laps.setdefault(stage, []).append(time.perf_counter() - start)
+        return result
+
+    for index in even_indices(n_slices, min(n_slices, 100)):
+        hu = lap("decode", lambda index=int(index): series.read(index))
+        lap("body box", lambda hu=hu: body_crop([hu], series.pixel_mm, series.shape))
+        cut = lap("resize", lambda hu=hu: crop.resize(hu, SIZE))
+        grey = lap("windows", lambda cut=cut: apply_windows(cut, WINDOWS))
+        content = lap("PNG", lambda grey=grey: encode_png(grey))
+        lap("write", lambda content=content, path=scratch / f"{index}.png": path.write_bytes(content))
+    return {"headers": 1e3 * scan_s, **{stage: 1e3 * median(times) for stage, times in laps.items()}}
+
+
+def peak_memory(scratch: Path, n_slices: int) -> dict[str, float]:
+    """Peak MB of `prepare_data.py --jobs 1` and of its child, over one RLE series of 1024 x 1024 slices."""
+    if not Path("/proc/self/status").exists():
+        raise UserError("--memory reads /proc, which only Linux has")
+    anatomy = phantom_series(scratch / "phantom", spacing_z_mm=20.0)
+    hu = anatomy.read(len(anatomy.z_mm) // 2)
+    large = cv2.resize(hu, (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    raw = scratch / "raw"
+    write_series(raw / "train_images" / "1" / "2", [large], n_slices, anatomy.pixel_mm[0] / 2, "RLE")
+    arguments = ["--input", str(raw), "--output", str(scratch / "out"), "--jobs", "1"]
+    with subprocess.Popen([sys.executable, str(ROOT / "prepare_data.py"), *arguments]) as worker:
+        peak_mb: dict[int, float] = {}
+        while worker.poll() is None:
+            peak_mb |= {
+                pid: mb for pid in process_tree(worker.pid) if (mb := resident_peak_mb(pid)) is not None
+            }
+            time.sleep(0.02)
+    if worker.returncode != 0:
+        raise RuntimeError(f"prepare_data.py ended with exit status {worker.returncode}")
+    own = peak_mb.pop(worker.pid)
+    child = max(peak_mb.values())
+    figures = {"slices": n_slices, "worker MB": own, "child MB": child, "both MB": own + child}
+    say(f"\npeak memory, at most {MEMORY_LIMIT_MB} MB\n{format_table([figures], digits=0)}")
+    return figures
+
+
+def process_tree(pid: int) -> Iterator[int]:
+    """A process and its descendants."""
+    yield pid
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # ended meanwhile
+            for child in path.read_text().split():
+                yield from process_tree(int(child))
+
+
+def resident_peak_mb(pid: int) -> float | None:
+    """Highest resident memory since the process started its program (VmHWM), None once it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return None
+
+
+@contextmanager
+def pinned(n_cpus: int) -> Iterator[None]:
+    """Keep this thread, and what it starts meanwhile, to the first `n_cpus` CPUs that it may use."""
+    if not hasattr(os, "sched_setaffinity"):  # macOS
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:n_cpus])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def timed(work: Callable[[], Any], output: Path | None = None) -> float:
+    """Seconds that `work` takes; `output`, which it writes, is removed afterwards."""
+    start = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    if output is not None:
+        shutil.rmtree(output)
+    return seconds
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

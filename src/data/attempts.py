@@ -1,0 +1,41 @@
+"""Work on a series that survives its files: what crashes or hangs a decoder costs an attempt, not the run."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from src.data.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, call_isolated
+from src.data.prepare import Caution
+from src.data.series import Rejected, SeriesError
+
+_MOST_LEFT_OUT = 8
+
+Result = TypeVar("Result")
+
+
+def with_caution(
+    function: Callable[..., Result], *args: object, silence_limit_s: float = SILENCE_LIMIT_S
+) -> Result:
+    """Run `function(*args, caution=...)` in a child process, more carefully after each crash or hang.
+
+    First with dicomsdl and pydicom, then with pydicom alone, then without the files that pydicom's decoders
+    crash or hang on as well.
+
+    Raises:
+        SeriesError: raised by the function, or nothing helped.
+    """
+    caution = Caution()
+    while True:
+        try:
+            return call_isolated(function, *args, caution=caution, silence_limit_s=silence_limit_s)
+        except (ChildCrashed, ChildStalled) as failure:
+            caution = _more_careful(caution, failure)
+
+
+def _more_careful(caution: Caution, failure: ChildCrashed | ChildStalled) -> Caution:
+    if not caution.pydicom_only:
+        return Caution(pydicom_only=True)
+    what = "crashes" if isinstance(failure, ChildCrashed) else "hangs"
+    known = {item.source for item in caution.left_out}
+    if not failure.last_step or failure.last_step in known or len(known) == _MOST_LEFT_OUT:
+        raise SeriesError(f"every decoder {what} on it")
+    return Caution(True, (*caution.left_out, Rejected(failure.last_step, f"every decoder {what} on it")))

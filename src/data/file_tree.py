@@ -1,0 +1,114 @@
+"""Folders of files, on disk or in a zip archive, walked in the same way and to the same result."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from src.core.errors import UserError
+from src.data.storage import FileSet, LocalFiles, LocalFolder, StoredFile, is_hidden
+from src.data.zip_archive import ZipTree
+
+
+class FileTree(Protocol):
+    """Folders and files below a root, named by their paths from it with "/" between; the root is ""."""
+
+    path: Path
+    """The folder or archive itself."""
+
+    def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the folders, and of the files, in a folder, sorted, without hidden ones.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    def folder(self, folder: str, suffix: str = "") -> FileSet:
+        """The files in a folder that end in `suffix`, in whatever case. Nothing is listed yet."""
+
+    def files(self, folder: str, names: Sequence[str]) -> FileSet:
+        """The files with these sorted paths below a folder."""
+
+
+@dataclass(frozen=True)
+class LocalTree:
+    """A folder on disk."""
+
+    path: Path
+
+    def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        folders, files = [], []
+        try:
+            with os.scandir(self.path / folder) as entries:
+                for entry in entries:
+                    if is_hidden(entry.name):
+                        continue
+                    if not entry.is_dir():
+                        files.append(entry.name)
+                    elif not (entry.is_symlink() and _leads_upwards(Path(entry.path))):
+                        folders.append(entry.name)
+        except OSError as error:
+            raise UserError(f"cannot read the folder {self.path / folder}: {error.strerror}") from None
+        return tuple(sorted(folders)), tuple(sorted(files))
+
+    def folder(self, folder: str, suffix: str = "") -> FileSet:
+        return LocalFolder(self.path / folder, suffix)
+
+    def files(self, folder: str, names: Sequence[str]) -> FileSet:
+        return LocalFiles(self.path / folder, "\0".join(names))
+
+
+@dataclass(frozen=True)
+class SingleFile(LocalTree):
+    """A folder on disk of which one file counts."""
+
+    name: str
+
+    def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (), (self.name,)
+
+
+def _leads_upwards(link: Path) -> bool:
+    """Whether a link leads to a folder that it lies in, round which a walk would never end."""
+    return (
+        link.resolve() in link.absolute().parent.resolve().parents or link.resolve() == link.parent.resolve()
+    )
+
+
+def open_tree(path: Path, option: str) -> FileTree:
+    """The tree at `path`: a folder, a zip archive, or a single file.
+
+    Args:
+        option: that named the path, for the error.
+
+    Raises:
+        UserError: nothing there, or not a readable archive.
+    """
+    if path.is_dir():
+        return LocalTree(path)
+    if not path.is_file():
+        raise UserError(f"no folder or file {path} ({option})")
+    if path.name.lower().endswith(".zip"):
+        return ZipTree(path)
+    return SingleFile(path.parent, path.name)
+
+
+def walk(tree: FileTree, folder: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every folder with the names of its files, from `folder` on, sorted."""
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        folders, files = tree.list_folder(folder)
+        yield folder, files
+        waiting.extend(join(folder, name) for name in reversed(folders))
+
+
+def join(folder: str, name: str) -> str:
+    """A path below the root of a tree."""
+    return f"{folder}/{name}" if folder else name
+
+
+def single(tree: FileTree, folder: str, name: str) -> StoredFile:
+    """One file of a tree."""
+    return tree.files(folder, (name,)).list()[0]

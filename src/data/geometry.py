@@ -1,0 +1,92 @@
+"""How a slice lies in the patient, and how it is turned to the radiologist's view.
+
+Vectors are (x, y, z) in mm of the DICOM patient space: x to the left, y to the back, z to the head.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A slice in patient space; pixel (row, col) is centred at `origin + row * row_step + col * col_step`."""
+
+    origin: np.ndarray
+    row_step: np.ndarray
+    col_step: np.ndarray
+
+
+@dataclass(frozen=True)
+class SliceGrid:
+    """The pixel grid that the slices of a series share, as stored, and its turn to the anatomical one.
+
+    An oriented image has the patient's left on its right and the front up.
+    """
+
+    rows: int
+    cols: int
+    row_mm: float
+    col_mm: float
+    along_rows: Vector
+    """Unit vector in which the row index grows."""
+    along_cols: Vector
+    """Unit vector in which the column index grows."""
+
+    @cached_property
+    def transposed(self) -> bool:
+        """Whether the stored column index runs along the front-back axis rather than right-left."""
+        x, y, _ = self.along_cols
+        return abs(x) < abs(y)
+
+    @cached_property
+    def _axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors of growing row and column index after the transposition, before the flips."""
+        along_rows, along_cols = np.array(self.along_rows), np.array(self.along_cols)
+        return (along_cols, along_rows) if self.transposed else (along_rows, along_cols)
+
+    @cached_property
+    def _flips(self) -> tuple[bool, bool]:
+        along_rows, along_cols = self._axes
+        return bool(along_rows[1] < 0), bool(along_cols[0] < 0)
+
+    @property
+    def orientation(self) -> str:
+        """Where the stored columns and rows run, as two patient directions; "LP" needs no turning."""
+        letters = ("L" if not self._flips[1] else "R", "P" if not self._flips[0] else "A")
+        return letters[1] + letters[0] if self.transposed else letters[0] + letters[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the oriented image."""
+        return (self.cols, self.rows) if self.transposed else (self.rows, self.cols)
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        """Distance of the oriented image's rows, and of its columns."""
+        return (self.col_mm, self.row_mm) if self.transposed else (self.row_mm, self.col_mm)
+
+    @cached_property
+    def normal(self) -> np.ndarray:
+        """Unit normal of the slices, pointing to the head."""
+        normal = np.cross(self.along_cols, self.along_rows)
+        return normal if normal[2] >= 0 else -normal
+
+    def orient(self, image: np.ndarray) -> np.ndarray:
+        """A stored image, oriented (a view)."""
+        image = image.T if self.transposed else image
+        flip_rows, flip_cols = self._flips
+        return image[:: -1 if flip_rows else 1, :: -1 if flip_cols else 1]
+
+    def plane(self, position_mm: Vector) -> Plane:
+        """Where the oriented image of a slice lies whose first stored pixel is centred at `position_mm`."""
+        origin = np.array(position_mm)
+        steps = [axis * mm for axis, mm in zip(self._axes, self.pixel_mm, strict=True)]
+        for axis, flipped in enumerate(self._flips):
+            if flipped:
+                origin = origin + (self.shape[axis] - 1) * steps[axis]
+                steps[axis] = -steps[axis]
+        return Plane(origin, row_step=steps[0], col_step=steps[1])

@@ -1,0 +1,317 @@
+"""Work that may crash or hang, done in a child process.
+
+A damaged file can take a C decoder down with its whole process, or keep it busy for ever. `call_isolated`
+runs a function in a child that lives on between calls: a crash or a hang ends the child alone, and the next
+call starts another. The children are plain processes in sessions of their own: daemonic workers may have
+them, and Ctrl-C passes them by. They end when their parent ends, however it does. What the function prints
+there is discarded. Linux and macOS.
+"""
+
+import contextlib
+import mmap
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+SILENCE_LIMIT_S = 120.0
+"""A slice takes milliseconds; a decoder that is busy with one for so long will not come back."""
+
+START_LIMIT_S = 120.0
+END_LIMIT_S = 5.0
+TICK_S = 0.5
+_SILENT = "gave no sign of life for {:g} s"
+
+# The parent's sys.path goes along whole: the child finds what the parent finds, and nothing else that happens
+# to lie in the working directory.
+BOOT = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from src.data.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+)
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+class ChildFailed(Exception):
+    """The child ended before it answered.
+
+    `how` says what happened (`killed by signal 11 (SIGSEGV)`), `last_step` what `report_step` said last in
+    this call, empty when it said nothing.
+    """
+
+    def __init__(self, how: str, last_step: str = "") -> None:
+        super().__init__(how, last_step)  # without its arguments it could not be pickled
+        self.how = how
+        self.last_step = last_step
+
+    def __str__(self) -> str:
+        return f"child process {self.how}" + (f" at: {self.last_step}" if self.last_step else "")
+
+
+class ChildCrashed(ChildFailed):
+    """The child died by itself, or another killed it (`SIGKILL` is how a machine short of memory does it)."""
+
+
+class ChildStalled(ChildFailed):
+    """No sign of life for the limit of silence; the child was killed."""
+
+
+class Child:
+    """A process that runs functions for one thread, started by the first call and again after a crash."""
+
+    def __init__(self, silence_limit_s: float = SILENCE_LIMIT_S) -> None:
+        """silence_limit_s: seconds without a sign of life after which a call is given up; may be changed."""
+        self.silence_limit_s = silence_limit_s
+        self._process: subprocess.Popen | None = None
+
+    def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Run `function(*args, **kwargs)` in the child, in the working directory of the caller.
+
+        Function, arguments and result are pickled, so the function must stand at the top of a module that the
+        child can import. Its exceptions are raised here with their own type where it can be pickled, else as
+        RuntimeError, with the child's traceback as a note.
+
+        Raises:
+            ChildCrashed: the child died.
+            ChildStalled: neither result nor `report_step` for `silence_limit_s` seconds.
+            RuntimeError: a child could not be started; whatever is wrong, the work is not to blame.
+        """
+        work = (self.silence_limit_s, _working_directory(), function, args, kwargs)
+        request = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
+        try:
+            # It may have been killed meanwhile, or this process is a fork, whose poll finds no such child.
+            if self._process is None or self._process.poll() is not None:
+                self.close()
+                self._start()
+            answer = self._exchange(request)
+        except BaseException:  # Ctrl-C included: the answer to an abandoned call must not meet the next one
+            self.close()
+            raise
+        returned, value = pickle.loads(answer)
+        if returned:
+            return value
+        error, traceback_text = value
+        error.add_note(f"In the child process:\n{traceback_text}")
+        raise error
+
+    def close(self) -> None:
+        """Kill the child if there is one. Also done when the object goes and when the interpreter ends."""
+        if self._process is not None:
+            self._finalizer()
+            self._process = None
+
+    def _start(self) -> None:
+        self._connection, theirs = Pipe()
+        with theirs, tempfile.TemporaryFile(buffering=0) as board:
+            board.write(bytes(_Board.SIZE))  # claims the disk space: a write to a mapped hole could kill
+            descriptors = theirs.fileno(), board.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOOT, *map(str, descriptors), ROOT, *sys.path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # the workers share the cores
+                pass_fds=descriptors,
+                start_new_session=True,
+            )
+            self._finalizer = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
+            self._board = _Board(board.fileno())
+        try:
+            self._receive(START_LIMIT_S)
+        except (ChildStalled, EOFError, OSError) as error:
+            process = self._process
+            self.close()
+            message = process.stderr.read().decode(errors="replace").strip() or str(error) or _how(process)
+            raise RuntimeError(f"a child process could not be started: {message}") from None
+        self._process.stderr.close()
+
+    def _exchange(self, request: bytes) -> bytes:
+        process = self._process
+        self._board.clear()
+        try:
+            self._connection.send_bytes(request)
+            return self._receive(self.silence_limit_s)
+        except (EOFError, OSError):
+            pass
+        # The system may need a moment between end of file and end.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_LIMIT_S)
+        if process.returncode == -signal.SIGALRM:
+            raise ChildStalled(_SILENT.format(self.silence_limit_s), self._board.text())
+        raise ChildCrashed(_how(process), self._board.text())
+
+    def _receive(self, limit_s: float) -> bytes:
+        """The child's next message. Silence is counted in ticks that this process was awake for."""
+        tick_s = min(TICK_S, limit_s / 10)
+        silent_s, seen = 0.0, self._board.count()
+        while not self._connection.poll(tick_s):
+            # End of file tells of an end, unless something that the function started holds the line open.
+            if self._process.poll() is not None and not self._connection.poll():
+                raise EOFError
+            count = self._board.count()
+            silent_s = silent_s + tick_s if count == seen else 0.0
+            seen = count
+            if silent_s >= limit_s:
+                self._process.kill()
+                raise ChildStalled(_SILENT.format(limit_s), self._board.text())
+        return self._connection.recv_bytes()
+
+
+class _Board:
+    """Memory shared by parent and child: how often the child reported a step, and the latest one."""
+
+    SIZE = 8192
+    HEADER = struct.Struct("=QH")  # count, bytes of text
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, self.SIZE)
+
+    def clear(self) -> None:
+        self.HEADER.pack_into(self._memory, 0, 0, 0)
+
+    def write(self, text: str) -> None:
+        encoded = text.encode("utf-8", "backslashreplace")[: self.SIZE - self.HEADER.size]
+        self._memory[self.HEADER.size : self.HEADER.size + len(encoded)] = encoded
+        self.HEADER.pack_into(self._memory, 0, self.count() + 1, len(encoded))
+
+    def count(self) -> int:
+        return self.HEADER.unpack_from(self._memory)[0]
+
+    def text(self) -> str:
+        length = self.HEADER.unpack_from(self._memory)[1]
+        return self._memory[self.HEADER.size : self.HEADER.size + length].decode("utf-8", "replace")
+
+
+class _Own(threading.local):
+    def __init__(self) -> None:  # runs once in each thread
+        self.child = Child()
+
+
+_own = _Own()
+
+
+def call_isolated(
+    function: Callable[..., T], /, *args: Any, silence_limit_s: float = SILENCE_LIMIT_S, **kwargs: Any
+) -> T:
+    """`Child.call` with the calling thread's own child, which lives until the thread ends."""
+    child = _own.child
+    child.silence_limit_s = silence_limit_s
+    return child.call(function, *args, **kwargs)
+
+
+def report_step(text: str) -> None:
+    """Say inside the child what the function works on now: a sign of life, and `last_step` should it crash.
+
+    Costs microseconds. Does nothing in a process that is not a child.
+    """
+    if _board is not None:
+        _board.write(text)
+        _set_alarm()
+
+
+# The child's side.
+
+_board: _Board | None = None
+_alarm_s = 0.0
+
+
+def serve(socket_fd: int, board_fd: int) -> NoReturn:
+    """Answer calls until the parent ends. Only for the interpreter that `Child` starts."""
+    import queue
+    import resource
+
+    global _board
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # A data set with a thousand damaged files must not leave a thousand core files.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    connection = Connection(socket_fd)
+    _board = _Board(board_fd)
+    os.close(board_fd)
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(connection, requests), daemon=True).start()
+    connection.send_bytes(b"ready")
+    os.dup2(1, 2)  # standard error led to the parent while a start could fail; from here it is discarded too
+    while True:
+        connection.send_bytes(_answer(requests.get()))
+
+
+def _read_requests(connection: Connection, requests: Any) -> NoReturn:
+    """Pass requests on. The line ends with the parent, and so does this process, even in a call."""
+    try:
+        while True:
+            requests.put(connection.recv_bytes())
+    finally:
+        os._exit(1)
+
+
+def _answer(request: bytes) -> bytes:
+    global _alarm_s
+    try:
+        limit_s, folder, function, args, kwargs = pickle.loads(request)
+        _alarm_s = 2 * limit_s
+        _set_alarm()
+        if folder is not None:
+            os.chdir(folder)
+        return pickle.dumps((True, function(*args, **kwargs)), pickle.HIGHEST_PROTOCOL)
+    except BaseException as error:  # sys.exit in the function is its mistake, not this process's end
+        return _pickled_error(error)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _set_alarm() -> None:
+    """Have the system kill this process after twice the limit of silence.
+
+    The parent kills it earlier. But when the parent is gone and a C function hangs with the interpreter's
+    lock held, `_read_requests` cannot run, and the process would stay for ever.
+    """
+    signal.setitimer(signal.ITIMER_REAL, _alarm_s)
+
+
+def _pickled_error(error: BaseException) -> bytes:
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    try:
+        # Only Exception: nothing that a function does there may end the parent, as SystemExit would.
+        faithful = isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        faithful = False
+    if not faithful:
+        error = RuntimeError("".join(traceback.format_exception_only(error)).strip())
+    return pickle.dumps((False, (error, text)))
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was deleted; absolute paths still work
+        return None
+
+
+def _end(process: subprocess.Popen, connection: Connection, parent: int) -> None:
+    """Kill a child and reap it; in a fork of its parent, only drop the line to it."""
+    connection.close()
+    if os.getpid() == parent:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel; it dies when that lets go
+            process.wait(END_LIMIT_S)
+
+
+def _how(process: subprocess.Popen) -> str:
+    code = process.returncode
+    if code is None:
+        return "closed its line"
+    if code >= 0:
+        return f"ended with exit status {code}"
+    names = {number.value: f" ({number.name})" for number in signal.Signals}
+    return f"killed by signal {-code}{names.get(-code, '')}"

@@ -1,0 +1,52 @@
+"""Which slices of a series are kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from src.core.errors import UserError
+from src.data.stack import even_indices
+
+
+@dataclass(frozen=True)
+class SliceSelection:
+    """All slices by default; or about one every `spacing_z_mm`; or `count` spread evenly. None is repeated.
+
+    Slices are chosen, never interpolated: a grey level is always one that the scanner reconstructed.
+    """
+
+    spacing_z_mm: float | None = None
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.spacing_z_mm is not None and self.count is not None:
+            raise UserError("--spacing-z-mm and --count exclude each other")
+        if self.spacing_z_mm is not None and not self.spacing_z_mm > 0:
+            raise UserError(f"--spacing-z-mm must be positive, got {self.spacing_z_mm:g}")
+        if self.count is not None and self.count < 1:
+            raise UserError(f"--count must be 1 or more, got {self.count}")
+
+    def choose(self, z_mm: np.ndarray) -> np.ndarray:
+        """Indices to keep of slices at `z_mm` (falling), rising, int64."""
+        n_slices = len(z_mm)
+        if self.count is not None and self.count < n_slices:
+            return even_indices(n_slices, self.count)
+        if self.spacing_z_mm is None:
+            return np.arange(n_slices)
+        depth_mm = z_mm[0] - z_mm
+        targets_mm = np.arange(0, depth_mm[-1] + self.spacing_z_mm / 2, self.spacing_z_mm)
+        after = np.searchsorted(depth_mm, targets_mm).clip(1, max(1, n_slices - 1))
+        nearer_before = np.abs(depth_mm[after - 1] - targets_mm) <= np.abs(
+            depth_mm[np.minimum(after, n_slices - 1)] - targets_mm
+        )
+        return np.unique(np.where(nearer_before, after - 1, np.minimum(after, n_slices - 1)))
+
+    def describe(self) -> Any:
+        """For dataset.json."""
+        if self.count is not None:
+            return {"count": self.count}
+        return "all" if self.spacing_z_mm is None else {"spacing_z_mm": self.spacing_z_mm}
+
+
+ALL_SLICES = SliceSelection()

@@ -1,0 +1,35 @@
+"""Readers that end their process or never end, as C decoders do on damaged files. A child can import them."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from src.data.isolation import report_step
+from src.data.prepare import Caution, load_stack
+from src.data.sources import SeriesSource
+
+
+@dataclass(frozen=True)
+class DieOn:
+    """`load_stack`, whose process ends on one series."""
+
+    series_id: str
+
+    def __call__(self, source: SeriesSource, *rest: Any, **more: Any) -> Any:
+        if source.series_id == self.series_id:
+            os._exit(11)
+        return load_stack(source, *rest, **more)
+
+
+def read_files(names: tuple[str, ...], harm: dict[str, str], caution: Caution) -> tuple[list[str], Caution]:
+    """Names read, and with what caution. `harm` of a file: crash or hang, in dicomsdl alone or in "both"."""
+    skip = {item.source for item in caution.left_out}
+    for name in names:
+        if name in skip:
+            continue
+        report_step(name)
+        how, _, where = harm.get(name, "").partition(" in ")
+        if how and not (caution.pydicom_only and where == "dicomsdl"):
+            os.abort() if how == "crash" else time.sleep(60)
+    return [name for name in names if name not in skip], caution
