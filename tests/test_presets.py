@@ -1,4 +1,4 @@
-"""Every preset loads, and says why it is as it is."""
+"""Every file in configs loads, and says what it is for."""
 
 from pathlib import Path
 
@@ -7,6 +7,8 @@ import timm
 
 from src.cls.options import ClassifierOptions
 from src.core.config import parse_options
+from src.data.mask_ids import read_mask_ids
+from src.data.stack import ORGANS
 from src.voco.options import VocoOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,11 +17,19 @@ REQUIRED = {
     "voco": "--data prepared --output run",
     "cls": "--data prepared --labels train.csv --folds folds.csv --output run",
 }
-PRESETS = sorted((ROOT / "configs").glob("*/*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+PRESETS = [path for path in CONFIGS if path.parent.name in STAGES]
+MASK_TABLES = [path for path in CONFIGS if path.parent.name == "masks"]
 
 
-def test_presets_are_found_for_every_stage():
-    assert {path.parent.name for path in PRESETS} == set(STAGES)
+def test_every_config_is_of_a_known_kind():
+    assert {path.parent.name for path in CONFIGS} == {*STAGES, "masks"}
+
+
+@pytest.mark.parametrize("path", MASK_TABLES, ids=lambda path: path.stem)
+def test_a_table_of_mask_ids_loads(path):
+    assert set(read_mask_ids(path).values()) <= set(ORGANS.values())
+    assert path.read_text(encoding="utf-8").startswith("# "), "a table says whose ids these are"
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
