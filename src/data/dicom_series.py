@@ -14,11 +14,11 @@ import numpy as np
 from src.data.acquisitions import keep_one_acquisition
 from src.data.dicom import FAST_READERS, DicomError, Header, Reader, read_headers, read_hu
 from src.data.geometry import Plane, SliceGrid
+from src.data.isolation import report_step
 from src.data.series import Rejected, SeriesError
 from src.data.storage import StoredFile
 from src.data.windows import AIR_HU, Window
 
-_AXIAL_COSINE = 0.8  # gantries tilt up to 30 degrees (0.87); coronal and sagittal reformats are near 0
 _SAME_POSITION_DECIMALS = 2  # positions closer than 0.01 mm are one
 _POLARITY_SLICES = 5
 
@@ -119,7 +119,7 @@ def _keep_axial(headers: list[Header], rejected: list[Rejected]) -> list[Header]
     """Reformats are told by their geometry: ImageType may call them AXIAL all the same."""
     axial = []
     for header in headers:
-        if _grid(header).normal[2] >= _AXIAL_COSINE:
+        if _grid(header).is_axial:
             axial.append(header)
         else:
             rejected.append(Rejected(header.file.name, "not axial"))
@@ -182,6 +182,7 @@ def _with_true_polarity(headers: list[Header], readers: tuple[Reader, ...]) -> l
     flagged = [header for header in headers if header.inverted]
     contrast = 0.0
     for index in np.unique(np.linspace(0, len(flagged) - 1, _POLARITY_SLICES).astype(int)) if flagged else ():
+        report_step(flagged[index].file.name)
         try:
             contrast += _middle_over_surroundings(read_hu(flagged[index], readers))
         except DicomError:

@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+_AXIAL_COSINE = 0.8  # gantries tilt up to 30 degrees (0.87); coronal and sagittal reformats are near 0
+
 Vector = tuple[float, float, float]
 
 
@@ -74,6 +76,11 @@ class SliceGrid:
         """Unit normal of the slices, pointing to the head."""
         normal = np.cross(self.along_cols, self.along_rows)
         return normal if normal[2] >= 0 else -normal
+
+    @property
+    def is_axial(self) -> bool:
+        """Whether the slices lie across the patient, if tilted. Coronal and sagittal ones do not."""
+        return bool(self.normal[2] >= _AXIAL_COSINE)
 
     def orient(self, image: np.ndarray) -> np.ndarray:
         """A stored image, oriented (a view)."""

@@ -16,7 +16,6 @@ from src.data.series import Rejected, SeriesError
 from src.data.storage import StoredFile
 from src.data.windows import AIR_HU, Window
 
-_AXIAL_COSINE = 0.8  # as for DICOM
 _SKEW_COSINE = 0.05  # of rows against columns
 _BLOCK_SLICES = 32  # int16 values that share a cache line, and more that share a page
 _BLOCK_BYTES = 32 << 20
@@ -51,7 +50,7 @@ class NiftiSeries:
         )
         if abs(directions[:, rows_axis] @ directions[:, cols_axis]) > _SKEW_COSINE:
             raise SeriesError("rows and columns are not at right angles")
-        if self._grid.normal[2] < _AXIAL_COSINE:
+        if not self._grid.is_axial:
             raise SeriesError("not axial")
         self._headwards = bool(axes[:, self._axis] @ self._grid.normal > 0)
         self._block: tuple[int, np.ndarray] | None = None
