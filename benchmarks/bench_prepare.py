@@ -105,6 +105,7 @@ def timings(scratch: Path, quick: bool) -> dict[str, Any]:
         folders = [scratch / syntax / str(number) for number in range(N_SERIES)]
         for folder in folders:
             write_series(folder, slices, n_slices, pixel_mm, syntax)
+        os.sync()  # or the files would go to disk while others are timed
         with pinned(1):
             stages[syntax] = stage_times(folders[0], scratch / f"stages {syntax}")
         speed[syntax] = compare(folders, small, job, rounds)

@@ -34,8 +34,8 @@ ORGANS = MappingProxyType({"liver": 1, "spleen": 2, "left kidney": 3, "right kid
 TEXT_COLUMNS = MappingProxyType({"patient_id": str, "series_id": str, "reason": str})
 
 # The levels of several windows are functions of one HU, so whole pixels repeat, and deflate finds them where
-# no filter hides them. Against run lengths of differences (the setting below): 0.8 of the bytes, encoded in
-# the same time, decoded in 0.75 of it.
+# no filter hides them. Against run lengths of differences (the setting below), at 256 px: 0.74 of the bytes,
+# encoded in 1.07 times the time, decoded in 0.76.
 PNG_COLOUR = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
@@ -43,8 +43,8 @@ PNG_COLOUR = (
 )
 """OpenCV's parameters for PNG of several windows."""
 
-# The levels of one window repeat less. Against the setting above: 0.9 of the bytes, encoded in 0.7 of the
-# time, decoded in 1.5 times the time.
+# The levels of one window repeat less. Against the setting above, at 256 px: 0.88 of the bytes, encoded in
+# 0.69 of the time, decoded in 1.6 times the time.
 PNG_GREY = (
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
