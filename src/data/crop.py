@@ -1,6 +1,6 @@
 """One square around the body for a whole series, and slices cut and resized to it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,6 +12,9 @@ from src.data.windows import AIR_HU
 _BODY_HU = -300  # above lung, blankets and the foam of the table; below fat
 _COARSE_MM = 3.0  # the body is looked for on a grid of about this step
 _MIN_BODY_MM2 = 2000.0
+RESIZED_TOGETHER = 4
+"""Slices that `Crop.resize_all` takes: the channels that OpenCV resizes at once."""
+
 _MARGIN_MM = 6.0  # the coarse grid and the opening may shave this off the skin
 
 
@@ -30,6 +33,28 @@ class Crop:
         The HU are resized, not the grey levels: that is one channel instead of three, and averaging before a
         window clips is what a scanner with larger pixels would have measured.
         """
+        return self._resized(self._cut(hu), size)
+
+    def resize_all(self, slices: Sequence[np.ndarray], size: int) -> Sequence[np.ndarray]:
+        """`resize` of up to four slices, to the same values.
+
+        OpenCV averages areas of the four channels of one image in less time than those of four images. A
+        whole number of pixels has a way that is faster still, and enlarging rounds differently.
+        """
+        whole_factor = self.width % size == 0 and self.height % size == 0
+        alike = len({hu.dtype for hu in slices}) == 1
+        if not self._shrinks(size) or whole_factor or not alike:
+            return [self.resize(hu, size) for hu in slices]
+        return cv2.split(self._resized(cv2.merge([self._cut(hu) for hu in slices]), size))
+
+    def _shrinks(self, size: int) -> bool:
+        return self.width >= size and self.height >= size
+
+    def _resized(self, cut: np.ndarray, size: int) -> np.ndarray:
+        how = cv2.INTER_AREA if self._shrinks(size) else cv2.INTER_LINEAR
+        return cv2.resize(cut, (size, size), interpolation=how)
+
+    def _cut(self, hu: np.ndarray) -> np.ndarray:
         rows, cols = hu.shape
         top, bottom = max(self.top, 0), min(self.top + self.height, rows)
         left, right = max(self.left, 0), min(self.left + self.width, cols)
@@ -42,8 +67,7 @@ class Crop:
         )
         if any(outside):
             cut = cv2.copyMakeBorder(cut, *outside, borderType=cv2.BORDER_CONSTANT, value=AIR_HU)
-        shrinks = self.width >= size and self.height >= size
-        return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return cut
 
     def plane(self, source: Plane, size: int) -> Plane:
         """Where the (size, size) image lies that `resize` makes of a slice at `source`."""

@@ -78,13 +78,12 @@ def stored_to_hu(stored: np.ndarray, header: Header) -> np.ndarray:
     """
     if stored.shape != (header.rows, header.cols):
         raise DicomError(f"pixels are {stored.shape}, the header says {(header.rows, header.cols)}")
-    value = stored.astype(
-        f"{'i' if header.signed else 'u'}{max(2, stored.dtype.itemsize)}", copy=not stored.flags.writeable
-    )
+    dtype = np.dtype(f"{'i' if header.signed else 'u'}{max(2, stored.dtype.itemsize)}")
+    value = stored.astype(dtype, copy=False)
     is_padding = None if header.padding is None else _is_padding(value, header)
     if header.inverted:
-        np.invert(value, out=value)
-    _keep_valid_bits(value, header)
+        value = np.invert(value, out=_room(value))
+    value = _keep_valid_bits(value, header)
     hu = _rescale(value, header)
     if is_padding is not None:
         np.copyto(hu, AIR_HU, where=is_padding)
@@ -104,33 +103,40 @@ def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
     # Clipped first to where the sum fits into 16 bits, so that it may be taken in them: modulo 65,536 it is
     # the same whatever the sign. The limits are rows: numpy compares with a lone number six times slower.
     if low > limits.min:
-        np.maximum(value, np.full(header.cols, low, dtype=value.dtype), out=value)
+        value = np.maximum(value, np.full(header.cols, low, dtype=value.dtype), out=_room(value))
     if high < limits.max:
-        np.minimum(value, np.full(header.cols, high, dtype=value.dtype), out=value)
+        value = np.minimum(value, np.full(header.cols, high, dtype=value.dtype), out=_room(value))
+    if not value.flags.writeable:
+        value = value.copy()
     hu = value.view(np.int16)
     if intercept:
         hu += np.array(int(intercept) & 0xFFFF, dtype=np.uint16).view(np.int16)
     return hu
 
 
-def _keep_valid_bits(value: np.ndarray, header: Header) -> None:
-    """In place: clear the bits above BitsStored, and extend the sign from the highest valid one."""
+def _room(value: np.ndarray) -> np.ndarray | None:
+    """Where the next step may write: over its input if that is ours, else to new memory."""
+    return value if value.flags.writeable else None
+
+
+def _keep_valid_bits(value: np.ndarray, header: Header) -> np.ndarray:
+    """Clear the bits above BitsStored, and extend the sign from the highest valid one."""
     free = value.dtype.itemsize * 8 - header.bits_stored
     if free and header.signed:
-        value <<= free
-        value >>= free
-    elif free:
-        value &= np.array((1 << header.bits_stored) - 1, dtype=value.dtype)
+        value = np.left_shift(value, free, out=_room(value))
+        return np.right_shift(value, free, out=value)
+    if free:
+        valid = np.array((1 << header.bits_stored) - 1, dtype=value.dtype)
+        return np.bitwise_and(value, valid, out=_room(value))
+    return value
 
 
 def _is_padding(value: np.ndarray, header: Header) -> np.ndarray:
     """Which words are padding. It lies in the valid bits, or needs all 16: -3024 in a file of 12 bits."""
     words = np.array(header.padding).astype(np.int16 if header.signed else np.uint16)
-    valid = words.copy()
-    _keep_valid_bits(valid, header)
+    valid = _keep_valid_bits(words.copy(), header)
     if (valid == words).all() and header.bits_stored < value.dtype.itemsize * 8:
-        value = value.copy()
-        _keep_valid_bits(value, header)
+        value = _keep_valid_bits(value.copy(), header)
     low, high = np.sort(words).tolist()
     return value == low if low == high else (value >= low) & (value <= high)
 

@@ -74,7 +74,8 @@ class SliceGrid:
     @cached_property
     def normal(self) -> np.ndarray:
         """Unit normal of the slices, pointing to the head."""
-        normal = np.cross(self.along_cols, self.along_rows)
+        (ax, ay, az), (bx, by, bz) = self.along_cols, self.along_rows
+        normal = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
         return normal if normal[2] >= 0 else -normal
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.files import atomic_path, write_json, write_table
-from src.data.crop import Crop, body_crop
+from src.data.crop import RESIZED_TOGETHER, Crop, body_crop
 from src.data.dicom import FAST_READERS, SAFE_READERS
 from src.data.dicom_series import scan_series
 from src.data.isolation import SILENCE_LIMIT_S, report_step
@@ -122,10 +122,22 @@ class GreySlices:
 
     def read(self, index: int) -> np.ndarray:
         """uint8 (size, size, C). Raises `SliceError`."""
-        hu = self._decoded.pop(index, None)
-        return apply_windows(
-            self.crop.resize(self._read(index) if hu is None else hu, self._size), self._windows
-        )
+        return apply_windows(self.crop.resize(self._hu(index), self._size), self._windows)
+
+    def read_all(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray | SliceError]]:
+        """Each index with what `read` gives or raises; faster, and four slices are in memory at a time."""
+        for start in range(0, len(indices), RESIZED_TOGETHER):
+            few = indices[start : start + RESIZED_TOGETHER]
+            hu: dict[int, np.ndarray] = {}
+            failed: dict[int, SliceError] = {}
+            for index in few:
+                try:
+                    hu[index] = self._hu(index)
+                except SliceError as error:
+                    failed[index] = error
+            cuts = dict(zip(hu, self.crop.resize_all(list(hu.values()), self._size), strict=True))
+            for index in few:
+                yield index, failed.get(index) or apply_windows(cuts[index], self._windows)
 
     def _crop_slices(self) -> Iterator[np.ndarray]:
         n_slices, kept_bytes = len(self._series.z_mm), 0
@@ -138,6 +150,10 @@ class GreySlices:
             if kept_bytes <= _KEPT_BYTES:
                 self._decoded[int(index)] = hu
             yield hu
+
+    def _hu(self, index: int) -> np.ndarray:
+        hu = self._decoded.pop(index, None)
+        return self._read(index) if hu is None else hu
 
     def _read(self, index: int) -> np.ndarray:
         report_step(self._series.source(index))
@@ -291,14 +307,12 @@ def _write_slices(
     """Write every selected slice that can be decoded, numbered without gaps; its indices, and what failed."""
     used: list[int] = []
     unreadable: list[Rejected] = []
-    for index in map(int, job.selection.choose(series.z_mm)):
-        try:
-            image = slices.read(index)
-        except SliceError as error:
-            unreadable.append(Rejected(series.source(index), str(error)))
-            continue
-        write_png(folder / slice_name(len(used)), image)
-        used.append(index)
+    for index, image in slices.read_all(job.selection.choose(series.z_mm).tolist()):
+        if isinstance(image, SliceError):
+            unreadable.append(Rejected(series.source(index), str(image)))
+        else:
+            write_png(folder / slice_name(len(used)), image)
+            used.append(index)
     if not used:
         raise SeriesError(f"no slice can be decoded: {unreadable[0].reason}")
     return used, unreadable
