@@ -6,6 +6,8 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_syntaxes import LOSSY, NATIVE, SYNTAXES, can_write, ramp, tolerance, write_encoded, write_enhanced
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_rescale
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, RLELossless
 
@@ -166,3 +168,58 @@ def test_frames_in_a_syntax_that_must_be_unpacked_first_are_refused(tmp_path, na
 
 def test_lossy_syntaxes_are_among_those_tested():
     assert set(SYNTAXES.values()) >= LOSSY
+
+
+JPEG_FAMILY = [name for name in SYNTAXES if name.startswith("JPEG")]
+
+
+def encapsulated(path, change):
+    """Rewrite the codestream of a file."""
+    dataset = pydicom.dcmread(path)
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    dataset.PixelData = encapsulate([change(frame)])
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("readers", [FAST_READERS, SAFE_READERS], ids=["dicomsdl first", "pydicom"])
+@pytest.mark.parametrize("name", JPEG_FAMILY)
+def test_a_codestream_of_another_size_is_refused_not_shuffled(tmp_path, name, readers):
+    bits_stored = next(bits for bits in (12, 8) if can_write(SYNTAXES[name], bits, signed=False))
+    path = write(tmp_path / "1.dcm", name, bits_stored, signed=False)
+    dataset = pydicom.dcmread(path)
+    dataset.Rows, dataset.Columns = dataset.Columns, dataset.Rows
+    dataset.RescaleIntercept = -1024
+    dataset.save_as(path)
+    with pytest.raises(DicomError):
+        hu_of(path, readers)
+
+
+@pytest.mark.parametrize("name", [name for name in JPEG_FAMILY if "2000" not in name])
+def test_a_jpeg_without_its_end_is_refused_not_filled_up(tmp_path, name):
+    bits_stored = next(bits for bits in (12, 8) if can_write(SYNTAXES[name], bits, signed=False))
+    path = write(tmp_path / "1.dcm", name, bits_stored, signed=False)
+    encapsulated(path, lambda frame: frame[: int(len(frame) * 0.9)])
+    with pytest.raises(DicomError):
+        hu_of(path)
+
+
+@pytest.mark.parametrize("name", ["implicit little endian", "explicit little endian", "explicit big endian"])
+def test_an_old_file_without_preamble_is_read(tmp_path, name):
+    path = write(tmp_path / "1.dcm", name, bits_stored=12, signed=False)
+    dataset = pydicom.dcmread(path)
+    implicit, little = name.startswith("implicit"), "little" in name
+    dataset.file_meta, dataset.preamble = FileMetaDataset(), None
+    with path.open("wb") as file:
+        pydicom.dcmwrite(file, dataset, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+    assert path.read_bytes()[128:132] != b"DICM"
+    np.testing.assert_array_equal(hu_of(path), expected_hu(12, signed=False))
+
+
+def test_more_bits_stored_than_allocated_are_refused(tmp_path):
+    path = write(tmp_path / "1.dcm", "explicit little endian", bits_stored=8, signed=False, BitsStored=12)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated = 8
+    dataset.save_as(path)
+    with pytest.raises(DicomError, match="makes no sense"):
+        hu_of(path)

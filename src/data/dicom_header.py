@@ -44,6 +44,9 @@ MALFORMED = object()
 _HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", which scanners write for HU
 
 
+PREAMBLE_BYTES = 132
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
+_LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: no image begins with a later element
 _PIXEL_MM = (1e-3, 100.0)
 _ABSURD = 1e6  # mm of a position, HU of a rescale
 
@@ -96,6 +99,14 @@ class Header:
         return self.bits_stored <= 8 and self.slope == 1 and self.intercept == 0
 
 
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether a file begins as DICOM does: with the mark after its preamble, or, in old files, with a tag."""
+    if start[128:PREAMBLE_BYTES] == b"DICM":
+        return True
+    order = "big" if start[:1] == b"\0" else "little"
+    return start[:2] in _FIRST_GROUPS and int.from_bytes(start[2:4], order) <= _LAST_FIRST_ELEMENT
+
+
 def parse_header(
     values: Mapping[str, Any], file: StoredFile, transfer_syntax: str, pixels_at: int | None
 ) -> Header:
@@ -139,7 +150,8 @@ def parse_header(
     numbers = (*header.position_mm, *orientation, row_mm, col_mm, slope, header.intercept)
     upright = all(abs(math.hypot(*axis) - 1) < 0.01 for axis in (header.along_cols, header.along_rows))
     across = sum(a * b for a, b in zip(header.along_cols, header.along_rows, strict=True))
-    sizes = header.rows > 0 and header.cols > 0 and 1 <= header.bits_stored <= 16
+    bits = 1 <= header.bits_stored <= min(16, header.bits_allocated)
+    sizes = header.rows > 0 and header.cols > 0 and bits
     pixels = all(_PIXEL_MM[0] <= side <= _PIXEL_MM[1] for side in (row_mm, col_mm))
     plausible = all(abs(number) < _ABSURD for number in numbers)  # false for nan as well
     if not (plausible and upright and abs(across) < 0.01 and sizes and pixels and slope != 0):
@@ -161,6 +173,8 @@ def _check_kind(values: Mapping[str, Any]) -> None:
         raise DicomError("colour image, not CT")
     if values["Rows"] is None:
         raise DicomError("holds no image")
+    if not values["SamplesPerPixel"]:
+        raise DicomError("SamplesPerPixel is missing")
     if (_optional_int(values["NumberOfFrames"]) or 1) != 1:
         raise DicomError(f"holds {values['NumberOfFrames']} frames without a position each")
     unit = _text(values["RescaleType"])

@@ -12,19 +12,41 @@ from typing import Any, Protocol
 import dicomsdl
 import numpy as np
 import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.pixels import pixel_array
 from pydicom.uid import (
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
     RLELossless,
 )
 
-from src.data.dicom_header import KEYWORDS, MALFORMED, DicomError, Header, parse_header
+from src.data.codestream import (
+    RLE_HEADER_BYTES,
+    CodedImage,
+    is_whole_jpeg,
+    jpeg_2000_image,
+    jpeg_image,
+    rle_segments_fit,
+)
+from src.data.dicom_header import (
+    KEYWORDS,
+    MALFORMED,
+    PREAMBLE_BYTES,
+    DicomError,
+    Header,
+    looks_like_dicom,
+    parse_header,
+)
 from src.data.storage import StoredFile, UnreadableFile
 
 HEADER_BYTES = 1 << 16
@@ -36,6 +58,12 @@ _ITEM_TAG = b"\xfe\xff\x00\xe0"
 _DELIMITER_TAG = b"\xfe\xff\xdd\xe0"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _VALUES = ["TransferSyntaxUID", *KEYWORDS]
+_SYNTAX_OF = {
+    (True, True): ImplicitVRLittleEndian,
+    (False, True): ExplicitVRLittleEndian,
+    (False, False): ExplicitVRBigEndian,
+}
+"""By (implicit VR, little endian), as pydicom found them."""
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
 # Not JPEG 2000: no faster than pydicom (the same decoder), and without its care for signs that disagree.
 _READ_WITH_DICOMSDL = (
@@ -48,6 +76,10 @@ _READ_WITH_DICOMSDL = (
     JPEGLSLossless,
     JPEGLSNearLossless,
 )
+_SIZES = {
+    **dict.fromkeys((*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes), jpeg_image),
+    **dict.fromkeys(JPEG2000TransferSyntaxes, jpeg_2000_image),
+}
 
 
 class Reader(Protocol):
@@ -111,9 +143,17 @@ class PydicomReader:
 
     def read_stored(self, header: Header) -> np.ndarray:
         dataset = open_with_pydicom(BytesIO(read_bytes(header.file)), pixels=True)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        # GDCM, which pydicom would ask first, aborts on damaged JPEG-LS.
+        plugin = "pyjpegls" if syntax in JPEGLSTransferSyntaxes else ""
         try:
             with warnings.catch_warnings(action="ignore"):
-                stored = dataset.pixel_array
+                if syntax in _SIZES:
+                    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+                    _check_image(_SIZES[syntax](frame), header)
+                stored = pixel_array(dataset, decoding_plugin=plugin)
+        except DicomError:
+            raise
         # Each decoder plugin raises errors of its own; whichever it is, this file has no pixels for us.
         except Exception as error:
             raise DicomError("pixels cannot be decoded") from error
@@ -127,8 +167,15 @@ SAFE_READERS: tuple[Reader, ...] = (PydicomReader(),)
 def open_with_pydicom(content: Any, pixels: bool) -> pydicom.Dataset:
     """Parse a file-like object. Raises `DicomError`."""
     try:
+        start = content.read(PREAMBLE_BYTES)
+        content.seek(0)
         with warnings.catch_warnings(action="ignore"):  # what is wrong with a file is ours to report
-            return pydicom.dcmread(content, stop_before_pixels=not pixels)
+            dataset = pydicom.dcmread(content, stop_before_pixels=not pixels, force=looks_like_dicom(start))
+        if (
+            "TransferSyntaxUID" not in dataset.file_meta
+        ):  # a file of before 1993, without the meta information
+            dataset.file_meta.TransferSyntaxUID = _SYNTAX_OF[dataset.original_encoding]
+        return dataset
     # A damaged file fails in pydicom with errors of many kinds, a zlib.error or a KeyError among them.
     except Exception as error:
         raise DicomError("not a readable DICOM file") from error
@@ -199,20 +246,30 @@ def _check_codestream(content: bytes, value_at: int, header: Header) -> None:
     (_, *fragments), whole = find_fragments(content, value_at)
     if not (fragments and whole):
         raise DicomError("pixel data is cut short")
-    start, length = fragments[0]
     if header.transfer_syntax == RLELossless:
-        marks = np.frombuffer(content, "<u4", 16, start).tolist() if length >= 64 else [0]
-        n_segments = header.bits_allocated // 8
-        starts = [*marks[1 : n_segments + 1], length]
-        in_order = starts[0] == 64 and sorted(set(starts)) == starts
-        if marks[0] != n_segments or not in_order or len(fragments) > 1:
+        start, length = fragments[0]
+        rle_header = content[start : start + RLE_HEADER_BYTES]
+        if len(fragments) > 1 or not rle_segments_fit(rle_header, length, header.bits_allocated // 8):
             raise DicomError("RLE segments disagree with the header")
         return
-    bits, rows, cols, samples = _jpeg_frame(content[start : start + min(length, HEADER_BYTES)])
-    if (rows, cols, samples) != (header.rows, header.cols, 1) or (bits > 8) != (header.bits_allocated == 16):
+    codestream = b"".join(content[start : start + length] for start, length in fragments)
+    image = jpeg_image(codestream)
+    _check_image(image, header)
+    if (image.bits > 8) != (header.bits_allocated == 16):
         raise DicomError("codestream disagrees with the header")
-    if header.signed and bits < header.bits_stored:  # dicomsdl takes JPEG-LS of 12 signed bits for unsigned
+    if not is_whole_jpeg(codestream):
+        raise DicomError("pixel data is cut short")
+    if (
+        header.signed and image.bits < header.bits_stored
+    ):  # dicomsdl takes JPEG-LS of 12 signed bits for unsigned
         raise DicomError("sign of the codestream is left to pydicom")
+
+
+def _check_image(image: CodedImage | None, header: Header) -> None:
+    if image is None:
+        raise DicomError("codestream has no frame header")
+    if (image.rows, image.cols, image.samples) != (header.rows, header.cols, 1):
+        raise DicomError("codestream disagrees with the header")
 
 
 def find_fragments(content: Any, value_at: int) -> tuple[list[tuple[int, int]], bool]:
@@ -227,15 +284,3 @@ def find_fragments(content: Any, value_at: int) -> tuple[list[tuple[int, int]], 
         fragments.append((at + 8, length))
         at += 8 + length
     return fragments or [(value_at, 0)], content[at : at + 4] == _DELIMITER_TAG
-
-
-def _jpeg_frame(codestream: bytes) -> tuple[int, int, int, int]:
-    """Bits, rows, columns and components that the frame header of a JPEG or JPEG-LS codestream states."""
-    at = 2
-    while at + 10 <= len(codestream) and codestream[at] == 0xFF:
-        marker = codestream[at + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, cols = (int.from_bytes(codestream[k : k + 2], "big") for k in (at + 5, at + 7))
-            return codestream[at + 4], rows, cols, codestream[at + 9]
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(codestream[at + 2 : at + 4], "big")
-    raise DicomError("codestream has no frame header")

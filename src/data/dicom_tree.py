@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from src.core.log import progress
+from src.data.dicom_header import looks_like_dicom
 from src.data.file_tree import FileTree, join
 from src.data.series_source import LeftOut, SeriesSource
 from src.data.storage import FileSet, StoredFile, UnreadableFile
@@ -98,7 +99,7 @@ def _read_ids(file: StoredFile, folder: str) -> Ids | None:
     folder.
     """
     content = file.read(_HEAD_BYTES)
-    if content[128:132] != b"DICM":
+    if not looks_like_dicom(content):
         return None
     values = _read_tags(content)
     if "SeriesInstanceUID" not in values and len(content) == _HEAD_BYTES:
@@ -113,7 +114,9 @@ def _read_tags(content: bytes) -> dict[str, str]:
     """The tags that are there and not empty; none of a header that cannot be parsed."""
     # Damaged headers fail in pydicom with errors of many kinds, some when a value is asked for.
     try:
-        dataset = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=list(_TAGS))
+        dataset = pydicom.dcmread(
+            BytesIO(content), stop_before_pixels=True, specific_tags=list(_TAGS), force=True
+        )
         values = {tag: str(dataset.get(tag) or "").strip(" \0") for tag in _TAGS}
         directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     except Exception:
