@@ -29,7 +29,7 @@ phantom120: $(READY)
 test: $(READY)
 	python -m pytest
 
-# Damaged DICOM files of every kind in every transfer syntax: about X minutes on two cores.
+# Damaged DICOM files of every kind in every transfer syntax: under a minute on two cores.
 fuzz: $(READY)
 	python -m pytest -m fuzz -s tests/test_prepare_damaged.py
 

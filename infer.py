@@ -32,7 +32,7 @@ class InferOptions:
     """Options of `infer.py`."""
 
     input: Path
-    """Raw data with test_images/<patient>/<series>/*.dcm, or a prepared data set."""
+    """Raw data with test_images/<patient>/<series>/*.dcm (folder or zip), or a prepared data set."""
 
     models: tuple[Path, ...]
     """Run folders of train_cls.py; all their finished folds are averaged."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "Makefile", "docs/results.md", "folds/README.md")
+FILES = ("README.md", "Makefile", "docs/results.md", "docs/prepare.md", "folds/README.md")
 
 
 def commands() -> list[str]:

@@ -43,7 +43,7 @@ def find_dicom(
 ) -> tuple[list[SeriesSource], list[LeftOut], int]:
     """Group files by patient and series, from the first 64 KB of each.
 
-    Read with pydicom, which no file can crash: 0.3 ms a file, of which dicomsdl would save half.
+    Read with pydicom, whose parser no file can crash: dicomsdl's lead is small where no pixel is decoded.
 
     Args:
         folders: with the names of the files to look at.

@@ -109,7 +109,7 @@ class ZipTree:
     """The folders and files of a zip archive: a `FileTree`. The root is ""."""
 
     def __init__(self, path: Path):
-        """Read the archive's directory: about 6 µs and, for the moment, 600 bytes a member.
+        """Read the archive's directory, all of it in memory for a moment.
 
         Where a name occurs twice the later member counts, as after unpacking.
 
