@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from src.data.grey_slices import Caution, load_stack
 from src.data.isolation import report_step
-from src.data.prepare import Caution, load_stack
 from src.data.sources import SeriesSource
 
 

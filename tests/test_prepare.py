@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from dicom_files import PIXEL_MM, SIDE, hu_at, write_series, write_slice
 
-from src.data import prepare as preparation
+from src.data import grey_slices
 from src.data.crop import Crop, body_crop
 from src.data.dicom_series import scan_series
 from src.data.geometry import Plane
@@ -26,7 +26,7 @@ def source_of(folder, segmentation=None):
 
 
 def load_stack(folder, windows, size, count=None):
-    return preparation.load_stack(source_of(folder), get_windows(windows), size, count)
+    return grey_slices.load_stack(source_of(folder), get_windows(windows), size, count)
 
 
 def prepare(folder, output, segmentation=None, size=48):

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -135,3 +137,41 @@ def test_a_mistake_is_one_line_and_status_2(raw, tmp_path, arguments, message):
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_gives_what_its_folder_gives(raw, tmp_path):
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in raw.rglob("*.dcm"):
+            archive.write(path, path.relative_to(raw))
+    folder, archive = (
+        run(raw, tmp_path / "folder", "--preview"),
+        run(tmp_path / "raw.zip", tmp_path / "zip", "--preview"),
+    )
+    assert content(archive.folder) == content(folder.folder)
+
+
+def test_a_series_whose_files_or_segmentation_changed_is_prepared_again(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    volume = nib.Nifti1Image(np.ones((4, 4, 4), dtype=np.uint8), np.diag([100.0, 100.0, 100.0, 1.0]))
+    (raw / "segmentations").mkdir()
+    nib.save(volume, raw / "segmentations" / "90.nii")
+    (raw / "train_images" / "10" / "100" / "6.dcm").unlink()
+    dataset = run(raw, tmp_path / "out")
+    assert dataset.series.set_index("series_id")["slices"].to_dict() == {"100": 5, "101": 6, "90": 6}
+    assert set(np.unique(dataset.read_masks("9", "90", range(6)))) == {0, 1}
+    (tmp_path / "ids.yaml").write_text("spleen: 1\n")
+    dataset = run(raw, tmp_path / "out", "--mask-ids", tmp_path / "ids.yaml")
+    assert set(np.unique(dataset.read_masks("9", "90", range(6)))) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [(("--count", 3), [1, 3, 5]), (("--spacing-z-mm", 9), [0, 2, 4]), ((), range(6))]
+)
+def test_slices_are_selected_as_told(raw, tmp_path, policy, expected):
+    dataset = run(raw, tmp_path / "out", *policy)
+    every = run(raw, tmp_path / "all")
+    table, whole = (found.read_slice_table("9", "90") for found in (dataset, every))
+    assert table["source"].tolist() == whole["source"].iloc[list(expected)].tolist()
+    np.testing.assert_array_equal(
+        dataset.read_slices("9", "90", range(len(table))), every.read_slices("9", "90", list(expected))
+    )

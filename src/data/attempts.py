@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from src.data.grey_slices import Caution
 from src.data.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, call_isolated
-from src.data.prepare import Caution
 from src.data.series import Rejected, SeriesError
 
 _MOST_LEFT_OUT = 8

@@ -18,7 +18,8 @@ from src.core.files import write_json, write_table
 from src.core.log import format_table, progress
 from src.data.attempts import with_caution
 from src.data.cluster import workers
-from src.data.prepare import Caution, PrepareJob, finished, prepare_series, preview_path
+from src.data.grey_slices import Caution
+from src.data.prepare import PrepareJob, finished, prepare_series, preview_path
 from src.data.series import SeriesError
 from src.data.series_source import FoundSources, SeriesSource
 from src.data.stack import VERSION, PreparedDataset, image_folder, read_description
@@ -87,7 +88,7 @@ def prepare_all(
         remove_leftovers(job.output)
         pending, there = [], []
         for source in found.series:
-            outcome = finished(source, job.output)
+            outcome = finished(source, job)
             kept += outcome is not None
             if outcome is None or (job.preview and not preview_path(source, job.output).exists()):
                 pending.append(source)

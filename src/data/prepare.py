@@ -1,33 +1,24 @@
-"""One series, from its files to grey slices: written to disk, or kept in memory for inference.
-
-Both ways go through the same crop and windows, so a model sees at inference what it saw in training. Slices
-stream: whatever the length of a series, one slice is in memory at a time, and a few during the crop.
-"""
+"""One series written to disk: images, tables, masks on the same grid, and a picture to check them by."""
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from src.core.files import atomic_path, write_json, write_table
-from src.data.crop import RESIZED_TOGETHER, Crop, body_crop
-from src.data.dicom import FAST_READERS, SAFE_READERS
-from src.data.dicom_series import scan_series
+from src.data.crop import Crop
+from src.data.grey_slices import NO_CAUTION, Caution, GreySlices, open_series, slice_table
 from src.data.isolation import SILENCE_LIMIT_S, report_step
 from src.data.nifti import LabelVolume, NiftiError
-from src.data.nifti_series import open_nifti
 from src.data.preview import contact_sheet
 from src.data.selection import ALL_SLICES, SliceSelection
 from src.data.series import CtSeries, Rejected, SeriesError, SliceError, spacing_z_mm
 from src.data.series_source import SeriesSource
 from src.data.stack import (
-    even_indices,
     image_folder,
     mask_folder,
     slice_name,
@@ -35,11 +26,9 @@ from src.data.stack import (
     write_masks,
     write_png,
 )
-from src.data.storage import StoredFile, UnreadableFile
-from src.data.windows import AIR_HU, Window, apply_windows
+from src.data.storage import UnreadableFile
+from src.data.windows import Window
 
-_CROP_SLICES = 64  # enough to find the body
-_KEPT_BYTES = 64 << 20  # of slices decoded for the crop, so that most need not be decoded again
 _GAP = 1.5  # neighbouring slices further apart than this times the median have one missing between them
 
 
@@ -60,145 +49,6 @@ class PrepareJob:
     """How long a decoder may be busy with one slice before it is stopped."""
 
 
-@dataclass(frozen=True)
-class Caution:
-    """What earlier attempts at a series have taught: how to read it without a crash."""
-
-    pydicom_only: bool = False
-    left_out: tuple[Rejected, ...] = ()
-    """Files that crash every reader, or keep it busy forever."""
-
-
-NO_CAUTION = Caution()
-
-
-@contextmanager
-def open_series(
-    source: SeriesSource, source_window: Window | None = None, caution: Caution = NO_CAUTION
-) -> Iterator[CtSeries]:
-    """Open the series of a source, without decoding a pixel.
-
-    Raises:
-        SeriesError: no usable file, or not axial.
-    """
-    try:
-        files = source.files.list()
-    except UnreadableFile as error:
-        raise SeriesError(str(error)) from error
-    if source.kind == "nifti":
-        with open_nifti(files[0], source_window) as series:
-            yield series
-        return
-    readers = SAFE_READERS if caution.pydicom_only else FAST_READERS
-    left_out = {item.source for item in caution.left_out}
-    yield scan_series(_announced(files), readers, source_window, left_out)
-
-
-def _announced(files: Sequence[StoredFile]) -> Iterator[StoredFile]:
-    for file in files:
-        report_step(file.name)
-        yield file
-
-
-class GreySlices:
-    """Grey slices of an open series: cut to the body, resized, windowed."""
-
-    def __init__(self, series: CtSeries, windows: tuple[Window, ...], size: int):
-        """Find the body.
-
-        Raises:
-            SeriesError: an 8-bit source does not hold what a window shows.
-        """
-        for window in windows:
-            if series.source_window is not None and not series.source_window.contains(window):
-                raise SeriesError(
-                    f"window {window.name} shows HU outside of the window {series.source_window.name} "
-                    "that the 8-bit source was made with"
-                )
-        self._series, self._windows, self._size = series, windows, size
-        self._decoded: dict[int, np.ndarray] = {}
-        lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
-        self.crop = body_crop(self._crop_slices(), series.pixel_mm, series.shape, lowest_hu)
-
-    def read(self, index: int) -> np.ndarray:
-        """uint8 (size, size, C). Raises `SliceError`."""
-        return apply_windows(self.crop.resize(self._hu(index), self._size), self._windows)
-
-    def read_all(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray | SliceError]]:
-        """Each index with what `read` gives or raises; faster, and four slices are in memory at a time."""
-        for start in range(0, len(indices), RESIZED_TOGETHER):
-            few = indices[start : start + RESIZED_TOGETHER]
-            hu: dict[int, np.ndarray] = {}
-            failed: dict[int, SliceError] = {}
-            for index in few:
-                try:
-                    hu[index] = self._hu(index)
-                except SliceError as error:
-                    failed[index] = error
-            cuts = dict(zip(hu, self.crop.resize_all(list(hu.values()), self._size), strict=True))
-            for index in few:
-                yield index, failed.get(index) or apply_windows(cuts[index], self._windows)
-
-    def _crop_slices(self) -> Iterator[np.ndarray]:
-        n_slices, kept_bytes = len(self._series.z_mm), 0
-        for index in even_indices(n_slices, min(n_slices, _CROP_SLICES)):
-            try:
-                hu = self._read(int(index))
-            except SliceError:
-                continue
-            kept_bytes += hu.nbytes
-            if kept_bytes <= _KEPT_BYTES:
-                self._decoded[int(index)] = hu
-            yield hu
-
-    def _hu(self, index: int) -> np.ndarray:
-        hu = self._decoded.pop(index, None)
-        return self._read(index) if hu is None else hu
-
-    def _read(self, index: int) -> np.ndarray:
-        report_step(self._series.source(index))
-        return self._series.read(index)
-
-
-def load_stack(
-    source: SeriesSource,
-    windows: tuple[Window, ...],
-    size: int,
-    count: int | None = None,
-    caution: Caution = NO_CAUTION,
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Prepare a series in memory, decoding only the slices that are asked for.
-
-    Args:
-        size: of the square output, in pixels.
-        count: evenly spaced slices to take (see `even_indices`), all if None.
-
-    Returns:
-        uint8 (T, size, size, C), head to feet, equal to the PNGs that `prepare_series` writes; and a table,
-        a row a slice: index (in the series), instance_number, z_mm, source. A slice that cannot be decoded is
-        replaced by the nearest one that can be.
-
-    Raises:
-        SeriesError: no usable file, not axial, or no slice that can be decoded.
-    """
-    with open_series(source, caution=caution) as series:
-        slices = GreySlices(series, windows, size)
-        n_slices = len(series.z_mm)
-        wanted = np.arange(n_slices) if count is None else even_indices(n_slices, count)
-        decoded: dict[int, np.ndarray | None] = {}
-
-        def decode(index: int) -> np.ndarray | None:
-            if index not in decoded:
-                try:
-                    decoded[index] = slices.read(index)
-                except SliceError:
-                    decoded[index] = None
-            return decoded[index]
-
-        used = [_nearest_decodable(int(index), n_slices, decode) for index in wanted]
-        return np.stack([decoded[index] for index in used]), _slice_table(series, used).assign(index=used)
-
-
 def prepare_series(source: SeriesSource, job: PrepareJob, caution: Caution = NO_CAUTION) -> dict[str, Any]:
     """Write the images, tables and masks of one series; a series that is there already is left as it is.
 
@@ -209,7 +59,7 @@ def prepare_series(source: SeriesSource, job: PrepareJob, caution: Caution = NO_
         SeriesError: the series cannot be prepared; nothing of it is left behind.
     """
     folder = image_folder(job.output, source.patient_id, source.series_id)
-    if finished(source, job.output) is None:
+    if finished(source, job) is None:
         _prepare_folder(folder, source, job, caution)
     if job.preview:
         _write_preview(source, job)
@@ -220,7 +70,7 @@ def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution
     with whole_folder(folder) as partial, open_series(source, job.source_window, caution) as series:
         slices = GreySlices(series, job.windows, job.size)
         used, unreadable = _write_slices(partial, series, slices, job)
-        write_table(_slice_table(series, used), partial / "slices.csv")
+        write_table(slice_table(series, used), partial / "slices.csv")
         masks_at = mask_folder(job.output, source.patient_id, source.series_id)
         shutil.rmtree(masks_at, ignore_errors=True)
         masks_problem = _write_source_masks(masks_at, source, series, used, slices.crop, job)
@@ -251,7 +101,7 @@ def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution
             "row": row,
             "rejected": [asdict(item) for item in rejected],
             "stored_bytes": _stored_bytes(partial) + _stored_bytes(masks_at),
-            **_fingerprint(source),
+            **_fingerprint(source, job),
         }
         write_json(outcome, partial / "series.json")
 
@@ -276,28 +126,33 @@ def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
         write_png(temporary, contact_sheet(job.output, source.patient_id, source.series_id, names, job.size))
 
 
-def finished(source: SeriesSource, output: Path) -> dict[str, Any] | None:
+def finished(source: SeriesSource, job: PrepareJob) -> dict[str, Any] | None:
     """What an earlier run wrote of a series, or None where it must be prepared.
 
     A folder that exists is whole, so the check is cheap: a series is prepared again only where its number of
-    files, or its segmentation, is another than it was.
+    files, its segmentation, or what either is taken for, is another than it was.
     """
     try:
-        path = image_folder(output, source.patient_id, source.series_id) / "series.json"
+        path = image_folder(job.output, source.patient_id, source.series_id) / "series.json"
         outcome = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     try:
-        fingerprint = _fingerprint(source)
+        fingerprint = _fingerprint(source, job)
     except UnreadableFile:
         return outcome
     return outcome if all(outcome.get(key) == value for key, value in fingerprint.items()) else None
 
 
-def _fingerprint(source: SeriesSource) -> dict[str, Any]:
+def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
+    """What tells whether a finished series is still the one to prepare, as JSON gives it back."""
+    window = job.source_window
+    ids = None if source.segmentation is None or job.mask_ids is None else sorted(job.mask_ids.items())
     return {
         "files": len(source.files.list()),
         "segmentation": source.segmentation.name if source.segmentation else None,
+        "mask_ids": ids and [list(pair) for pair in ids],
+        "source_window": window and [window.centre_hu, window.width_hu],
     }
 
 
@@ -343,22 +198,3 @@ def _write_source_masks(
         shutil.rmtree(folder)
         return "no organ of the segmentation lies on the slices"
     return None
-
-
-def _nearest_decodable(index: int, n_slices: int, decode: Any) -> int:
-    for distance in range(n_slices):
-        for neighbour in (index - distance, index + distance):
-            if 0 <= neighbour < n_slices and decode(neighbour) is not None:
-                return neighbour
-    raise SeriesError("no slice can be decoded")
-
-
-def _slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "index": range(len(used)),
-            "instance_number": [series.instance_number(index) for index in used],
-            "z_mm": [round(float(series.z_mm[index]), 4) for index in used],
-            "source": [series.source(index) for index in used],
-        }
-    )

@@ -8,6 +8,9 @@ import numpy as np
 from src.core.errors import UserError
 from src.data.stack import even_indices
 
+_FINEST_MM = 0.1
+_SAME_MM = 1e-3  # positions are decimal text, their differences only nearly so
+
 
 @dataclass(frozen=True)
 class SliceSelection:
@@ -22,8 +25,8 @@ class SliceSelection:
     def __post_init__(self) -> None:
         if self.spacing_z_mm is not None and self.count is not None:
             raise UserError("--spacing-z-mm and --count exclude each other")
-        if self.spacing_z_mm is not None and not self.spacing_z_mm > 0:
-            raise UserError(f"--spacing-z-mm must be positive, got {self.spacing_z_mm:g}")
+        if self.spacing_z_mm is not None and not self.spacing_z_mm >= _FINEST_MM:
+            raise UserError(f"--spacing-z-mm must be {_FINEST_MM} or more, got {self.spacing_z_mm:g}")
         if self.count is not None and self.count < 1:
             raise UserError(f"--count must be 1 or more, got {self.count}")
 
@@ -35,12 +38,9 @@ class SliceSelection:
         if self.spacing_z_mm is None:
             return np.arange(n_slices)
         depth_mm = z_mm[0] - z_mm
-        targets_mm = np.arange(0, depth_mm[-1] + self.spacing_z_mm / 2, self.spacing_z_mm)
-        after = np.searchsorted(depth_mm, targets_mm).clip(1, max(1, n_slices - 1))
-        nearer_before = np.abs(depth_mm[after - 1] - targets_mm) <= np.abs(
-            depth_mm[np.minimum(after, n_slices - 1)] - targets_mm
-        )
-        return np.unique(np.where(nearer_before, after - 1, np.minimum(after, n_slices - 1)))
+        targets_mm = np.arange(0, depth_mm[-1] + _SAME_MM, self.spacing_z_mm)
+        halfway_mm = (depth_mm[:-1] + depth_mm[1:]) / 2
+        return np.unique(np.searchsorted(halfway_mm, targets_mm))
 
     def describe(self) -> Any:
         """For dataset.json."""

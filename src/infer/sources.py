@@ -8,7 +8,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.data.attempts import with_caution
-from src.data.prepare import load_stack
+from src.data.grey_slices import load_stack
 from src.data.series_source import SeriesSource
 from src.data.sources import find_sources
 from src.data.stack import PreparedDataset, even_indices

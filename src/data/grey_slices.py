@@ -1,0 +1,186 @@
+"""A series of whatever kind as grey slices: cut to the body, resized, windowed.
+
+What is written to disk and what inference keeps in memory both come from here, so a model sees at inference
+what it saw in training. Slices stream: whatever the length of a series, a few are in memory at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.data.crop import RESIZED_TOGETHER, body_crop
+from src.data.dicom import FAST_READERS, SAFE_READERS
+from src.data.dicom_series import scan_series
+from src.data.isolation import report_step
+from src.data.nifti_series import open_nifti
+from src.data.series import CtSeries, Rejected, SeriesError, SliceError
+from src.data.series_source import SeriesSource
+from src.data.stack import even_indices
+from src.data.storage import StoredFile, UnreadableFile
+from src.data.windows import AIR_HU, Window, apply_windows
+
+_CROP_SLICES = 64  # enough to find the body
+_KEPT_BYTES = 64 << 20  # of slices decoded for the crop, so that most need not be decoded again
+
+
+@dataclass(frozen=True)
+class Caution:
+    """What earlier attempts at a series have taught: how to read it without a crash."""
+
+    pydicom_only: bool = False
+    left_out: tuple[Rejected, ...] = ()
+    """Files that crash every reader, or keep it busy forever."""
+
+
+NO_CAUTION = Caution()
+
+
+@contextmanager
+def open_series(
+    source: SeriesSource, source_window: Window | None = None, caution: Caution = NO_CAUTION
+) -> Iterator[CtSeries]:
+    """Open the series of a source, without decoding a pixel.
+
+    Raises:
+        SeriesError: no usable file, or not axial.
+    """
+    try:
+        files = source.files.list()
+    except UnreadableFile as error:
+        raise SeriesError(str(error)) from error
+    if source.kind == "nifti":
+        with open_nifti(files[0], source_window) as series:
+            yield series
+        return
+    readers = SAFE_READERS if caution.pydicom_only else FAST_READERS
+    left_out = {item.source for item in caution.left_out}
+    yield scan_series(_announced(files), readers, source_window, left_out)
+
+
+def _announced(files: Sequence[StoredFile]) -> Iterator[StoredFile]:
+    for file in files:
+        report_step(file.name)
+        yield file
+
+
+class GreySlices:
+    """Grey slices of an open series: cut to the body, resized, windowed."""
+
+    def __init__(self, series: CtSeries, windows: tuple[Window, ...], size: int):
+        """Find the body.
+
+        Raises:
+            SeriesError: an 8-bit source does not hold what a window shows.
+        """
+        for window in windows:
+            if series.source_window is not None and not series.source_window.contains(window):
+                raise SeriesError(
+                    f"window {window.name} shows HU outside of the window {series.source_window.name} "
+                    "that the 8-bit source was made with"
+                )
+        self._series, self._windows, self._size = series, windows, size
+        self._decoded: dict[int, np.ndarray] = {}
+        lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
+        self.crop = body_crop(self._crop_slices(), series.pixel_mm, series.shape, lowest_hu)
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (size, size, C). Raises `SliceError`."""
+        return apply_windows(self.crop.resize(self._hu(index), self._size), self._windows)
+
+    def read_all(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray | SliceError]]:
+        """Each index with what `read` gives or raises; faster, and four slices are in memory at a time."""
+        for start in range(0, len(indices), RESIZED_TOGETHER):
+            few = indices[start : start + RESIZED_TOGETHER]
+            hu: dict[int, np.ndarray] = {}
+            failed: dict[int, SliceError] = {}
+            for index in few:
+                try:
+                    hu[index] = self._hu(index)
+                except SliceError as error:
+                    failed[index] = error
+            cuts = dict(zip(hu, self.crop.resize_all(list(hu.values()), self._size), strict=True))
+            for index in few:
+                yield index, failed.get(index) or apply_windows(cuts[index], self._windows)
+
+    def _crop_slices(self) -> Iterator[np.ndarray]:
+        n_slices, kept_bytes = len(self._series.z_mm), 0
+        for index in even_indices(n_slices, min(n_slices, _CROP_SLICES)):
+            try:
+                hu = self._read(int(index))
+            except SliceError:
+                continue
+            kept_bytes += hu.nbytes
+            if kept_bytes <= _KEPT_BYTES:
+                self._decoded[int(index)] = hu
+            yield hu
+
+    def _hu(self, index: int) -> np.ndarray:
+        hu = self._decoded.pop(index, None)
+        return self._read(index) if hu is None else hu
+
+    def _read(self, index: int) -> np.ndarray:
+        report_step(self._series.source(index))
+        return self._series.read(index)
+
+
+def load_stack(
+    source: SeriesSource,
+    windows: tuple[Window, ...],
+    size: int,
+    count: int | None = None,
+    caution: Caution = NO_CAUTION,
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Prepare a series in memory, decoding only the slices that are asked for.
+
+    Args:
+        size: of the square output, in pixels.
+        count: evenly spaced slices to take (see `even_indices`), all if None.
+
+    Returns:
+        uint8 (T, size, size, C), head to feet, equal to the PNGs that `prepare_series` writes; and a table,
+        a row a slice: index (in the series), instance_number, z_mm, source. A slice that cannot be decoded is
+        replaced by the nearest one that can be.
+
+    Raises:
+        SeriesError: no usable file, not axial, or no slice that can be decoded.
+    """
+    with open_series(source, caution=caution) as series:
+        slices = GreySlices(series, windows, size)
+        n_slices = len(series.z_mm)
+        wanted = np.arange(n_slices) if count is None else even_indices(n_slices, count)
+        decoded: dict[int, np.ndarray | None] = {}
+
+        def decode(index: int) -> np.ndarray | None:
+            if index not in decoded:
+                try:
+                    decoded[index] = slices.read(index)
+                except SliceError:
+                    decoded[index] = None
+            return decoded[index]
+
+        used = [_nearest_decodable(int(index), n_slices, decode) for index in wanted]
+        return np.stack([decoded[index] for index in used]), slice_table(series, used).assign(index=used)
+
+
+def slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
+    """slices.csv: a row a used slice, with index, instance_number, z_mm (head positive) and source."""
+    return pd.DataFrame(
+        {
+            "index": range(len(used)),
+            "instance_number": [series.instance_number(index) for index in used],
+            "z_mm": [round(float(series.z_mm[index]), 4) for index in used],
+            "source": [series.source(index) for index in used],
+        }
+    )
+
+
+def _nearest_decodable(index: int, n_slices: int, decode: Any) -> int:
+    for distance in range(n_slices):
+        for neighbour in (index - distance, index + distance):
+            if 0 <= neighbour < n_slices and decode(neighbour) is not None:
+                return neighbour
+    raise SeriesError("no slice can be decoded")
