@@ -49,7 +49,7 @@ from src.data.dicom_header import (
 )
 from src.data.storage import StoredFile, UnreadableFile
 
-HEADER_BYTES = 1 << 16
+HEADER_BYTES = 1 << 14
 """What a scan reads of a file first; a slice's header is hardly ever longer."""
 
 PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
