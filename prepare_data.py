@@ -74,8 +74,11 @@ class PrepareOptions:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(PrepareOptions, argv, prog="prepare_data.py", description=__doc__)
+    source, output = options.input.absolute(), options.output.absolute()  # workers have their own folders
+    if source.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"--input {options.input} lies in --output {options.output}")
     job = PrepareJob(
-        output=options.output,
+        output=output,
         windows=get_windows(options.windows),
         size=options.size,
         selection=SliceSelection(options.spacing_z_mm, options.count),
@@ -84,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         preview=options.preview,
     )
     jobs = options.jobs or cpu_count()
-    found = find_sources(options.input, options.split, options.masks, jobs)
+    found = find_sources(source, options.split, options.masks and options.masks.absolute(), jobs)
     aside = f", and {found.other_files} files that are no images" if found.other_files else ""
     say(f"{found.name}: {len(found.series)} series{aside}")
     run = prepare_all(found, job, jobs, cluster=options.cluster, overwrite=options.overwrite)

@@ -1,6 +1,7 @@
 """Readers that end their process or never end, as C decoders do on damaged files. A child can import them."""
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ class DieOn:
 
 
 def read_files(names: tuple[str, ...], harm: dict[str, str], caution: Caution) -> tuple[list[str], Caution]:
-    """Names read, and with what caution. `harm` of a file: crash or hang, in dicomsdl alone or in "both"."""
+    """Names read, with what caution. `harm` of a file: crash, hang or memory, in dicomsdl alone or "both"."""
     skip = {item.source for item in caution.left_out}
     for name in names:
         if name in skip:
@@ -31,5 +32,10 @@ def read_files(names: tuple[str, ...], harm: dict[str, str], caution: Caution) -
         report_step(name)
         how, _, where = harm.get(name, "").partition(" in ")
         if how and not (caution.pydicom_only and where == "dicomsdl"):
-            os.abort() if how == "crash" else time.sleep(60)
+            {"crash": os.abort, "hang": lambda: time.sleep(60), "memory": _die_of_memory}[how]()
     return [name for name in names if name not in skip], caution
+
+
+def _die_of_memory() -> None:
+    """As the system ends a process that has taken too much."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -37,3 +37,8 @@ def test_a_series_of_such_files_is_given_up():
     many = tuple(str(number) for number in range(20))
     with pytest.raises(SeriesError, match="every decoder crashes on it"):
         with_caution(read_files, many, dict.fromkeys(many, "crash in both"))
+
+
+def test_memory_is_no_fault_of_a_file():
+    with pytest.raises(SeriesError, match="memory"):
+        read({"2": "memory in both"})

@@ -91,6 +91,20 @@ def kill_in_the_middle(pid, output):
     os.kill(pid, signal.SIGKILL)
 
 
+def test_a_kill_while_the_old_set_is_deleted_leaves_no_holes(raw, undisturbed, tmp_path):
+    output = tmp_path / "out"
+    for delay_s in (0.0, 0.005, 0.02):
+        subprocess.run(command(raw, output), check=True, capture_output=True)
+        series_table = output / "series.csv"
+        process = subprocess.Popen([*command(raw, output), "--overwrite"], stderr=subprocess.DEVNULL)
+        wait_until(lambda table=series_table: not table.exists())
+        time.sleep(delay_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        subprocess.run(command(raw, output), check=True, capture_output=True)
+        assert content(output) == undisturbed
+
+
 def test_a_cluster_that_is_not_there_is_one_line(raw, tmp_path):
     pytest.importorskip("distributed")
     options = f"--input {raw} --output {tmp_path / 'out'} --cluster tcp://127.0.0.1:9"

@@ -1,5 +1,6 @@
 """prepare_data.py from its command line: tables, resuming, refusals, crashes survived."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +14,7 @@ from dicom_files import write_series
 
 import prepare_data
 from src.core.errors import UserError
+from src.core.files import only_writer
 from src.data.stack import PreparedDataset, read_png
 
 SCRIPT = Path(prepare_data.__file__).resolve()
@@ -111,16 +113,17 @@ def test_a_folder_of_something_else_is_never_overwritten(raw, tmp_path):
 
 def test_the_preview_shows_each_series(raw, tmp_path):
     dataset = run(raw, tmp_path / "out", "--preview")
-    previews = sorted(path.name for path in (dataset.folder / "preview").iterdir())
-    assert previews == ["10_100.png", "10_101.png", "9_90.png"]
-    assert read_png(dataset.folder / "preview" / "9_90.png").max() > 0
+    preview = dataset.folder / "preview"
+    previews = sorted(path.relative_to(preview).as_posix() for path in preview.rglob("*.png"))
+    assert previews == ["10/100.png", "10/101.png", "9/90.png"]
+    assert read_png(preview / "9" / "90.png").max() > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "missing"], "no folder or file missing"),
-        (["--input", "empty"], "no CT in empty"),
+        (["--input", "missing"], "no folder or file"),
+        (["--input", "empty"], "no CT in"),
         (["--input", "hollow"], "no series in"),
         (["--input", "raw", "--split", "test"], "no test_images"),
         (["--input", "raw", "--windows", "bone"], "unknown window 'bone'"),
@@ -175,3 +178,32 @@ def test_slices_are_selected_as_told(raw, tmp_path, policy, expected):
     np.testing.assert_array_equal(
         dataset.read_slices("9", "90", range(len(table))), every.read_slices("9", "90", list(expected))
     )
+
+
+def test_an_image_that_is_gone_is_made_again(raw, tmp_path):
+    whole = content(run(raw, tmp_path / "out").folder)
+    (tmp_path / "out" / "images" / "9" / "90" / "0003.png").unlink()
+    (tmp_path / "out" / "images" / "10" / "100" / "series.json").write_text("")
+    assert content(run(raw, tmp_path / "out").folder) == whole
+
+
+def test_a_second_run_on_the_same_output_is_refused(raw, tmp_path):
+    (tmp_path / "out").mkdir()
+    with only_writer(tmp_path / "out"), pytest.raises(UserError, match="another run is writing"):
+        run(raw, tmp_path / "out")
+    run(raw, tmp_path / "out")
+
+
+def test_an_input_inside_the_output_is_refused(raw, tmp_path):
+    with pytest.raises(UserError, match="lies in --output"):
+        run(raw, tmp_path, "--overwrite")
+    assert (raw / "train_images" / "9" / "90" / "1.dcm").exists()
+
+
+def test_where_nothing_can_be_prepared_the_tables_say_why(raw, tmp_path):
+    for name in ("10", "9/90"):
+        shutil.rmtree(raw / "train_images" / name)
+    with pytest.raises(UserError, match=r"none of 2 series.*not axial"):
+        run(raw, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "series.csv", dtype=str)
+    assert table[["series_id", "status"]].values.tolist() == [["91", "skipped"], ["92", "skipped"]]

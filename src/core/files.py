@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, then renamed into it."""
 
+import fcntl
 import json
 import os
 import tempfile
@@ -50,6 +51,26 @@ def require_writable(path: str | Path) -> None:
         raise UserError(f"{path} is a folder: name a file to write")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write into {path.parent}: no permission")
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder`, which is there, against other runs that would write to it. A killed run lets go of it.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {folder}: wait for it, or name another") from None
+        except OSError:
+            pass  # a file system that cannot lock a folder, as NFS
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

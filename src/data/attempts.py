@@ -23,12 +23,17 @@ def with_caution(
     Raises:
         SeriesError: raised by the function, or nothing helped.
     """
-    caution = Caution()
+    caution, killed = Caution(), False
     while True:
         try:
             return call_isolated(function, *args, caution=caution, silence_limit_s=silence_limit_s)
         except (ChildCrashed, ChildStalled) as failure:
-            caution = _more_careful(caution, failure)
+            if "SIGKILL" in failure.how:  # no decoder does that, but a machine that is short of memory
+                if killed:
+                    raise SeriesError("its process was killed twice: is there memory enough?") from None
+                killed = True
+            else:
+                caution = _more_careful(caution, failure)
 
 
 def _more_careful(caution: Caution, failure: ChildCrashed | ChildStalled) -> Caution:

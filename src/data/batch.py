@@ -1,11 +1,8 @@
 """A whole run of preparation: series in parallel, resumed, with tables of what came of each."""
 
-import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,22 @@ import pandas as pd
 from joblib import delayed
 
 from src.core.errors import UserError
-from src.core.files import write_json, write_table
+from src.core.files import only_writer, write_json, write_table
 from src.core.log import format_table, progress
 from src.data.attempts import with_caution
 from src.data.cluster import workers
 from src.data.grey_slices import Caution
-from src.data.prepare import PrepareJob, finished, prepare_series, preview_path
+from src.data.prepare import (
+    SERIES_COLUMNS,
+    PrepareJob,
+    finished,
+    prepare_series,
+    preview_path,
+    read_outcome,
+)
 from src.data.series import SeriesError
 from src.data.series_source import FoundSources, SeriesSource
-from src.data.stack import VERSION, PreparedDataset, image_folder, read_description
+from src.data.stack import VERSION, PreparedDataset, discard, image_folder, read_description
 
 _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview", "dataset.json")
 """In the order of deletion: a set that is half deleted says so by having no series.csv."""
@@ -82,27 +86,15 @@ def prepare_all(
     Raises:
         UserError: the output holds something else, was made with other options, or cannot be written.
     """
-    start, kept = time.monotonic(), 0
+    start = time.monotonic()
     try:
-        _claim_output(job, found.name, overwrite)
-        remove_leftovers(job.output)
-        pending, there = [], []
-        for source in found.series:
-            outcome = finished(source, job)
-            kept += outcome is not None
-            if outcome is None or (job.preview and not preview_path(source, job.output).exists()):
-                pending.append(source)
-            else:
-                there.append(outcome)
-        with workers(jobs, cluster) as parallel:
-            results = parallel(delayed(prepare_or_skip)(source, job) for source in pending)
-            new = list(progress(results, total=len(pending), desc="prepare"))
-        remove_leftovers(job.output)  # of cluster workers that were lost on the way
-        outcomes = sorted(
-            chain(there, new, _earlier(found.series, job)),
-            key=lambda outcome: (outcome["row"]["patient_id"], outcome["row"]["series_id"]),
-        )
-        _write_tables(job.output, outcomes, found)
+        job.output.mkdir(parents=True, exist_ok=True)
+        with only_writer(job.output):
+            _claim_output(job, found.name, overwrite)
+            remove_leftovers(job.output)
+            outcomes, kept = _outcomes(found, job, jobs, cluster)
+            remove_leftovers(job.output)  # of cluster workers that were lost on the way
+            _write_tables(job.output, outcomes, found)
     except OSError as error:
         raise UserError(f"cannot write {job.output}: {error.strerror or error}") from error
     return PreparedRun(
@@ -111,6 +103,27 @@ def prepare_all(
         stored_bytes=sum(outcome.get("stored_bytes", 0) for outcome in outcomes),
         seconds=time.monotonic() - start,
     )
+
+
+def _outcomes(
+    found: FoundSources, job: PrepareJob, jobs: int, cluster: str | None
+) -> tuple[list[dict[str, Any]], int]:
+    """What came of each series, in this run or before, sorted; and how many were finished before."""
+    pending, there, kept = [], [], 0
+    for source in found.series:
+        outcome = finished(source, job)
+        kept += outcome is not None
+        if outcome is None or (job.preview and not preview_path(source, job.output).exists()):
+            pending.append(source)
+        else:
+            there.append(outcome)
+    with workers(jobs, cluster) as parallel:
+        results = parallel(delayed(prepare_or_skip)(source, job) for source in pending)
+        new = list(progress(results, total=len(pending), desc="prepare"))
+    every = [*there, *new, *_earlier(found.series, job)]
+    return sorted(
+        every, key=lambda outcome: (outcome["row"]["patient_id"], outcome["row"]["series_id"])
+    ), kept
 
 
 def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
@@ -134,10 +147,10 @@ def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
 
 def remove_leftovers(output: Path) -> None:
     """Remove what killed runs and lost workers began and did not finish."""
-    for pattern in ("images/*/.*.partial", "masks/*/.*.partial"):
+    for pattern in (".*.partial", "images/*/.*.partial", "masks/*/.*.partial"):
         for folder in output.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
-    for pattern in (".dataset-*.json", ".series-*.csv", ".rejected-*.csv", "preview/.*.png"):
+            discard(folder)
+    for pattern in (".dataset-*.json", ".series-*.csv", ".rejected-*.csv", "preview/*/.*.png"):
         for path in output.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -159,8 +172,7 @@ def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
     if (job.output / "dataset.json").is_file():
         if overwrite:
             for name in _CONTENT:
-                path = job.output / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                discard(job.output / name)
         else:
             there = read_description(job.output)
             other = [key for key, value in description.items() if there.get(key) != value]
@@ -168,7 +180,7 @@ def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
                 raise UserError(
                     f"{job.output} has another {', '.join(other)}: give --overwrite or a new --output"
                 )
-    elif job.output.exists() and (not job.output.is_dir() or any(job.output.iterdir())):
+    elif any(job.output.iterdir()):
         raise UserError(f"{job.output} exists and is not a prepared data set: give another --output")
     write_json(description, job.output / "dataset.json")
 
@@ -177,8 +189,8 @@ def _earlier(sources: list[SeriesSource], job: PrepareJob) -> Iterator[dict[str,
     """Finished series of earlier runs that are not among the sources: they stay in the tables."""
     current = {image_folder(job.output, source.patient_id, source.series_id) for source in sources}
     for path in sorted((job.output / "images").glob("*/*/series.json")):
-        if path.parent not in current:
-            yield json.loads(path.read_text(encoding="utf-8"))
+        if path.parent not in current and (outcome := read_outcome(path.parent)) is not None:
+            yield outcome
 
 
 def _skipped(source: SeriesSource, reason: str) -> dict[str, Any]:
@@ -192,22 +204,20 @@ def _skipped(source: SeriesSource, reason: str) -> dict[str, Any]:
 
 
 def _write_tables(output: Path, outcomes: list[dict[str, Any]], found: FoundSources) -> None:
-    rows = pd.DataFrame([outcome["row"] for outcome in outcomes])
-    if (rows["status"] == "skipped").all():
-        first = rows.iloc[0]
-        raise UserError(
-            f"none of {len(rows)} series can be prepared; patient {first['patient_id']}, "
-            f"series {first['series_id']}: {first['reason']}"
-        )
-    rejected = pd.DataFrame(
-        [*_with_rejected(outcomes), *map(asdict, found.left_out)], columns=_REJECTED_COLUMNS
-    )
+    files = [*_with_rejected(outcomes), *map(asdict, found.left_out)]
+    rejected = pd.DataFrame(files, columns=_REJECTED_COLUMNS)
     write_table(rejected.sort_values(list(_REJECTED_COLUMNS), kind="stable"), output / "rejected.csv")
-    counts = [column for column in rows if column.startswith(("crop_", "source_")) or column == "slices"]
-    columns = [column for column in rows if column not in ("status", "reason")]
-    table = rows[[*columns, "status", "reason"]].astype(dict.fromkeys(counts, "Int64"))
+    table = pd.DataFrame([outcome["row"] for outcome in outcomes], columns=SERIES_COLUMNS)
+    counts = [column for column in table if column.startswith(("crop_", "source_")) or column == "slices"]
+    table = table.astype(dict.fromkeys(counts, "Int64"))
     table["masks"] = table["masks"].eq(True)
     write_table(table, output / "series.csv")
+    if (table["status"] == "skipped").all():
+        first = table.iloc[0]
+        raise UserError(
+            f"none of {len(table)} series can be prepared (see {output / 'series.csv'}); patient "
+            f"{first['patient_id']}, series {first['series_id']}: {first['reason']}"
+        )
 
 
 def _with_rejected(outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:

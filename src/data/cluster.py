@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from joblib import Parallel, parallel_config
@@ -27,6 +28,8 @@ def workers(jobs: int, cluster: str | None) -> Iterator[Parallel]:
         return
     from distributed import Client  # half a second to import, and few runs need it
 
+    if "://" not in cluster:
+        raise UserError(f"--cluster takes an address such as tcp://10.0.0.1:8786, got {cluster}")
     try:
         client = Client(cluster, timeout="10s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
@@ -34,12 +37,11 @@ def workers(jobs: int, cluster: str | None) -> Iterator[Parallel]:
     with client:
         if not client.scheduler_info()["workers"]:
             raise UserError(f"the Dask scheduler at {cluster} has no workers (--cluster)")
-        try:
-            with parallel_config(backend="dask", client=client):
-                yield Parallel(return_as="generator_unordered")
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != "src":
-                raise
+        # By a function that needs nothing of ours: what cannot be imported there would never come back.
+        found = [client.run_on_scheduler(find_spec, "src"), *client.run(find_spec, "src").values()]
+        if None in found:
             raise UserError(
-                f"the Dask workers cannot import the kit: start them with PYTHONPATH={_ROOT}"
-            ) from None
+                f"the Dask scheduler or a worker cannot import the kit: start all with PYTHONPATH={_ROOT}"
+            )
+        with parallel_config(backend="dask", client=client):
+            yield Parallel(return_as="generator_unordered")

@@ -1,7 +1,6 @@
 """One series written to disk: images, tables, masks on the same grid, and a picture to check them by."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from src.data.selection import ALL_SLICES, SliceSelection
 from src.data.series import CtSeries, Rejected, SeriesError, SliceError, spacing_z_mm
 from src.data.series_source import SeriesSource
 from src.data.stack import (
+    discard,
     image_folder,
     mask_folder,
     slice_name,
@@ -28,6 +28,13 @@ from src.data.stack import (
 )
 from src.data.storage import UnreadableFile
 from src.data.windows import Window
+
+SERIES_COLUMNS = (
+    *("patient_id", "series_id", "slices", "spacing_z_mm", "pixel_mm"),
+    *("crop_left", "crop_top", "crop_width", "crop_height", "source_rows", "source_cols"),
+    *("orientation", "masks", "status", "reason"),
+)
+"""Of series.csv. spacing_z_mm is the source's, whatever slices are kept."""
 
 _GAP = 1.5  # neighbouring slices further apart than this times the median have one missing between them
 
@@ -72,7 +79,7 @@ def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution
         used, unreadable = _write_slices(partial, series, slices, job)
         write_table(slice_table(series, used), partial / "slices.csv")
         masks_at = mask_folder(job.output, source.patient_id, source.series_id)
-        shutil.rmtree(masks_at, ignore_errors=True)
+        discard(masks_at)
         masks_problem = _write_source_masks(masks_at, source, series, used, slices.crop, job)
         rejected = sorted([*series.rejected, *caution.left_out, *unreadable], key=lambda item: item.source)
         gaps_mm = -np.diff(series.z_mm)
@@ -112,7 +119,7 @@ def _stored_bytes(folder: Path) -> int:
 
 def preview_path(source: SeriesSource, output: Path) -> Path:
     """Where the contact sheet of a series is."""
-    return output / "preview" / f"{source.patient_id}_{source.series_id}.png"
+    return output / "preview" / source.patient_id / f"{source.series_id}.png"
 
 
 def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
@@ -132,16 +139,24 @@ def finished(source: SeriesSource, job: PrepareJob) -> dict[str, Any] | None:
     A folder that exists is whole, so the check is cheap: a series is prepared again only where its number of
     files, its segmentation, or what either is taken for, is another than it was.
     """
-    try:
-        path = image_folder(job.output, source.patient_id, source.series_id) / "series.json"
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    outcome = read_outcome(image_folder(job.output, source.patient_id, source.series_id))
+    if outcome is None:
         return None
     try:
         fingerprint = _fingerprint(source, job)
     except UnreadableFile:
         return outcome
     return outcome if all(outcome.get(key) == value for key, value in fingerprint.items()) else None
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """series.json of a series' folder, None where it is not there, damaged, or tells of other images."""
+    try:
+        outcome = json.loads((folder / "series.json").read_text(encoding="utf-8"))
+        n_images = sum(1 for _ in folder.glob("*.png"))
+        return outcome if outcome["row"]["slices"] == n_images else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
@@ -195,6 +210,6 @@ def _write_source_masks(
     except NiftiError as error:
         return str(error)
     if not found:  # of another patient, or with a damaged affine: no masks are better than empty ones
-        shutil.rmtree(folder)
+        discard(folder)
         return "no organ of the segmentation lies on the slices"
     return None

@@ -105,15 +105,31 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Each attempt has a folder of its own, `.<name>.<random>.partial` beside it, so that two workers on the
     same series cannot mix their files. An existing `folder` is replaced.
     """
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.partial")
+    partial = _partial(folder)
     partial.mkdir(parents=True)
     try:
         yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
+        discard(folder)
         os.replace(partial, folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder, if it is there: out of sight at once, so that nobody meets half of it."""
+    aside = _partial(path)
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
 
 
 def slice_name(index: int) -> str:
