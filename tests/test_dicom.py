@@ -141,6 +141,23 @@ def test_signed_pixels_of_8_bits_are_refused(tmp_path):
         read_header(LocalFile(path))
 
 
+@pytest.mark.parametrize("readers", [FAST_READERS[:1], SAFE_READERS], ids=["dicomsdl", "pydicom"])
+def test_unsigned_pixels_without_a_rescale_are_refused_and_signed_ones_taken(tmp_path, readers):
+    """From 0 up they hold no air: they are 1024 too high, or anything else."""
+    for name, signed, intercept in (("shifted", False, 0), ("signed", True, 0), ("stated", False, -1024)):
+        path = write_slice(tmp_path / f"{name}.dcm", abs(HU), signed=signed, intercept=intercept)
+        if name != "stated":
+            dataset = pydicom.dcmread(path)
+            del dataset.RescaleIntercept, dataset.RescaleSlope
+            dataset.save_as(path)
+        if name == "shifted":
+            with pytest.raises(DicomError, match="no rescale and no value below 0"):
+                read_header(LocalFile(path), readers)
+        else:
+            header = read_header(LocalFile(path), readers)
+            np.testing.assert_array_equal(read_hu(header, readers), abs(HU))
+
+
 def test_a_slice_without_modality_or_a_derived_one_is_taken(tmp_path):
     hu = read_written(tmp_path / "1.dcm", HU, Modality=None, ImageType=["DERIVED", "SECONDARY", "AXIAL"])
     np.testing.assert_array_equal(hu, HU)

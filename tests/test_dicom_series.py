@@ -22,7 +22,7 @@ IN_PLANE = [
 
 
 def scan_series(folder, **options):
-    return dicom_series.scan_series(LocalFolder(folder, ".dcm").list(), **options)
+    return dicom_series.scan_series(LocalFolder(folder).list(), **options)
 
 
 def oriented_volume(series):
@@ -132,6 +132,52 @@ def test_gaps_stay_and_nothing_fills_them(tmp_path):
     np.testing.assert_allclose(sorted(gaps), [1, 1, 1, 1, 1, 1, 2, 3])
 
 
+def test_an_orientation_that_jitters_is_one_and_another_one_is_not(tmp_path):
+    """Twelve slices 0.05 degrees to either side of where two decimals change, and five of another tilt."""
+    edge = np.arcsin(0.005)
+    for stem in range(1, 18):
+        angle = edge + np.deg2rad(0.05 * (-1) ** stem if stem <= 12 else 3)
+        orientation = (1, 0, 0, 0, np.cos(angle), np.sin(angle))
+        place = {"position_mm": (0, 0, 5 * stem), "instance_number": stem, "orientation": orientation}
+        write_slice(tmp_path / f"{stem}.dcm", np.zeros((8, 8)), **place)
+    series = scan_series(tmp_path)
+    assert len(series.z_mm) == 12
+    assert {item.source for item in series.rejected} == {f"{stem}.dcm" for stem in range(13, 18)}
+    assert all("another size, spacing, orientation" in item.reason for item in series.rejected)
+
+
+def write_places(folder, places_mm, **tags):
+    for stem, place in enumerate(places_mm, start=1):
+        write_slice(folder / f"{stem}.dcm", np.zeros((8, 8)), position_mm=place, instance_number=stem, **tags)
+    return folder
+
+
+@pytest.mark.parametrize("drift", [0, 0.3])
+@pytest.mark.parametrize("moved", [range(13, 21), range(1, 21, 3)], ids=["at the end", "every third"])
+def test_slices_moved_across_the_patient_are_left_out(tmp_path, drift, moved):
+    if drift and moved == range(1, 21, 3):
+        pytest.skip("a drift among slices that jump to and fro is not told from the jumps")
+    places = [(-200 + 60 * (k in moved), drift * 5 * k, 5 * k) for k in range(1, 21)]
+    series = scan_series(write_places(tmp_path, places))
+    assert {item.source for item in series.rejected} == {f"{k}.dcm" for k in moved}
+    assert {item.reason for item in series.rejected} == {"another place across the patient than the series"}
+
+
+@pytest.mark.parametrize("stacked", ["along the table", "in a line", "with a little jitter"])
+def test_slices_that_drift_evenly_or_jitter_are_one_series(tmp_path, stacked):
+    tilt = np.deg2rad(25)
+    rows_axis = (0, np.cos(tilt), -np.sin(tilt))
+    jitter = np.random.default_rng(0).uniform(-2, 2, (20, 2))
+    places, orientation = {
+        "along the table": ([(-200, -200, 5 * k) for k in range(20)], (1, 0, 0, *rows_axis)),
+        "in a line": ([(-200 + k, 3 * k, 5 * k) for k in range(20)], (1, 0, 0, 0, 1, 0)),
+        "with a little jitter": ([(x, y, 5 * k) for k, (x, y) in enumerate(jitter)], (1, 0, 0, 0, 1, 0)),
+    }[stacked]
+    series = scan_series(write_places(tmp_path, places, orientation=orientation))
+    assert len(series.z_mm) == 20
+    assert series.rejected == ()
+
+
 PHASES = {
     "acquisition numbers": ({"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}),
     "image types": (
@@ -165,6 +211,32 @@ def test_instance_numbers_that_begin_anew_tell_phases_apart(tmp_path, shift_mm):
     write_series(folder, first=101, n_slices=12, shift_mm=(0, 0, shift_mm), add_hu=50)
     series = scan_series(folder)
     assert {header.file.name for header in series.headers} == {f"{stem}.dcm" for stem in range(101, 113)}
+
+
+@pytest.mark.parametrize("keyword", ["ContentTime", "AcquisitionTime"])
+@pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2], ids=["same", "half"])
+def test_phases_with_the_same_instance_numbers_are_told_apart_by_time(tmp_path, keyword, shift_mm):
+    """Each slice has a time of its own, as files often do."""
+    folder = write_series(tmp_path / "s")
+    write_series(folder, first=101, shift_mm=(0, 0, shift_mm), add_hu=50)
+    for index in range(12):
+        for stem, minute in ((1 + index, 15), (101 + index, 17)):
+            dataset = pydicom.dcmread(folder / f"{stem}.dcm")
+            dataset.InstanceNumber = 1 + index
+            setattr(dataset, keyword, f"10{minute}{index:02d}.5")
+            dataset.save_as(folder / f"{stem}.dcm")
+    series = scan_series(folder)
+    assert {header.file.name for header in series.headers} == {f"{stem}.dcm" for stem in range(1, 13)}
+
+
+def test_an_instance_number_that_is_there_twice_costs_no_slice(tmp_path):
+    folder = write_series(tmp_path / "s")
+    for stem in range(1, 13):
+        dataset = pydicom.dcmread(folder / f"{stem}.dcm")
+        dataset.InstanceNumber = 5 if stem == 6 else stem
+        dataset.ContentTime = f"1015{stem:02d}"
+        dataset.save_as(folder / f"{stem}.dcm")
+    assert len(scan_series(folder).z_mm) == 12
 
 
 def test_acquisitions_that_follow_each_other_are_one_scan(tmp_path):
@@ -237,6 +309,37 @@ def test_a_stated_window_does_not_touch_hu(tmp_path):
     series = scan_series(folder, source_window=WINDOWS["soft"])
     assert series.source_window is None
     np.testing.assert_array_equal(oriented_volume(series), oriented_volume(scan_series(folder)))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ({"slope": 400 / 255, "intercept": -150}, {"soft", "organ"}),
+        ({"slope": 1.5686, "intercept": -150}, {"soft", "organ"}),  # 249.99 HU at the most, as it was rounded
+        ({"slope": -400 / 255, "intercept": 250}, {"soft", "organ"}),
+        ({"slope": 1, "intercept": -90}, {"organ"}),
+        ({"slope": 8, "intercept": -1024}, {"soft", "organ", "wide"}),
+    ],
+)
+def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path, encoding, shown):
+    hu = np.full((8, 8), 40)
+    write_slice(tmp_path / "1.dcm", hu, bits_stored=8, signed=False, **encoding)
+    series = scan_series(tmp_path)
+    assert {name for name, window in WINDOWS.items() if series.source_window.contains(window)} == shown
+    assert abs(series.read(0) - 40).max() <= 4  # and are HU by themselves
+    write_slice(tmp_path / "2.dcm", hu, bits_stored=8, signed=False, position_mm=(0, 0, 5), intercept=-20)
+    narrow = scan_series(tmp_path).source_window  # what every slice can hold
+    assert narrow.lowest_hu >= -20
+    assert not narrow.contains(WINDOWS["wide"])
+
+
+def test_black_of_8_bits_with_a_rescale_is_no_body(tmp_path):
+    """Level 0 of a narrow range lies above air, and at or below what the series calls its lowest."""
+    hu = np.full((8, 8), -150.4)
+    hu[4, 4] = 40
+    write_slice(tmp_path / "1.dcm", hu, bits_stored=8, signed=False, intercept=-150.4)
+    series = scan_series(tmp_path)
+    assert np.median(series.read(0)) <= series.source_window.lowest_hu == -150
 
 
 def test_hu_and_grey_levels_do_not_mix(tmp_path):

@@ -2,10 +2,11 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pydicom
 import pytest
-from source_trees import described, dicom, hospital_disk, ids, names, zipped
+from source_trees import described, dicom, hospital_disk, ids, names, nifti, text, zipped
 
 from src.data.dicom_tree import safe_id
 from src.data.sources import LeftOut, find_sources
@@ -51,9 +52,10 @@ def test_missing_ids_are_replaced_by_what_is_there(tmp_path):
 
 def test_ids_are_safe_folder_names_and_never_merge():
     assert [safe_id(text) for text in ("p1", "1.2.840", "Zoë_7")] == ["p1", "1.2.840", "Zoë_7"]
-    unsafe = ["../p", "a/b", "a b", "a_b", "a\\b", "..", "p" * 300, "p" * 299]
+    unsafe = ["../p", "a/b", "a b", "a_b", "a\\b", "..", "p" * 300, "p" * 299, "", ".", "\udce9", "\udce8"]
     made = [safe_id(text) for text in unsafe]
     assert len(set(made)) == len(unsafe)
+    assert len(safe_id("\u00e9" * 100).encode()) < 120
     assert all("/" not in name and not name.startswith(".") and len(name) < 120 for name in made)
 
 
@@ -96,3 +98,34 @@ def test_unreadable_members_are_named(hospital):
 def test_a_single_dicom_file_is_a_series(hospital):
     found = find_sources(hospital / "A/IM0002")
     assert ids(found) == [("p1", "1.8")] and names(found.series[0]) == ["IM0002"]
+
+
+def test_files_in_the_root_go_by_its_name_however_it_is_given(tmp_path, monkeypatch):
+    folder = tmp_path / "disk.v2"
+    dicom(folder / "1", "p", None)
+    archive = zipped(folder)
+    monkeypatch.chdir(folder)
+    for path in (".", folder, archive, "../disk.v2/"):
+        assert ids(find_sources(Path(path))) == [("p", "disk.v2")]
+
+
+def test_files_named_like_dicom_that_are_not_are_left_out_by_name(hospital):
+    for name in ("empty.dcm", "A/text.IMA", "B/text.dicom"):
+        text(hospital / name, "")
+    for path in (hospital, zipped(hospital)):
+        found = find_sources(path)
+        assert sorted(item.source for item in found.left_out) == ["A/text.IMA", "B/text.dicom", "empty.dcm"]
+        assert {item.reason for item in found.left_out} == {"not a readable DICOM file"}
+        assert found.other_files == 4
+
+
+def test_names_that_are_not_utf_8_can_be_written_to_tables(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    dicom(tmp_path / name / f"{name}.dcm", None, None, None)
+    text(tmp_path / name / f"{name}.ima")
+    nifti(tmp_path / name / f"{name}_ct.nii")
+    found = find_sources(tmp_path)
+    assert len(found.series) == 2 and [item.source for item in found.left_out] == ["caf\\xe9/caf\\xe9.ima"]
+    for source in found.series:
+        "".join([source.patient_id, source.series_id, *names(source)]).encode()
+        assert all(file.read() for file in source.files.list())

@@ -15,6 +15,7 @@ import train_cls
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
 from src.infer import sources
+from src.infer.sources import open_source
 
 CHAOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "ct" / "chaos" / "dicom"
 
@@ -71,6 +72,14 @@ def test_raw_files_and_the_prepared_set_give_the_same_probabilities(tiny, run, t
     raw = submit(tiny.raw, run, tiny.sample, tmp_path)
     same = submit(prepared, run, tiny.sample, tmp_path / "a")
     np.testing.assert_allclose(same[list(COLUMNS)].astype(float), raw[list(COLUMNS)].astype(float), atol=1e-6)
+
+
+def test_one_folder_around_the_test_images_does_not_matter(tiny, tmp_path):
+    (tmp_path / "around").mkdir()
+    (tmp_path / "around" / "raw").symlink_to(tiny.raw.absolute())
+    patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
+    series = open_source(tiny.raw).series_of(patient_id)
+    assert series and open_source(tmp_path / "around").series_of(patient_id) == series
 
 
 @pytest.mark.skipif(not CHAOS.is_dir(), reason="no real CT in ../shared/data/ct/chaos")

@@ -11,7 +11,7 @@ from nifti_files import RAS_FROM_LPS, SHAPE, STEP_MM, lps_affine, on_plane, pati
 from src.data.nifti_series import open_nifti
 from src.data.series import SeriesError, spacing_z_mm
 from src.data.storage import LocalFile
-from src.data.windows import AIR_HU, Window
+from src.data.windows import AIR_HU, WINDOWS, Window
 
 SOFT = Window("soft", 50, 400)
 
@@ -153,6 +153,26 @@ def test_grey_levels_without_a_window_are_refused(tmp_path):
     for number, dtype in enumerate((np.uint8, np.float32)):
         file = save(tmp_path / f"{number}.nii", grey, dtype=dtype)
         with pytest.raises(SeriesError, match="8-bit volume: say with --source-window"), open_nifti(file):
+            pass
+
+
+def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path):
+    hu = np.clip(patient(lps_affine()), -150, 250)
+    save(tmp_path / "1.nii", np.rint((hu + 150) * 255 / 400), dtype=np.uint8)
+    for given in (None, SOFT):
+        with open_nifti(set_header(tmp_path / "1.nii", scl_slope=400 / 255, scl_inter=-150), given) as series:
+            shown = {name for name, window in WINDOWS.items() if series.source_window.contains(window)}
+            assert shown == {"soft", "organ"}
+            expected = np.clip(on_plane(series.plane(3), series.shape), -150, 250)
+            assert np.abs(series.read(3) - expected).max() <= 400 / 255 / 2 + 1e-4
+    with open_nifti(set_header(tmp_path / "1.nii", scl_slope=8, scl_inter=-1024)) as series:
+        assert all(series.source_window.contains(window) for window in WINDOWS.values())
+
+
+def test_levels_of_0_to_1_are_refused(tmp_path):
+    for window in (None, SOFT):
+        file = save(tmp_path / "1.nii", SOFT.grey(patient(lps_affine())) / 255, dtype=np.float32)
+        with pytest.raises(SeriesError, match="none above 1"), open_nifti(file, window):
             pass
 
 

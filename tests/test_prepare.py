@@ -22,7 +22,7 @@ FLIPPED = {"along_cols": (0, -1, 0), "along_rows": (-1, 0, 0)}
 
 def source_of(folder, segmentation=None):
     labels = LocalFile(segmentation) if segmentation else None
-    return SeriesSource("1", "2", LocalFolder(folder, ".dcm"), labels)
+    return SeriesSource("1", "2", LocalFolder(folder), labels)
 
 
 def load_stack(folder, windows, size, count=None):

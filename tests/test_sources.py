@@ -61,6 +61,19 @@ def test_the_competitions_zip_and_its_folder_are_the_same(competition):
         assert described(find_sources(zipped(competition), split)) == local
 
 
+def test_no_file_beside_the_competitions_series_vanishes(competition):
+    text(competition / "train_images/10/7/note")
+    text(competition / "train_images/10/stray.dcm")
+    text(competition / "train_images/list.txt")
+    for path in (competition, zipped(competition)):
+        found = find_sources(path)
+        assert names(found.series[1]) == ["1.dcm", "10.dcm", "9.dcm", "note"]
+        assert [(item.source, item.reason) for item in found.left_out] == [
+            ("train_images/list.txt", "not in <patient>/<series>/"),
+            ("train_images/10/stray.dcm", "not in <patient>/<series>/"),
+        ]
+
+
 def test_one_folder_around_everything_does_not_matter(competition, tmp_path):
     shutil.move(competition, tmp_path / "outer" / "inner" / "rsna")
     assert ids(find_sources(tmp_path / "outer", "test")) == [("48843", "62825")]
@@ -102,6 +115,13 @@ def test_volumes_that_would_have_the_same_ids_are_a_mistake_of_the_user(tmp_path
     nifti(tmp_path / "a_b/x.nii.gz")
     with pytest.raises(UserError, match=r"a/b/x\.nii and a_b/x\.nii\.gz would both be series x of patient"):
         find_sources(tmp_path)
+
+
+def test_ids_from_deep_folders_fit_into_a_file_name(tmp_path):
+    for name in ("x", "y"):
+        nifti(tmp_path / "/".join(["deep" * 20] * 4) / name / "1.nii")
+    made = {patient for patient, _ in ids(find_sources(tmp_path))}
+    assert len(made) == 2 and max(map(len, made)) <= 200
 
 
 def test_a_single_volume_is_a_series(tmp_path):
@@ -171,6 +191,13 @@ def test_masks_of_dicom_series_have_their_id(hospital, competition, tmp_path):
         nifti(tmp_path / "masks" / path)
     assert masks_of(hospital, tmp_path / "masks") == {"1.7": None, "1.8": "1.8.nii.gz", "1.9": "p2/1.9.nii"}
     assert masks_of(competition, tmp_path / "masks") == {"30": "30/total.nii.gz", "7": "7.nii", "5": "5.nii"}
+
+
+def test_masks_that_no_series_has_are_counted(tmp_path):
+    for path in ("images/x.nii", "images/y.nii", "labels/x.nii", "labels/z.nii", "labels/a/b.nii"):
+        nifti(tmp_path / path)
+    assert find_sources(tmp_path / "images", masks=tmp_path / "labels").unused_masks == 2
+    assert find_sources(tmp_path / "images").unused_masks == 0
 
 
 def test_masks_that_belong_to_nothing_are_a_mistake_of_the_user(tmp_path):

@@ -56,11 +56,11 @@ def test_an_archive_reads_like_the_folder_it_was_made_of(tmp_path, method):
     assert list(walk(zipped, "b/deep")) == [("b/deep", ()), ("b/deep/er", ("zeros.bin",))]
     assert read_all(zipped) == read_all(local) and len(read_all(local)) == len(CONTENTS)
     for tree in (local, zipped):
-        assert [file.name for file in tree.folder("b", ".dcm").list()] == ["10.DCM", "2.dcm"]
+        assert [file.name for file in tree.folder("b").list()] == ["10.DCM", "2.dcm", "note.txt"]
         chosen = tree.files("b", ["2.dcm", "deep/er/zeros.bin"]).list()
         assert [file.name for file in chosen] == ["2.dcm", "deep/er/zeros.bin"]
         assert chosen[1].read() == CONTENTS["b/deep/er/zeros.bin"]
-        assert tree.folder("b", ".nii").list() == ()
+        assert tree.folder("b/deep").list() == ()
 
 
 @METHODS
@@ -190,7 +190,7 @@ def test_what_is_no_archive_is_a_mistake_of_the_user(tmp_path):
 
 def test_a_folder_named_like_a_file_is_not_read(tmp_path):
     (tmp_path / "1.dcm").mkdir()
-    assert LocalFolder(tmp_path, ".dcm").list() == ()
+    assert LocalFolder(tmp_path).list() == ()
 
 
 def test_files_that_cannot_be_read_say_why(tmp_path):
@@ -211,6 +211,32 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path):
     assert list(walk(LocalTree(tmp_path / "data"))) == [("", ()), ("a", ("1.dcm",)), ("b", ("2.dcm",))]
 
 
+def test_folders_that_link_to_each_other_are_walked_once_round(tmp_path):
+    write_folder(tmp_path, {"a/1.dcm": b"one", "b/2.dcm": b"two"})
+    os.symlink(tmp_path / "a", tmp_path / "b/link")
+    os.symlink(tmp_path / "b", tmp_path / "a/link")
+    os.symlink("itself", tmp_path / "itself")
+    assert [folder for folder, _ in walk(LocalTree(tmp_path))] == ["", "a", "a/link", "b", "b/link"]
+
+
+def test_only_files_are_read(tmp_path):
+    write_folder(tmp_path, {"1.dcm": b"one"})
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("2.dcm", "1.dcm"), ("lost", "nowhere"), ("to_pipe", "pipe")):
+        os.symlink(target, tmp_path / name)
+    expected = ["1.dcm", "2.dcm", "lost"]  # a broken link is reported where it is read
+    assert list(walk(LocalTree(tmp_path))) == [("", tuple(expected))]
+    assert [file.name for file in LocalFolder(tmp_path).list()] == expected
+
+
+def test_names_that_are_not_utf_8_are_printable_and_readable(tmp_path):
+    name = os.fsdecode(b"caf\xe9.dcm")
+    write_folder(tmp_path, {name: b"one", "Zo\u00eb.dcm": b"two"})
+    files = LocalFolder(tmp_path).list() + LocalTree(tmp_path).files("", [name]).list()
+    read = {file.name: file.read() for file in files}
+    assert read == {"caf\\xe9.dcm": b"one", "Zo\u00eb.dcm": b"two"}
+
+
 def test_unpacking_without_room_says_where(tmp_path, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
@@ -226,7 +252,7 @@ def test_unpacking_without_room_says_where(tmp_path, monkeypatch):
 
 def test_a_million_members_cost_some_dozen_bytes_each(tmp_path):
     path = write_zip(tmp_path / "x.zip", {f"s/{index}.dcm": b"" for index in range(2000)})
-    files = ZipTree(path).folder("s", ".dcm")
+    files = ZipTree(path).folder("s")
     assert len(files.list()) == 2000
     assert files.numbers.nbytes + len(files.names) < 60 * 2000
 

@@ -27,16 +27,16 @@ def keep_one_acquisition(headers: list[Header], z_mm: np.ndarray, rejected: list
     """Leave out slices of a second pass through the region of the largest one.
 
     AcquisitionNumber (0020,0012) tells passes apart; where it does not, ImageType (0008,0008),
-    AcquisitionTime (0008,0032) or InstanceNumbers that begin anew along the patient do, if they make a few
-    groups that overlap and each look like a pass. Of groups that overlap, the one with most slices stays,
-    then the one that comes first.
+    AcquisitionTime (0008,0032), InstanceNumbers that are there several times (at different times), or that
+    begin anew along the patient do, if they make a few groups that overlap and each look like a pass. Of
+    groups that overlap, the one with most slices stays, then the one that comes first.
 
     Args:
         z_mm: (slices,) position of each header along the slice normal.
         rejected: what is left out is added here.
     """
     headers, z_mm = _keep_apart(headers, z_mm, _by_number(headers, z_mm), rejected)
-    for group in (_by_image_type, _by_time, _by_instance_runs):
+    for group in (_by_image_type, _by_time, _by_repeats, _by_instance_runs):
         groups = group(headers, z_mm)
         if len(groups) <= _FEW and all(_is_pass(z_mm[indices]) for indices in groups.values()):
             headers, z_mm = _keep_apart(headers, z_mm, groups, rejected)
@@ -53,6 +53,24 @@ def _by_image_type(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
 
 def _by_time(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
     return _group(headers, lambda header: header.acquisition_time)
+
+
+def _by_repeats(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
+    """The earliest slice of every InstanceNumber, the next one of each, and so on.
+
+    All are one group where slices of one number share their times: their order would be chance.
+    """
+
+    def time(index: int) -> tuple[str, str]:
+        return headers[index].acquisition_time, headers[index].content_time  # (0008,0032), (0008,0033)
+
+    repeats: Groups = defaultdict(list)
+    for indices in _group(headers, lambda header: header.instance_number).values():
+        if len(set(map(time, indices))) < len(indices):
+            return {0: list(range(len(headers)))}
+        for repeat, index in enumerate(sorted(indices, key=time)):
+            repeats[repeat].append(index)
+    return repeats
 
 
 def _group(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> Groups:

@@ -12,6 +12,7 @@ KEYWORDS = (
     "SOPClassUID",
     "ImageType",
     "AcquisitionTime",
+    "ContentTime",
     "Modality",
     "PatientID",
     "StudyInstanceUID",
@@ -88,6 +89,7 @@ class Header:
     series_uid: str
     acquisition_number: int | None
     acquisition_time: str
+    content_time: str
     image_type: str
     """Values joined by backslashes, as stored."""
     pixels_at: int | None = field(default=None, compare=False)
@@ -144,6 +146,7 @@ def parse_header(
         series_uid=_text(values["SeriesInstanceUID"]),
         acquisition_number=_optional_int(values["AcquisitionNumber"]) or None,  # empty reads as 0 or as None
         acquisition_time=_text(values["AcquisitionTime"]),
+        content_time=_text(values["ContentTime"]),
         image_type=_image_type(values),
         pixels_at=pixels_at,
     )
@@ -158,6 +161,8 @@ def parse_header(
         raise DicomError("size, position, orientation, spacing or rescale makes no sense")
     if header.windowed and header.signed:
         raise DicomError("signed 8-bit pixels are neither HU nor grey levels")
+    if values["RescaleIntercept"] is None and not (header.signed or header.windowed):
+        raise DicomError("no rescale and no value below 0: pixels are not known to be HU")
     return header
 
 

@@ -21,6 +21,8 @@ from src.data.windows import AIR_HU, Window
 
 _SAME_POSITION_DECIMALS = 2  # positions closer than 0.01 mm are one
 _POLARITY_SLICES = 5
+_SAME_DIRECTION = np.cos(np.deg2rad(1.0))  # at least, of two axes of one grid: writers round, and jitter
+_SAME_CENTRE_MM = 5.0  # between slices of one grid, across the patient
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,13 @@ def scan_series(
     """Read the headers of DICOM files and put their slices in order.
 
     No pixel is decoded, but for a few slices where the file says MONOCHROME1. Left out with a reason are
-    files that are unreadable or no CT slices; slices that are not axial, or of another grid or kind of pixels
-    than most; those of a second acquisition of the same region; and those at a position that another slice
-    has already (the lowest InstanceNumber stays).
+    files that are unreadable or no CT slices; slices that are not axial, or of another grid, kind of pixels
+    or place across the patient than most; those of a second acquisition of the same region; and those at a
+    position that another slice has already (the lowest InstanceNumber stays).
 
     Args:
         source_window: what 8-bit images without a rescale were windowed with; others are HU, and ignore it.
+            Where 8 bits have a rescale, the series' own is the range that they can hold.
         left_out: names of files, or frames of files, to pass over: the caller knows why.
 
     Raises:
@@ -99,6 +102,7 @@ def scan_series(
     headers = _keep_axial(headers, rejected)
     headers = _keep_main_grid(headers, rejected)
     headers = keep_one_acquisition(headers, _positions_along_normal(headers), rejected)
+    headers = _keep_main_centre(headers, rejected)
     headers = _order_head_to_feet(headers, rejected)
     windowed = headers[0].windowed
     if windowed:
@@ -107,7 +111,8 @@ def scan_series(
         headers = [_with_window(header, source_window) for header in headers]
     headers = _with_true_polarity(headers, readers)
     rejected.sort(key=lambda item: item.source)
-    return DicomSeries(tuple(headers), tuple(rejected), readers, source_window if windowed else None)
+    window = source_window if windowed else _expressible(headers)
+    return DicomSeries(tuple(headers), tuple(rejected), readers, window)
 
 
 def _grid(header: Header) -> SliceGrid:
@@ -129,21 +134,77 @@ def _keep_axial(headers: list[Header], rejected: list[Rejected]) -> list[Header]
 
 
 def _keep_main_grid(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
-    """The commonest size, spacing, orientation and kind of pixels; a tie goes to the larger key."""
+    """The commonest size, spacing, orientation and kind of pixels; a tie goes to the larger key.
+
+    Orientations are compared with a tolerance to the one that most slices agree with.
+    """
 
     def grid(header: Header) -> tuple:
-        axes = (*header.along_cols, *header.along_rows)
         spacing = (round(header.row_mm, 4), round(header.col_mm, 4))
-        axes = (round(value, 2) + 0.0 for value in axes)
-        return (header.rows, header.cols, *spacing, *axes, header.windowed)
+        return (header.rows, header.cols, *spacing, header.windowed)
 
-    counts = Counter(map(grid, headers))
-    main = max(counts, key=lambda key: (counts[key], key))
-    for header in headers:
-        if grid(header) != main:
-            reason = "another size, spacing, orientation or kind of pixels than the series"
-            rejected.append(Rejected(header.file.name, reason))
-    return [header for header in headers if grid(header) == main]
+    def axes(header: Header) -> tuple:
+        return tuple(round(value, 4) + 0.0 for value in (*header.along_cols, *header.along_rows))
+
+    counts = Counter((grid(header), axes(header)) for header in headers)
+    numbers = np.array(list(counts.values()))
+    ids = {key: index for index, key in enumerate(dict.fromkeys(key for key, _ in counts))}
+    grids = np.array([ids[key] for key, _ in counts])
+    directions = np.array([value for _, value in counts]).reshape(-1, 2, 3)
+    directions /= np.linalg.norm(directions, axis=2, keepdims=True)
+
+    def alike(index: int) -> np.ndarray:
+        cosines = (directions * directions[index]).sum(axis=2).min(axis=1)
+        return (grids == grids[index]) & (cosines >= _SAME_DIRECTION)
+
+    keys = list(counts)
+    main = max(range(len(keys)), key=lambda index: (numbers[alike(index)].sum(), keys[index]))
+    kept = {keys[index] for index in np.flatnonzero(alike(main))}
+    is_kept = [(grid(header), axes(header)) in kept for header in headers]
+    return _split(headers, is_kept, "another size, spacing, orientation or kind of pixels", rejected)
+
+
+def _keep_main_centre(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
+    """The commonest place of the first pixel across the patient; a tie goes to the slices nearer the head.
+
+    It may drift in a line along the patient, as it does in slices of a tilted gantry: these are stacked along
+    the table rather than along their normal.
+    """
+    grid, positions = _grid(headers[0]), np.array([header.position_mm for header in headers])
+    order = np.lexsort((*positions.T, -np.round(positions @ grid.normal, _SAME_POSITION_DECIMALS)))
+    z_mm = positions[order] @ grid.normal
+    across = positions[order] @ np.array([grid.along_cols, grid.along_rows]).T  # (slices, 2)
+    table = np.array([grid.along_cols, grid.along_rows])[:, 2] / grid.normal[2]
+    slopes = [np.zeros(2), table]
+    steps = np.diff(z_mm)
+    apart = np.abs(steps) > 10.0**-_SAME_POSITION_DECIMALS
+    if apart.any():
+        slopes.append(np.median(np.diff(across, axis=0)[apart] / steps[apart, None], axis=0))
+    is_near = max((_commonest(across - z_mm[:, None] * slope) for slope in slopes), key=np.count_nonzero)
+    is_kept = np.empty(len(headers), dtype=bool)
+    is_kept[order] = is_near
+    return _split(headers, is_kept, "another place across the patient", rejected)
+
+
+def _commonest(places_mm: np.ndarray) -> np.ndarray:
+    """(n,) whether a place (n, 2) is near the one that most are near; the first of several such."""
+    candidates = np.unique(np.round(places_mm), axis=0, return_index=True)[1]
+    candidates.sort()
+    near = (np.abs(places_mm - places_mm[index]).max(axis=1) <= _SAME_CENTRE_MM for index in candidates)
+    return max(near, key=np.count_nonzero)
+
+
+def _split(
+    headers: Sequence[Header], is_kept: Iterable[bool], reason: str, rejected: list[Rejected]
+) -> list[Header]:
+    """The headers to keep; the others are rejected for `reason`."""
+    kept = []
+    for header, keep in zip(headers, is_kept, strict=True):
+        if keep:
+            kept.append(header)
+        else:
+            rejected.append(Rejected(header.file.name, f"{reason} than the series"))
+    return kept
 
 
 def _order_head_to_feet(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
@@ -171,6 +232,20 @@ def _with_window(header: Header, window: Window) -> Header:
     """Grey levels of a window as HU: (grey / 255 - 0.5) * width + centre, written as a rescale."""
     slope = window.width_hu / ((1 << header.bits_stored) - 1)
     return replace(header, slope=slope, intercept=window.centre_hu - window.width_hu / 2)
+
+
+def _expressible(headers: Sequence[Header]) -> Window | None:
+    """What 8 bits with a rescale to HU can hold in every slice; None where all slices have more bits."""
+    few_bits = [header for header in headers if header.bits_stored <= 8]
+    if not few_bits:
+        return None
+    ranges = []
+    for header in few_bits:
+        lowest = -(1 << header.bits_stored - 1) if header.signed else 0
+        ends = (lowest, lowest + (1 << header.bits_stored) - 1)
+        ranges.append(sorted(end * header.slope + header.intercept for end in ends))
+    lows, highs = zip(*ranges, strict=True)
+    return Window.of_range(max(lows), min(highs), min(abs(header.slope) for header in few_bits))
 
 
 def _with_true_polarity(headers: list[Header], readers: tuple[Reader, ...]) -> list[Header]:

@@ -11,6 +11,7 @@ import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 import pydicom
 from joblib import Parallel, delayed
@@ -20,11 +21,13 @@ from src.core.log import progress
 from src.data.dicom_header import looks_like_dicom
 from src.data.file_tree import FileTree, join
 from src.data.series_source import LeftOut, SeriesSource
-from src.data.storage import FileSet, StoredFile, UnreadableFile
+from src.data.storage import FileSet, StoredFile, UnreadableFile, printable
 
 _TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
 _HEAD_BYTES = 1 << 16  # holds these tags in nearly every file
 _FILES_A_TASK = 512
+_SUFFIXES = (".dcm", ".dicom", ".ima")  # what is named so and is no DICOM file is a loss to report
+_ID_BYTES = 100
 
 Ids = tuple[str, str]
 
@@ -57,7 +60,8 @@ def find_dicom(
         for folder, names in folders
         for start in range(0, len(names), _FILES_A_TASK)
     ]
-    fallback = tree.path.stem
+    path = Path(os.path.abspath(tree.path))
+    fallback = path.stem if path.is_file() else path.name  # the same for a folder and its archive
     calls = (delayed(_scan)(tree.files(folder, names), folder or fallback) for folder, names in tasks)
     work = Parallel(n_jobs=jobs if len(tasks) > 1 else 1, return_as="generator")(calls)
     paths: dict[Ids, list[str]] = defaultdict(list)
@@ -65,7 +69,9 @@ def find_dicom(
     for (folder, names), scan in zip(tasks, progress(work, total=len(tasks), desc="headers"), strict=True):
         for ids, indices in scan.series.items():
             paths[ids].extend(join(folder, names[index]) for index in indices)
-        left_out += [LeftOut(join(folder, names[index]), why) for index, why in scan.unreadable.items()]
+        left_out += [
+            LeftOut(printable(join(folder, names[index])), why) for index, why in scan.unreadable.items()
+        ]
         others += scan.others
     return [SeriesSource(*ids, _file_set(tree, paths[ids])) for ids in sorted(paths)], left_out, others
 
@@ -100,6 +106,8 @@ def _read_ids(file: StoredFile, folder: str) -> Ids | None:
     """
     content = file.read(_HEAD_BYTES)
     if not looks_like_dicom(content):
+        if file.name.lower().endswith(_SUFFIXES):
+            raise UnreadableFile("not a readable DICOM file")
         return None
     values = _read_tags(content)
     if "SeriesInstanceUID" not in values and len(content) == _HEAD_BYTES:
@@ -127,8 +135,12 @@ def _read_tags(content: bytes) -> dict[str, str]:
 
 
 def safe_id(text: str) -> str:
-    """`text` as a folder name. What had to be changed gets a check sum, so that no two become the same."""
-    name = re.sub(r"[^\w.-]", "_", text).lstrip(".")[:100]
-    return (
-        name if name == text else f"{name}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
-    )
+    """`text` as a folder name, never empty, of at most 109 bytes.
+
+    What had to be changed gets a check sum, so that no two become the same.
+    """
+    safe = re.sub(r"[^\w.-]", "_", text).lstrip(".")
+    name = safe.encode()[:_ID_BYTES].decode(errors="ignore") or "unnamed"
+    if name == text:
+        return name
+    return f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from src.core.errors import UserError
-from src.data.storage import FileSet, LocalFiles, LocalFolder, StoredFile, is_hidden
+from src.data.storage import FileSet, LocalFiles, LocalFolder, StoredFile, is_hidden, is_to_read
 from src.data.zip_archive import ZipTree
 
 
@@ -24,8 +24,8 @@ class FileTree(Protocol):
             UserError: it cannot be read.
         """
 
-    def folder(self, folder: str, suffix: str = "") -> FileSet:
-        """The files in a folder that end in `suffix`, in whatever case. Nothing is listed yet."""
+    def folder(self, folder: str) -> FileSet:
+        """The files in a folder. Nothing is listed yet."""
 
     def files(self, folder: str, names: Sequence[str]) -> FileSet:
         """The files with these sorted paths below a folder."""
@@ -44,16 +44,16 @@ class LocalTree:
                 for entry in entries:
                     if is_hidden(entry.name):
                         continue
-                    if not entry.is_dir():
+                    if is_to_read(entry):
                         files.append(entry.name)
-                    elif not (entry.is_symlink() and _leads_upwards(Path(entry.path))):
+                    elif entry.is_dir() and not (entry.is_symlink() and _leads_back(Path(entry.path))):
                         folders.append(entry.name)
         except OSError as error:
             raise UserError(f"cannot read the folder {self.path / folder}: {error.strerror}") from None
         return tuple(sorted(folders)), tuple(sorted(files))
 
-    def folder(self, folder: str, suffix: str = "") -> FileSet:
-        return LocalFolder(self.path / folder, suffix)
+    def folder(self, folder: str) -> FileSet:
+        return LocalFolder(self.path / folder)
 
     def files(self, folder: str, names: Sequence[str]) -> FileSet:
         return LocalFiles(self.path / folder, "\0".join(names))
@@ -69,11 +69,10 @@ class SingleFile(LocalTree):
         return (), (self.name,)
 
 
-def _leads_upwards(link: Path) -> bool:
-    """Whether a link leads to a folder that it lies in, round which a walk would never end."""
-    return (
-        link.resolve() in link.absolute().parent.resolve().parents or link.resolve() == link.parent.resolve()
-    )
+def _leads_back(link: Path) -> bool:
+    """Whether a link leads to a folder on its own path, or above one, round which a walk would never end."""
+    target = link.resolve()
+    return any(folder.resolve().is_relative_to(target) for folder in link.absolute().parents)
 
 
 def open_tree(path: Path, option: str) -> FileTree:

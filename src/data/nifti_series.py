@@ -54,7 +54,8 @@ class NiftiSeries:
             raise SeriesError("not axial")
         self._headwards = bool(axes[:, self._axis] @ self._grid.normal > 0)
         self._block: tuple[int, np.ndarray] | None = None
-        self.source_window = source_window if self._is_grey(source_window) else None
+        self._grey_window = source_window if self._is_grey(source_window) else None
+        self.source_window = self._grey_window or self._expressible()
 
     @cached_property
     def z_mm(self) -> np.ndarray:
@@ -77,9 +78,9 @@ class NiftiSeries:
     def read(self, index: int) -> np.ndarray:
         """A slice in HU, (rows, cols): int16, or float32 where there are fractions."""
         stored = self._stored(self._stored_index(index))
-        if self.source_window is not None:
+        if self._grey_window is not None:
             share = self._scaled(stored) / np.float32(255) - np.float32(0.5)
-            hu = share * np.float32(self.source_window.width_hu) + np.float32(self.source_window.centre_hu)
+            hu = share * np.float32(self._grey_window.width_hu) + np.float32(self._grey_window.centre_hu)
         elif self._volume.is_integer:
             slope, intercept = int(self._volume.slope), int(self._volume.intercept)
             if (slope, intercept) == (1, 0) and stored.dtype == np.int16:  # as most files are: no detour
@@ -126,7 +127,8 @@ class NiftiSeries:
         """Whether the values are grey levels rather than HU; most volumes tell by their first slice.
 
         Raises:
-            SeriesError: no value lies below 0, and it is not known how HU became grey levels.
+            SeriesError: no value lies below 0, and they are not of 0 to 255, or it is not known how HU became
+                grey levels.
         """
         highest = -np.inf
         for index in range(len(self._slices)):
@@ -137,9 +139,19 @@ class NiftiSeries:
             highest = max(highest, values.max(initial=-np.inf))
         if highest > 255:
             raise SeriesError("no value below 0: not Hounsfield units, in which fat and air are negative")
+        if highest <= 1:
+            raise SeriesError("no value below 0 and none above 1: neither Hounsfield units nor grey levels")
         if source_window is None:
             raise SeriesError("8-bit volume: say with --source-window which CT window it was made with")
         return True
+
+    def _expressible(self) -> Window | None:
+        """What 8 bits with a rescale to HU can hold; None for wider types."""
+        stored, slope = self._volume.stored.dtype, self._volume.slope
+        if stored.itemsize > 1:
+            return None
+        ends = np.array([np.iinfo(stored).min, np.iinfo(stored).max]) * slope + self._volume.intercept
+        return Window.of_range(ends.min(), ends.max(), abs(slope))
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from collections import Counter
 from pathlib import PurePosixPath
 
 from src.core.errors import UserError
+from src.data.dicom_tree import safe_id
 from src.data.file_tree import FileTree, join, single, walk
 from src.data.nifti import nifti_stem
 from src.data.series_source import SeriesSource
-from src.data.storage import FileList, StoredFile
+from src.data.storage import FileList, StoredFile, printable
 
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)
+_ID_BYTES = 200  # of the 255 that a file name may have
 _CHANNEL = "_0000"  # nnU-Net ends the names of images, and not those of labels, with the number of a channel
 
 
@@ -18,8 +20,8 @@ def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tu
     """A series for every volume, sorted by ids, and the number of files left out as labels.
 
     The ids follow from the path alone: series_id is the name without .nii or .nii.gz, patient_id the folders
-    joined by "_", or the series_id where there is none. Folders whose names begin with labels, masks or
-    segmentations hold no volumes.
+    joined by "_", or the series_id where there is none; what is no name for a folder goes through `safe_id`.
+    Folders whose names begin with labels, masks or segmentations hold no volumes.
 
     Raises:
         UserError: two volumes would have the same ids.
@@ -33,10 +35,10 @@ def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tu
             continue
         for name in volumes:
             stem, path = nifti_stem(name), join(folder, name)
-            ids = (folder.replace("/", "_") or stem, stem)
+            ids = (_folder_name(folder.replace("/", "_") or stem), _folder_name(stem))
             if ids in paths:
                 raise UserError(
-                    f"{paths[ids]} and {path} would both be series {stem} of patient {ids[0]}: rename one"
+                    f"{paths[ids]} and {path} would both be series {ids[1]} of patient {ids[0]}: rename one"
                 )
             paths[ids] = path
     sources = [
@@ -46,18 +48,24 @@ def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tu
     return sources, labels
 
 
+def _folder_name(text: str) -> str:
+    return text if printable(text) == text and len(text.encode()) <= _ID_BYTES else safe_id(text)
+
+
 class MaskFiles:
     """Segmentations of a tree, found by the name of what they belong to."""
 
     def __init__(self, tree: FileTree):
         self._tree = tree
+        self.count = 0
         self._by_path: dict[str, str] = {}
         self._by_folder: dict[str, list[str]] = {}
         for folder, names in walk(tree):
             paths = [join(folder, name) for name in names if nifti_stem(name) is not None]
-            self._by_folder[folder] = paths
+            self._by_folder[printable(folder)] = paths
+            self.count += len(paths)
             for path in reversed(paths):  # .nii goes before .nii.gz
-                self._by_path[nifti_stem(path)] = path
+                self._by_path[printable(nifti_stem(path))] = path
 
     def of_volumes(self, sources: list[SeriesSource]) -> list[StoredFile | None]:
         """The segmentation of each volume, None where there is none.

@@ -3,7 +3,8 @@
 from src.core.errors import UserError
 from src.data.file_tree import FileTree, join, single
 from src.data.nifti import nifti_stem
-from src.data.series_source import SeriesSource
+from src.data.series_source import LeftOut, SeriesSource
+from src.data.storage import printable
 
 SPLITS = ("train", "test")
 
@@ -33,26 +34,32 @@ def choose_split(tree: FileTree, root: str, split: str | None) -> str:
     return split or there[0]
 
 
-def find_series(tree: FileTree, root: str, split: str) -> list[SeriesSource]:
-    """Every series folder of a split, sorted by patient and series. Not one image is listed yet.
+def find_series(tree: FileTree, root: str, split: str) -> tuple[list[SeriesSource], list[LeftOut]]:
+    """Every series folder of a split, sorted by patient and series, and the files outside of them.
+
+    Not one image is listed yet. All that a series folder holds is judged where it is read, whatever its name.
 
     Raises:
         UserError: there is none.
     """
     images = join(root, f"{split}_images")
     segmentations = _segmentations(tree, root)
-    sources = []
-    for patient_id in tree.list_folder(images)[0]:
-        for series_id in tree.list_folder(join(images, patient_id))[0]:
-            files = tree.folder(join(images, join(patient_id, series_id)), ".dcm")
+    patients, stray = tree.list_folder(images)
+    sources, outside = [], [join(images, name) for name in stray]
+    for patient_id in patients:
+        patient = join(images, patient_id)
+        folders, stray = tree.list_folder(patient)
+        outside += [join(patient, name) for name in stray]
+        for series_id in folders:
+            files = tree.folder(join(patient, series_id))
             name = segmentations.get(series_id)
             segmentation = single(tree, join(root, "segmentations"), name) if name else None
-            sources.append(SeriesSource(patient_id, series_id, files, segmentation))
+            sources.append(SeriesSource(printable(patient_id), printable(series_id), files, segmentation))
     if not sources:
         raise UserError(
             f"no series in {images} of {tree.path}; expected {images}/<patient_id>/<series_id>/*.dcm"
         )
-    return sources
+    return sources, [LeftOut(printable(path), "not in <patient>/<series>/") for path in outside]
 
 
 def _has_images(folders: tuple[str, ...]) -> bool:

@@ -40,3 +40,5 @@ class FoundSources:
     left_out: tuple[LeftOut, ...] = ()
     other_files: int = 0
     """Files that are no images: texts, pictures, DICOMDIR, labels."""
+    unused_masks: int = 0
+    """Files of `--masks` that belong to no series."""

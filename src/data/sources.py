@@ -34,12 +34,13 @@ def find_sources(
     root = find_root(tree)
     if root is not None:
         split = choose_split(tree, root, split)
-        found = FoundSources(f"rsna {split}", find_series(tree, root, split))
+        series, left_out = find_series(tree, root, split)
+        found = FoundSources(f"rsna {split}", series, tuple(left_out))
     elif split is not None:
         raise UserError(f"{path} has neither train_images nor test_images, so there is no --split {split}")
     else:
         found = _find_anywhere(tree, masks, jobs)
-    return found if masks is None else replace(found, series=_with_masks(found.series, masks, path))
+    return found if masks is None else _with_masks(found, masks, path)
 
 
 def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSources:
@@ -72,12 +73,12 @@ def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSource
     return FoundSources(name, every, tuple(left_out), labels + no_images)
 
 
-def _with_masks(series: list[SeriesSource], masks: Path, path: Path) -> list[SeriesSource]:
+def _with_masks(sources: FoundSources, masks: Path, path: Path) -> FoundSources:
     if masks.resolve() == path.resolve():
         raise UserError(f"--masks and --input are both {path}: segmentations need a folder of their own")
     files = MaskFiles(open_tree(masks, "--masks"))
-    volumes = [source for source in series if source.kind == "nifti"]
-    others = [source for source in series if source.kind == "dicom"]
+    volumes = [source for source in sources.series if source.kind == "nifti"]
+    others = [source for source in sources.series if source.kind == "dicom"]
     found = [*files.of_volumes(volumes), *files.of_series(others)]
     if not any(found):
         raise UserError(f"no segmentation in {masks} (--masks) has the name of a series in {path}")
@@ -85,7 +86,9 @@ def _with_masks(series: list[SeriesSource], masks: Path, path: Path) -> list[Ser
         source if file is None else replace(source, segmentation=file)
         for source, file in zip([*volumes, *others], found, strict=True)
     ]
-    return sorted(paired, key=lambda source: (source.patient_id, source.series_id))
+    paired.sort(key=lambda source: (source.patient_id, source.series_id))
+    used = {file.name for file in found if file is not None}
+    return replace(sources, series=paired, unused_masks=files.count - len(used))
 
 
 def _path_inside(inner: Path, outer: Path) -> str | None:

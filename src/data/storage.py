@@ -50,7 +50,7 @@ class LocalFile:
 
     @property
     def name(self) -> str:
-        return self.label or self.path.name
+        return printable(self.label or self.path.name)
 
     def read(self, limit: int | None = None) -> bytes:
         try:
@@ -80,20 +80,15 @@ class FileList:
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """The files of a folder that end in `suffix`, in whatever case; its own folders are not entered."""
+    """The files of a folder; its own folders are not entered."""
 
     path: Path
-    suffix: str = ""
 
     def list(self) -> tuple[StoredFile, ...]:
         try:
             with os.scandir(self.path) as entries:
                 names = sorted(
-                    entry.name
-                    for entry in entries
-                    if entry.name.lower().endswith(self.suffix)
-                    and not is_hidden(entry.name)
-                    and not entry.is_dir()
+                    entry.name for entry in entries if not is_hidden(entry.name) and is_to_read(entry)
                 )
         except OSError as error:
             raise UnreadableFile(f"folder cannot be read: {error.strerror or error}") from error
@@ -115,6 +110,21 @@ class LocalFiles:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is a system's own: .DS_Store, ._1.dcm, and the __MACOSX of its archives."""
     return name.startswith(".") or name == "__MACOSX"
+
+
+def is_to_read(entry: os.DirEntry) -> bool:
+    """Whether an entry is a file, or a link to one or to nothing, which is reported where it is read.
+
+    Pipes, sockets and devices are not: to open one may take for ever.
+    """
+    if not entry.is_symlink():
+        return entry.is_file()
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+
+
+def printable(name: str) -> str:
+    """A file's name as tables can hold it: bytes that are not UTF-8 become \\x.., all else stays."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @contextmanager

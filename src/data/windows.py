@@ -32,6 +32,15 @@ class Window:
         """What is black, and all below it."""
         return self.centre_hu - self.width_hu / 2
 
+    @classmethod
+    def of_range(cls, lowest_hu: float, highest_hu: float, step_hu: float) -> "Window":
+        """The whole HU that levels `step_hu` apart can express; the highest stands for half a step more.
+
+        Nothing is added to the lowest level: it is black, so it must not lie above `lowest_hu`.
+        """
+        low, high = math.ceil(lowest_hu), math.floor(highest_hu + step_hu / 2)
+        return cls(f"{low}..{high} HU", (low + high) / 2, high - low)
+
     def contains(self, other: "Window") -> bool:
         """Whether all that `other` tells apart is told apart here, if less finely."""
         return self.lowest_hu <= other.lowest_hu and (

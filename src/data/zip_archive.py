@@ -159,9 +159,8 @@ class ZipTree:
     def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return tuple(sorted(self._subfolders.get(folder, ()))), tuple(sorted(self._names.get(folder, ())))
 
-    def folder(self, folder: str, suffix: str = "") -> FileSet:
-        names = self._names.get(folder, {})
-        return self.files(folder, sorted(name for name in names if name.lower().endswith(suffix)))
+    def folder(self, folder: str) -> FileSet:
+        return self.files(folder, sorted(self._names.get(folder, ())))
 
     def files(self, folder: str, names: Sequence[str]) -> ZipFiles:
         rows = [self._row(f"{folder}/{name}" if folder else name) for name in names]

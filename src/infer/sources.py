@@ -8,7 +8,9 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.data.attempts import with_caution
+from src.data.file_tree import open_tree
 from src.data.grey_slices import load_stack
+from src.data.rsna import find_root
 from src.data.series_source import SeriesSource
 from src.data.sources import find_sources
 from src.data.stack import PreparedDataset, even_indices
@@ -85,6 +87,8 @@ def open_source(folder: Path) -> StackSource:
         raise UserError(
             f"no folder {folder}: --input takes raw data with test_images/, or a prepared data set"
         )
-    if folder.is_file() or (folder / "test_images").is_dir():
+    tree = open_tree(folder, "--input")
+    root = find_root(tree)
+    if root is not None and "test_images" in tree.list_folder(root)[0]:
         return RawSource(find_sources(folder, "test").series)
     raise UserError(f"{folder} holds neither test_images/ nor a prepared data set (dataset.json)")
