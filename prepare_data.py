@@ -24,7 +24,7 @@ from joblib import cpu_count
 
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.log import say
+from src.core.log import say, warn
 from src.data.batch import prepare_all
 from src.data.mask_ids import read_mask_ids
 from src.data.prepare import PrepareJob
@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     found = find_sources(source, options.split, options.masks and options.masks.absolute(), jobs)
     aside = f", and {found.other_files} files that are no images" if found.other_files else ""
     say(f"{found.name}: {len(found.series)} series{aside}")
+    if found.unused_masks:
+        warn(f"{found.unused_masks} files in {options.masks} (--masks) belong to no series")
     run = prepare_all(found, job, jobs, cluster=options.cluster, overwrite=options.overwrite)
     say(f"\n{run.summary()}\n\nprepared data set: {options.output}")
 

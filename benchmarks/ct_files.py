@@ -40,7 +40,7 @@ def open_series(folder: Path) -> DicomSeries:
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder} (--input)")
-    return scan_series(LocalFolder(folder, ".dcm").list())
+    return scan_series(LocalFolder(folder).list())
 
 
 def write_series(folder: Path, slices: list[np.ndarray], n_slices: int, pixel_mm: float, syntax: str) -> Path:

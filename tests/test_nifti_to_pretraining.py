@@ -33,6 +33,15 @@ def write_volumes(folder):
         nib.save(nib.Nifti1Image(liver, affine), labels / f"FLARE_{number:04d}.nii.gz")
 
 
+def test_a_volume_that_was_replaced_is_prepared_again(tmp_path):
+    for n_slices in (6, 9):
+        hu = np.full((20, 20, n_slices), -1000, dtype=np.int16)
+        hu[5:15, 5:15] = 40
+        nib.save(nib.Nifti1Image(hu, np.diag([10.0, 10, 5, 1])), tmp_path / "1.nii.gz")
+        prepare_data.main(f"--input {tmp_path}/1.nii.gz --output {tmp_path}/out --size 32".split())
+        assert PreparedDataset.open(tmp_path / "out").series["slices"].tolist() == [n_slices]
+
+
 def test_two_hundred_volumes_are_prepared_and_pretrained_on(tmp_path):
     write_volumes(tmp_path)
     prepared, run = tmp_path / "prepared", tmp_path / "run"

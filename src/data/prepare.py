@@ -1,5 +1,6 @@
 """One series written to disk: images, tables, masks on the same grid, and a picture to check them by."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from src.data.stack import (
     write_masks,
     write_png,
 )
-from src.data.storage import UnreadableFile
+from src.data.storage import StoredFile, UnreadableFile
 from src.data.windows import Window
 
 SERIES_COLUMNS = (
@@ -36,6 +37,7 @@ SERIES_COLUMNS = (
 )
 """Of series.csv. spacing_z_mm is the source's, whatever slices are kept."""
 
+_BEGINNING_BYTES = 1 << 16
 _GAP = 1.5  # neighbouring slices further apart than this times the median have one missing between them
 
 
@@ -163,12 +165,19 @@ def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
     """What tells whether a finished series is still the one to prepare, as JSON gives it back."""
     window = job.source_window
     ids = None if source.segmentation is None or job.mask_ids is None else sorted(job.mask_ids.items())
+    files = source.files.list()
     return {
-        "files": len(source.files.list()),
-        "segmentation": source.segmentation.name if source.segmentation else None,
+        "files": len(files),
+        "volume": _beginning(files[0]) if source.kind == "nifti" else None,
+        "segmentation": source.segmentation and [source.segmentation.name, _beginning(source.segmentation)],
         "mask_ids": ids and [list(pair) for pair in ids],
         "source_window": window and [window.centre_hu, window.width_hu],
     }
+
+
+def _beginning(file: StoredFile) -> str:
+    """Check sum of a file's first bytes: a volume's size and place and, packed, much of its content."""
+    return hashlib.sha256(file.read(_BEGINNING_BYTES)).hexdigest()[:16]
 
 
 def _write_slices(
