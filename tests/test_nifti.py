@@ -86,9 +86,9 @@ def test_outside_the_segmentation_there_is_no_organ(tmp_path):
 
 
 def test_ids_that_need_a_table_are_refused_without_one(tmp_path):
-    for wrong in (6, 300, -1):
+    for wrong, advice in ((6, "--mask-ids"), (300, "--mask-ids"), (-1, "no label map")):
         file = save(tmp_path / "1.nii", np.where(organs(lps_affine()), wrong, 0))
-        with pytest.raises(NiftiError, match=f"has the id {wrong}.*--mask-ids"):
+        with pytest.raises(NiftiError, match=f"has the id {wrong}.*{advice}"):
             labels_at(PLANE, file)
 
 

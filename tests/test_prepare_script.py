@@ -207,3 +207,18 @@ def test_where_nothing_can_be_prepared_the_tables_say_why(raw, tmp_path):
         run(raw, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out" / "series.csv", dtype=str)
     assert table[["series_id", "status"]].values.tolist() == [["91", "skipped"], ["92", "skipped"]]
+
+
+def test_a_ct_is_not_taken_for_its_own_segmentation(tmp_path, capsys):
+    hu = np.full((20, 20, 6), -1000, dtype=np.int16)
+    hu[5:15, 5:15] = 3
+    for folder in ("ct", "masks"):
+        (tmp_path / folder).mkdir()
+        nib.save(nib.Nifti1Image(hu, np.diag([10.0, 10, 5, 1])), tmp_path / folder / "1.nii")
+    table = tmp_path / "ids.yaml"
+    table.write_text("liver: 3\n")
+    with pytest.raises(UserError, match="need a folder of their own"):
+        run(tmp_path / "ct" / "1.nii", tmp_path / "out", "--masks", tmp_path / "ct", "--mask-ids", table)
+    dataset = run(tmp_path / "ct", tmp_path / "out", "--masks", tmp_path / "masks", "--mask-ids", table)
+    assert not dataset.has_masks("1", "1")
+    assert "no label map" in dataset.series.loc[0, "reason"]

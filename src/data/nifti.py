@@ -185,10 +185,10 @@ def _check_labels(volume: Volume, highest: int | None) -> None:
             # A scaled label comes back with the rounding of a float32; nan fails the comparison.
             if not (np.abs(scaled - np.rint(scaled)) < 1e-3).all():
                 raise NiftiError("holds values that are not whole numbers")
-        if highest is None:
-            continue
         for identity in map(int, _values(volume, np.array([block.min(), block.max()]))):
-            if not 0 <= identity <= highest:
+            if identity < 0:
+                raise NiftiError(f"has the id {identity}: it is no label map, but perhaps a CT")
+            if highest is not None and identity > highest:
                 raise NiftiError(
                     f"has the id {identity}, where labels are 0 to {highest}: name a table with --mask-ids"
                 )

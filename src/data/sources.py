@@ -74,8 +74,9 @@ def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSource
 
 
 def _with_masks(sources: FoundSources, masks: Path, path: Path) -> FoundSources:
-    if masks.resolve() == path.resolve():
-        raise UserError(f"--masks and --input are both {path}: segmentations need a folder of their own")
+    own_folder = path if path.is_dir() else path.parent
+    if masks.resolve() == own_folder.resolve():
+        raise UserError(f"--masks and --input are both in {masks}: segmentations need a folder of their own")
     files = MaskFiles(open_tree(masks, "--masks"))
     volumes = [source for source in sources.series if source.kind == "nifti"]
     others = [source for source in sources.series if source.kind == "dicom"]
