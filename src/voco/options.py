@@ -1,11 +1,12 @@
 """Options of `train_voco.py`."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class VocoOptions:
-    """Options of a pre-training run."""
+    """Options of a pre-training run; the defaults are those of 2D-VoCo v2."""
 
     data: tuple[str, ...]
     """Prepared data sets to learn from (folders that prepare_data.py wrote); labels are never read."""
@@ -17,37 +18,106 @@ class VocoOptions:
     """Optimiser steps; the cosine schedule ends there, so a shorter run anneals faster."""
 
     backbone: str = "efficientnetv2_rw_s"
-    """Any timm backbone, for example efficientnet_b0, or mobilenetv3_small_050 on a CPU."""
+    """Any timm backbone (efficientnet_b0; mobilenetv3_small_050 on a CPU), or one of 3D: swin_unetr_b,
+    swin_unetr_l, swin_unetr_h, resnet10_3d."""
+
+    pretrained: bool = False
+    """Start from timm's ImageNet weights, as the published runs do, rather than from random ones."""
+
+    encoder: str | None = None
+    """Start from the weights of a file: an encoder.safetensors, or a published 2D-VoCo or VoCo checkpoint."""
 
     windows: tuple[str, ...] = ("soft",)
-    """Windows of the prepared set to use as input channels, in this order; the published runs use one."""
+    """Windows of the prepared sets to use as input channels, in this order; the published runs use one."""
+
+    set_windows: tuple[str, ...] = ()
+    """Windows of each set of --data instead, one value a set, joined by + (wide or soft+organ): a mixture of
+    sources that were windowed differently."""
+
+    repeat: tuple[int, ...] = ()
+    """How often an epoch visits each set of --data, one number a set; 1 where it is left out."""
 
     canvas: int = 192
     """Side in pixels to which a slice is resized before it is cut; it must be a multiple of --grid."""
 
+    depth: int = 64
+    """Slices of the canvas; it must be a multiple of --grid-z."""
+
+    extent: Literal["slab", "whole", "box"] = "slab"
+    """What the canvas shows: a random slab of --depth consecutive slices, the whole series in --depth even
+    steps, or a random box of --canvas and --depth voxels of --spacing-mm."""
+
+    spacing_mm: float = 1.5
+    """Side of a voxel of --extent box."""
+
+    foreground: float = 0.3
+    """Cut the canvas from the smallest rectangle around pixels above this share of full grey, before it is
+    resized; 0 takes the whole image."""
+
     grid: int = 3
     """Base crops along each side. More and smaller crops make the task finer and show less context."""
+
+    grid_z: int = 1
+    """Base crops along the body. Above 1, position labels tell heights apart as well."""
+
+    tile: int = 64
+    """Side in pixels to which a crop is resized for the network."""
+
+    slices: int = 32
+    """Evenly spaced slices of each crop that the network sees; in 3D, the depth of its input."""
 
     random_crops: int = 2
     """Random crops a volume. Each costs as much as a base crop and adds a comparison with all of them."""
 
-    slab_slices: int = 64
-    """Consecutive slices of the random slab of a sample; a shorter series gives all it has."""
+    crop_flip: float = 0.0
+    """Probability of a flip of a single crop along each axis (0.2 in VoCo 3D); its label stays."""
 
-    slices: int = 32
-    """Evenly spaced slices used of the slab. Halve it to halve time and memory; embeddings get noisier."""
+    crop_rotate90: float = 0.0
+    """Probability of a quarter turn of a single crop in its plane (0.2 in VoCo 3D); its label stays."""
+
+    crop_shift: float = 0.0
+    """Probability of a shift of a single crop's grey levels by up to a tenth (0.1 in VoCo 3D)."""
+
+    appearance: float = 0.0
+    """Strength, 0 to 1, of a random change of each crop's contrast, brightness, sharpness and noise: crops
+    must then be told apart by what they show, not by equal pixels."""
+
+    objective: Literal["overlap", "softmax"] = "overlap"
+    """overlap predicts the overlap itself (published); softmax chooses among the bases by cross-entropy."""
+
+    directions: Literal["student", "both"] = "student"
+    """Random crops of the student among bases of the teacher (v2), or the mean with the reverse (v1, 3D)."""
+
+    negatives: Literal["square", "log"] = "square"
+    """Loss of crops that do not overlap: l^2 (published) or -log(1 - l) (large-scale VoCo)."""
+
+    inter_volume: bool = True
+    """Compare crops with the bases of another volume of the batch, too (not in v1 and VoCo 3D)."""
+
+    temperature: float = 0.1
+    """Of --objective softmax: lower looks at the most similar bases only."""
 
     batch: int = 4
-    """Volumes a step, at least 2 (each is compared with another). Raise it if cross_placing stalls."""
+    """Volumes a step over all processes, at least 2 with --inter-volume. Raise it if cross_placing stalls."""
+
+    micro_batch: int = 0
+    """Images (in 3D: crops) that pass the backbone at a time, for small GPUs: memory falls, a step takes about
+    a third longer. Exact unless the backbone normalises by batch statistics. 0 is all at once."""
 
     projection: int = 2048
     """Width of the projection head, which is thrown away after training."""
+
+    shared_backbone: bool = False
+    """Student and teacher are two heads on one backbone (large-scale VoCo), not two networks."""
 
     dropout: float = 0.2
     """Share of the student's features dropped before the head; 0 for very short runs."""
 
     momentum: float = 0.9
     """Of the teacher's moving average. Raise it towards 0.99 if losses oscillate or embedding_std falls."""
+
+    final_momentum: float | None = None
+    """Momentum at the last step, reached by half a cosine; by default it stays."""
 
     lr: float = 1e-4
     """Peak learning rate. Lower it if the loss turns NaN or cross_placing falls after the warm-up."""
@@ -67,6 +137,9 @@ class VocoOptions:
     precision: str = "auto"
     """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
+    compile: bool = False
+    """Compile the backbone with torch.compile: faster steps after some minutes; needs a C++ compiler."""
+
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
 
@@ -74,30 +147,90 @@ class VocoOptions:
     """Steps between two printed lines (and rows of metrics.csv)."""
 
     save_every: int = 1_000
-    """Steps between two checkpoints, a multiple of --log-every."""
+    """Steps between two checkpoints, a multiple of --log-every; last.pt is the newest."""
+
+    keep_every: int = 0
+    """Steps between two encoders that stay, encoder_<step>.safetensors, a multiple of --save-every (the paper
+    chose among such); 0 keeps the last one only."""
+
+    picture_every: int = 0
+    """Steps between two pictures of crops, labels and predictions in pictures/, a multiple of --log-every; 0
+    draws none."""
 
     resume: str = "auto"
     """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
 
     def __post_init__(self) -> None:
-        positive = ("steps", "canvas", "grid", "random_crops", "slab_slices", "slices", "projection")
-        for name in (*positive, "log_every", "save_every", "lr", "clip_norm"):
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        positive = ("steps", "canvas", "depth", "grid", "grid_z", "tile", "slices", "random_crops", "batch")
+        for name in (
+            *positive,
+            "projection",
+            "spacing_mm",
+            "temperature",
+            "log_every",
+            "save_every",
+            "lr",
+            "clip_norm",
+        ):
             if getattr(self, name) <= 0:
+                raise ValueError(f"option {_flag(name)} must be above 0, got {getattr(self, name)}")
+        for name in ("dropout", "momentum", "warmup", "foreground"):
+            if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
-                    f"option --{name.replace('_', '-')} must be above 0, got {getattr(self, name)}"
+                    f"option {_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}"
                 )
+        for name in ("crop_flip", "crop_rotate90", "crop_shift", "appearance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"option {_flag(name)} must lie between 0 and 1, got {getattr(self, name)}")
+        if self.final_momentum is not None and not self.momentum <= self.final_momentum <= 1:
+            raise ValueError(
+                f"option --final-momentum must lie between --momentum and 1, got {self.final_momentum}"
+            )
+        for name in ("workers", "weight_decay", "seed", "micro_batch", "keep_every", "picture_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"option {_flag(name)} must be at least 0, got {getattr(self, name)}")
+
+    def _check_combinations(self) -> None:
         if not self.data or not self.windows:
             raise ValueError("options --data and --windows need at least one value each")
-        if self.canvas % self.grid:
-            raise ValueError(f"option --canvas {self.canvas} must be a multiple of --grid {self.grid}")
-        if self.batch < 2:
-            raise ValueError(f"option --batch must be at least 2 (volumes are compared), got {self.batch}")
-        for name in ("dropout", "momentum", "warmup"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"option --{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.workers < 0 or self.weight_decay < 0 or self.seed < 0:
-            raise ValueError("options --workers, --weight-decay and --seed must be at least 0")
-        if self.save_every % self.log_every:
+        for name in ("set_windows", "repeat"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.data):
+                raise ValueError(f"option {_flag(name)} needs one value a set of --data ({len(self.data)})")
+        if any(count < 1 for count in self.repeat):
+            raise ValueError(f"option --repeat must be at least 1, got {min(self.repeat)}")
+        channels = {len(windows.split("+")) for windows in self.set_windows}
+        if channels - {len(self.windows)}:
             raise ValueError(
-                f"option --save-every {self.save_every} must be a multiple of --log-every {self.log_every}"
+                f"option --set-windows must name as many windows a set as --windows ({len(self.windows)})"
             )
+        for name, cells in (("canvas", "grid"), ("depth", "grid_z")):
+            if getattr(self, name) % getattr(self, cells):
+                raise ValueError(
+                    f"option {_flag(name)} {getattr(self, name)} must be a multiple of {_flag(cells)} "
+                    f"{getattr(self, cells)}"
+                )
+        if self.pretrained and self.encoder:
+            raise ValueError("options --pretrained and --encoder both give first weights: choose one")
+        if self.batch < 2 and self.inter_volume:
+            raise ValueError(
+                f"option --batch must be at least 2 (volumes are compared), got {self.batch}; "
+                "or turn --inter-volume off"
+            )
+        for name, every in (
+            ("save_every", "log_every"),
+            ("keep_every", "save_every"),
+            ("picture_every", "log_every"),
+        ):
+            if getattr(self, name) % getattr(self, every):
+                raise ValueError(
+                    f"option {_flag(name)} {getattr(self, name)} must be a multiple of {_flag(every)} "
+                    f"{getattr(self, every)}"
+                )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
