@@ -1,28 +1,36 @@
-"""Pre-train an encoder without labels by 2D-VoCo, on sets that prepare_data.py wrote.
+"""Pre-train an encoder without labels by contextual position, on sets that prepare_data.py wrote.
 
-    python train_voco.py --config configs/voco/v2.yaml --data data/prepared --output runs/voco/v2
-    python train_voco.py --config configs/voco/v2_small.yaml --data data/prepared --output runs/voco/small
-    python train_voco.py --config configs/voco/demo.yaml --data data/a data/b --output runs/voco/ab --steps 20
+    python train_voco.py --config configs/voco/plus.yaml --data data/prepared --output runs/voco/plus
+    python train_voco.py --config configs/voco/v2_small.yaml --data data/a data/b --output runs/voco/small
+    torchrun --nproc-per-node 4 train_voco.py --config configs/voco/v2.yaml --data data/prepared --batch 16 \\
+        --output runs/voco/v2
 
-The same command again continues an interrupted run from its last checkpoint, to the same result. The run's
-folder gets encoder.safetensors (the backbone, for train_cls.py --encoder and for plain timm), last.pt,
-metrics.csv, TensorBoard events, patients.csv (whose images the encoder has seen) and config.yaml. Watch
-`placing: cross`: the share of crops of one patient placed right among another patient's base crops; chance is
-1 / grid^2.
+Presets: v1 and v2 (2D-VoCo as published), plus (ours), 3d (VoCo on sub-volumes), large (large-scale VoCo), each
+with a _small twin for CPUs; docs/pretraining.md compares them. The same command again continues an interrupted
+run from its last checkpoint, to the same result. The run's folder gets encoder.safetensors (the backbone, for
+train_cls.py --encoder and for plain timm), last.pt, metrics.csv, curves.png, TensorBoard events, patients.csv
+(whose images the encoder has seen) and config.yaml. Watch `placing: cross`: the share of crops of one patient
+placed right among another patient's base crops; chance is one in the number of bases.
 """
+
+from pathlib import Path
 
 from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
+from src.core.log import is_main_process, say
 from src.voco.options import VocoOptions
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the options, then pre-train."""
+    """Read the options, pre-train, draw the curves."""
     options = parse_options(VocoOptions, argv, prog="train_voco.py", description=__doc__)
     # imported here, so that --help and a wrong option answer before torch is loaded
+    from src.report.curves import plot_metrics
     from src.voco.task import pretrain
 
     pretrain(options)
+    if is_main_process():
+        say(f"wrote {plot_metrics(Path(options.output))}")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from src.voco.losses import (
+    EPSILON,
     base_regulariser,
     cosine_similarity,
-    negative_loss,
+    log_negatives,
+    placing_loss,
     positive_loss,
-    voco_losses,
+    squared_negatives,
 )
 
 
@@ -22,20 +23,20 @@ def draw(*shape, seed=0):
 def test_positive_loss_of_a_hand_worked_row():
     label, cosine = torch.tensor([[0.75, 0.25, 0.0]]), torch.tensor([[0.5, 0.25, 0.9]])
     expected = -0.75 * math.log(0.75) / 1.0  # the second matches, the third is no positive
-    assert positive_loss(cosine, label).item() == pytest.approx(expected, abs=1e-5)
+    assert positive_loss(label, cosine).item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_negative_loss_is_the_mean_square_over_pairs_without_overlap():
     label, cosine = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[0.1, 0.6, -0.8, 0.3]])
-    assert negative_loss(cosine, label).item() == pytest.approx((0.36 + 0 + 0.09) / 3, abs=1e-6)
-    assert negative_loss(cosine, torch.ones(1, 4)).item() == 0
+    assert squared_negatives(label, cosine).item() == pytest.approx((0.36 + 0 + 0.09) / 3, abs=1e-6)
+    assert squared_negatives(torch.ones(1, 4), cosine).item() == 0
 
 
 def test_positive_loss_is_finite_with_finite_gradient_for_every_cosine_and_label():
     """With the bare cosine, `log(1 - |y - cos|)` is NaN wherever `y - cos > 1`."""
     label, cosine = torch.meshgrid(torch.linspace(0, 1, 21), torch.linspace(-1, 1, 41), indexing="ij")
     cosine = cosine.clone().requires_grad_()
-    loss = positive_loss(cosine, label)
+    loss = positive_loss(label, cosine)
     loss.backward()
     assert loss.isfinite() and loss > 0
     assert cosine.grad.isfinite().all()
@@ -46,7 +47,7 @@ def test_a_positive_with_negative_cosine_is_pulled_up_by_its_overlap():
     """A clamp to 0..1 alone gives such a pair no gradient: it would stay lost."""
     label = torch.tensor([[0.6, 0.4, 0.0]])
     cosine = torch.tensor([[-0.5, 0.3, -0.5]], requires_grad=True)
-    positive_loss(cosine, label).backward()
+    positive_loss(label, cosine).backward()
     assert cosine.grad[0, 0].item() == pytest.approx(-0.6, abs=1e-5)  # -y / sum(y)
     assert cosine.grad[0, 1] < 0  # below its label: pulled up
     assert cosine.grad[0, 2] == 0  # a negative that is already apart
@@ -54,7 +55,7 @@ def test_a_positive_with_negative_cosine_is_pulled_up_by_its_overlap():
 
 def test_positive_loss_is_continuous_where_the_cosine_changes_sign():
     label = torch.tensor([[0.5]])
-    below, above = (positive_loss(torch.tensor([[value]]), label) for value in (-1e-6, 1e-6))
+    below, above = (positive_loss(label, torch.tensor([[value]])) for value in (-1e-6, 1e-6))
     assert below.item() == pytest.approx(above.item(), abs=1e-5)
 
 
@@ -73,44 +74,57 @@ def test_the_regulariser_is_the_mean_over_unordered_pairs():
     assert base_regulariser(torch.eye(4)).item() == 0
 
 
-def test_each_volume_is_compared_with_the_bases_of_the_next():
-    student, teacher, label = draw(3, 2 + 4, 16), draw(3, 2 + 4, 16, seed=1), torch.rand(3, 2, 4).softmax(-1)
-    losses = voco_losses(student, teacher, label)
-    for volume, following in ((0, 1), (1, 2), (2, 0)):
-        target = cosine_similarity(teacher[volume, :2], teacher[following, 2:]).relu()
-        predicted = cosine_similarity(student[volume, :2], student[following, 2:])
-        torch.testing.assert_close(losses.inter_positive[volume], positive_loss(predicted, target))
-        torch.testing.assert_close(losses.inter_negative[volume], negative_loss(predicted, target))
+def test_two_directions_predict_by_their_mean():
+    label = torch.tensor([[0.5, 0.5, 0.0]])
+    first, second = torch.tensor([[0.8, 0.5, 0.4]]), torch.tensor([[0.4, 0.5, -0.9]])
+    expected = -0.5 * math.log(1 - abs(0.5 - 0.6))
+    assert positive_loss(label, first, second).item() == pytest.approx(expected, abs=1e-5)
+    assert squared_negatives(label, first, second).item() == pytest.approx(0.2**2)
 
 
-def test_inter_volume_targets_have_both_positives_and_negatives():
-    """Without the relu no target is ever exactly 0, and the negative term is empty."""
-    student, teacher = draw(4, 2 + 9, 32), draw(4, 2 + 9, 32, seed=1)
-    losses = voco_losses(student, teacher, torch.full((4, 2, 9), 1 / 9))
-    assert (losses.inter_negative > 0).all() and (losses.inter_positive > 0).all()
+def test_two_directions_pull_up_the_one_that_is_opposed():
+    label = torch.tensor([[1.0]])
+    cosines = [torch.tensor([[value]], requires_grad=True) for value in (0.3, -0.3)]
+    positive_loss(label, *cosines).backward()
+    assert all(cosine.grad.item() < 0 for cosine in cosines)
 
 
-def test_no_gradient_reaches_the_teacher_and_all_of_the_student_gets_one():
-    student, teacher = draw(3, 2 + 4, 16).requires_grad_(), draw(3, 2 + 4, 16, seed=1).requires_grad_()
-    voco_losses(student, teacher, torch.rand(3, 2, 4)).total.mean().backward()
-    assert teacher.grad is None
-    assert (student.grad.norm(dim=-1) > 0).all()
+def test_log_negatives_are_the_large_scale_form_and_stay_finite_at_one():
+    label, cosine = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.2, 0.5, -0.5]])
+    assert log_negatives(label, cosine).item() == pytest.approx(-math.log(0.5) / 2, abs=1e-5)
+    assert log_negatives(torch.zeros(1, 1), torch.ones(1, 1)).item() == pytest.approx(
+        -math.log(EPSILON), rel=0.02
+    )
 
 
-def test_losses_of_a_volume_do_not_depend_on_the_rest_of_the_batch_but_for_its_pair():
-    student, teacher, label = draw(4, 2 + 4, 16), draw(4, 2 + 4, 16, seed=1), torch.rand(4, 2, 4)
-    whole, part = (voco_losses(student[:n], teacher[:n], label[:n]) for n in (4, 3))
-    for name in whole._fields:
-        torch.testing.assert_close(getattr(whole, name)[:2], getattr(part, name)[:2])
+def test_placing_loss_is_the_cross_entropy_between_label_and_softmax():
+    label, cosine = torch.tensor([[0.75, 0.25]]), torch.tensor([[0.6, 0.4]])
+    odds = math.exp(0.2 / 0.1)
+    expected = -0.75 * math.log(odds / (1 + odds)) - 0.25 * math.log(1 / (1 + odds))
+    assert placing_loss(label, cosine, temperature=0.1).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_one_volume_has_no_other_to_be_compared_with():
-    with pytest.raises(ValueError, match="two volumes"):
-        voco_losses(draw(1, 6, 8), draw(1, 6, 8), torch.rand(1, 2, 4))
+def test_placing_loss_is_least_where_the_softmax_equals_the_label():
+    label = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    best = placing_loss(label, 0.1 * label.log(), temperature=0.1)
+    entropy = -(label * label.log()).sum(-1).mean()
+    torch.testing.assert_close(best, entropy)
+    assert placing_loss(label, 0.1 * label.log() + 0.02 * draw(3, 5), temperature=0.1) > best
 
 
-def test_half_precision_embeddings_give_float32_losses():
-    linear = nn.Linear(8, 8).bfloat16()
-    embeddings = linear(draw(2, 6, 8).bfloat16())
-    losses = voco_losses(embeddings, embeddings.detach(), torch.rand(2, 2, 4))
-    assert all(term.dtype == torch.float32 and term.isfinite().all() for term in losses)
+def test_placing_loss_over_planes_does_not_ask_for_the_height():
+    """Probability may lie in either plane; in-plane it must lie right."""
+    label = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # two planes of two bases
+    right, wrong = torch.tensor([[-1.0, -1.0, 1.0, -1.0]]), torch.tensor([[-1.0, 1.0, -1.0, -1.0]])
+    assert placing_loss(label, right, temperature=0.1, planes=2).item() == pytest.approx(0, abs=1e-6)
+    assert placing_loss(label, right, temperature=0.1).item() > 10
+    assert placing_loss(label, wrong, temperature=0.1, planes=2).item() > 10
+
+
+@pytest.mark.parametrize(
+    "loss", [positive_loss, squared_negatives, log_negatives], ids=lambda loss: loss.__name__
+)
+def test_half_precision_cosines_give_float32_losses(loss):
+    label, cosine = torch.rand(2, 2, 4), torch.rand(2, 2, 4).bfloat16()
+    assert loss(label, cosine).dtype == torch.float32
+    assert placing_loss(label, cosine, temperature=0.1).dtype == torch.float32

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from src.voco.crops import CropGrid, overlap_labels
 from src.voco.monitors import COLLAPSE_STD, Monitors, wilson_interval
+from src.voco.objectives import Embeddings
 
 BASES = 9
 
@@ -26,8 +27,13 @@ def embed_places(label):
 
 def read(student, teacher, label, patient):
     monitors = Monitors()
-    monitors.update(student, teacher, label, patient)
+    update(monitors, student, teacher, label, patient)
     return monitors.read()
+
+
+def update(monitors, student, teacher, label, patient):
+    student, teacher = (Embeddings.split(each, label.shape[1]) for each in (student, teacher))
+    monitors.update(student, teacher, label, patient, teacher.bases, patient)
 
 
 def test_a_network_that_knows_places_places_all_crops_right():
@@ -79,14 +85,37 @@ def test_figures_average_over_batches_and_start_anew_once_read():
     label, patient = draw_batch()
     known, wrong = embed_places(label), embed_places(1 - label)
     monitors = Monitors()
-    monitors.update(known, known, label, patient)
-    monitors.update(wrong, wrong, label, patient)
+    update(monitors, known, known, label, patient)
+    update(monitors, wrong, wrong, label, patient)
     figures = monitors.read()
     assert figures["intra_placing"] == 0.5 and figures["intra_trials"] == 32
-    monitors.update(known, known, label, patient)
+    update(monitors, known, known, label, patient)
     assert monitors.read()["intra_placing"] == 1
 
 
 def test_the_interval_agrees_with_the_published_example():
     """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662."""
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+def test_batches_of_one_volume_are_placed_among_the_bases_of_the_step_before():
+    label, patient = draw_batch(volumes=3)
+    known = embed_places(label)
+    monitors = Monitors()
+    for volume in range(3):
+        each = slice(volume, volume + 1)
+        update(monitors, known[each], known[each], label[each], patient[each])
+    figures = monitors.read()
+    assert figures["cross_trials"] == 2 * 2  # the first step has none before it
+    assert figures["cross_placing"] == 1
+
+
+def test_figures_of_several_processes_add_up():
+    label, patient = draw_batch()
+    known, wrong = embed_places(label), embed_places(1 - label)
+    monitors = Monitors()
+    update(monitors, known, known, label, patient)
+    other = Monitors()
+    update(other, wrong, wrong, label, patient)
+    figures = monitors.read(lambda sums: sums + torch.stack(list(other.sums.values())))
+    assert figures["intra_placing"] == 0.5 and figures["intra_trials"] == 32

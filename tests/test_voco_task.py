@@ -22,12 +22,14 @@ from src.core.runtime import Runtime
 from src.nn.encoder import create_encoder, load_encoder, read_encoder_file
 from src.voco.dataset import VolumeSample
 from src.voco.monitors import Monitors
+from src.voco.objectives import build_objective
 from src.voco.options import VocoOptions
 from src.voco.state import build_state
-from src.voco.task import pretrain, take_step
+from src.voco.step import take_step, teacher_momentum
+from src.voco.task import pretrain
 
 SCRIPT = Path(__file__).parents[1] / "train_voco.py"
-TIMES = {"slices_per_s"}
+TIMES = {"seconds", "volumes_per_s"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,9 @@ def make_options(data, output, **changes):
         backbone="mobilenetv3_small_050",
         windows=WINDOWS,
         canvas=48,
-        slab_slices=6,
+        depth=6,
+        foreground=0.0,
+        tile=16,
         slices=2,
         batch=3,
         projection=32,
@@ -159,7 +163,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(anatomy, tm
 def test_a_collapse_is_said_once(tmp_path, capsys):
     """Images without content look alike to any network; this one does not normalise by the batch."""
     black = write_prepared(tmp_path / "set", lambda s, i: np.zeros((96, 96, 3), np.uint8), slices=3)
-    pretrain(make_options(black, tmp_path / "run", canvas=96, backbone="convnext_atto", steps=3))
+    pretrain(make_options(black, tmp_path / "run", canvas=96, tile=32, backbone="convnext_atto", steps=3))
     assert capsys.readouterr().err.count("every crop gets nearly the same embedding") == 1
 
 
@@ -209,16 +213,63 @@ def test_bfloat16_training_stays_finite(anatomy, tmp_path):
 def test_the_teacher_moves_once_a_step_towards_the_student_of_after_the_step(anatomy, tmp_path):
     """The loop's own step: updating before the optimiser, or twice, gives other weights."""
     options = make_options(anatomy, tmp_path / "run", momentum=0.9)
-    state, runtime = build_state(options), Runtime.create("fp32")
+    runtime = Runtime.create("fp32")
+    state = build_state(options, runtime)
     before = {name: value.clone() for name, value in state.teacher.state_dict().items()}
     start = {name: value.clone() for name, value in state.student.state_dict().items()}
     tiles = torch.randint(0, 256, (3, 11, 2, 16, 16, len(WINDOWS)), dtype=torch.uint8)
     batch = VolumeSample(tiles, torch.full((3, 2, 9), 1 / 9), torch.arange(3))
     state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
-    take_step(state, batch, torch.arange(3), Monitors(), options, runtime)
+    take_step(state, batch, torch.arange(3), build_objective(options), Monitors(), options, runtime)
     for name, after in state.student.state_dict().items():
         if after.is_floating_point():
             expected = 0.9 * before[name] + 0.1 * after
             torch.testing.assert_close(state.teacher.state_dict()[name], expected, rtol=1e-5, atol=1e-7)
     moved = [name for name, value in state.student.named_parameters() if not torch.equal(value, start[name])]
     assert moved, "the step must have changed the student"
+
+
+def test_the_teachers_momentum_rises_by_half_a_cosine(tmp_path):
+    options = make_options(tmp_path, tmp_path, momentum=0.9, final_momentum=1.0, steps=100)
+    assert teacher_momentum(0, options) == pytest.approx(0.9)
+    assert teacher_momentum(50, options) == pytest.approx(0.95)
+    assert teacher_momentum(100, options) == pytest.approx(1.0)
+    assert teacher_momentum(50, dataclasses.replace(options, final_momentum=None)) == 0.9
+
+
+def test_encoders_of_chosen_steps_and_pictures_stay(anatomy, tmp_path):
+    pretrain(make_options(anatomy, tmp_path, keep_every=2, picture_every=3, steps=4))
+    kept = sorted(path.name for path in tmp_path.glob("encoder*"))
+    assert kept == ["encoder.safetensors", "encoder_0000002.safetensors", "encoder_0000004.safetensors"]
+    assert read_encoder_file(tmp_path / "encoder_0000002.safetensors").trained_by["steps"] == 2
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["step_0000003.png"]
+
+
+def test_training_starts_from_the_weights_of_a_file(anatomy, finished, tmp_path, capsys):
+    """A run of no learning keeps them."""
+    path = Path(finished.output) / "encoder.safetensors"
+    pretrain(make_options(anatomy, tmp_path, encoder=str(path), lr=1e-12, steps=1))
+    assert "tensors matched" in capsys.readouterr().out
+    first, second = (create_encoder(finished.backbone, 3).requires_grad_(False) for _ in range(2))
+    load_encoder(first, path)
+    load_encoder(second, tmp_path / "encoder.safetensors")
+    for name, value in first.named_parameters():
+        torch.testing.assert_close(value, second.get_parameter(name), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"directions": "both", "inter_volume": False, "batch": 1, "extent": "whole"},
+        {"objective": "softmax", "grid_z": 2, "slices": 1, "appearance": 1.0},
+        {"shared_backbone": True, "negatives": "log", "backbone": "resnet10_3d"},
+        {"micro_batch": 16},
+    ],
+    ids=["v1", "plus", "large", "micro-batches"],
+)
+def test_every_method_trains_and_exports(anatomy, tmp_path, changes):
+    pretrain(make_options(anatomy, tmp_path, steps=2, **changes))
+    rows = read_metrics(tmp_path)
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+    assert "cross_placing" in rows[-1]
+    assert read_encoder_file(tmp_path / "encoder.safetensors").in_channels == 3

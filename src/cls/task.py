@@ -34,7 +34,7 @@ def train_folds(options: ClassifierOptions) -> None:
     chosen = inputs.choose_folds(options.fold)
     spec = describe_model(options, inputs)
     check_input_size(create_encoder(spec.backbone, len(spec.windows)), len(spec.windows), spec.crop)
-    runtime = Runtime.create(options.precision)
+    runtime = Runtime.create(options.precision, one_process=True)
     _claim_folder(options, inputs, chosen)
     for fold in chosen:
         folder = options.output / f"fold{fold}"

@@ -1,4 +1,4 @@
-"""Device, precision and seeds: the kit's one use of accelerate.
+"""Device, precision, processes and seeds: the kit's one use of accelerate.
 
 The learning-rate schedule and the checkpoints stay with the caller: accelerate would step the former once a
 process, and unpickles the latter.
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.nn.functional as with_gradient
 from accelerate import Accelerator
-from torch import nn
+from torch import distributed, nn
 
 from src.core.errors import UserError
 
@@ -21,20 +22,21 @@ PRECISIONS = ("auto", *_MIXED)
 
 
 class Runtime:
-    """The device of a run and its precision."""
+    """The device of a run, its precision, and the processes that share it."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
 
     @classmethod
-    def create(cls, precision: str = "auto") -> "Runtime":
-        """Set up the device and the precision.
+    def create(cls, precision: str = "auto", *, one_process: bool = False) -> "Runtime":
+        """Set up the device, the precision, and under torchrun the exchange between processes.
 
         Args:
             precision: `auto` is bf16 on a GPU that has it, fp16 on older ones, fp32 on a CPU.
+            one_process: the caller cannot share its work out.
 
         Raises:
-            UserError: an unknown precision, fp16 without a GPU, or a start under torchrun.
+            UserError: an unknown precision, fp16 without a GPU, or a start under torchrun with `one_process`.
         """
         if precision not in PRECISIONS:
             raise UserError(f"option --precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -43,7 +45,7 @@ class Runtime:
             precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "fp32"
         if precision == "fp16" and not on_gpu:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if one_process and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("training runs in one process: start it with python, not torchrun")
         return cls(Accelerator(mixed_precision=_MIXED[precision], cpu=not on_gpu))
 
@@ -51,9 +53,45 @@ class Runtime:
     def device(self) -> torch.device:
         return self._accelerator.device
 
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+        return self._accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        """How many processes share the run."""
+        return self._accelerator.num_processes
+
     def prepare(self, *parts: Any) -> Any:
         """Move models to the device and wrap them, optimisers and loaders for the processes at hand."""
         return self._accelerator.prepare(*parts)
+
+    def share_batch_statistics(self, model: nn.Module) -> nn.Module:
+        """Let BatchNorm see the batch of all processes. Only GPUs can; on CPUs each process keeps its own."""
+        if self.world == 1 or self.device.type != "cuda":
+            return model
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(B, ...) of every process, in order -> (world * B, ...), the same in all of them.
+
+        Gradients flow back to the process that made a row: those of all processes add up.
+        """
+        if self.world == 1:
+            return tensor
+        if not (tensor.requires_grad and torch.is_grad_enabled()):
+            return self._accelerator.gather(tensor.contiguous())
+        return torch.cat(with_gradient.all_gather(tensor.contiguous()))
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the processes."""
+        return self._accelerator.reduce(tensor, reduction="sum") if self.world > 1 else tensor
+
+    def close(self) -> None:
+        """Leave the exchange between processes, which a program that simply ends would complain about."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
     def autocast(self) -> AbstractContextManager:
         return self._accelerator.autocast()

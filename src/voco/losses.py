@@ -1,16 +1,14 @@
-"""The losses of contextual position prediction, each reduced per volume.
+"""The terms of contextual position prediction, each reduced per volume.
 
-Sources: VoCo (arXiv 2402.17300) for the intra-volume terms, large-scale VoCo (arXiv 2410.09890) for the
-inter-volume term, 2D-VoCo (arXiv 2601.14593) for their use on slab embeddings. `s` is the student, `t` the
-teacher, `sg` the stop-gradient, `r` a random crop, `b` a base crop, `y` a position label and `l = relu(cos)`
-the predicted similarity.
+Sources: VoCo (arXiv 2402.17300) for the overlap terms, large-scale VoCo (arXiv 2410.09890) for the
+logarithmic negatives, 2D-VoCo (arXiv 2601.14593) for their use on slab embeddings. `src/voco/objectives.py`
+puts them together. `y` is a position label, `cos` the cosine similarity of two projections and
+`l = relu(cos)` the predicted similarity.
 
-Shapes: B volumes, R random crops, N base crops, D embedding width. Every function computes in float32
-whatever it is given, because `log(1 - |y - l|)` has its steepest part within a half-precision rounding error
-of 1.
+Shapes: R random crops, N base crops, D embedding width; `...` is usually the B volumes. Every function
+computes in float32 whatever it is given, because `log(1 - |y - l|)` has its steepest part within a
+half-precision rounding error of 1.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,21 +16,6 @@ from torch.nn import functional as F
 
 EPSILON = 1e-6
 """Keeps the logarithm and the division finite; the published value."""
-
-
-class VocoLosses(NamedTuple):
-    """One value a volume for each term, (B,) float32. The step minimises the mean of `total` over volumes."""
-
-    positive: Tensor
-    negative: Tensor
-    inter_positive: Tensor
-    inter_negative: Tensor
-    regulariser: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Sum of the terms with equal weights, as published."""
-        return sum(self)
 
 
 def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
@@ -48,10 +31,11 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
     return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).transpose(-2, -1)
 
 
-def positive_loss(cosine: Tensor, label: Tensor) -> Tensor:
+def positive_loss(label: Tensor, *cosines: Tensor) -> Tensor:
     """Pull the similarity of overlapping crops towards their overlap.
 
-    `sum(y * (-log(1 - |y - l| + eps) + relu(-cos))) / (sum(y) + eps)` with `l = relu(cos)`.
+    `sum(y * (-log(1 - |y - l| + eps) + relu(-cos))) / (sum(y) + eps)` with `l = relu(cos)`; of several
+    cosines (student to teacher, teacher to student) `l` and `relu(-cos)` are the means.
 
     The logarithm is the published term. With the bare cosine it is undefined as soon as `y - cos > 1`; with
     `l = relu(cos)` it is always defined, but a positive whose cosine is negative then has no gradient and
@@ -59,32 +43,40 @@ def positive_loss(cosine: Tensor, label: Tensor) -> Tensor:
     back.
 
     Args:
-        cosine: (..., R, N) in [-1, 1].
         label: (..., R, N) in [0, 1]; no gradient flows into it.
+        cosines: (..., R, N) each, in [-1, 1].
 
     Returns:
         float32 (...), at least `-eps`, which it reaches where `l == y` for every positive; 0 where no label
         is positive.
     """
-    cosine, label = cosine.float(), label.detach().float()
-    error = (label - cosine.relu()).abs()
-    terms = label * (F.relu(-cosine) - torch.log1p(EPSILON - error))
+    label = label.detach().float()
+    error = (label - _mean_relu(cosines)).abs()
+    opposed = _mean_relu([-cosine for cosine in cosines])
+    terms = label * (opposed - torch.log1p(EPSILON - error))
     return terms.sum((-2, -1)) / (label.sum((-2, -1)) + EPSILON)
 
 
-def negative_loss(cosine: Tensor, label: Tensor) -> Tensor:
+def squared_negatives(label: Tensor, *cosines: Tensor) -> Tensor:
     """Push crops that share no pixel apart: mean of `l^2` over the pairs with `y == 0`.
 
     Args:
-        cosine: (..., R, N) in [-1, 1].
         label: (..., R, N) in [0, 1].
+        cosines: (..., R, N) each, in [-1, 1]; `l` is the mean of their relu.
 
     Returns:
         float32 (...) in [0, 1]; 0 where every pair overlaps.
     """
-    is_negative = label == 0
-    squares = cosine.float().relu().square() * is_negative
-    return squares.sum((-2, -1)) / is_negative.sum((-2, -1)).clamp(min=1)
+    return _mean_where(label == 0, _mean_relu(cosines).square())
+
+
+def log_negatives(label: Tensor, *cosines: Tensor) -> Tensor:
+    """The same by `-log(1 - l + eps)`, which grows without bound where `l^2` is mild (large-scale VoCo).
+
+    Returns:
+        float32 (...), from 0 (`-eps` to be exact) to `-log(eps)`; 0 where every pair overlaps.
+    """
+    return _mean_where(label == 0, -torch.log1p(EPSILON - _mean_relu(cosines)))
 
 
 def base_regulariser(bases: Tensor) -> Tensor:
@@ -99,42 +91,37 @@ def base_regulariser(bases: Tensor) -> Tensor:
     Returns:
         float32 (...) in [0, 1]; 0 for orthogonal (or opposite) bases, and for a single one.
     """
-    count = bases.shape[-2]
-    squares = cosine_similarity(bases, bases.detach()).relu().square()
-    others = ~torch.eye(count, dtype=torch.bool, device=bases.device)
-    return (squares * others).sum((-2, -1)) / max(count * (count - 1), 1)
+    others = ~torch.eye(bases.shape[-2], dtype=torch.bool, device=bases.device)
+    return _mean_where(others, cosine_similarity(bases, bases.detach()).relu().square())
 
 
-def voco_losses(student: Tensor, teacher: Tensor, label: Tensor) -> VocoLosses:
-    """All terms of 2D-VoCo `v2` for a batch of volumes.
+def placing_loss(label: Tensor, cosine: Tensor, temperature: float, planes: int = 1) -> Tensor:
+    """Choose the right base among all: cross-entropy between the label and `softmax(cos / temperature)`.
 
-    Intra-volume: the student's random crops against the teacher's bases of the same volume, with the overlap
-    as label. Inter-volume: volume i's random crops against the bases of volume `(i + 1) mod B`. What overlaps
-    across patients is unknown, so the teacher's own `relu(cos)` is the label; without the relu no label would
-    be exactly 0 and the negative term would be empty.
+    Each row competes among its bases, so that a crop is placed by what sets it apart there, and a label of 0
+    needs no loss of its own.
 
     Args:
-        student: (B, R + N, D) embeddings, random crops first; B at least 2, or the inter-volume pair is the
-            volume itself.
-        teacher: (B, R + N, D) embeddings of the same crops; no gradient flows into them.
-        label: (B, R, N) position labels.
+        label: (..., R, N), rows that sum to 1; no gradient flows into it.
+        cosine: (..., R, N) in [-1, 1].
+        temperature: above 0.
+        planes: the N bases are `planes` equal groups of one height each, and the height does not count: label
+            and prediction are summed over the planes. 1 makes every base count.
 
-    Raises:
-        ValueError: fewer than two volumes.
+    Returns:
+        float32 (...), mean over the R crops; at least the mean entropy of the labels.
     """
-    if len(student) < 2:
-        raise ValueError("the inter-volume loss needs at least two volumes in a batch")
-    crops = label.shape[1]
-    student_random, student_bases = student[:, :crops], student[:, crops:]
-    teacher_random, teacher_bases = teacher[:, :crops].detach(), teacher[:, crops:].detach()
+    log_probability = F.log_softmax(cosine.float() / temperature, dim=-1)
+    if planes > 1:
+        log_probability = log_probability.unflatten(-1, (planes, -1)).logsumexp(dim=-2)
+        label = label.unflatten(-1, (planes, -1)).sum(dim=-2)
+    return -(label.detach().float() * log_probability).sum(-1).mean(-1)
 
-    intra = cosine_similarity(student_random, teacher_bases)
-    inter = cosine_similarity(student_random, student_bases.roll(-1, dims=0))
-    inter_label = cosine_similarity(teacher_random, teacher_bases.roll(-1, dims=0)).relu()
-    return VocoLosses(
-        positive=positive_loss(intra, label),
-        negative=negative_loss(intra, label),
-        inter_positive=positive_loss(inter, inter_label),
-        inter_negative=negative_loss(inter, inter_label),
-        regulariser=base_regulariser(student_bases),
-    )
+
+def _mean_relu(cosines) -> Tensor:
+    return torch.stack([cosine.float().relu() for cosine in cosines]).mean(0)
+
+
+def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
+    """Mean over the last two axes of the chosen values, 0 where none is."""
+    return (values * chosen).sum((-2, -1)) / chosen.sum((-2, -1)).clamp(min=1)

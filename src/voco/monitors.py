@@ -6,12 +6,14 @@ cannot be done by matching pixels; `cross_placing` is therefore the figure to tr
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from src.voco.losses import cosine_similarity
+from src.voco.objectives import Embeddings
 
 COLLAPSE_STD = 0.03
 """`embedding_std` below this means that every crop gets the same embedding: the mean cosine exceeds 0.999."""
@@ -23,39 +25,54 @@ class Monitors:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.previous: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def update(self, student: Tensor, teacher: Tensor, label: Tensor, patient: Tensor) -> None:
+    def update(
+        self,
+        student: Embeddings,
+        teacher: Embeddings,
+        label: Tensor,
+        patient: Tensor,
+        all_bases: Tensor,
+        all_patients: Tensor,
+    ) -> None:
         """Add a batch.
 
         Args:
-            student: (B, R + N, D) embeddings, R random crops first, then N bases.
-            teacher: (B, R + N, D) embeddings of the same crops.
+            student, teacher: what both made of the crops of B volumes.
             label: (B, R, N) position labels.
             patient: (B,) integers, equal for series of one patient.
+            all_bases: (G, N, D) the teacher's bases of all processes, in which those of `teacher` are. Where
+                that is a single volume, the bases of the last step are the other patient's.
+            all_patients: (G,) their patients.
         """
-        crops = label.shape[1]
-        predicted = cosine_similarity(student[:, :crops], teacher[:, crops:])  # (B, R, N), as in the loss
+        predicted = cosine_similarity(student.randoms, teacher.bases)  # (B, R, N), as in the loss
         self._add("positive_similarity", predicted * label, label)
         self._add("negative_similarity", predicted * (label == 0), label == 0)
 
         # placing and spread are the teacher's: it is what the run saves, and no dropout blurs it
         is_right = label == label.amax(-1, keepdim=True)  # (B, R, N); two bases may share the largest overlap
-        similarity = cosine_similarity(teacher[:, None, :crops], teacher[None, :, crops:])  # (B, B, R, N)
-        placed = similarity.argmax(-1, keepdim=True)  # (B, B, R, 1)
-        hits = is_right[:, None].expand_as(similarity).gather(-1, placed).squeeze(-1)  # (B, B, R)
-        is_self = torch.eye(len(label), dtype=torch.bool, device=label.device)
-        is_other = patient[:, None] != patient[None, :]
-        for name, pairs in (("intra", is_self), ("cross", is_other)):
-            chosen = pairs[:, :, None].expand_as(hits)
-            self._add(f"{name}_placing", hits & chosen, chosen)
+        own = cosine_similarity(teacher.randoms, teacher.bases)  # (B, R, N)
+        self._add_placing("intra", own, is_right, torch.ones(len(label), dtype=torch.bool, device=own.device))
+        others, other_patients = all_bases, all_patients
+        if len(all_bases) == 1:
+            others, other_patients = self.previous or (all_bases, all_patients)
+            self.previous = (all_bases, all_patients)
+        similarity = cosine_similarity(teacher.randoms[:, None], others)  # (B, G, R, N)
+        is_other = patient[:, None] != other_patients[None, :]  # (B, G)
+        self._add_placing("cross", similarity, is_right[:, None].expand_as(similarity), is_other)
 
-        directions = F.normalize(teacher.float().flatten(0, 1), dim=-1)  # (B * (R + N), D)
+        crops = torch.cat([teacher.randoms, teacher.bases], dim=1).flatten(0, 1)  # (B * (R + N), D)
+        directions = F.normalize(crops.float(), dim=-1)
         spread = directions.std(dim=0, correction=0).square().sum().sqrt()
         self._add("embedding_std", spread, torch.ones_like(spread))
 
-    def read(self) -> dict[str, float]:
+    def read(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """The figures since the last call, which starts them anew.
+
+        Args:
+            total: adds the sums of all processes up.
 
         Returns:
             `cross_placing` and `intra_placing`, the share of random crops whose most similar base is the one
@@ -66,7 +83,8 @@ class Monitors:
             a batch's crops, 1 for directions in balance and 0 for a collapse. Figures without trials are
             absent.
         """
-        totals = {name: pair.tolist() for name, pair in self.sums.items()}
+        sums = total(torch.stack(list(self.sums.values())))  # (figures, 2)
+        totals = dict(zip(self.sums, sums.tolist(), strict=True))
         self.sums = {}
         figures = {name: value / count for name, (value, count) in totals.items() if count}
         for name in ("cross", "intra"):
@@ -75,6 +93,13 @@ class Monitors:
             if name == "cross" and trials:
                 figures["cross_low"], figures["cross_high"] = wilson_interval(hits, trials)
         return figures
+
+    def _add_placing(self, name: str, similarity: Tensor, is_right: Tensor, is_trial: Tensor) -> None:
+        """Count the crops (..., R, N) whose most similar base is a right one, where `is_trial` (...)."""
+        placed = similarity.argmax(-1, keepdim=True)  # (..., R, 1)
+        hits = is_right.gather(-1, placed).squeeze(-1)  # (..., R)
+        chosen = is_trial[..., None].expand_as(hits)
+        self._add(f"{name}_placing", hits & chosen, chosen)
 
     def _add(self, name: str, values: Tensor, counts: Tensor) -> None:
         pair = torch.stack([values.sum().double(), counts.sum().double()])

@@ -101,7 +101,7 @@ class VocoOptions:
     """Volumes a step over all processes, at least 2 with --inter-volume. Raise it if cross_placing stalls."""
 
     micro_batch: int = 0
-    """Images (in 3D: crops) that pass the backbone at a time, for small GPUs: memory falls, a step takes about
+    """Images (in 3D: crops) that pass the backbone at a time, for small GPUs: less memory, a step about
     a third longer. Exact unless the backbone normalises by batch statistics. 0 is all at once."""
 
     projection: int = 2048

@@ -13,11 +13,14 @@ from src.core.checkpoint import differing_options, load_checkpoint, save_checkpo
 from src.core.config import plain_options
 from src.core.errors import UserError
 from src.core.runtime import Runtime, torch_seed
-from src.nn.encoder import GREY_MEAN, GREY_STD, EncoderFile, create_encoder, encoder_width, save_encoder
-from src.voco.model import VocoNet, make_teacher
+from src.nn.encoder import GREY_MEAN, GREY_STD, EncoderFile, save_encoder
+from src.voco.model import TeacherHead, VocoNet, build_network, make_teacher
 from src.voco.options import VocoOptions
 
-FREE_TO_CHANGE = ("data", "output", "resume", "workers", "log_every", "save_every")
+FREE_TO_CHANGE = (
+    *("data", "output", "resume", "workers"),
+    *("log_every", "save_every", "keep_every", "picture_every"),
+)
 """Options that a resumed run may change: none alters a weight (data are known by their series, not path)."""
 
 
@@ -26,38 +29,31 @@ class TrainingState:
     """What an optimiser step changes; `student` and `optimizer` may be wrapped by `Runtime.prepare`."""
 
     student: torch.nn.Module
-    teacher: VocoNet
+    teacher: VocoNet | TeacherHead
     optimizer: torch.optim.Optimizer
     step: int = 0
+    seconds: float = 0.0
+    """Time that the steps took so far, in all sessions of the run."""
 
 
-def build_state(options: VocoOptions) -> TrainingState:
+def build_state(options: VocoOptions, runtime: Runtime) -> TrainingState:
     """Student, teacher and optimiser before the first step; the initial weights follow from the seed.
 
     Raises:
-        UserError: timm has no such backbone.
+        UserError: there is no such backbone, or first weights that do not fit it.
     """
-    channels = len(options.windows)
     with torch_seed(options.seed):
-        encoder = create_encoder(options.backbone, channels)
-        student = VocoNet(
-            encoder,
-            encoder_width(encoder),
-            projection=options.projection,
-            dropout=options.dropout,
-            mean=[GREY_MEAN] * channels,
-            std=[GREY_STD] * channels,
-        )
+        student = runtime.share_batch_statistics(build_network(options))
     student.train()
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=options.lr, weight_decay=options.weight_decay, amsgrad=True
     )
-    return TrainingState(student, make_teacher(student), optimizer)
+    return TrainingState(student, make_teacher(student, options.shared_backbone), optimizer)
 
 
-def run_identity(options: VocoOptions, volumes: pd.DataFrame) -> dict[str, Any]:
+def run_identity(options: VocoOptions, series: pd.DataFrame) -> dict[str, Any]:
     """What must be equal for a run to continue a checkpoint: the options, and the series in their order."""
-    ids = "\n".join(volumes["set"].astype(str) + "/" + volumes["patient_id"] + "/" + volumes["series_id"])
+    ids = "\n".join(series["set"].astype(str) + "/" + series["patient_id"] + "/" + series["series_id"])
     return {"options": plain_options(options), "series": hashlib.sha256(ids.encode()).hexdigest()}
 
 
@@ -74,6 +70,7 @@ def save_state(path: Path, state: TrainingState, runtime: Runtime, identity: dic
     generator's."""
     content = {
         "step": state.step,
+        "seconds": state.seconds,
         "student": runtime.unwrap(state.student).state_dict(),
         "teacher": state.teacher.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -89,7 +86,7 @@ def restore_state(path: Path, state: TrainingState, runtime: Runtime, identity: 
         UserError: it cannot be read, is not one of pre-training, or belongs to other options or other series.
     """
     saved = load_checkpoint(path)
-    if not {"step", "student", "teacher", "optimizer", "scaler", *identity} <= saved.keys():
+    if not {"step", "seconds", "student", "teacher", "optimizer", "scaler", *identity} <= saved.keys():
         raise UserError(f"{path} is not a checkpoint of train_voco.py")
     changed = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
     if changed:
@@ -107,15 +104,19 @@ def restore_state(path: Path, state: TrainingState, runtime: Runtime, identity: 
     state.teacher.load_state_dict(saved["teacher"])
     state.optimizer.load_state_dict(saved["optimizer"])
     runtime.load_scaler(saved["scaler"])
-    state.step = saved["step"]
+    state.step, state.seconds = saved["step"], saved["seconds"]
 
 
-def export_encoder(path: Path, teacher: VocoNet, options: VocoOptions, patients: Sequence[str]) -> None:
-    """Write the teacher's backbone with how it was trained and on whom.
+def export_encoder(
+    path: Path, state: TrainingState, runtime: Runtime, options: VocoOptions, patients: Sequence[str]
+) -> None:
+    """Write the backbone with how it was trained and on whom.
 
-    The teacher rather than the student: its weights and running statistics average the last steps, so they do
-    not hang on the noise of a single batch, and it is the network whose placing the monitors measured.
+    The teacher's rather than the student's: its weights and running statistics average the last steps, so
+    they do not hang on the noise of a single batch, and it is the network whose placing the monitors
+    measured. Where student and teacher share one backbone, it is that one.
     """
+    source = runtime.unwrap(state.student) if isinstance(state.teacher, TeacherHead) else state.teacher
     channels = len(options.windows)
     about = EncoderFile(
         name=options.backbone,
@@ -123,7 +124,7 @@ def export_encoder(path: Path, teacher: VocoNet, options: VocoOptions, patients:
         mean=(GREY_MEAN,) * channels,
         std=(GREY_STD,) * channels,
         windows=options.windows,
-        trained_by={"method": "2D-VoCo v2", "weights": "teacher", "options": plain_options(options)},
+        trained_by={"script": "train_voco.py", "steps": state.step, "options": plain_options(options)},
         patients=tuple(patients),
     )
-    save_encoder(path, teacher.encoder, about)
+    save_encoder(path, source.encoder, about)

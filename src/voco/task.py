@@ -1,29 +1,26 @@
-"""The pre-training run: data, steps, log lines and checkpoints."""
+"""The pre-training run: data, steps, log lines, checkpoints and pictures."""
 
 import time
-from collections import defaultdict
-from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
-from torch import Tensor
 
 from src.core.config import save_options
 from src.core.errors import UserError
-from src.core.files import write_table
-from src.core.log import MetricsLog, say, warn
+from src.core.files import atomic_path, write_table
+from src.core.log import MetricsLog, is_main_process, say, warn
 from src.core.runtime import Runtime, torch_seed
-from src.data.stack import PreparedDataset
+from src.data.stack import write_png
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
-from src.voco.crops import CropGrid
-from src.voco.dataset import VocoDataset, VolumeOrder, VolumeSample
-from src.voco.losses import VocoLosses, voco_losses
-from src.voco.model import teacher_distance, update_teacher
+from src.voco.dataset import VocoDataset, VolumeOrder, VolumeSample, open_dataset
+from src.voco.model import teacher_distance
 from src.voco.monitors import COLLAPSE_STD, Monitors
+from src.voco.objectives import build_objective
 from src.voco.options import VocoOptions
+from src.voco.picture import draw_predictions
 from src.voco.state import (
     TrainingState,
     build_state,
@@ -33,10 +30,13 @@ from src.voco.state import (
     run_identity,
     save_state,
 )
+from src.voco.step import StepResult, take_step
 
 
 def pretrain(options: VocoOptions) -> Path:
     """Pre-train as `options` say, from the start or from a checkpoint, and export the encoder.
+
+    Under torchrun every process calls this; rank 0 alone writes.
 
     Returns:
         The path of `encoder.safetensors`.
@@ -46,150 +46,176 @@ def pretrain(options: VocoOptions) -> Path:
         number.
     """
     output = Path(options.output)
-    dataset = VocoDataset(
-        [PreparedDataset.open(folder) for folder in options.data],
-        windows=options.windows,
-        grid=CropGrid((options.canvas,) * 2, (options.grid,) * 2),
-        random_crops=options.random_crops,
-        slab_slices=options.slab_slices,
-        slices=options.slices,
-        seed=options.seed,
-    )
+    dataset = open_dataset(options)
     runtime = Runtime.create(options.precision)
-    state = build_state(options)
+    checkpoint = find_checkpoint(options)
+    # a checkpoint brings its own weights: the file of the first ones need not be there any more
+    state = build_state(replace(options, encoder=None, pretrained=False) if checkpoint else options, runtime)
     state.teacher.to(runtime.device)
     state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
-    checkpoint = find_checkpoint(options)
     if checkpoint:
-        restore_state(checkpoint, state, runtime, run_identity(options, dataset.volumes))
-    order = VolumeOrder(
-        len(dataset), options.batch, seed=options.seed, first_step=state.step, steps=options.steps
-    )
+        restore_state(checkpoint, state, runtime, run_identity(options, dataset.table))
 
-    patients = dataset.volumes["patient_id"].drop_duplicates().tolist()
-    say(f"{len(dataset)} series of {len(patients)} patients, {options.backbone} on {runtime.device}")
+    patients = dataset.table["patient_id"].drop_duplicates().tolist()
+    where = f"{runtime.device}" + (f", {runtime.world} processes" if runtime.world > 1 else "")
+    say(f"{len(dataset.table)} series of {len(patients)} patients, {options.backbone} on {where}")
     if checkpoint:
         say(f"continuing {checkpoint} after step {state.step} of {options.steps}")
-    save_options(options, output / "config.yaml")
-    write_table(dataset.volumes[["patient_id", "series_id"]], output / "patients.csv")
-    with closing(MetricsLog(output, drop_after=state.step)) as metrics:
-        batches = StackLoader(dataset, options.workers, batch_sampler=order)
-        train(state, batches, dataset.volumes, options, runtime, metrics)
+    if is_main_process():
+        save_options(options, output / "config.yaml")
+        write_table(dataset.table[["patient_id", "series_id"]], output / "patients.csv")
+    log = MetricsLog(output, drop_after=state.step) if is_main_process() else None
+    with closing(log) if log else nullcontext():
+        PretrainingRun(options, dataset, runtime, state, log, patients).train()
     encoder_path = output / "encoder.safetensors"
-    export_encoder(encoder_path, state.teacher, options, patients)
+    if is_main_process():
+        export_encoder(encoder_path, state, runtime, options, patients)
     say(f"wrote {encoder_path}")
     return encoder_path
 
 
-def train(
-    state: TrainingState,
-    batches: Iterable[VolumeSample],
-    volumes: pd.DataFrame,
-    options: VocoOptions,
-    runtime: Runtime,
-    metrics: MetricsLog,
-) -> None:
-    """Run the steps that `batches` holds, logging and saving on the way; `volumes` is `volume_table`.
-
-    Raises:
-        UserError: a loss or the gradient is not finite; the message names the step and the series of the
-        batch.
-    """
-    identity = run_identity(options, volumes)
-    patient_of = torch.tensor(volumes.groupby(["set", "patient_id"]).ngroup().tolist())
-    monitors, sums, collapsed = Monitors(), 0.0, False
-    since, started = state.step, time.perf_counter()
-    warmup_steps = round(options.warmup * options.steps)
-    for batch in batches:
-        lr = warmup_cosine(state.step, options.steps, warmup_steps, options.lr)
-        set_lr(state.optimizer, lr)
-        with torch_seed(options.seed, state.step):  # dropout and stochastic depth
-            losses, is_finite = take_step(state, batch, patient_of, monitors, options, runtime)
-        state.step += 1
-        if not is_finite:
-            raise UserError(_describe_failure(state.step, losses, batch, volumes))
-        sums = sums + torch.stack(losses)
-        is_last = state.step == options.steps
-        if state.step % options.log_every and not is_last:
-            continue
-
-        steps, seconds = state.step - since, time.perf_counter() - started
-        figures = _name_losses(sums / steps) | monitors.read()
-        figures["teacher_distance"] = teacher_distance(state.teacher, runtime.unwrap(state.student))
-        figures |= {"lr": lr, "slices_per_s": steps * options.batch * options.slices / seconds}
-        metrics.log(state.step, **figures)
-        say(_log_line(state.step, options.steps, figures))
-        if figures["embedding_std"] < COLLAPSE_STD and not collapsed:
-            warn(
-                f"step {state.step}: every crop gets nearly the same embedding (embedding_std "
-                f"{figures['embedding_std']:.4f}); lower --lr, or raise --momentum or --batch"
-            )
-        collapsed = figures["embedding_std"] < COLLAPSE_STD
-        if state.step % options.save_every == 0 or is_last:
-            save_state(Path(options.output) / "last.pt", state, runtime, identity)
-        sums, since, started = 0.0, state.step, time.perf_counter()
-
-
-def take_step(
-    state: TrainingState,
-    batch: VolumeSample,
-    patient_of: Tensor,
-    monitors: Monitors,
-    options: VocoOptions,
-    runtime: Runtime,
-) -> tuple[VocoLosses, bool]:
-    """One optimiser step, then one update of the teacher.
+class PretrainingRun:
+    """The steps of a run, with what is logged, saved and drawn between them.
 
     Args:
-        batch: B volumes.
-        patient_of: int64, the patient's number for every volume of the index.
-
-    Returns:
-        The mean of each loss term over the batch, and whether losses and gradient are finite.
+        log: where metrics go; None in the processes that do not write.
+        patients: whose images the encoder sees.
     """
-    tiles = batch.tiles.to(runtime.device, non_blocking=True)
-    label = batch.label.to(runtime.device, non_blocking=True)
-    with runtime.autocast():
-        student = state.student(tiles)  # (B, R + N, D)
-        with torch.no_grad():
-            teacher = state.teacher(tiles)
-    losses = voco_losses(student, teacher, label)
-    monitors.update(student, teacher, label, patient_of[batch.volume].to(runtime.device))
 
-    total = losses.total.mean()
-    state.optimizer.zero_grad()
-    runtime.backward(total)
-    grad_norm = runtime.clip_grad_norm(state.student.parameters(), options.clip_norm)
-    state.optimizer.step()
-    update_teacher(state.teacher, runtime.unwrap(state.student), options.momentum)
-    # an fp16 overflow is no failure: the gradient scaler skips the step and lowers its scale
-    is_finite = bool(total.isfinite() & (grad_norm.isfinite() | state.optimizer.step_was_skipped))
-    return VocoLosses(*(term.detach().mean() for term in losses)), is_finite
+    def __init__(
+        self,
+        options: VocoOptions,
+        dataset: VocoDataset,
+        runtime: Runtime,
+        state: TrainingState,
+        log: MetricsLog | None,
+        patients: list[str],
+    ) -> None:
+        self.options, self.dataset, self.runtime, self.state = options, dataset, runtime, state
+        self.log, self.patients = log, patients
+        self.output = Path(options.output)
+        self.identity = run_identity(options, dataset.table)
+        self.order = VolumeOrder(
+            len(dataset),
+            options.batch,
+            seed=options.seed,
+            first_step=state.step,
+            steps=options.steps,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
+        self.monitors = Monitors()
+        self.has_warned = False
 
+    def train(self) -> None:
+        """Run the steps that are left.
 
-def _name_losses(means: Tensor) -> dict[str, float]:
-    terms = dict(zip(VocoLosses._fields, means.tolist(), strict=True))
-    return {"loss": sum(terms.values())} | {f"loss_{name}": value for name, value in terms.items()}
+        Raises:
+            UserError: a loss or the gradient is not finite; the message names the step and the series.
+        """
+        options, state = self.options, self.state
+        patient_of = torch.tensor(self.dataset.table.groupby(["set", "patient_id"]).ngroup().to_numpy())
+        objective = build_objective(options)
+        warmup_steps = round(options.warmup * options.steps)
+        results: list[StepResult] = []
+        started = time.perf_counter()
+        for batch in StackLoader(self.dataset, options.workers, batch_sampler=self.order):
+            lr = warmup_cosine(state.step, options.steps, warmup_steps, options.lr)
+            set_lr(state.optimizer, lr)
+            # dropout and stochastic depth: other noise in every process, the same in a resumed run
+            with torch_seed(options.seed, state.step, self.runtime.rank):
+                result = take_step(state, batch, patient_of, objective, self.monitors, options, self.runtime)
+            if not result.is_finite:
+                raise UserError(self._describe_failure(result))
+            state.step += 1
+            results.append(result)
+            is_last = state.step == options.steps
+            if state.step % options.log_every and not is_last:
+                continue
+            elapsed = time.perf_counter() - started
+            state.seconds += elapsed
+            self._report(results, elapsed, lr)
+            if options.picture_every and state.step % options.picture_every == 0:
+                self._draw(batch, result)
+            if state.step % options.save_every == 0 or is_last:
+                self._save()
+            results, started = [], time.perf_counter()
+
+    def _report(self, results: list[StepResult], elapsed: float, lr: float) -> None:
+        """Log the means since the last report; every process takes part in the sums."""
+        names = list(results[0].terms)
+        terms = torch.stack([torch.stack(list(result.terms.values())) for result in results]).mean(0)
+        means = (self.runtime.sum(terms) / self.runtime.world).tolist()
+        figures = {"loss": sum(means)} | {
+            f"loss_{name}": value for name, value in zip(names, means, strict=True)
+        }
+        figures |= self.monitors.read(self.runtime.sum)
+        student = self.runtime.unwrap(self.state.student)
+        figures["teacher_distance"] = teacher_distance(self.state.teacher, student)
+        figures |= {"lr": lr, "seconds": self.state.seconds}
+        figures["volumes_per_s"] = len(results) * self.options.batch / elapsed
+        if self.log is None:
+            return
+        self.log.log(self.state.step, **figures)
+        say(_log_line(self.state.step, self.options.steps, figures))
+        has_collapsed = figures["embedding_std"] < COLLAPSE_STD
+        if has_collapsed and not self.has_warned:
+            warn(
+                f"step {self.state.step}: every crop gets nearly the same embedding (embedding_std "
+                f"{figures['embedding_std']:.4f}); lower --lr, or raise --momentum or --batch"
+            )
+        self.has_warned = has_collapsed
+
+    def _save(self) -> None:
+        if self.log is None:
+            return
+        save_state(self.output / "last.pt", self.state, self.runtime, self.identity)
+        step, every = self.state.step, self.options.keep_every
+        if every and step % every == 0:
+            kept = self.output / f"encoder_{step:07d}.safetensors"
+            export_encoder(kept, self.state, self.runtime, self.options, self.patients)
+
+    def _draw(self, batch: VolumeSample, result: StepResult) -> None:
+        if self.log is None:
+            return
+        grid = (self.options.grid_z, self.options.grid, self.options.grid)
+        picture = draw_predictions(batch, result.similarity.cpu(), grid)
+        with atomic_path(self.output / "pictures" / f"step_{self.state.step:07d}.png") as temporary:
+            write_png(temporary, picture)
+
+    def _describe_failure(self, result: StepResult) -> str:
+        terms = ", ".join(f"{name} {value.item():.3g}" for name, value in result.terms.items())
+        lost = (~result.losses.isfinite()).tolist()
+        keys = self.order.global_batch(self.state.step)
+        # a gradient may be lost where every loss is still a number: then any volume may be the cause
+        blamed = [key for key, is_lost in zip(keys, lost, strict=True) if is_lost] or keys
+        rows = self.dataset.table.iloc[[self.dataset.series_of(entry) for _, entry in blamed]]
+        series = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
+        return (
+            f"step {self.state.step + 1}: loss or gradient is not finite ({terms}) for series {series}; "
+            "the last checkpoint is kept: lower --lr, or use --precision fp32"
+        )
 
 
 def _log_line(step: int, steps: int, figures: dict[str, float]) -> str:
-    template = (
-        "step {step}/{steps}  loss {loss:.3f} (intra {loss_positive:.3f} + {loss_negative:.3f}, "
-        "inter {loss_inter_positive:.3f} + {loss_inter_negative:.3f}, bases {loss_regulariser:.3f})  "
-        "lr {lr:.1e}  placing: cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] "
-        "of {cross_trials:.0f}, intra {intra_placing:.2f} of {intra_trials:.0f}  "
-        "similarity {positive_similarity:.2f} / {negative_similarity:.2f}  std {embedding_std:.2f}  "
-        "teacher {teacher_distance:.1e}  {slices_per_s:.0f} slices/s"
+    terms = ", ".join(
+        f"{name.removeprefix('loss_')} {value:.3f}"
+        for name, value in figures.items()
+        if name.startswith("loss_")
     )
-    # figures without trials, such as cross placing among series of one patient, show as nan
-    return template.format_map(defaultdict(lambda: float("nan"), figures, step=step, steps=steps))
-
-
-def _describe_failure(step: int, losses: VocoLosses, batch: VolumeSample, volumes: pd.DataFrame) -> str:
-    rows = volumes.iloc[batch.volume.tolist()]
-    series = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
-    terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses._asdict().items())
-    return (
-        f"step {step}: loss or gradient is not finite ({terms}) for series {series}; "
-        "the last checkpoint is kept: lower --lr, or use --precision fp32"
+    placing = "cross -"  # without trials, as among series of one patient
+    if "cross_placing" in figures:
+        placing = (
+            "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
+        ).format_map(figures)
+    template = (
+        "step {step}/{steps}  loss {loss:.3f} ({terms})  lr {lr:.1e}  "
+        "placing: {placing}, intra {intra_placing:.2f} of {intra_trials:.0f}  "
+        "similarity {positive_similarity:.2f} / {negative_similarity:.2f}  std {embedding_std:.2f}  "
+        "teacher {teacher_distance:.1e}  {volumes_per_s:.1f} volumes/s"
+    )
+    # a task without negatives (every crop overlaps every base) has no such figure
+    defaults = {"negative_similarity": float("nan"), "positive_similarity": float("nan")}
+    return template.format_map(
+        defaults | figures | {"step": step, "steps": steps, "terms": terms, "placing": placing}
     )
