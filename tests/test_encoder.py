@@ -1,6 +1,7 @@
 """encoder.safetensors: plain timm reads it, our loader adapts it, and nothing is lost without a word."""
 
 import pytest
+import segmentation_models_pytorch as smp
 import timm
 import torch
 
@@ -69,6 +70,33 @@ def test_published_prefixes_are_understood(saved, tmp_path, prefix):
     assert not report.missing and not report.unused
 
 
+def test_of_a_run_the_teacher_is_taken_and_of_two_networks_never_a_mixture(saved, tmp_path):
+    """A mixture would have all its tensors and the weights of neither."""
+    _, teacher, _ = saved
+    student = create_encoder(NAME, 3).state_dict()
+    parts = {f"encoder.{name}": tensor for name, tensor in teacher.state_dict().items()}
+    run = {"student": {f"encoder.{name}": tensor for name, tensor in student.items()}, "teacher": parts}
+    run["student"]["head.layers.0.weight"] = run["teacher"]["head.layers.0.weight"] = torch.zeros(2, 2)
+    torch.save(
+        run | {"step": 3, "optimizer": {"state": {0: {"step": torch.tensor(3)}}}}, tmp_path / "last.pt"
+    )
+    other = create_encoder(NAME, 3)
+    report = load_encoder(other, tmp_path / "last.pt")
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(tensor, teacher.state_dict()[name], rtol=0, atol=0)
+    assert report.root == "teacher.encoder." and "student.encoder. holds another" in str(report)
+    assert not report.missing and len(report.unused) == len(student) + 2
+
+
+def test_on_a_shared_backbone_the_students_is_taken(saved, tmp_path):
+    _, encoder, _ = saved
+    student = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    run = {"student": student, "teacher": {"head.layers.0.weight": torch.zeros(2, 2)}}
+    torch.save(run, tmp_path / "last.pt")
+    report = load_encoder(create_encoder(NAME, 3), tmp_path / "last.pt")
+    assert report.root == "student.encoder." and report.unused == ("teacher.head.layers.0.weight",)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5, 6])
 def test_another_number_of_channels_adapts_the_first_layer_alone(saved, channels):
     path, encoder, _ = saved
@@ -87,6 +115,65 @@ def test_copies_of_a_grey_image_give_the_response_of_one():
     torch.testing.assert_close(three, one, rtol=1e-4, atol=1e-5)
 
 
+def test_kernels_of_extra_masks_begin_at_zero(saved):
+    path, encoder, _ = saved
+    other = create_encoder(NAME, 5)
+    report = load_encoder(other, path, mask_channels=2)
+    assert len(report.adapted) == 1
+    torch.testing.assert_close(other.conv_stem.weight[:, :3], encoder.conv_stem.weight)
+    assert not other.conv_stem.weight[:, 3:].any()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        masked = other.eval()(torch.cat([images, torch.rand(2, 2, 64, 64)], dim=1))
+        torch.testing.assert_close(masked, encoder(images))
+
+
+def test_kernels_of_volumes_are_adapted_like_those_of_images():
+    kernel, grey = torch.randn(4, 1, 3, 3, 3), torch.randn(1, 1, 8, 8, 8)
+    adapted = adapt_input_channels(kernel, 4, mask_channels=1)
+    assert not adapted[:, 3].any()
+    one = torch.nn.functional.conv3d(grey, kernel)
+    four = torch.nn.functional.conv3d(grey.repeat(1, 4, 1, 1, 1), adapted)
+    torch.testing.assert_close(four, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenetv3_small_050", "resnet10t", "convnext_atto"])
+def test_segmentation_networks_take_the_file(name, tmp_path):
+    """Their `tu-` encoders list a backbone's stages, for which timm changes the names of some tensors."""
+    torch.manual_seed(0)
+    encoder = create_encoder(name, 1)
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(path, encoder, EncoderFile(name, 1, (0.5,), (0.25,), ("soft",)))
+    backbone = smp.encoders.get_encoder(f"tu-{name}", in_channels=3, weights=None).model
+    report = load_encoder(backbone, path)
+    assert not report.missing and len(report.adapted) == 1
+    parts = dict(encoder.named_parameters())
+    loaded = {
+        name.replace("stem_", "stem.").replace("stages_", "stages."): value
+        for name, value in backbone.named_parameters()
+    }
+    for key in loaded.keys() - {report.adapted[0], report.adapted[0].replace("stem_", "stem.")}:
+        torch.testing.assert_close(loaded[key], parts[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted"),
+    [("resnet34", "resnet18"), ("resnet18", "resnet34"), ("efficientnet_b1", "efficientnet_b0")],
+)
+def test_a_sibling_that_shares_most_names_is_refused(held, wanted, tmp_path):
+    """Their common tensors have equal names and shapes; half a network would be loaded without a word."""
+    torch.save(create_encoder(held, 3).state_dict(), tmp_path / "sibling.pth")
+    with pytest.raises(UserError, match="was it trained with another --backbone"):
+        load_encoder(create_encoder(wanted, 3), tmp_path / "sibling.pth")
+
+
+def test_a_classifier_of_timm_with_its_head_is_taken(tmp_path):
+    """The classifier of some backbones is a part of a group that the encoder has, too."""
+    torch.save(timm.create_model("convnext_atto").state_dict(), tmp_path / "classifier.pth")
+    report = load_encoder(create_encoder("convnext_atto", 3), tmp_path / "classifier.pth")
+    assert not report.missing and report.unused == ("head.fc.weight", "head.fc.bias")
+
+
 def test_a_backbone_of_one_input_size_is_refused_at_another():
     check_input_size(create_encoder(NAME, 3), 3, 96)
     with pytest.raises(UserError, match="cannot take images of 96 px"):
@@ -95,7 +182,7 @@ def test_a_backbone_of_one_input_size_is_refused_at_another():
 
 def test_matching_nothing_is_an_error(saved):
     path, _, _ = saved
-    with pytest.raises(UserError, match="holds no weight of this backbone"):
+    with pytest.raises(UserError, match="lacks 42 of the 42 weights of this backbone"):
         load_encoder(create_encoder("resnet10t", 3), path)
 
 

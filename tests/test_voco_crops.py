@@ -1,9 +1,10 @@
 """Position labels are the share of pixels that crops share, in any number of dimensions."""
 
+import cv2
 import numpy as np
 import pytest
 
-from src.voco.crops import CropGrid, cut_crops, overlap_labels
+from src.voco.crops import CropGrid, cut_tiles, overlap_labels
 
 GRIDS = [CropGrid((12, 12), (3, 3)), CropGrid((8, 18), (2, 3)), CropGrid((6, 8, 9), (2, 2, 3))]
 
@@ -53,8 +54,29 @@ def test_an_uneven_grid_is_refused():
         CropGrid((100, 100), (3, 3))
 
 
-def test_cut_crops_takes_the_same_place_of_every_slice():
-    images = np.arange(2 * 6 * 6).reshape(2, 6, 6, 1)
-    tiles = cut_crops(images, np.array([[0, 0], [2, 3]]), (3, 3))
-    assert tiles.shape == (2, 2, 3, 3, 1)
-    np.testing.assert_array_equal(tiles[1, 1], images[1, 2:5, 3:6])
+def test_one_cell_along_the_body_gives_the_labels_of_the_plane():
+    flat, deep = CropGrid((12, 12), (3, 3)), CropGrid((8, 12, 12), (1, 3, 3))
+    randoms = deep.random_starts(np.random.default_rng(3), 50)
+    assert not randoms[:, 0].any() and not deep.base_starts()[:, 0].any()
+    np.testing.assert_array_equal(deep.base_starts()[:, 1:], flat.base_starts())
+    np.testing.assert_array_equal(
+        overlap_labels(randoms, deep.base_starts(), deep.crop),
+        overlap_labels(randoms[:, 1:], flat.base_starts(), flat.crop),
+    )
+
+
+def test_every_tile_shows_its_own_slices_of_its_own_place():
+    canvas = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 2), dtype=np.uint8)
+    shown, corners = np.array([[0, 1, 1], [2, 4, 4]]), np.array([[0, 0], [2, 4]])
+    tiles = cut_tiles(canvas, shown, corners, (4, 4), tile=4)
+    assert tiles.shape == (2, 3, 4, 4, 2)
+    np.testing.assert_array_equal(tiles[0], canvas[[0, 1, 1], :4, :4])
+    np.testing.assert_array_equal(tiles[1], canvas[[2, 4, 4], 2:6, 4:8])
+
+
+@pytest.mark.parametrize(("tile", "method"), [(4, cv2.INTER_AREA), (9, cv2.INTER_LINEAR)])
+def test_tiles_of_another_size_are_resized_by_themselves(tile, method):
+    canvas = np.random.default_rng(5).integers(0, 256, (1, 12, 12, 1), dtype=np.uint8)
+    tiles = cut_tiles(canvas, np.array([[0]]), np.array([[3, 5]]), (6, 6), tile)
+    expected = cv2.resize(canvas[0, 3:9, 5:11, 0], (tile, tile), interpolation=method)
+    np.testing.assert_array_equal(tiles[0, 0, ..., 0], expected)

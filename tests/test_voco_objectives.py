@@ -1,4 +1,4 @@
-"""The objectives compare the right volumes, train the student alone, and ask not which process has a volume."""
+"""The objectives compare the right volumes, train the student alone, and give each volume its own loss."""
 
 import pytest
 import torch

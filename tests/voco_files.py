@@ -20,6 +20,8 @@ def write_prepared(
     series: int = 6,
     slices: int = 12,
     windows: tuple[str, ...] = WINDOWS,
+    slice_mm: float = 5.0,
+    pixel_mm: float = 2.0,
 ) -> Path:
     """Write series, one a patient; `draw_slice(series, slice)` gives uint8 (size, size, channels)."""
     size = draw_slice(0, 0).shape[0]
@@ -29,11 +31,22 @@ def write_prepared(
         images.mkdir(parents=True)
         for index in range(slices):
             write_png(images / slice_name(index), draw_slice(number, index))
+        write_slice_table(images, -slice_mm * np.arange(slices))
     table = pd.DataFrame(ids, columns=["patient_id", "series_id"])
-    table.assign(slices=slices, status="ok", reason="").to_csv(folder / "series.csv", index=False)
+    table = table.assign(
+        slices=slices, spacing_z_mm=slice_mm, pixel_mm=pixel_mm, masks=False, status="ok", reason=""
+    )
+    table.to_csv(folder / "series.csv", index=False)
     description = {"version": VERSION, "size": size, "windows": [{"name": name} for name in windows]}
     (folder / "dataset.json").write_text(json.dumps(description))
     return folder
+
+
+def write_slice_table(images: Path, z_mm: np.ndarray) -> None:
+    """slices.csv of a series: where its slices lie, head positive."""
+    index = np.arange(len(z_mm))
+    table = pd.DataFrame({"index": index, "instance_number": index + 1, "z_mm": z_mm, "source": index})
+    table.to_csv(images / "slices.csv", index=False)
 
 
 def draw_anatomy(series: int, index: int) -> np.ndarray:
@@ -47,6 +60,17 @@ def draw_anatomy(series: int, index: int) -> np.ndarray:
 def draw_indices(series: int, index: int) -> np.ndarray:
     """The grey levels tell the series, the slice and nothing else."""
     return np.broadcast_to(np.uint8([series, index, 255]), (48, 48, 3)).copy()
+
+
+def draw_places(series: int, index: int) -> np.ndarray:
+    """The grey levels tell the row, the column and the slice of a pixel."""
+    rows, columns = np.mgrid[:48, :48]
+    return np.dstack([rows, columns, np.full_like(rows, index)]).astype(np.uint8)
+
+
+def draw_noise(series: int, index: int) -> np.ndarray:
+    """Other grey levels in every pixel, slice and series."""
+    return np.random.default_rng((series, index)).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
 
 def draw_ramps(series: int, index: int) -> np.ndarray:

@@ -88,6 +88,12 @@ def read_png(path: Path) -> np.ndarray:
     Raises:
         UserError: no such file, or not an image.
     """
+    image = _decode_png(path)
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_png(path: Path) -> np.ndarray:
+    """(H, W) if grey, else (H, W, 3) in OpenCV's order, BGR."""
     try:
         content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     except OSError:
@@ -95,7 +101,7 @@ def read_png(path: Path) -> np.ndarray:
     image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
     if image is None:
         raise UserError(f"{path} is damaged; delete its folder and prepare the data set again")
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 @contextmanager
@@ -157,15 +163,7 @@ class PreparedDataset:
         """
         folder = Path(folder)
         description = read_description(folder)
-        table = folder / "series.csv"
-        if not table.is_file():
-            raise UserError(f"{folder} is not completely prepared; run prepare_data.py on it again")
-        try:
-            all_series = pd.read_csv(table, dtype=dict(TEXT_COLUMNS))
-            series = all_series[all_series["status"] == "ok"].reset_index(drop=True)
-            series["slices"] = series["slices"].astype("int64")
-        except (KeyError, ValueError):
-            raise UserError(f"{table} is damaged; delete it and run prepare_data.py again") from None
+        all_series, series = read_series_tables(folder)
         windows = tuple(window["name"] for window in description["windows"])
         return cls(folder, windows, description["size"], series, all_series)
 
@@ -201,10 +199,25 @@ def mask_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
 
 def read_slices(folder: Path, indices: Sequence[int], size: int, channels: int) -> np.ndarray:
     """Slices of a series' folder, uint8 (T, size, size, channels)."""
-    stack = np.empty((len(indices), size, size, channels), dtype=np.uint8)
+    return read_windows(folder, indices, size, range(channels))
+
+
+def read_windows(folder: Path, indices: Sequence[int], size: int, windows: Sequence[int]) -> np.ndarray:
+    """Some windows, by their place, of slices of a series' folder, uint8 (T, size, size, len(windows)).
+
+    Raises:
+        UserError: a slice is missing, damaged, or of another size or number of windows.
+    """
+    stack = np.empty((len(indices), size, size, len(windows)), dtype=np.uint8)
     for row, index in enumerate(indices):
-        image = read_png(folder / slice_name(index))
-        stack[row] = image.reshape(size, size, -1)[..., :channels]
+        path = folder / slice_name(index)
+        image = _decode_png(path)
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        if image.shape[:2] != (size, size) or image.dtype != np.uint8 or max(windows) >= channels:
+            raise UserError(f"{path} is not as dataset.json says; prepare the data set again")
+        # from OpenCV's order, BGR: only what is asked for is copied, straight to its place
+        pairs = [place for k, window in enumerate(windows) for place in (channels - 1 - window, k)]
+        cv2.mixChannels([image], [stack[row]], pairs)
     return stack
 
 
@@ -213,6 +226,29 @@ def write_masks(folder: Path, masks: Iterable[np.ndarray]) -> None:
     with whole_folder(folder) as partial:
         for index, mask in enumerate(masks):
             write_png(partial / slice_name(index), mask)
+
+
+def read_series_tables(
+    folder: Path, columns: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`series.csv` of a prepared data set: every series that was found, and those that can be used.
+
+    Args:
+        columns: those that are needed, with `slices` and `status` among them; all of them by default.
+
+    Raises:
+        UserError: preparation was not finished, or the file is damaged.
+    """
+    path = folder / "series.csv"
+    if not path.is_file():
+        raise UserError(f"{folder} is not completely prepared; run prepare_data.py on it again")
+    try:
+        every = pd.read_csv(path, dtype=dict(TEXT_COLUMNS), usecols=columns)
+        usable = every[every["status"] == "ok"].reset_index(drop=True)
+        usable["slices"] = usable["slices"].astype("int64")
+    except (KeyError, ValueError):
+        raise UserError(f"{path} is damaged; delete it and run prepare_data.py again") from None
+    return every, usable
 
 
 def read_description(folder: Path) -> dict:

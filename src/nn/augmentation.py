@@ -1,4 +1,4 @@
-"""Augmentation of slice stacks, drawn once a stack: the kit's one use of albumentations.
+"""Augmentation of slice stacks and of single crops, drawn once each: the kit's one use of albumentations.
 
 `images=` of shape (T, H, W, C) shares one draw over the slices. The library's own seed would repeat the same
 draws in every loader worker and every epoch, so each stack reseeds its pipeline from (seed, epoch, index).
@@ -51,6 +51,38 @@ class StackAugmenter:
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         self.pipeline.set_random_seed(int(rng.integers(2**31)))
         return np.ascontiguousarray(self.pipeline(images=images)["images"])
+
+
+class AppearanceChange:
+    """How a crop looks, not what or where it shows: uint8 (T, h, w, C) -> the same shape.
+
+    Contrast, brightness and gamma, noise, a blur and a few blacked-out rectangles; one draw serves all slices
+    and windows of the crop, save that the noise of the windows differs.
+
+    Args:
+        strength: above 0, to 1. It scales the limits of every change; how often each happens is fixed.
+    """
+
+    def __init__(self, strength: float):
+        self.pipeline = A.Compose(
+            [
+                A.RandomBrightnessContrast(0.3 * strength, 0.4 * strength, p=0.8),
+                A.RandomGamma(gamma_limit=(100 / (1 + strength), 100 * (1 + strength)), p=0.5),
+                A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 0.1 + 1.2 * strength), p=0.3),
+                A.GaussNoise(std_range=(0, 0.08 * strength), p=0.5),
+                A.CoarseDropout(
+                    num_holes_range=(1, 3),
+                    hole_height_range=(0.05, 0.05 + 0.2 * strength),
+                    hole_width_range=(0.05, 0.05 + 0.2 * strength),
+                    p=0.3,
+                ),
+            ],
+            seed=0,
+        )
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        self.pipeline.set_random_seed(int(rng.integers(2**31)))
+        return self.pipeline(images=images)["images"]
 
 
 def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:

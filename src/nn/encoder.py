@@ -5,6 +5,8 @@ The file holds the backbone alone, under timm's own names, so that
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
 from src.core.files import atomic_path
+from src.nn.encoder_weights import (
+    adapt_input_channels,
+    existing_encoder,
+    find_backbone,
+    plain_name,
+    read_tensors,
+)
 
-WRAPPER_PREFIXES = ("module.", "student.", "backbone.", "encoder.")
-"""What published checkpoints put before the backbone's own tensor names, outermost first in any order."""
-
+MOST_STRANGE = 0.1
+"""Share of a backbone's parameters that a file may lack, or have beside; with more, it is of another one."""
 
 GREY_MEAN, GREY_STD = 0.5, 0.25
 """Of a body on an 8-bit window, roughly: constants, so that every data set and every stage shares them."""
@@ -56,13 +63,21 @@ class LoadReport:
     """of the model, not in the file"""
     unused: tuple[str, ...]
     """of the file, not in the model"""
+    root: str = ""
+    """what stood before the names of the tensors taken, such as `module.student.`"""
+    reason: str = ""
+    """why these, where the file holds another network as complete"""
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} tensors matched"
+        if self.root:
+            text += f" under {self.root}"
+        if self.reason:
+            text += f" ({self.reason})"
         if self.adapted:
-            text += f" ({len(self.adapted)} adapted to the input channels)"
+            text += f", {len(self.adapted)} of them adapted to the input channels"
         for label, names in (("missing", self.missing), ("unused", self.unused)):
-            text += f", {len(names)} {label}" + (f" ({', '.join(names[:3])}, ...)" if names else "")
+            text += f", {len(names)} {label}" + (f" ({_count_groups(names)})" if names else "")
         return text
 
 
@@ -130,7 +145,7 @@ def read_encoder_file(path: str | Path) -> EncoderFile:
         UserError: missing, not safetensors, or written by something else.
     """
     try:
-        with safe_open(_existing(path), framework="pt") as file:
+        with safe_open(existing_encoder(path), framework="pt") as file:
             raw = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file ({error})") from None
@@ -142,79 +157,84 @@ def read_encoder_file(path: str | Path) -> EncoderFile:
     )
 
 
-def load_encoder(encoder: nn.Module, path: str | Path) -> LoadReport:
-    """Put the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`.
+def load_encoder(encoder: nn.Module, path: str | Path, mask_channels: int = 0) -> LoadReport:
+    """Put the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`, in place.
 
-    Wrapper prefixes are removed; where the number of input channels differs, the first kernels are repeated
-    over the new channels and rescaled, so that responses keep their size.
+    The file may hold more: heads are left, and of a student and a teacher exactly one is taken, as the report
+    says. Where the number of input channels differs, the first kernels are repeated over the new channels
+    and rescaled, so that responses keep their size.
+
+    Args:
+        encoder: a backbone of `create_encoder` or `create_volume_encoder`, or the `encoder.model` of one of
+            segmentation_models_pytorch's `tu-` networks with all of its stages.
+        mask_channels: the last input channels of `encoder` that are masks, no images; their kernels are zero.
 
     Raises:
-        UserError: the file cannot be read, or not one tensor matches.
+        UserError: the file cannot be read, or holds another backbone.
     """
-    source = {_bare_name(name): tensor for name, tensor in _read_tensors(path).items()}
     target = encoder.state_dict()
+    tensors = read_tensors(path)
+    names = {plain_name(name): name for name in target} | {name: name for name in target}  # in the file: here
+    found = find_backbone(names, tensors)
+    source = {names[name]: tensor for name, tensor in found.tensors.items() if name in names}
+    first = _first_kernel(encoder)
     loaded, adapted = {}, []
     for name, tensor in source.items():
-        if name not in target:
-            continue
         if tensor.shape == target[name].shape:
             loaded[name] = tensor
-        elif _differs_in_channels_only(tensor, target[name]):
-            loaded[name] = adapt_input_channels(tensor, target[name].shape[1])
+        elif first in source and _takes_input(tensor, target[name], source[first], target[first]):
+            loaded[name] = adapt_input_channels(tensor, target[name].shape[1], mask_channels)
             adapted.append(name)
-    if not any(name in loaded for name, _ in encoder.named_parameters()):
-        raise UserError(f"{path} holds no weight of this backbone: was it trained with another --backbone?")
+    unused = [name for name in found.tensors if names.get(name) not in loaded]
+    _refuse_another_backbone(encoder, path, loaded, unused)
     encoder.load_state_dict(loaded, strict=False)
+    wrapper = found.root.rpartition(".")[0].rpartition(".")  # module. of module.student.
+    others = [name.removeprefix("".join(wrapper[:2])) for name in tensors if not name.startswith(found.root)]
     return LoadReport(
         matched=tuple(loaded),
         adapted=tuple(adapted),
         missing=tuple(name for name in target if name not in loaded),
-        unused=tuple(name for name in source if name not in loaded),
+        unused=(*unused, *others),
+        root=found.root,
+        reason=found.reason,
     )
 
 
-def adapt_input_channels(kernel: torch.Tensor, channels: int) -> torch.Tensor:
-    """(out, C, h, w) -> (out, channels, h, w): kernels repeated in order, scaled by C / channels."""
-    repeats = -(-channels // kernel.shape[1])
-    return kernel.repeat(1, repeats, 1, 1)[:, :channels] * (kernel.shape[1] / channels)
+def _first_kernel(encoder: nn.Module) -> str:
+    """The name of the first convolution, which tells how many channels come in."""
+    return next((name for name, value in encoder.named_parameters() if value.ndim >= 4), "")
 
 
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"no encoder file {path}: train_voco.py writes encoder.safetensors into its run folder"
-        )
-    return path
-
-
-def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    path = _existing(path)
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a safetensors file ({error})") from None
-    content = load_checkpoint(path)
-    for key in ("state_dict", "model", "net"):
-        content = content[key] if isinstance(content.get(key), dict) else content
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-
-
-def _bare_name(name: str) -> str:
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in WRAPPER_PREFIXES:
-            if name.startswith(prefix):
-                name, stripped = name.removeprefix(prefix), True
-    return name
-
-
-def _differs_in_channels_only(source: torch.Tensor, target: torch.Tensor) -> bool:
+def _takes_input(
+    source: torch.Tensor, target: torch.Tensor, first_source: torch.Tensor, first_target: torch.Tensor
+) -> bool:
+    """Whether two kernels differ in their input channels alone, as those of the first convolution do."""
     return (
-        source.ndim == target.ndim == 4
+        source.ndim == target.ndim >= 4
         and source.shape[0] == target.shape[0]
         and source.shape[2:] == target.shape[2:]
+        and (source.shape[1], target.shape[1]) == (first_source.shape[1], first_target.shape[1])
     )
+
+
+def _refuse_another_backbone(
+    encoder: nn.Module, path: str | Path, loaded: dict[str, torch.Tensor], unused: list[str]
+) -> None:
+    """A deeper or shallower sibling shares most names and shapes, and would be half loaded without a word."""
+    own = [name for name, _ in encoder.named_parameters()]
+    missing = [name for name in own if name not in loaded]
+    parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in own})
+    strange = [name for name in unused if name.startswith(parts)]
+    problem = ""
+    if len(missing) > MOST_STRANGE * len(own):
+        problem = f"lacks {len(missing)} of the {len(own)} weights of this backbone ({missing[0]}, ...)"
+    elif len(strange) > MOST_STRANGE * len(own):
+        problem = f"holds {len(strange)} weights that this backbone has no place for ({strange[0]}, ...)"
+    if problem:
+        raise UserError(f"{path} {problem}: was it trained with another --backbone?")
+
+
+def _count_groups(names: Iterable[str]) -> str:
+    """Tensors by the part of the file or network they belong to: `teacher 358, classifier 2`."""
+    groups = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{group} {count}" for group, count in groups.most_common())

@@ -73,7 +73,7 @@ class SwinEncoder(nn.Module):
 
 
 def build_resnet10(in_channels: int) -> nn.Module:
-    """A residual CNN of ten layers, narrow enough for a CPU: (M, C, T, H, W) -> (M, 128), whatever the sides."""
+    """A residual CNN of ten narrow layers, light enough for a CPU: (M, C, T, H, W) -> (M, 128), any sides."""
     from monai.networks.nets.resnet import ResNet
 
     planes = [16, 32, 64, 128]

@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +55,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise UserError(
-                f"{path} holds pickled objects beside its tensors (published .pt files hold their optimiser), "
-                "and reading them could run code: give the .pth file beside it"
+                f"{path} holds pickled objects beside its tensors (published .pt files hold their optimiser) "
+                "and is not read, since that could run code: give the .pth file beside it"
             ) from None
         raise UserError(f"{path} cannot be read as a checkpoint: is it damaged?") from None
     return dict(_flatten(content, ""))
@@ -76,19 +76,18 @@ def existing_encoder(path: str | Path) -> Path:
     return path
 
 
-def find_backbone(names: Collection[str], tensors: dict[str, Tensor]) -> Candidate | None:
-    """The one root of a file under which the most of a backbone's tensors lie, None where there is none.
+def find_backbone(names: Collection[str], tensors: dict[str, Tensor]) -> Candidate:
+    """The one root of a file under which the most of a backbone's tensors lie.
 
     Args:
         names: the backbone's own tensor names.
-        tensors: those of the file.
+        tensors: those of the file; where not one is the backbone's, the root is empty.
     """
-    counts = Counter(name[: len(name) - len(tail)] for name in tensors for tail in _tails(name) if tail in names)
-    if not counts:
-        return None
-    most = max(counts.values())
-    roots = [root for root, count in counts.items() if count == most]
-    root, reason = _prefer(roots)
+    counts = Counter(
+        name[: len(name) - len(tail)] for name in tensors for tail in _tails(name) if tail in names
+    )
+    most = max(counts.values(), default=0)
+    root, reason = _prefer([root for root, count in counts.items() if count == most] or [""])
     under = {name.removeprefix(root): tensor for name, tensor in tensors.items() if name.startswith(root)}
     return Candidate(root, reason, under)
 
@@ -117,19 +116,6 @@ def adapt_input_channels(kernel: Tensor, channels: int, mask_channels: int = 0) 
     order = torch.arange(images) % kernel.shape[1]
     adapted = kernel[:, order] * (kernel.shape[1] / images)
     return torch.cat([adapted, adapted.new_zeros(len(kernel), mask_channels, *kernel.shape[2:])], dim=1)
-
-
-def count_groups(names: Iterable[str], root: str) -> str:
-    """Tensors by the part of the network they belong to, as in `teacher 358, student_proj_head 6`."""
-    outer = root.split(".")[:-2]  # wrappers of all networks, such as module
-    groups = Counter()
-    for name in names:
-        parts = name.split(".")
-        while outer and len(parts) > 1 and parts[0] in outer:
-            parts = parts[1:]
-        is_inner = name.startswith(root) and root.split(".")[-2:-1] == parts[:1]
-        groups[".".join(parts[: 2 if is_inner else 1])] += 1
-    return ", ".join(f"{group} {count}" for group, count in groups.most_common())
 
 
 def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The score report: folds, overall, priors, intervals and AUC per grade, as one dictionary and as text."""
+"""The score report: folds, overall, priors, intervals, AUC and classes, as one dictionary and as text."""
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import pandas as pd
 from src.core.errors import UserError
 from src.core.log import format_table
 from src.score.bootstrap import bootstrap_difference, bootstrap_score
+from src.score.classes import MEASURES, class_means, class_metrics
 from src.score.metric import score
 from src.score.ranking import auc_per_grade
 
@@ -85,8 +86,10 @@ def build_report(
         rounds, level: of the bootstrap intervals.
 
     Returns:
-        Plain values, ready for JSON: `patients, score, losses, interval, folds, auc`, and for each prior the
-        two keys of `PRIORS`. A difference is the predictions' score minus the prior's.
+        Plain values, ready for JSON: `patients, score, losses, interval, folds, auc, classes`, and for each
+        prior the two keys of `PRIORS`. A difference is the predictions' score minus the prior's. `classes`
+        holds `all` and `injuries` (means over 13 and 8 classes: `map, precision, recall`), `per_class`, and
+        `left_out`, the classes that no patient or every patient has and that the means therefore miss.
 
     Raises:
         UserError: as `metric.score`.
@@ -103,17 +106,18 @@ def build_report(
         report[PRIORS[key][0]] = asdict(difference)
     report["auc"] = {
         row.injury: {
-            "auc": None if math.isnan(row.auc) else row.auc,
+            "auc": _or_none(row.auc),
             "positives": row.positives,
             "negatives": row.negatives,
         }
         for row in auc_per_grade(labels, predictions).itertuples()
     }
+    report["classes"] = _measure_classes(labels, predictions)
     return report
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as three blocks of text: losses, intervals, AUC."""
+    """The report as four blocks of text: losses, intervals, AUC, classes."""
     rows = [_row(f"fold {fold['fold']}", fold["patients"], fold) for fold in report["folds"]]
     rows.append(_row("overall", report["patients"], report))
     shown = {key: names for key, names in PRIORS.items() if key in report}
@@ -125,7 +129,8 @@ def format_report(report: dict[str, Any]) -> str:
             f"difference to the {name} {_format_interval(report[difference], '+.4f')}, {change:+.1%}"
         )
     auc = [{"injury": injury, **values} for injury, values in report["auc"].items()]
-    return "\n".join([*lines, "", "AUC of each grade against healthy", format_table(pd.DataFrame(auc))])
+    lines += ["", "AUC of each grade against healthy", format_table(pd.DataFrame(auc))]
+    return "\n".join([*lines, "", *_format_classes(report["classes"])])
 
 
 def _score_folds(
@@ -136,6 +141,36 @@ def _score_folds(
         chosen = [frame[frame.patient_id.isin(members.patient_id)] for frame in (labels, predictions)]
         rows.append({"fold": int(fold), "patients": len(members), **asdict(score(*chosen))})
     return rows
+
+
+def _measure_classes(labels: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
+    table = class_metrics(labels, predictions)
+    rows = [{key: _or_none(value) for key, value in row.items()} for row in table.to_dict("records")]
+    means = {"all": class_means(table), "injuries": class_means(table, injuries_only=True)}
+    return {
+        **{name: {key: _or_none(value) for key, value in mean.items()} for name, mean in means.items()},
+        "left_out": [row["class"] for row in rows if row["recall"] is None],
+        "per_class": {row.pop("class"): row for row in rows},
+    }
+
+
+def _format_classes(classes: dict[str, Any]) -> list[str]:
+    rows = [{"class": name, **values} for name, values in classes["per_class"].items()]
+    for name, key in (("mean of all", "all"), ("mean of injuries", "injuries")):
+        values = classes[key]
+        measures = (values["map"], values["precision"], values["recall"])
+        counts = {"positives": "-", "predicted": "-"}
+        rows.append({"class": name, **counts, **dict(zip(MEASURES, measures, strict=True))})
+    lines = ["Each class against the rest of its target (the mean average precision is the mAP)"]
+    lines.append(format_table(rows))
+    if classes["left_out"]:
+        lines.append(f"left out, as no patient or every patient has it: {', '.join(classes['left_out'])}")
+    return lines
+
+
+def _or_none(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _row(name: str, patients: int, scored: dict[str, Any]) -> dict[str, Any]:

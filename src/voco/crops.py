@@ -2,13 +2,14 @@
 
 A canvas is cut into a grid of base crops that touch and cover it whole; random crops of the same size lie
 anywhere on it. The share of a random crop that each base crop covers is its position label (VoCo, arXiv
-2402.17300, section 3.2). Everything here holds for any number of dimensions: (y, x) for 2D-VoCo, (z, y, x)
-for sub-volumes.
+2402.17300, section 3.2). Grids and labels hold for any number of dimensions; a canvas of slices has three,
+(z, y, x). One cell along z, as in 2D-VoCo, puts every crop at z = 0: the labels are those of (y, x) alone.
 """
 
 from dataclasses import dataclass
 from itertools import product
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -67,16 +68,39 @@ def overlap_labels(random_starts: ArrayLike, base_starts: ArrayLike, crop: tuple
     return (covered / np.prod(crop)).astype(np.float32)
 
 
-def cut_crops(images: np.ndarray, starts: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
-    """Cut the same in-plane crops out of every slice.
+def cut_tiles(
+    canvas: np.ndarray, shown: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
+) -> np.ndarray:
+    """Cut crops out of slices of a canvas, each out of slices of its own, and resize them in their plane.
 
     Args:
-        images: (T, H, W, C) slices of one slab.
-        starts: (N, 2) first row and column of each crop.
+        canvas: uint8 (U, H, W, C) slices.
+        shown: int (K, T) rows of `canvas` that each crop shows.
+        corners: int (K, 2) first row and column of each crop.
         crop: rows and columns of a crop.
+        tile: side of the result, in pixels.
 
     Returns:
-        (N, T, rows, columns, C), a contiguous copy.
+        uint8 (K, T, tile, tile, C), a contiguous copy.
     """
     rows, columns = crop
-    return np.stack([images[:, y : y + rows, x : x + columns] for y, x in starts])
+    tiles = np.empty((*shown.shape, tile, tile, canvas.shape[-1]), dtype=np.uint8)
+    for number, (y, x) in enumerate(corners):
+        window = canvas[:, y : y + rows, x : x + columns]
+        for place, index in enumerate(shown[number]):
+            tiles[number, place] = resize_plane(window[index], tile)
+    return tiles
+
+
+def resize_plane(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W, C) -> (side, side, C): averages of areas where both axes shrink, else linear.
+
+    Averaging what it enlarges, OpenCV would repeat pixels. Slices are resized one by one: several at once, as
+    channels, took no less time.
+    """
+    rows, columns, channels = image.shape
+    if rows == columns == side:
+        return image
+    method = cv2.INTER_AREA if min(rows, columns) >= side else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (side, side), interpolation=method)
+    return resized.reshape(side, side, channels)  # OpenCV drops a single channel

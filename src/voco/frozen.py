@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
@@ -36,6 +35,9 @@ class FrozenNet:
 
         Returns:
             float32 `features` (K, width), pooled, and `projection` (K, projection) of the head.
+
+        Raises:
+            UserError: values that are not finite.
         """
         self.network.eval()
         features, projections = [], []
@@ -44,32 +46,16 @@ class FrozenNet:
                 projection, pooled = self.network(batch)
                 features.append(pooled[0].float().cpu())
                 projections.append(projection[0].float().cpu())
-        return {"features": torch.cat(features).numpy(), "projection": torch.cat(projections).numpy()}
-
-    def calibrate(self, crops: np.ndarray) -> None:
-        """Set the running statistics of every BatchNorm to those of `crops`, uint8 (K, T, tile, tile, C).
-
-        A random network has none of its own. With the initial 0 and 1 its layers hardly normalise, and it would
-        be a weaker baseline than random weights are.
-        """
-        norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        self.network.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over all batches
-            norm.train()
-        with torch.inference_mode():
-            for batch in self._batches(crops):
-                self.network(batch)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        self.network.eval()
+        embedded = {"features": torch.cat(features).numpy(), "projection": torch.cat(projections).numpy()}
+        if not all(np.isfinite(values).all() for values in embedded.values()):
+            raise UserError("the network gives values that are not finite: its run has failed")
+        return embedded
 
     def _batches(self, crops: np.ndarray) -> list[torch.Tensor]:
         device = next(self.network.parameters()).device
         at_once = max(1, _IMAGES_AT_ONCE // crops.shape[1])
-        return [part[None].to(device) for part in torch.from_numpy(crops).split(at_once)]  # (1, K, T, h, w, C)
+        parts = torch.from_numpy(crops).split(at_once)
+        return [part[None].to(device) for part in parts]  # (1, K, T, tile, tile, C)
 
 
 def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
@@ -78,7 +64,7 @@ def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
     A teacher that is only a head (large-scale VoCo) stands on the student's backbone.
 
     Args:
-        random_seed: draw new weights from this seed instead; they need `FrozenNet.calibrate`.
+        random_seed: draw new weights from this seed instead.
 
     Raises:
         UserError: no checkpoint of pre-training in `folder`, or one of another version.

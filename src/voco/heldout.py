@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
 from src.data.stack import PreparedDataset
-from src.voco.crops import CropGrid, overlap_labels
+from src.voco.crops import CropGrid, overlap_labels, resize_plane
 
 GRID = 3
 """Tiles along each side of a slice, in the geometry that all methods share."""
@@ -31,13 +30,15 @@ class HeldOut:
         """Open a prepared set, or its first `patients` patients.
 
         Raises:
-            UserError: no such set, or it lacks a window.
+            UserError: no such set, no usable series in it, or it lacks a window.
         """
         dataset = PreparedDataset.open(folder)
         missing = [window for window in windows if window not in dataset.windows]
         if missing:
             raise UserError(f"{folder} has no window {missing[0]}, which the network was trained on")
         series = dataset.series
+        if series.empty:
+            raise UserError(f"{folder} has no usable series")
         chosen = series["patient_id"].drop_duplicates()[:patients]
         channels = tuple(dataset.windows.index(window) for window in windows)
         return cls(dataset, series[series["patient_id"].isin(chosen)], channels)
@@ -50,10 +51,7 @@ class HeldOut:
         """Whole slices, resized: uint8 (T, side, side, C). Each slice is decoded once."""
         unique, place = np.unique(indices, return_inverse=True)
         images = self.dataset.read_slices(patient_id, series_id, unique)[..., list(self.channels)]
-        # INTER_AREA averages what it shrinks; to enlarge, it would repeat pixels
-        method = cv2.INTER_AREA if side < images.shape[1] else cv2.INTER_LINEAR
-        resized = np.stack([cv2.resize(image, (side, side), interpolation=method) for image in images])
-        return resized.reshape(len(unique), side, side, -1)[place]  # cv2 drops a single channel
+        return np.stack([resize_plane(image, side) for image in images])[place]
 
 
 def middle_indices(n_slices: int, count: int) -> np.ndarray:
@@ -63,9 +61,14 @@ def middle_indices(n_slices: int, count: int) -> np.ndarray:
 
 
 def cut(images: np.ndarray, starts: np.ndarray, tile: int) -> np.ndarray:
-    """Square tiles out of every slice: (T, H, W, C) and (K, 2) first rows and columns -> (K, T, tile, tile, C).
+    """Square tiles out of every slice; what reaches outside of the image, by less than a tile, is black.
 
-    What reaches outside of the image is black.
+    Args:
+        images: (T, H, W, C).
+        starts: (K, 2) first row and column of each.
+
+    Returns:
+        (K, T, tile, tile, C).
     """
     padded = np.pad(images, ((0, 0), (tile, tile), (tile, tile), (0, 0)))
     return np.stack([padded[:, y + tile : y + 2 * tile, x + tile : x + 2 * tile] for y, x in starts])

@@ -128,7 +128,7 @@ class VocoNet(nn.Module):
 
     def _encode_part(self, images: Tensor) -> Tensor:
         shape = (-1, *(1,) * (images.ndim - 2))  # channels first
-        pixels = images.float().div_(255).sub_(self.mean.view(shape)).div_(self.std.view(shape))
+        pixels = images.to(self.mean.dtype).div_(255).sub_(self.mean.view(shape)).div_(self.std.view(shape))
         return self.encoder(pixels)  # (M, width)
 
     def _pass_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -170,9 +170,7 @@ def build_network(options: VocoOptions) -> VocoNet:
     channels = len(options.windows)
     if options.backbone in VOLUME_BACKBONES:
         if options.pretrained:
-            raise UserError(
-                f"option --pretrained: {options.backbone} has no ImageNet weights; give --encoder FILE instead"
-            )
+            raise UserError(f"option --pretrained: {options.backbone} has no ImageNet weights; leave it off")
         kind, encoder = VolumeVocoNet, create_volume_encoder(options.backbone, channels)
         check_sides(f"backbone {options.backbone}", encoder, (options.slices, options.tile, options.tile))
     else:
@@ -232,7 +230,7 @@ def update_teacher(teacher: Teacher, student: VocoNet, momentum: float) -> None:
 
 @torch.no_grad()
 def teacher_distance(teacher: Teacher, student: VocoNet) -> float:
-    """Relative distance of the teacher's weights, `|t - s| / |s|`: how far they trail behind the student's."""
+    """Relative distance of the teacher's weights, `|t - s| / |s|`: how far they trail."""
     source = dict(student.named_parameters())
     pairs = [(slow, source[name]) for name, slow in teacher.named_parameters()]
     gap = torch.stack([(slow - fast).square().sum() for slow, fast in pairs]).sum()

@@ -1,4 +1,4 @@
-"""What a probe learns from: features of tiles with the organ at their centre, and of slices with their height.
+"""Features for a probe: of tiles, with the organ at their centre, and of slices, with their height.
 
 A 2D network sees one slice of a tile. A 3D network sees `slices` of them around it, as far apart as the
 pixels of its tile, so that a voxel is a cube; beyond the ends of a series the end slices repeat.
@@ -53,8 +53,9 @@ class ProbeSet:
 def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, ProbeSet]:
     """Features for the two probes: tiles of the series with masks, slices of all series.
 
-    Tiles are a third of the image wide, as in the shared geometry of placing. Their centres are drawn from all
-    body pixels of an organ (or of none), equally many for each.
+    Tiles are a third of the image wide, as in the shared geometry of placing. Their centres are drawn from
+    all pixels of an organ, or of body tissue that is none, equally many for each. Which ones follows from the
+    seed and the set, not from the network.
     """
     series = held_out.series
     count = max(SLICES, -(-LEAST_SLICES // len(series)))
@@ -64,18 +65,17 @@ def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, Pro
     tile = net.options.tile
     organ_parts, slice_parts = [], []
     for number in progress(range(len(series)), desc="probe"):
-        stack = _read_stack(net, held_out, series.iloc[number], count)
-        tiles = np.concatenate([cut(images, grid_starts(tile), tile) for images in stack.images])  # (9 S, T, ...)
+        stack = read_stack(net, held_out, series.iloc[number], count)
+        tiles = np.concatenate(
+            [cut(images, grid_starts(tile), tile) for images in stack.images]
+        )  # (9 S, T, ...)
         features = net.embed(tiles)["features"].reshape(len(stack.indices), GRID**2, -1).mean(axis=1)
         slice_parts.append(_label(features, stack.height, np.arange(len(stack.indices)), stack))
         if not has_masks[number]:
             continue
         rng = sample_rng(seed, 0, number)
-        place, centre, organ = _choose_centres(held_out, stack, per_organ, rng)
-        starts = np.rint(centre * GRID * tile - tile / 2).astype(np.int64)
-        tiles = np.concatenate(
-            [cut(stack.images[at], start[None], tile) for at, start in zip(place, starts, strict=True)]
-        )  # (M, T, tile, tile, C)
+        place, centre, organ = choose_centres(held_out, stack, per_organ, rng)
+        tiles = centred_tiles(stack.images, place, centre, tile)
         organ_parts.append(_label(net.embed(tiles)["features"], organ, place, stack))
     return join(organ_parts), join(slice_parts)
 
@@ -103,7 +103,7 @@ def slice_neighbours(z_mm: np.ndarray, indices: np.ndarray, count: int, step_mm:
 
 
 @dataclass(frozen=True)
-class _Stack:
+class Stack:
     """Some slices of a series."""
 
     row: pd.Series
@@ -116,7 +116,7 @@ class _Stack:
     extent_mm: float
 
 
-def _read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -> _Stack:
+def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -> Stack:
     indices = even_indices(int(row["slices"]), min(count, int(row["slices"])))
     z_mm = held_out.dataset.read_slice_table(row["patient_id"], row["series_id"])["z_mm"].to_numpy(np.float64)
     depth, side = net.options.slices if net.is_volume else 1, GRID * net.options.tile
@@ -125,11 +125,11 @@ def _read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -
     images = held_out.read(row["patient_id"], row["series_id"], shown.ravel(), side)
     extent_mm = float(z_mm[0] - z_mm[-1])
     height = (z_mm[0] - z_mm[indices]) / max(extent_mm, 1e-6)
-    return _Stack(row, indices, images.reshape(*shown.shape, *images.shape[1:]), height, extent_mm)
+    return Stack(row, indices, images.reshape(*shown.shape, *images.shape[1:]), height, extent_mm)
 
 
-def _choose_centres(
-    held_out: HeldOut, stack: _Stack, count: int, rng: np.random.Generator
+def choose_centres(
+    held_out: HeldOut, stack: Stack, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels of each organ and of other tissue, `count` of each where there are so many.
 
@@ -150,6 +150,22 @@ def _choose_centres(
     return pixels[:, 0], (pixels[:, 1:] + 0.5) / held_out.dataset.size, np.concatenate(labels)
 
 
+def centred_tiles(images: np.ndarray, place: np.ndarray, centre: np.ndarray, tile: int) -> np.ndarray:
+    """Cut tiles around given points.
+
+    Args:
+        images: (S, T, side, side, C).
+        place: (M,) which of the S a tile is cut from.
+        centre: (M, 2) row and column as shares of the side.
+
+    Returns:
+        (M, T, tile, tile, C).
+    """
+    starts = np.floor(centre * images.shape[2] - tile / 2).astype(np.int64)
+    pairs = zip(place, starts, strict=True)
+    return np.concatenate([cut(images[at], start[None], tile) for at, start in pairs])
+
+
 def body_tissue(grey: np.ndarray, window: str) -> np.ndarray:
     """Pixels of the body but for its air: bool (H, W) of a slice (H, W) in a window of that name.
 
@@ -163,7 +179,7 @@ def body_tissue(grey: np.ndarray, window: str) -> np.ndarray:
     return parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
 
 
-def _label(features: np.ndarray, target: np.ndarray, place: np.ndarray, stack: _Stack) -> ProbeSet:
+def _label(features: np.ndarray, target: np.ndarray, place: np.ndarray, stack: Stack) -> ProbeSet:
     """A set of one series; `place` (M,) is that of each row's slice in `stack.indices`."""
     return ProbeSet(
         features,

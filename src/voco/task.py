@@ -5,6 +5,7 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from src.core.config import save_options
@@ -15,11 +16,12 @@ from src.core.runtime import Runtime, torch_seed
 from src.data.stack import write_png
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
-from src.voco.dataset import VocoDataset, VolumeOrder, VolumeSample, open_dataset
+from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
 from src.voco.model import teacher_distance
 from src.voco.monitors import COLLAPSE_STD, Monitors
 from src.voco.objectives import build_objective
 from src.voco.options import VocoOptions
+from src.voco.order import VolumeOrder
 from src.voco.picture import draw_predictions
 from src.voco.state import (
     TrainingState,
@@ -47,6 +49,7 @@ def pretrain(options: VocoOptions) -> Path:
     """
     output = Path(options.output)
     dataset = open_dataset(options)
+    table = dataset.table
     runtime = Runtime.create(options.precision)
     checkpoint = find_checkpoint(options)
     # a checkpoint brings its own weights: the file of the first ones need not be there any more
@@ -54,19 +57,19 @@ def pretrain(options: VocoOptions) -> Path:
     state.teacher.to(runtime.device)
     state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
     if checkpoint:
-        restore_state(checkpoint, state, runtime, run_identity(options, dataset.table))
+        restore_state(checkpoint, state, runtime, run_identity(options, table))
 
-    patients = dataset.table["patient_id"].drop_duplicates().tolist()
+    patients = table["patient_id"].drop_duplicates().tolist()
     where = f"{runtime.device}" + (f", {runtime.world} processes" if runtime.world > 1 else "")
-    say(f"{len(dataset.table)} series of {len(patients)} patients, {options.backbone} on {where}")
+    say(f"{len(table)} series of {len(patients)} patients, {options.backbone} on {where}")
     if checkpoint:
         say(f"continuing {checkpoint} after step {state.step} of {options.steps}")
     if is_main_process():
         save_options(options, output / "config.yaml")
-        write_table(dataset.table[["patient_id", "series_id"]], output / "patients.csv")
+        write_table(table[["patient_id", "series_id"]], output / "patients.csv")
     log = MetricsLog(output, drop_after=state.step) if is_main_process() else None
     with closing(log) if log else nullcontext():
-        PretrainingRun(options, dataset, runtime, state, log, patients).train()
+        PretrainingRun(options, dataset, table, runtime, state, log).train()
     encoder_path = output / "encoder.safetensors"
     if is_main_process():
         export_encoder(encoder_path, state, runtime, options, patients)
@@ -78,23 +81,23 @@ class PretrainingRun:
     """The steps of a run, with what is logged, saved and drawn between them.
 
     Args:
+        table: of `dataset`, a row a series.
         log: where metrics go; None in the processes that do not write.
-        patients: whose images the encoder sees.
     """
 
     def __init__(
         self,
         options: VocoOptions,
         dataset: VocoDataset,
+        table: pd.DataFrame,
         runtime: Runtime,
         state: TrainingState,
         log: MetricsLog | None,
-        patients: list[str],
     ) -> None:
-        self.options, self.dataset, self.runtime, self.state = options, dataset, runtime, state
-        self.log, self.patients = log, patients
+        self.options, self.dataset, self.table = options, dataset, table
+        self.runtime, self.state, self.log = runtime, state, log
         self.output = Path(options.output)
-        self.identity = run_identity(options, dataset.table)
+        self.identity = run_identity(options, table)
         self.order = VolumeOrder(
             len(dataset),
             options.batch,
@@ -103,6 +106,7 @@ class PretrainingRun:
             steps=options.steps,
             rank=runtime.rank,
             world=runtime.world,
+            sets=dataset.sets,
         )
         self.monitors = Monitors()
         self.has_warned = False
@@ -114,7 +118,7 @@ class PretrainingRun:
             UserError: a loss or the gradient is not finite; the message names the step and the series.
         """
         options, state = self.options, self.state
-        patient_of = torch.tensor(self.dataset.table.groupby(["set", "patient_id"]).ngroup().to_numpy())
+        patient_of = torch.tensor(self.table.groupby(["set", "patient_id"]).ngroup().to_numpy())
         objective = build_objective(options)
         warmup_steps = round(options.warmup * options.steps)
         results: list[StepResult] = []
@@ -173,7 +177,8 @@ class PretrainingRun:
         step, every = self.state.step, self.options.keep_every
         if every and step % every == 0:
             kept = self.output / f"encoder_{step:07d}.safetensors"
-            export_encoder(kept, self.state, self.runtime, self.options, self.patients)
+            patients = self.table["patient_id"].drop_duplicates().tolist()
+            export_encoder(kept, self.state, self.runtime, self.options, patients)
 
     def _draw(self, batch: VolumeSample, result: StepResult) -> None:
         if self.log is None:
@@ -189,7 +194,7 @@ class PretrainingRun:
         keys = self.order.global_batch(self.state.step)
         # a gradient may be lost where every loss is still a number: then any volume may be the cause
         blamed = [key for key, is_lost in zip(keys, lost, strict=True) if is_lost] or keys
-        rows = self.dataset.table.iloc[[self.dataset.series_of(entry) for _, entry in blamed]]
+        rows = self.table.iloc[[self.dataset.series_of(entry) for _, entry in blamed]]
         series = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
         return (
             f"step {self.state.step + 1}: loss or gradient is not finite ({terms}) for series {series}; "

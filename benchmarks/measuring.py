@@ -1,0 +1,81 @@
+"""Seconds and peak memory of work on this machine's device, for the benchmarks of training steps."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MMAP_FROM_BYTES = 64 * 1024
+
+
+def device_name() -> str:
+    """The GPU's name, or `CPU` with the number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} thread(s)"
+
+
+def alternate(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every work, `repeats` times, one after the other in turn: a slow moment costs each a try.
+
+    Every work runs once before the clock does.
+    """
+    for work in works.values():
+        seconds_of(work)
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            seconds[name].append(seconds_of(work))
+    return seconds
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Seconds of one run, until the device has finished."""
+    _wait_for_device()
+    start = time.perf_counter()
+    work()
+    _wait_for_device()
+    return time.perf_counter() - start
+
+
+def peak_bytes(build: Callable[..., Callable[[], Any]], *arguments: Any, runs: int = 2) -> int:
+    """Peak memory of `build(*arguments)` and `runs` runs of the work that it returns, in its own process.
+
+    On a GPU what torch has allocated; on a CPU the peak of resident memory above what the imports took, with
+    an allocator that gives freed blocks back at once.
+    """
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MMAP_FROM_BYTES)  # read by the new process as it starts
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_peak_of, build, arguments, runs, torch.get_num_threads()).result()
+    finally:
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+
+
+def _peak_of(build: Callable[..., Callable[[], Any]], arguments: tuple, runs: int, threads: int) -> int:
+    torch.set_num_threads(threads)
+    on_gpu = torch.cuda.is_available()
+    before = 0 if on_gpu else _resident("VmRSS")
+    work = build(*arguments)
+    for _ in range(runs):
+        work()
+    _wait_for_device()
+    return torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    """Bytes of a field of this process's status: VmRSS now, VmHWM its peak."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

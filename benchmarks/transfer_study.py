@@ -1,0 +1,191 @@
+"""Does pre-training help the task? CNN-LSTMs from scratch and from encoders, with few and with all labels.
+
+    python benchmarks/transfer_study.py --work data/study --json study.json
+    python benchmarks/transfer_study.py --work data/study --stage classify table --jobs 2
+    python benchmarks/transfer_study.py --work data/study --raw-folders data/rsna data/more
+
+Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
+
+    data       phantoms (200 labelled patients, 300 further ones that are scored, 400 without labels, 40 with
+               segmentations for probes) or --raw-folders, prepared at --size px with three windows
+    pretrain   train_voco.py, for each seed: every preset on the most unlabelled patients, those of --scaled
+               on fewer as well
+    classify   train_cls.py, for each seed and share of labels, from scratch and from each encoder; the last
+               epoch's weight average predicts the patients that are scored, who are never trained on
+    table      score, mAP, precision and recall of each, mean and spread over seeds, and differences by seed
+
+The labelled and the unlabelled patients of the study are not the same, and no image of a scored patient is
+seen in pre-training. A share of the labels is a stratified draw that follows from the seed: all methods get
+the same patients, each seed others. Encoder and classifier of a run have the same seed. A piece's seconds are
+those of its process; --jobs 2 halves the cores of each.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ct_files import machine
+from study_pieces import (
+    SCRATCH,
+    Piece,
+    Start,
+    classification,
+    make_all,
+    pretraining,
+    read_classifier,
+    read_preset,
+)
+from study_sets import StudyFolders, make_data
+from study_table import compare, comparisons, format_differences, format_means, measure, summarise
+
+from src.core.config import parse_options, plain_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import only_writer, write_json
+from src.core.log import say
+
+STAGES = ("data", "pretrain", "classify", "table")
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    work: Path
+    """folder of the study: all that it makes, and what it continues from"""
+    stage: tuple[Literal["data", "pretrain", "classify", "table"], ...] = STAGES
+    """stages to run, always in the order data, pretrain, classify, table"""
+    raw_folders: tuple[Path, ...] = ()
+    """raw data instead of phantoms: a labelled folder (train_images, test_images, train.csv, test_labels.csv)
+    and an unlabelled one"""
+    size: int = 144
+    """side of the prepared images in pixels"""
+    presets: tuple[str, ...] = ("v2_study", "plus_study")
+    """methods: names of presets in configs/voco, or paths; the first is the one the others are compared to"""
+    scaled: tuple[str, ...] = ("plus_study",)
+    """which of --presets are pre-trained on every number of --unlabelled, not on the largest alone"""
+    unlabelled: tuple[int, ...] = (25, 100, 400)
+    """numbers of patients to pre-train on"""
+    classifier: str = "configs/cls/study.yaml"
+    """preset of train_cls.py"""
+    shares: tuple[float, ...] = (0.1, 1.0)
+    """shares of the labelled training patients, each one over a whole number"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """one run of everything each"""
+    jobs: int = 1
+    """trainings at a time, with the cores shared among them"""
+    json: Path | None = None
+    """file for the figures"""
+
+    def __post_init__(self) -> None:
+        for name in ("stage", "presets", "unlabelled", "shares", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} needs at least one value, and none twice")
+        if len(self.raw_folders) not in (0, 2):
+            raise ValueError("--raw-folders takes two folders: the labelled data, and the unlabelled")
+        if any(not 0 < share <= 1 or abs(1 / share - round(1 / share)) > 1e-6 for share in self.shares):
+            raise ValueError("--shares takes 1, 0.5, 0.1 and the like: one over a whole number")
+        if min(self.unlabelled) < 1 or min(self.seeds) < 0 or self.jobs < 1:
+            raise ValueError("--unlabelled and --jobs must be at least 1, --seeds at least 0")
+        unknown = [name for name in self.scaled if name not in self.presets]
+        if unknown:
+            raise ValueError(f"--scaled {unknown[0]} is not among --presets")
+        if len({Path(preset).stem for preset in self.presets}) < len(self.presets):
+            raise ValueError("--presets needs a file name of its own for each method")
+
+    def starts(self) -> dict[Start, str]:
+        """The encoders of the study and the preset that makes each."""
+        most = max(self.unlabelled)
+        chosen = {
+            preset: sorted(self.unlabelled) if preset in self.scaled else [most] for preset in self.presets
+        }
+        return {
+            Start(Path(preset).stem, patients): preset
+            for preset, numbers in chosen.items()
+            for patients in numbers
+        }
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(StudyOptions, argv, prog="transfer_study.py", description=__doc__)
+    folders = StudyFolders.find(options.work, options.raw_folders)
+    check_backbones(options)
+    options.work.mkdir(parents=True, exist_ok=True)
+    with only_writer(options.work):
+        if "data" in options.stage:
+            make_data(folders, options.size)
+        if "pretrain" in options.stage:
+            make_all("pretrain", list(plan_pretraining(options, folders).values()), options.jobs)
+        if "classify" in options.stage:
+            make_all("classify", list(plan_classification(options, folders).values()), options.jobs)
+    if "table" in options.stage:
+        show(options, folders)
+
+
+def check_backbones(options: StudyOptions) -> None:
+    """Make sure that from scratch and from an encoder the same network is trained."""
+    anywhere = Path("unused")
+    backbone = read_classifier(options.classifier, anywhere, anywhere).backbone
+    for preset in options.presets:
+        other = read_preset(preset, anywhere, anywhere, 0).backbone
+        if other != backbone:
+            raise UserError(
+                f"preset {preset} trains {other}, {options.classifier} {backbone}: make them agree"
+            )
+
+
+def plan_pretraining(options: StudyOptions, folders: StudyFolders) -> dict[tuple[Start, int], Piece]:
+    """Every pre-training, seed by seed, so that an unfinished study compares like with like."""
+    return {
+        (start, seed): pretraining(folders, start, preset, seed)
+        for seed in options.seeds
+        for start, preset in options.starts().items()
+    }
+
+
+def plan_classification(
+    options: StudyOptions, folders: StudyFolders
+) -> dict[tuple[Start, float, int], Piece]:
+    """Every training of a classifier, seed by seed."""
+    return {
+        (start, share, seed): classification(folders, start, options.classifier, share, seed)
+        for seed in options.seeds
+        for share in options.shares
+        for start in (SCRATCH, *options.starts())
+    }
+
+
+def show(options: StudyOptions, folders: StudyFolders) -> None:
+    """Print the tables of what is finished, and write the figures.
+
+    Raises:
+        UserError: nothing is.
+    """
+    encoders, planned = plan_pretraining(options, folders), plan_classification(options, folders)
+    runs = {}
+    for cell, piece in planned.items():
+        if piece.is_finished:
+            piece.require_same()
+            start, _, seed = cell
+            runs |= measure(piece, cell, encoders.get((start, seed)))
+    missing = [piece.folder.name for piece in planned.values() if not piece.is_finished]
+    if not runs:
+        raise UserError(f"no classifier of {options.work} is finished: run --stage classify first")
+    means, pairs = summarise(runs), comparisons((SCRATCH, *options.starts()))
+    differences = compare(runs, pairs)
+    say(f"\n{machine()}\n\n{format_means(means)}")
+    say(f"\nDifferences, paired by seed\n\n{format_differences(differences)}")
+    if missing:
+        say(f"\nnot finished yet: {', '.join(missing)}")
+    if options.json:
+        rows = [
+            {"start": start.method, "unlabelled": start.unlabelled, "labels": share, "seed": seed, **run}
+            for (start, share, seed), run in runs.items()
+        ]
+        figures = {"machine": machine(), "options": plain_options(options), "missing": missing}
+        write_json({**figures, "runs": rows, "means": means, "differences": differences}, options.json)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,97 @@
+"""Turn a published 2D-VoCo or VoCo checkpoint into an encoder file of this kit.
+
+    python -m src.nn.published --input step60000.pth --backbone efficientnet_b0 --output encoder.safetensors
+    python -m src.nn.published --input VoCo_B.pt --backbone swin_unetr_b --output encoder.safetensors
+
+train_voco.py --encoder takes the result, and so do train_cls.py --encoder and plain timm where it is 2D. The
+layouts, as the authors' public code saves them, each bare or under `state_dict`, with or without `module.`:
+
+- 2D-VoCo: `student.<timm name>`, `teacher.<timm name>`, `student_proj_head.`, `teacher_proj_head.`. Its .pt
+  files hold a pickled optimiser and are refused; the .pth files beside them hold the same weights.
+- VoCo in 3D: `student.swinViT.`, `student.encoder1.` ..., `student.proj_head.`, and the same for `teacher.`;
+  the released file holds one network without a prefix.
+- Large-scale VoCo: `backbone.swinViT.` ..., and heads `student.` and `teacher.`; released files are without a
+  prefix, and those of the omni-supervised stage hold a decoder as well.
+
+The published networks saw axes in the order x, y, z of RAS files, ours see z, y, x of LPS: training goes on
+from their weights, but frozen features meet transposed images.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.core.config import parse_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import require_writable
+from src.core.log import say, warn
+from src.data.windows import WINDOWS
+from src.nn.encoder import EncoderFile, create_encoder, load_encoder, save_encoder
+from src.nn.encoder3d import VOLUME_BACKBONES, create_volume_encoder
+
+
+@dataclass(frozen=True)
+class PublishedOptions:
+    """Options of `python -m src.nn.published`."""
+
+    input: Path
+    """Checkpoint to read (.pth, .pt or .safetensors)."""
+
+    backbone: str
+    """timm's name of its backbone (efficientnet_b0, efficientnetv2_rw_t, efficientnetv2_rw_s), or
+    swin_unetr_b, swin_unetr_l, swin_unetr_h."""
+
+    output: Path
+    """Encoder file to write, .safetensors."""
+
+    windows: tuple[str, ...] = ("soft",)
+    """Windows of the input channels it is to have; the first layer of the file is spread over them."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.windows if name not in WINDOWS]
+        if unknown or not self.windows:
+            raise ValueError(
+                f"option --windows takes {', '.join(WINDOWS)}, got {' '.join(unknown) or 'none'}"
+            )
+        if self.output.suffix != ".safetensors":
+            raise ValueError(f"option --output must end in .safetensors, got {self.output}")
+
+
+def convert(options: PublishedOptions) -> str:
+    """Write the encoder file; returns the report of what matched, was missing and was left.
+
+    Raises:
+        UserError: a checkpoint that cannot be read or holds another backbone, or an output that cannot be
+        written.
+    """
+    if options.output.resolve() == options.input.resolve():
+        raise UserError(f"--output {options.output} is the checkpoint itself: name another file")
+    require_writable(options.output)
+    channels = len(options.windows)
+    create = create_volume_encoder if options.backbone in VOLUME_BACKBONES else create_encoder
+    encoder = create(options.backbone, channels)
+    report = load_encoder(encoder, options.input)
+    about = EncoderFile(
+        name=options.backbone,
+        in_channels=channels,
+        mean=(0.0,) * channels,  # the published runs feed grey levels from 0 to 1 as they are
+        std=(1.0,) * channels,
+        windows=options.windows,
+        trained_by={"method": "published checkpoint", "file": options.input.name, "weights": report.root},
+    )
+    save_encoder(options.output, encoder, about)
+    return str(report)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(PublishedOptions, argv, prog="python -m src.nn.published", description=__doc__)
+    say(f"{options.input}: {convert(options)}")
+    warn(
+        "the file does not say which patients it was trained on: 2D-VoCo's runs saw every RSNA scan, so "
+        "that no fold of them is unseen"
+    )
+    say(f"wrote {options.output}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

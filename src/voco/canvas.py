@@ -1,0 +1,144 @@
+"""Which slices and which pixels of a series make the canvas that crops are cut from.
+
+A canvas has `depth` positions along the body and a square of `canvas` pixels in the plane. An extent says
+which slice each position shows, and which rectangle of the slices becomes the square. One rectangle serves
+all slices of a sample: its crops of equal size show the same number of millimetres.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from src.data.stack import even_indices
+from src.voco.crops import resize_plane
+from src.voco.index import Series
+from src.voco.options import VocoOptions
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Pixels of a slice. It may reach outside, where a slice counts as air: 0."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def resize(self, image: np.ndarray, side: int) -> np.ndarray:
+        """Cut out of uint8 (H, W, C) and resize to (side, side, C)."""
+        return resize_plane(self._cut(image), side)
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
+        rows, columns, channels = image.shape
+        bottom, right = self.top + self.height, self.left + self.width
+        cut = image[max(self.top, 0) : min(bottom, rows), max(self.left, 0) : min(right, columns)]
+        missing = (
+            *(max(-self.top, 0), max(bottom - rows, 0)),
+            *(max(-self.left, 0), max(right - columns, 0)),
+        )
+        if not any(missing):
+            return cut
+        padded = cv2.copyMakeBorder(cut, *missing, borderType=cv2.BORDER_CONSTANT, value=0)
+        return padded.reshape(self.height, self.width, channels)
+
+
+class Extent(ABC):
+    """What a canvas shows of a series."""
+
+    @abstractmethod
+    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
+        """The slice at every position along the body, int64 (depth,), not falling: head to feet."""
+
+    @abstractmethod
+    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
+        """The part of the slices that becomes the square.
+
+        Args:
+            images: uint8 (U, S, S, C), the slices that some crop of the sample shows.
+        """
+
+
+class ForegroundExtent(Extent):
+    """The rectangle is the foreground: it leaves the air out, and patients of any girth fill the canvas.
+
+    It is that of the slices that were read, so that no other slice need be decoded for it; where crops show
+    only some slices of the canvas, the others may reach outside of it.
+    """
+
+    def __init__(self, depth: int, foreground: float):
+        self.depth = depth
+        self.level = foreground * 255
+
+    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
+        return find_foreground(images, self.level) if self.level else Rectangle(0, 0, *images.shape[1:3])
+
+
+class Whole(ForegroundExtent):
+    """The whole series in `depth` even steps."""
+
+    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
+        return even_indices(series.slices, self.depth)
+
+
+class Slab(ForegroundExtent):
+    """`depth` consecutive slices, from a random first one; all of a shorter series, stretched."""
+
+    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
+        n_slices = min(self.depth, series.slices)
+        first = rng.integers(0, series.slices - n_slices + 1)
+        return first + even_indices(n_slices, self.depth)
+
+
+class Box(Extent):
+    """A box of `depth` x `canvas` x `canvas` voxels of one size in mm, somewhere in the series.
+
+    It lies inside the images where they are large enough, else around them: what is outside the slices is 0,
+    and positions above the first slice or below the last one show that slice. Sides in the plane are rounded
+    to whole pixels.
+    """
+
+    def __init__(self, depth: int, canvas: int, spacing_mm: float):
+        self.depth, self.canvas, self.spacing_mm = depth, canvas, spacing_mm
+
+    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
+        depth_mm = series.depth_mm()  # (slices,), rising from 0
+        room_mm = depth_mm[-1] - (self.depth - 1) * self.spacing_mm
+        first_mm = rng.uniform(min(room_mm, 0), max(room_mm, 0))
+        positions_mm = first_mm + np.arange(self.depth) * self.spacing_mm
+        halfway_mm = (depth_mm[:-1] + depth_mm[1:]) / 2
+        return np.searchsorted(halfway_mm, positions_mm)
+
+    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
+        side = max(1, round(self.canvas * self.spacing_mm / series.pixel_mm))
+        room = np.array(images.shape[1:3]) - side
+        top, left = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
+        return Rectangle(int(top), int(left), side, side)
+
+
+def make_extent(options: VocoOptions) -> Extent:
+    """The extent that `--extent` names."""
+    if options.extent == "box":
+        return Box(options.depth, options.canvas, options.spacing_mm)
+    foreground = {"slab": Slab, "whole": Whole}[options.extent]
+    return foreground(options.depth, options.foreground)
+
+
+def find_foreground(images: np.ndarray, level: float) -> Rectangle:
+    """The smallest rectangle that holds every pixel above `level` in the first window of any slice.
+
+    This is the foreground crop of the published recipe, in the plane. Without such a pixel it is the whole
+    image.
+
+    Args:
+        images: uint8 (U, H, W, C).
+    """
+    # the maximum of all windows at once: numpy is slow where it must skip channels
+    bright = images.max(axis=0)[..., 0] > level  # (H, W)
+    rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+    if len(rows) == 0:
+        return Rectangle(0, 0, *bright.shape)
+    return Rectangle(
+        int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
+    )

@@ -1,0 +1,174 @@
+"""The usable series of several prepared data sets as one index, and how often an epoch visits each of them.
+
+An index may hold hundreds of thousands of series, in every worker process. So it is a few arrays of numbers
+and bytes: Python objects would take more, and counting references to them would copy the pages that forked
+workers share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+from src.data.stack import image_folder, read_description, read_series_tables, read_windows
+from src.voco.options import VocoOptions
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series of an index."""
+
+    folder: Path
+    slices: int
+    pixel_mm: float
+    """Side of a prepared pixel; nan in an index that was opened without it."""
+    size: int
+    windows: tuple[int, ...]
+    """Place of each wanted window in the stored images."""
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Slices by index, uint8 (U, size, size, C)."""
+        return read_windows(self.folder, indices, self.size, self.windows)
+
+    def depth_mm(self) -> np.ndarray:
+        """(slices,) distance of every slice from the first, rising.
+
+        These are the slices' own positions: the spacing in series.csv is the source's, of which preparation
+        may have left slices out.
+        """
+        path = self.folder / "slices.csv"
+        try:
+            z_mm = pd.read_csv(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
+        except (OSError, ValueError):
+            raise UserError(f"{path} is missing or damaged; prepare the data set again") from None
+        if len(z_mm) != self.slices:
+            raise UserError(f"{path} tells of {len(z_mm)} slices, series.csv of {self.slices}: prepare again")
+        return z_mm[0] - z_mm
+
+
+@dataclass(frozen=True)
+class _Set:
+    folder: Path
+    size: int
+    windows: tuple[int, ...]
+    series: int
+    repeat: int
+
+
+class SeriesIndex:
+    """Series by row, in the order of the sets and of their sorted tables; an epoch's entries by number.
+
+    An epoch has `repeat` entries for every series of a set: the entries of the first set come first, in as
+    many runs through its series.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[_Set],
+        patient_ids: np.ndarray,
+        series_ids: np.ndarray,
+        slices: np.ndarray,
+        pixel_mm: np.ndarray,
+    ) -> None:
+        """`patient_ids`, `series_ids`: UTF-8 bytes, dtype S; each array has an element a series."""
+        self._sets = tuple(sets)
+        self._patient_ids, self._series_ids = patient_ids, series_ids
+        self._slices, self._pixel_mm = slices, pixel_mm
+        counts = np.array([source.series for source in sets])
+        entries = counts * np.array([source.repeat for source in sets])
+        self._first_row = np.cumsum(counts) - counts
+        self._first_entry = np.cumsum(entries) - entries
+        self.entries = int(entries.sum())
+
+    def __len__(self) -> int:
+        """Series, each counted once."""
+        return len(self._slices)
+
+    @property
+    def sets(self) -> tuple[tuple[int, int], ...]:
+        """Series and repeat factor of every set."""
+        return tuple((source.series, source.repeat) for source in self._sets)
+
+    def row_of(self, entry: int) -> int:
+        """Row of the series that an entry of an epoch visits."""
+        number = np.searchsorted(self._first_entry, entry, side="right") - 1
+        return int(self._first_row[number] + (entry - self._first_entry[number]) % self._sets[number].series)
+
+    def series(self, row: int) -> Series:
+        source = self._sets[np.searchsorted(self._first_row, row, side="right") - 1]
+        folder = image_folder(source.folder, self._patient_ids[row].decode(), self._series_ids[row].decode())
+        return Series(folder, int(self._slices[row]), float(self._pixel_mm[row]), source.size, source.windows)
+
+    def table(self) -> pd.DataFrame:
+        """A row a series: set (its number), patient_id, series_id. Made anew: text takes much memory."""
+        return pd.DataFrame(
+            {
+                "set": np.repeat(np.arange(len(self._sets)), [source.series for source in self._sets]),
+                "patient_id": pd.Series(np.strings.decode(self._patient_ids, "utf-8"), dtype="str"),
+                "series_id": pd.Series(np.strings.decode(self._series_ids, "utf-8"), dtype="str"),
+            }
+        )
+
+
+def open_index(options: VocoOptions) -> SeriesIndex:
+    """The index of `--data`, with its windows and repeat factors.
+
+    Raises:
+        UserError: a set cannot be used, has no usable series, lacks a window, or for `--extent box` the size
+            of its pixels.
+    """
+    names = options.set_windows or ("+".join(options.windows),) * len(options.data)
+    repeats = options.repeat or (1,) * len(options.data)
+    needs_mm = options.extent == "box"
+    opened = [
+        _open_set(Path(folder), wanted.split("+"), repeat, needs_mm)
+        for folder, wanted, repeat in zip(options.data, names, repeats, strict=True)
+    ]
+    sets, *columns = zip(*opened, strict=True)
+    return SeriesIndex(sets, *map(np.concatenate, columns))
+
+
+def _open_set(
+    folder: Path, wanted: list[str], repeat: int, needs_mm: bool
+) -> tuple[_Set, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A set, and the columns of its usable series: patient ids, series ids, slices, pixel_mm."""
+    description = read_description(folder)
+    windows = [window["name"] for window in description["windows"]]
+    for name in wanted:
+        if name not in windows:
+            raise UserError(
+                f"{folder} has no window {name}; it has {' '.join(windows)} "
+                "(choose with --windows or --set-windows)"
+            )
+    columns = ["patient_id", "series_id", "slices", "status", *(["pixel_mm"] if needs_mm else [])]
+    _, table = read_series_tables(folder, columns)
+    if table.empty:
+        raise UserError(f"{folder} has no usable series: see {folder / 'series.csv'}")
+    pixel_mm = table["pixel_mm"] if needs_mm else np.full(len(table), np.nan)
+    if needs_mm and not pixel_mm.gt(0).all():
+        raise UserError(
+            f"{folder / 'series.csv'} lacks the pixel_mm that --extent box needs; prepare the data set again"
+        )
+    source = _Set(
+        folder,
+        description["size"],
+        tuple(windows.index(name) for name in wanted),
+        series=len(table),
+        repeat=repeat,
+    )
+    patient_ids, series_ids = (_to_bytes(table[name]) for name in ("patient_id", "series_id"))
+    return (
+        source,
+        patient_ids,
+        series_ids,
+        table["slices"].to_numpy(np.int32),
+        np.asarray(pixel_mm, dtype=np.float32),
+    )
+
+
+def _to_bytes(text: pd.Series) -> np.ndarray:
+    """UTF-8 in one block, each as wide as the longest, dtype S."""
+    return np.array([value.encode() for value in text], dtype="S")
