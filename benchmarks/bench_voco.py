@@ -12,7 +12,7 @@ Peak memory is that of a process of its own. The geometry is that of 2D-VoCo v2;
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ct_files import machine
-from measuring import alternate, device_name, peak_bytes
+from measuring import alternate, device_name, in_fresh_process, peak_bytes
 
 from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
@@ -59,30 +59,40 @@ def main(argv: list[str] | None = None) -> None:
     on_gpu = torch.cuda.is_available()
     slices = options.slices or (4 if options.quick else 32 if on_gpu else 8)
     repeats = options.repeats or (3 if options.quick else 9)
-    fp32 = VocoOptions(
-        data=("none",), output="none", backbone="efficientnet_b0", slices=slices, precision="fp32"
-    )
-    micro = VocoOptions(**{**fp32.__dict__, "micro_batch": MICRO_BATCH})
-    builders = {
-        "backbone, fp32": partial(build_backbone, fp32),
-        "step, fp32": partial(build_step, fp32),
-        f"step, fp32, micro-batch {MICRO_BATCH}": partial(build_step, micro),
-    }
-    if on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        bf16 = VocoOptions(**{**fp32.__dict__, "precision": "bf16"})
-        builders |= {"backbone, bf16": partial(build_backbone, bf16), "step, bf16": partial(build_step, bf16)}
-    tiles = fp32.batch * (fp32.random_crops + fp32.grid**2) * slices
-    say(f"{fp32.backbone}, {tiles} tiles of {fp32.tile} px a step; {device_name()}; {machine()}")
-    peaks = {name: peak_bytes(build) for name, build in builders.items()}
-    seconds = alternate({name: build() for name, build in builders.items()}, repeats)
-    rows = compare(seconds, peaks)
+    voco = VocoOptions(data=("none",), output="none", backbone="efficientnet_b0", slices=slices)
+    tiles = voco.batch * (voco.random_crops + voco.grid**2) * slices
+    say(f"{voco.backbone}, {tiles} tiles of {voco.tile} px a step; {device_name()}; {machine()}")
+    rows = []
+    for precision in (
+        ("fp32", "bf16") if on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("fp32",)
+    ):
+        rows += measure(replace(voco, precision=precision), repeats)
     say(format_table(rows, digits=2))
-    step = next(row for row in rows if row["row"] == "step, fp32")
+    step = next(row for row in rows if row["row"] == "step")
     say(f"limits of a whole step: x time {TIME_LIMIT}, x memory {MEMORY_LIMIT}")
     if options.json:
         figures = {"machine": machine(), "device": device_name(), "tiles": tiles, "repeats": repeats}
         within = step["x time"] <= TIME_LIMIT and step["x memory"] <= MEMORY_LIMIT
         write_json(figures | {"rows": rows, "step": step, "within_limits": within}, options.json)
+
+
+def measure(options: VocoOptions, repeats: int) -> list[dict[str, Any]]:
+    """The rows of one precision."""
+    builders = {
+        "backbone": partial(build_backbone, options),
+        "step": partial(build_step, options),
+        f"step, micro-batch {MICRO_BATCH}": partial(build_step, replace(options, micro_batch=MICRO_BATCH)),
+    }
+    peaks = {name: peak_bytes(build, runs=2) for name, build in builders.items()}  # AdamW's state comes late
+    seconds = in_fresh_process(time_builders, builders, repeats)  # a process has one precision
+    return [{"precision": options.precision, **row} for row in compare(seconds, peaks)]
+
+
+def time_builders(
+    builders: dict[str, Callable[[], Callable[[], Any]]], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of what the builders build, all in this process."""
+    return alternate({name: build() for name, build in builders.items()}, repeats)
 
 
 def build_step(options: VocoOptions) -> Callable[[], Any]:
@@ -145,25 +155,23 @@ def draw_batch(options: VocoOptions) -> VolumeSample:
 
 
 def compare(seconds: dict[str, list[float]], peaks: dict[str, int]) -> list[dict[str, Any]]:
-    """A row a work: medians, and each over that of the backbone in the same precision.
+    """A row a work: medians, and each over that of the backbone.
 
     The ratio of times is the median of the ratios of neighbours in time, so that a machine that slows down
     halfway does not decide it.
     """
-    rows = []
-    for name, tries in seconds.items():
-        backbone = "backbone, " + name.split(", ")[1]
-        ratios = [own / other for own, other in zip(tries, seconds[backbone], strict=True)]
-        rows.append(
-            {
-                "row": name,
-                "s": statistics.median(tries),
-                "x time": statistics.median(ratios),
-                "GB": peaks[name] / 1e9,
-                "x memory": peaks[name] / peaks[backbone],
-            }
-        )
-    return rows
+    return [
+        {
+            "row": name,
+            "s": statistics.median(tries),
+            "x time": statistics.median(
+                own / bare for own, bare in zip(tries, seconds["backbone"], strict=True)
+            ),
+            "GB": peaks[name] / 1e9,
+            "x memory": peaks[name] / peaks["backbone"],
+        }
+        for name, tries in seconds.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Operations and peak memory of work that is not run: on torch's meta device, tensors have shapes and no data."""
+"""Operations and peak memory of work that is not run, by tensors that have shapes and no data."""
 
 import weakref
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Count(NamedTuple):
 
 
 def count(work: Callable[[], Any], existing: list[Tensor]) -> Count:
-    """Count what `work` would compute and hold on the meta device.
+    """Count what `work`, on tensors of torch's meta device, would compute and hold.
 
     What a kernel uses inside itself is not seen, nor are the blocks that an allocator keeps for later.
 

@@ -43,7 +43,13 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def peak_bytes(build: Callable[..., Callable[[], Any]], *arguments: Any, runs: int = 2) -> int:
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of `function` in a process of its own, with as many threads as this one."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
+
+
+def peak_bytes(build: Callable[..., Callable[[], Any]], *arguments: Any, runs: int = 1) -> int:
     """Peak memory of `build(*arguments)` and `runs` runs of the work that it returns, in its own process.
 
     On a GPU what torch has allocated; on a CPU the peak of resident memory above what the imports took, with
@@ -51,14 +57,17 @@ def peak_bytes(build: Callable[..., Callable[[], Any]], *arguments: Any, runs: i
     """
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(MMAP_FROM_BYTES)  # read by the new process as it starts
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_peak_of, build, arguments, runs, torch.get_num_threads()).result()
+        return in_fresh_process(_peak_of, build, arguments, runs)
     finally:
         del os.environ["MALLOC_MMAP_THRESHOLD_"]
 
 
-def _peak_of(build: Callable[..., Callable[[], Any]], arguments: tuple, runs: int, threads: int) -> int:
+def _with_threads(threads: int, function: Callable[..., Any], arguments: tuple) -> Any:
     torch.set_num_threads(threads)
+    return function(*arguments)
+
+
+def _peak_of(build: Callable[..., Callable[[], Any]], arguments: tuple, runs: int) -> int:
     on_gpu = torch.cuda.is_available()
     before = 0 if on_gpu else _resident("VmRSS")
     work = build(*arguments)

@@ -17,7 +17,7 @@ from src.cls.task import train_folds
 from src.core.checkpoint import differing_options, load_checkpoint
 from src.core.config import parse_options, plain_options
 from src.core.errors import UserError
-from src.core.files import write_json
+from src.core.files import only_writer, write_json
 from src.core.log import say
 from src.voco.options import VocoOptions
 from src.voco.task import pretrain
@@ -68,16 +68,21 @@ class Piece:
         """Run the training, or what an interrupted one left of it; its output goes to `log.txt`.
 
         Raises:
-            UserError: the training's own, or a finished piece of other options or data.
+            UserError: the training's own, a finished piece of other options or data, or a process of a study
+                that was killed which is still at work here.
         """
-        if self.is_finished:
-            self.require_same()
-            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.folder):
+            if self.is_finished:
+                self.require_same()
+            else:
+                self._train()
+
+    def _train(self) -> None:
         is_pretraining = isinstance(self.options, VocoOptions)
         train: Callable[[Any], Any] = pretrain if is_pretraining else train_folds
         checkpoint = self.folder / ("last.pt" if is_pretraining else "fold0/last.pt")
         is_resumed = checkpoint.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             try:
@@ -85,7 +90,7 @@ class Piece:
                     train(self.options)
             except UserError as error:
                 raise UserError(f"{self.folder.name}: {error} (see {log.name})") from None
-        seconds = None if is_resumed else time.perf_counter() - started
+        seconds =  time.perf_counter() - started
         steps = load_checkpoint(checkpoint)["step"]
         write_json({**self._identity(), "seconds": seconds, "steps": steps}, self.folder / RECORD)
 

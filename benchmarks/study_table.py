@@ -88,11 +88,11 @@ def summarise(runs: Mapping[Cell, Run]) -> list[dict[str, Any]]:
 def comparisons(starts: Sequence[Start]) -> list[tuple[Start, Start]]:
     """What is compared with what.
 
-    Every start with the prior; every encoder with scratch, with the first encoder, and with the one of its
-    method that saw the fewest patients.
+    Scratch with the prior; every encoder with scratch, with the first encoder, and with the one of its method
+    that saw the fewest patients.
     """
     encoders = [start for start in starts if start != SCRATCH]
-    pairs = [(start, PRIOR) for start in starts] + [(start, SCRATCH) for start in encoders]
+    pairs = [(SCRATCH, PRIOR), *((start, SCRATCH) for start in encoders)]
     pairs += [(start, encoders[0]) for start in encoders]
     for start in encoders:
         of_method = [other for other in encoders if other.method == start.method]

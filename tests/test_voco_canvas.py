@@ -105,12 +105,15 @@ def test_a_box_wider_than_the_image_is_black_around_it(tmp_path):
     )
     options = options_of(folder, extent="box", canvas=60, spacing_mm=2.0)
     series, extent = open_index(options).series(0), make_extent(options)
+    images = series.read(np.array([0]))
+    corners = set()
     for seed in range(20):
-        images = series.read(np.array([0]))
         rectangle = extent.choose_rectangle(images, series, np.random.default_rng(seed))
         square = rectangle.resize(images[0], 60)
         assert (square == 9).sum() == 48 * 48 and (square == 0).sum() == 60 * 60 - 48 * 48
         assert square[-rectangle.top, -rectangle.left] == 9
+        corners.add((rectangle.top, rectangle.left))
+    assert len(corners) > 10
 
 
 @pytest.mark.parametrize("windows", [("soft",), ("soft", "organ")])

@@ -12,7 +12,7 @@ from voco_files import draw_anatomy, write_prepared
 SCRIPT = Path(__file__).parents[1] / "train_voco.py"
 STEPS = 20
 COMMON = (
-    *("--backbone", "convnext_atto"),  # it normalises every image by itself
+    *("--backbone", "test_convnext"),  # it normalises every image by itself
     *("--windows", "soft", "organ", "wide"),
     *("--canvas", "96", "--tile", "32", "--depth", "6", "--slices", "2", "--foreground", "0"),
     *("--batch", "4", "--projection", "32", "--dropout", "0", "--lr", "1e-3", "--warmup", "0.2"),

@@ -8,6 +8,8 @@ from voco_files import draw_indices, draw_ramps, write_prepared
 from src.voco.figures import FEW, percentile_interval, resampled_counts
 from src.voco.frozen import load_run
 from src.voco.heldout import HeldOut, middle_indices, standard_crops
+from src.voco.measure import own_sampler, plain_geometry
+from src.voco.options import VocoOptions
 from src.voco.placing import LEAST_CROPS, PlacedCrops, embed_series, hits_by_pair, placing_figures
 
 LABEL = np.float32([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])  # the second crop lies halfway between two bases
@@ -166,3 +168,23 @@ def test_few_series_are_drawn_from_more_often(tmp_path):
     assert found.projection.shape == (draws, 3, 17, 8)
     np.testing.assert_array_equal(found.label[:, :, 0, 0], np.arange(draws)[:, None].repeat(3, axis=1))
     np.testing.assert_array_equal(found.features[4, 2], net.embed(sample(2, 4)[0])["features"])
+
+
+def test_own_crops_are_those_of_the_chosen_patients_and_of_the_runs_grid(tmp_path):
+    folder = write_prepared(tmp_path / "set", draw_indices)
+    net = load_run(write_run(tmp_path / "run", grid=2, grid_z=2, depth=8, extent="whole", random_crops=1))
+    for patients in (None, 2):
+        sample = own_sampler(net, HeldOut.open(folder, ("soft", "organ"), patients), seed=0)
+        crops, label = sample(1, 0)
+        assert crops.shape == (8 + 8, 2, 32, 32, 2) and label.shape == (8, 8)
+        assert (crops[..., 0] == 1).all()  # the second patient's series
+        assert set(crops[8:, 0, 0, 0, 1]) != set(crops[12:, 0, 0, 0, 1])  # bases at two heights
+
+
+def test_what_changes_crops_in_training_is_left_out_of_the_measure():
+    changes = {"appearance": 0.8, "crop_flip": 0.5, "crop_rotate90": 0.5, "crop_shift": 0.5, "repeat": (3,)}
+    options = VocoOptions(data=("a",), output="b", set_windows=("soft",), **changes)
+    plain = plain_geometry(options, "held", seed=4)
+    assert (plain.appearance, plain.crop_flip, plain.crop_rotate90, plain.crop_shift) == (0, 0, 0, 0)
+    assert (plain.data, plain.repeat, plain.set_windows, plain.seed) == (("held",), (), (), 4)
+    assert (plain.canvas, plain.depth, plain.extent) == (options.canvas, options.depth, options.extent)

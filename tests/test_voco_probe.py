@@ -85,10 +85,11 @@ def test_features_that_tell_nothing_are_right_by_chance():
 
 
 def test_frequent_classes_count_no_more_than_rare_ones():
-    """90 % other tissue: always answering so would be right in 90 % of tiles, and in one class of two."""
+    """Nine times as much other tissue: a model of the tiles as they come would hardly ever name the organ."""
     tiles = organ_tiles(dict.fromkeys(names(6), (0,) * 9 + (1,)), told_by="nothing")
+    tiles.features[:, 0] += 2 * NOISE * tiles.target  # best told by a threshold: 0.84
     for figure in organ_figures(tiles, seed=0)[0].values():
-        assert figure.value == pytest.approx(0.5, abs=0.08)
+        assert figure.value > 0.7
 
 
 def test_an_organ_that_only_some_have_labelled_belongs_to_the_rest():
@@ -241,3 +242,13 @@ def test_the_centre_of_a_tile_has_its_label(tmp_path, bodies):
     tiles = centred_tiles(stack.images, place, centre, 16)
     assert ((tiles[:, 0, 8, 8, 0] == 160) == (organ == 1)).all()
     assert (tiles[:, 0, 8, 8, 1] == 10 + stack.indices[place]).all()
+    assert (tiles[:, 0, 8, 8, 0] > 0).all()  # neither air nor gas
+
+
+def test_a_volume_reaches_as_far_along_the_body_as_its_pixels_say(tmp_path, bodies):
+    """48 px of 8 mm, resized to 3 x 8: voxels of 16 mm, slices of 5 mm."""
+    net = load_run(write_run(tmp_path / "run", backbone="resnet10_3d", tile=8, canvas=24))
+    held_out = HeldOut.open(bodies, ("soft", "organ"))
+    stack = read_stack(net, held_out, held_out.series.iloc[0], 12)
+    shown = stack.images[:, :, 0, 0, 1]  # (S, T), the slice's index as its grey level
+    np.testing.assert_array_equal(shown[4:8], [[2, 6], [3, 7], [4, 8], [5, 9]])

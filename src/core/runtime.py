@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.nn.functional as with_gradient
 from accelerate import Accelerator
 from torch import distributed, nn
 
@@ -82,7 +81,7 @@ class Runtime:
             return tensor
         if not (tensor.requires_grad and torch.is_grad_enabled()):
             return self._accelerator.gather(tensor.contiguous())
-        return torch.cat(with_gradient.all_gather(tensor.contiguous()))
+        return _GatherWithGradient.apply(tensor.contiguous())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over the processes."""
@@ -114,6 +113,22 @@ class Runtime:
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """(B, ...) of every process -> (world * B, ...); a row's gradients are summed over the processes."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, tensor)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # the sum is taken in place
+        distributed.all_reduce(gradient)
+        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -61,7 +61,9 @@ class FrozenNet:
 def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
     """The teacher of a run, backbone and head, or its architecture with random weights.
 
-    A teacher that is only a head (large-scale VoCo) stands on the student's backbone.
+    A teacher that is only a head (large-scale VoCo) stands on the student's backbone. BatchNorms normalise by
+    their running statistics, as in any later use. Those of random weights are the initial 0 and 1, which
+    leave a network nearly linear: a stronger baseline than random weights that normalise by crops.
 
     Args:
         random_seed: draw new weights from this seed instead.

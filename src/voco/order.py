@@ -17,9 +17,8 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
 
     Repeats of a volume stand far apart: an epoch runs through each set `repeat` times, with its first half
     and its second half shuffled on their own in every run, and the sets are then shuffled into each other.
-    Between two visits to a volume lie at least as many others as half of its set has. So a batch never holds
-    a volume twice where the set has more than twice as many series as the batch has volumes; in a smaller set
-    that is repeated it may.
+    Between two visits to a volume lie at least as many others as half of its set has. So no batch holds a
+    volume twice where every repeated set has at least 2 * (`batch` - 1) series; of a smaller one it may.
 
     Args:
         entries: of an epoch, `len(dataset)`.

@@ -1,0 +1,256 @@
+"""Speed of the samples that pre-training reads, and what an index of very many series costs, in one run.
+
+python benchmarks/bench_voco_data.py --json voco_data.json
+python benchmarks/bench_voco_data.py --quick
+
+Samples are made of one phantom patient, prepared at 256 px in three windows, of which the settings use one.
+Its files lie in the page cache: a disk's own speed is not in question. On one thread, in turn in every round:
+
+    kit      a sample of the kit: only the slices that a crop shows, only the window that is asked for
+    naive    every slice of the canvas is decoded, in all windows, and resized; then crops are cut
+    decode   OpenCV decoding the slices that the kit decodes, and nothing else: its limit
+
+Times are on the processor, medians over the rounds; a ratio is the median of the rounds' own ratios, since a
+shared machine changes its speed between rounds. The index is opened in a fresh process each time: memory is
+what the process takes more than after its imports, with the table of ids and the order of an epoch made once.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ct_files import machine
+
+import prepare_data
+from src.core.config import parse_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import write_json
+from src.core.log import format_table, say
+from src.core.runtime import sample_rng
+from src.data.phantom.generate import generate_dataset
+from src.data.phantom.options import PhantomOptions
+from src.data.stack import even_indices, read_png, slice_name
+from src.voco.canvas import find_foreground
+from src.voco.dataset import VocoDataset, VolumeOrder, open_dataset
+from src.voco.options import VocoOptions
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "v1": {"canvas": 384, "depth": 96, "grid": 4},
+    "v2": {},
+    "3d": {"canvas": 384, "depth": 96, "grid": 4, "slices": 64, "extent": "whole"},
+    "z-aware": {"depth": 96, "grid_z": 3, "slices": 4, "extent": "whole", "random_crops": 4},
+    "z-aware, appearance": {
+        "depth": 96,
+        "grid_z": 3,
+        "slices": 4,
+        "extent": "whole",
+        "random_crops": 4,
+        "appearance": 0.5,
+    },
+}
+LIMIT_MS = 60  # of a v2 sample
+ROWS = (1_600, 160_000)
+OPEN_LIMIT_S, ADDED_LIMIT_MB = 10, 300  # of the larger index
+LINKED = 20  # series of the index that have images
+
+
+@dataclass(frozen=True)
+class DataBenchOptions:
+    quick: bool = False
+    """a coarse phantom and two rounds: to see that it works, not for figures"""
+    json: Path | None = None
+    """file for the figures"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(DataBenchOptions, argv, prog="bench_voco_data.py", description=__doc__)
+    if not Path("/proc/self/status").exists():
+        raise UserError("memory is read from /proc, which only Linux has")
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    say(f"{machine()}; load {load:.1f}" + (": other work slows the times" if load > 0.5 else ""))
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared, mean_kb = prepare_phantom(Path(scratch), options.quick)
+        say(f"slices of {mean_kb:.0f} KB on the average")
+        samples = time_samples(prepared, rounds=2 if options.quick else 15)
+        index = time_index(prepared, Path(scratch), rounds=1 if options.quick else 3)
+    if options.json:
+        about = {"machine": machine(), "load": load, "quick": options.quick, "mean_slice_kb": mean_kb}
+        write_json(about | {"samples": samples, "index": index}, options.json)
+
+
+def prepare_phantom(scratch: Path, quick: bool) -> tuple[Path, float]:
+    """A prepared set of one series of 256 px and three windows, and the mean size of its slices in KB."""
+    raw, prepared = scratch / "raw", scratch / "prepared"
+    matrix, spacing_z_mm = (256, 2.8) if quick else (512, 2.5)
+    options = PhantomOptions(
+        raw, patients=1, test_patients=0, matrix=matrix, spacing_z_mm=spacing_z_mm, two_phase_rate=0, jobs=1
+    )
+    generate_dataset(options)
+    prepare_data.main(["--input", str(raw), "--output", str(prepared), "--size", "256", "--jobs", "1"])
+    sizes = [path.stat().st_size for path in prepared.glob("images/*/*/*.png")]
+    return prepared, sum(sizes) / len(sizes) / 1e3
+
+
+def time_samples(prepared: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Figures of every setting, in ms a sample."""
+    figures = {}
+    for name, changes in SETTINGS.items():
+        dataset = open_dataset(VocoOptions(data=(str(prepared),), output="unused", **changes))
+        used = used_slices(dataset, epoch=0)
+        folder = dataset.index.series(0).folder
+        content = [np.fromfile(folder / slice_name(index), np.uint8) for index in used]
+        ways: dict[str, Callable[[int], Any]] = {
+            "kit": lambda epoch, dataset=dataset: dataset[epoch, 0],
+            "naive": lambda epoch, dataset=dataset: naive_sample(dataset, epoch),
+            "decode": lambda _, content=content: [cv2.imdecode(png, cv2.IMREAD_UNCHANGED) for png in content],
+        }
+        for way in ways.values():
+            way(0)
+        taken = [{way: timed_ms(ways[way], epoch) for way in ways} for epoch in range(rounds)]
+        figures[name] = {
+            "slices": len(used),
+            **{f"{way} ms": median(times[way] for times in taken) for way in ways},
+            "naive / kit": median(times["naive"] / times["kit"] for times in taken),
+            "kit / decode": median(times["kit"] / times["decode"] for times in taken),
+        }
+    say(f"\na sample\n{format_table([{'': name, **row} for name, row in figures.items()], 2)}")
+    say(f"v2 is to take at most {LIMIT_MS} ms")
+    return figures
+
+
+def used_slices(dataset: VocoDataset, epoch: int) -> np.ndarray:
+    """Slices that a sample of series 0 decodes."""
+    rng = sample_rng(dataset.seed, epoch, 0)
+    canvas_slices = dataset.extent.choose_slices(dataset.index.series(0), rng)
+    starts = np.concatenate(
+        [dataset.grid.random_starts(rng, dataset.random_crops), dataset.grid.base_starts()]
+    )
+    return np.unique(canvas_slices[starts[:, :1] + even_indices(dataset.grid.crop[0], dataset.slices)])
+
+
+def naive_sample(dataset: VocoDataset, epoch: int) -> np.ndarray:
+    """Tiles of series 0, of a canvas that was made whole first."""
+    rng, series, grid = sample_rng(dataset.seed, epoch, 0), dataset.index.series(0), dataset.grid
+    canvas_slices = dataset.extent.choose_slices(series, rng)
+    starts = np.concatenate([grid.random_starts(rng, dataset.random_crops), grid.base_starts()])
+    images = np.stack([read_png(series.folder / slice_name(index)) for index in canvas_slices])
+    images = images[..., list(series.windows)]
+    box = find_foreground(images, dataset.extent.level)
+    canvas = np.stack([box.resize(image, grid.canvas[1]) for image in images])
+    depth, rows, columns = grid.crop
+    tiles = []
+    for z, y, x in starts:
+        crop = canvas[z + even_indices(depth, dataset.slices), y : y + rows, x : x + columns]
+        sides = (dataset.tile, dataset.tile)
+        tiles.append([cv2.resize(image, sides, interpolation=cv2.INTER_AREA) for image in crop])
+    return np.array(tiles)
+
+
+def time_index(prepared: Path, scratch: Path, rounds: int) -> dict[str, Any]:
+    """Medians over fresh processes, by number of rows, and the ratios of the larger index to the smaller."""
+    folders = {rows: write_index(prepared, scratch / f"index_{rows}", rows) for rows in ROWS}
+    taken = [{rows: in_fresh_process(folder) for rows, folder in folders.items()} for _ in range(rounds)]
+    names = taken[0][ROWS[0]]
+    figures: dict[str, Any] = {
+        str(rows): {name: median(run[rows][name] for run in taken) for name in names} for rows in ROWS
+    }
+    small, large = ROWS
+    figures["ratios"] = {
+        name: median(run[large][name] / run[small][name] for run in taken)
+        for name in ("sample ms", "lookup us", "batch us")
+    }
+    table = [{"series": rows, **figures[str(rows)]} for rows in ROWS]
+    say(f"\nan index, v2 samples\n{format_table([*table, {'series': 'ratio', **figures['ratios']}], 2)}")
+    say(f"{large} series are to open in {OPEN_LIMIT_S} s and to add at most {ADDED_LIMIT_MB} MB")
+    return figures
+
+
+def write_index(prepared: Path, folder: Path, rows: int) -> Path:
+    """A prepared set of `rows` series, a few of which, evenly spread, are links to the one of `prepared`."""
+    folder.mkdir()
+    shutil.copy(prepared / "dataset.json", folder)
+    row = pd.read_csv(prepared / "series.csv", dtype=str).loc[[0] * rows].reset_index(drop=True)
+    images = prepared / "images" / row["patient_id"][0] / row["series_id"][0]
+    row["patient_id"] = (100_000 + np.arange(rows) // 2).astype(str)
+    row["series_id"] = (1_000_000 + np.arange(rows)).astype(str)
+    row.to_csv(folder / "series.csv", index=False)
+    for number in linked_rows(rows):
+        patient = folder / "images" / row["patient_id"][number]
+        patient.mkdir(parents=True)
+        (patient / row["series_id"][number]).symlink_to(images, target_is_directory=True)
+    return folder
+
+
+def linked_rows(rows: int) -> range:
+    return range(0, rows, rows // LINKED)
+
+
+def in_fresh_process(folder: Path) -> dict[str, float]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(index_figures, folder).result()
+
+
+def index_figures(folder: Path) -> dict[str, float]:
+    """What opening and using an index takes, in a process that has imported this file and done nothing."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    options = VocoOptions(data=(str(folder),), output="unused")
+    before_mb = status_mb("VmRSS")
+    start = time.perf_counter()
+    dataset = open_dataset(options)
+    open_s = time.perf_counter() - start
+    dataset.table.groupby(["set", "patient_id"]).ngroup()  # as training numbers the patients
+    order = iter(VolumeOrder(len(dataset), options.batch, seed=0, first_step=0, steps=200, sets=dataset.sets))
+    next(order)  # draws the order of the epoch
+    added_mb, peak_mb = status_mb("VmRSS") - before_mb, status_mb("VmHWM") - before_mb
+    batch_us = 1e3 * timed_ms(lambda _: list(order), 0) / 199
+    rows = linked_rows(len(dataset))
+    dataset[0, 0]
+    sample_ms = median(timed_ms(lambda row: dataset[0, row], row) for row in rows)
+    index = dataset.index
+    lookup_us = 1e3 * median(timed_ms(lambda row: index.series(index.row_of(row)), row) for row in rows)
+    return {
+        "open s": open_s,
+        "added MB": added_mb,
+        "peak MB": peak_mb,
+        "sample ms": sample_ms,
+        "lookup us": lookup_us,
+        "batch us": batch_us,
+    }
+
+
+def status_mb(field: str) -> float:
+    """A memory figure of this process: VmRSS, what it has now; VmHWM, the most it had."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise LookupError(field)
+
+
+def timed_ms(work: Callable[[int], Any], argument: int) -> float:
+    """Time on the processor: what else runs on the machine disturbs it less than the time of the clock."""
+    start = time.process_time()
+    work(argument)
+    return 1e3 * (time.process_time() - start)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
