@@ -46,8 +46,9 @@ from src.data.phantom.generate import generate_dataset
 from src.data.phantom.options import PhantomOptions
 from src.data.stack import even_indices, read_png, slice_name
 from src.voco.canvas import find_foreground
-from src.voco.dataset import VocoDataset, VolumeOrder, open_dataset
+from src.voco.dataset import VocoDataset, open_dataset
 from src.voco.options import VocoOptions
+from src.voco.order import VolumeOrder
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "v1": {"canvas": 384, "depth": 96, "grid": 4},

@@ -90,7 +90,7 @@ class Piece:
                     train(self.options)
             except UserError as error:
                 raise UserError(f"{self.folder.name}: {error} (see {log.name})") from None
-        seconds =  time.perf_counter() - started
+        seconds = None if is_resumed else time.perf_counter() - started
         steps = load_checkpoint(checkpoint)["step"]
         write_json({**self._identity(), "seconds": seconds, "steps": steps}, self.folder / RECORD)
 

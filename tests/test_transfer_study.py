@@ -170,7 +170,8 @@ def test_sets_share_images_and_follow_their_folder(study, tmp_path):
     for name in ("unlabelled-4", "labels-50-s0"):
         drawn = PreparedDataset.open(moved / "sets" / name)
         row = drawn.series.iloc[0]
-        assert (drawn.folder / "images" / row.patient_id).is_symlink()
+        images = drawn.folder / "images" / row.patient_id
+        assert images.is_symlink() and images.resolve().is_relative_to(moved)
         assert drawn.read_slices(row.patient_id, row.series_id, [0, 1]).shape == (2, 48, 48, 3)
 
 

@@ -10,8 +10,9 @@ from src.core.errors import UserError
 from src.data.stack import image_folder, read_png, slice_name
 from src.nn.loading import StackLoader
 from src.voco.crops import overlap_labels
-from src.voco.dataset import VolumeOrder, VolumeSample, open_dataset
+from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
+from src.voco.order import VolumeOrder
 
 SMALL = {
     "windows": ("soft", "organ", "wide"),

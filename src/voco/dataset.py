@@ -19,9 +19,6 @@ from src.voco.changes import CropChanges
 from src.voco.crops import CropGrid, cut_tiles, overlap_labels
 from src.voco.index import SeriesIndex, open_index
 from src.voco.options import VocoOptions
-from src.voco.order import VolumeOrder
-
-__all__ = ["VocoDataset", "VolumeOrder", "VolumeSample", "open_dataset"]
 
 
 class VolumeSample(NamedTuple):
