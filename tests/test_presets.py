@@ -9,6 +9,7 @@ from src.cls.options import ClassifierOptions
 from src.core.config import parse_options
 from src.data.mask_ids import read_mask_ids
 from src.data.stack import ORGANS
+from src.nn.encoder3d import VOLUME_BACKBONES
 from src.voco.options import VocoOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,5 +38,5 @@ def test_a_preset_loads(path):
     stage = path.parent.name
     argv = ["--config", str(path), *REQUIRED[stage].split()]
     options = parse_options(STAGES[stage], argv, prog="script.py", description="")
-    assert timm.is_model(options.backbone)
+    assert timm.is_model(options.backbone) or options.backbone in VOLUME_BACKBONES
     assert path.read_text(encoding="utf-8").startswith("# "), "a preset says what it is for"

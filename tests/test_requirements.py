@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = {"src", *(path.stem for path in ROOT.glob("*.py")), *(path.stem for path in ROOT.glob("tests/*.py"))}
+OWN = {"src", *(path.stem for folder in (".", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/*.py"))}
 
 
 def names(file: str) -> set[str]:

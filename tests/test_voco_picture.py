@@ -104,7 +104,10 @@ def test_the_most_similar_base_is_framed_green_where_right_and_red_where_wrong()
         panel = panels(picture, FLAT, crop, crops=2)[3]
         assert has_colour(panel, shown) and not has_colour(panel, absent)
         y, x = divmod(int(similarity[0, crop].argmax()), 3)
-        assert has_colour(panel[y * CELL_PX : (y + 1) * CELL_PX, x * CELL_PX : (x + 1) * CELL_PX], shown)
+        cell = panel[y * CELL_PX : (y + 1) * CELL_PX, x * CELL_PX : (x + 1) * CELL_PX]
+        assert has_colour(cell, shown)
+        cell[:] = 0
+        assert not has_colour(panel, shown), "no other cell is framed"
 
 
 def test_a_picture_has_a_row_a_crop_of_the_first_volumes():

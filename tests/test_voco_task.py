@@ -19,7 +19,7 @@ from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, save_options
 from src.core.errors import UserError
 from src.core.runtime import Runtime
-from src.nn.encoder import create_encoder, load_encoder, read_encoder_file
+from src.nn.encoder import create_encoder, load_encoder, read_encoder_file, save_encoder
 from src.voco.dataset import VolumeSample
 from src.voco.monitors import Monitors
 from src.voco.objectives import build_objective
@@ -273,3 +273,16 @@ def test_every_method_trains_and_exports(anatomy, tmp_path, changes):
     assert all(np.isfinite(float(row["loss"])) for row in rows)
     assert "cross_placing" in rows[-1]
     assert read_encoder_file(tmp_path / "encoder.safetensors").in_channels == 3
+
+
+def test_weights_go_on_with_the_grey_levels_that_they_know(anatomy, finished, tmp_path):
+    """A published encoder was trained on greys from 0 to 1 as they are; training and export keep that."""
+    about = read_encoder_file(Path(finished.output) / "encoder.safetensors")
+    given = dataclasses.replace(about, mean=(0.0,) * 3, std=(1.0,) * 3)
+    save_encoder(tmp_path / "given.safetensors", create_encoder(finished.backbone, 3), given)
+    options = make_options(anatomy, tmp_path / "run", encoder=str(tmp_path / "given.safetensors"), steps=1)
+    pretrain(options)
+    after = read_encoder_file(tmp_path / "run" / "encoder.safetensors")
+    assert (after.mean, after.std) == (given.mean, given.std)
+    network = build_state(options, Runtime.create("fp32")).student
+    assert network.mean.tolist() == [0, 0, 0]

@@ -17,7 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from src.core.errors import UserError
 from src.core.log import say
-from src.nn.encoder import GREY_MEAN, GREY_STD, create_encoder, encoder_width, load_encoder
+from src.nn.encoder import (
+    GREY_MEAN,
+    GREY_STD,
+    create_encoder,
+    encoder_width,
+    load_encoder,
+    read_encoder_file,
+)
 from src.nn.encoder3d import VOLUME_BACKBONES, check_sides, create_volume_encoder
 from src.voco.options import VocoOptions
 
@@ -82,8 +89,8 @@ class VocoNet(nn.Module):
         self.head = ProjectionHead(width, projection)
         self.micro_batch = micro_batch
         self.is_compiled = False
-        self.register_buffer("mean", torch.tensor(mean), persistent=False)
-        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Embed crops.
@@ -175,15 +182,19 @@ def build_network(options: VocoOptions) -> VocoNet:
         check_sides(f"backbone {options.backbone}", encoder, (options.slices, options.tile, options.tile))
     else:
         kind, encoder = VocoNet, create_encoder(options.backbone, channels, options.pretrained)
+    mean, std = (GREY_MEAN,) * channels, (GREY_STD,) * channels
     if options.encoder:
         say(f"{options.encoder}: {load_encoder(encoder, options.encoder)}")
+        if options.encoder.endswith(".safetensors"):  # weights go on with the grey levels that they know
+            about = read_encoder_file(options.encoder)
+            mean, std = (about.mean, about.std) if about.in_channels == channels else (mean, std)
     network = kind(
         encoder,
         encoder_width(encoder),
         projection=options.projection,
         dropout=options.dropout,
-        mean=[GREY_MEAN] * channels,
-        std=[GREY_STD] * channels,
+        mean=mean,
+        std=std,
         micro_batch=options.micro_batch,
     )
     if options.compile:

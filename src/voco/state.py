@@ -13,7 +13,7 @@ from src.core.checkpoint import differing_options, load_checkpoint, save_checkpo
 from src.core.config import plain_options
 from src.core.errors import UserError
 from src.core.runtime import Runtime, torch_seed
-from src.nn.encoder import GREY_MEAN, GREY_STD, EncoderFile, save_encoder
+from src.nn.encoder import EncoderFile, save_encoder
 from src.voco.model import TeacherHead, VocoNet, build_network, make_teacher
 from src.voco.options import VocoOptions
 
@@ -116,13 +116,13 @@ def export_encoder(
     they do not hang on the noise of a single batch, and it is the network whose placing the monitors
     measured. Where student and teacher share one backbone, it is that one.
     """
-    source = runtime.unwrap(state.student) if isinstance(state.teacher, TeacherHead) else state.teacher
-    channels = len(options.windows)
+    network = runtime.unwrap(state.student)
+    source = network if isinstance(state.teacher, TeacherHead) else state.teacher
     about = EncoderFile(
         name=options.backbone,
-        in_channels=channels,
-        mean=(GREY_MEAN,) * channels,
-        std=(GREY_STD,) * channels,
+        in_channels=len(options.windows),
+        mean=tuple(network.mean.tolist()),
+        std=tuple(network.std.tolist()),
         windows=options.windows,
         trained_by={"script": "train_voco.py", "steps": state.step, "options": plain_options(options)},
         patients=tuple(patients),
