@@ -8,9 +8,9 @@
 Presets: v1 and v2 (2D-VoCo as published), plus (ours), 3d (VoCo on sub-volumes), large (large-scale VoCo),
 each with a _small twin for CPUs; docs/pretraining.md compares them. The same command again continues an
 interrupted run from its last checkpoint, to the same result. The run's folder gets encoder.safetensors (the
-backbone, for train_cls.py --encoder and for plain timm), last.pt, metrics.csv, curves.png, TensorBoard events,
-patients.csv (whose images the encoder has seen) and config.yaml. Watch `placing: cross`: the share of crops of
-one patient placed right among another patient's base crops; chance is one in the number of bases.
+backbone, for train_cls.py --encoder and for plain timm), last.pt, metrics.csv, curves.png, TensorBoard
+events, patients.csv (whose images the encoder has seen) and config.yaml. Watch `placing: cross`: the share of
+crops of one patient placed right among another patient's base crops; chance is one in the number of bases.
 """
 
 from pathlib import Path
