@@ -22,16 +22,18 @@ class Count(NamedTuple):
 def count(work: Callable[[], Any], existing: list[Tensor]) -> Count:
     """Count what `work`, on tensors of torch's meta device, would compute and hold.
 
-    What a kernel uses inside itself is not seen, nor are the blocks that an allocator keeps for later.
+    It runs twice, for torch's counter of operations keeps tensors alive that nothing else needs. What a
+    kernel uses inside itself is not seen, nor are the blocks that an allocator keeps for later.
 
     Args:
         existing: tensors that live before the work begins, as parameters do.
     """
     live = LiveBytes(existing)
-    flops = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_flops}
-    )
-    with flops, live:
+    with live:
+        work()
+    formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    flops = FlopCounterMode(display=False, custom_mapping=formulas)
+    with flops:
         work()
     return Count(flops.get_total_flops(), live.peak)
 

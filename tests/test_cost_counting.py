@@ -12,10 +12,16 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def counting():
+def benchmarks():
+    """Imports a module of the benchmarks, whose folder is on the path meanwhile (and in their processes)."""
     sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("counting")
+    yield importlib.import_module
     sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def counting(benchmarks):
+    return benchmarks("counting")
 
 
 @pytest.mark.parametrize("groups", [1, 4, 24])
@@ -82,3 +88,15 @@ def test_memory_counts_what_the_backward_pass_keeps(counting):
         return counting.count(run, [x]).peak_bytes
 
     assert kept(20) - kept(10) == 10 * 4_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_counted_memory_grows_as_measured_memory_does(benchmarks):
+    """The growth, for the libraries of a process take some 100 MB besides."""
+    cost, measuring = benchmarks("cost_2d_vs_3d"), benchmarks("measuring")
+    options = cost.load_preset("v2", "resnet10t")
+    few, many = 1, 5
+    counted = [cost.count_step(options, crops).peak_bytes for crops in (few, many)]
+    measured = [measuring.peak_bytes(cost.build_step, options, crops) for crops in (few, many)]
+    assert counted[1] > 2 * counted[0]
+    assert measured[1] - measured[0] == pytest.approx(counted[1] - counted[0], rel=0.1)
