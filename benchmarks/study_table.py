@@ -131,13 +131,13 @@ def format_means(rows: Sequence[dict[str, Any]]) -> str:
             "unlabelled": row["unlabelled"] or "-",
             "labels": f"{100 * row['labels']:g} % ({row['patients']:.0f})",
             "seeds": len(row["seeds"]),
-            **{title: _format_spread(row[name], ".3f") for name, title in _SHOWN.items()},
+            **{title: format_spread(row[name], ".3f") for name, title in _SHOWN.items()},
             "pre-training": _format_cost(row, "encoder"),
             "classifier": _format_cost(row, "classifier"),
         }
         for row in rows
     ]
-    return _markdown(table)
+    return markdown(table)
 
 
 def format_differences(rows: Sequence[dict[str, Any]]) -> str:
@@ -148,14 +148,15 @@ def format_differences(rows: Sequence[dict[str, Any]]) -> str:
             "minus": row["minus"],
             "labels": f"{100 * row['labels']:g} %",
             "score better": f"{row['better']} of {len(row['seeds'])}",
-            **{title: _format_spread(row[name], "+.3f") for name, title in _SHOWN.items()},
+            **{title: format_spread(row[name], "+.3f") for name, title in _SHOWN.items()},
         }
         for row in rows
     ]
-    return _markdown(table)
+    return markdown(table)
 
 
-def _format_spread(values: dict[str, float | None], form: str) -> str:
+def format_spread(values: dict[str, float | None], form: str) -> str:
+    """`mean ± standard deviation (lowest to highest)`; a single value alone."""
     mean, low, high = (format(values[name], form) for name in ("mean", "min", "max"))
     return mean if values["sd"] is None else f"{mean} ± {values['sd']:.3f} ({low} to {high})"
 
@@ -167,6 +168,7 @@ def _format_cost(row: dict[str, Any], what: str) -> str:
     return f"{steps:.0f} steps" + ("" if seconds is None else f", {seconds:.0f} s")
 
 
-def _markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A table with the columns of the first row."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

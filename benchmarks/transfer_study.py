@@ -59,9 +59,9 @@ class StudyOptions:
     and an unlabelled one"""
     size: int = 144
     """side of the prepared images in pixels"""
-    presets: tuple[str, ...] = ("v2_study", "plus_study")
+    presets: tuple[str, ...] = ("v2_small", "plus_small")
     """methods: names of presets in configs/voco, or paths; the first is the one the others are compared to"""
-    scaled: tuple[str, ...] = ("plus_study",)
+    scaled: tuple[str, ...] = ("plus_small",)
     """which of --presets are pre-trained on every number of --unlabelled, not on the largest alone"""
     unlabelled: tuple[int, ...] = (25, 100, 400)
     """numbers of patients to pre-train on"""

@@ -8,9 +8,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+
+from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "Makefile", "docs/results.md", "docs/prepare.md", "folds/README.md")
+FILES = (
+    *("README.md", "Makefile", "folds/README.md"),
+    *("docs/results.md", "docs/prepare.md", "docs/pretraining.md"),
+)
 
 
 def commands() -> list[str]:
@@ -58,3 +64,19 @@ def test_a_shown_command_exists_with_its_options(command):
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()))
 def test_a_linked_file_exists(link):
     assert (ROOT / link).exists()
+
+
+def test_the_example_of_plain_timm_runs_as_it_is_shown(tmp_path, monkeypatch):
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    path = re.search(r'path = "(.*)"', example)[1]
+    saved = create_encoder("test_resnet", 2)
+    about = EncoderFile("test_resnet", 2, (0.5,) * 2, (0.25,) * 2, ("soft", "wide"), {}, ("1",))
+    save_encoder(tmp_path / path, saved, about)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    assert names["about"]["windows"] == ["soft", "wide"]
+    weights = names["encoder"].state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in saved.state_dict().items())

@@ -1,0 +1,260 @@
+"""Does pre-training learn, and is the representation better? Every method, several seeds, volumes never seen.
+
+    python benchmarks/representation_study.py --work data/study --json representation.json
+    python benchmarks/representation_study.py --work data/study --stage evaluate table --sets data/real
+
+Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
+
+    data      the phantoms of transfer_study.py, which shares its folder and its encoders with this study
+    pretrain  train_voco.py for each preset and seed at the preset's steps (equal steps), and again with as
+              many steps as take as long as --seconds-of does (equal seconds)
+    evaluate  placing and probes of src/voco/evaluate.py on the phantoms with segmentations and on --sets, of
+              every encoder and of random weights
+    table     mean and spread over seeds, and differences to the first preset, paired by seed
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from joblib import Parallel, delayed
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ct_files import machine
+from study_pieces import Piece, Start, make_all, pretraining
+from study_sets import StudyFolders, make_data
+from study_table import format_spread, markdown, spread
+
+from src.core.checkpoint import load_checkpoint
+from src.core.config import parse_options, plain_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import only_writer, write_json
+from src.core.log import say
+from src.voco.frozen import load_run
+from src.voco.heldout import HeldOut
+from src.voco.measure import measure
+
+STAGES = ("data", "pretrain", "evaluate", "table")
+SHOWN = {
+    "placing/standard/cross/projection": "cross-patient placing",
+    "placing/standard/cross/features": "by features",
+    "placing/standard/intra/projection": "inside a patient",
+    "probe/organ/logistic": "organ, linear",
+    "probe/organ/knn": "organ, k-NN",
+    "probe/z_position/ridge/r2": "height, R2",
+    "probe/z_position/ridge/mae_mm": "height, error mm",
+}
+"""Figures of the tables; the JSON holds all."""
+
+
+@dataclass(frozen=True)
+class RepresentationOptions:
+    work: Path
+    """folder of the study, which transfer_study.py may share"""
+    stage: tuple[Literal["data", "pretrain", "evaluate", "table"], ...] = STAGES
+    """stages to run, always in the order data, pretrain, evaluate, table"""
+    presets: tuple[str, ...] = ("v2_small", "v1_small", "plus_small", "3d_small")
+    """methods: names of presets in configs/voco, or paths; the first is the one the others are compared to"""
+    seconds_of: str = "plus_small"
+    """preset whose time the others get in the comparison at equal seconds"""
+    unlabelled: int = 400
+    """patients to pre-train on"""
+    sets: tuple[Path, ...] = ()
+    """further prepared sets to measure on, such as the one of real_ct.py"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """one run of everything each"""
+    size: int = 144
+    """side of the prepared images in pixels"""
+    jobs: int = 1
+    """trainings or measurements at a time, with the cores shared among them"""
+    json: Path | None = None
+    """file for the figures"""
+
+    def __post_init__(self) -> None:
+        if self.seconds_of not in self.presets:
+            raise ValueError(f"--seconds-of {self.seconds_of} is not among --presets")
+        if not self.seeds or min(self.seeds) < 0 or self.jobs < 1 or self.unlabelled < 1:
+            raise ValueError("--seeds must be at least 0, --jobs and --unlabelled at least 1")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network on one set, measured once and kept."""
+
+    method: str
+    """name of the row in the table"""
+    seed: int
+    run: Path
+    data: Path
+    is_random: bool = False
+
+    def path(self, work: Path) -> Path:
+        weights = "random" if self.is_random else "teacher"
+        return work / "figures" / f"{self.run.name}-{weights}-{self.data.name}.json"
+
+    def make(self, work: Path) -> None:
+        """Measure, unless that was done on the same weights."""
+        digest = hashlib.sha256((self.run / "encoder.safetensors").read_bytes()).hexdigest()
+        path = self.path(work)
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["encoder"] == digest:
+            return
+        net = load_run(self.run, self.seed if self.is_random else None)
+        figures, absent = measure(net, HeldOut.open(self.data, net.options.windows), self.seed)
+        named = {name: asdict(figure) for name, figure in figures.items()}
+        write_json({"encoder": digest, "figures": named, "absent": absent}, path)
+
+    def read(self, work: Path) -> dict[str, Any] | None:
+        path = self.path(work)
+        return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else None
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(RepresentationOptions, argv, prog="representation_study.py", description=__doc__)
+    folders = StudyFolders.find(options.work, ())
+    options.work.mkdir(parents=True, exist_ok=True)
+    with only_writer(options.work):
+        if "data" in options.stage:
+            make_data(folders, options.size)
+        equal_steps = plan_equal_steps(options, folders)
+        if "pretrain" in options.stage:
+            make_all("pretrain", list(equal_steps.values()), options.jobs)
+            make_all("pretrain", list(plan_equal_seconds(options, equal_steps).values()), options.jobs)
+        if "evaluate" in options.stage:
+            evaluate(options, folders, equal_steps)
+    if "table" in options.stage:
+        show(options, folders, equal_steps)
+
+
+def plan_equal_steps(options: RepresentationOptions, folders: StudyFolders) -> dict[tuple[str, int], Piece]:
+    """A piece for each preset and seed, seed by seed."""
+    return {
+        (preset, seed): pretraining(folders, Start(Path(preset).stem, options.unlabelled), preset, seed)
+        for seed in options.seeds
+        for preset in options.presets
+    }
+
+
+def plan_equal_seconds(
+    options: RepresentationOptions, equal_steps: dict[tuple[str, int], Piece]
+) -> dict[tuple[str, int], Piece]:
+    """The other presets with as many steps as take the mean time of `seconds_of`.
+
+    Raises:
+        UserError: the runs at equal steps, which tell how long a step takes, are not finished.
+    """
+    missing = [piece.folder.name for piece in equal_steps.values() if not piece.is_finished]
+    if missing:
+        raise UserError(f"{missing[0]} is not finished: run --stage pretrain first")
+    seconds = {
+        preset: sum(training_seconds(equal_steps[preset, seed]) for seed in options.seeds)
+        for preset in options.presets
+    }
+    pieces = {}
+    for (preset, seed), piece in equal_steps.items():
+        if preset == options.seconds_of:
+            continue
+        steps = round(piece.options.steps * seconds[options.seconds_of] / seconds[preset])
+        output = piece.folder.with_name(f"{Path(preset).stem}-{options.unlabelled}t-s{seed}")
+        pieces[preset, seed] = replace(piece, options=replace(piece.options, steps=steps, output=str(output)))
+    return pieces
+
+
+def training_seconds(piece: Piece) -> float:
+    """Time of the steps alone, in all sessions of a run."""
+    return load_checkpoint(piece.folder / "last.pt")["seconds"]
+
+
+def plan_measurements(
+    options: RepresentationOptions, folders: StudyFolders, equal_steps: dict[tuple[str, int], Piece]
+) -> list[Measurement]:
+    """Every network on every set; random weights once for each backbone."""
+    rows: list[tuple[str, int, Path, bool]] = []
+    backbones = {piece.options.backbone: preset for (preset, _), piece in reversed(equal_steps.items())}
+    for (preset, seed), piece in equal_steps.items():
+        if backbones[piece.options.backbone] == preset:
+            rows.append((f"random weights, {piece.options.backbone}", seed, piece.folder, True))
+    rows += [(Path(preset).stem, seed, piece.folder, False) for (preset, seed), piece in equal_steps.items()]
+    rows += [
+        (f"{Path(preset).stem}, equal seconds", seed, piece.folder, False)
+        for (preset, seed), piece in plan_equal_seconds(options, equal_steps).items()
+    ]
+    return [
+        Measurement(method, seed, run, data, is_random)
+        for data in (folders.prepared("probe"), *options.sets)
+        for method, seed, run, is_random in rows
+    ]
+
+
+def evaluate(
+    options: RepresentationOptions, folders: StudyFolders, equal_steps: dict[tuple[str, int], Piece]
+) -> None:
+    """Make every measurement that can be made."""
+    planned = plan_measurements(options, folders, equal_steps)
+    ready = [each for each in planned if (each.run / "encoder.safetensors").is_file()]
+    say(f"evaluate: {len(planned)} measurements, {len(planned) - len(ready)} lack their encoder")
+    Parallel(n_jobs=options.jobs)(delayed(Measurement.make)(each, options.work) for each in ready)
+
+
+def show(
+    options: RepresentationOptions, folders: StudyFolders, equal_steps: dict[tuple[str, int], Piece]
+) -> None:
+    """Print the tables of what is finished, and write the figures."""
+    say(f"\n{machine()}")
+    rows: list[dict[str, Any]] = []
+    planned = plan_measurements(options, folders, equal_steps)
+    for data in dict.fromkeys(each.data for each in planned):
+        found = [(each, each.read(options.work)) for each in planned if each.data == data]
+        found = [(each, figures) for each, figures in found if figures]
+        baseline = {
+            each.seed: figures for each, figures in found if each.method == Path(options.presets[0]).stem
+        }
+        means, differences = [], []
+        for method in dict.fromkeys(each.method for each, _ in found):
+            runs = {each.seed: (each, figures) for each, figures in found if each.method == method}
+            means.append(
+                {"method": method, "seeds": len(runs), **_costs([each for each, _ in runs.values()])}
+            )
+            pairs = [(figures, baseline[seed]) for seed, (_, figures) in runs.items() if seed in baseline]
+            differences.append({"method": method})
+            for name, title in SHOWN.items():
+                means[-1][title] = _cell([figures.get(name) for _, figures in runs.values()])
+                differences[-1][title] = _difference(name, pairs)
+        rows += [
+            {"data": data.name, "method": each.method, "seed": each.seed, "figures": figures}
+            for each, figures in found
+        ]
+        say(f"\n{data.name}: mean ± standard deviation over seeds\n\n{markdown(means)}")
+        say(f"\nDifferences to {options.presets[0]}, paired by seed\n\n{markdown(differences)}")
+    if options.json:
+        write_json({"machine": machine(), "options": plain_options(options), "runs": rows}, options.json)
+
+
+def _costs(runs: Sequence[Measurement]) -> dict[str, str]:
+    if runs[0].is_random:
+        return {"steps": "0", "seconds": "-"}
+    saved = [load_checkpoint(each.run / "last.pt") for each in runs]
+    seconds = sum(content["seconds"] for content in saved) / len(saved)
+    return {"steps": str(saved[0]["step"]), "seconds": f"{seconds:.0f}"}
+
+
+def _cell(figures: Sequence[dict[str, Any] | None]) -> str:
+    values = [figure["value"] for figure in figures if figure]
+    return format_spread(spread(values), ".3f") if values else "-"
+
+
+def _difference(name: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+    values = [
+        figures[name]["value"] - base[name]["value"]
+        for figures, base in pairs
+        if name in figures and name in base
+    ]
+    return format_spread(spread(values), "+.3f") if values else "-"
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
