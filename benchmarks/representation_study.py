@@ -157,7 +157,7 @@ def plan_equal_seconds(
     for (preset, seed), piece in equal_steps.items():
         if preset == options.seconds_of:
             continue
-        steps = round(piece.options.steps * seconds[options.seconds_of] / seconds[preset])
+        steps = max(1, round(piece.options.steps * seconds[options.seconds_of] / seconds[preset]))
         output = piece.folder.with_name(f"{Path(preset).stem}-{options.unlabelled}t-s{seed}")
         pieces[preset, seed] = replace(piece, options=replace(piece.options, steps=steps, output=str(output)))
     return pieces
