@@ -49,7 +49,7 @@ class BenchOptions:
     slices: int | None = None
     """slices a crop; by default 32 on a GPU and 8 on a CPU, --quick 4"""
     repeats: int | None = None
-    """timed runs of each row; by default 9, --quick 3"""
+    """timed runs of each row; by default 7, --quick 3"""
     json: Path | None = None
     """file for the figures"""
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(BenchOptions, argv, prog="bench_voco.py", description=__doc__)
     on_gpu = torch.cuda.is_available()
     slices = options.slices or (4 if options.quick else 32 if on_gpu else 8)
-    repeats = options.repeats or (3 if options.quick else 9)
+    repeats = options.repeats or (3 if options.quick else 7)
     voco = VocoOptions(data=("none",), output="none", backbone="efficientnet_b0", slices=slices)
     tiles = voco.batch * (voco.random_crops + voco.grid**2) * slices
     say(f"{voco.backbone}, {tiles} tiles of {voco.tile} px a step; {device_name()}; {machine()}")

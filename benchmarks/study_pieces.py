@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ class Piece:
                 that was killed which is still at work here.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with only_writer(self.folder):
+        # train_voco.py holds its folder itself
+        with nullcontext() if isinstance(self.options, VocoOptions) else only_writer(self.folder):
             if self.is_finished:
                 self.require_same()
             else:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,8 @@ def test_memory_counts_what_the_backward_pass_keeps(counting):
 def test_counted_memory_grows_as_measured_memory_does(benchmarks):
     """The growth, for the libraries of a process take some 100 MB besides."""
     cost, measuring = benchmarks("cost_2d_vs_3d"), benchmarks("measuring")
-    options = cost.load_preset("v2", "resnet10t")
-    few, many = 1, 5
+    options = replace(cost.load_preset("v2", "resnet10t"), slices=8)
+    few, many = 2, 14
     counted = [cost.count_step(options, crops).peak_bytes for crops in (few, many)]
     measured = [measuring.peak_bytes(cost.build_step, options, crops) for crops in (few, many)]
     assert counted[1] > 2 * counted[0]

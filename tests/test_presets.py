@@ -40,3 +40,39 @@ def test_a_preset_loads(path):
     options = parse_options(STAGES[stage], argv, prog="script.py", description="")
     assert timm.is_model(options.backbone) or options.backbone in VOLUME_BACKBONES
     assert path.read_text(encoding="utf-8").startswith("# "), "a preset says what it is for"
+
+
+COMMON = {
+    "random_crops": 2,
+    "momentum": 0.9,
+    "final_momentum": None,
+    "lr": 1e-4,
+    "steps": 250_000,
+    "temperature": 0.1,
+}
+COMMON |= {"warmup": 0.02, "objective": "overlap", "appearance": 0.0, "grid_z": 1, "tile": 64}
+SLAB = {"extent": "slab", "canvas": 192, "depth": 64, "grid": 3, "slices": 32, "foreground": 0.3}
+WHOLE = {"extent": "whole", "canvas": 384, "depth": 96, "grid": 4, "foreground": 0.3}
+STILL = {"crop_flip": 0.0, "crop_rotate90": 0.0, "crop_shift": 0.0}
+MOVED = {"crop_flip": 0.2, "crop_rotate90": 0.2, "crop_shift": 0.1}
+OWN = {"inter_volume": False, "directions": "both", "negatives": "square", "shared_backbone": False}
+NEXT = {"inter_volume": True, "directions": "student", "negatives": "square", "shared_backbone": False}
+PUBLISHED = {
+    "v1": WHOLE | STILL | OWN | {"slices": 32, "batch": 1, "projection": 2048, "dropout": 0.0},
+    "v2": SLAB | STILL | NEXT | {"batch": 4, "projection": 2048, "dropout": 0.2},
+    "3d": WHOLE | MOVED | OWN | {"slices": 64, "batch": 2, "projection": 2048, "dropout": 0.0},
+    "large": SLAB
+    | MOVED
+    | NEXT
+    | {"extent": "box", "spacing_mm": 1.5, "foreground": 0.0, "slices": 64, "negatives": "log"}
+    | {"shared_backbone": True, "projection": 1024, "dropout": 0.0, "backbone": "swin_unetr_b"},
+}
+"""What the papers and the authors' code state; the batch of large-scale VoCo is not among it."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_method_has_its_published_setting(name):
+    argv = ["--config", str(ROOT / f"configs/voco/{name}.yaml"), *REQUIRED["voco"].split()]
+    options = parse_options(VocoOptions, argv, prog="script.py", description="")
+    expected = COMMON | PUBLISHED[name]
+    assert {key: getattr(options, key) for key in expected} == expected

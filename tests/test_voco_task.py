@@ -14,12 +14,13 @@ import pytest
 import timm
 import torch
 from voco_files import WINDOWS, draw_anatomy, write_prepared
+from voco_runs import make_options
 
 from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, save_options
 from src.core.errors import UserError
 from src.core.runtime import Runtime
-from src.nn.encoder import create_encoder, load_encoder, read_encoder_file, save_encoder
+from src.nn.encoder import create_encoder, load_encoder, read_encoder_file
 from src.voco.dataset import VolumeSample
 from src.voco.monitors import Monitors
 from src.voco.objectives import build_objective
@@ -43,29 +44,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make_options(data, output, **changes):
-    options = VocoOptions(
-        data=(str(data),),
-        output=str(output),
-        steps=6,
-        backbone="mobilenetv3_small_050",
-        windows=WINDOWS,
-        canvas=48,
-        depth=6,
-        foreground=0.0,
-        tile=16,
-        slices=2,
-        batch=3,
-        projection=32,
-        warmup=0.2,
-        lr=1e-3,
-        workers=0,
-        log_every=1,
-        save_every=1,
-    )
-    return dataclasses.replace(options, **changes)
 
 
 def read_metrics(folder):
@@ -268,21 +246,8 @@ def test_training_starts_from_the_weights_of_a_file(anatomy, finished, tmp_path,
     ids=["v1", "plus", "large", "micro-batches"],
 )
 def test_every_method_trains_and_exports(anatomy, tmp_path, changes):
-    pretrain(make_options(anatomy, tmp_path, steps=2, **changes))
+    pretrain(make_options(anatomy, tmp_path, steps=2, log_every=2, save_every=2, **changes))
     rows = read_metrics(tmp_path)
     assert all(np.isfinite(float(row["loss"])) for row in rows)
     assert "cross_placing" in rows[-1]
     assert read_encoder_file(tmp_path / "encoder.safetensors").in_channels == 3
-
-
-def test_weights_go_on_with_the_grey_levels_that_they_know(anatomy, finished, tmp_path):
-    """A published encoder was trained on greys from 0 to 1 as they are; training and export keep that."""
-    about = read_encoder_file(Path(finished.output) / "encoder.safetensors")
-    given = dataclasses.replace(about, mean=(0.0,) * 3, std=(1.0,) * 3)
-    save_encoder(tmp_path / "given.safetensors", create_encoder(finished.backbone, 3), given)
-    options = make_options(anatomy, tmp_path / "run", encoder=str(tmp_path / "given.safetensors"), steps=1)
-    pretrain(options)
-    after = read_encoder_file(tmp_path / "run" / "encoder.safetensors")
-    assert (after.mean, after.std) == (given.mean, given.std)
-    network = build_state(options, Runtime.create("fp32")).student
-    assert network.mean.tolist() == [0, 0, 0]

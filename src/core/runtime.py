@@ -5,6 +5,7 @@ process, and unpickles the latter.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
 
 from src.core.errors import UserError
@@ -70,7 +72,7 @@ class Runtime:
         """Let BatchNorm see the batch of all processes. Only GPUs can; on CPUs each process keeps its own."""
         if self.world == 1 or self.device.type != "cuda":
             return model
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return synchronised(model)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """(B, ...) of every process, in order -> (world * B, ...), the same in all of them.
@@ -86,6 +88,24 @@ class Runtime:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over the processes."""
         return self._accelerator.reduce(tensor, reduction="sum") if self.world > 1 else tensor
+
+    @contextmanager
+    def lost_peer_in_one_line(self) -> Iterator[None]:
+        """Where another process of the run has stopped, this one can only stop too: it says so in one line.
+
+        Raises:
+            UserError: the exchange between the processes broke off.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error)
+            if self.world == 1 or not re.search(r"gloo|nccl|connection|peer", reason, re.IGNORECASE):
+                raise
+            raise UserError(
+                f"process {self.rank} lost the others: one of them stopped, and its error says why "
+                f"({reason.splitlines()[0][:100]})"
+            ) from None
 
     def close(self) -> None:
         """Leave the exchange between processes, which a program that simply ends would complain about."""
@@ -113,6 +133,14 @@ class Runtime:
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with every BatchNorm replaced by one that sees the batch of all processes.
+
+    By timm: its BatchNorms hold the activation that follows, which torch's own conversion would drop.
+    """
+    return convert_sync_batchnorm(model)
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -122,7 +122,9 @@ def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
             encoder.eval()(torch.zeros(1, channels, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the backbone cannot take images of {size} px ({reason})") from None
+        raise UserError(
+            f"the backbone cannot take images of {size} px ({reason}): choose another size or backbone"
+        ) from None
 
 
 def encoder_width(encoder: nn.Module) -> int:

@@ -120,11 +120,11 @@ def open_index(options: VocoOptions) -> SeriesIndex:
         UserError: a set cannot be used, has no usable series, lacks a window, or for `--extent box` the size
             of its pixels.
     """
-    names = options.set_windows or ("+".join(options.windows),) * len(options.data)
+    names = options.windows_of_sets
     repeats = options.repeat or (1,) * len(options.data)
     needs_mm = options.extent == "box"
     opened = [
-        _open_set(Path(folder), wanted.split("+"), repeat, needs_mm)
+        _open_set(Path(folder), wanted, repeat, needs_mm)
         for folder, wanted, repeat in zip(options.data, names, repeats, strict=True)
     ]
     sets, *columns = zip(*opened, strict=True)
@@ -132,7 +132,7 @@ def open_index(options: VocoOptions) -> SeriesIndex:
 
 
 def _open_set(
-    folder: Path, wanted: list[str], repeat: int, needs_mm: bool
+    folder: Path, wanted: Sequence[str], repeat: int, needs_mm: bool
 ) -> tuple[_Set, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A set, and the columns of its usable series: patient ids, series ids, slices, pixel_mm."""
     description = read_description(folder)

@@ -20,13 +20,16 @@ from src.core.log import say
 from src.nn.encoder import (
     GREY_MEAN,
     GREY_STD,
+    check_input_size,
     create_encoder,
     encoder_width,
-    load_encoder,
-    read_encoder_file,
 )
 from src.nn.encoder3d import VOLUME_BACKBONES, check_sides, create_volume_encoder
+from src.nn.first_weights import load_first_weights
 from src.voco.options import VocoOptions
+
+FEWEST_IN_BATCH_STATISTICS = 4
+"""Images of a part (--micro-batch) that a BatchNorm may normalise; fewer say nothing of the batch."""
 
 
 class ProjectionHead(nn.Module):
@@ -182,12 +185,19 @@ def build_network(options: VocoOptions) -> VocoNet:
         check_sides(f"backbone {options.backbone}", encoder, (options.slices, options.tile, options.tile))
     else:
         kind, encoder = VocoNet, create_encoder(options.backbone, channels, options.pretrained)
+        check_input_size(encoder, channels, options.tile)
+        encoder.train()
+    couples_images = any(isinstance(module, _BatchNorm) for module in encoder.modules())
+    if couples_images and 0 < options.micro_batch < FEWEST_IN_BATCH_STATISTICS:
+        raise UserError(
+            f"option --micro-batch must be at least {FEWEST_IN_BATCH_STATISTICS} for {options.backbone}, "
+            f"which normalises by the statistics of each part, got {options.micro_batch}"
+        )
     mean, std = (GREY_MEAN,) * channels, (GREY_STD,) * channels
-    if options.encoder:
-        say(f"{options.encoder}: {load_encoder(encoder, options.encoder)}")
-        if options.encoder.endswith(".safetensors"):  # weights go on with the grey levels that they know
-            about = read_encoder_file(options.encoder)
-            mean, std = (about.mean, about.std) if about.in_channels == channels else (mean, std)
+    if options.encoder:  # weights go on with the grey levels that they know
+        first = load_first_weights(encoder, options.encoder, channels)
+        mean, std = first.mean, first.std
+        say(f"{options.encoder}: {first.report}")
     network = kind(
         encoder,
         encoder_width(encoder),

@@ -94,6 +94,10 @@ class Monitors:
                 figures["cross_low"], figures["cross_high"] = wilson_interval(hits, trials)
         return figures
 
+    def forget_previous(self) -> None:
+        """Start as a run that is resumed here does, without the bases of the step before."""
+        self.previous = None
+
     def _add_placing(self, name: str, similarity: Tensor, is_right: Tensor, is_trial: Tensor) -> None:
         """Count the crops (..., R, N) whose most similar base is a right one, where `is_trial` (...)."""
         placed = similarity.argmax(-1, keepdim=True)  # (..., R, 1)

@@ -160,6 +160,18 @@ class VocoOptions:
     resume: str = "auto"
     """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
 
+    @property
+    def windows_of_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The windows that each set of --data shows, channel by channel."""
+        given = tuple(tuple(names.split("+")) for names in self.set_windows)
+        return given or (self.windows,) * len(self.data)
+
+    @property
+    def shown_windows(self) -> tuple[str, ...]:
+        """The window of each channel; where the sets differ, all of them, as in `soft|wide`."""
+        channels = zip(*self.windows_of_sets, strict=True)
+        return tuple("|".join(dict.fromkeys(names)) for names in channels)
+
     def __post_init__(self) -> None:
         self._check_ranges()
         self._check_combinations()
@@ -176,7 +188,7 @@ class VocoOptions:
             "lr",
             "clip_norm",
         ):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # nan is not
                 raise ValueError(f"option {_flag(name)} must be above 0, got {getattr(self, name)}")
         for name in ("dropout", "momentum", "warmup", "foreground"):
             if not 0 <= getattr(self, name) < 1:
@@ -191,7 +203,7 @@ class VocoOptions:
                 f"option --final-momentum must lie between --momentum and 1, got {self.final_momentum}"
             )
         for name in ("workers", "weight_decay", "seed", "micro_batch", "keep_every", "picture_every"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"option {_flag(name)} must be at least 0, got {getattr(self, name)}")
 
     def _check_combinations(self) -> None:

@@ -14,14 +14,16 @@ from src.core.config import plain_options
 from src.core.errors import UserError
 from src.core.runtime import Runtime, torch_seed
 from src.nn.encoder import EncoderFile, save_encoder
+from src.nn.first_weights import patients_seen_by
 from src.voco.model import TeacherHead, VocoNet, build_network, make_teacher
 from src.voco.options import VocoOptions
 
 FREE_TO_CHANGE = (
-    *("data", "output", "resume", "workers"),
+    *("data", "output", "resume", "workers", "precision", "micro_batch"),
     *("log_every", "save_every", "keep_every", "picture_every"),
 )
-"""Options that a resumed run may change: none alters a weight (data are known by their series, not path)."""
+"""Options that a resumed run may change: data are known by their series, not path; precision and parts change
+the rounding (and batch statistics), which a run that has met its limits must be free to do."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
     """Time that the steps took so far, in all sessions of the run."""
+    seen_before: tuple[str, ...] = ()
+    """Patients whom the first weights (--encoder) were trained on."""
 
 
 def build_state(options: VocoOptions, runtime: Runtime) -> TrainingState:
@@ -48,13 +52,25 @@ def build_state(options: VocoOptions, runtime: Runtime) -> TrainingState:
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=options.lr, weight_decay=options.weight_decay, amsgrad=True
     )
-    return TrainingState(student, make_teacher(student, options.shared_backbone), optimizer)
+    seen_before = patients_seen_by(options.encoder) if options.encoder else ()
+    teacher = make_teacher(student, options.shared_backbone)
+    return TrainingState(student, teacher, optimizer, seen_before=seen_before)
 
 
 def run_identity(options: VocoOptions, series: pd.DataFrame) -> dict[str, Any]:
     """What must be equal for a run to continue a checkpoint: the options, and the series in their order."""
     ids = "\n".join(series["set"].astype(str) + "/" + series["patient_id"] + "/" + series["series_id"])
     return {"options": plain_options(options), "series": hashlib.sha256(ids.encode()).hexdigest()}
+
+
+def clear_run(options: VocoOptions) -> None:
+    """Delete what an earlier run left in the folder, so that nothing of it is taken for the new one's."""
+    output, first_weights = Path(options.output), Path(options.encoder or "")
+    patterns = ("last.pt", ".last-*.pt", "encoder*.safetensors", "metrics.csv", "curves.png", "events.*")
+    for pattern in (*patterns, "pictures/step_*.png"):
+        for path in output.glob(pattern):
+            if not (options.encoder and path.samefile(first_weights)):
+                path.unlink()
 
 
 def find_checkpoint(options: VocoOptions) -> Path | None:
@@ -71,6 +87,7 @@ def save_state(path: Path, state: TrainingState, runtime: Runtime, identity: dic
     content = {
         "step": state.step,
         "seconds": state.seconds,
+        "seen_before": list(state.seen_before),
         "student": runtime.unwrap(state.student).state_dict(),
         "teacher": state.teacher.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -86,7 +103,8 @@ def restore_state(path: Path, state: TrainingState, runtime: Runtime, identity: 
         UserError: it cannot be read, is not one of pre-training, or belongs to other options or other series.
     """
     saved = load_checkpoint(path)
-    if not {"step", "seconds", "student", "teacher", "optimizer", "scaler", *identity} <= saved.keys():
+    expected = {"step", "seconds", "seen_before", "student", "teacher", "optimizer", "scaler", *identity}
+    if not expected <= saved.keys():
         raise UserError(f"{path} is not a checkpoint of train_voco.py")
     changed = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
     if changed:
@@ -105,6 +123,7 @@ def restore_state(path: Path, state: TrainingState, runtime: Runtime, identity: 
     state.optimizer.load_state_dict(saved["optimizer"])
     runtime.load_scaler(saved["scaler"])
     state.step, state.seconds = saved["step"], saved["seconds"]
+    state.seen_before = tuple(saved["seen_before"])
 
 
 def export_encoder(
@@ -123,8 +142,8 @@ def export_encoder(
         in_channels=len(options.windows),
         mean=tuple(network.mean.tolist()),
         std=tuple(network.std.tolist()),
-        windows=options.windows,
+        windows=options.shown_windows,
         trained_by={"script": "train_voco.py", "steps": state.step, "options": plain_options(options)},
-        patients=tuple(patients),
+        patients=tuple(dict.fromkeys([*patients, *state.seen_before])),
     )
     save_encoder(path, source.encoder, about)

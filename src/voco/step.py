@@ -25,6 +25,8 @@ class StepResult(NamedTuple):
     """(G,) loss of every volume of the global batch."""
     is_finite: bool
     """Losses and gradient are numbers, in every process alike."""
+    was_skipped: bool
+    """fp16's gradient scaler met an overflow and left the weights as they were."""
     similarity: Tensor
     """(B, R, N) cosine of the student's random crops to the teacher's bases."""
 
@@ -70,11 +72,13 @@ def take_step(
     update_teacher(state.teacher, runtime.unwrap(state.student), teacher_momentum(state.step, options))
     all_losses = runtime.gather(losses.detach())
     # an fp16 overflow is no failure: the gradient scaler skips the step and lowers its scale
-    is_finite = all_losses.isfinite().all() & (grad_norm.isfinite() | state.optimizer.step_was_skipped)
+    was_skipped = state.optimizer.step_was_skipped
+    is_finite = all_losses.isfinite().all() & (grad_norm.isfinite() | was_skipped)
     return StepResult(
         terms={name: term.detach().mean() for name, term in terms.items()},
         losses=all_losses,
         is_finite=bool(is_finite),
+        was_skipped=was_skipped,
         similarity=cosine_similarity(student.randoms.detach(), teacher.bases),
     )
 

@@ -10,7 +10,7 @@ import torch
 
 from src.core.config import save_options
 from src.core.errors import UserError
-from src.core.files import atomic_path, write_table
+from src.core.files import atomic_path, only_writer, write_table
 from src.core.log import MetricsLog, is_main_process, say, warn
 from src.core.runtime import Runtime, torch_seed
 from src.data.stack import write_png
@@ -19,13 +19,14 @@ from src.nn.schedule import set_lr, warmup_cosine
 from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
 from src.voco.model import teacher_distance
 from src.voco.monitors import COLLAPSE_STD, Monitors
-from src.voco.objectives import build_objective
+from src.voco.objectives import Objective, build_objective
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 from src.voco.picture import draw_predictions
 from src.voco.state import (
     TrainingState,
     build_state,
+    clear_run,
     export_encoder,
     find_checkpoint,
     restore_state,
@@ -33,6 +34,9 @@ from src.voco.state import (
     save_state,
 )
 from src.voco.step import StepResult, take_step
+
+MOST_SKIPPED = 25
+"""Steps in a row that fp16's scaler may skip: from its first scale, 2^16, to far below 1."""
 
 
 def pretrain(options: VocoOptions) -> Path:
@@ -48,9 +52,18 @@ def pretrain(options: VocoOptions) -> Path:
         number.
     """
     output = Path(options.output)
+    runtime = Runtime.create(options.precision)
+    if not is_main_process():
+        return _pretrain(options, runtime)
+    output.mkdir(parents=True, exist_ok=True)
+    with only_writer(output):
+        return _pretrain(options, runtime)
+
+
+def _pretrain(options: VocoOptions, runtime: Runtime) -> Path:
+    output = Path(options.output)
     dataset = open_dataset(options)
     table = dataset.table
-    runtime = Runtime.create(options.precision)
     checkpoint = find_checkpoint(options)
     # a checkpoint brings its own weights: the file of the first ones need not be there any more
     state = build_state(replace(options, encoder=None, pretrained=False) if checkpoint else options, runtime)
@@ -65,10 +78,13 @@ def pretrain(options: VocoOptions) -> Path:
     if checkpoint:
         say(f"continuing {checkpoint} after step {state.step} of {options.steps}")
     if is_main_process():
+        if not checkpoint:
+            clear_run(options)
         save_options(options, output / "config.yaml")
-        write_table(table[["patient_id", "series_id"]], output / "patients.csv")
+        seen = pd.DataFrame({"patient_id": [each for each in state.seen_before if each not in set(patients)]})
+        write_table(pd.concat([table[["patient_id", "series_id"]], seen]), output / "patients.csv")
     log = MetricsLog(output, drop_after=state.step) if is_main_process() else None
-    with closing(log) if log else nullcontext():
+    with closing(log) if log else nullcontext(), runtime.lost_peer_in_one_line():
         PretrainingRun(options, dataset, table, runtime, state, log).train()
     encoder_path = output / "encoder.safetensors"
     if is_main_process():
@@ -118,18 +134,20 @@ class PretrainingRun:
             UserError: a loss or the gradient is not finite; the message names the step and the series.
         """
         options, state = self.options, self.state
-        patient_of = torch.tensor(self.table.groupby(["set", "patient_id"]).ngroup().to_numpy())
+        # a name that two sets share is one patient's: nobody's crop is placed in his own body as in another's
+        patient_of = torch.tensor(self.table.groupby("patient_id").ngroup().to_numpy())
         objective = build_objective(options)
         warmup_steps = round(options.warmup * options.steps)
         results: list[StepResult] = []
-        started = time.perf_counter()
+        started, skipped = time.perf_counter(), 0
         for batch in StackLoader(self.dataset, options.workers, batch_sampler=self.order):
             lr = warmup_cosine(state.step, options.steps, warmup_steps, options.lr)
             set_lr(state.optimizer, lr)
             # dropout and stochastic depth: other noise in every process, the same in a resumed run
             with torch_seed(options.seed, state.step, self.runtime.rank):
-                result = take_step(state, batch, patient_of, objective, self.monitors, options, self.runtime)
-            if not result.is_finite:
+                result = self._take_step(batch, patient_of, objective)
+            skipped = skipped + 1 if result.was_skipped else 0
+            if not result.is_finite or skipped == MOST_SKIPPED:
                 raise UserError(self._describe_failure(result))
             state.step += 1
             results.append(result)
@@ -144,6 +162,17 @@ class PretrainingRun:
             if state.step % options.save_every == 0 or is_last:
                 self._save()
             results, started = [], time.perf_counter()
+
+    def _take_step(self, batch: VolumeSample, patient_of: torch.Tensor, objective: Objective) -> StepResult:
+        try:
+            return take_step(
+                self.state, batch, patient_of, objective, self.monitors, self.options, self.runtime
+            )
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "the GPU's memory is too small for a step: give --micro-batch (images at a time), "
+                "or lower --batch"
+            ) from None
 
     def _report(self, results: list[StepResult], elapsed: float, lr: float) -> None:
         """Log the means since the last report; every process takes part in the sums."""
@@ -171,6 +200,7 @@ class PretrainingRun:
         self.has_warned = has_collapsed
 
     def _save(self) -> None:
+        self.monitors.forget_previous()
         if self.log is None:
             return
         save_state(self.output / "last.pt", self.state, self.runtime, self.identity)
@@ -197,8 +227,9 @@ class PretrainingRun:
         rows = self.table.iloc[[self.dataset.series_of(entry) for _, entry in blamed]]
         series = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
         return (
-            f"step {self.state.step + 1}: loss or gradient is not finite ({terms}) for series {series}; "
-            "the last checkpoint is kept: lower --lr, or use --precision fp32"
+            f"step {self.state.step + 1}: loss or gradient is not finite ({terms}) for series {series}: "
+            "go on from the last checkpoint with --precision fp32, or start anew with a lower --lr and "
+            "--resume never"
         )
 
 
