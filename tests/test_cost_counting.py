@@ -99,5 +99,4 @@ def test_counted_memory_grows_as_measured_memory_does(benchmarks):
     few, many = 2, 14
     counted = [cost.count_step(options, crops).peak_bytes for crops in (few, many)]
     measured = [measuring.peak_bytes(cost.build_step, options, crops) for crops in (few, many)]
-    assert counted[1] > 2 * counted[0]
     assert measured[1] - measured[0] == pytest.approx(counted[1] - counted[0], rel=0.1)

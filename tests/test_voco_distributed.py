@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,21 @@ def test_processes_resume_what_one_process_began(anatomy, tmp_path):
     assert begun.returncode == 0, begun.stderr[-2000:]
     resumed = train(anatomy, output, processes=2)
     assert resumed.returncode == 0 and f"after step {STEPS} of {STEPS}" in resumed.stdout
+
+
+def test_where_one_process_fails_every_process_ends_in_one_line(anatomy, tmp_path):
+    """The other would wait for it for ever, or end in a traceback of the exchange."""
+    data = tmp_path / "set"
+    shutil.copytree(anatomy, data)
+    slices = sorted(data.glob("images/*/*/*.png"))
+    for path in slices[-12:]:  # of the last series: at each step it is one process's, or nobody's
+        path.write_bytes(b"")
+    run = train(data, tmp_path / "run", processes=2)
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert run.returncode != 0
+    assert len(lines) == 2
+    assert any("is damaged" in line for line in lines)
+    assert any("lost the others" in line for line in lines)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(anatomy, tmp_path):

@@ -107,9 +107,15 @@ class Runtime:
                 f"({reason.splitlines()[0][:100]})"
             ) from None
 
-    def close(self) -> None:
-        """Leave the exchange between processes, which a program that simply ends would complain about."""
-        if distributed.is_initialized():
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Leave the exchange between processes, which a program that simply ends would complain about.
+
+        Not after an error: leaving waits for the others, who may wait for this one.
+        """
+        if kind is None and distributed.is_initialized():
             distributed.destroy_process_group()
 
     def autocast(self) -> AbstractContextManager:

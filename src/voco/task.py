@@ -53,11 +53,12 @@ def pretrain(options: VocoOptions) -> Path:
     """
     output = Path(options.output)
     runtime = Runtime.create(options.precision)
-    if not is_main_process():
-        return _pretrain(options, runtime)
-    output.mkdir(parents=True, exist_ok=True)
-    with only_writer(output):
-        return _pretrain(options, runtime)
+    with runtime:
+        if not is_main_process():
+            return _pretrain(options, runtime)
+        output.mkdir(parents=True, exist_ok=True)
+        with only_writer(output):
+            return _pretrain(options, runtime)
 
 
 def _pretrain(options: VocoOptions, runtime: Runtime) -> Path:
