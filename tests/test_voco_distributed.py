@@ -6,9 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from voco_files import draw_anatomy, write_prepared
+
+import train_voco
+from src.voco import task
+from src.voco.state import save_state
 
 SCRIPT = Path(__file__).parents[1] / "train_voco.py"
 STEPS = 20
@@ -27,12 +33,33 @@ def anatomy(tmp_path_factory):
     return write_prepared(tmp_path_factory.mktemp("anatomy") / "set", draw_anatomy, series=6)
 
 
-def train(data, output, *changes, processes=1):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+@pytest.fixture(scope="module", params=["overlap", "softmax"])
+def alone(anatomy, request, tmp_path_factory):
+    """A run of one process, in this one, and its checkpoint of half-way."""
+    folder = tmp_path_factory.mktemp(request.param)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "save_state", lambda path, state, *rest: keep(folder, path, state, *rest))
+        train_voco.main(arguments(anatomy, folder / "run", "--objective", request.param))
+    torch.set_num_threads(threads)
+    return SimpleNamespace(objective=request.param, run=folder / "run", halfway=folder / "10.pt")
+
+
+def keep(folder, path, state, *rest):
+    save_state(path, state, *rest)
+    shutil.copy(path, folder / f"{state.step}.pt")
+
+
+def arguments(data, output, *changes):
+    return ["--data", str(data), "--output", str(output), *COMMON, *map(str, changes)]
+
+
+def share(data, output, *changes):
+    """A run of two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*launcher, SCRIPT, "--data", data, "--output", output, *COMMON, *changes],
+        [*launcher, SCRIPT, *arguments(data, output, *changes)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -40,38 +67,31 @@ def train(data, output, *changes, processes=1):
     )
 
 
-def read_metrics(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+def assert_same_losses(alone, folder):
+    first, second = (list(csv.DictReader((run / "metrics.csv").open())) for run in (alone.run, folder))
+    first = first[-len(second) :]
+    assert second and second[-1]["step"] == str(STEPS)
+    for one, two in zip(first, second, strict=True):
+        assert (one["step"], one["cross_trials"]) == (two["step"], two["cross_trials"])
+        for name in (name for name in one if name.startswith("loss")):
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-4, abs=1e-6), (
+                name,
+                one["step"],
+            )
 
 
-@pytest.mark.parametrize("objective", ["overlap", "softmax"])
-def test_two_processes_give_the_losses_of_one(anatomy, tmp_path, objective):
+def test_two_processes_give_the_losses_of_one(anatomy, alone, tmp_path):
     """Each has half of the batch; comparisons between volumes reach across."""
-    for processes in (1, 2):
-        run = train(anatomy, tmp_path / str(processes), "--objective", objective, processes=processes)
-        assert run.returncode == 0, run.stderr[-2000:]
-        assert run.stdout.count(f"step {STEPS}/{STEPS}") == 1  # one process speaks
-    one, two = read_metrics(tmp_path / "1"), read_metrics(tmp_path / "2")
-    assert len(one) == len(two) == STEPS
-    for first, second in zip(one, two, strict=True):
-        for name in first:
-            if name.startswith("loss"):
-                assert float(second[name]) == pytest.approx(float(first[name]), rel=1e-4, abs=1e-6), (
-                    name,
-                    first["step"],
-                )
-        assert second["cross_trials"] == first["cross_trials"]
+    run = share(anatomy, tmp_path, "--objective", alone.objective)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count(f"step {STEPS}/{STEPS}") == 1  # one process speaks
+    assert_same_losses(alone, tmp_path)
 
 
-def test_processes_resume_what_one_process_began(anatomy, tmp_path):
-    whole = train(anatomy, tmp_path / "whole", processes=2)
-    assert whole.returncode == 0, whole.stderr[-2000:]
-    output = tmp_path / "resumed"
-    begun = train(anatomy, output)
-    assert begun.returncode == 0, begun.stderr[-2000:]
-    resumed = train(anatomy, output, processes=2)
-    assert resumed.returncode == 0 and f"after step {STEPS} of {STEPS}" in resumed.stdout
+def test_two_processes_go_on_where_one_was(anatomy, alone, tmp_path):
+    run = share(anatomy, tmp_path, "--objective", alone.objective, "--resume", alone.halfway)
+    assert run.returncode == 0 and f"after step 10 of {STEPS}" in run.stdout, run.stderr[-2000:]
+    assert_same_losses(alone, tmp_path)
 
 
 def test_where_one_process_fails_every_process_ends_in_one_line(anatomy, tmp_path):
@@ -81,7 +101,7 @@ def test_where_one_process_fails_every_process_ends_in_one_line(anatomy, tmp_pat
     slices = sorted(data.glob("images/*/*/*.png"))
     for path in slices[-12:]:  # of the last series: at each step it is one process's, or nobody's
         path.write_bytes(b"")
-    run = train(data, tmp_path / "run", processes=2)
+    run = share(data, tmp_path / "run")
     lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert run.returncode != 0
     assert len(lines) == 2
@@ -90,6 +110,6 @@ def test_where_one_process_fails_every_process_ends_in_one_line(anatomy, tmp_pat
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(anatomy, tmp_path):
-    run = train(anatomy, tmp_path, "--batch", "3", processes=2)
+    run = share(anatomy, tmp_path, "--batch", "3")
     assert run.returncode != 0
     assert "error: option --batch 3" in run.stderr

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.layers import convert_sync_batchnorm
 from torch import distributed, nn
 
 from src.core.errors import UserError
@@ -146,6 +145,8 @@ def synchronised(model: nn.Module) -> nn.Module:
 
     By timm: its BatchNorms hold the activation that follows, which torch's own conversion would drop.
     """
+    from timm.layers import convert_sync_batchnorm  # slow to import, and only several GPUs need it
+
     return convert_sync_batchnorm(model)
 
 
