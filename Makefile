@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo phantom120 test fuzz lint clean
+.PHONY: demo phantom120 study test fuzz lint clean
 
 demo: $(READY)
 	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
@@ -25,6 +25,11 @@ phantom120: $(READY)
 	python train_voco.py --config configs/voco/phantom120.yaml --data data/prepared120 --output runs/voco/phantom120
 	python train_cls.py --config configs/cls/phantom120.yaml --data data/prepared120 --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --encoder runs/voco/phantom120/encoder.safetensors --output runs/cls/phantom120
 	python score.py --oof runs/cls/phantom120/oof.csv --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --json runs/cls/phantom120/score.json
+
+# Does pre-training learn, is the representation better, does it help the task? Hours on two cores; it continues where it stopped.
+study: $(READY)
+	python benchmarks/representation_study.py --work data/study --jobs 2 --json data/study/representation.json
+	python benchmarks/transfer_study.py --work data/study --jobs 2 --json data/study/transfer.json
 
 test: $(READY)
 	python -m pytest
