@@ -1,7 +1,7 @@
 """The pre-training run: data, steps, log lines, checkpoints and pictures."""
 
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,69 +52,51 @@ def pretrain(options: VocoOptions) -> Path:
         number.
     """
     output = Path(options.output)
-    runtime = Runtime.create(options.precision)
-    with runtime:
+    dataset = open_dataset(options)
+    checkpoint = find_checkpoint(options)
+    with Runtime.create(options.precision) as runtime:
+        # a checkpoint brings its own weights: the file of the first ones need not be there any more
+        given = replace(options, encoder=None, pretrained=False) if checkpoint else options
+        state = build_state(given, runtime)
+        state.teacher.to(runtime.device)
+        state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
+        run = PretrainingRun(options, dataset, runtime, state, checkpoint)
         if not is_main_process():
-            return _pretrain(options, runtime)
+            run.train(None)
+            return output / "encoder.safetensors"
+        # from here on the folder is written to: whatever is wrong with the options has been said
         output.mkdir(parents=True, exist_ok=True)
         with only_writer(output):
-            return _pretrain(options, runtime)
-
-
-def _pretrain(options: VocoOptions, runtime: Runtime) -> Path:
-    output = Path(options.output)
-    dataset = open_dataset(options)
-    table = dataset.table
-    checkpoint = find_checkpoint(options)
-    # a checkpoint brings its own weights: the file of the first ones need not be there any more
-    state = build_state(replace(options, encoder=None, pretrained=False) if checkpoint else options, runtime)
-    state.teacher.to(runtime.device)
-    state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
-    if checkpoint:
-        restore_state(checkpoint, state, runtime, run_identity(options, table))
-
-    patients = table["patient_id"].drop_duplicates().tolist()
-    where = f"{runtime.device}" + (f", {runtime.world} processes" if runtime.world > 1 else "")
-    say(f"{len(table)} series of {len(patients)} patients, {options.backbone} on {where}")
-    if checkpoint:
-        say(f"continuing {checkpoint} after step {state.step} of {options.steps}")
-    if is_main_process():
-        if not checkpoint:
-            clear_run(options)
-        save_options(options, output / "config.yaml")
-        seen = pd.DataFrame({"patient_id": [each for each in state.seen_before if each not in set(patients)]})
-        write_table(pd.concat([table[["patient_id", "series_id"]], seen]), output / "patients.csv")
-    log = MetricsLog(output, drop_after=state.step) if is_main_process() else None
-    with closing(log) if log else nullcontext(), runtime.lost_peer_in_one_line():
-        PretrainingRun(options, dataset, table, runtime, state, log).train()
-    encoder_path = output / "encoder.safetensors"
-    if is_main_process():
-        export_encoder(encoder_path, state, runtime, options, patients)
-    say(f"wrote {encoder_path}")
-    return encoder_path
+            run.open_folder()
+            with closing(MetricsLog(output, drop_after=state.step)) as log:
+                run.train(log)
+            run.export(output / "encoder.safetensors")
+    say(f"wrote {output / 'encoder.safetensors'}")
+    return output / "encoder.safetensors"
 
 
 class PretrainingRun:
     """The steps of a run, with what is logged, saved and drawn between them.
 
     Args:
-        table: of `dataset`, a row a series.
-        log: where metrics go; None in the processes that do not write.
+        state: before the first step; with a checkpoint, it goes on from there.
     """
 
     def __init__(
         self,
         options: VocoOptions,
         dataset: VocoDataset,
-        table: pd.DataFrame,
         runtime: Runtime,
         state: TrainingState,
-        log: MetricsLog | None,
+        checkpoint: Path | None,
     ) -> None:
-        self.options, self.dataset, self.table = options, dataset, table
-        self.runtime, self.state, self.log = runtime, state, log
+        self.options, self.dataset, self.table = options, dataset, dataset.table
+        self.runtime, self.state, self.checkpoint = runtime, state, checkpoint
         self.output = Path(options.output)
-        self.identity = run_identity(options, table)
+        self.patients = self.table["patient_id"].drop_duplicates().tolist()
+        self.identity = run_identity(options, self.table)
+        if checkpoint:
+            restore_state(checkpoint, state, runtime, self.identity)
         self.order = VolumeOrder(
             len(dataset),
             options.batch,
@@ -126,14 +108,44 @@ class PretrainingRun:
             sets=dataset.sets,
         )
         self.monitors = Monitors()
+        self.log: MetricsLog | None = None
         self.has_warned = False
 
-    def train(self) -> None:
+    def open_folder(self) -> None:
+        """Say what the run is, and write what is known of it before the first step."""
+        where = str(self.runtime.device)
+        where += f", {self.runtime.world} processes" if self.runtime.world > 1 else ""
+        counts = f"{len(self.table)} series of {len(self.patients)} patients"
+        say(f"{counts}, {self.options.backbone} on {where}")
+        if self.checkpoint:
+            say(f"continuing {self.checkpoint} after step {self.state.step} of {self.options.steps}")
+        else:
+            clear_run(self.options)
+        save_options(self.options, self.output / "config.yaml")
+        own = set(self.patients)
+        before = pd.DataFrame({"patient_id": [each for each in self.state.seen_before if each not in own]})
+        seen = pd.concat([self.table[["patient_id", "series_id"]], before])
+        write_table(seen, self.output / "patients.csv")
+
+    def export(self, path: Path) -> None:
+        """Write the encoder as it is now."""
+        export_encoder(path, self.state, self.runtime, self.options, self.patients)
+
+    def train(self, log: MetricsLog | None) -> None:
         """Run the steps that are left.
 
+        Args:
+            log: where metrics go; None in the processes that do not write.
+
         Raises:
-            UserError: a loss or the gradient is not finite; the message names the step and the series.
+            UserError: a loss or the gradient is not finite (the message names the step and the series), or
+            another process of the run stopped.
         """
+        self.log = log
+        with self.runtime.lost_peer_in_one_line():
+            self._train()
+
+    def _train(self) -> None:
         options, state = self.options, self.state
         # a name that two sets share is one patient's: nobody's crop is placed in his own body as in another's
         patient_of = torch.tensor(self.table.groupby("patient_id").ngroup().to_numpy())
@@ -207,9 +219,7 @@ class PretrainingRun:
         save_state(self.output / "last.pt", self.state, self.runtime, self.identity)
         step, every = self.state.step, self.options.keep_every
         if every and step % every == 0:
-            kept = self.output / f"encoder_{step:07d}.safetensors"
-            patients = self.table["patient_id"].drop_duplicates().tolist()
-            export_encoder(kept, self.state, self.runtime, self.options, patients)
+            self.export(self.output / f"encoder_{step:07d}.safetensors")
 
     def _draw(self, batch: VolumeSample, result: StepResult) -> None:
         if self.log is None:
