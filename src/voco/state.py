@@ -35,7 +35,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
-    """Time that the steps took so far, in all sessions of the run."""
+    """Time that the steps took so far, those before a resumption included."""
     seen_before: tuple[str, ...] = ()
     """Patients whom the first weights (--encoder) were trained on."""
 
