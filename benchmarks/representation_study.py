@@ -69,6 +69,8 @@ class RepresentationOptions:
     """one run of everything each"""
     size: int = 144
     """side of the prepared images in pixels"""
+    precision: str = "auto"
+    """of all trainings, as train_voco.py takes it; bf16 is faster on CPUs made for it"""
     jobs: int = 1
     """trainings or measurements at a time, with the cores shared among them"""
     json: Path | None = None
@@ -132,7 +134,9 @@ def main(argv: list[str] | None = None) -> None:
 def plan_equal_steps(options: RepresentationOptions, folders: StudyFolders) -> dict[tuple[str, int], Piece]:
     """A piece for each preset and seed, seed by seed."""
     return {
-        (preset, seed): pretraining(folders, Start(Path(preset).stem, options.unlabelled), preset, seed)
+        (preset, seed): pretraining(
+            folders, Start(Path(preset).stem, options.unlabelled), preset, seed, options.precision
+        )
         for seed in options.seeds
         for preset in options.presets
     }

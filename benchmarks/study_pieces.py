@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, cpu_count, delayed, parallel_config
+import torch
+from joblib import cpu_count
 from study_sets import StudyFolders, draw_labelled, draw_name, take_first_patients
 
 from src.cls.options import ClassifierOptions
@@ -114,15 +117,17 @@ class Piece:
         return {"options": plain_options(self.options), "inputs": digest.hexdigest()}
 
 
-def pretraining(folders: StudyFolders, start: Start, preset: str, seed: int) -> Piece:
+def pretraining(folders: StudyFolders, start: Start, preset: str, seed: int, precision: str) -> Piece:
     """The pre-training that `start` asks for."""
     data = take_first_patients(folders, start.unlabelled)
     output = folders.work / "voco" / f"{start.name}-s{seed}"
-    options = read_preset(preset, data, output, seed)
+    options = read_preset(preset, data, output, "--seed", str(seed), "--precision", precision)
     return Piece(options, (data / "series.csv",))
 
 
-def classification(folders: StudyFolders, start: Start, config: str, share: float, seed: int) -> Piece:
+def classification(
+    folders: StudyFolders, start: Start, config: str, share: float, seed: int, precision: str
+) -> Piece:
     """Training from `start` on a share of the labels, and the prediction of the patients that are scored.
 
     Fewer labels get more epochs, up to five times as many: a tenth of the labels still has half of the
@@ -135,7 +140,7 @@ def classification(folders: StudyFolders, start: Start, config: str, share: floa
     repeats = min(round(1 / share), MOST_REPEATS)
     arguments = [
         *("--epochs", str(given.epochs * repeats), "--warmup-epochs", str(given.warmup_epochs * repeats)),
-        *("--seed", str(seed), "--fold", "0"),
+        *("--seed", str(seed), "--fold", "0", "--precision", precision),
     ]
     if start != SCRATCH:
         encoder = folders.work / "voco" / f"{start.name}-s{seed}" / "encoder.safetensors"
@@ -144,11 +149,11 @@ def classification(folders: StudyFolders, start: Start, config: str, share: floa
     return Piece(read_classifier(config, data, output, *arguments), tuple(inputs))
 
 
-def read_preset(preset: str, data: Path, output: Path, seed: int) -> VocoOptions:
+def read_preset(preset: str, data: Path, output: Path, *arguments: str) -> VocoOptions:
     """A preset of train_voco.py, by its name in configs/voco or by its path."""
     path = preset if preset.endswith(".yaml") else f"configs/voco/{preset}.yaml"
-    arguments = ["--config", path, "--data", str(data), "--output", str(output), "--seed", str(seed)]
-    return parse_options(VocoOptions, arguments, prog="train_voco.py", description="")
+    given = ["--config", path, "--data", str(data), "--output", str(output), *arguments]
+    return parse_options(VocoOptions, given, prog="train_voco.py", description="")
 
 
 def read_classifier(config: str, data: Path, output: Path, *arguments: str) -> ClassifierOptions:
@@ -169,10 +174,26 @@ def make_all(stage: str, pieces: Sequence[Piece], jobs: int) -> None:
             raise UserError(f"no encoder {path}: run --stage pretrain first")
     missing = [piece for piece in pieces if not piece.is_finished]
     say(f"{stage}: {len(pieces)} pieces, {len(pieces) - len(missing)} of them finished")
-    threads = {"backend": "loky", "inner_max_num_threads": max(1, cpu_count() // jobs)} if jobs > 1 else {}
-    with parallel_config(n_jobs=jobs, **threads):
-        made = Parallel(return_as="generator")(delayed(Piece.make)(piece) for piece in pieces)
-        for number, piece in enumerate(pieces, 1):
-            next(made)
-            if piece in missing:
-                say(f"{stage} {number}/{len(pieces)}: {piece.folder.name}")
+    for number, piece in enumerate(_made(pieces, jobs), 1):
+        if piece in missing:
+            say(f"{stage} {number}/{len(pieces)}: {piece.folder.name}")
+
+
+def _made(pieces: Sequence[Piece], jobs: int) -> Iterator[Piece]:
+    """Each piece as soon as it and those before it are made."""
+    if jobs == 1:
+        for piece in pieces:
+            piece.make()
+            yield piece
+        return
+    # not joblib: a process of its pools cannot start the workers that read a training's slices
+    threads = max(1, cpu_count() // jobs)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        futures = [pool.submit(piece.make) for piece in pieces]
+        try:
+            for piece, future in zip(pieces, futures, strict=True):
+                future.result()
+                yield piece
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

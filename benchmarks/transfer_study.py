@@ -71,6 +71,8 @@ class StudyOptions:
     """shares of the labelled training patients, each one over a whole number"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """one run of everything each"""
+    precision: str = "auto"
+    """of all trainings, as train_voco.py and train_cls.py take it; bf16 is faster on CPUs made for it"""
     jobs: int = 1
     """trainings at a time, with the cores shared among them"""
     json: Path | None = None
@@ -127,7 +129,7 @@ def check_backbones(options: StudyOptions) -> None:
     anywhere = Path("unused")
     backbone = read_classifier(options.classifier, anywhere, anywhere).backbone
     for preset in options.presets:
-        other = read_preset(preset, anywhere, anywhere, 0).backbone
+        other = read_preset(preset, anywhere, anywhere).backbone
         if other != backbone:
             raise UserError(
                 f"preset {preset} trains {other}, {options.classifier} {backbone}: make them agree"
@@ -137,7 +139,7 @@ def check_backbones(options: StudyOptions) -> None:
 def plan_pretraining(options: StudyOptions, folders: StudyFolders) -> dict[tuple[Start, int], Piece]:
     """Every pre-training, seed by seed, so that an unfinished study compares like with like."""
     return {
-        (start, seed): pretraining(folders, start, preset, seed)
+        (start, seed): pretraining(folders, start, preset, seed, options.precision)
         for seed in options.seeds
         for start, preset in options.starts().items()
     }
@@ -148,7 +150,9 @@ def plan_classification(
 ) -> dict[tuple[Start, float, int], Piece]:
     """Every training of a classifier, seed by seed."""
     return {
-        (start, share, seed): classification(folders, start, options.classifier, share, seed)
+        (start, share, seed): classification(
+            folders, start, options.classifier, share, seed, options.precision
+        )
         for seed in options.seeds
         for share in options.shares
         for start in (SCRATCH, *options.starts())

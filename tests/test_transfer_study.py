@@ -95,6 +95,20 @@ def test_a_second_call_makes_nothing_again_and_a_lost_piece_alone(study, capsys)
         assert run["score"] == other["score"]
 
 
+def test_two_trainings_at_a_time_read_their_slices_with_workers(study, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "prepared").symlink_to(study.work / "prepared")
+    for name in ("v2", "plus"):
+        preset = (study.folder / f"{name}.yaml").read_text()
+        (tmp_path / f"{name}.yaml").write_text(preset.replace("workers: 0", "workers: 1"))
+    presets = [f"{tmp_path}/v2.yaml", f"{tmp_path}/plus.yaml"]
+    arguments = ["--presets", *presets, "--scaled", presets[1], "--work", str(work)]
+    transfer_study.main([*study.arguments, *arguments, "--stage", "pretrain", "--jobs", "2"])
+    finished = {path.parent.name for path in work.glob("voco/*/piece.json")}
+    assert finished == {"v2-8-s0", "plus-4-s0", "plus-8-s0"}
+
+
 def test_an_interrupted_piece_continues_and_has_no_seconds(study):
     piece = study.work / "cls" / "scratch-l50-s0"
     before = json.loads((piece / "piece.json").read_text())
