@@ -17,6 +17,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(RepresentationOptions, argv, prog="representation_study.py", description=__doc__)
     folders = StudyFolders.find(options.work, ())
     options.work.mkdir(parents=True, exist_ok=True)
-    with only_writer(options.work):
+    # a table may be looked at while a study is at work
+    with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
         if "data" in options.stage:
             make_data(folders, options.size)
         equal_steps = plan_equal_steps(options, folders)

@@ -21,6 +21,7 @@ those of its process; --jobs 2 halves the cores of each.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -113,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     folders = StudyFolders.find(options.work, options.raw_folders)
     check_backbones(options)
     options.work.mkdir(parents=True, exist_ok=True)
-    with only_writer(options.work):
+    # a table may be looked at while a study is at work
+    with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
         if "data" in options.stage:
             make_data(folders, options.size)
         if "pretrain" in options.stage:

@@ -52,6 +52,12 @@ def test_swin_has_the_published_size():
     assert encoder_width(encoder) == 1152
 
 
+def test_the_next_size_is_twice_as_wide():
+    encoder = create_volume_encoder("swin_unetr_l", 1).to("meta")  # shapes alone
+    assert encoder_width(encoder) == 2304
+    assert encoder(torch.empty(2, 1, 64, 64, 64, device="meta")).shape == (2, 2304)
+
+
 @pytest.mark.parametrize("sides", [(64, 64, 48), (16, 64, 64), (32, 32, 32)])
 def test_swin_refuses_sides_that_it_cannot_halve(swin, sides):
     with pytest.raises(UserError, match=f"not {' x '.join(map(str, sides))}"):
