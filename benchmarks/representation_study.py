@@ -40,8 +40,9 @@ from src.voco.heldout import HeldOut
 from src.voco.measure import measure
 
 STAGES = ("data", "pretrain", "evaluate", "table")
+PLACING = "placing/standard/cross/projection"
 SHOWN = {
-    "placing/standard/cross/projection": "cross-patient placing",
+    PLACING: "cross-patient placing",
     "placing/standard/cross/features": "by features",
     "placing/standard/intra/projection": "inside a patient",
     "probe/organ/logistic": "organ, linear",
@@ -225,18 +226,45 @@ def show(
                 {"method": method, "seeds": len(runs), **_costs([each for each, _ in runs.values()])}
             )
             pairs = [(figures, baseline[seed]) for seed, (_, figures) in runs.items() if seed in baseline]
-            differences.append({"method": method})
             for name, title in SHOWN.items():
                 means[-1][title] = _cell([figures.get(name) for _, figures in runs.values()])
-                differences[-1][title] = _difference(name, pairs)
+            if method != Path(options.presets[0]).stem:
+                gaps = {title: _difference(name, pairs) for name, title in SHOWN.items()}
+                differences.append({"method": method, **gaps})
         rows += [
             {"data": data.name, "method": each.method, "seed": each.seed, "figures": figures}
             for each, figures in found
         ]
         say(f"\n{data.name}: mean ± standard deviation over seeds\n\n{markdown(means)}")
-        say(f"\nDifferences to {options.presets[0]}, paired by seed\n\n{markdown(differences)}")
+        if differences:
+            say(f"\nDifferences to {options.presets[0]}, paired by seed\n\n{markdown(differences)}")
+        if placing := next((figures[PLACING] for _, figures in found if PLACING in figures), None):
+            say(
+                "\nCross-patient placing and its 95 % interval over {over}: {trials:,} trials of {patients} "
+                "patients, chance {chance:.3f}\n".format_map(placing)
+            )
+            say(markdown(_intervals(found)))
     if options.json:
         write_json({"machine": machine(), "options": plain_options(options), "runs": rows}, options.json)
+
+
+def _intervals(found: Sequence[tuple[Measurement, dict[str, Any]]]) -> list[dict[str, str]]:
+    """A row a method: placing across patients with its interval, seed by seed."""
+    seeds = dict.fromkeys(each.seed for each, _ in found)
+    cells = {
+        (each.method, each.seed): _with_interval(figures[PLACING])
+        for each, figures in found
+        if PLACING in figures
+    }
+    return [
+        {"method": method, **{f"seed {seed}": cells.get((method, seed), "-") for seed in seeds}}
+        for method in dict.fromkeys(method for method, _ in cells)
+    ]
+
+
+def _with_interval(figure: dict[str, Any]) -> str:
+    low, high = figure["low"], figure["high"]
+    return f"{figure['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def _costs(runs: Sequence[Measurement]) -> dict[str, str]:

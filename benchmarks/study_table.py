@@ -124,7 +124,7 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def format_means(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mean ± standard deviation (lowest to highest)."""
+    """Markdown: mean ± standard deviation over seeds."""
     table = [
         {
             "start": row["start"],
@@ -156,9 +156,9 @@ def format_differences(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def format_spread(values: dict[str, float | None], form: str) -> str:
-    """`mean ± standard deviation (lowest to highest)`; a single value alone."""
-    mean, low, high = (format(values[name], form) for name in ("mean", "min", "max"))
-    return mean if values["sd"] is None else f"{mean} ± {values['sd']:.3f} ({low} to {high})"
+    """`mean ± standard deviation`; a single value alone."""
+    mean = format(values["mean"], form)
+    return mean if values["sd"] is None else f"{mean} ± {values['sd']:.3f}"
 
 
 def _format_cost(row: dict[str, Any], what: str) -> str:
