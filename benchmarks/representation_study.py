@@ -171,7 +171,7 @@ def plan_equal_seconds(
 
 
 def training_seconds(piece: Piece) -> float:
-    """Time of the steps alone, in all sessions of a run."""
+    """Time of the steps alone, those before a resumption included."""
     return load_checkpoint(piece.folder / "last.pt")["seconds"]
 
 

@@ -30,7 +30,8 @@ RECORD = "piece.json"
 NO_RESULT = ("data", "labels", "folds", "output", "encoder", "workers", "resume")
 """Options that may differ from those of a finished piece: inputs are known by their content."""
 MOST_REPEATS = 2
-"""More fit a few patients by heart: five times the epochs took a tenth of the labels far below the prior."""
+"""More fit a few patients by heart: with five times the epochs a tenth of the labels
+scored far worse than the prior."""
 
 
 @dataclass(frozen=True)
