@@ -32,7 +32,7 @@ study: $(READY)
 	python benchmarks/transfer_study.py --work data/study --jobs 2 --json data/study/transfer.json
 
 test: $(READY)
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 # Damaged DICOM files of every kind in every transfer syntax: under a minute on two cores.
 fuzz: $(READY)
