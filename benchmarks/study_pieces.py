@@ -3,12 +3,14 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -190,7 +192,7 @@ def _made(pieces: Sequence[Piece], jobs: int) -> Iterator[Piece]:
     # not joblib: a process of its pools cannot start the workers that read a training's slices
     threads = max(1, cpu_count() // jobs)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, initializer=begin_process, initargs=(threads,)) as pool:
         futures = [pool.submit(piece.make) for piece in pieces]
         try:
             for piece, future in zip(pieces, futures, strict=True):
@@ -198,3 +200,17 @@ def _made(pieces: Sequence[Piece], jobs: int) -> Iterator[Piece]:
                 yield piece
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def begin_process(threads: int) -> None:
+    """What a process that makes pieces does first: take its share of the cores, and end with its parent.
+
+    A pool's processes would otherwise go on with the pieces that wait after the study itself was killed.
+    """
+    torch.set_num_threads(threads)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # from a thread nothing else ends the process; an interrupted piece is continued

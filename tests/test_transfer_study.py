@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from src.core.files import only_writer
 from src.data.stack import PreparedDataset
 from src.score.metric import score
 
+ROOT = Path(__file__).resolve().parents[1]
 ENCODER = (
     "backbone: test_efficientnet\nwindows: [soft, organ, wide]\ncanvas: 48\ndepth: 6\ntile: 16\nslices: 2\n"
     "batch: 2\nprojection: 8\nsteps: 2\nlog_every: 1\nsave_every: 1\nworkers: 0\n"
@@ -107,6 +110,23 @@ def test_two_trainings_at_a_time_read_their_slices_with_workers(study, tmp_path)
     transfer_study.main([*study.arguments, *arguments, "--stage", "pretrain", "--jobs", "2"])
     finished = {path.parent.name for path in work.glob("voco/*/piece.json")}
     assert finished == {"v2-8-s0", "plus-4-s0", "plus-8-s0"}
+
+
+def test_the_processes_of_a_killed_study_end_with_it():
+    code = f"""
+import multiprocessing, os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
+from study_pieces import begin_process
+spawn = multiprocessing.get_context("spawn")
+pool = ProcessPoolExecutor(1, spawn, initializer=begin_process, initargs=(1,))
+pool.submit(os.getpid).result()
+pool.submit(time.sleep, 120)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # returns once nobody holds the pipes of the output any more: a process that is left would
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=90)
+    assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
 
 
 def test_an_interrupted_piece_continues_and_has_no_seconds(study):
