@@ -33,7 +33,7 @@ from src.core.errors import exit_on_user_error
 from src.core.files import atomic_path, write_json
 from src.core.log import format_table, say
 from src.core.runtime import torch_seed
-from src.voco.model import build_network, make_teacher
+from src.voco.model import build_network, embed_by_both, make_teacher
 from src.voco.options import VocoOptions
 
 PUBLISHED = (
@@ -180,8 +180,7 @@ def _prepare_step(
 
 def _take_step(student: torch.nn.Module, teacher: torch.nn.Module, tiles: torch.Tensor) -> None:
     student.zero_grad()
-    embeddings, features = student(tiles)
-    teacher.embed(tiles, features.detach())
+    embeddings, _ = embed_by_both(student, teacher, tiles)
     embeddings.square().mean().backward()
 
 

@@ -90,9 +90,9 @@ def test_micro_batches_hold_the_activations_of_no_part():
 def test_the_teacher_works_in_micro_batches_too():
     student = make_net("convnext_atto", dropout=0.0)
     tiles, sizes = draw_tiles(), []
-    expected = make_teacher(student, shared_backbone=False).embed(tiles, None)
+    expected = make_teacher(student, shared_backbone=False).embed(tiles)
     student.micro_batch = 10
     teacher = make_teacher(student, shared_backbone=False)
     teacher.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    torch.testing.assert_close(teacher.embed(tiles, None), expected)
+    torch.testing.assert_close(teacher.embed(tiles), expected)
     assert sizes == [10, 10, 10]

@@ -12,6 +12,7 @@ from src.voco.model import (
     VocoNet,
     VolumeVocoNet,
     build_network,
+    embed_by_both,
     make_teacher,
     teacher_distance,
     update_teacher,
@@ -20,8 +21,7 @@ from src.voco.options import VocoOptions
 
 
 def take_step(student, teacher, optimizer, tiles):
-    embeddings, features = student(tiles)
-    targets = teacher.embed(tiles, features)
+    embeddings, targets = embed_by_both(student, teacher, tiles)
     (place_loss(embeddings) + (embeddings - targets).square().mean()).backward()
     optimizer.step()
 
@@ -118,9 +118,8 @@ def test_the_teachers_forward_uses_batch_statistics_without_noise_and_changes_no
 @pytest.mark.parametrize("shared_backbone", [False, True])
 def test_the_teacher_keeps_no_graph(shared_backbone):
     student, tiles = make_net(), draw_tiles()
-    embeddings, features = student(tiles)
-    assert embeddings.requires_grad
-    assert not make_teacher(student, shared_backbone).embed(tiles, features).requires_grad
+    embeddings, targets = embed_by_both(student, make_teacher(student, shared_backbone), tiles)
+    assert embeddings.requires_grad and not targets.requires_grad
 
 
 def test_on_a_shared_backbone_the_teacher_is_the_average_of_the_head_alone():
@@ -128,7 +127,7 @@ def test_on_a_shared_backbone_the_teacher_is_the_average_of_the_head_alone():
     teacher, tiles = make_teacher(student, shared_backbone=True), draw_tiles()
     assert all(name.startswith("head.") for name in teacher.state_dict())
     features = student(tiles)[1]
-    torch.testing.assert_close(teacher.embed(tiles, features), student.head(features))
+    torch.testing.assert_close(teacher.embed(features), student.head(features))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     take_step(student, teacher, torch.optim.AdamW(student.parameters(), lr=1e-2), tiles)
     update_teacher(teacher, student, momentum=0.75)

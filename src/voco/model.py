@@ -109,7 +109,7 @@ class VocoNet(nn.Module):
         return self.head(self.dropout(features)), features
 
     @torch.no_grad()
-    def embed(self, tiles: Tensor, student_features: Tensor) -> Tensor:
+    def embed(self, tiles: Tensor) -> Tensor:
         """As a teacher: crops (B, K, T, H, W, C) -> (B, K, projection), without a graph."""
         return self(tiles)[0]
 
@@ -163,9 +163,9 @@ class TeacherHead(nn.Module):
         self.head = copy.deepcopy(student.head)  # under the student's names
 
     @torch.no_grad()
-    def embed(self, tiles: Tensor, student_features: Tensor) -> Tensor:
+    def embed(self, student_features: Tensor) -> Tensor:
         """Features of the student's backbone (B, K, width) -> (B, K, projection), without a graph."""
-        return self.head(student_features)
+        return self.head(student_features.detach())
 
 
 Teacher = VocoNet | TeacherHead
@@ -230,6 +230,19 @@ def make_teacher(student: VocoNet, shared_backbone: bool) -> Teacher:
     if student.is_compiled:
         teacher.compile_encoder()  # a copy is not compiled
     return teacher
+
+
+def embed_by_both(student: nn.Module, teacher: Teacher, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, K, projection) by the student, with a graph, and by the teacher, without one.
+
+    A teacher with a backbone of its own goes first: what its forward needs for a while is then free again
+    before the student's graph takes its memory, and the two do not add up.
+    """
+    if isinstance(teacher, TeacherHead):
+        embeddings, features = student(tiles)
+        return embeddings, teacher.embed(features)
+    targets = teacher.embed(tiles)
+    return student(tiles)[0], targets
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 from src.core.runtime import Runtime
 from src.voco.dataset import VolumeSample
 from src.voco.losses import cosine_similarity
-from src.voco.model import update_teacher
+from src.voco.model import embed_by_both, update_teacher
 from src.voco.monitors import Monitors
 from src.voco.objectives import Embeddings, GlobalBases, Objective
 from src.voco.options import VocoOptions
@@ -54,9 +54,8 @@ def take_step(
     label = batch.label.to(runtime.device, non_blocking=True)
     crops = label.shape[1]
     with runtime.autocast():
-        embeddings, features = state.student(tiles)  # (B, R + N, D), (B, R + N, width)
-        student = Embeddings.split(embeddings, crops)
-        teacher = Embeddings.split(state.teacher.embed(tiles, features.detach()), crops)
+        both = embed_by_both(state.student, state.teacher, tiles)  # (B, R + N, D) each
+    student, teacher = (Embeddings.split(embeddings, crops) for embeddings in both)
     everyone = GlobalBases(
         runtime.gather(student.bases), runtime.gather(teacher.bases), first=runtime.rank * len(tiles)
     )
