@@ -44,6 +44,7 @@ PLACING = "placing/standard/cross/projection"
 SHOWN = {
     PLACING: "cross-patient placing",
     "placing/standard/cross/features": "by features",
+    "placing/standard/cross/features_centred": "by centred features",
     "placing/standard/intra/projection": "inside a patient",
     "probe/organ/logistic": "organ, linear",
     "probe/organ/knn": "organ, k-NN",
