@@ -1,6 +1,7 @@
 """Loaders whose workers leave the cores to the model and report a user's mistake as it was."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -31,12 +32,29 @@ class StackLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Raises UserError with its own one line, which a worker process would bury in a traceback."""
+        with _without_opencv_threads():
+            batches = iter(self.loader)  # starts the workers
         try:
-            yield from self.loader
+            yield from batches
         except UserError as error:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
 
 
+@contextmanager
+def _without_opencv_threads() -> Iterator[None]:
+    """End OpenCV's threads for a while, so that processes may be forked.
+
+    A fork copies the account of the threads but not the threads: a worker would wait for them for ever.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
 def _use_one_thread(worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism; more threads would take the model's cores
-    cv2.setNumThreads(1)
+    if cv2.getNumThreads() != 1:  # a worker that was not forked
+        cv2.setNumThreads(1)
