@@ -10,7 +10,7 @@ NAMES = ("1", "2", "3")
 
 
 def read(harm, **more):
-    return with_caution(read_files, NAMES, harm, silence_limit_s=10, **more)
+    return with_caution(read_files, NAMES, harm, silence_limit_s=8, **more)
 
 
 def test_nothing_changes_where_nothing_happens():

@@ -137,8 +137,16 @@ def test_ctrl_c_and_the_terminal_pass_the_child_by(child):
     assert child.call(os.getsid, 0) != os.getsid(0)
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Python's own handler, which processes that run tests side by side do without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("seconds", [0.8, 60])
-def test_an_abandoned_call_is_ended_at_once_and_does_not_answer_the_next_one(child, seconds):
+def test_an_abandoned_call_is_ended_at_once_and_does_not_answer_the_next_one(child, seconds, heeds_ctrl_c):
     pid = child.call(os.getpid)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
