@@ -165,7 +165,7 @@ class TeacherHead(nn.Module):
     @torch.no_grad()
     def embed(self, student_features: Tensor) -> Tensor:
         """Features of the student's backbone (B, K, width) -> (B, K, projection), without a graph."""
-        return self.head(student_features.detach())
+        return self.head(student_features)
 
 
 Teacher = VocoNet | TeacherHead
