@@ -31,7 +31,7 @@ WITHOUT_TORCH = (
     "src.data",
     "src.score",
 )
-ONE_IMPORT_SITE = {"albumentations": 1, "accelerate": 1, "dicomsdl": 1, "monai": 1, "nibabel": 1}
+ONE_IMPORT_SITE = {"albumentations": 1, "accelerate": 1, "dicomsdl": 1, "monai": 2, "nibabel": 1}
 TORCH_PACKAGES = {"torch", "torchvision", "timm", "accelerate", "segmentation_models_pytorch", "monai"}
 
 

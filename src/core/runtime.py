@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import distributed, nn
 
 from src.core.errors import UserError
@@ -87,6 +88,14 @@ class Runtime:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over the processes."""
         return self._accelerator.reduce(tensor, reduction="sum") if self.world > 1 else tensor
+
+    def gather_rows(self, rows: list[Any]) -> list[Any]:
+        """The rows of every process, in order, the same in all of them: plain values, no tensors."""
+        return gather_object(rows) if self.world > 1 else rows
+
+    def wait_for_all(self) -> None:
+        """Go on once every process has come here."""
+        self._accelerator.wait_for_everyone()
 
     @contextmanager
     def lost_peer_in_one_line(self) -> Iterator[None]:

@@ -41,14 +41,14 @@ def contact_sheet(
     for channel, name in enumerate(windows):
         window = WINDOWS[name]
         text = f"{name}: centre {window.centre_hu:g} HU, width {window.width_hu:g} HU"
-        strips.append(_caption(text, width))
-        strips.append(_slice_row(images[..., channel], masks))
+        strips.append(caption(text, width))
+        strips.append(slice_row(images[..., channel], masks))
     if masks is not None:
-        strips.append(_legend(width, np.unique(masks)))
+        strips.append(legend(width, np.unique(masks)))
     return np.concatenate(strips)
 
 
-def _slice_row(images: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+def slice_row(images: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
     """Grey slices (T, H, W), and their label maps, to one RGB strip."""
     tiles = []
     for index, image in enumerate(images):
@@ -66,12 +66,14 @@ def _outline_organs(tile: np.ndarray, mask: np.ndarray) -> None:
         cv2.drawContours(tile, contours, -1, ORGAN_COLOURS[organ], 1)
 
 
-def _caption(text: str, width: int) -> np.ndarray:
+def caption(text: str, width: int) -> np.ndarray:
+    """A strip of `width` pixels with a line of text, uint8 (H, width, 3)."""
     strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
     return _write(strip, text, left=6, colour=(220, 220, 220))
 
 
-def _legend(width: int, labels: np.ndarray) -> np.ndarray:
+def legend(width: int, labels: np.ndarray) -> np.ndarray:
+    """A strip that names the organs among `labels` in their colours, uint8 (H, width, 3)."""
     strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
     left = 6
     for organ, label in ORGANS.items():

@@ -6,6 +6,7 @@ draws in every loader worker and every epoch, so each stack reseeds its pipeline
 
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -83,6 +84,34 @@ class AppearanceChange:
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         self.pipeline.set_random_seed(int(rng.integers(2**31)))
         return self.pipeline(images=images)["images"]
+
+
+class PlaceChange:
+    """Where a slice and its label map lie: a flip, and a small rotation, zoom and shift, of both alike.
+
+    Args:
+        flip: probability of a left-right flip.
+        affine: probability of the rotation, zoom and shift.
+        mirrored: pairs of labels that a left-right flip exchanges, as those of the kidneys.
+    """
+
+    def __init__(self, flip: float, affine: float, mirrored: Sequence[tuple[int, int]]):
+        self.flip = flip
+        self.swap = np.arange(256, dtype=np.uint8)
+        for first, second in mirrored:
+            self.swap[[first, second]] = second, first
+        change = A.Affine(rotate=(-15, 15), scale=(0.85, 1.15), translate_percent=(-0.06, 0.06), p=affine)
+        self.pipeline = A.Compose([change], seed=0)
+
+    def __call__(
+        self, images: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Neighbouring slices uint8 (T, H, W, C) and the label map (H, W) of the middle one, changed."""
+        if rng.random() < self.flip:
+            images, mask = images[:, :, ::-1], self.swap[mask[:, ::-1]]
+        self.pipeline.set_random_seed(int(rng.integers(2**31)))
+        changed = self.pipeline(images=np.ascontiguousarray(images), mask=np.ascontiguousarray(mask))
+        return changed["images"], changed["mask"]
 
 
 def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The course of a pre-training run as curves: losses, placing, similarities, spread, teacher, learning rate.
+"""The course of a run of pre-training or segmentation as curves: losses, monitors, scores, learning rate.
 
 python -m src.report.curves --run runs/voco/v2
 """
@@ -24,6 +24,9 @@ PANELS = {
     "cosine": ("positive_similarity", "negative_similarity"),
     "spread of embeddings (0 is a collapse)": ("embedding_std",),
     "distance of teacher and student (relative)": ("teacher_distance",),
+    "shares of pixels": ("agreement", "reliable", "organ"),
+    "Dice of the patients left out": ("dice",),
+    "HD95 of the patients left out (mm)": ("hd95_mm",),
     "learning rate": ("lr",),
 }
 """Title and columns of each panel; `loss` stands for every column of that name or with `loss_` before it."""
@@ -36,7 +39,7 @@ _FEW_ROWS = 40
 @dataclass(frozen=True)
 class CurvesOptions:
     run: Path
-    """folder of a pre-training run"""
+    """folder of a run of train_voco.py or train_seg.py"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def plot_metrics(run: Path) -> Path:
-    """Draw `metrics.csv` of a pre-training run.
+    """Draw `metrics.csv` of a run of pre-training or segmentation.
 
     A panel of which no column was measured is left out. Chance is one of the bases of `config.yaml`; without
     that file no line is drawn for it.
@@ -59,7 +62,7 @@ def plot_metrics(run: Path) -> Path:
     metrics = read_metrics(run / "metrics.csv")
     shown = {title: found for title, names in PANELS.items() if (found := _measured(metrics, names))}
     if not shown:
-        raise UserError(f"{run / 'metrics.csv'} holds no figures of pre-training")
+        raise UserError(f"{run / 'metrics.csv'} holds no figures of train_voco.py or train_seg.py")
     rows = -(-len(shown) // _COLUMNS)
     figure = Figure(figsize=(_PANEL_INCHES[0] * _COLUMNS, _PANEL_INCHES[1] * rows), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a display and without pyplot's global state
@@ -89,7 +92,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
         UserError: no such file, or no row in it.
     """
     if not path.is_file():
-        raise UserError(f"no {path}: --run names the folder that train_voco.py wrote (its --output)")
+        raise UserError(f"no {path}: --run names the folder that the training wrote (its --output)")
     try:
         table = pd.read_csv(path)
     except pd.errors.EmptyDataError:
@@ -130,6 +133,9 @@ def _label(column: str) -> str:
         "loss": "total",
         "cross_placing": "among another patient's bases",
         "intra_placing": "among its own bases",
+        "agreement": "A and B agree",
+        "reliable": "reliable, of unlabelled slices",
+        "organ": "taken for an organ, of unlabelled slices",
         "positive_similarity": "overlapping crops",
         "negative_similarity": "crops apart",
     }

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from src.core.checkpoint import differing_options, load_checkpoint, save_checkpoint
+from src.core.checkpoint import clear_run, read_own_checkpoint, save_checkpoint
 from src.core.config import plain_options
-from src.core.errors import UserError
 from src.core.runtime import Runtime, torch_seed
 from src.nn.encoder import EncoderFile, save_encoder
 from src.nn.first_weights import patients_seen_by
@@ -67,22 +66,9 @@ def run_identity(options: VocoOptions, series: pd.DataFrame) -> dict[str, Any]:
     return {"options": plain_options(options), "series": hashlib.sha256(ids.encode()).hexdigest()}
 
 
-def clear_run(options: VocoOptions) -> None:
-    """Delete what an earlier run left in the folder, so that nothing of it is taken for the new one's."""
-    output, first_weights = Path(options.output), Path(options.encoder or "")
-    patterns = ("last.pt", ".last-*.pt", "encoder*.safetensors", "metrics.csv", "curves.png", "events.*")
-    for pattern in (*patterns, "pictures/step_*.png"):
-        for path in output.glob(pattern):
-            if not (options.encoder and path.samefile(first_weights)):
-                path.unlink()
-
-
-def find_checkpoint(options: VocoOptions) -> Path | None:
-    """The checkpoint that `--resume` names: `last.pt` of the run where it exists, none, or the given path."""
-    last = Path(options.output) / "last.pt"
-    if options.resume == "auto":
-        return last if last.exists() else None
-    return None if options.resume == "never" else Path(options.resume)
+def clear_folder(options: VocoOptions) -> None:
+    """Delete what an earlier run left in the folder of this one."""
+    clear_run(Path(options.output), ("encoder*.safetensors", "pictures/step_*.png"), keep=options.encoder)
 
 
 def save_state(path: Path, state: TrainingState, runtime: Runtime, identity: dict[str, Any]) -> None:
@@ -106,22 +92,8 @@ def restore_state(path: Path, state: TrainingState, runtime: Runtime, identity: 
     Raises:
         UserError: it cannot be read, is not one of pre-training, or belongs to other options or other series.
     """
-    saved = load_checkpoint(path)
-    expected = {"step", "seconds", "seen_before", "student", "teacher", "optimizer", "scaler", *identity}
-    if not expected <= saved.keys():
-        raise UserError(f"{path} is not a checkpoint of train_voco.py")
-    changed = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
-    if changed:
-        name = changed[0]
-        raise UserError(
-            f"{path} was written with --{name.replace('_', '-')} {saved['options'].get(name)}, not "
-            f"{identity['options'].get(name)}: keep it, or start anew with --resume never or another --output"
-        )
-    if saved["series"] != identity["series"]:
-        raise UserError(
-            f"{path} was trained on other series than --data holds now: "
-            "start anew with --resume never or another --output"
-        )
+    keys = {"step", "seconds", "seen_before", "student", "teacher", "optimizer", "scaler"}
+    saved = read_own_checkpoint(path, "train_voco.py", keys, identity, FREE_TO_CHANGE)
     runtime.unwrap(state.student).load_state_dict(saved["student"])
     state.teacher.load_state_dict(saved["teacher"])
     state.optimizer.load_state_dict(saved["optimizer"])

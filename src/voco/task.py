@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from src.core.checkpoint import find_checkpoint
 from src.core.config import save_options
 from src.core.errors import UserError
 from src.core.files import atomic_path, only_writer, write_table
@@ -26,9 +27,8 @@ from src.voco.picture import draw_predictions
 from src.voco.state import (
     TrainingState,
     build_state,
-    clear_run,
+    clear_folder,
     export_encoder,
-    find_checkpoint,
     restore_state,
     run_identity,
     save_state,
@@ -53,7 +53,7 @@ def pretrain(options: VocoOptions) -> Path:
     """
     output = Path(options.output)
     dataset = open_dataset(options)
-    checkpoint = find_checkpoint(options)
+    checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
         # a checkpoint brings its own weights: the file of the first ones need not be there any more
         given = replace(options, encoder=None, pretrained=False) if checkpoint else options
@@ -120,7 +120,7 @@ class PretrainingRun:
         if self.checkpoint:
             say(f"continuing {self.checkpoint} after step {self.state.step} of {self.options.steps}")
         else:
-            clear_run(self.options)
+            clear_folder(self.options)
         save_options(self.options, self.output / "config.yaml")
         own = set(self.patients)
         before = pd.DataFrame({"patient_id": [each for each in self.state.seen_before if each not in own]})

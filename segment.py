@@ -1,0 +1,30 @@
+"""Segment the organs of every series of a prepared data set with a pair that train_seg.py trained.
+
+    python segment.py --model runs/seg/dual --data data/prepared
+    python segment.py --model runs/seg/dual --data data/prepared --series some.csv --preview
+    torchrun --nproc-per-node 4 segment.py --model runs/seg/dual --data data/prepared --batch 64
+
+Masks go beside the true ones, to predicted_masks/<patient_id>/<series_id>/0000.png ... in the data set (or
+to --output); the true ones are not touched. organs.csv has a row a series and organ (volume in ml, slices,
+z range, box in pixels), areas.csv a row a slice (mm2 of each organ), failed.csv what could not be read.
+Specks are removed: the largest 3D component of an organ stays, with what is at least a quarter of its size;
+kidneys are named by their side. The same command again goes on where it was interrupted, to the same result.
+"""
+
+from src.core.config import parse_options
+from src.core.errors import exit_on_user_error
+from src.seg.segment_options import SegmentOptions
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the options, segment, write the tables."""
+    options = parse_options(SegmentOptions, argv, prog="segment.py", description=__doc__)
+    # imported here, so that --help and a wrong option answer before torch is loaded
+    from src.seg.segment import segment_dataset
+
+    segment_dataset(options)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,1 @@
+"""Organ segmentation by two sub-networks: few labels, many scans."""

@@ -1,0 +1,136 @@
+"""Training slices: a slice with its neighbours, once for each sub-network, and the label map of the slice.
+
+Every draw follows from (seed, labelled or not, number), so that a sample is the same in whatever process,
+worker or resumed run it is made.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from src.core.errors import UserError
+from src.core.runtime import sample_rng
+from src.data.stack import ORGANS, image_folder, read_windows
+from src.nn.augmentation import AppearanceChange, PlaceChange
+from src.seg.options import SegOptions
+from src.seg.split import SegData
+
+_MIRRORED = ((ORGANS["left kidney"], ORGANS["right kidney"]),)
+
+
+class SliceBatch(NamedTuple):
+    """One slice, or a batch of them with a leading B, labelled ones first."""
+
+    views: Tensor
+    """uint8 (2, H, W, slices * windows), what A and what B sees: other appearances of one place"""
+    mask: Tensor
+    """uint8 (H, W) label map; zeros where the slice is unlabelled"""
+    is_labelled: Tensor
+    """bool ()"""
+    series: Tensor
+    """int64 (), row of the series in its part's table"""
+
+
+class Key(NamedTuple):
+    """Which sample: the `number`-th labelled or unlabelled slice of a run."""
+
+    is_labelled: bool
+    number: int
+
+
+class SliceDataset(Dataset[SliceBatch]):
+    """Slices of the labelled and of the unlabelled series of a run.
+
+    The series take turns, in an order that is new in every round; of each, a random slice is seen.
+    """
+
+    def __init__(self, data: SegData, options: SegOptions) -> None:
+        self.data, self.slices, self.seed = data, options.slices, options.seed
+        self.parts = (data.part("unlabelled"), data.part("labelled"))
+        self.place = PlaceChange(options.flip, options.affine, _MIRRORED)
+        self.appearance = AppearanceChange(options.appearance) if options.appearance else None
+
+    def __getitem__(self, key: Key) -> SliceBatch:
+        table = self.parts[key.is_labelled]
+        row = self.series_of(key)
+        series = table.iloc[row]
+        rng = sample_rng(self.seed, int(key.is_labelled), key.number)
+        index = int(rng.integers(series["slices"]))
+        dataset, windows = self.data.sets[series["set"]], self.data.windows[series["set"]]
+        folder = image_folder(dataset.folder, series["patient_id"], series["series_id"])
+        neighbours = neighbour_indices(np.array([index]), self.slices, int(series["slices"]))[0]
+        images = read_windows(folder, neighbours, dataset.size, windows)  # (T, H, W, C)
+        mask = np.zeros(images.shape[1:3], dtype=np.uint8)
+        if key.is_labelled:
+            mask = dataset.read_masks(series["patient_id"], series["series_id"], [index])[0]
+        images, mask = self.place(images, mask, rng)
+        views = [as_channels(self.appearance(images, rng) if self.appearance else images) for _ in "ab"]
+        return SliceBatch(
+            torch.from_numpy(np.stack(views)),
+            torch.from_numpy(mask),
+            torch.tensor(key.is_labelled),
+            torch.tensor(row),
+        )
+
+    def series_of(self, key: Key) -> int:
+        """Row of the series of a sample in its part's table."""
+        count = len(self.parts[key.is_labelled])
+        round_, place = divmod(key.number, count)
+        return int(sample_rng(self.seed, 2 + key.is_labelled, round_).permutation(count)[place])
+
+    def name_series(self, keys: list[Key]) -> str:
+        """Patient and series of some samples, for messages."""
+        rows = pd.concat([self.parts[key.is_labelled].iloc[[self.series_of(key)]] for key in keys])
+        return ", ".join(dict.fromkeys(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples()))
+
+
+class SliceOrder(Sampler[list[Key]]):
+    """A process's share of the keys of every step, labelled ones first.
+
+    Args:
+        rank: number of this process, of `world`.
+
+    Raises:
+        UserError: a batch that the processes cannot share evenly.
+    """
+
+    def __init__(self, options: SegOptions, first_step: int, rank: int = 0, world: int = 1) -> None:
+        unlabelled = options.unlabelled_batch if options.uses_unlabelled else 0
+        self.batches = {True: options.batch, False: unlabelled}
+        for flag, batch in (("--batch", options.batch), ("--unlabelled-batch", unlabelled)):
+            if batch % world:
+                raise UserError(
+                    f"option {flag} {batch} must be a multiple of the number of processes, {world}"
+                )
+        self.steps = range(first_step, options.steps)
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return (self.share(step) for step in self.steps)
+
+    def share(self, step: int) -> list[Key]:
+        """The keys of this process at a step."""
+        keys = []
+        for is_labelled, batch in self.batches.items():
+            share = range(self.rank * batch // self.world, (self.rank + 1) * batch // self.world)
+            keys += [Key(is_labelled, step * batch + place) for place in share]
+        return keys
+
+
+def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarray:
+    """(N,) middle slices -> (N, count) with their neighbours; behind an end, the last slice repeats."""
+    return np.clip(indices[:, None] + np.arange(count) - count // 2, 0, slices - 1)
+
+
+def as_channels(images: np.ndarray) -> np.ndarray:
+    """Neighbouring slices (..., T, H, W, C) -> (..., H, W, T * C), the windows of a slice together."""
+    moved = np.moveaxis(images, -4, -2)  # (..., H, W, T, C)
+    return moved.reshape(*moved.shape[:-2], -1)

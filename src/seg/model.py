@@ -1,0 +1,226 @@
+"""Two sub-networks that segment the same slice: the pair that learns together and answers as one."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.core.errors import UserError
+from src.core.files import atomic_path
+from src.data.stack import ORGANS
+from src.nn.encoder import GREY_MEAN, GREY_STD
+
+CLASSES = len(ORGANS) + 1
+"""Background, then the organs in the order of their labels."""
+
+EMBEDDING_STRIDE = 4
+EMBEDDED = slice(EMBEDDING_STRIDE // 2, None, EMBEDDING_STRIDE)
+"""Rows and columns whose pixels have features: neighbours tell the same, and memory is short."""
+
+_PAD_TO = 32
+"""Encoders halve the image five times."""
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """All that is needed to build a pair again and to feed it as it was trained."""
+
+    backbones: tuple[str, str]
+    decoders: tuple[str, str]
+    windows: tuple[str, ...]
+    """CT windows of each slice"""
+    slices: int
+    """adjacent slices seen together; input channels are slices x windows, the windows of a slice together"""
+    size: int
+    """side of the prepared slices in pixels"""
+    means: tuple[tuple[float, ...], tuple[float, ...]]
+    """per sub-network and window, of grey levels scaled to 0..1"""
+    stds: tuple[tuple[float, ...], tuple[float, ...]]
+
+    @property
+    def channels(self) -> int:
+        return self.slices * len(self.windows)
+
+
+class Answer(NamedTuple):
+    """What one sub-network says of a batch."""
+
+    logits: Tensor
+    """(B, CLASSES, H, W)"""
+    embedding: Tensor | None
+    """(B, E, h, w) features of the pixels [..., EMBEDDED, EMBEDDED], where the pair has them"""
+
+
+class SubNetwork(nn.Module):
+    """An encoder and a decoder: uint8 slices to logits, and to pixel features if `embedding` is above 0.
+
+    Args:
+        mean: per window; shared by all slices.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        decoder: str,
+        slices: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pretrained: bool = False,
+        embedding: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net = _create_net(backbone, decoder, slices * len(mean), pretrained)
+        head = self.net.segmentation_head
+        width = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
+        self.projection = nn.Conv2d(width, embedding, 1) if embedding else None
+        self.register_buffer("mean", torch.tensor(mean * slices).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std * slices).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Answer:
+        """uint8 (B, H, W, slices * windows) of any size."""
+        height, width = images.shape[1:3]
+        pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
+        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        # behind the right and lower edge, so that pixels keep their place
+        pixels = F.pad(pixels, (0, -width % _PAD_TO, 0, -height % _PAD_TO), mode="replicate")
+        decoded = self.net.decoder(self.net.encoder(pixels))
+        logits = self.net.segmentation_head(decoded)[..., :height, :width]
+        embedding = None
+        if self.projection is not None and self.training:
+            stride = EMBEDDING_STRIDE * decoded.shape[-1] // pixels.shape[-1]  # decoders end at 1, 1/2 or 1/4
+            features = decoded[..., stride // 2 :: stride, stride // 2 :: stride]
+            rows, columns = (len(range(side)[EMBEDDED]) for side in (height, width))
+            embedding = self.projection(features[..., :rows, :columns])
+        return Answer(logits, embedding)
+
+
+class SegmenterPair(nn.Module):
+    """Sub-networks A and B of different kind.
+
+    Args:
+        embedding: width of the pixel features for the contrast; 0 for none.
+    """
+
+    def __init__(self, spec: SegmenterSpec, pretrained: bool = False, embedding: int = 0) -> None:
+        super().__init__()
+        self.a, self.b = (
+            SubNetwork(backbone, decoder, spec.slices, mean, std, pretrained, embedding)
+            for backbone, decoder, mean, std in zip(
+                spec.backbones, spec.decoders, spec.means, spec.stds, strict=True
+            )
+        )
+
+    def forward(self, images_a: Tensor, images_b: Tensor) -> tuple[Answer, Answer]:
+        """Both answers to uint8 (B, H, W, C); training shows A and B other appearances of the same slices."""
+        return self.a(images_a), self.b(images_b)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Mean of both softmax, (B, CLASSES, H, W)."""
+        a, b = self(images, images)
+        return (a.logits.float().softmax(1) + b.logits.float().softmax(1)) / 2
+
+
+@torch.inference_mode()
+def predict_masks(pair: SegmenterPair, images: Tensor) -> Tensor:
+    """Label maps uint8 (B, H, W) of uint8 slices (B, H, W, slices * windows)."""
+    return pair.probabilities(images).argmax(1).to(torch.uint8)
+
+
+def check_pair(pair: SegmenterPair, spec: SegmenterSpec) -> None:
+    """Make sure that both sub-networks take slices of the spec's size, before long work begins.
+
+    Raises:
+        UserError: one does not (some decoders pool deeper than small slices allow).
+    """
+    images = torch.zeros(1, spec.size, spec.size, spec.channels, dtype=torch.uint8)
+    was_training = pair.training
+    pair.eval()
+    for net, backbone, decoder in zip((pair.a, pair.b), spec.backbones, spec.decoders, strict=True):
+        try:
+            with torch.inference_mode():
+                net(images)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"decoder {decoder} on {backbone} cannot take images of {spec.size} px ({reason}): choose "
+                "another, or prepare larger ones"
+            ) from None
+    pair.train(was_training)
+
+
+def default_greys(windows: tuple[str, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that a network is fed with where its first weights name no others."""
+    return (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
+
+
+def save_segmenter(path: str | Path, pair: SegmenterPair, spec: SegmenterSpec, **about: Any) -> None:
+    """Write a pair without its projections, with the spec and what else is told of the run, by one rename."""
+    metadata = {"spec": json.dumps(asdict(spec)), "about": json.dumps(about)}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in pair.state_dict().items()
+        if ".projection." not in name
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:
+    """Rebuild a trained pair on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: there is no such file, or it is no pair of this kit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no {path}: train_seg.py writes segmenter.safetensors into its run folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a segmentation model ({error})") from None
+    values = json.loads(metadata.get("spec", "{}"))
+    if values.keys() != SegmenterSpec.__dataclass_fields__.keys():
+        raise UserError(f"{path} is not a segmentation model of train_seg.py")
+    spec = SegmenterSpec(**{key: _as_tuples(value) for key, value in values.items()})
+    pair = SegmenterPair(spec)
+    pair.load_state_dict(weights)
+    return pair.eval().to(memory_format=torch.channels_last), spec
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _create_net(backbone: str, decoder: str, channels: int, pretrained: bool) -> nn.Module:
+    """A network of segmentation_models_pytorch on a timm backbone.
+
+    Raises:
+        UserError: timm has no such backbone, its weights cannot be had, or the decoder cannot stand on it.
+    """
+    if not timm.is_model(backbone):
+        close = timm.list_models(f"*{backbone.split('_')[0]}*")[:3]
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        raise UserError(f"timm has no backbone {backbone!r}{hint}")
+    try:
+        return smp.create_model(
+            decoder,
+            encoder_name=f"tu-{backbone}",
+            encoder_weights=True if pretrained else None,
+            in_channels=channels,
+            classes=CLASSES,
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        what = f"decoder {decoder} on backbone {backbone} cannot be built"
+        hint = ": for --pretrained, connect once so that timm caches the weights" if pretrained else ""
+        raise UserError(f"{what} ({reason}){hint}") from None

@@ -1,0 +1,179 @@
+"""Options of `train_seg.py`."""
+
+from dataclasses import dataclass
+
+DECODERS = ("unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet")
+"""Of segmentation_models_pytorch."""
+
+
+@dataclass(frozen=True)
+class SegOptions:
+    """Options of a segmentation run; the defaults learn from labelled series alone."""
+
+    data: tuple[str, ...]
+    """Prepared data sets (folders that prepare_data.py wrote), all of one image size. Series with masks are
+    labelled, the others unlabelled."""
+
+    output: str
+    """Folder of the run: segmenter.safetensors, last.pt, metrics.csv, split.csv, scores.csv, config.yaml."""
+
+    labelled: str | None = None
+    """Table with patient_id and series_id: only these series are labelled, and the masks of all others are
+    never read for training. By default every series with masks is."""
+
+    leave_out: tuple[str, ...] = ()
+    """Patients who take no part in training, not even unlabelled, and are scored at the end."""
+
+    validation: float = 0.2
+    """Share of the labelled patients who are drawn (from --seed) to be left out in the same way."""
+
+    steps: int = 20_000
+    """Optimiser steps; the cosine schedule ends there."""
+
+    backbones: tuple[str, str] = ("efficientnetv2_rw_s", "resnet34")
+    """timm backbones of sub-networks A and B. They must differ in kind to correct each other."""
+
+    decoders: tuple[str, str] = ("unet", "fpn")
+    """segmentation_models_pytorch decoders of A and B: unet, unetplusplus, fpn, deeplabv3plus, linknet,
+    manet, pan, upernet."""
+
+    pretrained: bool = False
+    """Start both backbones from timm's ImageNet weights rather than from random ones."""
+
+    encoder: str | None = None
+    """Start A's backbone from an encoder.safetensors (its name then replaces the first of --backbones) or
+    from a published 2D-VoCo checkpoint."""
+
+    windows: tuple[str, ...] = ("soft",)
+    """Windows of the prepared sets to use, in this order."""
+
+    slices: int = 3
+    """Adjacent slices that the networks see together, odd; the middle one is segmented. Each adds as many
+    input channels as there are --windows."""
+
+    batch: int = 8
+    """Labelled slices a step over all processes."""
+
+    unlabelled_batch: int = 8
+    """Unlabelled slices a step over all processes, used where --pseudo or --contrast is above 0."""
+
+    verification: float = 0.0
+    """Weight of the squared error to the label where A and B are sure of different classes (paper: 0.5)."""
+
+    confidence: float = 0.6
+    """Probability from which --verification takes a sub-network to be sure."""
+
+    pseudo: float = 0.0
+    """Final weight of the loss to the other sub-network's labels on unlabelled slices."""
+
+    unreliable: float = 0.2
+    """Share of pixels that may be unreliable at first (those of highest entropy in both); falls to 0."""
+
+    contrast: float = 0.0
+    """Final weight of the contrast that draws unreliable pixels to their class's prototype (paper:
+    0.1)."""
+
+    temperature: float = 0.1
+    """Of --contrast: lower looks at the nearest prototypes only."""
+
+    embedding: int = 32
+    """Width of the pixel features that --contrast compares; the layer is thrown away after training."""
+
+    ramp: float = 1.0
+    """Share of --steps over which --pseudo and --contrast rise from near 0 to their weights."""
+
+    flip: float = 0.0
+    """Probability of a left-right flip, which swaps the labels of the left and the right kidney. The liver
+    is on one side: a flipped body is one that no scanner sees."""
+
+    affine: float = 0.8
+    """Probability of a small rotation, zoom and shift of slice and mask alike."""
+
+    appearance: float = 0.5
+    """Strength, 0 to 1, of the change of contrast, sharpness and noise, which is another for A and for B."""
+
+    lr: float = 1e-3
+    """Peak learning rate of AdamW. Lower it if losses jump."""
+
+    warmup: float = 0.05
+    """Share of --steps over which the learning rate rises from 0."""
+
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+
+    ema_decay: float = 0.995
+    """Of the moving average of the weights, which is what is scored and exported."""
+
+    seed: int = 0
+    """First weights and every draw follow from it."""
+
+    precision: str = "auto"
+    """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
+
+    workers: int = 2
+    """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
+
+    log_every: int = 50
+    """Steps between two printed lines (and rows of metrics.csv)."""
+
+    save_every: int = 500
+    """Steps between two checkpoints, a multiple of --log-every; last.pt is the newest."""
+
+    score_every: int = 0
+    """Steps between two scores of the patients left out, a multiple of --log-every; 0 scores at the end."""
+
+    resume: str = "auto"
+    """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether any term learns from unlabelled slices."""
+        return self.pseudo > 0 or self.contrast > 0
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        positive = ("steps", "batch", "unlabelled_batch", "temperature", "embedding", "ramp")
+        for name in (*positive, "lr", "clip_norm", "log_every", "save_every"):
+            if not getattr(self, name) > 0:  # nan is not
+                raise ValueError(f"option {_flag(name)} must be above 0, got {getattr(self, name)}")
+        for name in ("validation", "unreliable", "confidence", "warmup", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"option {_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
+        for name in ("flip", "affine", "appearance", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"option {_flag(name)} must lie between 0 and 1, got {getattr(self, name)}")
+        for name in ("verification", "pseudo", "contrast", "weight_decay", "seed", "workers", "score_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"option {_flag(name)} must be at least 0, got {getattr(self, name)}")
+
+    def _check_combinations(self) -> None:
+        if not self.data or not self.windows:
+            raise ValueError("options --data and --windows need at least one value each")
+        if self.slices < 1 or self.slices % 2 == 0:
+            raise ValueError(f"option --slices must be odd, so that one is in the middle, got {self.slices}")
+        for name in ("backbones", "decoders"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"option {_flag(name)} takes two values, one a sub-network")
+        for name in self.decoders:
+            if name not in DECODERS:
+                raise ValueError(f"option --decoders must be among {', '.join(DECODERS)}, got {name}")
+        if self.pretrained and self.encoder:
+            raise ValueError("options --pretrained and --encoder both give first weights: choose one")
+        for name in ("save_every", "score_every"):
+            if getattr(self, name) % self.log_every:
+                raise ValueError(
+                    f"option {_flag(name)} {getattr(self, name)} must be a multiple of --log-every "
+                    f"{self.log_every}"
+                )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

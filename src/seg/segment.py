@@ -1,0 +1,173 @@
+"""Masks for every series of a prepared data set, with the tables that sum them up."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from src.core.errors import UserError
+from src.core.files import atomic_path, only_writer, write_json, write_table
+from src.core.log import is_main_process, say, warn
+from src.core.runtime import Runtime
+from src.data.stack import PreparedDataset, discard, write_png
+from src.seg.model import SegmenterSpec, load_segmenter
+from src.seg.organ_tables import ORGAN_TYPES
+from src.seg.predict import AREA_TABLE, ORGAN_TABLE, segment_series
+from src.seg.segment_options import SegmentOptions
+from src.seg.sheet import mask_sheet
+from src.seg.split import read_series_list
+from src.seg.task import MODEL
+
+RECORD, FAILED = "segmentation.json", "failed.csv"
+
+
+def segment_dataset(options: SegmentOptions) -> None:
+    """Segment what has no masks yet, then write the tables over all that has.
+
+    Under torchrun every process takes its share of the series.
+
+    Raises:
+        UserError: a model or data set that cannot be used or do not fit each other, or an output that
+            another model made.
+    """
+    path = options.model / MODEL if options.model.is_dir() else options.model
+    dataset = PreparedDataset.open(options.data)
+    output = options.output or options.data / "predicted_masks"
+    pair, spec = load_segmenter(path)
+    _require_fit(spec, dataset)
+    series = _choose_series(dataset, options.series)
+    with Runtime.create(options.precision) as runtime:
+        if not is_main_process():
+            runtime.wait_for_all()
+            _segment(pair, spec, runtime, dataset, series, output, options)
+            return
+        output.mkdir(parents=True, exist_ok=True)
+        with only_writer(output):
+            _claim(output, path, options)
+            runtime.wait_for_all()  # what --overwrite discards is no longer there to be found done
+            failed = _segment(pair, spec, runtime, dataset, series, output, options)
+            _write_tables(output, dataset, failed)
+
+
+def series_folder(output: Path, row: pd.Series) -> Path:
+    """Where the masks of a series lie."""
+    return output / row["patient_id"] / row["series_id"]
+
+
+def _require_fit(spec: SegmenterSpec, dataset: PreparedDataset) -> None:
+    missing = [name for name in spec.windows if name not in dataset.windows]
+    if missing:
+        raise UserError(f"{dataset.folder} has no window {missing[0]}, which the model was trained on")
+    if spec.size != dataset.size:
+        raise UserError(
+            f"{dataset.folder} has images of {dataset.size} px, the model was trained on {spec.size} px: "
+            "prepare them with that --size"
+        )
+
+
+def _choose_series(dataset: PreparedDataset, table: Path | None) -> pd.DataFrame:
+    if table is None:
+        chosen = dataset.series
+    else:
+        wanted = read_series_list(table).drop_duplicates()
+        chosen = dataset.series.merge(wanted, on=["patient_id", "series_id"])
+        if len(chosen) < len(wanted):
+            warn(
+                f"{len(wanted) - len(chosen)} of {len(wanted)} series in {table} are not in {dataset.folder}"
+            )
+    if chosen.empty:
+        raise UserError(f"{dataset.folder} has no usable series to segment")
+    return chosen
+
+
+def _claim(output: Path, model: Path, options: SegmentOptions) -> None:
+    """Make sure that what the output holds was made by the same model; remove what killed runs left.
+
+    Raises:
+        UserError: it was made by another model.
+    """
+    record = {
+        "model": str(model),
+        "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "precision": options.precision,
+        "batch": options.batch,
+    }
+    if options.overwrite:
+        for item in output.iterdir():
+            discard(item)
+    path = output / RECORD
+    if path.exists():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        # the size of a batch may change the last digit of a probability, and so a pixel
+        changed = [name for name in ("sha256", "precision", "batch") if saved.get(name) != record[name]]
+        if changed:
+            what = "by another model" if changed[0] == "sha256" else f"with another --{changed[0]}"
+            raise UserError(f"{output} holds masks made {what}: choose another --output, or --overwrite")
+    elif any(output.iterdir()):
+        raise UserError(f"{output} holds other files than masks of segment.py: choose another --output")
+    write_json(record, path)
+    for folder in output.glob("*/.*.partial"):
+        discard(folder)
+
+
+def _segment(
+    pair: torch.nn.Module,
+    spec: SegmenterSpec,
+    runtime: Runtime,
+    dataset: PreparedDataset,
+    series: pd.DataFrame,
+    output: Path,
+    options: SegmentOptions,
+) -> pd.DataFrame:
+    """Segment this process's share; `patient_id, series_id, reason` of what no process could."""
+    share = series.iloc[runtime.rank :: runtime.world]
+    is_left = [not series_folder(output, row).is_dir() for _, row in share.iterrows()]
+    left = share[is_left].reset_index(drop=True)
+    done = runtime.sum(torch.tensor(len(share) - len(left), device=runtime.device)).item()
+    say(f"{len(series)} series, {done} of them segmented before; {runtime.device}")
+    pair = pair.to(runtime.device)
+    outcomes = segment_series(
+        pair, spec, runtime, dataset, left, output, chunk=options.batch, workers=options.workers
+    )
+    failed = []
+    for outcome in outcomes:
+        if outcome.reason:
+            warn(f"{outcome.patient_id}/{outcome.series_id}: {outcome.reason}")
+            failed.append((outcome.patient_id, outcome.series_id, outcome.reason))
+    if options.preview:
+        _draw_missing(dataset, share, output)
+    # the tables wait here for every process
+    return pd.DataFrame(runtime.gather_rows(failed), columns=["patient_id", "series_id", "reason"])
+
+
+def _draw_missing(dataset: PreparedDataset, series: pd.DataFrame, output: Path) -> None:
+    """The pictures of series that have masks and none yet, those segmented before included."""
+    for _, row in series.iterrows():
+        picture = output / "preview" / row["patient_id"] / f"{row['series_id']}.png"
+        masks = series_folder(output, row)
+        if masks.is_dir() and not picture.exists():
+            with atomic_path(picture) as path:
+                write_png(path, mask_sheet(dataset, row["patient_id"], row["series_id"], masks))
+
+
+def _write_tables(output: Path, dataset: PreparedDataset, failed: pd.DataFrame) -> None:
+    """The tables of all series that have masks, in the order of the data set."""
+    done = [row for _, row in dataset.series.iterrows() if series_folder(output, row).is_dir()]
+    ids = {"patient_id": "str", "series_id": "str"}
+    for name, types in ((ORGAN_TABLE, ids | dict(ORGAN_TYPES)), (AREA_TABLE, ids)):
+        with atomic_path(output / name) as temporary:
+            for number, table in enumerate(_tables(output, done, name, types)):
+                table.to_csv(temporary, mode="a", header=number == 0, index=False, lineterminator="\n")
+    write_table(failed, output / FAILED)
+    say(f"{len(done)} series have masks in {output}: {ORGAN_TABLE}, {AREA_TABLE}")
+    if len(failed):
+        warn(f"{len(failed)} series could not be segmented: see {output / FAILED}")
+
+
+def _tables(output: Path, rows: list[pd.Series], name: str, types: dict[str, str]) -> Iterator[pd.DataFrame]:
+    """One series at a time: the areas of thousands of series are millions of rows."""
+    for row in rows:
+        yield pd.read_csv(series_folder(output, row) / name, dtype=types)

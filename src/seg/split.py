@@ -1,0 +1,128 @@
+"""Who teaches, who is left out: every patient of the prepared sets has one part in a segmentation run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+from src.core.runtime import sample_rng
+from src.data.labels import read_table
+from src.data.stack import PreparedDataset
+from src.seg.options import SegOptions
+
+PARTS = ("labelled", "unlabelled", "left out")
+
+
+@dataclass(frozen=True)
+class SegData:
+    """The prepared sets of a run, open, and the part of every usable series."""
+
+    sets: tuple[PreparedDataset, ...]
+    series: pd.DataFrame
+    """A row a series: set (its number), patient_id, series_id, slices, has_masks, part (one of PARTS)."""
+    windows: tuple[tuple[int, ...], ...]
+    """Of each set, the places of the wanted windows in the stored images."""
+
+    @property
+    def size(self) -> int:
+        """Side of the slices in pixels."""
+        return self.sets[0].size
+
+    def part(self, name: str) -> pd.DataFrame:
+        """The series of a part, in order."""
+        return self.series[self.series["part"] == name].reset_index(drop=True)
+
+
+def open_data(options: SegOptions) -> SegData:
+    """Open `--data` and give every series its part.
+
+    A patient who is left out is left out with every series. The second series of a labelled patient, if it
+    is not labelled itself, is unlabelled.
+
+    Raises:
+        UserError: a set that cannot be used, sets of several sizes, a missing window, a patient to leave out
+            or a labelled series that is not there, or nothing to learn from.
+    """
+    sets = tuple(PreparedDataset.open(folder) for folder in options.data)
+    sizes = {dataset.size for dataset in sets}
+    if len(sizes) > 1:
+        found = " and ".join(map(str, sorted(sizes)))
+        raise UserError(f"the sets of --data have images of {found} px: prepare them with one --size")
+    windows = tuple(_find_windows(dataset, options.windows) for dataset in sets)
+    series = pd.concat(
+        [_list_series(number, dataset) for number, dataset in enumerate(sets)], ignore_index=True
+    )
+    is_labelled = series["has_masks"] & _chosen(series, options.labelled)
+    left_out = _choose_left_out(series, is_labelled, options)
+    is_out = series["patient_id"].isin(left_out)
+    part = np.where(is_out, "left out", np.where(is_labelled, "labelled", "unlabelled"))
+    data = SegData(sets, series.assign(part=part), windows)
+    if data.part("labelled").empty:
+        raise UserError(
+            "no labelled series to learn from: prepare segmentations, or leave out fewer patients"
+        )
+    if options.uses_unlabelled and data.part("unlabelled").empty:
+        raise UserError(
+            "no unlabelled series for --pseudo and --contrast: give more --data, or set both to 0"
+        )
+    return data
+
+
+def _find_windows(dataset: PreparedDataset, wanted: Sequence[str]) -> tuple[int, ...]:
+    for name in wanted:
+        if name not in dataset.windows:
+            raise UserError(
+                f"{dataset.folder} has no window {name}; it has {' '.join(dataset.windows)} "
+                "(choose with --windows)"
+            )
+    return tuple(dataset.windows.index(name) for name in wanted)
+
+
+def _list_series(number: int, dataset: PreparedDataset) -> pd.DataFrame:
+    if dataset.series.empty:
+        raise UserError(f"{dataset.folder} has no usable series: see {dataset.folder / 'series.csv'}")
+    table = dataset.series[["patient_id", "series_id", "slices"]]
+    pairs = zip(table["patient_id"], table["series_id"], strict=True)
+    return table.assign(set=number, has_masks=[dataset.has_masks(*pair) for pair in pairs])
+
+
+def _chosen(series: pd.DataFrame, path: str | None) -> pd.Series:
+    """Which series a table names; all without one."""
+    if path is None:
+        return pd.Series(True, index=series.index)
+    table = read_series_list(Path(path))
+    named = pd.MultiIndex.from_frame(table)
+    known = pd.MultiIndex.from_frame(series.loc[series["has_masks"], ["patient_id", "series_id"]])
+    missing = named.difference(known)
+    if len(missing):
+        patient_id, series_id = missing[0]
+        raise UserError(
+            f"{path}: series {series_id} of patient {patient_id} has no masks in --data "
+            f"({len(missing)} such rows)"
+        )
+    pairs = pd.MultiIndex.from_frame(series[["patient_id", "series_id"]])
+    return pd.Series(pairs.isin(named), index=series.index)
+
+
+def read_series_list(path: Path) -> pd.DataFrame:
+    """`patient_id, series_id` (text) of a table that names series.
+
+    Raises:
+        UserError: no such file, or a column is missing.
+    """
+    return read_table(path, ("patient_id", "series_id"))[["patient_id", "series_id"]]
+
+
+def _choose_left_out(series: pd.DataFrame, is_labelled: pd.Series, options: SegOptions) -> set[str]:
+    unknown = [patient for patient in options.leave_out if patient not in set(series["patient_id"])]
+    if unknown:
+        raise UserError(f"--leave-out: no patient {unknown[0]} in --data")
+    candidates = sorted(set(series.loc[is_labelled, "patient_id"]) - set(options.leave_out))
+    count = round(options.validation * len(candidates))
+    if options.validation and candidates:
+        count = min(max(count, 1), len(candidates) - 1)
+    drawn = sample_rng(options.seed, 0, 0).choice(candidates, size=count, replace=False) if count else ()
+    return {*options.leave_out, *map(str, drawn)}

@@ -1,0 +1,131 @@
+"""How well predicted organs match true ones, in whole volumes: Dice, Jaccard and surface distances in mm."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from src.data.stack import ORGANS
+
+SCORES = ("dice", "jaccard", "hd95_mm", "asd_mm")
+COLUMNS = ("organ", *SCORES, "case")
+COUNTS = ("series", "missed", "invented")
+
+
+def score_volumes(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    spacing_mm: Sequence[float],
+    organs: Iterable[str] = ORGANS,
+) -> pd.DataFrame:
+    """Compare two label maps of one series, organ by organ.
+
+    Dice and Jaccard count voxels. `hd95_mm` is the Hausdorff distance at its 95th percentile: that of each
+    surface's distances to the other surface, and the larger of the two. `asd_mm` is the average symmetric
+    surface distance: the mean over the distances of both surfaces together. A surface is the voxels of an
+    organ with a face towards its outside; the border of the volume is outside. Distances run between centres
+    of voxels (MONAI, after https://github.com/deepmind/surface-distance).
+
+    Args:
+        truth: (Z, H, W) uint8, labels of `ORGANS`.
+        predicted: (Z, H, W) uint8, of the same series.
+        spacing_mm: of the voxels along z, y and x.
+        organs: names of `ORGANS`.
+
+    Returns:
+        A row an organ: organ, dice, jaccard, hd95_mm, asd_mm, case. The case says how the scores came about:
+        `scored`: it is in both.
+        `missed`: it is in the truth alone. `invented`: it is in the prediction alone. Dice and Jaccard are
+        then 0, both distances the diagonal of the volume, which no prediction can exceed.
+        `absent`: it is in neither. All scores are nan.
+
+    Raises:
+        ValueError: two shapes, not three axes, a spacing that is not three lengths, or an unknown organ.
+    """
+    if truth.shape != predicted.shape or truth.ndim != 3:
+        raise ValueError(f"need two volumes of one shape, got {truth.shape} and {predicted.shape}")
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise ValueError(f"spacing must be three lengths in mm, got {spacing_mm}")
+    organs = list(organs)
+    unknown = [organ for organ in organs if organ not in ORGANS]
+    if unknown:
+        raise ValueError(f"unknown organ {unknown[0]!r}; there are {', '.join(ORGANS)}")
+    rows = [(organ, *_score(truth == ORGANS[organ], predicted == ORGANS[organ], spacing)) for organ in organs]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over series, an organ at a time, then over the organs.
+
+    Args:
+        rows: of `score_volumes`, of any number of series.
+
+    Returns:
+        A row an organ, in the order of `rows`: organ, series (in which it is present, predicted or both),
+        missed and invented (how many of them), and the mean of each score over them: nan where it is in none.
+        The last row, `mean`, holds the means over the organs that have a value, and the sums of the counts.
+    """
+    counted = rows.assign(
+        series=rows["case"] != "absent", missed=rows["case"] == "missed", invented=rows["case"] == "invented"
+    )
+    grouped = counted.groupby("organ", sort=False)
+    counts = grouped[list(COUNTS)].sum()
+    means = grouped[list(SCORES)].mean()  # skips the nan of absent organs
+    table = pd.concat([counts, means], axis=1).reset_index()
+    last = {"organ": "mean", **counts.sum(), **means.mean()}
+    return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
+
+
+def _score(truth: np.ndarray, predicted: np.ndarray, spacing: np.ndarray) -> tuple[float | str, ...]:
+    """Dice, Jaccard, both distances and the case of one organ."""
+    in_truth, in_prediction = bool(truth.any()), bool(predicted.any())
+    if not in_truth and not in_prediction:
+        return (*[float("nan")] * len(SCORES), "absent")
+    if not (in_truth and in_prediction):
+        diagonal = float(np.linalg.norm(spacing * truth.shape))
+        return (0.0, 0.0, diagonal, diagonal, "missed" if in_truth else "invented")
+    box = _box(truth | predicted)
+    truth, predicted = truth[box], predicted[box]
+    both = int(np.count_nonzero(truth & predicted))
+    either = int(np.count_nonzero(truth | predicted))
+    return (
+        2 * both / (both + either),
+        both / either,
+        *surface_distances_mm(truth, predicted, spacing),
+        "scored",
+    )
+
+
+def _box(organ: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box around the voxels of an organ that is there."""
+    axes = range(organ.ndim)
+    filled = [np.flatnonzero(organ.any(axis=tuple(set(axes) - {axis}))) for axis in axes]
+    return tuple(slice(indices[0], indices[-1] + 1) for indices in filled)
+
+
+def surface_distances_mm(
+    truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float]
+) -> tuple[float, float]:
+    """(hd95_mm, asd_mm) of one organ that both volumes hold, as `score_volumes` says.
+
+    What lies around the organ has no say: cutting it off changes nothing but the time.
+
+    Args:
+        truth: (Z, H, W) bool, with a voxel at least.
+        predicted: (Z, H, W) bool, with a voxel at least.
+        spacing_mm: along z, y and x.
+    """
+    # imported here, as MONAI takes seconds to load
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    pair = [torch.from_numpy(np.ascontiguousarray(volume))[None, None] for volume in (predicted, truth)]
+    common = {"include_background": True, "spacing": [float(length) for length in spacing_mm]}
+    with warnings.catch_warnings():
+        # MONAI calls a function of its own with an argument that it has deprecated
+        warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
+        hd95 = compute_hausdorff_distance(*pair, percentile=95, **common)
+        asd = compute_average_surface_distance(*pair, symmetric=True, **common)
+    return float(hd95), float(asd)

@@ -1,0 +1,39 @@
+"""Train the pair of networks that segments the organs, on labelled series and on those without labels.
+
+    python train_seg.py --config configs/seg/dual.yaml --data data/prepared \\
+        --encoder runs/voco/plus/encoder.safetensors --output runs/seg/dual
+    python train_seg.py --config configs/seg/dual_small.yaml --data data/prepared --output runs/seg/small
+    torchrun --nproc-per-node 4 train_seg.py --config configs/seg/dual.yaml --data data/prepared --batch 32 \\
+        --unlabelled-batch 32 --output runs/seg/dual
+
+Presets: dual (two sub-networks that correct and teach each other), supervised (the same two without the
+unlabelled terms), each with a _small twin for CPUs; docs/segmentation.md compares them. Every series with
+masks teaches, save those of --validation's share of patients, who are scored in 3D at the end. The same
+command again continues an interrupted run from its last checkpoint, to the same result. The run's folder gets
+segmenter.safetensors (for segment.py), last.pt, metrics.csv, curves.png, TensorBoard events, split.csv (who
+taught, who was left out), scores.csv, sheets (the patients left out, drawn) and config.yaml.
+"""
+
+from pathlib import Path
+
+from src.core.config import parse_options
+from src.core.errors import exit_on_user_error
+from src.core.log import is_main_process, say
+from src.seg.options import SegOptions
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the options, train, score, draw the curves."""
+    options = parse_options(SegOptions, argv, prog="train_seg.py", description=__doc__)
+    # imported here, so that --help and a wrong option answer before torch is loaded
+    from src.report.curves import plot_metrics
+    from src.seg.task import train_pair
+
+    train_pair(options)
+    if is_main_process():
+        say(f"wrote {plot_metrics(Path(options.output))}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
