@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class BenchOptions:
     """slices a crop; by default 32 on a GPU and 8 on a CPU, --quick 4"""
     repeats: int | None = None
     """timed runs of each row; by default 7, --quick 3"""
+    precision: tuple[Literal["fp32", "bf16"], ...] = ()
+    """by default fp32, and bf16 where the device is made for it"""
     json: Path | None = None
     """file for the figures"""
 
@@ -63,11 +65,11 @@ def main(argv: list[str] | None = None) -> None:
     tiles = voco.batch * (voco.random_crops + voco.grid**2) * slices
     say(f"{voco.backbone}, {tiles} tiles of {voco.tile} px a step; {device_name()}; {machine()}")
     rows = []
-    for precision in (
-        ("fp32", "bf16") if on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("fp32",)
-    ):
-        rows += measure(replace(voco, precision=precision), repeats)
-    say(format_table(rows, digits=2))
+    has_bf16 = on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for precision in options.precision or (("fp32", "bf16") if has_bf16 else ("fp32",)):
+        measured = measure(replace(voco, precision=precision), repeats)
+        say(format_table(measured, digits=2))
+        rows += measured
     steps = [row for row in rows if row["row"] == "step"]  # one a precision
     within = all(row["x time"] <= TIME_LIMIT and row["x memory"] <= MEMORY_LIMIT for row in steps)
     verdict = "within" if within else "beyond"

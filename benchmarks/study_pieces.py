@@ -1,4 +1,4 @@
-"""The pieces of the transfer study: one run of train_voco.py or train_cls.py each, made once and kept."""
+"""The pieces of a study: one run of train_voco.py, train_seg.py or train_cls.py each, made once and kept."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,12 +25,15 @@ from src.core.config import parse_options, plain_options
 from src.core.errors import UserError
 from src.core.files import only_writer, write_json
 from src.core.log import say
+from src.seg.options import SegOptions
+from src.seg.task import train_pair
 from src.voco.options import VocoOptions
 from src.voco.task import pretrain
 
+_TRAININGS = MappingProxyType({VocoOptions: pretrain, ClassifierOptions: train_folds, SegOptions: train_pair})
 RECORD = "piece.json"
 """In a piece's folder once it is finished: its options, a digest of its inputs, seconds, steps."""
-NO_RESULT = ("data", "labels", "folds", "output", "encoder", "workers", "resume")
+NO_RESULT = ("data", "labelled", "labels", "folds", "output", "encoder", "workers", "resume")
 """Options that may differ from those of a finished piece: inputs are known by their content."""
 MOST_REPEATS = 2
 """More fit a few patients by heart: with five times the epochs a tenth of the labels
@@ -55,7 +59,7 @@ SCRATCH = Start()
 class Piece:
     """A run of training, ready to be made."""
 
-    options: VocoOptions | ClassifierOptions
+    options: VocoOptions | ClassifierOptions | SegOptions
     inputs: tuple[Path, ...]
     """files that its result depends on besides the options"""
 
@@ -79,17 +83,17 @@ class Piece:
                 that was killed which is still at work here.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # train_voco.py holds its folder itself
-        with nullcontext() if isinstance(self.options, VocoOptions) else only_writer(self.folder):
+        # the other trainings hold their folder themselves
+        with only_writer(self.folder) if isinstance(self.options, ClassifierOptions) else nullcontext():
             if self.is_finished:
                 self.require_same()
             else:
                 self._train()
 
     def _train(self) -> None:
-        is_pretraining = isinstance(self.options, VocoOptions)
-        train: Callable[[Any], Any] = pretrain if is_pretraining else train_folds
-        checkpoint = self.folder / ("last.pt" if is_pretraining else "fold0/last.pt")
+        train: Callable[[Any], Any] = _TRAININGS[type(self.options)]
+        is_classifier = isinstance(self.options, ClassifierOptions)
+        checkpoint = self.folder / ("fold0/last.pt" if is_classifier else "last.pt")
         is_resumed = checkpoint.exists()
         started = time.perf_counter()
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:

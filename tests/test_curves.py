@@ -1,4 +1,4 @@
-"""The curves of a pre-training run, drawn from the table that the run itself writes."""
+"""The curves of a run, drawn from the table that the run itself writes."""
 
 import subprocess
 import sys
@@ -90,7 +90,7 @@ def test_a_run_without_rows_is_one_clear_line(tmp_path):
     write_run(tmp_path / "empty", [])
     with pytest.raises(UserError, match="has no rows yet"):
         plot_metrics(tmp_path / "empty")
-    with pytest.raises(UserError, match="no figures of pre-training"):
+    with pytest.raises(UserError, match="no figures of train_voco"):
         plot_metrics(write_run(tmp_path / "other", [{"score": 0.5}]))
     command = [sys.executable, "-m", "src.report.curves", "--run", str(tmp_path / "empty")]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 """Every file in configs loads, and says what it is for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from src.core.config import parse_options
 from src.data.mask_ids import read_mask_ids
 from src.data.stack import ORGANS
 from src.nn.encoder3d import VOLUME_BACKBONES
+from src.seg.options import SegOptions
 from src.voco.options import VocoOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = {"voco": VocoOptions, "cls": ClassifierOptions}
+STAGES = {"voco": VocoOptions, "seg": SegOptions, "cls": ClassifierOptions}
 REQUIRED = {
     "voco": "--data prepared --output run",
+    "seg": "--data prepared --output run",
     "cls": "--data prepared --labels train.csv --folds folds.csv --output run",
 }
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
@@ -38,7 +41,8 @@ def test_a_preset_loads(path):
     stage = path.parent.name
     argv = ["--config", str(path), *REQUIRED[stage].split()]
     options = parse_options(STAGES[stage], argv, prog="script.py", description="")
-    assert timm.is_model(options.backbone) or options.backbone in VOLUME_BACKBONES
+    for backbone in options.backbones if stage == "seg" else (options.backbone,):
+        assert timm.is_model(backbone) or backbone in VOLUME_BACKBONES
     assert path.read_text(encoding="utf-8").startswith("# "), "a preset says what it is for"
 
 
@@ -76,3 +80,22 @@ def test_a_published_method_has_its_published_setting(name):
     options = parse_options(VocoOptions, argv, prog="script.py", description="")
     expected = COMMON | PUBLISHED[name]
     assert {key: getattr(options, key) for key in expected} == expected
+
+
+UNLABELLED_TERMS = {"verification": 0.0, "pseudo": 0.0, "contrast": 0.0, "unlabelled_batch": 8}
+
+
+@pytest.mark.parametrize("size", ["", "_small"])
+def test_supervised_is_the_pair_of_dual_without_its_further_terms(size):
+    supervised, dual = (
+        parse_options(
+            SegOptions,
+            ["--config", f"configs/seg/{name}{size}.yaml", *REQUIRED["seg"].split()],
+            prog="train_seg.py",
+            description="",
+        )
+        for name in ("supervised", "dual")
+    )
+    assert supervised == replace(dual, **UNLABELLED_TERMS)
+    assert dual.verification == 0.5 and dual.contrast == 0.1  # the published weights
+    assert dual.pseudo > 0 and dual.flip == 0

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,20 @@ from src.core.runtime import Runtime
 from src.data.stack import PreparedDataset, image_folder, read_png, slice_name, whole_folder, write_png
 from src.seg.components import ComponentScan, sort_kidneys
 from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
-from src.seg.organ_tables import OrganMeasures, voxel_volumes_ml
+from src.seg.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
 from src.seg.stream import Chunk, SliceStream, with_neighbours
 
 ORGAN_TABLE, AREA_TABLE = "organs.csv", "areas.csv"
 """In the folder of every series that was segmented."""
+
+_IDS = ("patient_id", "series_id")
+TABLE_COLUMNS = MappingProxyType(
+    {
+        ORGAN_TABLE: (*_IDS, *ORGAN_TYPES),
+        AREA_TABLE: (*_IDS, "index", "z_mm", *AREA_COLUMNS.values()),
+    }
+)
+"""Of each table."""
 
 _MOST_WAITING = 2
 """Chunks whose masks wait to be written: the writer never falls further behind."""
@@ -139,7 +149,10 @@ class _MaskWriter:
         """The second pass over the masks of a series: erase specks, measure what is left."""
         z_mm = read_positions(self.dataset, row)
         pixel_mm, single_mm = row["pixel_mm"], row["spacing_z_mm"]
-        specks = self.scan.specks(voxel_volumes_ml(pixel_mm, z_mm, single_mm))
+        voxel_ml = voxel_volumes_ml(pixel_mm, z_mm, single_mm)
+        if not (voxel_ml > 0).all():  # nan is not
+            raise UserError("its voxels have no known size: a single slice, or no pixel_mm in series.csv")
+        specks = self.scan.specks(voxel_ml)
         measures = OrganMeasures()
         for index in range(len(z_mm)):
             path = self._folder / slice_name(index)

@@ -2,26 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from src.core.errors import UserError
-from src.core.files import atomic_path, only_writer, write_json, write_table
+from src.core.files import atomic_path, only_writer, require_writable, write_json, write_table
 from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.data.stack import PreparedDataset, discard, write_png
 from src.seg.model import SegmenterSpec, load_segmenter
-from src.seg.organ_tables import ORGAN_TYPES
-from src.seg.predict import AREA_TABLE, ORGAN_TABLE, segment_series
+from src.seg.predict import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, segment_series
 from src.seg.segment_options import SegmentOptions
 from src.seg.sheet import mask_sheet
 from src.seg.split import read_series_list
 from src.seg.task import MODEL
 
 RECORD, FAILED = "segmentation.json", "failed.csv"
+
+_LEFTOVERS = (
+    *(".*.partial", "*/.*.partial", "preview/*/.*-*.png"),
+    *(f".{Path(name).stem}-*{Path(name).suffix}" for name in (RECORD, FAILED, *TABLE_COLUMNS)),
+)
+"""What a killed run leaves in its output: folders and files that did not get their names."""
 
 
 def segment_dataset(options: SegmentOptions) -> None:
@@ -39,12 +45,12 @@ def segment_dataset(options: SegmentOptions) -> None:
     pair, spec = load_segmenter(path)
     _require_fit(spec, dataset)
     series = _choose_series(dataset, options.series)
-    with Runtime.create(options.precision) as runtime:
+    with Runtime.create(options.precision) as runtime, runtime.lost_peer_in_one_line():
         if not is_main_process():
             runtime.wait_for_all()
             _segment(pair, spec, runtime, dataset, series, output, options)
             return
-        output.mkdir(parents=True, exist_ok=True)
+        require_writable(output / RECORD)
         with only_writer(output):
             _claim(output, path, options)
             runtime.wait_for_all()  # what --overwrite discards is no longer there to be found done
@@ -87,7 +93,7 @@ def _claim(output: Path, model: Path, options: SegmentOptions) -> None:
     """Make sure that what the output holds was made by the same model; remove what killed runs left.
 
     Raises:
-        UserError: it was made by another model.
+        UserError: it was made by another model, or by something else.
     """
     record = {
         "model": str(model),
@@ -95,22 +101,30 @@ def _claim(output: Path, model: Path, options: SegmentOptions) -> None:
         "precision": options.precision,
         "batch": options.batch,
     }
-    if options.overwrite:
-        for item in output.iterdir():
-            discard(item)
     path = output / RECORD
-    if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        # the size of a batch may change the last digit of a probability, and so a pixel
-        changed = [name for name in ("sha256", "precision", "batch") if saved.get(name) != record[name]]
-        if changed:
-            what = "by another model" if changed[0] == "sha256" else f"with another --{changed[0]}"
-            raise UserError(f"{output} holds masks made {what}: choose another --output, or --overwrite")
-    elif any(output.iterdir()):
+    unwanted = {item for pattern in _LEFTOVERS for item in output.glob(pattern)}
+    if not path.exists() and set(output.iterdir()) - unwanted:
         raise UserError(f"{output} holds other files than masks of segment.py: choose another --output")
+    if options.overwrite:
+        unwanted = set(output.iterdir()) - {path}  # with the record, a run killed here can be repeated
+    elif path.exists():
+        _require_same(record, path)
+    for item in unwanted:
+        discard(item)
     write_json(record, path)
-    for folder in output.glob("*/.*.partial"):
-        discard(folder)
+
+
+def _require_same(record: dict[str, Any], path: Path) -> None:
+    """Make sure that the masks beside the record at `path` are such as this run would make."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is damaged: choose another --output, or --overwrite") from None
+    # the size of a batch may change the last digit of a probability, and so a pixel
+    changed = [name for name in ("sha256", "precision", "batch") if saved.get(name) != record[name]]
+    if changed:
+        what = "by another model" if changed[0] == "sha256" else f"with another --{changed[0]}"
+        raise UserError(f"{path.parent} holds masks made {what}: choose another --output, or --overwrite")
 
 
 def _segment(
@@ -148,26 +162,27 @@ def _draw_missing(dataset: PreparedDataset, series: pd.DataFrame, output: Path) 
     for _, row in series.iterrows():
         picture = output / "preview" / row["patient_id"] / f"{row['series_id']}.png"
         masks = series_folder(output, row)
-        if masks.is_dir() and not picture.exists():
-            with atomic_path(picture) as path:
-                write_png(path, mask_sheet(dataset, row["patient_id"], row["series_id"], masks))
+        if not masks.is_dir() or picture.exists():
+            continue
+        try:
+            sheet = mask_sheet(dataset, row["patient_id"], row["series_id"], masks)
+        except UserError as error:  # of the true masks, say: those predicted and their tables are as good
+            warn(f"no picture of {row['patient_id']}/{row['series_id']}: {error}")
+            continue
+        with atomic_path(picture) as path:
+            write_png(path, sheet)
 
 
 def _write_tables(output: Path, dataset: PreparedDataset, failed: pd.DataFrame) -> None:
     """The tables of all series that have masks, in the order of the data set."""
     done = [row for _, row in dataset.series.iterrows() if series_folder(output, row).is_dir()]
-    ids = {"patient_id": "str", "series_id": "str"}
-    for name, types in ((ORGAN_TABLE, ids | dict(ORGAN_TYPES)), (AREA_TABLE, ids)):
-        with atomic_path(output / name) as temporary:
-            for number, table in enumerate(_tables(output, done, name, types)):
-                table.to_csv(temporary, mode="a", header=number == 0, index=False, lineterminator="\n")
+    for name, columns in TABLE_COLUMNS.items():
+        with atomic_path(output / name) as temporary, temporary.open("w", encoding="utf-8") as table:
+            table.write(",".join(columns) + "\n")
+            for row in done:  # line by line as it is: the areas of thousands of series are millions of rows
+                with (series_folder(output, row) / name).open(encoding="utf-8") as lines:
+                    table.writelines(islice(lines, 1, None))
     write_table(failed, output / FAILED)
     say(f"{len(done)} series have masks in {output}: {ORGAN_TABLE}, {AREA_TABLE}")
     if len(failed):
         warn(f"{len(failed)} series could not be segmented: see {output / FAILED}")
-
-
-def _tables(output: Path, rows: list[pd.Series], name: str, types: dict[str, str]) -> Iterator[pd.DataFrame]:
-    """One series at a time: the areas of thousands of series are millions of rows."""
-    for row in rows:
-        yield pd.read_csv(series_folder(output, row) / name, dtype=types)

@@ -1,0 +1,233 @@
+"""Do unlabelled scans help organ segmentation? Two sub-networks with few labels, with and without them.
+
+    python benchmarks/segmentation_study.py --work data/seg_study --jobs 2 --json segmentation.json
+    python benchmarks/segmentation_study.py --work data/seg_study --stage table
+
+Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
+
+    data     phantoms with a segmentation of every series, prepared at --size px with three windows: 60
+             patients to learn from, 20 others who are scored
+    train    train_seg.py for each seed, share of labelled series and method; the series that are not drawn
+             are unlabelled, their masks are never read. Each run scores the 20 patients in 3D
+    table    Dice, Jaccard, HD95 and ASD of each method, mean and spread over seeds, and differences by seed
+
+Methods: supervised (the same pair without any further term), dual (all terms), and at --ablated dual without
+each of its terms, and supervised with verification alone. All of a seed and share get the same labelled
+series, each seed others; steps are equal, a run's seconds are those of its steps.
+"""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ct_files import machine
+from joblib import cpu_count
+from study_pieces import Piece, make_all
+
+import prepare_data
+from src.core.config import parse_options, plain_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import only_writer, write_json, write_table
+from src.core.log import format_table, say
+from src.data.phantom import __main__ as phantom
+from src.data.stack import PreparedDataset
+from src.seg.options import SegOptions
+from src.seg.volume_scores import summarise
+
+PHANTOMS = {
+    "train": "--patients 60 --test-patients 0 --segmentation-rate 1 --seed 5",
+    "test": "--patients 20 --test-patients 0 --segmentation-rate 1 --seed 7",
+}
+METHODS = {
+    "supervised": ("--verification", "0", "--pseudo", "0", "--contrast", "0"),
+    "dual": (),
+    "without verification": ("--verification", "0"),
+    "without pseudo-labels": ("--pseudo", "0"),
+    "without contrast": ("--contrast", "0"),
+    "verification alone": ("--pseudo", "0", "--contrast", "0"),
+}
+"""What each changes in the preset."""
+
+SCORES = ("dice", "jaccard", "hd95_mm", "asd_mm")
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    work: Path
+    """folder of the study: all that it makes, and what it continues from"""
+    stage: tuple[Literal["data", "train", "table"], ...] = ("data", "train", "table")
+    """stages to run, always in this order"""
+    size: int = 96
+    """side of the prepared images in pixels"""
+    config: str = "configs/seg/dual_small.yaml"
+    """preset of train_seg.py"""
+    shares: tuple[float, ...] = (0.05, 0.1, 0.2)
+    """shares of the series that are labelled"""
+    ablated: tuple[float, ...] = (0.1,)
+    """those of --shares at which all methods are trained, not supervised and dual alone"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """one run of everything each"""
+    precision: str = "auto"
+    """of all trainings, as train_seg.py takes it"""
+    jobs: int = 1
+    """trainings at a time, with the cores shared among them"""
+    json: Path | None = None
+    """file for the figures"""
+
+    def __post_init__(self) -> None:
+        if not all((self.stage, self.shares, self.seeds)) or self.jobs < 1:
+            raise ValueError("--stage, --shares and --seeds need at least one value, --jobs at least 1")
+        if any(not 0 < share < 1 for share in self.shares):
+            raise ValueError("--shares must lie between 0 and 1")
+        if set(self.ablated) - set(self.shares):
+            raise ValueError("--ablated must be among --shares")
+
+    def cells(self) -> list[tuple[str, float, int]]:
+        """Method, share and seed of every run, seed by seed: an unfinished study compares like with like."""
+        return [
+            (method, share, seed)
+            for seed in self.seeds
+            for share in self.shares
+            for method in METHODS
+            if share in self.ablated or method in ("supervised", "dual")
+        ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(StudyOptions, argv, prog="segmentation_study.py", description=__doc__)
+    options.work.mkdir(parents=True, exist_ok=True)
+    # a table may be looked at while a study is at work
+    with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
+        if "data" in options.stage:
+            make_data(options)
+        if "train" in options.stage:
+            make_all("train", list(plan(options).values()), options.jobs)
+    if "table" in options.stage:
+        show(options)
+
+
+def make_data(options: StudyOptions) -> None:
+    """Make and prepare the phantoms; what is there is kept."""
+    for name, arguments in PHANTOMS.items():
+        raw, prepared = options.work / f"raw_{name}", options.work / name
+        phantom.main(["--output", str(raw), *arguments.split(), "--jobs", str(cpu_count())])
+        if not (prepared / "series.csv").is_file():
+            given = ["--input", str(raw), "--output", str(prepared), "--size", str(options.size)]
+            prepare_data.main([*given, "--jobs", str(cpu_count())])
+
+
+def plan(options: StudyOptions) -> dict[tuple[str, float, int], Piece]:
+    """Every training."""
+    sets = [options.work / name for name in PHANTOMS]
+    train, test = (PreparedDataset.open(folder) for folder in sets)
+    scored = sorted(set(test.series["patient_id"]))
+    if set(scored) & set(train.series["patient_id"]):
+        raise UserError("a patient of the test phantoms has the name of one to learn from")
+    pieces = {}
+    for method, share, seed in options.cells():
+        labelled = draw_labelled(options.work / "labelled", train, share, seed)
+        output = options.work / "runs" / f"{method.replace(' ', '-')}-{share:g}-s{seed}"
+        arguments = [
+            *("--config", options.config, "--data", *map(str, sets), "--labelled", str(labelled)),
+            *("--leave-out", *scored, "--validation", "0", "--output", str(output)),
+            *("--seed", str(seed), "--precision", options.precision, *METHODS[method]),
+        ]
+        run = parse_options(SegOptions, arguments, prog="train_seg.py", description="")
+        inputs = (labelled, *(folder / "series.csv" for folder in sets))
+        pieces[method, share, seed] = Piece(run, inputs)
+    return pieces
+
+
+def draw_labelled(folder: Path, dataset: PreparedDataset, share: float, seed: int) -> Path:
+    """A table of a share of the series, each of another patient while there are any; larger shares of a seed
+    hold its smaller ones."""
+    ids = dataset.series[["patient_id", "series_id"]].sample(frac=1, random_state=seed)
+    first = ~ids.duplicated("patient_id")
+    ids = pd.concat([ids[first], ids[~first]])
+    path = folder / f"{share:g}-s{seed}.csv"
+    table = ids.head(max(1, round(share * len(ids)))).reset_index(drop=True)
+    if not path.is_file() or not pd.read_csv(path, dtype=str).equals(table.astype(str)):
+        write_table(table, path)
+    return path
+
+
+def show(options: StudyOptions) -> None:
+    """Print the tables of what is finished, and write the figures.
+
+    Raises:
+        UserError: nothing is.
+    """
+    planned = plan(options)
+    runs = []
+    for (method, share, seed), piece in planned.items():
+        if piece.is_finished:
+            piece.require_same()
+            runs.append({"method": method, "share": share, "seed": seed, **read_scores(piece)})
+    missing = [piece.folder.name for piece in planned.values() if not piece.is_finished]
+    if not runs:
+        raise UserError(f"no run of {options.work} is finished: run --stage train first")
+    table = pd.DataFrame(runs)
+    means, differences = summarise_runs(table), compare(table)
+    labelled = {share: count for share, count in table.groupby("share")["labelled"].first().items()}
+    say(f"\n{machine()}\nlabelled series: {labelled}\n\n{format_table(means, 3)}")
+    if len(differences):
+        say(f"\nDifferences to supervised, paired by seed\n\n{format_table(differences, 3)}")
+    if missing:
+        say(f"\nnot finished yet: {', '.join(missing)}")
+    if options.json:
+        figures = {"machine": machine(), "options": plain_options(options), "missing": missing}
+        for name, frame in (("runs", table), ("means", means), ("differences", differences)):
+            figures[name] = frame.to_dict("records")
+        write_json(figures, options.json)
+
+
+def read_scores(piece: Piece) -> dict[str, float]:
+    """Means over organs of the scored series of a run, the seconds of its steps, its labelled series."""
+    rows = pd.read_csv(piece.folder / "scores.csv", dtype={"patient_id": str, "series_id": str})
+    mean = summarise(rows).iloc[-1]
+    split = pd.read_csv(piece.folder / "split.csv")
+    return {
+        **{name: float(mean[name]) for name in SCORES},
+        "missed": int(mean["missed"]),
+        "seconds": float(pd.read_csv(piece.folder / "metrics.csv")["seconds"].iloc[-1]),
+        "labelled": int((split["part"] == "labelled").sum()),
+    }
+
+
+def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds, a row a share and method."""
+    rows = []
+    for (share, method), runs in table.groupby(["share", "method"], sort=False):
+        row = {"share": share, "method": method, "seeds": len(runs)}
+        for name in (*SCORES, "missed", "seconds"):
+            row |= {name: runs[name].mean(), f"{name}_sd": runs[name].std()}
+        rows.append(row)
+    return pd.DataFrame(rows).drop(columns=["missed_sd", "seconds_sd"]).sort_values("share", kind="stable")
+
+
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation and number of gains of every method over supervised, seed by seed."""
+    rows = []
+    for (share, method), runs in table.groupby(["share", "method"], sort=False):
+        base = table[(table["share"] == share) & (table["method"] == "supervised")].set_index("seed")
+        runs = runs.set_index("seed")
+        common = runs.index.intersection(base.index)
+        if method == "supervised" or common.empty:
+            continue
+        row = {"share": share, "method": method, "seeds": len(common)}
+        for name in ("dice", "hd95_mm"):
+            gain = runs.loc[common, name] - base.loc[common, name]
+            better = (gain > 0).sum() if name == "dice" else (gain < 0).sum()
+            row |= {name: gain.mean(), f"{name}_sd": gain.std(), f"{name}_better": better}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,225 @@
+"""Losses of the two sub-networks: who learns from what, and what an absent class or pixel does."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from src.seg.losses import (
+    IGNORED,
+    class_prototypes,
+    label_loss,
+    prototype_contrast,
+    pseudo_labels,
+    reliable_pixels,
+    verification_loss,
+)
+
+CLASSES = 6
+
+
+def draw_logits(seed: int = 0, size: int = 8, batch: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, CLASSES, size, size, generator=generator).requires_grad_()
+
+
+def draw_labels(seed: int = 1, size: int = 8, batch: int = 2) -> torch.Tensor:
+    return torch.randint(0, CLASSES, (batch, size, size), generator=torch.Generator().manual_seed(seed))
+
+
+def sure_of(classes: torch.Tensor, probability: float) -> torch.Tensor:
+    """Probabilities (B, K, H, W) of `probability` for each pixel's class, the rest spread evenly."""
+    is_class = F.one_hot(classes, CLASSES).movedim(-1, 1)
+    return torch.where(is_class > 0, probability, (1 - probability) / (CLASSES - 1))
+
+
+def test_labels_are_compared_with_logits_and_not_with_a_softmax_of_them():
+    labels = draw_labels()
+    right = 20.0 * F.one_hot(labels, CLASSES).movedim(-1, 1)
+    assert label_loss(right, labels) < 1e-4  # a softmax taken twice stays above 1
+    even = torch.zeros(2, CLASSES, 8, 8)
+    dice = 1 - 2 * (labels.numel() / CLASSES) / (labels.numel() + labels.numel())
+    assert label_loss(even, labels).item() == pytest.approx(math.log(CLASSES) + dice, abs=0.02)
+
+
+def test_ignored_pixels_neither_count_nor_teach():
+    logits, labels = draw_logits(), draw_labels()
+    half = labels.clone()
+    half[..., 4:] = IGNORED
+    assert label_loss(logits, half).item() == pytest.approx(
+        label_loss(logits[..., :4], labels[..., :4]).item(), rel=1e-5
+    )
+    label_loss(logits, half).backward()
+    assert logits.grad[..., 4:].abs().max() == 0
+    assert logits.grad[..., :4].abs().min() > 0
+
+
+def test_a_batch_without_an_organ_or_without_any_reliable_pixel_gives_no_nan():
+    logits = draw_logits()
+    for labels in (torch.zeros(2, 8, 8, dtype=torch.long), torch.full((2, 8, 8), IGNORED)):
+        logits.grad = None
+        loss = label_loss(logits, labels)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(logits.grad).all()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_verification_looks_where_both_are_sure_of_different_classes():
+    labels = torch.zeros(1, 1, 4, dtype=torch.long)
+    mine = torch.tensor([[[1, 1, 1, 0]]])  # pixels: disputed, I unsure, other unsure, agreed
+    other = torch.tensor([[[2, 2, 2, 0]]])
+    sureness = torch.tensor([[[0.7, 0.5, 0.7, 0.7]]])
+    other_sureness = torch.tensor([[[0.7, 0.7, 0.5, 0.7]]])
+    probabilities, others = (
+        torch.cat([sure_of(c[..., k : k + 1], s[..., k].item()) for k in range(4)], dim=-1)
+        for c, s in ((mine, sureness), (other, other_sureness))
+    )
+    probabilities.requires_grad_()
+    loss = verification_loss(probabilities, others, labels, confidence=0.6)
+    rest = 0.3 / 5
+    assert loss.item() == pytest.approx((1 - rest) ** 2 + 0.7**2 + 4 * rest**2, rel=1e-5)
+    loss.backward()
+    touched = probabilities.grad.abs().sum(1)[0, 0]
+    assert (touched > 0).tolist() == [True, False, False, False]
+    # a step against the gradient raises the true class and lowers the wrong one
+    assert probabilities.grad[0, 0, 0, 0] < 0 < probabilities.grad[0, 1, 0, 0]
+
+
+def test_verification_of_a_pair_that_agrees_is_nothing_but_keeps_its_graph():
+    logits = draw_logits()
+    probabilities = logits.softmax(1)
+    loss = verification_loss(probabilities, probabilities.detach(), draw_labels(), confidence=0.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+def test_a_pixel_is_unreliable_only_if_it_is_uncertain_in_both():
+    classes = torch.zeros(1, 1, 10, dtype=torch.long)
+    sure, unsure = 0.99, 0.4
+    first = torch.cat([sure_of(classes[..., :8], sure), sure_of(classes[..., 8:], unsure)], dim=-1)
+    second = torch.cat([sure_of(classes[..., :9], sure), sure_of(classes[..., 9:], unsure)], dim=-1)
+    reliable = reliable_pixels(first, second, unreliable=0.2)
+    assert reliable[0, 0].tolist() == [True] * 9 + [False]
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
+def test_the_share_of_unreliable_pixels_is_the_one_asked_for(share):
+    probabilities = draw_logits(size=40).detach().softmax(1)
+    reliable = reliable_pixels(probabilities, probabilities, share)
+    assert (~reliable).float().mean().item() == pytest.approx(share, abs=0.002)
+    entropy = torch.special.entr(probabilities).sum(1)
+    assert entropy[~reliable].min() > entropy[reliable].max()
+
+
+def test_at_the_end_every_pixel_is_reliable():
+    probabilities = draw_logits().detach().softmax(1)
+    assert reliable_pixels(probabilities, probabilities.flip(0), 0.0).all()
+
+
+def test_pseudo_labels_are_the_teachers_classes_where_reliable_and_carry_no_graph():
+    probabilities = draw_logits().softmax(1)
+    reliable = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.5
+    taught = pseudo_labels(probabilities, reliable)
+    assert not taught.requires_grad
+    assert (taught[reliable] == probabilities.argmax(1)[reliable]).all()
+    assert (taught[~reliable] == IGNORED).all()
+
+
+def test_pseudo_labels_move_the_student_towards_the_teacher():
+    student, teacher = draw_logits(0), draw_logits(5)
+    taught = pseudo_labels(teacher.softmax(1), torch.ones(2, 8, 8, dtype=torch.bool))
+    before = label_loss(student, taught)
+    before.backward()
+    assert student.grad.abs().max() > 0
+    assert teacher.grad is None
+    moved = student.detach() - 10 * student.grad
+    agreement = [(each.argmax(1) == taught).float().mean() for each in (student, moved)]
+    assert agreement[1] > agreement[0]
+    assert label_loss(moved, taught) < before
+
+
+def two_prototypes() -> torch.Tensor:
+    """Class 1 along the first axis, class 2 along the second; the others have none."""
+    prototypes = torch.zeros(CLASSES, 3)
+    prototypes[1, 0] = prototypes[2, 1] = 1.0
+    return prototypes
+
+
+def test_prototypes_are_the_mean_directions_of_reliable_pixels():
+    embedding = torch.zeros(1, 2, 1, 4)
+    embedding[0, :, 0, 0] = torch.tensor([3.0, 0.0])
+    embedding[0, :, 0, 1] = torch.tensor([0.0, 0.1])  # its length does not count
+    embedding[0, :, 0, 2] = torch.tensor([0.0, -9.0])  # unreliable
+    embedding[0, :, 0, 3] = torch.tensor([-1.0, 0.0])
+    classes = torch.tensor([[[1, 1, 1, 4]]])
+    reliable = torch.tensor([[[True, True, False, True]]])
+    prototypes = class_prototypes(embedding, classes, reliable, CLASSES)
+    assert prototypes[1].tolist() == pytest.approx([0.5**0.5, 0.5**0.5])
+    assert prototypes[4].tolist() == [-1.0, 0.0]
+    assert prototypes[[0, 2, 3, 5]].abs().max() == 0
+
+
+def test_the_contrast_pulls_a_feature_to_its_own_prototype_and_away_from_the_other():
+    prototypes = two_prototypes()
+    feature = torch.tensor([1.0, 1.0, 0.5]).view(1, 3, 1, 1).requires_grad_()
+    classes, unreliable = torch.tensor([[[1]]]), torch.tensor([[[True]]])
+    loss = prototype_contrast(feature, classes, unreliable, prototypes, temperature=0.5)
+    loss.backward()
+    moved = feature.detach() - 0.5 * feature.grad
+    cosines = [F.normalize(each.detach().flatten(), dim=0) @ prototypes.T for each in (feature, moved)]
+    assert cosines[1][1] > cosines[0][1]
+    assert cosines[1][2] < cosines[0][2]
+    assert prototype_contrast(moved, classes, unreliable, prototypes, temperature=0.5) < loss
+
+
+def test_moving_a_feature_from_its_prototype_to_another_raises_the_contrast():
+    prototypes, classes, unreliable = two_prototypes(), torch.tensor([[[1]]]), torch.tensor([[[True]]])
+    angles = torch.linspace(0, math.pi / 2, 5)
+    losses = [
+        prototype_contrast(
+            torch.stack([angle.cos(), angle.sin(), torch.tensor(0.0)]).view(1, 3, 1, 1),
+            classes,
+            unreliable,
+            prototypes,
+            temperature=0.5,
+        ).item()
+        for angle in angles
+    ]
+    assert losses == sorted(losses)
+    assert losses[0] == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-5)  # cos 1 and 0, over 0.5
+    assert losses[-1] == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
+
+
+def test_foreground_is_not_pulled_to_the_background():
+    prototypes = two_prototypes()
+    prototypes[0, 2] = 1.0
+    feature = torch.tensor([0.2, 0.1, 0.9]).view(1, 3, 1, 1).requires_grad_()
+    prototype_contrast(
+        feature, torch.tensor([[[1]]]), torch.tensor([[[True]]]), prototypes, temperature=0.1
+    ).backward()
+    assert feature.grad[0, 2] > 0 > feature.grad[0, 0]
+
+
+def test_reliable_pixels_and_classes_without_a_prototype_get_no_gradient():
+    embedding = torch.randn(1, 3, 1, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    classes = torch.tensor([[[1, 1, 5]]])  # class 5 has no prototype
+    unreliable = torch.tensor([[[True, False, True]]])
+    prototype_contrast(embedding, classes, unreliable, two_prototypes(), temperature=0.1).backward()
+    touched = embedding.grad.abs().sum(1)[0, 0]
+    assert (touched > 0).tolist() == [True, False, False]
+
+
+def test_no_unreliable_pixel_and_no_prototype_give_zero_with_a_graph_and_no_nan():
+    embedding = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    classes = torch.ones(1, 2, 2, dtype=torch.long)
+    none, every = torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1, 2, 2, dtype=torch.bool)
+    for unreliable, prototypes in ((none, two_prototypes()), (every, torch.zeros(CLASSES, 3))):
+        embedding.grad = None
+        loss = prototype_contrast(embedding, classes, unreliable, prototypes, temperature=0.1)
+        loss.backward()
+        assert loss.item() == 0
+        assert embedding.grad.abs().max() == 0
