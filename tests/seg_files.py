@@ -20,8 +20,8 @@ SIZE = 32
 PIXEL_MM = 8.0  # so that some components are above a millilitre and some below
 
 
-def write_pair(folder: Path, *, seed: int = 13, **changes: object) -> Path:
-    """A run folder with the pair of a seed: its masks are arbitrary blobs of all organs."""
+def write_pair(folder: Path, *, seed: int = 13, only: str | None = None, **changes: object) -> Path:
+    """A run folder with the pair of a seed: its masks are arbitrary blobs of all organs, or `only` of one."""
     given = {"windows": ("soft", "organ"), "slices": 3, "size": SIZE} | changes
     mean, std = default_greys(given["windows"])
     spec = SegmenterSpec(
@@ -32,7 +32,11 @@ def write_pair(folder: Path, *, seed: int = 13, **changes: object) -> Path:
         **given,
     )
     torch.manual_seed(seed)
-    save_segmenter(folder / "segmenter.safetensors", SegmenterPair(spec, embedding=4), spec, seed=seed)
+    pair = SegmenterPair(spec, embedding=4)
+    if only:
+        for part in (pair.a, pair.b):
+            part.net.segmentation_head[0].bias.data[ORGANS[only]] += 100
+    save_segmenter(folder / "segmenter.safetensors", pair, spec, seed=seed)
     return folder
 
 

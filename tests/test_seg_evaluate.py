@@ -214,11 +214,12 @@ def test_bad_files_end_in_one_line_that_names_them(data, predicted, tmp_path, sp
     assert not output.exists()
 
 
-def test_a_table_of_other_series_is_refused(data, predicted, tmp_path):
+def test_a_table_of_other_series_is_refused(data, predicted, tmp_path, capsys):
     table = tmp_path / "other.csv"
     table.write_text("patient_id,series_id\n10,101\n")
     with pytest.raises(UserError, match=r"no series of \S+other.csv and \S+prepared has true masks"):
         evaluate.main(f"--data {data} --predicted {predicted} --series {table}".split())
+    assert capsys.readouterr().err == ""  # the error says it all
 
 
 @pytest.mark.parametrize(
@@ -229,11 +230,13 @@ def test_a_table_of_other_series_is_refused(data, predicted, tmp_path):
             "option --organs: unknown organ 'heart'; there are liver, spleen, left kidney",
         ),
         ("--organs liver liver", "option --organs needs one or more organs, each once"),
+        ("--config {data}/none.yaml", "option --organs needs one or more organs, each once"),
         ("--json {data}", "is a folder: name a file to write"),
         ("--series {data}/none.csv", "no table"),
     ],
 )
 def test_wrong_options_end_in_one_line(data, predicted, capsys, more, message):
+    (data / "none.yaml").write_text("organs: []\n")
     with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         evaluate.main(f"--data {data} --predicted {predicted} {more.format(data=data)}".split())
     error = capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_verification_looks_where_both_are_sure_of_different_classes():
     probabilities.requires_grad_()
     loss = verification_loss(probabilities, others, labels, confidence=0.6)
     rest = 0.3 / 5
-    assert loss.item() == pytest.approx((1 - rest) ** 2 + 0.7**2 + 4 * rest**2, rel=1e-5)
+    assert loss.item() == pytest.approx(((1 - rest) ** 2 + 0.7**2 + 4 * rest**2) / 4, rel=1e-5)
     loss.backward()
     touched = probabilities.grad.abs().sum(1)[0, 0]
     assert (touched > 0).tolist() == [True, False, False, False]

@@ -208,6 +208,7 @@ def test_only_the_organs_asked_for_are_scored_in_that_order():
         ({"spacing_mm": (5.0, 2.0)}, "three lengths"),
         ({"spacing_mm": (np.nan, 2.0, 2.0)}, "three lengths"),
         ({"spacing_mm": (5.0, 0.0, 2.0)}, "three lengths"),
+        ({"spacing_mm": (np.inf, 2.0, 2.0)}, "three lengths"),
         ({"organs": ["heart"]}, "unknown organ 'heart'"),
     ],
 )

@@ -27,6 +27,15 @@ def made(tmp_path_factory):
     return SimpleNamespace(data=data, model=model, masks=folder / "masks")
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """What the command lines below name."""
+    here = tmp_path_factory.mktemp("wrong")
+    (here / "junk").write_bytes(b"junk")
+    small, strange = write_pair(here / "16px", size=16), write_pair(here / "bone", windows=("soft", "bone"))
+    return {"here": here, "small": small, "strange": strange}
+
+
 def test_masks_of_another_model_are_replaced_only_if_asked_for(made, tmp_path):
     output = shutil.copytree(made.masks, tmp_path / "masks")
     other = write_pair(tmp_path / "other", seed=6)
@@ -80,13 +89,7 @@ def test_what_a_killed_run_left_is_no_file_of_somebody_else(made, tmp_path):
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_in_one_line(made, tmp_path, arguments, message):
-    (tmp_path / "junk").write_bytes(b"junk")
-    places = {
-        "here": tmp_path,
-        "small": write_pair(tmp_path / "16px", size=16),
-        "strange": write_pair(tmp_path / "bone", windows=("soft", "bone")),
-    }
+def test_what_does_not_fit_is_refused_in_one_line(made, places, tmp_path, arguments, message):
     arguments = [str(argument).format(**places) for argument in arguments]
     refused = run_segment(made.model, made.data, "--output", tmp_path / "masks", *arguments)
     assert (refused.status, len(refused.err)) == (2, 1), refused.err

@@ -28,6 +28,8 @@ class SliceBatch(NamedTuple):
 
     views: Tensor
     """uint8 (2, H, W, slices * windows), what A and what B sees: other appearances of one place"""
+    plain: Tensor
+    """uint8 (H, W, slices * windows), the same place with its appearance unchanged"""
     mask: Tensor
     """uint8 (H, W) label map; zeros where the slice is unlabelled"""
     is_labelled: Tensor
@@ -72,6 +74,7 @@ class SliceDataset(Dataset[SliceBatch]):
         views = [as_channels(self.appearance(images, rng) if self.appearance else images) for _ in "ab"]
         return SliceBatch(
             torch.from_numpy(np.stack(views)),
+            torch.from_numpy(as_channels(images)),
             torch.from_numpy(mask),
             torch.tensor(key.is_labelled),
             torch.tensor(row),

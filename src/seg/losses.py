@@ -35,13 +35,14 @@ def verification_loss(probabilities: Tensor, other: Tensor, labels: Tensor, conf
         confidence: least probability of either's class.
 
     Returns:
-        Mean over these pixels of the squared error summed over the classes, 0 to 2.
+        Squared error summed over the classes and these pixels, over the number of all pixels: 0 to 2. Over
+        the number of disputed pixels, a handful of them would outweigh all others.
     """
     (sure, chosen), (other_sure, other_chosen) = probabilities.detach().max(1), other.detach().max(1)
     disputed = (chosen != other_chosen) & (sure >= confidence) & (other_sure >= confidence)  # (B, H, W)
     truth = F.one_hot(labels, probabilities.shape[1]).movedim(-1, 1)  # (B, K, H, W)
     error = (probabilities - truth).square().sum(1)
-    return (error * disputed).sum() / disputed.sum().clamp(min=1)
+    return (error * disputed).mean()
 
 
 def reliable_pixels(first: Tensor, second: Tensor, unreliable: float) -> Tensor:

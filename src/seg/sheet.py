@@ -7,6 +7,9 @@ import numpy as np
 from src.data.preview import caption, legend, slice_row
 from src.data.stack import PreparedDataset, even_indices, mask_folder, read_slices
 
+_LEAST_PX = 192
+"""Smaller slices are enlarged to about this side: outlines are a pixel wide."""
+
 
 def mask_sheet(
     dataset: PreparedDataset, patient_id: str, series_id: str, predicted: Path, columns: int = 8
@@ -29,11 +32,19 @@ def mask_sheet(
             shown[index] |= read_slices(folder, [index], size, 1).any()
     within = np.flatnonzero(shown) if shown.any() else np.arange(count)
     indices = within[even_indices(len(within), columns)]
-    images = dataset.read_slices(patient_id, series_id, indices)[..., 0]  # (T, H, W)
-    masks = {name: read_slices(folder, indices, size, 1)[..., 0] for name, folder in folders.items()}
+    zoom = max(1, round(_LEAST_PX / size))
+    images = _enlarge(dataset.read_slices(patient_id, series_id, indices)[..., 0], zoom)  # (T, H, W)
+    masks = {
+        name: _enlarge(read_slices(folder, indices, size, 1)[..., 0], zoom)
+        for name, folder in folders.items()
+    }
     strips = []
     for name, labels in masks.items():
         row = slice_row(images, labels)
         strips += [caption(f"{name}: slices {indices[0]} to {indices[-1]} of {count}", row.shape[1]), row]
     strips.append(legend(strips[-1].shape[1], np.unique(list(masks.values()))))
     return np.concatenate(strips)
+
+
+def _enlarge(slices: np.ndarray, zoom: int) -> np.ndarray:
+    return slices.repeat(zoom, axis=1).repeat(zoom, axis=2)

@@ -37,6 +37,10 @@ class StepResult(NamedTuple):
 def take_step(state: TrainingState, batch: SliceBatch, options: SegOptions, runtime: Runtime) -> StepResult:
     """One optimiser step, then one update of the average of the weights.
 
+    What unlabelled slices teach comes from the averaged weights, which see them unchanged, while the networks
+    that learn see them with other contrast, sharpness and noise: labels of the moment are too poor to learn
+    from, and a network agrees with itself too easily.
+
     Under torchrun each process learns from its share of the batch and gradients are averaged; Dice,
     reliability and prototypes are those of the share, while the sub-network that teaches is the same in all.
     """
@@ -59,7 +63,11 @@ def take_step(state: TrainingState, batch: SliceBatch, options: SegOptions, runt
         # known to all processes, so that one sub-network teaches in every share
         errors = runtime.sum(torch.stack(own_errors).detach())
         teacher = 0 if errors[0] <= errors[1] else 1
-        more, shares = _learn_from_unlabelled(pair, probabilities, labels, labelled, teacher, state, options)
+        plain = batch.plain[labelled:].to(runtime.device, non_blocking=True)
+        with torch.no_grad(), runtime.autocast():
+            averaged = state.ema.module.eval()(plain, plain)
+        known = [answer.logits.float().softmax(1) for answer in averaged]
+        more, shares = _learn_from_unlabelled(pair, known, labels[:labelled], teacher, state, options)
         terms |= more
         monitors |= shares
 
@@ -81,33 +89,32 @@ def take_step(state: TrainingState, batch: SliceBatch, options: SegOptions, runt
 
 def _learn_from_unlabelled(
     pair: tuple[Answer, Answer],
-    probabilities: list[Tensor],
+    known: list[Tensor],
     labels: Tensor,
-    labelled: int,
     teacher: int,
     state: TrainingState,
     options: SegOptions,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The terms of the unlabelled slices (those from place `labelled` on), and what is to be watched.
+    """The terms of the unlabelled slices, which stand behind the labelled ones, and what is to be watched.
 
     Args:
-        labels: true of the labelled slices; those of the others are not looked at.
+        known: probabilities (U, K, H, W) that the averaged weights of A and of B give the unlabelled slices.
+        labels: int64 (L, H, W), true of the labelled slices.
         teacher: 0 or 1, the sub-network with the lower supervised loss on this batch.
     """
-    unlabelled = [each[labelled:] for each in probabilities]
+    labelled = len(labels)
     done = state.step / options.steps
     ramp = math.exp(-5 * (1 - min(1.0, done / options.ramp)) ** 2)
-    reliable = reliable_pixels(*unlabelled, options.unreliable * (1 - done))
-    taught = pseudo_labels(unlabelled[teacher], reliable)
+    reliable = reliable_pixels(*known, options.unreliable * (1 - done))
     terms = {}
     if options.pseudo:
+        taught = pseudo_labels(known[teacher], reliable)
         student = pair[1 - teacher].logits[labelled:]
         terms["pseudo"] = options.pseudo * ramp * label_loss(student, taught)
     if options.contrast:
         # the labelled slices vouch for the prototypes, too: their classes are known
-        together = (unlabelled[0] + unlabelled[1]).detach().argmax(1)
-        classes = torch.cat([labels[:labelled], together])[:, EMBEDDED, EMBEDDED]
-        is_reliable = torch.cat([torch.ones_like(labels[:labelled], dtype=torch.bool), reliable])
+        classes = torch.cat([labels, (known[0] + known[1]).argmax(1)])[:, EMBEDDED, EMBEDDED]
+        is_reliable = torch.cat([torch.ones_like(labels, dtype=torch.bool), reliable])
         is_reliable = is_reliable[:, EMBEDDED, EMBEDDED]
         contrasts = []
         for answer in pair:
@@ -116,8 +123,5 @@ def _learn_from_unlabelled(
                 prototype_contrast(answer.embedding, classes, ~is_reliable, prototypes, options.temperature)
             )
         terms["contrast"] = options.contrast * ramp * (contrasts[0] + contrasts[1])
-    monitors = {
-        "reliable": reliable.float().mean(),
-        "organ": (unlabelled[teacher].argmax(1) > 0).float().mean(),
-    }
-    return terms, monitors
+    organ = (known[teacher].argmax(1) > 0).float().mean()
+    return terms, {"reliable": reliable.float().mean(), "organ": organ}
