@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of `function` in a process of its own, with as many threads as this one."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_with_threads, torch.get_num_threads(), function, arguments).result()
+    spawn, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    with ProcessPoolExecutor(1, spawn, initializer=begin_process, initargs=(threads,)) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_bytes(build: Callable[..., Callable[[], Any]], *arguments: Any, runs: int = 1) -> int:
@@ -62,9 +64,18 @@ def peak_bytes(build: Callable[..., Callable[[], Any]], *arguments: Any, runs: i
         del os.environ["MALLOC_MMAP_THRESHOLD_"]
 
 
-def _with_threads(threads: int, function: Callable[..., Any], arguments: tuple) -> Any:
+def begin_process(threads: int) -> None:
+    """What a process of a pool does first: take its share of the cores, and end with its parent.
+
+    A pool's processes would otherwise go on with the work that waits after the program itself was killed.
+    """
     torch.set_num_threads(threads)
-    return function(*arguments)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # from a thread nothing else ends the process
 
 
 def _peak_of(build: Callable[..., Callable[[], Any]], arguments: tuple, runs: int) -> int:

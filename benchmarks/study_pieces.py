@@ -3,19 +3,17 @@
 import hashlib
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from joblib import cpu_count
+from measuring import begin_process
 from study_sets import StudyFolders, draw_labelled, draw_name, take_first_patients
 
 from src.cls.options import ClassifierOptions
@@ -204,17 +202,3 @@ def _made(pieces: Sequence[Piece], jobs: int) -> Iterator[Piece]:
                 yield piece
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def begin_process(threads: int) -> None:
-    """What a process that makes pieces does first: take its share of the cores, and end with its parent.
-
-    A pool's processes would otherwise go on with the pieces that wait after the study itself was killed.
-    """
-    torch.set_num_threads(threads)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)  # from a thread nothing else ends the process; an interrupted piece is continued

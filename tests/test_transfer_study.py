@@ -117,7 +117,7 @@ def test_the_processes_of_a_killed_study_end_with_it():
 import multiprocessing, os, signal, sys, time
 from concurrent.futures import ProcessPoolExecutor
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
-from study_pieces import begin_process
+from measuring import begin_process
 spawn = multiprocessing.get_context("spawn")
 pool = ProcessPoolExecutor(1, spawn, initializer=begin_process, initargs=(1,))
 pool.submit(os.getpid).result()
