@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import torch
-from voco_files import write_prepared
+from voco_files import write_prepared, write_slice_table
 
 import segment
 from src.core.errors import exit_on_user_error
-from src.data.stack import ORGANS, PreparedDataset, image_folder
+from src.data.stack import ORGANS, PreparedDataset, image_folder, mask_folder, slice_name
 from src.seg.dataset import as_channels
 from src.seg.model import SegmenterPair, SegmenterSpec, default_greys, predict_masks, save_segmenter
 
@@ -27,6 +27,7 @@ def write_pair(folder: Path, *, seed: int = 13, only: str | None = None, **chang
     spec = SegmenterSpec(
         backbones=("test_efficientnet", "test_resnet"),
         decoders=("linknet", "linknet"),
+        decoder_width=1.0,
         means=(mean, mean),
         stds=(std, std),
         **given,
@@ -61,14 +62,14 @@ def draw_tissue(series: int, index: int, size: int = SIZE) -> np.ndarray:
 
 
 def lengthen(data: Path, slices: int) -> Path:
-    """Make every series of a set longer: hard links to its slices, again and again."""
+    """Make every series of a set longer: hard links to its slices and masks, again and again."""
     dataset = PreparedDataset.open(data)
-    for (patient_id, series_id), count in zip(series_ids(dataset), dataset.series["slices"], strict=True):
-        folder = image_folder(data, patient_id, series_id)
-        for index in range(count, slices):
-            (folder / f"{index:04d}.png").hardlink_to(folder / f"{index % count:04d}.png")
-        rows = [f"{index},{index + 1},{-2.0 * index},{index}" for index in range(slices)]
-        (folder / "slices.csv").write_text("index,instance_number,z_mm,source\n" + "\n".join(rows) + "\n")
+    for ids, count in zip(series_ids(dataset), dataset.series["slices"], strict=True):
+        images, masks = image_folder(data, *ids), mask_folder(data, *ids)
+        for folder in (images, masks) if masks.is_dir() else (images,):
+            for index in range(count, slices):
+                (folder / slice_name(index)).hardlink_to(folder / slice_name(index % count))
+        write_slice_table(images, -2.0 * np.arange(slices))
     dataset.series.assign(slices=slices).to_csv(data / "series.csv", index=False)
     return data
 

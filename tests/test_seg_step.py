@@ -9,6 +9,7 @@ from seg_runs import make_options, write_organ_set
 from src.core.runtime import Runtime, torch_seed
 from src.seg import step as step_module
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
+from src.seg.losses import pseudo_labels
 from src.seg.split import open_data
 from src.seg.state import TrainingState, build_state, describe_pair
 from src.seg.step import take_step
@@ -45,11 +46,11 @@ def gradients(net: torch.nn.Module) -> float:
 
 
 def test_every_term_is_reported_with_its_weight_and_the_loss_is_finite(organ_set):
-    state, result = run_step(organ_set, unreliable=0.5, steps=10)
+    state, result = run_step(organ_set, unreliable=0.9, steps=10, done=0.5)
     assert set(result.terms) == {"supervised_a", "supervised_b", "verification", "pseudo", "contrast"}
     assert result.is_finite
     assert all(term.item() >= 0 and not term.requires_grad for term in result.terms.values())
-    assert result.terms["pseudo"] > 0 and result.terms["contrast"] > 0
+    assert all(result.terms[name] > 0 for name in ("supervised_a", "pseudo", "contrast"))
     assert gradients(state.pair.a) > 0 and gradients(state.pair.b) > 0
 
 
@@ -92,6 +93,31 @@ def test_verification_alone_moves_both(organ_set, monkeypatch):
     state, result = run_step(organ_set, pseudo=0.0, contrast=0.0, confidence=0.0)
     assert result.terms["verification"] > 0
     assert gradients(state.pair.a) > 1e-3 and gradients(state.pair.b) > 1e-3
+
+
+def test_what_is_taught_comes_from_the_averaged_weights_on_the_unchanged_slices(organ_set):
+    """Whatever the appearance of the views and the weights of the moment: the student's target stays."""
+    targets = []
+
+    def keep(*given):
+        targets.append(pseudo_labels(*given))
+        return targets[-1]
+
+    for change in ("nothing", "views", "weights"):
+        state, batch, options, runtime = prepare(organ_set, contrast=0.0, verification=0.0, steps=10)
+        state.step = 9
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(step_module, "pseudo_labels", keep)
+            if change == "views":
+                batch.views[2:] = 255 - batch.views[2:]
+            if change == "weights":
+                with torch.no_grad():
+                    runtime.unwrap(state.pair).a.net.segmentation_head[0].bias += 5.0
+                    runtime.unwrap(state.pair).b.net.segmentation_head[0].bias += 5.0
+            with torch_seed(0):
+                take_step(state, batch, options, runtime)
+    assert torch.equal(targets[0], targets[1])
+    assert torch.equal(targets[0], targets[2])
 
 
 def test_unlabelled_terms_rise_by_the_ramp(organ_set):

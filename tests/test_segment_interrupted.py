@@ -27,6 +27,7 @@ def long(tmp_path_factory):
     (image_folder(data, "13", "103") / slice_name(40)).unlink()
     model, masks = write_pair(folder / "run"), folder / "masks"
     assert run_segment(model, data, "--output", masks, "--preview").status == 0
+    assert len(list(masks.glob("preview/*/*.png"))) == N_SERIES - 1
     return SimpleNamespace(data=data, model=model, masks=masks)
 
 
@@ -39,6 +40,16 @@ def start(long, output, **options):
     return subprocess.Popen(given, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, **options)
 
 
+def stop_in_the_middle(process, output):
+    """Halt a run where a signal is to meet it."""
+    wait_until(lambda: in_the_middle(output))
+    process.send_signal(signal.SIGSTOP)
+    while not in_the_middle(output):  # it went on in between
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: in_the_middle(output))
+        process.send_signal(signal.SIGSTOP)
+
+
 def in_the_middle(output):
     """Whether a series is finished and another begun."""
     return list(output.glob("[0-9]*/[0-9]*/")) and list(output.glob("[0-9]*/.*.partial"))
@@ -47,7 +58,7 @@ def in_the_middle(output):
 def test_a_killed_run_is_completed_by_the_next(long, tmp_path):
     output = tmp_path / "masks"
     process = start(long, output, stdout=subprocess.DEVNULL)
-    wait_until(lambda: in_the_middle(output))
+    stop_in_the_middle(process, output)
     process.kill()
     assert process.wait() == -signal.SIGKILL  # else the run was over, and this test says nothing
     assert half_written(output) and not (output / "organs.csv").exists()
@@ -62,8 +73,9 @@ def test_a_killed_run_is_completed_by_the_next(long, tmp_path):
 def test_ctrl_c_leaves_nothing_half_written(long, tmp_path):
     output = tmp_path / "masks"
     process = start(long, output, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_until(lambda: in_the_middle(output))
+    stop_in_the_middle(process, output)
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert told.splitlines()[-1] == "interrupted: what was finished is kept" and "Traceback" not in told
@@ -84,13 +96,16 @@ def test_two_processes_give_the_files_of_one(long, tmp_path):
     assert content(output) == content(long.masks)
 
 
-def test_two_processes_end_when_one_of_them_refuses(long, tmp_path):
-    (tmp_path / "something").write_bytes(b"")
-    done = share(long, tmp_path)
+def test_where_one_process_fails_the_other_ends_in_one_line(long, tmp_path):
+    output = tmp_path / "masks"
+    shutil.copytree(long.masks, output)
+    shutil.rmtree(output / "11")
+    (output / "11").write_bytes(b"")  # where the second process has to make a folder
+    done = share(long, output)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0
-    assert sum("holds other files than masks" in line for line in lines) == 1
-    assert all("holds other files" in line or "lost the others" in line for line in lines)
+    assert len(lines) == 1 and "process 0 lost the others" in lines[0], done.stderr[-3000:]
+    assert "NotADirectoryError" in done.stderr  # of the other
 
 
 def share(long, output):

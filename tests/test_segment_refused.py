@@ -13,6 +13,7 @@ from seg_files import SIZE, content, run_segment, write_masked, write_pair
 
 import segment
 from src.core.errors import UserError
+from src.data.stack import discard
 from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 from src.seg.model import SegmenterPair, load_segmenter, save_segmenter
 from src.seg.segment_options import SegmentOptions
@@ -49,6 +50,26 @@ def test_masks_of_another_model_are_replaced_only_if_asked_for(made, tmp_path):
     assert run_segment(other, made.data, "--output", output, "--overwrite").status == 0
     assert run_segment(other, made.data, "--output", tmp_path / "fresh").status == 0
     assert content(output) == content(tmp_path / "fresh") != content(made.masks)
+
+
+@pytest.mark.parametrize("discarded", range(4))
+def test_overwrite_that_was_interrupted_can_be_repeated(made, tmp_path, monkeypatch, discarded):
+    output = shutil.copytree(made.masks, tmp_path / "masks")
+    gone = []
+
+    def discard_some(path):
+        if len(gone) == discarded:
+            raise KeyboardInterrupt
+        gone.append(path)
+        discard(path)
+
+    arguments = ("--output", output, "--batch", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr("src.seg.segment.discard", discard_some)
+        assert run_segment(made.model, made.data, *arguments, "--overwrite").status == 130
+    assert run_segment(made.model, made.data, *arguments).status == 2
+    assert run_segment(made.model, made.data, *arguments, "--overwrite").status == 0
+    assert len(list(output.glob("*/*/*.png"))) == 8
 
 
 @pytest.mark.parametrize("changes", [[], ["--overwrite"]], ids=str)

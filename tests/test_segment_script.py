@@ -1,5 +1,6 @@
 """segment.py writes masks and tables for every series, the same in every run, and tells what failed."""
 
+import errno
 import shutil
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from seg_files import (
 )
 from voco_files import write_slice_table
 
-from src.data.stack import ORGANS, PreparedDataset, image_folder, mask_folder, read_png, slice_name
+from src.data.stack import ORGANS, PreparedDataset, image_folder, mask_folder, read_png, slice_name, write_png
 from src.seg.components import ComponentScan, sort_kidneys
 from src.seg.model import load_segmenter
 from src.seg.organ_tables import AREA_COLUMNS, ORGAN_TYPES
@@ -187,6 +188,31 @@ def test_damaged_series_are_told_of_and_finished_once_repaired(made, run, copy):
     done = run(data=copy)
     assert done.status == 0 and not done.err
     assert content(output) == content(made.masks)
+
+
+@pytest.mark.parametrize("problem", ["full disk", "file in the way"])
+def test_what_cannot_be_written_leaves_whole_series_only(made, run, tmp_path, monkeypatch, problem):
+    output, elsewhere = tmp_path / "masks", tmp_path / "elsewhere"
+    first, second = series_ids(made.dataset)[:2]
+    shutil.copytree(made.masks.joinpath(*first), output.joinpath(*first))
+    shutil.copy(made.masks / "segmentation.json", output)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    if problem == "full disk":
+        monkeypatch.setattr("src.seg.predict.write_png", write_until_full)
+    else:
+        (output / second[0]).write_bytes(b"")
+    with pytest.raises(OSError, match="No space left|Not a directory"):
+        run("--output", output)
+    assert not half_written(output) and not list(elsewhere.iterdir())
+    assert [path.name for path in output.glob("*/*/")] == [first[1]]
+    assert content(output.joinpath(*first)) == content(made.masks.joinpath(*first))
+
+
+def write_until_full(path, mask):
+    if path.name == slice_name(3):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    write_png(path, mask)
 
 
 def test_where_everything_fails_the_tables_are_empty_and_can_be_read(made, run, copy):

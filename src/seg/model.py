@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
@@ -25,6 +26,21 @@ EMBEDDING_STRIDE = 4
 EMBEDDED = slice(EMBEDDING_STRIDE // 2, None, EMBEDDING_STRIDE)
 """Rows and columns whose pixels have features: neighbours tell the same, and memory is short."""
 
+_UNET = MappingProxyType({"decoder_channels": (256, 128, 64, 32, 16)})
+_CHANNELS = MappingProxyType(
+    {
+        "unet": _UNET,
+        "unetplusplus": _UNET,
+        "manet": {**_UNET, "decoder_pab_channels": 64},
+        "fpn": {"decoder_pyramid_channels": 256, "decoder_segmentation_channels": 128},
+        "deeplabv3plus": {"decoder_channels": 256},
+        "upernet": {"decoder_channels": 256},
+        "pan": {"decoder_channels": 32},
+        "linknet": {},  # takes those of its encoder
+    }
+)
+"""The library's own channels of every decoder, by the name of its argument."""
+
 _PAD_TO = 32
 """Encoders halve the image five times."""
 
@@ -35,6 +51,8 @@ class SegmenterSpec:
 
     backbones: tuple[str, str]
     decoders: tuple[str, str]
+    decoder_width: float
+    """channels of the decoders, over the library's own"""
     windows: tuple[str, ...]
     """CT windows of each slice"""
     slices: int
@@ -70,6 +88,7 @@ class SubNetwork(nn.Module):
         self,
         backbone: str,
         decoder: str,
+        width: float,
         slices: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
@@ -77,10 +96,10 @@ class SubNetwork(nn.Module):
         embedding: int = 0,
     ) -> None:
         super().__init__()
-        self.net = _create_net(backbone, decoder, slices * len(mean), pretrained)
+        self.net = _create_net(backbone, decoder, width, slices * len(mean), pretrained)
         head = self.net.segmentation_head
-        width = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
-        self.projection = nn.Conv2d(width, embedding, 1) if embedding else None
+        features = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
+        self.projection = nn.Conv2d(features, embedding, 1) if embedding else None
         self.register_buffer("mean", torch.tensor(mean * slices).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std * slices).view(1, -1, 1, 1), persistent=False)
 
@@ -112,7 +131,7 @@ class SegmenterPair(nn.Module):
     def __init__(self, spec: SegmenterSpec, pretrained: bool = False, embedding: int = 0) -> None:
         super().__init__()
         self.a, self.b = (
-            SubNetwork(backbone, decoder, spec.slices, mean, std, pretrained, embedding)
+            SubNetwork(backbone, decoder, spec.decoder_width, spec.slices, mean, std, pretrained, embedding)
             for backbone, decoder, mean, std in zip(
                 spec.backbones, spec.decoders, spec.means, spec.stds, strict=True
             )
@@ -201,7 +220,7 @@ def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-def _create_net(backbone: str, decoder: str, channels: int, pretrained: bool) -> nn.Module:
+def _create_net(backbone: str, decoder: str, width: float, channels: int, pretrained: bool) -> nn.Module:
     """A network of segmentation_models_pytorch on a timm backbone.
 
     Raises:
@@ -218,9 +237,17 @@ def _create_net(backbone: str, decoder: str, channels: int, pretrained: bool) ->
             encoder_weights=True if pretrained else None,
             in_channels=channels,
             classes=CLASSES,
+            **{name: _scale(value, width) for name, value in _CHANNELS[decoder].items()},
         )
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         what = f"decoder {decoder} on backbone {backbone} cannot be built"
         hint = ": for --pretrained, connect once so that timm caches the weights" if pretrained else ""
         raise UserError(f"{what} ({reason}){hint}") from None
+
+
+def _scale(channels: int | tuple[int, ...], width: float) -> int | tuple[int, ...]:
+    """Channels times `width`, in eights: at least 8."""
+    if isinstance(channels, tuple):
+        return tuple(_scale(each, width) for each in channels)
+    return channels if width == 1 else max(8, 8 * round(channels * width / 8))

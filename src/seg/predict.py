@@ -119,6 +119,19 @@ class _MaskWriter:
         """Write the raw masks (N, H, W) of a chunk; with the last one of a series, clean and measure it."""
         if part.row == self._failed:
             return None
+        try:
+            return self._add(part, masks)
+        except UserError as error:
+            return self._fail(part, str(error))
+        except Exception:
+            self._fail(part, "")  # the chunks that wait behind this one would write on
+            raise
+
+    def give_up(self, part: Chunk) -> Outcome | None:
+        """Drop the series of a chunk that could not be read."""
+        return self._fail(part, part.error) if part.row != self._failed else None
+
+    def _add(self, part: Chunk, masks: np.ndarray) -> Outcome | None:
         row = self.series.iloc[part.row]
         if self._open is None:
             self._begin(row)
@@ -128,22 +141,16 @@ class _MaskWriter:
             write_png(self._folder / slice_name(part.first + number), mask)
         if not part.is_last:
             return None
-        try:
-            self._finish(row)
-        except UserError as error:
-            return self._fail(part, str(error))
+        self._finish(row)
         self._open.__exit__(None, None, None)
         self._open = None
         return Outcome(row["patient_id"], row["series_id"])
 
-    def give_up(self, part: Chunk) -> Outcome | None:
-        """Drop the series of a chunk that could not be read."""
-        return self._fail(part, part.error) if part.row != self._failed else None
-
     def _begin(self, row: pd.Series) -> None:
         self.scan = ComponentScan()
-        self._open = whole_folder(self.output / row["patient_id"] / row["series_id"])
-        self._folder = self._open.__enter__()
+        partial = whole_folder(self.output / row["patient_id"] / row["series_id"])
+        self._folder = partial.__enter__()
+        self._open = partial
 
     def _finish(self, row: pd.Series) -> None:
         """The second pass over the masks of a series: erase specks, measure what is left."""

@@ -58,6 +58,7 @@ def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
     return SegmenterSpec(
         backbones=(first, second),
         decoders=options.decoders,
+        decoder_width=options.decoder_width,
         windows=options.windows,
         slices=options.slices,
         size=size,
