@@ -202,7 +202,7 @@ def test_what_cannot_be_written_leaves_whole_series_only(made, run, tmp_path, mo
         monkeypatch.setattr("src.seg.predict.write_png", write_until_full)
     else:
         (output / second[0]).write_bytes(b"")
-    with pytest.raises(OSError, match="No space left|Not a directory"):
+    with pytest.raises(OSError, match=r"No space left|Not a directory"):
         run("--output", output)
     assert not half_written(output) and not list(elsewhere.iterdir())
     assert [path.name for path in output.glob("*/*/")] == [first[1]]

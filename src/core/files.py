@@ -53,6 +53,19 @@ def require_writable(path: str | Path) -> None:
         raise UserError(f"cannot write into {path.parent}: no permission")
 
 
+_held: set[int] = set()  # folders that this process holds
+
+
+def _let_go_in_child() -> None:
+    """A forked process, as a loader's worker, would hold its parent's folders for as long as it lives."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold `folder`, which is there, against other runs that would write to it. A killed run lets go of it.
@@ -61,6 +74,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         UserError: another run holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,6 +84,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             pass  # a file system that cannot lock a folder, as NFS
         yield
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
 
 

@@ -1,0 +1,40 @@
+"""Files that are whole or absent, and folders that one run at a time writes to."""
+
+import multiprocessing
+
+import pytest
+
+from src.core.errors import UserError
+from src.core.files import atomic_path, only_writer
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path):
+    with only_writer(tmp_path), pytest.raises(UserError, match="another run is writing"):
+        with only_writer(tmp_path):
+            pass
+    with only_writer(tmp_path):
+        pass
+
+
+def test_a_forked_worker_does_not_hold_its_parents_folder(tmp_path):
+    """As after a kill of the run alone, whose workers live on for some seconds."""
+    fork = multiprocessing.get_context("fork")
+    done = fork.Event()
+    with only_writer(tmp_path):
+        worker = fork.Process(target=done.wait, args=(60,), daemon=True)
+        worker.start()
+    with only_writer(tmp_path):
+        assert worker.is_alive()
+    done.set()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
