@@ -9,9 +9,9 @@ from src.core.files import atomic_path, only_writer
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    with only_writer(tmp_path), pytest.raises(UserError, match="another run is writing"):
-        with only_writer(tmp_path):
-            pass
+    refused = pytest.raises(UserError, match="another run is writing")
+    with only_writer(tmp_path), refused, only_writer(tmp_path):
+        pass
     with only_writer(tmp_path):
         pass
 
@@ -19,15 +19,21 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
 def test_a_forked_worker_does_not_hold_its_parents_folder(tmp_path):
     """As after a kill of the run alone, whose workers live on for some seconds."""
     fork = multiprocessing.get_context("fork")
-    done = fork.Event()
+    started, done = fork.Event(), fork.Event()
     with only_writer(tmp_path):
-        worker = fork.Process(target=done.wait, args=(60,), daemon=True)
+        worker = fork.Process(target=_wait, args=(started, done), daemon=True)
         worker.start()
+        assert started.wait(60)
     with only_writer(tmp_path):
         assert worker.is_alive()
     done.set()
     worker.join()
     assert worker.exitcode == 0
+
+
+def _wait(started, done):
+    started.set()
+    done.wait(60)
 
 
 def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
