@@ -20,10 +20,13 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Dice is that of the whole batch, over the classes that its labels hold.
     """
-    logits = logits.float()
+    return pixel_loss(logits, labels) + _dice(logits.float(), labels)
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, of logits, over the pixels that are not `IGNORED`."""
     taking_part = (labels != IGNORED).sum().clamp(min=1)
-    cross_entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum") / taking_part
-    return cross_entropy + _dice(logits, labels)
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum") / taking_part
 
 
 def verification_loss(probabilities: Tensor, other: Tensor, labels: Tensor, confidence: float) -> Tensor:

@@ -67,10 +67,15 @@ class SegOptions:
     """Probability from which --verification takes a sub-network to be sure."""
 
     pseudo: float = 0.0
-    """Final weight of the loss to the other sub-network's labels on unlabelled slices."""
+    """Final weight of the cross-entropy to the other sub-network's labels on unlabelled slices."""
 
-    unreliable: float = 0.2
-    """Share of pixels that may be unreliable at first (those of highest entropy in both); falls to 0."""
+    unreliable: float = 0.05
+    """Share of pixels that may be unreliable at first (those of highest entropy in both); falls to 0. Organs
+    are a tenth of all pixels: a large share would leave them out."""
+
+    mix: float = 1.0
+    """Probability that an unlabelled slice takes a rectangle, and what is taught there, from another slice of
+    the batch."""
 
     contrast: float = 0.0
     """Final weight of the contrast that draws unreliable pixels to their class's prototype (paper:
@@ -150,7 +155,7 @@ class SegOptions:
                 raise ValueError(
                     f"option {_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}"
                 )
-        for name in ("flip", "affine", "appearance", "ramp"):
+        for name in ("flip", "affine", "appearance", "ramp", "mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"option {_flag(name)} must lie between 0 and 1, got {getattr(self, name)}")
         for name in ("verification", "pseudo", "contrast", "weight_decay", "seed", "workers", "score_every"):

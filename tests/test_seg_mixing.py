@@ -1,0 +1,80 @@
+"""Rectangles that unlabelled slices take from others, with what is taught there."""
+
+import pytest
+import torch
+
+from src.core.runtime import torch_seed
+from src.seg.mixing import AREA, Patch, draw_patches, paste
+from src.seg.model import CLASSES, Answer
+from src.seg.unlabelled import prepare_lesson
+
+SHAPE = (40, 60)
+
+
+def draw(probability: float = 1.0, batch: int = 8, labelled: int = 3, seeds: int = 60) -> list[Patch]:
+    patches = []
+    for seed in range(seeds):
+        with torch_seed(seed):
+            patches += draw_patches(batch, labelled, SHAPE, probability)
+    return patches
+
+
+def test_unlabelled_slices_take_and_any_other_slice_lends():
+    patches = draw()
+    assert {patch.target for patch in patches} == {3, 4, 5, 6, 7}
+    assert {patch.source for patch in patches} == set(range(8))
+    assert all(patch.source != patch.target for patch in patches)
+
+
+def test_rectangles_lie_inside_and_cover_the_share_they_should():
+    for patch in draw():
+        height, width = (span.stop - span.start for span in (patch.rows, patch.columns))
+        assert patch.rows.start >= 0 and patch.rows.stop <= SHAPE[0]
+        assert patch.columns.start >= 0 and patch.columns.stop <= SHAPE[1]
+        share = height * width / (SHAPE[0] * SHAPE[1])
+        assert AREA[0] - 0.02 < share < AREA[1] + 0.02
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5])
+def test_as_many_take_one_as_asked_for(probability):
+    expected = probability * 5 * 60 * 7 / 8  # one in eight draws is the slice itself
+    assert len(draw(probability)) == pytest.approx(expected, rel=0.15)
+
+
+def test_patches_follow_from_the_seed_and_what_is_pasted_is_what_was_there():
+    assert draw(seeds=3) == draw(seeds=3)
+    rows = torch.arange(8).view(8, 1, 1).expand(8, *SHAPE).clone()
+    patches = [
+        Patch(5, 1, slice(0, 10), slice(0, 10)),
+        Patch(6, 5, slice(5, 20), slice(5, 20)),  # of slice 5 as it was before it took its own
+    ]
+    pasted = paste(rows, patches)
+    assert (pasted[5, :10, :10] == 1).all() and (pasted[5, 10:] == 5).all()
+    assert (pasted[6, 5:20, 5:20] == 5).all() and (pasted[6, 20:] == 6).all()
+    assert torch.equal(pasted[:5], rows[:5]) and torch.equal(rows[5], torch.full(SHAPE, 5))
+
+
+class _Averaged(torch.nn.Module):
+    """Is sure of the class that a slice's grey names."""
+
+    def forward(self, images_a, images_b):
+        logits = torch.nn.functional.one_hot(images_a[..., 0].long(), CLASSES).movedim(-1, 1) * 50.0
+        return Answer(logits, None), Answer(logits, None)
+
+
+def test_views_and_what_is_taught_take_the_same_rectangle_from_the_same_slice():
+    labels = torch.full((2, *SHAPE), 1)
+    plain = torch.stack([torch.full((*SHAPE, 1), grey, dtype=torch.uint8) for grey in (2, 3, 4)])
+    views = torch.cat([torch.ones(2, *SHAPE, 1, dtype=torch.uint8), plain])[:, None].expand(5, 2, *SHAPE, 1)
+    mixed_slices = 0
+    for seed in range(10):
+        with torch_seed(seed):
+            lesson = prepare_lesson(_Averaged(), views, plain, labels, mix=1.0)
+        assert torch.equal(lesson.views[:2], views[:2])  # labelled slices stay as they are
+        for known in lesson.known:
+            assert torch.equal(known.argmax(1), lesson.views[2:, 0, ..., 0].long())
+            assert torch.equal(known.argmax(1), lesson.views[2:, 1, ..., 0].long())
+        mixed_slices += sum(len(slice_.unique()) == 2 for slice_ in lesson.views[2:, 0])
+    assert mixed_slices > 15
+    unmixed = prepare_lesson(_Averaged(), views, plain, labels, mix=0.0)
+    assert torch.equal(unmixed.views, views)
