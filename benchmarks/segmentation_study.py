@@ -5,7 +5,7 @@
 
 Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
 
-    data     phantoms with a segmentation of every series, prepared at --size px with three windows: 60
+    data     phantoms with a segmentation of every series, prepared at --size px with three windows: 40
              patients to learn from, 20 others who are scored
     train    train_seg.py for each seed, share of labelled series and method; the series that are not drawn
              are unlabelled, their masks are never read. Each run scores the 20 patients in 3D
@@ -40,7 +40,7 @@ from src.seg.options import SegOptions
 from src.seg.volume_scores import summarise
 
 PHANTOMS = {
-    "train": "--patients 60 --test-patients 0 --segmentation-rate 1 --seed 5",
+    "train": "--patients 40 --test-patients 0 --segmentation-rate 1 --seed 5",
     "test": "--patients 20 --test-patients 0 --segmentation-rate 1 --seed 7",
 }
 METHODS = {
@@ -62,7 +62,7 @@ class StudyOptions:
     """folder of the study: all that it makes, and what it continues from"""
     stage: tuple[Literal["data", "train", "table"], ...] = ("data", "train", "table")
     """stages to run, always in this order"""
-    size: int = 96
+    size: int = 64
     """side of the prepared images in pixels"""
     config: str = "configs/seg/dual_small.yaml"
     """preset of train_seg.py"""

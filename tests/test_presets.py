@@ -82,7 +82,10 @@ def test_a_published_method_has_its_published_setting(name):
     assert {key: getattr(options, key) for key in expected} == expected
 
 
-UNLABELLED_TERMS = {"verification": 0.0, "pseudo": 0.0, "contrast": 0.0, "unlabelled_batch": 8}
+SUPERVISED = {
+    name: getattr(SegOptions(data=("x",), output="y"), name)  # the defaults, which learn from labels alone
+    for name in ("verification", "pseudo", "contrast", "unlabelled_batch", "ramp")
+}
 
 
 @pytest.mark.parametrize("size", ["", "_small"])
@@ -96,6 +99,6 @@ def test_supervised_is_the_pair_of_dual_without_its_further_terms(size):
         )
         for name in ("supervised", "dual")
     )
-    assert supervised == replace(dual, **UNLABELLED_TERMS)
+    assert supervised == replace(dual, **SUPERVISED)
     assert dual.verification == 0.5 and dual.contrast == 0.1  # the published weights
     assert dual.pseudo > 0 and dual.flip == 0
