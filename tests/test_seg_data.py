@@ -200,6 +200,20 @@ def test_series_take_turns_so_that_none_is_forgotten(prepared):
     assert len(rounds) > 3
 
 
+def test_a_repeated_set_takes_more_turns(prepared, tmp_path):
+    few = write_prepared(tmp_path / "few", draw_places, series=1)
+    dataset = PreparedDataset.open(few)
+    dataset.write_masks("10", "100", [draw_mask(index) for index in range(12)])
+    options = SegOptions(
+        data=(str(prepared), str(few)), output="x", windows=WINDOWS, validation=0.0, repeat=(1, 3)
+    )
+    samples = SliceDataset(open_data(options), options)
+    sets = [samples.parts[True].iloc[samples.series_of(Key(True, number))]["set"] for number in range(7)]
+    assert sorted(sets) == [0] * 4 + [1] * 3  # one round
+    with pytest.raises(ValueError, match="one value a set"):
+        make_options(prepared, repeat=(1, 3))
+
+
 def test_processes_share_the_batches_of_one():
     options = SegOptions(data=("x",), output="y", batch=4, unlabelled_batch=2, pseudo=1.0, steps=3)
     alone = list(SliceOrder(options, first_step=1))

@@ -34,8 +34,6 @@ class SliceBatch(NamedTuple):
     """uint8 (H, W) label map; zeros where the slice is unlabelled"""
     is_labelled: Tensor
     """bool ()"""
-    series: Tensor
-    """int64 (), row of the series in its part's table"""
 
 
 class Key(NamedTuple):
@@ -48,19 +46,21 @@ class Key(NamedTuple):
 class SliceDataset(Dataset[SliceBatch]):
     """Slices of the labelled and of the unlabelled series of a run.
 
-    The series take turns, in an order that is new in every round; of each, a random slice is seen.
+    The series take turns, as often as their set is repeated, in an order that is new in every round; of each,
+    a random slice is seen.
     """
 
     def __init__(self, data: SegData, options: SegOptions) -> None:
         self.data, self.slices, self.seed = data, options.slices, options.seed
-        self.parts = (data.part("unlabelled"), data.part("labelled"))
+        repeat = np.array(options.repeat or (1,) * len(data.sets))
+        tables = (data.part("unlabelled"), data.part("labelled"))
+        self.parts = tuple(table.loc[table.index.repeat(repeat[table["set"]])] for table in tables)
         self.place = PlaceChange(options.flip, options.affine, _MIRRORED)
         self.appearance = AppearanceChange(options.appearance) if options.appearance else None
 
     def __getitem__(self, key: Key) -> SliceBatch:
         table = self.parts[key.is_labelled]
-        row = self.series_of(key)
-        series = table.iloc[row]
+        series = table.iloc[self.series_of(key)]
         rng = sample_rng(self.seed, int(key.is_labelled), key.number)
         index = int(rng.integers(series["slices"]))
         dataset, windows = self.data.sets[series["set"]], self.data.windows[series["set"]]
@@ -77,7 +77,6 @@ class SliceDataset(Dataset[SliceBatch]):
             torch.from_numpy(as_channels(images)),
             torch.from_numpy(mask),
             torch.tensor(key.is_labelled),
-            torch.tensor(row),
         )
 
     def series_of(self, key: Key) -> int:

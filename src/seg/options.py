@@ -17,6 +17,10 @@ class SegOptions:
     output: str
     """Folder of the run: segmenter.safetensors, last.pt, metrics.csv, split.csv, scores.csv, config.yaml."""
 
+    repeat: tuple[int, ...] = ()
+    """How often the series of each set of --data take their turn in a round, one number a set; 1 by default.
+    For a few real scans among many phantoms, say."""
+
     labelled: str | None = None
     """Table with patient_id and series_id: only these series are labelled, and the masks of all others are
     never read for training. By default every series with masks is."""
@@ -165,6 +169,10 @@ class SegOptions:
     def _check_combinations(self) -> None:
         if not self.data or not self.windows:
             raise ValueError("options --data and --windows need at least one value each")
+        if self.repeat and len(self.repeat) != len(self.data):
+            raise ValueError(f"option --repeat needs one value a set of --data ({len(self.data)})")
+        if any(count < 1 for count in self.repeat):
+            raise ValueError(f"option --repeat must be at least 1, got {min(self.repeat)}")
         if self.slices < 1 or self.slices % 2 == 0:
             raise ValueError(f"option --slices must be odd, so that one is in the middle, got {self.slices}")
         for name in ("backbones", "decoders"):
