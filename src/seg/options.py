@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from src.data.stack import ORGANS
+
 DECODERS = ("unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet")
 """Of segmentation_models_pytorch."""
 
@@ -137,6 +139,9 @@ class SegOptions:
     score_every: int = 0
     """Steps between two scores of the patients left out, a multiple of --log-every; 0 scores at the end."""
 
+    organs: tuple[str, ...] = tuple(ORGANS)
+    """Organs to score: fewer where the masks of the patients left out do not hold all."""
+
     resume: str = "auto"
     """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
 
@@ -178,6 +183,9 @@ class SegOptions:
         for name in ("backbones", "decoders"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"option {_flag(name)} takes two values, one a sub-network")
+        unknown = [organ for organ in self.organs if organ not in ORGANS]
+        if unknown or not self.organs:
+            raise ValueError(f"option --organs takes some of {', '.join(ORGANS)}, got {' '.join(unknown)}")
         for name in self.decoders:
             if name not in DECODERS:
                 raise ValueError(f"option --decoders must be among {', '.join(DECODERS)}, got {name}")

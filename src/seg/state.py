@@ -24,7 +24,7 @@ FREE_TO_CHANGE = (
     "resume",
     "workers",
     "precision",
-    *("log_every", "save_every", "score_every"),
+    *("log_every", "save_every", "score_every", "organs"),
 )
 """Options that a resumed run may change: data are known by their series and parts, not by path."""
 

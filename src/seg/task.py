@@ -234,7 +234,7 @@ class SegmentationRun:
             for outcome in outcomes:
                 if outcome.reason:
                     warn(f"{outcome.patient_id}/{outcome.series_id} is not scored: {outcome.reason}")
-            tables.append(evaluate_predictions(dataset, target, chosen))
+            tables.append(evaluate_predictions(dataset, target, chosen, self.options.organs))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def _describe_failure(self, result: StepResult) -> str:
