@@ -62,8 +62,12 @@ def test_a_shown_command_exists_with_its_options(command):
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()))
-def test_a_linked_file_exists(link):
-    assert (ROOT / link).exists()
+def test_a_linked_file_and_its_heading_exist(link):
+    name, _, anchor = link.partition("#")
+    assert (ROOT / name).exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in headings}
 
 
 def test_the_example_of_plain_timm_runs_as_it_is_shown(tmp_path, monkeypatch):
