@@ -64,7 +64,7 @@ class StudyOptions:
     """stages to run, always in this order"""
     size: int = 64
     """side of the prepared images in pixels"""
-    config: str = "configs/seg/dual_small.yaml"
+    preset: str = "configs/seg/dual_small.yaml"
     """preset of train_seg.py"""
     shares: tuple[float, ...] = (0.05, 0.1, 0.2)
     """shares of the series that are labelled"""
@@ -133,7 +133,7 @@ def plan(options: StudyOptions) -> dict[tuple[str, float, int], Piece]:
         labelled = draw_labelled(options.work / "labelled", train, share, seed)
         output = options.work / "runs" / f"{method.replace(' ', '-')}-{share:g}-s{seed}"
         arguments = [
-            *("--config", options.config, "--data", *map(str, sets), "--labelled", str(labelled)),
+            *("--config", options.preset, "--data", *map(str, sets), "--labelled", str(labelled)),
             *("--leave-out", *scored, "--validation", "0", "--output", str(output)),
             *("--seed", str(seed), "--precision", options.precision, *METHODS[method]),
         ]

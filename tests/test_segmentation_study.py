@@ -39,7 +39,7 @@ def study(tmp_path_factory):
     work = tmp_path_factory.mktemp("study")
     (work / "tiny.yaml").write_text(PRESET)
     arguments = [
-        *("--work", str(work), "--size", "32", "--config", str(work / "tiny.yaml"), "--seeds", "0"),
+        *("--work", str(work), "--size", "32", "--preset", str(work / "tiny.yaml"), "--seeds", "0"),
         *("--shares", "0.25", "0.5", "--ablated", "0.25"),
     ]
     with pytest.MonkeyPatch.context() as patch:
