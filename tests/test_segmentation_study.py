@@ -138,7 +138,7 @@ def test_a_table_of_nothing_is_one_line(study):
                 "table",
                 "--seeds",
                 "9",
-                "--config",
+                "--preset",
                 str(study.work / "tiny.yaml"),
             ]
         )
