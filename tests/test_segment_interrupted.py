@@ -37,7 +37,18 @@ def command(long, output):
 
 def start(long, output, **options):
     given = [sys.executable, SCRIPT, *command(long, output), "--workers", "0"]
-    return subprocess.Popen(given, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, **options)
+    return subprocess.Popen(
+        given,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        preexec_fn=heed_ctrl_c,
+        **options,
+    )
+
+
+def heed_ctrl_c():
+    """As in a terminal: what is started in the background ignores it, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop_in_the_middle(process, output):
