@@ -1,0 +1,166 @@
+"""The score of adjusted predictions as a function of the post-processing's numbers, with its gradient."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS
+from src.score.metric import LOSSES, any_injury
+from src.score.postprocess import PatientRows, PostProcessing
+from src.score.target_arrays import GRADES, INJURIES, from_vector, to_targets
+
+PULL = 0.5
+"""Standard deviation of what the numbers are expected to be around "change nothing": of logarithms of
+temperatures and multipliers, of shares, and of weights relative to equal ones. It weighs as much as one
+patient: of thousands it is hardly felt."""
+LARGEST_LOG = np.log(8.0)
+_TINY = 1e-300
+_EPS = np.finfo(np.float64).eps
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a fit may change."""
+
+    joining: bool = False
+    """weights of tables, the rule for several series, and the coupling of any injury"""
+    calibration: bool = False
+    """temperatures and multipliers"""
+
+
+class PostObjective:
+    """The competition's score on some patients, to be minimised over a vector of all numbers.
+
+    The vector: series_max, any_injury, log temperatures (5), log multipliers (8, in the order of
+    `INJURIES`), weights of the tables (divided by their sum).
+    """
+
+    def __init__(self, labels: pd.DataFrame, rows: PatientRows, parts: Parts):
+        self.rows, self.parts = rows, parts
+        self.truth = to_targets(labels)  # (patients, targets, classes), one-hot
+        class_weights = to_targets(pd.DataFrame([dict(CLASS_WEIGHTS)]))[0]
+        weights = (self.truth * class_weights).sum(axis=-1)
+        self.weights = weights / weights.sum(axis=0) / len(LOSSES)  # (patients, targets)
+        self.injured = any_injury(labels)
+        weights = np.where(self.injured == 1, ANY_INJURY_WEIGHT, 1.0)
+        self.any_weights = weights / weights.sum() / len(LOSSES)
+        self.tables = len(rows.mean)
+        # where a target has no third class: nothing may flow there
+        self.is_class = class_weights > 0
+
+    @property
+    def start(self) -> np.ndarray:
+        """The vector that changes nothing."""
+        start = np.zeros(self._slices()["weights"].stop)
+        start[self._slices()["weights"]] = 1 / self.tables
+        return start
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """Of each number; what `parts` leaves out stays where it is."""
+        where = self._slices()
+        low, high = self.start, self.start
+        if self.parts.joining:
+            low[where["shares"]], high[where["shares"]] = 0.0, 1.0
+            low[where["weights"]], high[where["weights"]] = 0.0, 1.0
+        if self.parts.calibration:
+            for name in ("temperature", "multipliers"):
+                low[where[name]], high[where[name]] = -LARGEST_LOG, LARGEST_LOG
+        return list(zip(low, high, strict=True))
+
+    def read(self, vector: np.ndarray) -> PostProcessing:
+        """The numbers of a vector."""
+        where = self._slices()
+        weights = vector[where["weights"]]
+        temperature, multipliers = (np.exp(vector[where[name]]) for name in ("temperature", "multipliers"))
+        return PostProcessing(
+            weights=tuple((weights / weights.sum()).tolist()),
+            series_max=float(vector[0]),
+            any_injury=float(vector[1]),
+            temperature=dict(zip(GROUPS, temperature.tolist(), strict=True)),
+            multipliers=dict(zip(INJURIES, multipliers.tolist(), strict=True)),
+        )
+
+    def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
+        """The score with the pull added, and its gradient."""
+        value, gradient = self._score(vector)
+        away = vector - self.start
+        away[self._slices()["weights"]] *= self.tables
+        strength = 1 / (PULL**2 * len(self.truth))
+        pull = strength * away
+        pull[self._slices()["weights"]] *= self.tables
+        return value + 0.5 * strength * (away**2).sum(), gradient + pull
+
+    def _score(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
+        where = self._slices()
+        series_max, coupling = vector[where["shares"]]
+        sharpness = np.exp(-vector[where["temperature"]])[:, None]  # 1 / temperature
+        total = vector[where["weights"]].sum()
+        weights = vector[where["weights"]] / total
+
+        # forward, as PatientRows.apply and adjust
+        joined = (1 - series_max) * self.rows.mean + series_max * self.rows.most_injured
+        mixed = np.tensordot(weights, joined, axes=1)  # (patients, targets, classes)
+        logs = np.log(np.maximum(mixed, _TINY))
+        scores = logs * sharpness + from_vector(vector[where["multipliers"]])
+        scores = np.where(self.is_class, scores, -np.inf)
+        scores -= scores.max(axis=-1, keepdims=True)
+        shares = np.exp(scores)
+        sums = shares.sum(axis=-1, keepdims=True)
+        log_shares = np.where(self.is_class, scores - np.log(sums), 0.0)
+        shares /= sums
+
+        patients = np.arange(len(shares))
+        injury = shares[..., 1:].sum(axis=-1)
+        most = injury.argmax(axis=1)
+        largest = np.clip(injury[patients, most], _EPS, 1 - _EPS)
+        product = np.exp(log_shares[..., 0].sum(axis=1))
+        raised = np.clip((1 - coupling) * largest + coupling * (1 - product), _EPS, 1 - _EPS)
+
+        value = -(self.weights[..., None] * self.truth * log_shares).sum()
+        most_weight = self.weights[patients, most]
+        is_hurt = 1 - self.truth[patients, most, 0]  # in the target that is raised
+        change = np.where(is_hurt, np.log(largest) - np.log(raised), np.log1p(-largest) - np.log1p(-raised))
+        value += (most_weight * change).sum()
+        any_losses = np.where(self.injured, -np.log(raised), -np.log1p(-raised))
+        value += (self.any_weights * any_losses).sum()
+
+        # backward
+        by_raised = most_weight * _slope(is_hurt, raised) + self.any_weights * _slope(self.injured, raised)
+        by_largest = by_raised * (1 - coupling) - most_weight * _slope(is_hurt, largest)
+        by_scores = self.weights[..., None] * (shares - self.truth)
+        towards_healthy = -shares
+        towards_healthy[..., 0] += 1  # of log healthy
+        by_scores -= (by_raised * coupling * product)[:, None, None] * towards_healthy
+        healthy = shares[patients, most, 0]
+        by_scores[patients, most] -= (by_largest * healthy)[:, None] * towards_healthy[patients, most]
+        by_scores = np.where(self.is_class, by_scores, 0.0)
+
+        gradient = np.empty_like(vector)
+        by_mixed = np.where(mixed > _TINY, by_scores * sharpness / np.maximum(mixed, _TINY), 0.0)
+        both = self.rows.most_injured - self.rows.mean
+        gradient[0] = (by_mixed * np.tensordot(weights, both, axes=1)).sum()
+        gradient[1] = (by_raised * (1 - product - largest)).sum()
+        gradient[where["temperature"]] = -(by_scores * logs * sharpness).sum(axis=(0, 2))
+        gradient[where["multipliers"]] = by_scores.sum(axis=0)[*GRADES]
+        by_weights = np.tensordot(joined, by_mixed, axes=3)  # (tables,)
+        gradient[where["weights"]] = (by_weights - weights @ by_weights) / total
+        return float(value), gradient
+
+    def _slices(self) -> dict[str, slice]:
+        spans, start = {}, 0
+        for name, length in (
+            ("shares", 2),
+            ("temperature", len(GROUPS)),
+            ("multipliers", len(INJURIES)),
+            ("weights", self.tables),
+        ):
+            spans[name] = slice(start, start + length)
+            start += length
+        return spans
+
+
+def _slope(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Of the log loss of a yes-or-no answer, by its probability."""
+    return np.where(truth, -1 / probability, 1 / (1 - probability))

@@ -1,0 +1,202 @@
+"""What is done with predictions after the models: series and tables joined, probabilities adjusted.
+
+In this order, for every patient: each table's series become one row (`series_max`), the tables' rows one
+(`weights`); then every target is sharpened or softened (`temperature`), its injuries weighed anew
+(`multipliers`), and the most injured target is raised to what all targets say together of any injury
+(`any_injury`). `src.score.postfit` finds the numbers; a JSON file carries them to `infer.py --post`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+from src.core.files import write_json
+from src.core.targets import COLUMNS, GROUPS
+from src.score.metric import align, check_probabilities
+from src.score.target_arrays import INJURIES, from_targets, from_vector, to_targets
+
+_FORMAT = 1
+_TINY = np.finfo(np.float64).tiny
+
+
+@dataclass(frozen=True)
+class PostProcessing:
+    """The numbers of the adjustment; those of the defaults change nothing but join series and tables."""
+
+    weights: tuple[float, ...]
+    """share of each table (model, run) in the ensemble; they sum to 1"""
+    series_max: float = 0.0
+    """per target, the share of a patient's most injured series in his row, 0..1; the rest is the mean of
+    his series. 0 is the plain mean, 1 takes each target from the series with the least `healthy`"""
+    temperature: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GROUPS, 1.0))
+    """of each target: probabilities are raised to 1 / temperature; below 1 sharpens"""
+    multipliers: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(INJURIES, 1.0))
+    """of the 8 injury columns; a target is divided by its sum afterwards"""
+    any_injury: float = 0.0
+    """0..1: how far the injury of the target with the largest goes towards 1 - the product of all `healthy`,
+    what independent targets would say of any injury. Low and high keep their proportion"""
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights) < 0 or not np.isclose(sum(self.weights), 1):
+            raise UserError(f"post-processing: weights must be at least 0 and sum to 1, got {self.weights}")
+        for name in ("series_max", "any_injury"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"post-processing: {name} must be in 0..1, got {getattr(self, name)}")
+        for name, keys in (("temperature", tuple(GROUPS)), ("multipliers", INJURIES)):
+            values = getattr(self, name)
+            if set(values) != set(keys) or not all(np.isfinite(v) and v > 0 for v in values.values()):
+                raise UserError(f"post-processing: {name} must give a number above 0 to {', '.join(keys)}")
+
+    @classmethod
+    def identity(cls, tables: int) -> "PostProcessing":
+        """The plain mean of series and tables."""
+        return cls((1.0 / tables,) * tables)
+
+
+@dataclass(frozen=True)
+class PatientRows:
+    """The tables' predictions, a row a patient, in the two ways that series are joined.
+
+    Both arrays have shape (tables, patients, targets, classes), see `target_arrays`.
+    """
+
+    patient_ids: pd.Series
+    mean: np.ndarray
+    """mean of the patient's series"""
+    most_injured: np.ndarray
+    """each target from the series with its least share of `healthy`"""
+
+    @classmethod
+    def read(cls, tables: Sequence[pd.DataFrame], patient_ids: pd.Series) -> "PatientRows":
+        """Join the series of every table.
+
+        Args:
+            tables: `patient_id` and the 13 columns, a row a series (several rows a patient) or a patient.
+            patient_ids: of the patients wanted; each table must have exactly these.
+
+        Raises:
+            UserError: as `metric.align` and `metric.check_probabilities`.
+        """
+        means, most_injured = [], []
+        for table in tables:
+            check_probabilities(table)
+            by_patient = table.groupby("patient_id", sort=False)
+            mean = align(by_patient[list(COLUMNS)].mean().reset_index(), patient_ids)
+            means.append(to_targets(mean))
+            most_injured.append(_most_injured(table, patient_ids))
+        return cls(patient_ids.reset_index(drop=True), np.stack(means), np.stack(most_injured))
+
+    def select(self, rows: np.ndarray) -> "PatientRows":
+        """The patients at these places, or where this is true."""
+        return PatientRows(
+            self.patient_ids[rows].reset_index(drop=True), self.mean[:, rows], self.most_injured[:, rows]
+        )
+
+    def apply(self, post: PostProcessing) -> pd.DataFrame:
+        """`patient_id` and the 13 columns, adjusted.
+
+        Raises:
+            UserError: `post` has weights for another number of tables.
+        """
+        if len(post.weights) != len(self.mean):
+            raise UserError(
+                f"the post-processing was fitted on {len(post.weights)} tables or runs, there are "
+                f"{len(self.mean)}: give the same ones in the same order"
+            )
+        weights = np.array(post.weights)[:, None, None, None]
+        rows = (1 - post.series_max) * self.mean + post.series_max * self.most_injured
+        adjusted = adjust((weights * rows).sum(axis=0), *adjustment_arrays(post), post.any_injury)
+        return from_targets(adjusted).assign(patient_id=self.patient_ids)
+
+
+def adjustment_arrays(post: PostProcessing) -> tuple[np.ndarray, np.ndarray]:
+    """Temperatures, shape (targets,), and multipliers, shape (targets, classes), 1 for healthy."""
+    temperature = np.array([post.temperature[name] for name in GROUPS])
+    return temperature, from_vector(np.array([post.multipliers[name] for name in INJURIES]), others=1.0)
+
+
+def adjust(
+    probabilities: np.ndarray, temperature: np.ndarray, multipliers: np.ndarray, any_injury: float
+) -> np.ndarray:
+    """Temperature, multipliers and coupling of any injury.
+
+    Args:
+        probabilities: (patients, targets, classes), not necessarily normalised.
+        temperature: (targets,).
+        multipliers: (targets, classes).
+        any_injury: 0..1.
+
+    Returns:
+        The same shape; every target sums to 1.
+    """
+    # relative to the largest class, so that a sharp temperature leaves no target at 0
+    shares = probabilities / probabilities.max(axis=-1, keepdims=True)
+    shares = shares ** (1 / temperature)[:, None] * multipliers
+    shares = shares / shares.sum(axis=-1, keepdims=True)
+    if any_injury == 0:
+        return shares
+    patients = np.arange(len(shares))
+    injury = shares[..., 1:].sum(axis=-1)  # (patients, targets)
+    most = injury.argmax(axis=1)
+    largest = injury[patients, most]
+    together = 1 - shares[..., 0].prod(axis=1)
+    raised = (1 - any_injury) * largest + any_injury * np.maximum(together, largest)
+    scale = raised / np.maximum(largest, _TINY)
+    shares[patients, most, 1:] *= scale[:, None]
+    shares[patients, most, 0] = 1 - raised
+    return shares
+
+
+def write_post(post: PostProcessing, path: str | Path, tables: Sequence[str], **about: Any) -> None:
+    """Write the JSON file that `infer.py --post` reads, by one rename.
+
+    Args:
+        tables: what each weight stands for, for the reader's eye.
+        about: how it was fitted, in plain values.
+    """
+    values = asdict(post)
+    write_json({"format": _FORMAT, "tables": list(tables), **values, "about": about}, path)
+
+
+def read_post(path: str | Path) -> PostProcessing:
+    """Read what `write_post` wrote.
+
+    Raises:
+        UserError: no such file, or not such a file; the message names what is wrong.
+    """
+    path = Path(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the post-processing {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    names = ("weights", "series_max", "temperature", "multipliers", "any_injury")
+    missing = [name for name in names if not isinstance(values, dict) or name not in values]
+    if missing or values.get("format") != _FORMAT:
+        what = f"lacks {missing[0]}" if missing else f"has format {values.get('format')}, not {_FORMAT}"
+        raise UserError(f"{path} {what}: write it with score.py --fit")
+    try:
+        return PostProcessing(tuple(values["weights"]), **{name: values[name] for name in names[1:]})
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} holds values of another kind: {error}") from None
+
+
+def _most_injured(table: pd.DataFrame, patient_ids: pd.Series) -> np.ndarray:
+    values = to_targets(table)  # (rows, targets, classes)
+    healthy = values[..., 0] / values.sum(axis=-1)
+    ids = table.patient_id.reset_index(drop=True)
+    chosen = np.empty((len(patient_ids), *values.shape[1:]))
+    for target in range(values.shape[1]):
+        # stable: of equal rows the first
+        order = np.argsort(healthy[:, target], kind="stable")
+        first = ids.iloc[order].drop_duplicates()
+        rows = pd.Series(first.index, index=first.to_numpy()).loc[patient_ids]
+        chosen[:, target] = values[rows.to_numpy(), target]
+    return chosen
