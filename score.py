@@ -2,12 +2,19 @@
 
     python score.py --oof runs/cls/demo/oof.csv --labels train.csv --folds folds/rsna2023_5fold.csv
     python score.py --oof A/oof_series.csv B/oof_series.csv --labels train.csv --json score.json
+    python score.py --oof A/oof_series.csv B/oof_series.csv --labels train.csv --fit post.json
     python score.py --submission submission.csv --labels test_labels.csv --prior-labels train.csv
 
-Rows of one patient (several series) are averaged, then tables (several models) are averaged. The priors are
+Rows of one patient (several series) are averaged, then tables (several models) are averaged; several tables
+are also scored one by one, and compared with the first. The priors are
 fitted on the other folds of --labels, or for a submission on --prior-labels. Lower is better.
+
+--fit finds the post-processing (weights of tables, rule for two series, temperatures, multipliers, coupling
+of any injury) that infer.py --post applies. The gain that it reports is cross-fitted: every fold is adjusted
+by a fit to the other folds.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +22,14 @@ import pandas as pd
 
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_json
+from src.core.files import require_writable, write_json
 from src.core.log import say
 from src.data.folds import read_folds
 from src.data.labels import read_labels, read_probabilities
+from src.report.score_plots import plot_scores
+from src.score.breakdown import by_series_count, format_series_count, format_side_by_side, side_by_side
 from src.score.metric import align
+from src.score.post_report import fit_and_report, format_fit
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
 from src.score.report import assign_folds, build_report, format_report
 from src.score.submission import combine_series, combine_tables
@@ -39,8 +49,12 @@ class ScoreOptions:
     """a submission, instead of out-of-fold tables"""
     folds: Path | None = None
     """patient_id, fold: needed where the tables have no fold column, or where only some folds were trained"""
+    fit: Path | None = None
+    """JSON file for a post-processing fitted on the tables"""
     prior_labels: Path | None = None
     """training labels that the priors beside a submission's score are fitted on"""
+    plots: Path | None = None
+    """folder for roc.png, precision_recall.png, calibration.png and confusion.png"""
     json: Path | None = None
     """where to write the same figures as JSON"""
     rounds: int = 1000
@@ -51,8 +65,9 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if bool(self.oof) == bool(self.submission):
             raise UserError("give either --oof TABLE ... or --submission FILE")
-        if self.submission and self.folds:
-            raise UserError("--folds goes with --oof: a submission has no folds")
+        if self.submission and (self.folds or self.fit):
+            given = "--folds" if self.folds else "--fit"
+            raise UserError(f"{given} goes with --oof: a submission has no folds")
         if self.oof and self.prior_labels:
             raise UserError(
                 "--prior-labels goes with --submission: with --oof the priors come from the other folds"
@@ -62,22 +77,38 @@ class ScoreOptions:
 
 
 def score_oof(options: ScoreOptions) -> dict:
-    """Read out-of-fold tables and score them."""
+    """Read out-of-fold tables, score them, and fit the post-processing if that is asked for."""
     labels = read_labels(options.labels)
-    predictions = combine_tables([read_patients(path) for path in options.oof])
-    table = None if options.folds is None else read_folds(options.folds, labels.patient_id)
-    folds = assign_folds(labels, predictions, table)
+    tables = {str(path): read_probabilities(path) for path in options.oof}
+    by_patient = {name: _one_row_a_patient(name, table) for name, table in tables.items()}
+    if _folds_differ(by_patient.values()):
+        say("the tables put patients in different folds: their folds are left aside")
+        by_patient = {name: table.drop(columns="fold", errors="ignore") for name, table in by_patient.items()}
+    predictions = combine_tables(list(by_patient.values()))
+    given = None if options.folds is None else read_folds(options.folds, labels.patient_id)
+    folds = assign_folds(labels, predictions, given)
+    scored, priors = labels, {}
     if folds is None:
-        say("no folds are known (no --folds, no fold column): neither a score per fold nor priors\n")
-        return build_report(labels, predictions, None, {}, options.rounds, options.level)
-    scored = labels[labels.patient_id.isin(folds.patient_id)]
-    if len(scored) < len(labels):
-        names = ", ".join(str(fold) for fold in sorted(folds.fold.unique()))
-        say(f"only the folds in the tables are scored: {names} ({len(scored)} of {len(labels)} patients)\n")
-    priors = {}
-    if len(labels) > folds.groupby("fold").size().max():
-        priors = {key: cross_fitted_prior(labels, folds, fit) for key, fit in PRIOR_FITS.items()}
-    return build_report(scored, predictions, folds, priors, options.rounds, options.level)
+        say("no folds are known (give --folds): neither a score per fold nor priors\n")
+    else:
+        scored = labels[labels.patient_id.isin(folds.patient_id)].reset_index(drop=True)
+        if len(scored) < len(labels):
+            names = ", ".join(str(fold) for fold in sorted(folds.fold.unique()))
+            counts = f"{len(scored)} of {len(labels)} patients"
+            say(f"only the folds in the tables are scored: {names} ({counts})\n")
+        if len(labels) > folds.groupby("fold").size().max():
+            priors = {key: cross_fitted_prior(labels, folds, fit) for key, fit in PRIOR_FITS.items()}
+    bootstrap = options.rounds, options.level
+    report = build_report(scored, predictions, folds, priors, *bootstrap)
+    counts = pd.concat(table.groupby("patient_id").size() for table in tables.values())
+    report["series"] = by_series_count(scored, predictions, counts.groupby(level=0).max())
+    if len(tables) > 1:
+        report["tables"] = side_by_side(scored, by_patient, *bootstrap)
+    if options.fit:
+        report |= fit_and_report(scored, list(tables.values()), list(tables), folds, options.fit, *bootstrap)
+    if options.plots:
+        plot_scores(scored, predictions, options.plots)
+    return report
 
 
 def score_submission(options: ScoreOptions) -> dict:
@@ -88,25 +119,42 @@ def score_submission(options: ScoreOptions) -> dict:
     if options.prior_labels:
         known = read_labels(options.prior_labels)
         priors = {key: constant(fit(known), labels.patient_id) for key, fit in PRIOR_FITS.items()}
+    if options.plots:
+        plot_scores(labels, predictions, options.plots)
     return build_report(labels, predictions, None, priors, options.rounds, options.level)
 
 
-def read_patients(path: Path) -> pd.DataFrame:
-    """One out-of-fold table, a row a patient."""
-    rows = read_probabilities(path)
+def _one_row_a_patient(name: str, rows: pd.DataFrame) -> pd.DataFrame:
     try:
         return combine_series(rows)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
+
+
+def _folds_differ(tables: Iterable[pd.DataFrame]) -> bool:
+    folds = [table.set_index("patient_id").fold for table in tables if "fold" in table.columns]
+    return any(not fold.sort_index().equals(folds[0].sort_index()) for fold in folds[1:])
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(ScoreOptions, argv, prog="score.py", description=__doc__)
+    for path in (options.json, options.fit):
+        if path:
+            require_writable(path)
     report = score_submission(options) if options.submission else score_oof(options)
-    say(format_report(report))
+    blocks = [format_report(report)]
+    if report.get("series"):
+        blocks.append(format_series_count(report["series"]))
+    if "tables" in report:
+        blocks.append(format_side_by_side(report["tables"]))
+    if options.fit:
+        blocks.append(format_fit(report, [str(path) for path in options.oof]))
+    say("\n\n".join(blocks))
     if options.json:
         write_json(report, options.json)
-        say(f"\nwrote {options.json}")
+    for path in (options.json, options.fit, options.plots):
+        if path:
+            say(f"\nwrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""mAP, precision and recall: worked by hand, equal to scikit-learn, and shown by score.py."""
+"""mAP, AUC, precision, recall and F1: worked by hand, equal to scikit-learn, and shown by score.py."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 from score_frames import as_submission, draw_labels, draw_predictions
-from sklearn.metrics import average_precision_score, classification_report
+from sklearn.metrics import average_precision_score, classification_report, roc_auc_score
 
 import score as score_script
 from src.core.errors import UserError
@@ -37,7 +37,8 @@ def test_a_case_worked_by_hand():
     bowel = table.loc["bowel_injury"]
     assert (bowel.positives, bowel.predicted) == (2, 2)
     assert bowel.average_precision == pytest.approx((1 / 1 + 2 / 3) / 2)
-    assert (bowel.precision, bowel.recall) == (0.5, 0.5)
+    assert bowel.auc == 3 / 4  # of four pairs of an injured and a healthy patient, one is ranked wrongly
+    assert (bowel.precision, bowel.recall, bowel.f1) == (0.5, 0.5, 0.5)
 
 
 def test_classes_that_nobody_or_everybody_has_are_left_out_of_the_means():
@@ -45,7 +46,7 @@ def test_classes_that_nobody_or_everybody_has_are_left_out_of_the_means():
     measured = table[table.recall.notna()]
     assert list(measured["class"]) == ["bowel_healthy", "bowel_injury"]
     injuries = class_means(table, injuries_only=True)
-    assert injuries == pytest.approx({"map": 5 / 6, "precision": 0.5, "recall": 0.5})
+    assert injuries == pytest.approx({"map": 5 / 6, "auc": 0.75, "precision": 0.5, "recall": 0.5, "f1": 0.5})
     assert class_means(table)["map"] == pytest.approx(
         (5 / 6 + 5 / 6) / 2
     )  # healthy ranks 1 of 2 above as well
@@ -68,6 +69,8 @@ def test_equals_scikit_learn_on_random_data(seed):
             assert table.recall[name] == pytest.approx(expected[str(index)]["recall"])
             precision = average_precision_score(truth[:, index], values[:, index])
             assert table.average_precision[name] == pytest.approx(precision)
+            assert table.auc[name] == pytest.approx(roc_auc_score(truth[:, index], values[:, index]))
+            assert table.f1[name] == pytest.approx(expected[str(index)]["f1-score"])
 
 
 def test_a_constant_prediction_has_the_prevalence_as_average_precision():
@@ -102,7 +105,7 @@ def test_score_prints_the_means_and_writes_them_as_json(tmp_path, capsys):
     assert classes["all"] == pytest.approx(means) and classes["left_out"] == []
     assert set(classes["per_class"]) == set(COLUMNS)
     line = next(line for line in capsys.readouterr().out.splitlines() if "mean of all" in line)
-    assert line.split()[-3:] == [f"{means[name]:.4f}" for name in ("map", "precision", "recall")]
+    assert line.split()[-5:] == [f"{value:.4f}" for value in means.values()]
 
 
 def test_score_says_which_classes_are_left_out(tmp_path, capsys):

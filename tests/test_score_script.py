@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 from score_frames import as_submission, draw_labels, draw_predictions
@@ -13,6 +15,7 @@ import score as score_script
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.score.metric import score
+from src.score.postprocess import read_post
 from src.score.prior import cross_fitted_prior, weight_aware_prior
 
 SCRIPT = Path(__file__).resolve().parents[1] / "score.py"
@@ -110,6 +113,71 @@ def test_a_submission_is_scored_beside_the_prior_of_the_training_labels(study):
     assert report["difference"]["high"] < 0
 
 
+def test_patients_of_one_and_of_several_series_are_scored_apart(study, capsys):
+    folder, labels, _, mean = study
+    groups = run(folder, "--oof", "oof_series.csv")["series"]
+    several = labels.patient_id.iloc[::2]
+    chosen = [frame[frame.patient_id.isin(several)] for frame in (labels, mean)]
+    assert groups["several"]["score"] == pytest.approx(score(*chosen).score)
+    assert (groups["one"]["patients"], groups["several"]["patients"]) == (20, 20)
+    assert "Patients by their series" in capsys.readouterr().out
+    assert run(folder, "--oof", "oof.csv")["series"] == {}
+
+
+def test_several_runs_stand_side_by_side(study):
+    folder, labels, folds, mean = study
+    other = draw_predictions(labels, seed=9, skill=2.0).merge(folds)
+    other.to_csv(folder / "other.csv", index=False)
+    first, second = run(folder, "--oof", "oof.csv", "other.csv")["tables"]
+    assert first["score"] == pytest.approx(score(labels, mean).score) and "difference" not in first
+    assert second["name"].endswith("other.csv")
+    observed = score(labels, other).score - score(labels, mean).score
+    assert second["difference"]["observed"] == pytest.approx(observed)
+    assert second["difference"]["low"] < observed < second["difference"]["high"]
+
+
+def test_tables_of_other_folds_are_averaged_without_folds(study, capsys):
+    folder, _, folds, mean = study
+    mean.assign(fold=3 - mean.fold).to_csv(folder / "other_folds.csv", index=False)
+    report = run(folder, "--oof", "oof.csv", "other_folds.csv")
+    assert report["folds"] == [] and len(report["tables"]) == 2
+    assert "their folds are left aside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("with_folds", [True, False])
+def test_a_fit_reports_raw_and_cross_fitted_scores_and_writes_its_numbers(tmp_path, capsys, with_folds):
+    labels = draw_labels(300)
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    for name, seed in (("a.csv", 1), ("b.csv", 2)):
+        table = draw_predictions(labels, seed, skill=3.0)
+        table = table.assign(fold=np.arange(300) % 3) if with_folds else table
+        pd.concat([table, table.iloc[::2]]).to_csv(tmp_path / name, index=False)
+    post = tmp_path / "new" / "post.json"
+    report = run(tmp_path, "--oof", "a.csv", "b.csv", "--fit", str(post))
+    assert set(report["losses"]) == set(report["fitted_losses"])
+    assert np.mean(list(report["fitted_losses"].values())) == pytest.approx(report["fitted_score"])
+    change = report["fitted_score"] - report["score"]
+    assert change < 0 and report["fitted_difference"]["observed"] == pytest.approx(change)
+    assert len(report["post"]["by_fold"]) == (3 if with_folds else 5)
+    assert read_post(post).any_injury == report["post"]["any_injury"]
+    assert "Post-processing, every fold by a fit to the others" in capsys.readouterr().out
+
+
+def test_too_few_positives_for_a_fit_leave_no_file(study):
+    folder, *_ = study
+    with pytest.raises(UserError, match="too few positives to fit on"):
+        run(folder, "--oof", "oof.csv", "--fit", str(folder / "post.json"))
+    assert not (folder / "post.json").exists()
+
+
+def test_plots_are_drawn_of_what_is_scored(study):
+    folder, *_ = study
+    run(folder, "--oof", "oof.csv", "--plots", str(folder / "plots"), "--rounds", "10")
+    names = ("roc", "precision_recall", "calibration", "confusion")
+    for picture in (cv2.imread(str(folder / "plots" / f"{name}.png")) for name in names):
+        assert picture.shape[0] > 400 and len(np.unique(picture)) > 50
+
+
 def edit(folder: Path, name: str, change) -> None:
     change(pd.read_csv(folder / name)).to_csv(folder / name, index=False)
 
@@ -178,7 +246,8 @@ def test_folds_that_do_not_fit_are_refused(study, change, message):
         ["--labels", "labels.csv", "--oof", "oof.csv", "--level", "1.5"],
         ["--labels", "absent.csv", "--oof", "oof.csv"],
         ["--label", "labels.csv", "--oof", "oof.csv"],
-        ["--labels", "labels.csv", "--oof", "oof.csv", "--fit", "post.json"],
+        ["--labels", "labels.csv", "--submission", "oof.csv", "--fit", "post.json"],
+        ["--labels", "labels.csv", "--oof", "oof.csv", "--fit", "labels.csv/post.json"],
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_scored(study, monkeypatch, arguments):

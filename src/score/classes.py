@@ -1,25 +1,32 @@
-"""How well predictions find each class: average precision, precision and recall, and their means.
+"""How well predictions find each class: average precision, AUC, precision, recall and F1, and their means.
 
 The 2D-VoCo paper (arXiv 2601.14593) reports mAP and recall beside the competition's score without a formula.
 Here the classes are the 13 columns of the competition, each against the rest of its target.
 """
 
 import pandas as pd
-from sklearn.metrics import average_precision_score, precision_score, recall_score
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from src.core.targets import GROUPS
 from src.score.metric import align, normalise
 
-MEASURES = ("average_precision", "precision", "recall")
-"""What is measured of a class; all three lie in 0..1 and higher is better."""
+MEASURES = ("average_precision", "auc", "precision", "recall", "f1")
+"""What is measured of a class; all lie in 0..1 and higher is better."""
 
 
 def class_metrics(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """The three measures of every class.
+    """The measures of every class.
 
     Average precision is scikit-learn's (the sum of precisions weighted by the steps in recall, without
     interpolation), of patients ranked by the column's normalised probability; a constant prediction gets the
-    class's share of patients. For precision and recall a patient is given the class of highest probability in
+    class's share of patients. AUC is the area under the ROC curve of the same ranking. For precision, recall
+    and F1 a patient is given the class of highest probability in
     each target (the first in the order of the columns where two are equal; in the targets of two classes,
     injury above 0.5). The precision of a class that is never given is 0.
 
@@ -43,14 +50,16 @@ def class_metrics(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
             row = {"class": name, "positives": int(truth.sum()), "predicted": int(given.sum())}
             if 0 < row["positives"] < len(truth):
                 row["average_precision"] = float(average_precision_score(truth, probabilities[name]))
+                row["auc"] = float(roc_auc_score(truth, probabilities[name]))
                 row["precision"] = float(precision_score(truth, given, zero_division=0))
                 row["recall"] = float(recall_score(truth, given))
+                row["f1"] = float(f1_score(truth, given))
             rows.append(row)
     return pd.DataFrame(rows, columns=["class", "positives", "predicted", *MEASURES])
 
 
 def class_means(table: pd.DataFrame, *, injuries_only: bool = False) -> dict[str, float]:
-    """Plain means of the measures over the classes that have them, under `map, precision, recall`.
+    """Plain means of the measures over the classes that have them, under `map, auc, precision, recall, f1`.
 
     Args:
         table: of `class_metrics`.
@@ -61,4 +70,4 @@ def class_means(table: pd.DataFrame, *, injuries_only: bool = False) -> dict[str
     """
     healthy = table["class"].str.endswith("_healthy")
     means = table.loc[~healthy if injuries_only else slice(None), list(MEASURES)].mean()
-    return {"map": means["average_precision"], "precision": means["precision"], "recall": means["recall"]}
+    return means.rename({"average_precision": "map"}).to_dict()

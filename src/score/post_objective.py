@@ -46,8 +46,8 @@ class PostObjective:
         weights = np.where(self.injured == 1, ANY_INJURY_WEIGHT, 1.0)
         self.any_weights = weights / weights.sum() / len(LOSSES)
         self.tables = len(rows.mean)
-        # where a target has no third class: nothing may flow there
-        self.is_class = class_weights > 0
+        self.is_class = class_weights > 0  # two targets have no third class
+        self._raised: np.ndarray | None = None
 
     @property
     def start(self) -> np.ndarray:
@@ -68,6 +68,14 @@ class PostObjective:
             for name in ("temperature", "multipliers"):
                 low[where[name]], high[where[name]] = -LARGEST_LOG, LARGEST_LOG
         return list(zip(low, high, strict=True))
+
+    def freeze(self, vector: np.ndarray) -> None:
+        """From now on raise, in every patient, the target that is most injured at `vector`.
+
+        The score jumps where another target takes the lead; a search by gradients stops at such a step.
+        """
+        shares = to_targets(self.rows.apply(self.read(vector)))
+        self._raised = shares[..., 1:].sum(axis=-1).argmax(axis=1)
 
     def read(self, vector: np.ndarray) -> PostProcessing:
         """The numbers of a vector."""
@@ -113,7 +121,7 @@ class PostObjective:
 
         patients = np.arange(len(shares))
         injury = shares[..., 1:].sum(axis=-1)
-        most = injury.argmax(axis=1)
+        most = injury.argmax(axis=1) if self._raised is None else self._raised
         largest = np.clip(injury[patients, most], _EPS, 1 - _EPS)
         product = np.exp(log_shares[..., 0].sum(axis=1))
         raised = np.clip((1 - coupling) * largest + coupling * (1 - product), _EPS, 1 - _EPS)

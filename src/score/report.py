@@ -88,8 +88,9 @@ def build_report(
     Returns:
         Plain values, ready for JSON: `patients, score, losses, interval, folds, auc, classes`, and for each
         prior the two keys of `PRIORS`. A difference is the predictions' score minus the prior's. `classes`
-        holds `all` and `injuries` (means over 13 and 8 classes: `map, precision, recall`), `per_class`, and
-        `left_out`, the classes that no patient or every patient has and that the means therefore miss.
+        holds `all` and `injuries` (means over 13 and 8 classes: `map, auc, precision, recall, f1`),
+        `per_class`, and `left_out`, the classes that no patient or every patient has and that the means
+        therefore miss.
 
     Raises:
         UserError: as `metric.score`.
@@ -158,9 +159,8 @@ def _format_classes(classes: dict[str, Any]) -> list[str]:
     rows = [{"class": name, **values} for name, values in classes["per_class"].items()]
     for name, key in (("mean of all", "all"), ("mean of injuries", "injuries")):
         values = classes[key]
-        measures = (values["map"], values["precision"], values["recall"])
         counts = {"positives": "-", "predicted": "-"}
-        rows.append({"class": name, **counts, **dict(zip(MEASURES, measures, strict=True))})
+        rows.append({"class": name, **counts, **dict(zip(MEASURES, values.values(), strict=True))})
     lines = ["Each class against the rest of its target (the mean average precision is the mAP)"]
     lines.append(format_table(rows))
     if classes["left_out"]:

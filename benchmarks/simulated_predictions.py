@@ -1,0 +1,83 @@
+"""Out-of-fold tables as a classifier might write them, drawn from true labels by a noise model.
+
+For every patient and target one number is drawn, normal around 0 (healthy), `low`, `high` or `injury` of
+`SEPARATION` with standard deviation 1: what the images show. Every series sees it with noise of its own,
+and every table (model) with noise of its own. From what it sees, a model that knows the frequencies and
+weights of the classes but not of its noise gives its probabilities, sharpened by 1 / temperature
+(overconfidence).
+
+Without noise and at temperature 1 they are those that minimise each target's loss: nothing is left to gain
+but by the coupling of any injury.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from src.core.targets import CLASS_WEIGHTS, GROUPS
+
+SEPARATION = {"healthy": 0.0, "low": 1.5, "high": 3.0, "injury": 2.0}
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """How far a table is from the best that could be said."""
+
+    series: float = 0.5
+    """standard deviation of what differs between two series of a patient"""
+    model: float = 0.4
+    """and between two tables"""
+    temperature: float = 0.6
+    """below 1: surer than it should be"""
+    knows_weights: bool = True
+    """whether the model was trained with the metric's weights"""
+
+
+EXACT = NoiseModel(series=0, model=0, temperature=1)
+
+
+def simulate_tables(
+    labels: pd.DataFrame, models: Sequence[NoiseModel], two_series: float = 0.5, seed: int = 0
+) -> list[pd.DataFrame]:
+    """A table a model: `patient_id, series_id` and the 13 columns, a row a series.
+
+    Args:
+        labels: `patient_id` and the label columns.
+        two_series: share of patients with two series, the same in every table.
+        seed: of all draws.
+    """
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(len(labels)), 1 + (rng.random(len(labels)) < two_series))
+    ids = pd.DataFrame({"patient_id": labels.patient_id.to_numpy()[patient]}).assign(
+        series_id=[str(number) for number in range(len(patient))]
+    )
+    seen = {}
+    for target, columns in GROUPS.items():
+        centres = np.array([SEPARATION[column.rsplit("_", 1)[1]] for column in columns])
+        truth = labels[list(columns)].to_numpy().argmax(axis=1)
+        seen[target] = centres, (centres[truth] + rng.normal(size=len(labels)))[patient]
+    shared = {target: rng.normal(size=len(patient)) for target in GROUPS}
+    return [_answer(labels, ids, seen, shared, model, rng) for model in models]
+
+
+def _answer(
+    labels: pd.DataFrame,
+    ids: pd.DataFrame,
+    seen: dict[str, tuple[np.ndarray, np.ndarray]],
+    series_noise: dict[str, np.ndarray],
+    model: NoiseModel,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    table = ids.copy()
+    for target, columns in GROUPS.items():
+        centres, exact = seen[target]
+        x = exact + model.series * series_noise[target] + model.model * rng.normal(size=len(ids))
+        share = labels[list(columns)].mean().to_numpy()
+        if model.knows_weights:
+            share = share * [CLASS_WEIGHTS[column] for column in columns]
+        logits = (np.log(share) - (x[:, None] - centres) ** 2 / 2) / model.temperature
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        table[list(columns)] = shares / shares.sum(axis=1, keepdims=True)
+    return table

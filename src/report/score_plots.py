@@ -1,0 +1,136 @@
+"""Plots of scored predictions: ROC, precision and recall, calibration, and the classes confused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_auc_score
+from sklearn.metrics import roc_curve as roc_points
+
+from src.core.files import atomic_path
+from src.core.targets import CLASS_WEIGHTS, GROUPS
+from src.score.metric import align, any_injury, normalise
+
+_INCHES = 3.4
+_BINS = 8
+
+
+def plot_scores(labels: pd.DataFrame, predictions: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw `roc.png`, `precision_recall.png`, `calibration.png` and `confusion.png`, a panel a target.
+
+    Args:
+        labels: `patient_id` and the label columns.
+        predictions: of the same patients, a row a patient.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        UserError: as `metric.score`.
+    """
+    probabilities = normalise(align(predictions, labels.patient_id))
+    drawn: dict[str, Callable[[Axes, pd.DataFrame, pd.DataFrame, str], None]] = {
+        "roc": _draw_roc,
+        "precision_recall": _draw_precision_recall,
+        "calibration": _draw_calibration,
+        "confusion": _draw_confusion,
+    }
+    paths = []
+    for name, draw in drawn.items():
+        figure = Figure(figsize=(_INCHES * 3, _INCHES * 2), layout="constrained")
+        FigureCanvasAgg(figure)
+        targets = [target for target in (*GROUPS, "any_injury") if target in GROUPS or name != "confusion"]
+        for place, target in enumerate(targets, 1):
+            axes = figure.add_subplot(2, 3, place)
+            axes.set_title(target.replace("_", " "))
+            draw(axes, labels, probabilities, target)
+        path = folder / f"{name}.png"
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=110)
+        paths.append(path)
+    return paths
+
+
+def _injuries(
+    labels: pd.DataFrame, probabilities: pd.DataFrame, target: str
+) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, truth and ranking of each curve of a panel; those without both classes are left out."""
+    if target == "any_injury":
+        curves = [("any injury", any_injury(labels), any_injury(probabilities))]
+    else:
+        curves = [
+            (column.rsplit("_", 1)[1], labels[column].to_numpy(), probabilities[column].to_numpy())
+            for column in GROUPS[target][1:]
+        ]
+    return [curve for curve in curves if 0 < curve[1].sum() < len(labels)]
+
+
+def _draw_roc(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:
+    for name, truth, ranking in _injuries(labels, probabilities, target):
+        false, true, _ = roc_points(truth, ranking)
+        axes.plot(false, true, label=f"{name}, AUC {roc_auc_score(truth, ranking):.3f}")
+    axes.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
+    _finish(axes, "healthy patients called injured", "injured patients found")
+
+
+def _draw_precision_recall(
+    axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str
+) -> None:
+    for name, truth, ranking in _injuries(labels, probabilities, target):
+        precision, recall, _ = precision_recall_curve(truth, ranking)
+        (line,) = axes.step(
+            recall,
+            precision,
+            where="post",
+            label=f"{name}, average {average_precision_score(truth, ranking):.3f}",
+        )
+        axes.axhline(truth.mean(), color=line.get_color(), linestyle=":", linewidth=1)
+    _finish(axes, "recall", "precision (dotted: a guess)")
+
+
+def _draw_calibration(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:
+    """Bins of equally many patients; the dashed line is where the metric's weights want the curve."""
+    axes.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
+    for name, truth, ranking in _injuries(labels, probabilities, target):
+        share, mean = calibration_curve(truth, ranking, n_bins=_BINS, strategy="quantile")
+        (line,) = axes.plot(mean, share, marker=".", label=name)
+        weight = CLASS_WEIGHTS.get(f"{target}_{name}")
+        if weight:
+            predicted = np.linspace(0, 1, 50)
+            wanted = predicted / (predicted + weight * (1 - predicted))
+            axes.plot(predicted, wanted, color=line.get_color(), linestyle="--", linewidth=1)
+    _finish(axes, "predicted", "share of patients who have it")
+
+
+def _draw_confusion(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:
+    columns = list(GROUPS[target])
+    names = [column.rsplit("_", 1)[1] for column in columns]
+    truth, given = (frame[columns].to_numpy().argmax(axis=1) for frame in (labels, probabilities))
+    counts = confusion_matrix(truth, given, labels=range(len(columns)))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        dark = shares[row, column] > 0.5
+        axes.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            color="white" if dark else "black",
+        )
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted", ylabel="true")
+    axes.set_xticklabels(names)
+    axes.set_yticklabels(names)
+
+
+def _finish(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
