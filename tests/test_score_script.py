@@ -137,7 +137,7 @@ def test_several_runs_stand_side_by_side(study):
 
 
 def test_tables_of_other_folds_are_averaged_without_folds(study, capsys):
-    folder, _, folds, mean = study
+    folder, _, _, mean = study
     mean.assign(fold=3 - mean.fold).to_csv(folder / "other_folds.csv", index=False)
     report = run(folder, "--oof", "oof.csv", "other_folds.csv")
     assert report["folds"] == [] and len(report["tables"]) == 2
