@@ -12,8 +12,7 @@ from voco_files import write_prepared, write_slice_table
 
 import segment
 from src.core.errors import exit_on_user_error
-from src.data.stack import ORGANS, PreparedDataset, image_folder, mask_folder, slice_name
-from src.seg.dataset import as_channels
+from src.data.stack import ORGANS, PreparedDataset, as_channels, image_folder, mask_folder, slice_name
 from src.seg.model import SegmenterPair, SegmenterSpec, default_greys, predict_masks, save_segmenter
 
 SIZE = 32

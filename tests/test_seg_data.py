@@ -8,8 +8,8 @@ import pytest
 from voco_files import WINDOWS, draw_places, write_prepared
 
 from src.core.errors import UserError
-from src.data.stack import ORGANS, PreparedDataset
-from src.seg.dataset import Key, SliceDataset, SliceOrder, as_channels, neighbour_indices
+from src.data.stack import ORGANS, PreparedDataset, as_channels, neighbour_indices
+from src.seg.dataset import Key, SliceDataset, SliceOrder
 from src.seg.options import SegOptions
 from src.seg.split import open_data
 

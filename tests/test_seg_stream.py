@@ -7,9 +7,8 @@ import torch
 from seg_files import series_ids
 from voco_files import draw_noise, write_prepared
 
-from src.data.stack import PreparedDataset, image_folder, slice_name
+from src.data.stack import PreparedDataset, as_channels, image_folder, slice_name
 from src.seg import stream as stream_module
-from src.seg.dataset import as_channels
 from src.seg.stream import SliceStream, with_neighbours
 
 COUNTS = (7, 12, 1, 2)  # slices of the series: shorter than a chunk, or than what the networks see together

@@ -20,10 +20,10 @@ from seg_files import (
 )
 from voco_files import write_slice_table
 
+from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES
 from src.data.stack import ORGANS, PreparedDataset, image_folder, mask_folder, read_png, slice_name, write_png
 from src.seg.components import ComponentScan, sort_kidneys
 from src.seg.model import load_segmenter
-from src.seg.organ_tables import AREA_COLUMNS, ORGAN_TYPES
 
 BATCH, SLICES = 5, 12
 Z_MM = -np.cumsum([0, 5, 5, 5, 2, 2, 2, 9, 9, 9, 5, 5.0])  # of the first series

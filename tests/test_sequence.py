@@ -1,18 +1,39 @@
-"""Sequence heads: shapes, slice weights, and what each pooling is for."""
+"""Sequence heads: shapes, slice weights, padding, and what each sequence model and pooling is for."""
 
 import pytest
 import torch
 
-from src.nn.sequence import POOLINGS, RECURRENT, RecurrentHead, SlicePooling
+from src.nn.sequence import POOLINGS, SEQUENCES, SequenceHead, SlicePooling
 
 
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_stack_becomes_one_vector_and_weights_that_sum_to_one(kind, pooling):
-    head = RecurrentHead(16, hidden=8, kind=kind, pooling=pooling)
-    pooled, weights = head(torch.randn(3, 7, 16))
+def test_a_stack_becomes_one_vector_and_weights_that_sum_to_one(sequence, pooling):
+    head = SequenceHead(16, hidden=8, sequence=sequence, pooling=pooling)
+    pooled, weights, slices = head(torch.randn(3, 7, 16))
     assert pooled.shape == (3, head.width) == (3, 16)
+    assert slices.shape == (3, 7, 16)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_changes_nothing(sequence, pooling):
+    head = SequenceHead(16, hidden=8, sequence=sequence, pooling=pooling).eval()
+    features = torch.randn(2, 9, 16)
+    padding = torch.zeros(2, 9, dtype=torch.bool)
+    padding[0, 6:] = True
+    padded = head(features, padding)
+    alone, whole = head(features[:1, :6]), head(features[1:])
+    torch.testing.assert_close(padded.pooled, torch.cat([alone.pooled, whole.pooled]))
+    torch.testing.assert_close(padded.weights[0, :6], alone.weights[0])
+    assert not padded.weights[0, 6:].any() and not padded.slices[0, 6:].any()
+    torch.testing.assert_close(padded.slices[0, :6], alone.slices[0])
 
 
 def test_max_pooling_keeps_a_finding_of_one_slice_that_the_mean_dilutes():
@@ -25,7 +46,6 @@ def test_max_pooling_keeps_a_finding_of_one_slice_that_the_mean_dilutes():
 
 
 def test_attention_learns_which_slice_matters():
-    torch.manual_seed(0)
     pooling = SlicePooling(4, "attention")
     features = torch.zeros(1, 10, 4)
     features[0, 3] = 1.0
@@ -38,18 +58,37 @@ def test_attention_learns_which_slice_matters():
     assert weights.argmax().item() == 3 and weights.max() > 0.5
 
 
-def test_the_recurrent_layer_sees_both_directions():
-    torch.manual_seed(0)
-    head = RecurrentHead(4, hidden=8, pooling="mean").eval()
+@pytest.mark.parametrize(
+    ("sequence", "is_felt"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
+)
+def test_the_first_slice_feels_a_change_of_the_last(sequence, is_felt):
+    head = SequenceHead(4, hidden=8, sequence=sequence, pooling="mean").eval()
     features = torch.randn(1, 6, 4)
     changed = features.clone()
-    changed[0, -1] += 1.0
-    before, _ = head.recurrent(features)
-    after, _ = head.recurrent(changed)
-    assert not torch.allclose(before[0, 0], after[0, 0]), "the first slice must feel a change of the last"
+    changed[0, -1] = torch.randn(4)
+    before, after = head(features).slices[0, 0], head(changed).slices[0, 0]
+    assert torch.allclose(before, after) != is_felt
 
 
-def test_the_scale_of_the_features_does_not_matter():
-    torch.manual_seed(0)
-    head, features = RecurrentHead(16, hidden=8).eval(), torch.randn(2, 5, 16)
-    torch.testing.assert_close(head(features)[0], head(100 * features)[0], rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(
+    ("sequence", "is_told"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
+)
+def test_the_order_of_the_slices_is_told(sequence, is_told):
+    head = SequenceHead(4, hidden=8, sequence=sequence, pooling="mean").eval()
+    features = torch.randn(1, 6, 4)
+    before, after = head(features).pooled, head(features.flip(1)).pooled
+    assert torch.allclose(before, after, atol=1e-5) != is_told
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_the_scale_of_the_features_does_not_matter(sequence):
+    head, features = SequenceHead(16, hidden=8, sequence=sequence).eval(), torch.randn(2, 5, 16)
+    torch.testing.assert_close(head(features).pooled, head(100 * features).pooled, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_dropout_is_felt_in_training_alone(sequence):
+    head, features = SequenceHead(16, hidden=8, sequence=sequence, dropout=0.5), torch.randn(2, 5, 16)
+    assert not torch.equal(head(features).pooled, head(features).pooled)
+    head.eval()
+    torch.testing.assert_close(head(features).pooled, head(features).pooled)

@@ -61,6 +61,17 @@ def even_indices(n_slices: int, count: int) -> np.ndarray:
     return (2 * np.arange(count) + 1) * n_slices // (2 * count)
 
 
+def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarray:
+    """(N,) middle slices -> (N, count) with their neighbours; behind an end, the last slice repeats."""
+    return np.clip(indices[:, None] + np.arange(count) - count // 2, 0, slices - 1)
+
+
+def as_channels(images: np.ndarray) -> np.ndarray:
+    """Neighbouring slices (..., T, H, W, C) -> (..., H, W, T * C), the windows of a slice together."""
+    moved = np.moveaxis(images, -4, -2)  # (..., H, W, T, C)
+    return moved.reshape(*moved.shape[:-2], -1)
+
+
 def encode_png(image: np.ndarray) -> np.ndarray:
     """PNG file content, uint8 (bytes,), of uint8 (H, W), or (H, W, C) with C = 1 to 3.
 

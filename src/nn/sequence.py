@@ -1,54 +1,149 @@
-"""Sequence heads: slice features (B, T, D) to one vector a stack."""
+"""Sequence heads: slice features (B, T, D) to one vector a stack, behind one interface."""
+
+import math
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU}
+SEQUENCES = (*RECURRENT, "transformer", "none")
 POOLINGS = ("max", "mean", "attention")
 
 
+class StackSummary(NamedTuple):
+    """What a head makes of a stack."""
+
+    pooled: Tensor
+    """(B, W)"""
+    weights: Tensor
+    """(B, T) share of each slice in `pooled`; sums to 1, 0 where there is padding"""
+    slices: Tensor
+    """(B, T, W) features of each slice that know of the others; 0 where there is padding"""
+
+
+class SequenceHead(nn.Module):
+    """A sequence model over the slices, then pooling. W is `width`, twice `hidden`.
+
+    Features are normalised first, since their scale differs between backbones and one learning rate is to
+    suit all.
+
+    Args:
+        features: D, their width.
+        hidden: width of the sequence model for each direction; attention and no sequence model take twice it.
+        sequence: lstm or gru (bidirectional), transformer (two layers), or none, which looks at each slice
+            alone.
+        pooling: max, mean or attention.
+        dropout: of the features, and inside the transformer.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int = 128,
+        sequence: str = "lstm",
+        pooling: str = "max",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width = 2 * hidden
+        self.norm = nn.LayerNorm(features)
+        self.dropout = nn.Dropout(dropout)
+        if sequence in RECURRENT:
+            self.model: nn.Module = _Recurrent(features, hidden, sequence)
+        elif sequence == "transformer":
+            self.model = _Transformer(features, self.width, dropout)
+        else:
+            self.model = _EachAlone(features, self.width)
+        self.pooling = SlicePooling(self.width, pooling)
+
+    def forward(self, features: Tensor, padding: Tensor | None = None) -> StackSummary:
+        """(B, T, D), and where slices are only there to fill a stack up, bool (B, T).
+
+        Padding stands behind the slices, and does not change the result.
+        """
+        slices = self.model(self.dropout(self.norm(features)), padding)
+        if padding is not None:
+            slices = slices.masked_fill(padding[..., None], 0.0)
+        pooled, weights = self.pooling(slices, padding)
+        return StackSummary(pooled, weights, slices)
+
+
 class SlicePooling(nn.Module):
-    """(B, T, D) -> (B, D), and the weight of each slice (B, T), which sums to 1.
+    """(B, T, W) -> (B, W), and the weight of each slice (B, T), which sums to 1.
 
     `max` takes each feature from its strongest slice (an injury on few slices stays visible), `mean`
     averages, `attention` learns a weight per slice (Ilse et al. 2018, arXiv 1802.04712, eq. 8, no gate).
     """
 
-    def __init__(self, width: int, kind: str):
+    def __init__(self, width: int, kind: str) -> None:
         super().__init__()
         self.kind = kind
         if kind == "attention":
             self.scorer = nn.Sequential(nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1))
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        batch, slices, width = features.shape
+    def forward(self, features: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        width = features.shape[-1]
+        if self.kind == "max":
+            if padding is not None:
+                features = features.masked_fill(padding[..., None], -math.inf)
+            pooled, winners = features.max(dim=1)  # (B, W) each
+            counts = torch.zeros_like(features[..., 0]).scatter_add_(1, winners, torch.ones_like(pooled))
+            return pooled, counts / width
+        scores = features.new_zeros(features.shape[:2])
         if self.kind == "attention":
-            weights = self.scorer(features).squeeze(-1).softmax(dim=1)  # (B, T)
-            return torch.einsum("bt,btd->bd", weights, features), weights
-        if self.kind == "mean":
-            return features.mean(dim=1), features.new_full((batch, slices), 1.0 / slices)
-        pooled, winners = features.max(dim=1)  # (B, D) each
-        counts = torch.zeros_like(features[..., 0]).scatter_add_(1, winners, torch.ones_like(pooled))
-        return pooled, counts / width
+            scores = self.scorer(features).squeeze(-1)
+        if padding is not None:
+            scores = scores.masked_fill(padding, -math.inf)
+        weights = scores.softmax(dim=1)  # (B, T), equal ones for the mean
+        return torch.einsum("bt,btd->bd", weights, features), weights
 
 
-class RecurrentHead(nn.Module):
-    """Bidirectional LSTM or GRU, then pooling: (B, T, D) -> (B, 2 * hidden), slice weights (B, T).
-
-    Features are normalised first, since their scale differs between backbones and one learning rate is to
-    suit all.
-    """
-
-    def __init__(
-        self, width: int, hidden: int = 128, kind: str = "lstm", pooling: str = "max", dropout: float = 0.0
-    ):
+class _Recurrent(nn.Module):
+    def __init__(self, features: int, hidden: int, kind: str) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
-        self.recurrent = RECURRENT[kind](width, hidden, batch_first=True, bidirectional=True)
-        self.pooling = SlicePooling(2 * hidden, pooling)
-        self.width = 2 * hidden
+        self.cells = RECURRENT[kind](features, hidden, batch_first=True, bidirectional=True)
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        sequence, _ = self.recurrent(self.dropout(self.norm(features)))  # (B, T, 2 * hidden)
-        return self.pooling(sequence)
+    def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
+        if padding is None:
+            return self.cells(features)[0]
+        lengths = (~padding).sum(dim=1).cpu()
+        packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(self.cells(packed)[0], batch_first=True, total_length=features.shape[1])[0]
+
+
+class _Transformer(nn.Module):
+    """Two pre-norm layers (Vaswani et al. 2017, arXiv 1706.03762, with its sine positions)."""
+
+    def __init__(self, features: int, width: int, dropout: float) -> None:
+        super().__init__()
+        heads = max(
+            count for count in (8, 4, 2, 1) if (width % count == 0 and width // count >= 8) or count == 1
+        )
+        self.enter = nn.Linear(features, width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, dim_feedforward=2 * width, dropout=dropout, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
+        tokens = self.enter(features)
+        tokens = tokens + _sine_positions(*tokens.shape[1:]).to(tokens)
+        return self.layers(tokens, src_key_padding_mask=padding)
+
+
+class _EachAlone(nn.Module):
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(features, width), nn.GELU())
+
+    def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
+        return self.layer(features)
+
+
+def _sine_positions(length: int, width: int) -> Tensor:
+    """(length, width): sines and cosines of the place, with wavelengths from 2 pi to 10,000 times as long."""
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]

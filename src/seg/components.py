@@ -19,6 +19,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from src.data.organ_tables import crop_organ
 from src.data.stack import ORGANS
 
 # A ball of 12 mm, about a hundredth of a kidney and less of the other organs. Left where it is, it would
@@ -58,16 +59,6 @@ def sort_kidneys(mask: np.ndarray) -> np.ndarray:
     ):
         sorted_mask[columns][mask[columns] == other] = own
     return sorted_mask
-
-
-def crop_organ(mask: np.ndarray, label: int) -> tuple[int, int, np.ndarray] | None:
-    """Left, top, and the smallest crop (h, w) uint8 that holds all pixels of an organ, which are 1 in it.
-
-    None if the organ is not in the slice.
-    """
-    organ = (mask == label).view(np.uint8)
-    left, top, width, height = cv2.boundingRect(organ)
-    return (left, top, organ[top : top + height, left : left + width]) if width else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
-from src.data.stack import ORGANS, image_folder, read_windows
+from src.data.stack import ORGANS, as_channels, image_folder, neighbour_indices, read_windows
 from src.nn.augmentation import AppearanceChange, PlaceChange
 from src.seg.options import SegOptions
 from src.seg.split import SegData
@@ -125,14 +125,3 @@ class SliceOrder(Sampler[list[Key]]):
             share = range(self.rank * batch // self.world, (self.rank + 1) * batch // self.world)
             keys += [Key(is_labelled, step * batch + place) for place in share]
         return keys
-
-
-def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarray:
-    """(N,) middle slices -> (N, count) with their neighbours; behind an end, the last slice repeats."""
-    return np.clip(indices[:, None] + np.arange(count) - count // 2, 0, slices - 1)
-
-
-def as_channels(images: np.ndarray) -> np.ndarray:
-    """Neighbouring slices (..., T, H, W, C) -> (..., H, W, T * C), the windows of a slice together."""
-    moved = np.moveaxis(images, -4, -2)  # (..., H, W, T, C)
-    return moved.reshape(*moved.shape[:-2], -1)

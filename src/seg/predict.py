@@ -19,10 +19,10 @@ from src.core.errors import UserError
 from src.core.files import write_table
 from src.core.log import progress
 from src.core.runtime import Runtime
+from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
 from src.data.stack import PreparedDataset, image_folder, read_png, slice_name, whole_folder, write_png
 from src.seg.components import ComponentScan, sort_kidneys
 from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
-from src.seg.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
 from src.seg.stream import Chunk, SliceStream, with_neighbours
 
 ORGAN_TABLE, AREA_TABLE = "organs.csv", "areas.csv"

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from src.data.stack import ORGANS
-from src.seg.components import crop_organ
 
 AREA_COLUMNS = MappingProxyType({organ: f"{organ.replace(' ', '_')}_mm2" for organ in ORGANS})
 """The column of each organ in the table of areas."""
@@ -149,3 +148,13 @@ class OrganMeasures:
         if z_mm.shape != (len(pixels),):
             raise ValueError(f"positions of shape {z_mm.shape} for {len(pixels)} slices")
         return pixels, z_mm
+
+
+def crop_organ(mask: np.ndarray, label: int) -> tuple[int, int, np.ndarray] | None:
+    """Left, top, and the smallest crop (h, w) uint8 that holds all pixels of an organ, which are 1 in it.
+
+    None if the organ is not in the slice.
+    """
+    organ = (mask == label).view(np.uint8)
+    left, top, width, height = cv2.boundingRect(organ)
+    return (left, top, organ[top : top + height, left : left + width]) if width else None

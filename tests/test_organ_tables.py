@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 
 from src.core.files import write_table
-from src.data.stack import ORGANS
-from src.seg.organ_tables import (
+from src.data.organ_tables import (
     ORGAN_TYPES,
     OrganMeasures,
     slice_areas,
     slice_thickness_mm,
     voxel_volumes_ml,
 )
+from src.data.stack import ORGANS
 
 Z_MM = np.array([50.0, 48.0, 45.0, 35.0])  # distances of 2, 3 and 10
 THICKNESS_MM = [2.0, 2.5, 6.5, 10.0]
