@@ -18,29 +18,41 @@ def stack(slices: int = 6) -> np.ndarray:
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_change_is_drawn_once_a_stack(switch):
     augment = StackAugmenter(32, Augmentation(**{**OFF, switch: 1.0}))
-    changed = augment(stack(), sample_rng(0, 0, 0))
+    changed = augment(stack(), sample_rng(0, 0, 0))[0]
     assert changed.shape == (6, 32, 32, 3) and changed.dtype == np.uint8
     assert (changed == changed[:1]).all()
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_switch_changes_the_picture(switch):
-    plain = StackAugmenter(40, Augmentation(**OFF))(stack(), sample_rng(0, 0, 0))
+    plain = StackAugmenter(40, Augmentation(**OFF))(stack(), sample_rng(0, 0, 0))[0]
     augment = StackAugmenter(40, Augmentation(**{**OFF, switch: 1.0}))
-    assert any((augment(stack(), sample_rng(0, 0, index)) != plain).any() for index in range(4))
+    assert any((augment(stack(), sample_rng(0, 0, index))[0] != plain).any() for index in range(4))
 
 
 def test_draws_follow_seed_epoch_and_index_alone():
     first, second = StackAugmenter(32, Augmentation()), StackAugmenter(32, Augmentation())
     second(stack(), sample_rng(5, 5, 5))  # what was drawn before must not matter
     for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1)):
-        assert (first(stack(), sample_rng(*key)) == second(stack(), sample_rng(*key))).all()
+        assert (first(stack(), sample_rng(*key))[0] == second(stack(), sample_rng(*key))[0]).all()
 
 
 def test_epochs_and_samples_differ():
     augment = StackAugmenter(32, Augmentation())
-    results = [augment(stack(), sample_rng(*key)) for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))]
+    results = [augment(stack(), sample_rng(*key))[0] for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))]
     assert all((results[0] != other).any() for other in results[1:])
+
+
+def test_label_maps_move_with_the_images_and_keep_their_labels():
+    images = np.zeros((6, 40, 40, 1), np.uint8)
+    images[:, 5:20, 8:30] = 200
+    maps = np.where(images[..., 0] > 0, np.uint8(3), np.uint8(0))
+    augment = StackAugmenter(36, Augmentation(gamma=0, dropout=0, flip=0.5, rotate90=0.5, affine=1.0))
+    for index in range(6):
+        changed, moved = augment(images, sample_rng(0, 0, index), maps)
+        assert moved.shape == (6, 36, 36) and set(np.unique(moved)) == {0, 3}
+        # the rim of a turned image is a mixture
+        assert ((changed[..., 0] > 100) == (moved == 3)).mean() > 0.97
 
 
 def test_centre_crop_is_the_middle():

@@ -1,48 +1,35 @@
-"""The CNN-LSTM: shapes, probabilities, and the metric's weights in its loss."""
+"""The CNN-LSTM: shapes, probabilities, what is predicted with, and what a file of it holds."""
 
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
+from cls_labels import draw_labels
 
-from src.cls.losses import MetricWeightedLoss
+from src.cls.losses import StackLoss
 from src.cls.model import (
     ClassifierSpec,
     TraumaClassifier,
-    group_slices,
+    group_spans,
     load_classifier,
     predict_stack,
     probabilities,
     save_classifier,
 )
-from src.core.targets import COLUMNS, GROUPS
-from src.score.metric import score
+from src.cls.views import StackView
+from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS, LABEL_COLUMNS
 from src.score.prior import weight_aware_prior
 
+VIEW = StackView(windows=("soft", "organ"), size=48, crop=32, slices=5)
 SPEC = ClassifierSpec(
     backbone="test_efficientnet",
-    windows=("soft", "organ"),
-    size=48,
-    crop=32,
-    slices=5,
+    view=VIEW,
     mean=(0.5, 0.5),
     std=(0.25, 0.25),
     hidden=8,
     prior={column: 1 / 2 if len(names) == 2 else 1 / 3 for names in GROUPS.values() for column in names},
 )
-
-
-def draw_labels(patients: int, seed: int = 0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    columns = {}
-    for names in GROUPS.values():
-        truth = rng.integers(0, len(names), patients)
-        columns |= {name: (truth == index).astype(int) for index, name in enumerate(names)}
-    frame = pd.DataFrame(columns)
-    healthy = frame[[names[0] for names in GROUPS.values()]]
-    return frame.assign(patient_id=[str(i) for i in range(patients)], any_injury=1 - healthy.min(axis=1))
+UNPADDED = torch.zeros(2, 5, dtype=torch.bool)
 
 
 @pytest.fixture
@@ -58,45 +45,55 @@ def stacks(count: int = 2) -> torch.Tensor:
 
 def test_a_stack_gives_probabilities_that_sum_to_one_in_every_target(model):
     with torch.inference_mode():
-        predicted = probabilities(model(stacks()))
+        predicted = probabilities(model(stacks()).logits)
     assert predicted.shape == (2, 13)
-    for span in group_slices().values():
+    for span in group_spans().values():
         torch.testing.assert_close(predicted[:, span].sum(dim=1), torch.ones(2))
 
 
 def test_every_target_and_the_encoder_get_a_gradient(model):
-    targets = torch.tensor(draw_labels(2)[list(COLUMNS)].to_numpy())
-    total, parts = MetricWeightedLoss(draw_labels(50))(model(stacks()), targets)
-    total.backward()
-    assert parts.shape == (5,) and (parts > 0).all()
+    labels = draw_labels(50)
+    targets = torch.tensor(labels[list(LABEL_COLUMNS)].to_numpy())[:2]
+    losses = StackLoss(labels)(model(stacks()).logits, targets)
+    losses.mean().backward()
+    assert losses.shape == (5,) and (losses > 0).all()
     assert (model.classifier.weight.grad.abs().sum(dim=1) > 0).all(), "a column is never trained"
     assert next(model.encoder.parameters()).grad.abs().sum() > 0
 
 
-def test_the_loss_over_all_patients_is_the_metric_without_any_injury():
-    labels, logits = draw_labels(40), torch.randn(40, 13, generator=torch.Generator().manual_seed(0))
-    total, parts = MetricWeightedLoss(labels)(logits, torch.tensor(labels[list(COLUMNS)].to_numpy()))
-    predicted = pd.DataFrame(probabilities(logits.double()).numpy(), columns=list(COLUMNS))
-    official = score(labels, predicted.assign(patient_id=labels.patient_id)).losses
-    for value, group in zip(parts, GROUPS, strict=True):
-        assert value.item() == pytest.approx(official[group], rel=1e-5)
-    assert total.item() == pytest.approx(np.mean([official[group] for group in GROUPS]), rel=1e-5)
+def test_a_classifier_of_one_target_tells_its_columns_alone():
+    torch.manual_seed(0)
+    spec = replace(SPEC, targets=("spleen",))
+    model = TraumaClassifier(spec).eval()
+    predicted = predict_stack(model, spec, stacks(), UNPADDED, ("none",))
+    assert predicted.shape == (2, 3) and spec.columns == GROUPS["spleen"]
+    torch.testing.assert_close(predicted.sum(dim=1), torch.ones(2))
 
 
-def test_batches_of_any_split_average_to_the_whole():
-    labels, logits = draw_labels(12), torch.randn(12, 13)
-    targets, loss = torch.tensor(labels[list(COLUMNS)].to_numpy()), MetricWeightedLoss(labels)
-    whole = loss(logits, targets)[0]
-    parts = torch.stack([loss(logits[i : i + 3], targets[i : i + 3])[0] for i in range(0, 12, 3)])
-    torch.testing.assert_close(parts.mean(), whole)
+def test_slices_and_organs_are_told_where_they_are_trained():
+    torch.manual_seed(0)
+    model = TraumaClassifier(replace(SPEC, tells_slices=True), with_decoder=True)
+    answer = model(stacks(), None, torch.tensor([0, 7, 9]))
+    assert answer.slice_logits.shape == (2, 5, 8) and answer.weights.shape == (2, 5)
+    assert answer.organ_logits.shape == (3, 5, 32, 32)
+    plain = TraumaClassifier(SPEC)(stacks())
+    assert plain.slice_logits is None and plain.organ_logits is None
 
 
-def test_smoothing_changes_the_loss_of_a_confident_answer():
-    labels = draw_labels(8)
-    targets = torch.tensor(labels[list(COLUMNS)].to_numpy())
-    confident = (targets * 20.0).float()
-    assert MetricWeightedLoss(labels)(confident, targets)[0] < 1e-4
-    assert MetricWeightedLoss(labels, smoothing=0.1)(confident, targets)[0] > 0.5
+def test_the_decoder_leaves_the_answer_as_it_is():
+    torch.manual_seed(0)
+    model = TraumaClassifier(SPEC, with_decoder=True).eval()
+    with torch.inference_mode():
+        plain, decoding = model(stacks()), model(stacks(), None, torch.tensor([3]))
+    torch.testing.assert_close(plain.logits, decoding.logits)
+
+
+def test_mask_channels_pass_unchanged_and_neighbours_share_the_windows_greys():
+    view = replace(VIEW, neighbours=3, masks="each")
+    model = TraumaClassifier(replace(SPEC, view=view, mean=(0.4, 0.5), std=(0.2, 0.25)))
+    assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5] * 3 + [0.0] * 4)
+    assert model.std.flatten().tolist() == pytest.approx([0.2, 0.25] * 3 + [1.0] * 4)
+    assert model(torch.zeros(1, 5, 10, 32, 32, dtype=torch.uint8)).logits.shape == (1, 13)
 
 
 def test_training_begins_at_the_prior():
@@ -104,23 +101,45 @@ def test_training_begins_at_the_prior():
     model = TraumaClassifier(replace(SPEC, prior=prior)).eval()
     torch.nn.init.zeros_(model.classifier.weight)
     with torch.inference_mode():
-        predicted = probabilities(model(stacks(1)))[0]
+        predicted = probabilities(model(stacks(1)).logits)[0]
     torch.testing.assert_close(predicted, torch.tensor([prior[column] for column in COLUMNS]))
 
 
 def test_flips_are_averaged(model):
-    images = stacks(1)
-    single = [predict_stack(model, images, (flip,)) for flip in ("none", "h", "v", "hv")]
-    torch.testing.assert_close(
-        predict_stack(model, images, ("none", "h", "v", "hv")), torch.stack(single).mean(0)
-    )
-    torch.testing.assert_close(single[1], predict_stack(model, images.flip(-1), ("none",)))
+    images, padding = stacks(1), UNPADDED[:1]
+    single = [predict_stack(model, SPEC, images, padding, (flip,)) for flip in ("none", "h", "v", "hv")]
+    every = predict_stack(model, SPEC, images, padding, ("none", "h", "v", "hv"))
+    torch.testing.assert_close(every, torch.stack(single).mean(0))
+    torch.testing.assert_close(single[1], predict_stack(model, SPEC, images.flip(-1), padding, ("none",)))
     assert not torch.allclose(single[0], single[1])
 
 
-def test_a_saved_model_predicts_the_same(model, tmp_path):
-    save_classifier(tmp_path / "model.safetensors", model, SPEC, fold=3)
-    loaded, spec = load_classifier(tmp_path / "model.safetensors")
-    assert spec == SPEC
+def test_padding_counts_where_stacks_have_any(model):
+    images, padding = stacks(), UNPADDED.clone()
+    padding[0, 3:] = True
+    spec = replace(SPEC, view=replace(VIEW, spacing_mm=5.0))
+    padded, whole = (predict_stack(model, each, images, padding, ("none",)) for each in (spec, SPEC))
+    assert not torch.allclose(padded[0], whole[0])
+    torch.testing.assert_close(padded[1], whole[1])
+
+
+def test_a_model_without_class_weights_is_weighed_when_predicting(model):
+    spec = replace(SPEC, class_weights=True)
+    plain, weighed = (predict_stack(model, each, stacks(), UNPADDED, ("none",)) for each in (SPEC, spec))
+    weights = torch.tensor([CLASS_WEIGHTS[name] for name in COLUMNS])
+    expected = plain * weights
+    for span in group_spans().values():
+        expected[:, span] /= expected[:, span].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(weighed, expected)
+
+
+def test_a_saved_model_predicts_the_same(tmp_path):
+    torch.manual_seed(0)
+    spec = replace(SPEC, tells_slices=True, sequence="transformer", view=replace(VIEW, z_range="liver"))
+    model = TraumaClassifier(spec, with_decoder=True).eval()
+    save_classifier(tmp_path / "model.safetensors", model, spec, fold=3)
+    loaded, read = load_classifier(tmp_path / "model.safetensors")
+    assert read == spec and loaded.decoder is None
     with torch.inference_mode():
-        torch.testing.assert_close(loaded(stacks()), model(stacks()), rtol=0, atol=1e-5)
+        for mine, other in zip(model(stacks())[:3], loaded(stacks())[:3], strict=True):
+            torch.testing.assert_close(other, mine, rtol=0, atol=1e-5)

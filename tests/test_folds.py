@@ -8,7 +8,8 @@ import pytest
 from score_frames import RSNA_TABLES, draw_labels, needs_rsna_tables
 
 from src.core.errors import UserError
-from src.data.folds import INJURY_COLUMNS, count_per_fold, main, make_folds, read_folds
+from src.core.targets import INJURIES
+from src.data.folds import count_per_fold, main, make_folds, read_folds
 from src.data.labels import read_labels, read_series_meta
 
 COMMITTED = Path(__file__).resolve().parents[1] / "folds" / "rsna2023_5fold.csv"
@@ -25,7 +26,7 @@ def test_every_injury_and_number_of_series_is_shared_out_evenly():
     spread = counts.max() - counts.min()
     assert spread["patients"] <= 4
     assert spread["multi_series"] <= 4
-    assert spread[list(INJURY_COLUMNS)].max() <= 4  # of about 6 positives a fold for every grade
+    assert spread[list(INJURIES)].max() <= 4  # of about 6 positives a fold for every grade
 
 
 def test_every_patient_is_in_one_fold():
@@ -102,4 +103,4 @@ def test_the_committed_folds_balance_the_competition_labels():
     labels = read_labels(RSNA_TABLES / "train.csv")
     counts = read_series_meta(RSNA_TABLES / "train_series_meta.csv").groupby("patient_id").size()
     table = count_per_fold(labels, counts, read_folds(COMMITTED, labels.patient_id))
-    assert (table.max() - table.min())[["patients", "multi_series", *INJURY_COLUMNS]].max() <= 1
+    assert (table.max() - table.min())[["patients", "multi_series", *INJURIES]].max() <= 1

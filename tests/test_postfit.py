@@ -12,14 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from simulated_predictions import EXACT, NoiseModel, simulate_tables
 
 from src.core.errors import UserError
-from src.core.targets import GROUPS
+from src.core.targets import GROUPS, INJURIES
 from src.data.labels import read_labels
 from src.score import postfit
 from src.score.metric import score
 from src.score.post_objective import Parts, PostObjective
 from src.score.postfit import choose_post, cross_fit, deal_folds, fit_post, refuse_shared_patients
 from src.score.postprocess import PatientRows, PostProcessing
-from src.score.target_arrays import INJURIES
 
 EVERYTHING = Parts(joining=True, calibration=True)
 

@@ -8,11 +8,10 @@ import pytest
 from score_frames import draw_labels, draw_predictions
 
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, GROUPS, INJURIES
 from src.score.metric import any_injury, score
 from src.score.postprocess import PatientRows, PostProcessing, read_post, write_post
 from src.score.submission import combine_series, combine_tables
-from src.score.target_arrays import INJURIES
 
 ONES = {name: 1.0 for name in GROUPS}
 

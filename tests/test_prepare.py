@@ -12,7 +12,7 @@ from src.data.geometry import Plane
 from src.data.prepare import PrepareJob, prepare_series
 from src.data.series import SeriesError
 from src.data.sources import SeriesSource
-from src.data.stack import image_folder, mask_folder, read_png
+from src.data.stack import even_indices, image_folder, mask_folder, read_png
 from src.data.storage import LocalFile, LocalFolder
 from src.data.windows import WINDOWS, get_windows
 
@@ -26,7 +26,8 @@ def source_of(folder, segmentation=None):
 
 
 def load_stack(folder, windows, size, count=None):
-    return grey_slices.load_stack(source_of(folder), get_windows(windows), size, count)
+    choose = None if count is None else lambda z_mm: even_indices(len(z_mm), count)
+    return grey_slices.load_stack(source_of(folder), get_windows(windows), size, choose)
 
 
 def prepare(folder, output, segmentation=None, size=48):

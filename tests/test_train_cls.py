@@ -144,7 +144,7 @@ def write(frame: pd.DataFrame, path: Path) -> Path:
         ({"data": "nowhere"}, "no folder nowhere"),
         ({"crop": "64"}, "larger than the 48 px slices"),
         ({"fold": "7"}, "--fold 7"),
-        ({"recurrent": "rnn"}, "--recurrent must be one of lstm, gru"),
+        ({"sequence": "rnn"}, "--sequence must be one of lstm, gru, transformer, none"),
         ({"encoder": "nothing.safetensors"}, "no encoder file"),
         ({"backbone": "resnet9000"}, "no backbone"),
     ],

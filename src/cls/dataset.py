@@ -1,68 +1,115 @@
-"""Series of a prepared set with their patients' labels, as the classifier trains and predicts on them."""
+"""Stacks of a prepared set with what is known of their patients and slices, as the classifier sees them."""
+
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.cls.organs import OrganIndex
+from src.cls.slice_targets import SliceTargets
+from src.cls.stacks import Stack, as_predicted, read_stack, to_channels
+from src.cls.views import StackView
 from src.core.runtime import sample_rng
-from src.core.targets import COLUMNS
-from src.data.stack import PreparedDataset, even_indices
-from src.nn.augmentation import Augmentation, StackAugmenter, centre_crop
+from src.core.targets import LABEL_COLUMNS
+from src.data.stack import PreparedDataset
+from src.nn.augmentation import Augmentation, StackAugmenter
 
 
-class SeriesDataset(Dataset):
-    """Evenly spaced slices of each series.
+class StackBatch(NamedTuple):
+    """One stack, or a batch of them with a leading B."""
 
-    Training jitters the slices within their intervals, one draw a stack, and augments; both follow from
-    (seed, epoch, index) alone, so that workers, ranks and resumed runs draw the same. Prediction is fixed.
+    images: Tensor
+    """uint8 (T, C, H, W)"""
+    padding: Tensor
+    """bool (T,), True behind the last slice"""
+    targets: Tensor
+    """float32 (14,) of `LABEL_COLUMNS`; zeros when predicting"""
+    slice_targets: Tensor
+    """float32 (T, 8) as `SliceTargets.look_up`; (T, 0) where they are not wanted"""
+    organs: Tensor
+    """uint8 (T, H, W): 0 or 1 + the place in `ORGAN_GROUPS`; (0, 0, 0) where masks are not wanted"""
+    has_organs: Tensor
+    """bool (), whether the series has masks"""
+
+
+class StackDataset(Dataset[StackBatch]):
+    """A stack of each series, cut out as `view` says.
+
+    Training moves the slices by one random offset a stack, and augments; both follow from (seed, epoch,
+    index) alone, so that workers, ranks and resumed runs draw the same. Prediction is fixed.
 
     Args:
         prepared: the prepared data set.
-        series: rows with `patient_id` and `series_id`.
-        labels: one row a patient with the 13 columns, indexed by `patient_id`; None when predicting.
+        series: rows with `patient_id, series_id`.
+        view: what is seen of each.
+        organs: where organs lie; a series that it does not know is seen whole. None if the view needs none.
+        labels: the 14 columns, indexed by `patient_id`; None when predicting.
+        slice_targets: None where they are not wanted.
+        with_organs: whether samples hold organ maps besides the channels of the view.
         augmentation: None when predicting.
+        offset: of the slices when predicting, 0..1.
+        seed, epoch: of the random draws.
     """
 
     def __init__(
         self,
         prepared: PreparedDataset,
         series: pd.DataFrame,
-        labels: pd.DataFrame | None,
-        slices: int,
-        crop: int,
+        view: StackView,
+        organs: OrganIndex | None = None,
+        *,
+        labels: pd.DataFrame | None = None,
+        slice_targets: SliceTargets | None = None,
+        with_organs: bool = False,
         augmentation: Augmentation | None = None,
+        offset: float = 0.5,
         seed: int = 0,
         epoch: int = 0,
-    ):
-        self.prepared = prepared
-        self.rows = list(series[["patient_id", "series_id", "slices"]].itertuples(index=False))
-        self.targets = None if labels is None else labels[list(COLUMNS)].astype(np.float32)
-        self.slices, self.crop = slices, crop
-        self.augmenter = None if augmentation is None else StackAugmenter(crop, augmentation)
-        self.seed, self.epoch = seed, epoch
+    ) -> None:
+        self.prepared, self.view, self.organs = prepared, view, organs
+        self.keys = list(series[["patient_id", "series_id"]].itertuples(index=False, name=None))
+        self.targets = None if labels is None else labels[list(LABEL_COLUMNS)].astype(np.float32)
+        self.slice_targets, self.with_organs = slice_targets, with_organs
+        self.augmenter = None if augmentation is None else StackAugmenter(view.crop, augmentation)
+        self.offset, self.seed, self.epoch = offset, seed, epoch
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.keys)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 images (T, C, H, W) and float32 targets (13,), zeros when there are no labels."""
-        row = self.rows[index]
+    def __getitem__(self, index: int) -> StackBatch:
+        key, view = self.keys[index], self.view
+        rng = sample_rng(self.seed, self.epoch, index)
+        offset = self.offset if self.augmenter is None else rng.random()
+        stack = read_stack(self.prepared, self.organs, key, view, offset, self.with_organs)
         if self.augmenter is None:
-            indices = even_indices(row.slices, self.slices)
-            images = centre_crop(self.prepared.read_slices(row.patient_id, row.series_id, indices), self.crop)
+            stack = as_predicted(stack, view)
         else:
-            rng = sample_rng(self.seed, self.epoch, index)
-            indices = jittered_indices(row.slices, self.slices, rng)
-            images = self.augmenter(self.prepared.read_slices(row.patient_id, row.series_id, indices), rng)
-        targets = (
-            np.zeros(len(COLUMNS), np.float32)
-            if self.targets is None
-            else self.targets.loc[row.patient_id].to_numpy()
-        )
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(targets.copy())
+            images, maps = self.augmenter(stack.images, rng, stack.organs)
+            stack = stack._replace(images=images, organs=maps)
+        batch = as_sample(stack, view)
+        if self.with_organs:
+            is_known = self.organs is not None and key in self.organs
+            maps = torch.from_numpy(np.ascontiguousarray(stack.organs))
+            batch = batch._replace(organs=maps, has_organs=torch.tensor(is_known))
+        if self.targets is not None:
+            batch = batch._replace(targets=torch.from_numpy(self.targets.loc[key[0]].to_numpy().copy()))
+        if self.slice_targets is not None:
+            targets = torch.from_numpy(self.slice_targets.look_up(key, stack.plan.indices))
+            targets[batch.padding] = torch.nan
+            batch = batch._replace(slice_targets=targets)
+        return batch
 
 
-def jittered_indices(n_slices: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Like `even_indices`, but all slices moved by one random share of their distance."""
-    return ((np.arange(count) + rng.random()) * n_slices / count).astype(np.int64)
+def as_sample(stack: Stack, view: StackView) -> StackBatch:
+    """A stack without anything that is known of it."""
+    return StackBatch(
+        torch.from_numpy(to_channels(stack, view)),
+        torch.arange(view.slices) >= stack.plan.filled,
+        torch.zeros(len(LABEL_COLUMNS)),
+        torch.zeros(view.slices, 0),
+        torch.zeros(0, 0, 0, dtype=torch.uint8),
+        torch.tensor(False),
+    )

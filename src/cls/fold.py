@@ -1,114 +1,195 @@
-"""Training of one fold, epoch by epoch, and the prediction of series."""
+"""Training of one network of a fold, epoch by epoch, and the prediction of series."""
 
-import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from src.cls.dataset import SeriesDataset
-from src.cls.losses import MetricWeightedLoss
-from src.cls.model import ClassifierSpec, predict_stack
+from src.cls.dataset import StackBatch, StackDataset
+from src.cls.inputs import TrainingInputs
+from src.cls.losses import StackLoss, organ_loss, slice_loss
+from src.cls.mixing import StackMixer
+from src.cls.model import Answer, ClassifierSpec, predict_stack
 from src.cls.options import ClassifierOptions
+from src.cls.order import SeriesOrder
 from src.cls.state import FoldState, restore_state, save_state
 from src.core.errors import UserError
-from src.core.log import MetricsLog, progress, say
+from src.core.log import MetricsLog, is_main_process, progress, say
 from src.core.runtime import Runtime, sample_rng, torch_seed
-from src.core.targets import COLUMNS, GROUPS
-from src.data.stack import PreparedDataset
 from src.nn.augmentation import Augmentation
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
 
 
-def train_fold(
-    runtime: Runtime,
-    state: FoldState,
-    spec: ClassifierSpec,
-    options: ClassifierOptions,
-    prepared: PreparedDataset,
-    series: pd.DataFrame,
-    labels: pd.DataFrame,
-    folder: Path,
-) -> None:
-    """Train `state` on `series` to the end of the schedule, from `folder/last.pt` where there is one.
+@dataclass
+class FoldTraining:
+    """What the training of a network needs besides its state."""
 
-    Args:
-        labels: the training patients' labels, indexed by `patient_id`.
+    runtime: Runtime
+    spec: ClassifierSpec
+    options: ClassifierOptions
+    inputs: TrainingInputs
+    series: pd.DataFrame
+    """to train on"""
+    folder: Path
+    """of checkpoints and metrics"""
 
-    Raises:
-        UserError: the loss is not finite; the message names the series of the batch.
-    """
-    checkpoint = folder / "last.pt"
-    if checkpoint.exists():
-        restore_state(checkpoint, state, runtime)
-        say(f"{folder.name} continues after epoch {state.epoch}")
-    log = MetricsLog(folder, drop_after=state.epoch)
-    state.ema.to(runtime.device)
-    loss_function = MetricWeightedLoss(labels, options.smoothing).to(runtime.device)
-    model, optimizer = runtime.prepare(state.model, state.optimizer)
-    batches_per_epoch = math.ceil(len(series) / options.batch)
-    steps_per_epoch = math.ceil(batches_per_epoch / options.accumulation)
-    total, warmup = options.epochs * steps_per_epoch, round(options.warmup_epochs * steps_per_epoch)
-    while state.epoch < options.epochs:
-        dataset = SeriesDataset(
-            prepared, series, labels, spec.slices, spec.crop, augmentation(options), options.seed, state.epoch
+    def __post_init__(self) -> None:
+        options = self.options
+        patients = set(self.series["patient_id"])
+        self.labels = self.inputs.labels[self.inputs.labels["patient_id"].isin(patients)]
+        self.order = SeriesOrder(
+            self.series, self.labels, options.batch, options.balance, options.seed, self.runtime.world
         )
-        order = epoch_order(len(series), options.seed, state.epoch)
-        batches = StackLoader(dataset, options.workers, sampler=order.tolist(), batch_size=options.batch)
-        losses = []
+        self.importance = torch.from_numpy(self.order.importance).float()
+        self.mixer = StackMixer(options.mixup, options.cutmix)
+        self.loss = StackLoss(self.labels, options.loss, options.smoothing, self.spec.targets)
+        self.loss.to(self.runtime.device)
+        self.steps_per_epoch = -(-self.order.batches // options.accumulation)
+
+    def run(self, state: FoldState) -> None:
+        """Train to the end of the schedule, from the folder's checkpoint where there is one.
+
+        Raises:
+            UserError: the loss is not finite; the message names the series of the batch.
+        """
+        checkpoint = self.folder / "last.pt"
+        if checkpoint.exists():
+            restore_state(checkpoint, state, self.runtime)
+            say(f"{self.folder.name} continues after epoch {state.epoch}")
+        log = MetricsLog(self.folder, drop_after=state.epoch) if is_main_process() else None
+        state.ema.to(self.runtime.device)
+        state.model = self.runtime.share_batch_statistics(state.model)
+        model, optimizer = self.runtime.prepare(state.model, state.optimizer)
+        while state.epoch < self.options.epochs:
+            terms = self._train_epoch(state, model, optimizer)
+            state.epoch += 1
+            means = torch.stack([torch.stack(list(term.values())) for term in terms]).mean(dim=0)
+            means = (self.runtime.sum(means) / self.runtime.world).tolist()
+            figures = dict(zip(terms[0], means, strict=True))
+            if log is not None:
+                log.log(state.epoch, **figures, lr=optimizer.param_groups[-1]["lr"])
+                save_state(checkpoint, state, self.runtime)
+            say(f"{self.folder.name} epoch {state.epoch:3d}/{self.options.epochs} loss {figures['loss']:.4f}")
+        if log is not None:
+            log.close()
+
+    def _train_epoch(
+        self, state: FoldState, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> list[dict[str, Tensor]]:
+        options, runtime = self.options, self.runtime
+        batches = self.order.share(state.epoch, runtime.rank)
+        loader = StackLoader(self._dataset(state.epoch), options.workers, batch_sampler=batches)
+        total = options.epochs * self.steps_per_epoch
+        warmup = round(options.warmup_epochs * self.steps_per_epoch)
+        terms = []
         model.train()
-        with torch_seed(options.seed, state.epoch):  # dropout: a resumed epoch draws the same
-            for index, (images, targets) in enumerate(progress(batches, batches_per_epoch, folder.name)):
-                group_start = index - index % options.accumulation
-                group = min(options.accumulation, batches_per_epoch - group_start)
+        # dropout: other noise in every process, the same in a resumed run
+        with torch_seed(options.seed, state.epoch, runtime.rank):
+            for index, batch in enumerate(progress(loader, len(batches), self.folder.name)):
+                first = index - index % options.accumulation
+                group = min(options.accumulation, len(batches) - first)
                 set_lr(optimizer, warmup_cosine(state.step, total, warmup, options.lr))
-                with runtime.autocast():
-                    logits = model(images.to(runtime.device, non_blocking=True))
-                loss, parts = loss_function(logits, targets.to(runtime.device))
-                if not torch.isfinite(loss):
-                    batch = order[index * options.batch :][: options.batch]
-                    raise UserError(f"{folder.name}: {_describe_failure(series.iloc[batch])}")
-                runtime.backward(loss / group)
-                losses.append(parts)
-                if index == group_start + group - 1:
+                figures = self._losses(model, batch, batches.batches[index], state.epoch, index)
+                if not torch.isfinite(figures["loss"]):
+                    raise UserError(f"{self.folder.name}: {self._describe_failure(batches.batches[index])}")
+                runtime.backward(figures["loss"] / group)
+                terms.append({name: value.detach() for name, value in figures.items()})
+                if index == first + group - 1:
                     runtime.clip_grad_norm(model.parameters(), options.clip)
                     optimizer.step()
                     optimizer.zero_grad()
                     state.step += 1
                     state.ema.update(runtime.unwrap(model), step=state.step)
-        state.epoch += 1
-        means = torch.stack(losses).mean(dim=0).tolist()
-        figures = {"loss": float(np.mean(means)), **dict(zip(GROUPS, means, strict=True))}
-        log.log(state.epoch, **figures, lr=optimizer.param_groups[-1]["lr"])
-        save_state(checkpoint, state, runtime)
-        say(f"{folder.name} epoch {state.epoch:3d}/{options.epochs} loss {figures['loss']:.4f}")
-    log.close()
+        return terms
+
+    def _losses(
+        self, model: torch.nn.Module, batch: StackBatch, chosen: np.ndarray, epoch: int, index: int
+    ) -> dict[str, Tensor]:
+        """The loss of a batch under `loss`, and its parts."""
+        options, device = self.options, self.runtime.device
+        rng = sample_rng(options.seed, epoch, index * self.runtime.world + self.runtime.rank)
+        importance = self.importance[chosen].to(device)
+        batch = StackBatch(*(part.to(device, non_blocking=True) for part in batch))
+        batch = self.mixer(batch, rng)
+        decoded = choose_slices_to_decode(batch, options.organ_slices, rng) if options.organ_loss else None
+        padding = batch.padding if self.spec.view.is_padded else None
+        with self.runtime.autocast():
+            answer: Answer = model(batch.images, padding, decoded)
+        losses = self.loss(answer.logits, batch.targets, importance)
+        names = [*self.spec.targets, "any_injury"][: len(losses)]
+        figures = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}
+        if answer.slice_logits is not None:
+            figures["slices"] = slice_loss(answer.slice_logits, batch.slice_targets)
+            figures["loss"] = figures["loss"] + options.slice_loss * figures["slices"]
+        if decoded is not None:
+            maps = batch.organs.flatten(0, 1)[decoded]
+            has_organs = batch.has_organs.repeat_interleave(batch.organs.shape[1])[decoded]
+            figures["organs"] = organ_loss(answer.organ_logits, maps, has_organs)
+            figures["loss"] = figures["loss"] + options.organ_loss * figures["organs"]
+        return figures
+
+    def _dataset(self, epoch: int) -> StackDataset:
+        options, inputs = self.options, self.inputs
+        return StackDataset(
+            inputs.prepared,
+            self.series,
+            self.spec.view,
+            inputs.organs,
+            labels=self.labels,
+            slice_targets=inputs.slice_targets if options.slice_loss else None,
+            with_organs=options.organ_loss > 0,
+            augmentation=augmentation(options),
+            seed=options.seed,
+            epoch=epoch,
+        )
+
+    def _describe_failure(self, chosen: np.ndarray) -> str:
+        rows = self.series.iloc[chosen]
+        names = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
+        return f"the loss is not finite on series {names}: lower --lr, or use --precision bf16 or fp32"
+
+
+def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Generator) -> Tensor:
+    """Places in B * T of `count` slices of each stack, int64."""
+    stacks, slices = batch.images.shape[:2]
+    own = [stack * slices + rng.choice(slices, min(count, slices), replace=False) for stack in range(stacks)]
+    return torch.from_numpy(np.concatenate(own)).to(batch.images.device)
 
 
 def predict_series(
     runtime: Runtime,
     model: torch.nn.Module,
     spec: ClassifierSpec,
-    prepared: PreparedDataset,
+    inputs: TrainingInputs,
     series: pd.DataFrame,
     options: ClassifierOptions,
 ) -> pd.DataFrame:
-    """`patient_id, series_id` and the 13 probabilities of every row of `series`."""
-    dataset = SeriesDataset(prepared, series, None, spec.slices, spec.crop)
+    """`patient_id, series_id` and the probabilities of the network's columns, a row of each of `series`.
+
+    Under torchrun every process predicts its share, and gets all rows.
+    """
     model.eval()
-    predictions = []
-    for images, _ in StackLoader(dataset, options.workers, batch_size=options.batch):
-        with runtime.autocast():
-            predictions.append(predict_stack(model, images.to(runtime.device), spec.tta).cpu())
-    table = series[["patient_id", "series_id"]].reset_index(drop=True)
-    return table.join(pd.DataFrame(torch.cat(predictions).double().numpy(), columns=list(COLUMNS)))
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of the series, new each epoch."""
-    return sample_rng(seed, epoch, count).permutation(count)
+    share = series.iloc[runtime.rank :: runtime.world]
+    total = 0.0
+    for offset in spec.offsets:
+        dataset = StackDataset(inputs.prepared, share, spec.view, inputs.organs, offset=offset)
+        answers = []
+        for batch in StackLoader(dataset, options.workers, batch_size=options.batch):
+            images, padding = (part.to(runtime.device) for part in (batch.images, batch.padding))
+            with runtime.autocast():
+                answers.append(predict_stack(model, spec, images, padding, spec.flips).cpu())
+        total = total + torch.cat(answers).double().numpy() if answers else total
+    rows = []
+    if len(share):
+        table = share[["patient_id", "series_id"]].reset_index(drop=True)
+        values = pd.DataFrame(total / len(spec.offsets), columns=list(spec.columns))
+        rows = table.join(values).to_dict("records")
+    predicted = pd.DataFrame(runtime.gather_rows(rows))
+    return series[["patient_id", "series_id"]].merge(predicted, validate="1:1")
 
 
 def augmentation(options: ClassifierOptions) -> Augmentation:
@@ -120,8 +201,3 @@ def augmentation(options: ClassifierOptions) -> Augmentation:
         gamma=options.gamma,
         dropout=options.coarse_dropout,
     )
-
-
-def _describe_failure(rows: pd.DataFrame) -> str:
-    names = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
-    return f"the loss is not finite on series {names}: lower --lr, or use --precision bf16 or fp32"

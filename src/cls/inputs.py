@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from src.cls.options import ClassifierOptions
+from src.cls.organs import OrganIndex
+from src.cls.slice_targets import SliceTargets, read_marked_slices
 from src.core.errors import UserError
 from src.core.log import warn
 from src.data.folds import read_folds
@@ -26,6 +28,10 @@ class TrainingInputs:
     folds: pd.Series
     """the fold of every labelled patient, indexed by patient_id"""
     encoder: EncoderFile | None
+    organs: OrganIndex | None
+    """None where nothing needs masks"""
+    slice_targets: SliceTargets | None
+    """None where slices are not learnt"""
     digest: str
     """changes with anything above that a result depends on, whatever the paths"""
 
@@ -51,7 +57,12 @@ class TrainingInputs:
         for table in (series[["patient_id", "series_id", "slices", "fold"]], labels):
             digest.update(table.to_csv(index=False).encode())
         digest.update(options.encoder.read_bytes() if options.encoder else b"")
-        return cls(prepared, series, labels, folds, encoder, digest.hexdigest())
+        organs = OrganIndex.read(prepared, options.masks_from) if options.needs_organs else None
+        digest.update(organs.digest.encode() if organs else b"")
+        marked = read_marked_slices(options.image_labels, prepared) if options.image_labels else {}
+        digest.update(options.image_labels.read_bytes() if options.image_labels else b"")
+        slice_targets = SliceTargets(labels, organs, marked) if options.slice_loss else None
+        return cls(prepared, series, labels, folds, encoder, organs, slice_targets, digest.hexdigest())
 
     @property
     def fold_numbers(self) -> list[int]:
@@ -71,6 +82,18 @@ class TrainingInputs:
     def patients_without_series(self) -> list[str]:
         """Labelled patients of whom nothing usable is prepared; nobody can train on or look at them."""
         return sorted(set(self.labels.patient_id) - set(self.series.patient_id))
+
+    def warn_of_missing_masks(self) -> None:
+        """Say how many series have no masks, and are seen whole."""
+        if self.organs is None:
+            return
+        keys = zip(self.series["patient_id"], self.series["series_id"], strict=True)
+        missing = [key for key in keys if key not in self.organs]
+        if missing:
+            warn(
+                f"{len(missing)} of {len(self.series)} series have no masks in {self.organs.folder} and are "
+                f"seen whole, as {'/'.join(missing[0])}"
+            )
 
     def warn_of_seen_patients(self, fold: int) -> None:
         """Say how many held-out patients the encoder saw in its own training."""

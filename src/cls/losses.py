@@ -1,48 +1,114 @@
-"""The competition's weights in the training loss."""
+"""What the classifier is trained on: patients by the metric's weights or the metric, slices, organs."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from src.cls.model import group_slices
-from src.core.targets import CLASS_WEIGHTS, COLUMNS
+from src.cls.model import group_spans, probabilities
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS, INJURIES
+
+LOSSES = ("weighted", "metric", "plain")
 
 
-class MetricWeightedLoss(nn.Module):
-    """Mean over the five targets of the cross-entropy, each patient weighted as in the metric.
+class StackLoss(nn.Module):
+    """Mean over the targets of the cross-entropy of each patient.
 
-    The metric divides a loss by the sum of its weights. Over a small batch that sum is noisy (a batch
-    with the one positive would count no more than a batch without), so the mean weight over the training set
+    The metric divides a loss by the sum of its weights. Over a small batch that sum is noisy (a batch with
+    the one positive would count no more than a batch without), so the mean weight over the training set
     stands in: batches then add up to the metric's own value.
 
     Args:
-        labels: the training patients' labels with the 13 columns, 0 or 1, to take the mean weights from.
+        labels: the training patients' labels, 0 or 1, to take the mean weights from.
+        kind: `weighted` weighs patients as the metric does; `metric` has its sixth loss as well, of any
+            injury; `plain` has no weights.
         smoothing: label smoothing, 0 to 1.
+        targets: what the classifier tells, of `GROUPS`.
 
-    Shape:
-        logits (B, 13), targets (B, 13) in 0..1 -> total (), and the loss of each target (5,), detached.
+    Raises:
+        ValueError: `metric` without all targets.
     """
 
-    def __init__(self, labels: pd.DataFrame, smoothing: float = 0.0):
+    def __init__(
+        self,
+        labels: pd.DataFrame,
+        kind: str = "weighted",
+        smoothing: float = 0.0,
+        targets: Sequence[str] = tuple(GROUPS),
+    ) -> None:
         super().__init__()
-        weights = np.array([CLASS_WEIGHTS[column] for column in COLUMNS])
-        mean_weights = [
-            float((labels[list(COLUMNS[span])].to_numpy() @ weights[span]).mean())
-            for span in group_slices().values()
-        ]
-        self.smoothing = smoothing
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
-        self.register_buffer("mean_weights", torch.tensor(mean_weights, dtype=torch.float32))
+        if kind == "metric" and len(targets) < len(GROUPS):
+            raise ValueError("the metric as a loss needs all targets")
+        self.kind, self.smoothing, self.targets = kind, smoothing, tuple(targets)
+        weights, means = [], []
+        for group in self.targets:
+            own = np.array([1.0 if kind == "plain" else CLASS_WEIGHTS[name] for name in GROUPS[group]])
+            weights.append(torch.tensor(own, dtype=torch.float32))
+            means.append(float((labels[list(GROUPS[group])].to_numpy() @ own).mean()))
+        share = float(labels["any_injury"].mean())
+        self.register_buffer("weights", torch.cat(weights))
+        self.register_buffer("mean_weights", torch.tensor(means, dtype=torch.float32))
+        self.any_mean_weight = 1 + (ANY_INJURY_WEIGHT - 1) * share
 
-    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, logits: Tensor, targets: Tensor, importance: Tensor | None = None) -> Tensor:
+        """The loss of each target, then of any injury where it counts, (5,) or (6,); their mean is the loss.
+
+        Args:
+            logits: (B, columns) of the classifier's targets.
+            targets: (B, 14) of `LABEL_COLUMNS` in 0..1; shares where patients are mixed.
+            importance: (B,) how much each patient counts, 1 where None.
+        """
+        importance = torch.ones_like(targets[:, 0]) if importance is None else importance
+        own, whole = group_spans(self.targets), group_spans()
         losses = []
-        for span, mean_weight in zip(group_slices().values(), self.mean_weights, strict=True):
-            group_targets, group_weights = targets[:, span].float(), self.weights[span]
-            sample_weights = group_targets @ group_weights  # (B,), of the true class, before smoothing
-            smoothed = group_targets * (1 - self.smoothing) + self.smoothing / group_targets.shape[1]
-            entropy = -(smoothed * functional.log_softmax(logits[:, span].float(), dim=1)).sum(dim=1)
-            losses.append((sample_weights * entropy).mean() / mean_weight)
-        stacked = torch.stack(losses)
-        return stacked.mean(), stacked.detach()
+        for group, mean_weight in zip(self.targets, self.mean_weights, strict=True):
+            log_shares = F.log_softmax(logits[:, own[group]].float(), dim=1)
+            weighted = targets[:, whole[group]].float() * self.weights[own[group]]  # (B, classes)
+            loss = -(1 - self.smoothing) * (weighted * log_shares).sum(dim=1)
+            if self.smoothing:
+                loss = loss - self.smoothing * weighted.sum(dim=1) * log_shares.mean(dim=1)
+            losses.append((importance * loss).mean() / mean_weight)
+        if self.kind == "metric":
+            losses.append((importance * self._any_injury(logits, targets[:, -1].float())).mean())
+        return torch.stack(losses)
+
+    def _any_injury(self, logits: Tensor, injured: Tensor) -> Tensor:
+        """Of each patient, (B,): the metric takes the target that is most surely injured."""
+        shares = probabilities(logits, self.targets)
+        healthy = torch.stack([shares[:, span.start] for span in group_spans(self.targets).values()], dim=1)
+        least = healthy.min(dim=1).values.clamp(1e-6, 1 - 1e-6)
+        loss = -(ANY_INJURY_WEIGHT * injured * torch.log1p(-least) + (1 - injured) * least.log())
+        return loss / self.any_mean_weight
+
+
+def slice_loss(slice_logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each injury in each slice, an injury weighed as the metric weighs it.
+
+    Args:
+        slice_logits: (B, T, 8).
+        targets: (B, T, 8) in 0..1, NaN where nothing is known.
+
+    Returns:
+        Mean over what is known, (); 0 where nothing is.
+    """
+    known = ~targets.isnan()
+    wanted = torch.where(known, targets, 0.0)
+    weights = torch.tensor([CLASS_WEIGHTS[name] for name in INJURIES], device=targets.device)
+    losses = F.binary_cross_entropy_with_logits(slice_logits.float(), wanted, reduction="none")
+    losses = losses * (1 + wanted * (weights - 1))
+    return (losses * known).sum() / known.sum().clamp(min=1)
+
+
+def organ_loss(organ_logits: Tensor, organs: Tensor, has_organs: Tensor) -> Tensor:
+    """Cross-entropy of the organs of the decoded slices, () over those of series with masks.
+
+    Args:
+        organ_logits: (K, classes, H, W).
+        organs: uint8 (K, H, W).
+        has_organs: bool (K,).
+    """
+    losses = F.cross_entropy(organ_logits.float(), organs.long(), reduction="none").mean(dim=(1, 2))
+    return (losses * has_organs).sum() / has_organs.sum().clamp(min=1)

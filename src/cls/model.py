@@ -1,22 +1,27 @@
-"""CNN-LSTM: a timm encoder per slice, a sequence head over the slices, one linear layer for five targets."""
+"""CNN-LSTM: a timm encoder per slice, a sequence head over the slices, linear layers for stack and slices."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.files import atomic_path
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import CLASS_WEIGHTS, GROUPS, INJURIES
 from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width
-from src.nn.sequence import RecurrentHead
+from src.nn.organ_decoder import OrganDecoder
+from src.nn.sequence import SequenceHead
+
+_TRAINING_ONLY = "decoder."
+"""Where the names of weights begin that a finished model does not need."""
 
 
 @dataclass(frozen=True)
@@ -24,80 +29,154 @@ class ClassifierSpec:
     """All that is needed to build a classifier again and to feed it as it was trained."""
 
     backbone: str
-    windows: tuple[str, ...]
-    """the CT window of each channel"""
-    size: int
-    """side of the prepared slices, in pixels"""
-    crop: int
-    """side of the network's input, cut from the middle"""
-    slices: int
-    """evenly spaced slices a series"""
+    view: StackView
     mean: tuple[float, ...]
+    """per window, of grey levels scaled to 0..1"""
     std: tuple[float, ...]
-    recurrent: str = "lstm"
+    targets: tuple[str, ...] = tuple(GROUPS)
+    """what it was trained to tell, of `GROUPS`"""
+    sequence: str = "lstm"
     hidden: int = 128
     pooling: str = "max"
     dropout: float = 0.0
-    tta: tuple[str, ...] = ("none",)
-    """flips that its out-of-fold predictions average, see `FLIPS`"""
+    class_weights: bool = False
+    """whether its probabilities are to be weighed as the metric weighs classes: its loss was not"""
+    tells_slices: bool = False
+    """whether it was trained on slices as well"""
+    flips: tuple[str, ...] = ("none",)
+    """that its out-of-fold predictions average, see `FLIPS`"""
+    offsets: tuple[float, ...] = (0.5,)
+    """of slices, averaged likewise"""
     prior: dict[str, float] = field(default_factory=dict)
     """weight-aware prior of the training patients: where training begins, and the answer for a patient
     without a readable series"""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the targets, in the competition's order."""
+        return tuple(column for group in self.targets for column in GROUPS[group])
+
+
+class Answer(NamedTuple):
+    """What a classifier says of a batch of stacks."""
+
+    logits: Tensor
+    """(B, columns of its targets)"""
+    slice_logits: Tensor | None
+    """(B, T, 8) of `INJURIES` being seen in each slice, where the network was trained to tell"""
+    weights: Tensor
+    """(B, T) share of each slice in `logits`"""
+    organ_logits: Tensor | None = None
+    """(slices chosen, organ groups + 1, H, W), while the decoder is trained"""
+
 
 class TraumaClassifier(nn.Module):
-    """Slice stacks (B, T, C, H, W), uint8, to logits (B, 13) in the order of the competition's columns."""
+    """Slice stacks (B, T, C, H, W), uint8, to logits in the order of the competition's columns.
 
-    def __init__(self, spec: ClassifierSpec, drop_path_rate: float = 0.0, pretrained: bool = False):
+    Args:
+        drop_path_rate: stochastic depth of the encoder.
+        pretrained: ImageNet weights.
+        with_decoder: a decoder on the encoder's feature maps, which segments organs while training.
+    """
+
+    def __init__(
+        self,
+        spec: ClassifierSpec,
+        drop_path_rate: float = 0.0,
+        pretrained: bool = False,
+        with_decoder: bool = False,
+    ) -> None:
         super().__init__()
-        self.encoder = create_encoder(spec.backbone, len(spec.windows), pretrained, drop_path_rate)
-        self.head = RecurrentHead(
-            encoder_width(self.encoder), spec.hidden, spec.recurrent, spec.pooling, spec.dropout
+        view = spec.view
+        self.encoder = create_encoder(spec.backbone, view.channels, pretrained, drop_path_rate)
+        self.head = SequenceHead(
+            encoder_width(self.encoder), spec.hidden, spec.sequence, spec.pooling, spec.dropout
         )
-        self.classifier = nn.Linear(self.head.width, len(COLUMNS))
+        self.classifier = nn.Linear(self.head.width, len(spec.columns))
+        self.slice_classifier = nn.Linear(self.head.width, len(INJURIES)) if spec.tells_slices else None
+        self.decoder = OrganDecoder(self.encoder, view.channels, view.crop) if with_decoder else None
         if spec.prior:  # begin at the best constant answer rather than at 1/2 and 1/3
-            bias = torch.tensor([spec.prior[column] for column in COLUMNS]).log()
+            bias = torch.tensor([spec.prior[column] for column in spec.columns]).log()
             self.classifier.bias.data.copy_(bias)
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        if self.slice_classifier is not None:
+            nn.init.constant_(self.slice_classifier.bias, -2.0)  # most slices show no injury
+        grey = view.neighbours
+        mean, std = (
+            torch.tensor(values * grey + (other,) * view.mask_channels).view(1, -1, 1, 1)
+            for values, other in ((spec.mean, 0.0), (spec.std, 1.0))
+        )
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor, padding: Tensor | None = None, decoded: Tensor | None = None) -> Answer:
+        """Answers to a batch of stacks.
+
+        Args:
+            images: uint8 (B, T, C, H, W), or float in 0..255 where stacks are mixed.
+            padding: bool (B, T).
+            decoded: places of slices in B * T whose organs the decoder is to segment.
+        """
         batch, slices = images.shape[:2]
-        pixels = images.flatten(0, 1).float().div_(255.0)  # (B * T, C, H, W)
+        pixels = images.flatten(0, 1).float().div(255.0)  # (B * T, C, H, W)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        features = self.encoder(pixels).unflatten(0, (batch, slices))  # (B, T, D)
-        pooled, _ = self.head(features)  # (B, 2 * hidden)
-        return self.classifier(pooled)
+        organ_logits = None
+        if decoded is not None and self.decoder is not None:
+            features, organ_logits = self.decoder(self.encoder, pixels, decoded)
+        else:
+            features = self.encoder(pixels)
+        summary = self.head(features.unflatten(0, (batch, slices)), padding)
+        return Answer(
+            self.classifier(summary.pooled),
+            self.slice_classifier(summary.slices) if self.slice_classifier is not None else None,
+            summary.weights,
+            organ_logits,
+        )
 
 
-def group_slices() -> dict[str, slice]:
-    """Where each target's columns stand among the 13."""
+def group_spans(targets: Sequence[str] = tuple(GROUPS)) -> dict[str, slice]:
+    """Where each target's columns stand among those of `targets`."""
     spans, start = {}, 0
-    for group, columns in GROUPS.items():
-        spans[group] = slice(start, start + len(columns))
-        start += len(columns)
+    for group in targets:
+        spans[group] = slice(start, start + len(GROUPS[group]))
+        start += len(GROUPS[group])
     return spans
 
 
-def probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """(B, 13) logits -> (B, 13) probabilities, a softmax within each target."""
-    return torch.cat([logits[:, span].float().softmax(dim=1) for span in group_slices().values()], dim=1)
+def probabilities(logits: Tensor, targets: Sequence[str] = tuple(GROUPS)) -> Tensor:
+    """(..., columns) logits -> probabilities, a softmax within each target."""
+    parts = [logits[..., span].float().softmax(dim=-1) for span in group_spans(targets).values()]
+    return torch.cat(parts, dim=-1)
 
 
 @torch.inference_mode()
-def predict_stack(model: nn.Module, images: torch.Tensor, flips: Sequence[str]) -> torch.Tensor:
-    """Mean probabilities (B, 13) over flips of the stack: `none`, `h` (left-right), `v` (front-back), `hv`.
+def predict_stack(
+    model: nn.Module, spec: ClassifierSpec, images: Tensor, padding: Tensor, flips: Sequence[str]
+) -> Tensor:
+    """Mean probabilities (B, columns) over flips of the stack: none, h (left-right), v (front-back), hv.
 
-    The 13 columns know no sides, so no label is to be swapped.
+    Columns and organ groups know no sides, so nothing is to be swapped.
     """
-    views = (images.flip(FLIPS[flip]) for flip in flips)
-    return torch.stack([probabilities(model(view)) for view in views]).mean(dim=0)
+    answers = []
+    for flip in flips:
+        answer = model(images.flip(FLIPS[flip]), padding if spec.view.is_padded else None)
+        answers.append(probabilities(answer.logits + metric_shift(spec).to(images.device), spec.targets))
+    return torch.stack(answers).mean(dim=0)
+
+
+def metric_shift(spec: ClassifierSpec) -> Tensor:
+    """What to add to the logits of a model that was trained without class weights, (columns,)."""
+    weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
+    return weights.log() if spec.class_weights else torch.zeros(len(spec.columns))
 
 
 def save_classifier(path: str | Path, model: TraumaClassifier, spec: ClassifierSpec, **about: Any) -> None:
     """Write the weights, with the spec and what else is told of the run as metadata, by one rename."""
     metadata = {"spec": json.dumps(asdict(spec)), "about": json.dumps(about)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_TRAINING_ONLY)
+    }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -114,12 +193,15 @@ def load_classifier(path: str | Path) -> tuple[TraumaClassifier, ClassifierSpec]
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as a fold model ({error})") from None
-    if "spec" not in metadata:
-        raise UserError(f"{path} is not a fold model of train_cls.py")
-    values = json.loads(metadata["spec"])
-    spec = ClassifierSpec(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
+    try:
+        values = _as_tuples(json.loads(metadata["spec"]))
+        spec = ClassifierSpec(**{**values, "view": StackView(**_as_tuples(values["view"]))})
+    except (KeyError, TypeError):
+        raise UserError(f"{path} is not a fold model of this version of train_cls.py") from None
     model = TraumaClassifier(spec)
     model.load_state_dict(weights)
     return model.eval().to(memory_format=torch.channels_last), spec
+
+
+def _as_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

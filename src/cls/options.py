@@ -3,13 +3,37 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.cls.losses import LOSSES
+from src.cls.organs import SOURCES
+from src.cls.views import MASK_CHANNELS, REGIONS
 from src.core.runtime import PRECISIONS
+from src.core.targets import GROUPS
 from src.nn.augmentation import FLIPS
-from src.nn.sequence import POOLINGS, RECURRENT
+from src.nn.sequence import POOLINGS, SEQUENCES
 
 RESUME_MODES = ("auto", "never")
-SHARES = ("dropout", "drop_path", "smoothing", "flip", "rotate90", "affine", "gamma", "coarse_dropout")
-"""Options that are a probability or a share."""
+MODES = ("multi", "single")
+_CHOICES = {
+    "mode": MODES,
+    "z_range": (*REGIONS, "own"),
+    "in_plane": (*REGIONS, "own"),
+    "masks": tuple(MASK_CHANNELS),
+    "masks_from": SOURCES,
+    "sequence": SEQUENCES,
+    "pooling": POOLINGS,
+    "loss": LOSSES,
+    "precision": PRECISIONS,
+    "resume": RESUME_MODES,
+}
+_COUNTS = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")
+_SHARES = (
+    *("dropout", "drop_path", "smoothing", "flip", "rotate90", "affine", "gamma", "coarse_dropout"),
+    *("mixup", "cutmix", "balance"),
+)
+_NOT_NEGATIVE = (
+    *("workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale"),
+    *("spacing_mm", "neighbour_mm", "slice_loss", "organ_loss"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,14 +64,46 @@ class ClassifierOptions:
     pretrained: bool = False
     """Start from timm's ImageNet weights (its cache or the network); not together with --encoder."""
 
+    mode: str = "multi"
+    """multi: one network tells all targets. single: one network each, which see only their own labels."""
+
+    targets: tuple[str, ...] = tuple(GROUPS)
+    """What is told. A run of fewer targets gives the others the prior."""
+
+    windows: tuple[str, ...] | None = None
+    """CT windows shown, of those prepared; all of them when absent."""
+
     slices: int = 48
-    """Evenly spaced slices a series. More find small injuries and cost time in proportion."""
+    """Slices a series. More find small injuries and cost time in proportion."""
+
+    spacing_mm: float = 0.0
+    """Distance of the slices; 0 spreads them evenly over the z range."""
+
+    z_range: str = "body"
+    """Where slices are taken: body, organs, liver, spleen, kidneys, bowel, or in single mode own, the
+    target's. All but body need masks (segment.py)."""
+
+    in_plane: str = "body"
+    """What of a slice is shown: body is a crop of the prepared slice, random in training and the middle when
+    predicting; the other regions, as in --z-range, are cut out and resized."""
 
     crop: int = 192
-    """Side of the network's input: a random crop of the prepared slices, the middle when predicting."""
+    """Side of the network's input in pixels."""
 
-    recurrent: str = "lstm"
-    """Sequence model over the slices: lstm or gru, both bidirectional."""
+    neighbours: int = 1
+    """Adjacent slices shown together as channels, an odd number."""
+
+    neighbour_mm: float = 0.0
+    """Distance of the neighbours; 0 takes the next slices, whatever their distance."""
+
+    masks: str = "none"
+    """Channels that show organ masks: none, any (all organs), each (liver, spleen, kidneys, bowel)."""
+
+    masks_from: str = "auto"
+    """true, predicted (segment.py), or auto: predicted where there are any."""
+
+    sequence: str = "lstm"
+    """Sequence model over the slices: lstm, gru (both bidirectional), transformer, or none."""
 
     hidden: int = 128
     """Width of the sequence model, for each direction."""
@@ -59,16 +115,48 @@ class ClassifierOptions:
     """Passes over the training folds. The schedule ends with the last."""
 
     batch: int = 4
-    """Series a batch and process. The memory grows with batch times slices."""
+    """Series a batch, shared by the processes of torchrun. The memory grows with batch times slices."""
 
     accumulation: int = 1
     """Batches an optimiser step: raise it when a larger batch does not fit."""
+
+    loss: str = "weighted"
+    """weighted: cross-entropy with the metric's weights. metric: any injury as well, so the score itself.
+    plain: no weights; give --reweigh with it."""
+
+    reweigh: bool = False
+    """Multiply probabilities by the metric's class weights when predicting; for --loss plain alone."""
+
+    slice_loss: float = 0.0
+    """Weight of the loss of single slices: what each should show by the patient's labels and organ areas."""
+
+    image_labels: Path | None = None
+    """image_level_labels.csv: the slices that show extravasation and bowel injuries, for --slice-loss."""
+
+    organ_loss: float = 0.0
+    """Weight of segmenting the organs besides, by a decoder on the same encoder, dropped afterwards."""
+
+    organ_slices: int = 8
+    """Slices of a stack that are segmented."""
 
     lr: float = 1.25e-4
     """Peak learning rate of AdamW. Raise it for a small backbone from scratch, lower it if the loss jumps."""
 
     encoder_lr_scale: float = 1.0
     """The encoder's share of --lr. Below 1 it keeps more of what pre-training gave it."""
+
+    layer_decay: float = 1.0
+    """Share of the learning rate that each layer of the encoder has of the next one."""
+
+    balance: float = 0.0
+    """Share of the series that are drawn by injury, each injury as often, instead of one by one. Who is drawn
+    more often counts less each time, so that probabilities stay what they are."""
+
+    mixup: float = 0.0
+    """Probability of adding two stacks up."""
+
+    cutmix: float = 0.0
+    """Probability of putting a rectangle of one stack into another."""
 
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up before the cosine."""
@@ -109,6 +197,9 @@ class ClassifierOptions:
     tta: tuple[str, ...] = ("none", "h", "v", "hv")
     """Flips averaged when predicting, here and in infer.py: none, h, v, hv."""
 
+    offsets: int = 1
+    """Stacks averaged when predicting, each of other slices."""
+
     precision: str = "auto"
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
 
@@ -122,29 +213,56 @@ class ClassifierOptions:
     """auto continues what an interrupted run left in --output, never trains the folds asked for anew."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("recurrent", tuple(RECURRENT)),
-            ("pooling", POOLINGS),
-            ("precision", PRECISIONS),
-            ("resume", RESUME_MODES),
-        ):
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("slices", "crop", "hidden", "epochs", "batch", "accumulation"):
+                _refuse(name, f"must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, allowed in (("tta", FLIPS), ("targets", GROUPS)):
+            values = getattr(self, name)
+            if not values or set(values) - set(allowed) or len(set(values)) < len(values):
+                _refuse(name, f"takes each of {', '.join(allowed)} once at most, got {' '.join(values)}")
+        for name in _COUNTS:
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if not self.tta or set(self.tta) - set(FLIPS):
-            raise ValueError(f"--tta takes {', '.join(FLIPS)}, got {' '.join(self.tta)}")
-        for name in SHARES:
+                _refuse(name, f"must be at least 1, got {getattr(self, name)}")
+        for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be in 0..1, got {getattr(self, name)}")
+                _refuse(name, f"must be in 0..1, got {getattr(self, name)}")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                _refuse(name, f"must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"--{name} must be above 0, got {getattr(self, name)}")
-        for name in ("workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
+                _refuse(name, f"must be above 0, got {getattr(self, name)}")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema-decay must be in 0..1, got {self.ema_decay}")
+            _refuse("ema_decay", f"must be at least 0 and below 1, got {self.ema_decay}")
+        if not 0 < self.layer_decay <= 1:
+            _refuse("layer_decay", f"must be above 0 and at most 1, got {self.layer_decay}")
+        if self.neighbours % 2 == 0 or self.neighbours < 1:
+            _refuse("neighbours", f"must be odd, the slice itself in the middle, got {self.neighbours}")
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
         if self.encoder is not None and self.pretrained:
             raise ValueError("--pretrained and --encoder both give start weights: choose one")
+        if self.reweigh and self.loss != "plain":
+            raise ValueError(
+                f"--reweigh would weigh the classes twice, --loss {self.loss} has the metric's weights "
+                "already: give --loss plain with it, or leave it out"
+            )
+        if self.loss == "metric" and (self.mode == "single" or len(self.targets) < len(GROUPS)):
+            raise ValueError(
+                "--loss metric takes any injury from all targets: it needs --mode multi and all --targets"
+            )
+        if "own" in (self.z_range, self.in_plane) and self.mode != "single":
+            raise ValueError("a target's own region (--z-range or --in-plane own) needs --mode single")
+        if self.image_labels is not None and not self.slice_loss:
+            raise ValueError("--image-labels are used by --slice-loss: give it a weight")
+
+    @property
+    def needs_organs(self) -> bool:
+        """Whether masks must be there: for the view, or for a loss."""
+        regions = {self.z_range, self.in_plane} != {"body"}
+        return regions or self.masks != "none" or self.slice_loss > 0 or self.organ_loss > 0
+
+
+def _refuse(name: str, why: str) -> None:
+    raise ValueError(f"--{name.replace('_', '-')} {why}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 
 from src.cls.model import ClassifierSpec, TraumaClassifier
@@ -30,16 +30,20 @@ class FoldState:
 def build_state(spec: ClassifierSpec, options: ClassifierOptions, fold: int) -> FoldState:
     """Model with start weights drawn from (seed, fold), its weight average and its optimiser."""
     with torch_seed(options.seed, fold):
-        model = TraumaClassifier(spec, options.drop_path, options.pretrained)
+        model = TraumaClassifier(spec, options.drop_path, options.pretrained, options.organ_loss > 0)
     model = model.to(memory_format=torch.channels_last)
-    groups = []
-    for part, scale in (
-        (model.encoder, options.encoder_lr_scale),
-        (model.head, 1.0),
-        (model.classifier, 1.0),
-    ):
-        for group in param_groups_weight_decay(part, options.weight_decay):
-            groups.append({**group, "lr_scale": scale})
+    if options.layer_decay < 1:
+        groups = param_groups_layer_decay(
+            model.encoder, options.weight_decay, layer_decay=options.layer_decay
+        )
+    else:
+        groups = param_groups_weight_decay(model.encoder, options.weight_decay)
+    groups = [
+        {**group, "lr_scale": group.get("lr_scale", 1.0) * options.encoder_lr_scale} for group in groups
+    ]
+    for part in (model.head, model.classifier, model.slice_classifier, model.decoder):
+        if part is not None:
+            groups += param_groups_weight_decay(part, options.weight_decay)
     return FoldState(
         model=model,
         ema=ModelEmaV3(model, decay=options.ema_decay, use_warmup=True),

@@ -2,92 +2,146 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from src.cls.fold import predict_series, train_fold
+import pandas as pd
+
+from src.cls.fold import FoldTraining, predict_series
 from src.cls.inputs import TrainingInputs
+from src.cls.leaks import refuse_shared_patients
 from src.cls.model import ClassifierSpec, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
 from src.cls.state import build_state
+from src.cls.views import OWN_REGION, StackView
 from src.core.checkpoint import differing_options
 from src.core.config import plain_options, save_options
 from src.core.errors import UserError
 from src.core.files import write_json, write_table
-from src.core.log import say, warn
+from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
+from src.core.targets import COLUMNS
 from src.nn.encoder import GREY_MEAN, GREY_STD, check_input_size, create_encoder, load_encoder
 from src.score.prior import weight_aware_prior
 
-FREE_TO_CHANGE = ("data", "labels", "folds", "encoder", "output", "fold", "resume", "workers")
+FREE_TO_CHANGE = (
+    *("data", "labels", "folds", "encoder", "image_labels", "output"),
+    *("fold", "resume", "workers"),
+)
 """Options that may change within a run: none alters a result (inputs are known by their content)."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a fold: the only one, or that of a target."""
+
+    name: str
+    """of its folder within the fold's; empty for the only one"""
+    spec: ClassifierSpec
 
 
 def train_folds(options: ClassifierOptions) -> None:
     """Train the folds asked for; write their models, tables and scores into `options.output`.
+
+    Under torchrun every process calls this; rank 0 alone writes.
 
     Raises:
         UserError: data, labels, folds and encoder that do not belong together, or a run of other options.
     """
     inputs = TrainingInputs.read(options)
     chosen = inputs.choose_folds(options.fold)
-    spec = describe_model(options, inputs)
-    check_input_size(create_encoder(spec.backbone, len(spec.windows)), len(spec.windows), spec.crop)
-    runtime = Runtime.create(options.precision, one_process=True)
-    _claim_folder(options, inputs, chosen)
-    for fold in chosen:
-        folder = options.output / f"fold{fold}"
-        if (folder / FOLD_TABLE).exists():
-            say(f"fold {fold} is finished: {folder}")
-        else:
-            _run_fold(runtime, options, spec, inputs, fold, folder)
-    write_out_of_fold(options.output, inputs)
+    members = describe_members(options, inputs)
+    for member in members:
+        view = member.spec.view
+        encoder = create_encoder(member.spec.backbone, view.channels)
+        check_input_size(encoder, view.channels, view.crop)
+    with Runtime.create(options.precision) as runtime, runtime.lost_peer_in_one_line():
+        if is_main_process():
+            _claim_folder(options, inputs, chosen)
+        runtime.wait_for_all()
+        finished = [fold for fold in chosen if (options.output / f"fold{fold}" / FOLD_TABLE).exists()]
+        runtime.wait_for_all()  # before anybody finishes one
+        inputs.warn_of_missing_masks()
+        for fold in chosen:
+            if fold in finished:
+                say(f"fold {fold} is finished: {options.output / f'fold{fold}'}")
+            else:
+                _run_fold(runtime, options, members, inputs, fold)
+        if is_main_process():
+            write_out_of_fold(options.output, inputs)
 
 
-def describe_model(options: ClassifierOptions, inputs: TrainingInputs) -> ClassifierSpec:
-    """The classifier that these options, this data set and this encoder ask for.
+def describe_members(options: ClassifierOptions, inputs: TrainingInputs) -> list[Member]:
+    """The networks of a fold that these options, this data set and this encoder ask for.
 
     Raises:
-        UserError: a crop larger than the slices.
+        UserError: a crop larger than the slices, or windows that are not prepared.
     """
+    if options.mode == "multi":
+        return [Member("", _describe_model(options, inputs, options.targets))]
+    return [Member(target, _describe_model(options, inputs, (target,))) for target in options.targets]
+
+
+def _describe_model(
+    options: ClassifierOptions, inputs: TrainingInputs, targets: tuple[str, ...]
+) -> ClassifierSpec:
     prepared, encoder = inputs.prepared, inputs.encoder
-    if options.crop > prepared.size:
-        raise UserError(
-            f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
-        )
-    channels = len(prepared.windows)
-    mean, std = (GREY_MEAN,) * channels, (GREY_STD,) * channels
-    if encoder is not None and encoder.windows == prepared.windows:
+    view = _describe_view(options, inputs, targets)
+    mean, std = (GREY_MEAN,) * len(view.windows), (GREY_STD,) * len(view.windows)
+    if encoder is not None and encoder.windows == view.windows:
         mean, std = encoder.mean, encoder.std
     elif encoder is not None:
         warn(
-            f"the encoder saw the windows {' '.join(encoder.windows)}, the data set has "
-            f"{' '.join(prepared.windows)}: its first layer meets other greys"
+            f"the encoder saw the windows {' '.join(encoder.windows)}, the network is shown "
+            f"{' '.join(view.windows)} of {prepared.folder}: its first layer meets other greys"
         )
     return ClassifierSpec(
         backbone=options.backbone if encoder is None else encoder.name,
-        windows=prepared.windows,
-        size=prepared.size,
-        crop=options.crop,
-        slices=options.slices,
+        view=view,
         mean=mean,
         std=std,
-        recurrent=options.recurrent,
+        targets=targets,
+        sequence=options.sequence,
         hidden=options.hidden,
         pooling=options.pooling,
         dropout=options.dropout,
-        tta=options.tta,
+        class_weights=options.reweigh,
+        tells_slices=options.slice_loss > 0,
+        flips=options.tta,
+        offsets=tuple((index + 0.5) / options.offsets for index in range(options.offsets)),
+    )
+
+
+def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: tuple[str, ...]) -> StackView:
+    prepared = inputs.prepared
+    windows = options.windows or prepared.windows
+    absent = [name for name in windows if name not in prepared.windows]
+    if absent:
+        raise UserError(
+            f"--windows {absent[0]} is not among those of {prepared.folder}: {' '.join(prepared.windows)}"
+        )
+    if options.in_plane == "body" and options.crop > prepared.size:
+        raise UserError(
+            f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
+        )
+    own = {"own": OWN_REGION[targets[0]]}
+    return StackView(
+        windows=windows,
+        size=prepared.size,
+        crop=options.crop,
+        slices=options.slices,
+        spacing_mm=options.spacing_mm,
+        z_range=own.get(options.z_range, options.z_range),
+        in_plane=own.get(options.in_plane, options.in_plane),
+        neighbours=options.neighbours,
+        neighbour_mm=options.neighbour_mm,
+        masks=options.masks,
     )
 
 
 def _run_fold(
-    runtime: Runtime,
-    options: ClassifierOptions,
-    spec: ClassifierSpec,
-    inputs: TrainingInputs,
-    fold: int,
-    folder: Path,
+    runtime: Runtime, options: ClassifierOptions, members: list[Member], inputs: TrainingInputs, fold: int
 ) -> None:
     is_held_out = inputs.series.fold == fold
     training = inputs.series[~is_held_out].reset_index(drop=True)
@@ -96,21 +150,43 @@ def _run_fold(
         raise UserError(
             f"fold {fold}: {len(training)} training and {len(held_out)} held-out series; it needs both"
         )
+    refuse_shared_patients(training, held_out)
     labels = inputs.labels[inputs.labels.patient_id.map(inputs.folds) != fold]
-    spec = replace(spec, prior=weight_aware_prior(labels).to_dict())
+    prior = weight_aware_prior(labels)
     say(f"fold {fold}: {len(training)} series to train on, {len(held_out)} held out")
+    inputs.warn_of_seen_patients(fold)
+    folder = options.output / f"fold{fold}"
+    predicted = held_out[["patient_id", "series_id"]].assign(fold=fold, **prior)
+    for member in members:
+        spec = replace(member.spec, prior=prior.to_dict())
+        table = _run_member(runtime, options, spec, inputs, fold, (training, held_out), folder / member.name)
+        predicted[list(spec.columns)] = table[list(spec.columns)].to_numpy()
+    if is_main_process():
+        write_table(predicted[["patient_id", "series_id", "fold", *COLUMNS]], folder / FOLD_TABLE)
+
+
+def _run_member(
+    runtime: Runtime,
+    options: ClassifierOptions,
+    spec: ClassifierSpec,
+    inputs: TrainingInputs,
+    fold: int,
+    parts: tuple[pd.DataFrame, pd.DataFrame],
+    folder: Path,
+) -> pd.DataFrame:
+    """Train one network, write it, and predict the series held out."""
+    training, held_out = parts
     state = build_state(spec, options, fold)
     if inputs.encoder is not None:
-        say(f"encoder {options.encoder}: {load_encoder(state.model.encoder, options.encoder)}")
+        report = load_encoder(state.model.encoder, options.encoder, spec.view.mask_channels)
+        say(f"encoder {options.encoder}: {report}")
         state.ema.set(state.model)
-        inputs.warn_of_seen_patients(fold)
-    train_fold(runtime, state, spec, options, inputs.prepared, training, labels, folder)
+    FoldTraining(runtime, spec, options, inputs, training, folder).run(state)
     model = state.ema.module
-    predicted = predict_series(runtime, model, spec, inputs.prepared, held_out, options)
-    predicted.insert(2, "fold", fold)
-    patients = sorted(set(training.patient_id))
-    save_classifier(folder / "model.safetensors", model, spec, fold=fold, training_patients=patients)
-    write_table(predicted, folder / FOLD_TABLE)
+    if is_main_process():
+        patients = sorted(set(training.patient_id))
+        save_classifier(folder / "model.safetensors", model, spec, fold=fold, training_patients=patients)
+    return predict_series(runtime, model, spec, inputs, held_out, options)
 
 
 def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: list[int]) -> None:

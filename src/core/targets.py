@@ -16,6 +16,9 @@ GROUPS = MappingProxyType(
 COLUMNS = tuple(column for columns in GROUPS.values() for column in columns)
 """The 13 columns of a submission, in its order."""
 
+INJURIES = tuple(column for columns in GROUPS.values() for column in columns[1:])
+"""The 8 columns of injuries."""
+
 LABEL_COLUMNS = (*COLUMNS, "any_injury")
 """The 14 label columns of train.csv."""
 

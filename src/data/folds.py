@@ -16,15 +16,8 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import write_table
 from src.core.log import format_table, say
-from src.core.targets import COLUMNS
+from src.core.targets import INJURIES
 from src.data.labels import read_labels, read_series_meta, read_table
-
-INJURY_COLUMNS = tuple(column for column in COLUMNS if not column.endswith("_healthy"))
-"""The 8 columns that the folds balance, beside the number of series.
-
-Adding any_injury would balance it at the expense of the grades: low-grade liver injuries would differ by a
-third.
-"""
 
 
 @dataclass(frozen=True)
@@ -49,8 +42,9 @@ def make_folds(
     """Spread patients over folds so that every injury grade and every number of series is shared out evenly.
 
     Iterative stratification (Sechidis et al. 2011) over the 8 injury columns and one indicator for each
-    number of series. The result depends on the seed and the set of patients only, not on the order of the
-    rows.
+    number of series. any_injury is left out: balanced too, it would cost the balance of the grades (low-grade
+    liver injuries would differ by a third). The result depends on the seed and the set of patients only, not
+    on the order of the rows.
 
     Args:
         labels: `patient_id` and the label columns, a row a patient.
@@ -71,7 +65,7 @@ def make_folds(
     ordered = labels.sort_values("patient_id", key=_numeric_order)
     counts = series_counts.loc[ordered.patient_id].to_numpy()
     indicators = np.hstack(
-        [ordered[list(INJURY_COLUMNS)].to_numpy() == 1, counts[:, None] == np.unique(counts)[None, :]]
+        [ordered[list(INJURIES)].to_numpy() == 1, counts[:, None] == np.unique(counts)[None, :]]
     )
     splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     fold_of_row = np.empty(len(ordered), dtype=int)
@@ -115,7 +109,7 @@ def count_per_fold(labels: pd.DataFrame, series_counts: pd.Series, folds: pd.Dat
     """Patients, patients with two series or more, and positives of every injury, a row a fold."""
     counted = labels.merge(folds, on="patient_id").assign(patients=1)
     counted["multi_series"] = (series_counts.loc[counted.patient_id].to_numpy() > 1).astype(int)
-    columns = ["patients", "multi_series", *INJURY_COLUMNS, "any_injury"]
+    columns = ["patients", "multi_series", *INJURIES, "any_injury"]
     return counted.groupby("fold")[columns].sum().reset_index()
 
 

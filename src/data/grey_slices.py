@@ -4,7 +4,7 @@ What is written to disk and what inference keeps in memory both come from here, 
 what it saw in training. Slices stream: whatever the length of a series, a few are in memory at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -131,14 +131,15 @@ def load_stack(
     source: SeriesSource,
     windows: tuple[Window, ...],
     size: int,
-    count: int | None = None,
+    choose: Callable[[np.ndarray], np.ndarray] | None = None,
     caution: Caution = NO_CAUTION,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Prepare a series in memory, decoding only the slices that are asked for.
 
     Args:
         size: of the square output, in pixels.
-        count: evenly spaced slices to take (see `even_indices`), all if None.
+        choose: gives the indices of the slices to take, from the positions of all in mm, head to feet; all
+            are taken if None.
 
     Returns:
         uint8 (T, size, size, C), head to feet, equal to the PNGs that `prepare_series` writes; and a table,
@@ -151,7 +152,7 @@ def load_stack(
     with open_series(source, caution=caution) as series:
         slices = GreySlices(series, windows, size)
         n_slices = len(series.z_mm)
-        wanted = np.arange(n_slices) if count is None else even_indices(n_slices, count)
+        wanted = np.arange(n_slices) if choose is None else choose(np.asarray(series.z_mm))
         decoded: dict[int, np.ndarray | None] = {}
 
         def decode(index: int) -> np.ndarray | None:

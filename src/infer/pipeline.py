@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
+from src.cls.dataset import StackBatch
 from src.core.errors import UserError
 from src.core.log import progress
 from src.core.targets import COLUMNS
@@ -21,7 +21,7 @@ class SeriesRead:
 
     patient_id: str
     series_id: str
-    stacks: dict[StackKind, np.ndarray] | None
+    stacks: dict[StackKind, StackBatch] | None
     reason: str = ""
 
 

@@ -6,6 +6,9 @@ from typing import Protocol
 
 import numpy as np
 
+from src.cls.dataset import StackBatch, as_sample
+from src.cls.organs import OrganIndex
+from src.cls.stacks import StackPlan, as_predicted, cut_stack, plan_stack, read_stack
 from src.core.errors import UserError
 from src.data.attempts import with_caution
 from src.data.file_tree import open_tree
@@ -13,13 +16,13 @@ from src.data.grey_slices import load_stack
 from src.data.rsna import find_root
 from src.data.series_source import SeriesSource
 from src.data.sources import find_sources
-from src.data.stack import PreparedDataset, even_indices
+from src.data.stack import PreparedDataset
 from src.data.windows import get_windows
 from src.infer.ensemble import StackKind
 
 
 class StackSource(Protocol):
-    """Finds the series of a patient and reads evenly spaced slices of one."""
+    """Finds the series of a patient and cuts stacks out of one."""
 
     def series_of(self, patient_id: str) -> list[str]:
         """Series ids, sorted; empty when the patient has none."""
@@ -27,8 +30,8 @@ class StackSource(Protocol):
     def check(self, kind: StackKind) -> None:
         """Raises UserError where no series of the source can be read as models want it."""
 
-    def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:
-        """uint8 (T, size, size, C)."""
+    def read(self, patient_id: str, series_id: str, kind: StackKind) -> StackBatch:
+        """One stack, without targets."""
 
 
 class RawSource:
@@ -41,38 +44,64 @@ class RawSource:
         return sorted(series_id for patient, series_id in self._series if patient == patient_id)
 
     def check(self, kind: StackKind) -> None:
-        get_windows(kind[0])
+        get_windows(kind.view.windows)
+        if kind.view.needs_masks:
+            raise UserError(
+                "these models look at organs, and raw images have no masks: prepare the input with "
+                "prepare_data.py, segment it with segment.py, and give the prepared folder"
+            )
 
-    def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:
-        windows, size, slices = kind
+    def read(self, patient_id: str, series_id: str, kind: StackKind) -> StackBatch:
+        view = kind.view
         images, _ = with_caution(
-            load_stack, self._series[patient_id, series_id], get_windows(windows), size, slices
+            load_stack,
+            self._series[patient_id, series_id],
+            get_windows(view.windows),
+            view.size,
+            _SlicesShown(kind),
         )
-        return images
+        shown = np.arange(view.slices * view.neighbours).clip(max=len(images) - 1)
+        plan = StackPlan(shown[:: view.neighbours], len(images) // view.neighbours, shown, shown)
+        return as_sample(as_predicted(cut_stack(plan, images, None, view, None), view), view)
 
 
 @dataclass(frozen=True)
+class _SlicesShown:
+    """The slices of a stack with their neighbours, without padding, from the positions of a series."""
+
+    kind: StackKind
+
+    def __call__(self, z_mm: np.ndarray) -> np.ndarray:
+        view = self.kind.view
+        plan = plan_stack(z_mm, None, view, self.kind.offset)
+        return plan.wanted[plan.places[: plan.filled * view.neighbours]]
+
+
 class PreparedSource:
     """A data set that prepare_data.py wrote with the windows and the size of the models."""
 
-    prepared: PreparedDataset
+    def __init__(self, prepared: PreparedDataset) -> None:
+        self.prepared = prepared
+        self._organs: OrganIndex | None = None
 
     def series_of(self, patient_id: str) -> list[str]:
         series = self.prepared.series
         return list(series.series_id[series.patient_id == patient_id])
 
     def check(self, kind: StackKind) -> None:
-        windows, size, _ = kind
-        if (windows, size) != (self.prepared.windows, self.prepared.size):
+        view, own = kind.view, self.prepared
+        if view.size != own.size or set(view.windows) - set(own.windows):
             raise UserError(
-                f"{self.prepared.folder} has windows {' '.join(self.prepared.windows)} at "
-                f"{self.prepared.size} px, the models want {' '.join(windows)} at {size} px"
+                f"{own.folder} has windows {' '.join(own.windows)} at {own.size} px, the models want "
+                f"{' '.join(view.windows)} at {view.size} px"
             )
+        if view.needs_masks and self._organs is None:
+            self._organs = OrganIndex.read(own)
 
-    def read(self, patient_id: str, series_id: str, kind: StackKind) -> np.ndarray:
-        series = self.prepared.series
-        row = series[(series.patient_id == patient_id) & (series.series_id == series_id)].iloc[0]
-        return self.prepared.read_slices(patient_id, series_id, even_indices(int(row.slices), kind[2]))
+    def read(self, patient_id: str, series_id: str, kind: StackKind) -> StackBatch:
+        key = (patient_id, series_id)
+        stack = read_stack(self.prepared, self._organs, key, kind.view, kind.offset)
+        return as_sample(as_predicted(stack, kind.view), kind.view)
 
 
 def open_source(folder: Path) -> StackSource:

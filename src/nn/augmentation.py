@@ -44,14 +44,20 @@ class Augmentation:
 
 
 class StackAugmenter:
-    """uint8 stacks (T, S, S, C) -> (T, crop, crop, C), reproducible by the generator handed in."""
+    """uint8 stacks with label maps, cropped to `crop`, reproducible by the generator handed in."""
 
     def __init__(self, crop: int, strengths: Augmentation):
         self.pipeline = A.Compose(_transforms(crop, strengths), seed=0)
 
-    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def __call__(
+        self, images: np.ndarray, rng: np.random.Generator, maps: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Images (N, S, S, C) and label maps (T, S, S), moved alike; the look of the images changes alone."""
         self.pipeline.set_random_seed(int(rng.integers(2**31)))
-        return np.ascontiguousarray(self.pipeline(images=images)["images"])
+        if maps is None:
+            return np.ascontiguousarray(self.pipeline(images=images)["images"]), None
+        changed = self.pipeline(images=images, mask=np.ascontiguousarray(np.moveaxis(maps, 0, -1)))
+        return np.ascontiguousarray(changed["images"]), np.moveaxis(changed["mask"], -1, 0)
 
 
 class AppearanceChange:
@@ -115,7 +121,7 @@ class PlaceChange:
 
 
 def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:
-    """(T, S, S, C) -> (T, crop, crop, C), the middle."""
+    """(T, S, S, ...) -> (T, crop, crop, ...), the middle."""
     top, left = ((side - crop) // 2 for side in images.shape[1:3])
     return np.ascontiguousarray(images[:, top : top + crop, left : left + crop])
 

@@ -118,9 +118,7 @@ class _Transformer(nn.Module):
 
     def __init__(self, features: int, width: int, dropout: float) -> None:
         super().__init__()
-        heads = max(
-            count for count in (8, 4, 2, 1) if (width % count == 0 and width // count >= 8) or count == 1
-        )
+        heads = next((count for count in (8, 4, 2) if width % count == 0 and width // count >= 8), 1)
         self.enter = nn.Linear(features, width)
         layer = nn.TransformerEncoderLayer(
             width, heads, dim_feedforward=2 * width, dropout=dropout, batch_first=True, norm_first=True

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS, INJURIES
 from src.score.metric import LOSSES, any_injury
 from src.score.postprocess import PatientRows, PostProcessing
-from src.score.target_arrays import GRADES, INJURIES, from_vector, to_targets
+from src.score.target_arrays import GRADES, from_vector, to_targets
 
 PULL = 0.5
 """Standard deviation of what the numbers are expected to be around "change nothing": of logarithms of

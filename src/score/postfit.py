@@ -12,11 +12,11 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from src.core.errors import UserError
+from src.core.targets import INJURIES
 from src.score.bootstrap import bootstrap_difference
 from src.score.metric import score
 from src.score.post_objective import Parts, PostObjective
 from src.score.postprocess import PatientRows, PostProcessing
-from src.score.target_arrays import INJURIES
 
 LEAST_POSITIVES = 10
 """Patients of every injury that a fit needs."""

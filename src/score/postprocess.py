@@ -17,9 +17,9 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import write_json
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, GROUPS, INJURIES
 from src.score.metric import align, check_probabilities
-from src.score.target_arrays import INJURIES, from_targets, from_vector, to_targets
+from src.score.target_arrays import from_targets, from_vector, to_targets
 
 _FORMAT = 1
 _TINY = np.finfo(np.float64).tiny

@@ -6,9 +6,6 @@ import pandas as pd
 from src.core.targets import COLUMNS, GROUPS
 
 N_CLASSES = max(map(len, GROUPS.values()))
-INJURIES = tuple(column for columns in GROUPS.values() for column in columns[1:])
-"""The 8 columns of injuries."""
-
 _places = [(target, grade) for target, columns in enumerate(GROUPS.values()) for grade in range(len(columns))]
 _ALL = tuple(np.array(_places).T)
 GRADES = tuple(np.array([place for place in _places if place[1]]).T)

@@ -1,0 +1,89 @@
+"""In which order series are seen, by one process or by several, and how much each counts."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from torch.utils.data import Sampler
+
+from src.core.errors import UserError
+from src.core.runtime import sample_rng
+from src.core.targets import INJURIES
+
+
+class SeriesOrder:
+    """The series of every batch of every epoch, from (seed, epoch) alone.
+
+    Args:
+        series: rows with `patient_id`.
+        labels: the label columns, indexed by `patient_id`.
+        batch: series of a batch, of all processes together.
+        balance: share of the series that are drawn by injury.
+        seed: of the draws.
+        world: number of processes.
+
+    Raises:
+        UserError: a batch that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        series: pd.DataFrame,
+        labels: pd.DataFrame,
+        batch: int,
+        balance: float = 0.0,
+        seed: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch % world:
+            raise UserError(f"option --batch {batch} must be a multiple of the number of processes, {world}")
+        self.batch, self.seed, self.world, self.balance = batch, seed, world, balance
+        self.count = len(series)
+        self.probabilities = _draw_probabilities(labels.loc[series["patient_id"]], balance)
+
+    @property
+    def batches(self) -> int:
+        """Of an epoch."""
+        return math.ceil(self.count / self.batch)
+
+    @property
+    def importance(self) -> np.ndarray:
+        """How much each series counts when it is drawn: on average, all count the same."""
+        return 1 / (self.count * self.probabilities)
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """(batches, batch) series. The last batch is filled up with the first series of the epoch."""
+        rng = sample_rng(self.seed, epoch, self.count)
+        if self.balance:
+            order = rng.choice(self.count, self.batches * self.batch, p=self.probabilities)
+        else:
+            order = np.resize(rng.permutation(self.count), self.batches * self.batch)
+        return order.reshape(self.batches, self.batch)
+
+    def share(self, epoch: int, rank: int) -> "OrderShare":
+        """What one process reads in an epoch."""
+        own = self.batch // self.world
+        return OrderShare(self.epoch(epoch)[:, rank * own : (rank + 1) * own])
+
+
+class OrderShare(Sampler[list[int]]):
+    """Batches (batches, own share) as a loader takes them."""
+
+    def __init__(self, batches: np.ndarray) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (batch.tolist() for batch in self.batches)
+
+
+def _draw_probabilities(labels: pd.DataFrame, balance: float) -> np.ndarray:
+    """Of each row: a share `balance` is spread evenly over the injuries and "none", then over who has it."""
+    injured = labels[list(INJURIES)].to_numpy(np.float64)
+    classes = np.column_stack([injured, injured.sum(axis=1) == 0])
+    classes = classes[:, classes.sum(axis=0) > 0]
+    by_class = (classes / classes.sum(axis=0)).mean(axis=1)
+    return (1 - balance) / len(labels) + balance * by_class

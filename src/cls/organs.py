@@ -1,0 +1,142 @@
+"""Where the organs of each series lie, and how much of them a slice shows: from true or predicted masks."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+from src.cls.views import ORGAN_GROUPS, REGIONS, Box
+from src.core.errors import UserError
+from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures
+from src.data.stack import ORGANS, PreparedDataset, read_slices
+
+SOURCES = ("auto", "true", "predicted")
+_FOLDERS = {"true": "masks", "predicted": "predicted_masks"}
+_IDS = {"patient_id": str, "series_id": str}
+
+_GROUP_OF_LABEL = np.zeros(256, dtype=np.uint8)
+for _number, _organs in enumerate(ORGAN_GROUPS.values(), 1):
+    _GROUP_OF_LABEL[[ORGANS[organ] for organ in _organs]] = _number
+
+Key = tuple[str, str]
+"""patient_id, series_id"""
+
+
+@dataclass(frozen=True)
+class OrganIndex:
+    """Places and areas of the organs of all series that have masks."""
+
+    folder: Path
+    """of the masks: `<patient_id>/<series_id>/0000.png ...`"""
+    size: int
+    boxes: dict[Key, dict[str, Box]]
+    """of each region that a series shows"""
+    areas: dict[Key, np.ndarray]
+    """(slices, groups) mm2, in the order of `ORGAN_GROUPS`"""
+    digest: str
+
+    @classmethod
+    def read(cls, prepared: PreparedDataset, source: str = "auto") -> "OrganIndex":
+        """Read the tables of segment.py, or measure the true masks.
+
+        Args:
+            source: true, predicted, or auto: predicted masks where segment.py has written them.
+
+        Raises:
+            UserError: no such masks, or tables that are damaged.
+        """
+        if source == "auto":
+            has_predicted = (prepared.folder / _FOLDERS["predicted"] / "organs.csv").is_file()
+            source = "predicted" if has_predicted else "true"
+        folder = prepared.folder / _FOLDERS[source]
+        if not folder.is_dir():
+            raise UserError(
+                f"{prepared.folder} has no {folder.name}, which the options ask for: run segment.py first"
+            )
+        organs, areas = _read_tables(folder) if source == "predicted" else _measure(prepared, folder)
+        digest = hashlib.sha256(folder.name.encode())
+        for table in (organs, areas):
+            digest.update(table.to_csv(index=False).encode())
+        boxes = {key: _regions(rows) for key, rows in organs.groupby(list(_IDS), sort=False)}
+        grouped = np.stack(
+            [
+                areas[[AREA_COLUMNS[organ] for organ in members]].sum(axis=1).to_numpy(np.float32)
+                for members in ORGAN_GROUPS.values()
+            ],
+            axis=1,
+        )
+        rows_of = areas.groupby(list(_IDS), sort=False).indices
+        by_series = {key: grouped[rows] for key, rows in rows_of.items()}
+        return cls(folder, prepared.size, boxes, by_series, digest.hexdigest())
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.areas
+
+    def box(self, key: Key, region: str) -> Box | None:
+        """Where a region lies; None where the series has no masks, or its masks do not show it."""
+        return self.boxes.get(key, {}).get(region)
+
+    def read_masks(self, key: Key, indices: Iterable[int]) -> np.ndarray:
+        """Label maps uint8 (T, H, W): 0, or 1 + the place in `ORGAN_GROUPS`."""
+        stack = read_slices(self.folder.joinpath(*key), list(indices), self.size, 1)[..., 0]
+        return _GROUP_OF_LABEL[stack]
+
+
+def _regions(organs: pd.DataFrame) -> dict[str, Box]:
+    """Boxes of the regions that any of their organs shows."""
+    found = organs[organs["first_slice"].notna()].set_index("organ")
+    regions = {}
+    for region in REGIONS[1:]:
+        members = ORGAN_GROUPS.get(region, tuple(ORGANS))
+        shown = found.loc[found.index.isin(members)]
+        if len(shown):
+            low, high = shown.min(), shown.max()
+            regions[region] = Box(
+                first=int(low["first_slice"]),
+                stop=int(high["last_slice"]) + 1,
+                left=int(low["left"]),
+                top=int(low["top"]),
+                right=int(high["right"]),
+                bottom=int(high["bottom"]),
+            )
+    return regions
+
+
+def _read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    try:
+        organs = pd.read_csv(folder / "organs.csv", dtype=_IDS | dict(ORGAN_TYPES))
+        areas = pd.read_csv(folder / "areas.csv", dtype=_IDS)
+        _ = areas[list(AREA_COLUMNS.values())]
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the tables of {folder} cannot be read ({reason}): run segment.py again") from None
+    return organs, areas
+
+
+def _measure(prepared: PreparedDataset, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    series = [
+        row
+        for row in prepared.series.itertuples(index=False)
+        if (folder / row.patient_id / row.series_id).is_dir()
+    ]
+    if not series:
+        raise UserError(f"{folder} holds no masks of the series of {prepared.folder}")
+    measured = Parallel(n_jobs=-1, prefer="threads")(
+        delayed(_measure_series)(prepared, row) for row in series
+    )
+    organs, areas = zip(*measured, strict=True)
+    return pd.concat(organs, ignore_index=True), pd.concat(areas, ignore_index=True)
+
+
+def _measure_series(prepared: PreparedDataset, row) -> tuple[pd.DataFrame, pd.DataFrame]:
+    measures = OrganMeasures()
+    for index in range(row.slices):
+        measures.add(prepared.read_masks(row.patient_id, row.series_id, [index])[0])
+    z_mm = prepared.read_slice_table(row.patient_id, row.series_id)["z_mm"].to_numpy()
+    ids = {"patient_id": row.patient_id, "series_id": row.series_id}
+    organs = measures.organs(row.pixel_mm, z_mm, row.spacing_z_mm).assign(**ids)
+    return organs, measures.areas(row.pixel_mm, z_mm).assign(**ids)

@@ -1,0 +1,77 @@
+"""What each slice should show: from the patient's labels and organ areas, and from image-level labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+
+from src.cls.organs import Key, OrganIndex
+from src.cls.views import ORGAN_GROUPS
+from src.core.errors import UserError
+from src.core.targets import INJURIES
+from src.data.labels import read_image_level_labels
+from src.data.stack import PreparedDataset
+
+_IMAGE_LEVEL = MappingProxyType({"Active_Extravasation": "extravasation_injury", "Bowel": "bowel_injury"})
+_ORGAN_OF = MappingProxyType({"bowel": "bowel", "kidney": "kidneys", "liver": "liver", "spleen": "spleen"})
+
+
+@dataclass(frozen=True)
+class SliceTargets:
+    """Targets of the slices of every series, to be looked up by series and slice."""
+
+    labels: pd.DataFrame
+    """the 13 columns, indexed by patient_id"""
+    organs: OrganIndex | None
+    """None: an injury that is not marked in any slice has no slice targets"""
+    marked: dict[Key, dict[str, np.ndarray]]
+    """indices of the marked slices, by series and injury"""
+
+    def look_up(self, key: Key, indices: np.ndarray) -> np.ndarray:
+        """float32 (T, 8) in 0..1 in the order of `INJURIES`; NaN where nothing is known.
+
+        A patient without an injury shows it nowhere. One who has it shows it in the slices that are marked,
+        where his series has any that are; else in each slice by the organ's share of its largest area.
+        Extravasation has no organ.
+        """
+        targets = np.zeros((len(indices), len(INJURIES)), dtype=np.float32)
+        patient = self.labels.loc[key[0]]
+        for column, injury in enumerate(INJURIES):
+            if patient[injury]:
+                targets[:, column] = self._where(key, injury, indices)
+        return targets
+
+    def _where(self, key: Key, injury: str, indices: np.ndarray) -> np.ndarray | float:
+        marked = self.marked.get(key, {}).get(injury)
+        if marked is not None:
+            return np.isin(indices, marked)
+        organ = _ORGAN_OF.get(injury.split("_")[0])
+        if organ is None or self.organs is None or key not in self.organs:
+            return np.nan
+        area = self.organs.areas[key][:, list(ORGAN_GROUPS).index(organ)]
+        return area[indices] / area.max() if area.max() > 0 else np.nan
+
+
+def read_marked_slices(path: Path, prepared: PreparedDataset) -> dict[Key, dict[str, np.ndarray]]:
+    """The slices that image_level_labels.csv marks, as indices of the prepared series.
+
+    Marked images that preparation left out are passed over; a series all of whose marks are is not in the
+    result.
+
+    Raises:
+        UserError: the table cannot be used, or names no series of the data set.
+    """
+    table = read_image_level_labels(path)
+    table = table.merge(prepared.series[["patient_id", "series_id"]])
+    if table.empty:
+        raise UserError(f"{path} marks no slice of a series of {prepared.folder}")
+    marked: dict[Key, dict[str, np.ndarray]] = {}
+    for key, rows in table.groupby(["patient_id", "series_id"], sort=False):
+        slices = prepared.read_slice_table(*key)
+        for name, wanted in rows.groupby("injury_name"):
+            found = slices["index"][slices["instance_number"].isin(wanted["instance_number"])].to_numpy()
+            if len(found):
+                marked.setdefault(key, {})[_IMAGE_LEVEL[name]] = found
+    return marked

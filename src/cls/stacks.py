@@ -1,0 +1,124 @@
+"""Cutting stacks out of series: which slices are read, what of them is kept, and how they become channels."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from src.cls.organs import Key, OrganIndex
+from src.cls.views import ORGAN_GROUPS, Box, StackView, choose_slices, neighbours_of, square_around
+from src.data.stack import PreparedDataset, as_channels, image_folder, read_windows
+from src.nn.augmentation import centre_crop
+
+REGION_MARGIN = 0.1
+"""Beyond an organ's box on each side, of its side: masks may miss the rim of an injured organ."""
+
+
+class StackPlan(NamedTuple):
+    """Which slices of a series make a stack."""
+
+    indices: np.ndarray
+    """int64 (T,)"""
+    filled: int
+    """how many of them are slices; the rest is padding"""
+    wanted: np.ndarray
+    """int64 (U,) slices to be read, each once, rising"""
+    places: np.ndarray
+    """int64 (T * neighbours,) of each picture of the stack in `wanted`"""
+
+
+class Stack(NamedTuple):
+    """Slices as they are read, before augmentation or cropping to the middle."""
+
+    plan: StackPlan
+    images: np.ndarray
+    """uint8 (T * neighbours, S, S, windows)"""
+    organs: np.ndarray | None
+    """uint8 (T, S, S), zeros where they are not known; None where they are not wanted"""
+
+
+def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: float) -> StackPlan:
+    """Choose the slices of a stack.
+
+    Args:
+        z_mm: (slices,) positions, falling from head to feet.
+        along: the region whose slices are taken; None takes all.
+        offset: of the slices, 0..1.
+    """
+    first, stop = (along.first, along.stop) if along else (0, len(z_mm))
+    indices, filled = choose_slices(z_mm, first, stop, view, offset)
+    wanted, places = np.unique(neighbours_of(indices, z_mm, view), return_inverse=True)
+    return StackPlan(indices, filled, wanted, places.ravel())
+
+
+def read_stack(
+    prepared: PreparedDataset,
+    organs: OrganIndex | None,
+    key: Key,
+    view: StackView,
+    offset: float,
+    with_organs: bool = False,
+) -> Stack:
+    """Read the stack of a series of a prepared data set.
+
+    Raises:
+        UserError: a slice that is missing or damaged.
+    """
+    z_mm = prepared.read_slice_table(*key)["z_mm"].to_numpy()
+    plan = plan_stack(z_mm, organs.box(key, view.z_range) if organs else None, view, offset)
+    windows = [prepared.windows.index(name) for name in view.windows]
+    images = read_windows(image_folder(prepared.folder, *key), plan.wanted, prepared.size, windows)
+    maps = None
+    if with_organs or view.mask_channels:
+        maps = np.zeros((view.slices, prepared.size, prepared.size), np.uint8)
+        if organs is not None and key in organs:
+            maps = organs.read_masks(key, plan.indices)
+    return cut_stack(plan, images, maps, view, organs.box(key, view.in_plane) if organs else None)
+
+
+def cut_stack(
+    plan: StackPlan, images: np.ndarray, maps: np.ndarray | None, view: StackView, box: Box | None
+) -> Stack:
+    """Cut the region of a view out of slices.
+
+    S is the size of the prepared slices, or the view's crop where it looks at a region.
+
+    Args:
+        images: uint8 (U, size, size, windows) of `plan.wanted`.
+        maps: organ maps uint8 (T, size, size).
+        box: where the region lies; None shows the whole slice.
+    """
+    if view.in_plane != "body":
+        left, top, side = square_around(box, view.size, REGION_MARGIN) if box else (0, 0, view.size)
+        part = np.s_[:, top : top + side, left : left + side]
+        images = _resize(images[part], view.crop, cv2.INTER_AREA if side > view.crop else cv2.INTER_LINEAR)
+        maps = None if maps is None else _resize(maps[part], view.crop, cv2.INTER_NEAREST)
+    return Stack(plan, images[plan.places], maps)
+
+
+def as_predicted(stack: Stack, view: StackView) -> Stack:
+    """The middle of a stack, where training would take a random crop."""
+    if view.in_plane != "body":
+        return stack
+    maps = None if stack.organs is None else centre_crop(stack.organs, view.crop)
+    return Stack(stack.plan, centre_crop(stack.images, view.crop), maps)
+
+
+def to_channels(stack: Stack, view: StackView) -> np.ndarray:
+    """uint8 (T, C, H, W): windows of each neighbour, then masks; 0 where padding is."""
+    grey = as_channels(stack.images.reshape(view.slices, view.neighbours, *stack.images.shape[1:]))
+    channels = [grey]  # (T, H, W, C)
+    if view.masks == "any":
+        channels.append(np.where(stack.organs[..., None] > 0, np.uint8(255), np.uint8(0)))
+    elif view.masks == "each":
+        labels = np.arange(1, len(ORGAN_GROUPS) + 1)
+        channels.append(np.where(stack.organs[..., None] == labels, np.uint8(255), np.uint8(0)))
+    joined = np.concatenate(channels, axis=-1) if len(channels) > 1 else grey
+    joined = np.ascontiguousarray(joined.transpose(0, 3, 1, 2))
+    joined[stack.plan.filled :] = 0
+    return joined
+
+
+def _resize(stack: np.ndarray, side: int, interpolation: int) -> np.ndarray:
+    resized = [cv2.resize(image, (side, side), interpolation=interpolation) for image in stack]
+    return np.stack(resized).reshape(len(stack), side, side, *stack.shape[3:])

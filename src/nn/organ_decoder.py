@@ -1,0 +1,62 @@
+"""A segmentation_models_pytorch decoder on a classifier's own encoder: organs, learnt beside the injuries."""
+
+import torch
+from segmentation_models_pytorch.base import SegmentationHead
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from torch import Tensor, nn
+
+from src.core.errors import UserError
+
+CLASSES = 5
+"""Background, liver, spleen, kidneys, bowel."""
+
+_WIDTHS = (128, 64, 48, 32, 16)
+"""Channels of the decoder's stages; where there are fewer, those of the deepest are left out."""
+
+
+class OrganDecoder(nn.Module):
+    """U-Net decoder over the encoder's feature maps.
+
+    Args:
+        encoder: a timm backbone that tells its feature maps.
+        channels: of the images.
+        size: side of the images in pixels.
+
+    Raises:
+        UserError: the backbone does not tell its feature maps, or not in halves of the image.
+    """
+
+    def __init__(self, encoder: nn.Module, channels: int, size: int) -> None:
+        super().__init__()
+        if not hasattr(encoder, "forward_intermediates"):
+            raise UserError("the backbone does not tell its feature maps: leave --organ-loss at 0")
+        encoder.eval()
+        with torch.inference_mode():
+            images = torch.zeros(1, channels, size, size)
+            maps = encoder.forward_intermediates(images, intermediates_only=True)
+        sides = [feature.shape[-1] for feature in maps]
+        # of several maps of one side, the last has seen the most
+        self.chosen = [
+            place for place, side in enumerate(sides) if side not in sides[place + 1 :] and side < size
+        ]
+        widths = [maps[place].shape[1] for place in self.chosen]
+        if len(self.chosen) < 2:
+            raise UserError(
+                f"the backbone's feature maps have sides of {sides} px, of which a U-Net needs two: leave "
+                "--organ-loss at 0, or choose another --backbone"
+            )
+        steps = len(self.chosen)
+        self.decoder = UnetDecoder(
+            encoder_channels=(channels, *widths), decoder_channels=_WIDTHS[-steps:], n_blocks=steps
+        )
+        self.head = SegmentationHead(_WIDTHS[-1], CLASSES, kernel_size=3)
+
+    def forward(self, encoder: nn.Module, pixels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of all images (N, D), and organ logits (len(chosen), CLASSES, H, W) of some.
+
+        The logits are as large as the images.
+        """
+        final, maps = encoder.forward_intermediates(pixels, norm=True)
+        features = encoder.forward_head(final, pre_logits=True)
+        own = [pixels[chosen], *(maps[place][chosen] for place in self.chosen)]
+        return features, self.head(self.decoder(own))

@@ -1,0 +1,54 @@
+"""Which series an epoch holds, how often injuries are drawn, and what each process reads."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from score_frames import draw_labels
+
+from src.cls.order import SeriesOrder
+from src.core.errors import UserError
+from src.core.targets import INJURIES
+
+LABELS = draw_labels(60, injury_rate=0.05).set_index("patient_id", drop=False)
+SERIES = pd.DataFrame({"patient_id": np.repeat(LABELS.patient_id.to_numpy(), 2)[:101]})
+
+
+def order(**changes) -> SeriesOrder:
+    return SeriesOrder(SERIES, LABELS, **{"batch": 8, "seed": 1} | changes)
+
+
+def test_an_epoch_holds_every_series_and_fills_its_last_batch():
+    batches = order().epoch(0)
+    assert batches.shape == (13, 8) and set(batches.ravel()) == set(range(101))
+    assert batches.ravel()[101:].tolist() == batches.ravel()[:3].tolist()
+    assert (order().epoch(0) == batches).all() and (order().epoch(1) != batches).any()
+
+
+def test_processes_share_what_one_would_read():
+    whole = order().epoch(3)
+    shares = [list(order(world=2).share(3, rank)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole.tolist()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(UserError, match="--batch 8 must be a multiple of the number of processes, 3"):
+        order(world=3)
+
+
+def test_balance_draws_injuries_more_often():
+    injured = LABELS.loc[SERIES.patient_id, list(INJURIES)].any(axis=1).to_numpy()
+    shares = []
+    for balance in (0.0, 0.5, 1.0):
+        drawn = np.concatenate([order(balance=balance).epoch(epoch).ravel() for epoch in range(30)])
+        shares.append(injured[drawn].mean())
+    assert shares[0] == pytest.approx(injured.mean(), abs=0.02)
+    assert shares[0] < shares[1] < shares[2]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_importance_makes_all_series_count_alike(balance):
+    own = order(balance=balance)
+    assert (own.probabilities * own.importance * own.count) == pytest.approx(1.0)
+    drawn = np.concatenate([own.epoch(epoch).ravel() for epoch in range(400)])
+    counts = np.bincount(drawn, minlength=101) * own.importance / len(drawn) * 101
+    assert counts.mean() == pytest.approx(1.0, abs=0.05)
