@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from src.cls.task import train_folds
 from src.core.checkpoint import differing_options, load_checkpoint
 from src.core.config import parse_options, plain_options
 from src.core.errors import UserError
-from src.core.files import only_writer, write_json
+from src.core.files import write_json
 from src.core.log import say
 from src.seg.options import SegOptions
 from src.seg.task import train_pair
@@ -81,12 +81,10 @@ class Piece:
                 that was killed which is still at work here.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # the other trainings hold their folder themselves
-        with only_writer(self.folder) if isinstance(self.options, ClassifierOptions) else nullcontext():
-            if self.is_finished:
-                self.require_same()
-            else:
-                self._train()
+        if self.is_finished:
+            self.require_same()
+        else:
+            self._train()
 
     def _train(self) -> None:
         train: Callable[[Any], Any] = _TRAININGS[type(self.options)]

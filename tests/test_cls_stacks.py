@@ -75,7 +75,13 @@ def test_tables_of_predicted_masks_are_read(masked, organs, tmp_path):
     key, thing = series_ids(masked)[0], organs.box(series_ids(masked)[0], "liver")
     ids = {"patient_id": key[0], "series_id": key[1]}
     row = {"organ": "liver", "volume_ml": 5.0, "first_slice": 3, "last_slice": 8, "top_z_mm": 0.0}
-    row |= {"bottom_z_mm": -1.0, "left": thing.left, "top": thing.top, "right": thing.right, "bottom": thing.bottom}
+    row |= {
+        "bottom_z_mm": -1.0,
+        "left": thing.left,
+        "top": thing.top,
+        "right": thing.right,
+        "bottom": thing.bottom,
+    }
     pd.DataFrame([ids | row]).to_csv(folder / "predicted_masks" / "organs.csv", index=False)
     areas = {f"{organ.replace(' ', '_')}_mm2": np.arange(12.0) for organ in ORGANS}
     pd.DataFrame({**ids, "index": range(12), "z_mm": 0.0, **areas}).to_csv(

@@ -79,10 +79,6 @@ class TrainingInputs:
             raise UserError(f"--fold {unknown[0]}: the folds are {', '.join(map(str, self.fold_numbers))}")
         return self.fold_numbers if asked is None else list(dict.fromkeys(asked))
 
-    def patients_without_series(self) -> list[str]:
-        """Labelled patients of whom nothing usable is prepared; nobody can train on or look at them."""
-        return sorted(set(self.labels.patient_id) - set(self.series.patient_id))
-
     def warn_of_missing_masks(self) -> None:
         """Say how many series have no masks, and are seen whole."""
         if self.organs is None:

@@ -66,6 +66,8 @@ class Answer(NamedTuple):
     """(B, T, 8) of `INJURIES` being seen in each slice, where the network was trained to tell"""
     weights: Tensor
     """(B, T) share of each slice in `logits`"""
+    slice_features: Tensor
+    """(B, T, W) what is pooled"""
     organ_logits: Tensor | None = None
     """(slices chosen, organ groups + 1, H, W), while the decoder is trained"""
 
@@ -129,6 +131,7 @@ class TraumaClassifier(nn.Module):
             self.classifier(summary.pooled),
             self.slice_classifier(summary.slices) if self.slice_classifier is not None else None,
             summary.weights,
+            summary.slices,
             organ_logits,
         )
 

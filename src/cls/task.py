@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from src.cls.views import OWN_REGION, StackView
 from src.core.checkpoint import differing_options
 from src.core.config import plain_options, save_options
 from src.core.errors import UserError
-from src.core.files import write_json, write_table
+from src.core.files import only_writer, write_json, write_table
 from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
@@ -56,7 +57,11 @@ def train_folds(options: ClassifierOptions) -> None:
         view = member.spec.view
         encoder = create_encoder(member.spec.backbone, view.channels)
         check_input_size(encoder, view.channels, view.crop)
-    with Runtime.create(options.precision) as runtime, runtime.lost_peer_in_one_line():
+    with (
+        Runtime.create(options.precision) as runtime,
+        runtime.lost_peer_in_one_line(),
+        _hold(options.output),
+    ):
         if is_main_process():
             _claim_folder(options, inputs, chosen)
         runtime.wait_for_all()
@@ -69,7 +74,15 @@ def train_folds(options: ClassifierOptions) -> None:
             else:
                 _run_fold(runtime, options, members, inputs, fold)
         if is_main_process():
-            write_out_of_fold(options.output, inputs)
+            write_out_of_fold(options.output, inputs.labels, inputs.folds)
+
+
+def _hold(output: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of the folder, which the main process makes."""
+    if not is_main_process():
+        return nullcontext()
+    output.mkdir(parents=True, exist_ok=True)
+    return only_writer(output)
 
 
 def describe_members(options: ClassifierOptions, inputs: TrainingInputs) -> list[Member]:

@@ -26,9 +26,6 @@ class StackSummary(NamedTuple):
 class SequenceHead(nn.Module):
     """A sequence model over the slices, then pooling. W is `width`, twice `hidden`.
 
-    Features are normalised first, since their scale differs between backbones and one learning rate is to
-    suit all.
-
     Args:
         features: D, their width.
         hidden: width of the sequence model for each direction; attention and no sequence model take twice it.
@@ -36,6 +33,8 @@ class SequenceHead(nn.Module):
             alone.
         pooling: max, mean or attention.
         dropout: of the features, and inside the transformer.
+        normalise: features of each slice first, since their scale differs between backbones and one learning
+            rate is to suit all. Not where the size of a feature is what it says.
     """
 
     def __init__(
@@ -45,10 +44,11 @@ class SequenceHead(nn.Module):
         sequence: str = "lstm",
         pooling: str = "max",
         dropout: float = 0.0,
+        normalise: bool = True,
     ) -> None:
         super().__init__()
         self.width = 2 * hidden
-        self.norm = nn.LayerNorm(features)
+        self.norm = nn.LayerNorm(features) if normalise else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         if sequence in RECURRENT:
             self.model: nn.Module = _Recurrent(features, hidden, sequence)

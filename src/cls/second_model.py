@@ -1,0 +1,105 @@
+"""The network of the second level, and the file that several of them travel in."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from src.cls.model import probabilities
+from src.cls.slice_features import SliceFeatures
+from src.core.errors import UserError
+from src.core.files import atomic_path
+from src.core.targets import COLUMNS
+from src.nn.sequence import SequenceHead
+
+SECOND = "second.safetensors"
+"""In a fold's folder; the first level's networks lie in `first` beside it."""
+
+
+@dataclass(frozen=True)
+class SecondSpec:
+    """All that is needed to build a second level again."""
+
+    features: int
+    """F, of each slice"""
+    sequence: str = "gru"
+    hidden: int = 32
+    pooling: str = "attention"
+    dropout: float = 0.3
+
+
+class SecondLevel(nn.Module):
+    """Slice features (B, T, F) and the first level's answer to logits (B, 13).
+
+    The answer's logarithm is added to what the network says, which begins at 0.
+    """
+
+    def __init__(self, spec: SecondSpec) -> None:
+        super().__init__()
+        self.head = SequenceHead(
+            spec.features, spec.hidden, spec.sequence, spec.pooling, spec.dropout, normalise=False
+        )
+        self.classifier = nn.Linear(self.head.width, len(COLUMNS))
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        self.register_buffer("mean", torch.zeros(spec.features))
+        self.register_buffer("std", torch.ones(spec.features))
+
+    def scale_to(self, features: Tensor, padding: Tensor) -> None:
+        """Take mean and standard deviation of each feature from slices that are not padding."""
+        slices = features[~padding]
+        self.mean.copy_(slices.mean(dim=0))
+        self.std.copy_(slices.std(dim=0).clamp(min=1e-3))
+
+    def forward(self, features: Tensor, padding: Tensor, base: Tensor) -> Tensor:
+        """Logits (B, 13) of features (B, T, F), padding bool (B, T) and probabilities (B, 13)."""
+        summary = self.head((features - self.mean) / self.std, padding)
+        return base.clamp(min=1e-6).log() + self.classifier(summary.pooled)
+
+
+@torch.inference_mode()
+def predict_described(model: SecondLevel, described: SliceFeatures) -> Tensor:
+    """(N, 13) probabilities."""
+    return probabilities(model(described.features, described.padding, described.base))
+
+
+def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpec) -> None:
+    """Write the models of a fold, which are averaged, by one rename."""
+    tensors = {
+        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        for number, model in enumerate(models)
+        for name, tensor in model.state_dict().items()
+    }
+    metadata = {"spec": json.dumps(asdict(spec)), "models": str(len(models))}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_second_level(path: Path) -> list[SecondLevel]:
+    """The models of a fold, in evaluation mode.
+
+    Raises:
+        UserError: the file is not a second level of this kit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+        spec, count = SecondSpec(**json.loads(metadata["spec"])), int(metadata["models"])
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a second level ({error})") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a second level of this version of the kit") from None
+    models = []
+    for number in range(count):
+        model = SecondLevel(spec)
+        prefix = f"{number}."
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        model.load_state_dict(own)
+        models.append(model.eval())
+    return models

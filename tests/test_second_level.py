@@ -1,0 +1,132 @@
+"""The second level: what it is told, where it begins, that it learns, and the leaks that it refuses."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cls_labels import draw_labels
+from sklearn.metrics import roc_auc_score
+
+import infer
+import train_cls
+from src.cls import second_level
+from src.cls.second_level import SecondLevelOptions, _train
+from src.cls.second_model import (
+    SecondLevel,
+    SecondSpec,
+    load_second_level,
+    predict_described,
+    save_second_level,
+)
+from src.cls.slice_features import FirstLevelModel, SliceFeatures, out_of_fold_features
+from src.core.errors import UserError
+from src.core.runtime import Runtime
+from src.core.targets import COLUMNS
+from src.data.folds import read_folds
+from src.data.stack import PreparedDataset
+
+
+@pytest.fixture(scope="module")
+def first(tiny, tmp_path_factory):
+    """A first-level run of both folds."""
+    output = tmp_path_factory.mktemp("first") / "run"
+    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output}"
+    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none h --workers 0"
+    train_cls.main(f"{given} {small}".split())
+    return output
+
+
+def described(labels: pd.DataFrame, seed: int = 0) -> SliceFeatures:
+    """One slice of each series shows a bowel injury; the first level is blind."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(len(labels), 6, 3)).astype(np.float32)
+    injured = labels["bowel_injury"].to_numpy() == 1
+    features[injured, rng.integers(0, 6, injured.sum()), 0] += 6
+    series = pd.DataFrame({"patient_id": labels.patient_id, "series_id": "1", "fold": 0})
+    base = torch.full((len(labels), 13), 1 / 3)
+    return SliceFeatures(
+        series, torch.from_numpy(features), torch.zeros(len(labels), 6, dtype=torch.bool), base
+    )
+
+
+def test_it_begins_at_the_first_levels_answer():
+    labels = draw_labels(5)
+    given = described(labels)
+    base = torch.rand(5, 13) + 0.1
+    for span in ((0, 2), (2, 4), (4, 7), (7, 10), (10, 13)):
+        base[:, slice(*span)] /= base[:, slice(*span)].sum(dim=1, keepdim=True)
+    model = SecondLevel(SecondSpec(features=3, hidden=8)).eval()
+    answer = predict_described(model, SliceFeatures(given.series, given.features, given.padding, base))
+    torch.testing.assert_close(answer, base)
+
+
+@pytest.mark.parametrize("sequence", ["gru", "transformer", "none"])
+def test_it_learns_what_single_slices_tell(sequence, tmp_path):
+    labels = draw_labels(300).set_index("patient_id", drop=False)
+    options = SecondLevelOptions(
+        *((), tmp_path, tmp_path, tmp_path, tmp_path),
+        sequence=sequence,
+        epochs=20,
+        batch=16,
+        lr=1e-2,
+    )
+    model = _train(options, SecondSpec(3, sequence, 8, "max", 0.0), described(labels), labels, 0, 0)
+    fresh = draw_labels(100, seed=7)
+    told = predict_described(model, described(fresh, seed=7))[:, COLUMNS.index("bowel_injury")].numpy()
+    injured = fresh.bowel_injury.to_numpy() == 1
+    assert roc_auc_score(injured, told) > 0.9
+    assert told[injured].mean() > told[~injured].mean() + 0.3
+
+
+def test_what_is_saved_is_read_again(tmp_path):
+    given = described(draw_labels(4))
+    spec = SecondSpec(features=3, hidden=8)
+    models = [SecondLevel(spec).eval() for _ in range(2)]
+    for model in models:
+        torch.nn.init.normal_(model.classifier.weight)
+        model.scale_to(given.features, given.padding)
+    save_second_level(tmp_path / "second.safetensors", models, spec)
+    for model, loaded in zip(models, load_second_level(tmp_path / "second.safetensors"), strict=True):
+        torch.testing.assert_close(predict_described(loaded, given), predict_described(model, given))
+
+
+def test_series_are_described_by_the_models_of_their_own_fold(tiny, first):
+    prepared = PreparedDataset.open(tiny.prepared)
+    folds = read_folds(tiny.folds, prepared.series.patient_id).set_index("patient_id").fold
+    series = prepared.series.assign(fold=prepared.series.patient_id.map(folds))
+    features = out_of_fold_features([first], prepared, None, series, Runtime.create("fp32"), workers=0)
+    assert features.features.shape == (len(series), 4, 14)
+    oof = pd.read_csv(first / "oof_series.csv", dtype={"patient_id": str, "series_id": str})
+    merged = features.series.merge(oof, on=["patient_id", "series_id"], validate="1:1")
+    assert merged[list(COLUMNS)].to_numpy() == pytest.approx(features.base.numpy(), abs=1e-5)
+
+
+def test_features_of_a_models_own_patients_are_refused(tiny, first):
+    prepared = PreparedDataset.open(tiny.prepared)
+    folds = read_folds(tiny.folds, prepared.series.patient_id).set_index("patient_id").fold
+    leaky = prepared.series.assign(fold=1 - prepared.series.patient_id.map(folds))
+    with pytest.raises(UserError, match=r"was trained on patient .* cannot give features of him"):
+        out_of_fold_features([first], prepared, None, leaky, Runtime.create("fp32"), workers=0)
+    assert FirstLevelModel.load(first / "fold0" / "model.safetensors").patients
+
+
+def test_a_second_level_is_a_run_that_scores_and_infers(tiny, first, tmp_path, capsys):
+    output = tmp_path / "second"
+    given = f"--runs {first} --data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds}"
+    small = "--hidden 8 --epochs 2 --seeds 2 --workers 0"
+    second_level.main(f"{given} --output {output} {small}".split())
+    table = pd.read_csv(output / "oof.csv", dtype={"patient_id": str})
+    assert len(table) == 10 and (output / "scores.csv").is_file()
+    with pytest.raises(UserError, match="holds a run already"):
+        second_level.main(f"{given} --output {output} {small}".split())
+    # it stands alone: the first level's run may go
+    moved = tmp_path / "moved"
+    shutil.copytree(output, moved)
+    submission = tmp_path / "submission.csv"
+    infer.main(f"--input {tiny.raw} --models {moved} --sample {tiny.sample} --output {submission}".split())
+    both = tmp_path / "both.csv"
+    infer.main(f"--input {tiny.raw} --models {moved} {first} --sample {tiny.sample} --output {both}".split())
+    second, mean = pd.read_csv(submission), pd.read_csv(both)
+    assert len(second) == 3 and not np.allclose(second[list(COLUMNS)], mean[list(COLUMNS)])
