@@ -11,10 +11,13 @@ from src.data.phantom import __main__ as phantom
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> SimpleNamespace:
-    """10 training and 3 test patients at 64 px: `raw`, `prepared`, `labels`, `folds` (2), `sample`."""
+    """10 training and 3 test patients at 64 px: `raw`, `prepared`, `labels`, `folds` (2), `sample`, `marks`.
+
+    All training series have masks.
+    """
     folder = tmp_path_factory.mktemp("tiny")
     raw, prepared = folder / "raw", folder / "prepared"
-    size = "--patients 10 --test-patients 3 --matrix 64 --spacing-z-mm 18"
+    size = "--patients 10 --test-patients 3 --matrix 64 --spacing-z-mm 18 --segmentation-rate 1"
     phantom.main(f"--output {raw} --seed 1 --jobs 2 {size}".split())
     prepare_data.main(f"--input {raw} --output {prepared} --size 48 --jobs 2".split())
     tables = f"--labels {raw}/train.csv --series {raw}/train_series_meta.csv"
@@ -25,6 +28,7 @@ def tiny(tmp_path_factory) -> SimpleNamespace:
         labels=raw / "train.csv",
         folds=folder / "folds.csv",
         sample=raw / "sample_submission.csv",
+        marks=raw / "image_level_labels.csv",
     )
 
 

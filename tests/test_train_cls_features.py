@@ -1,0 +1,224 @@
+"""Every feature of train_cls.py, switched on by its option alone: what it changes in a tiny run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import infer
+import train_cls
+from src.cls import task
+from src.cls.model import load_classifier
+from src.core.errors import UserError
+from src.core.targets import COLUMNS, GROUPS
+from src.data.stack import PreparedDataset
+from src.score.prior import weight_aware_prior
+
+SCRIPT = Path(__file__).parents[1] / "train_cls.py"
+
+
+def predictions(run: Path) -> np.ndarray:
+    return pd.read_csv(run / "oof_series.csv")[list(COLUMNS)].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory) -> np.ndarray:
+    """Out-of-fold predictions of fold 0 with nothing switched on."""
+    output = tmp_path_factory.mktemp("plain") / "run"
+    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output} --fold 0"
+    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none --workers 0"
+    train_cls.main(f"{given} {small} --lr 1e-3".split())
+    return predictions(output)
+
+
+FEATURES = {
+    "gru": {"sequence": "gru"},
+    "transformer": {"sequence": "transformer"},
+    "each slice alone": {"sequence": "none"},
+    "attention": {"pooling": "attention"},
+    "metric as loss": {"loss": "metric"},
+    "plain loss": {"loss": "plain"},
+    "plain loss, weighed": {"loss": "plain", "reweigh": True},
+    "slices": {"slice_loss": 1.0},
+    "organs": {"organ_loss": 1.0, "organ_slices": 2},
+    "layer decay": {"layer_decay": 0.5},
+    "balance": {"balance": 0.8},
+    "mixup": {"mixup": 1.0},
+    "cutmix": {"cutmix": 1.0},
+    "smoothing": {"smoothing": 0.2},
+    "neighbours": {"neighbours": 3},
+    "far neighbours": {"neighbours": 3, "neighbour_mm": 40},
+    "distance of slices": {"spacing_mm": 60},
+    "slices of organs": {"z_range": "organs"},
+    "crop of the liver": {"in_plane": "liver"},
+    "masks": {"masks": "any"},
+    "mask of each organ": {"masks": "each"},
+    "one window": {"windows": "soft"},
+    "offsets": {"offsets": 2},
+    "accumulation": {"accumulation": 2},
+    "single": {"mode": "single"},
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_feature_changes_what_is_predicted(run_arguments, tmp_path, plain, feature):
+    train_cls.main(run_arguments(fold="0", epochs=1, lr="1e-3", **FEATURES[feature]))
+    own = predictions(tmp_path / "run")
+    assert own.shape == plain.shape and np.isfinite(own).all()
+    assert np.abs(own - plain).max() > 1e-6
+    for span in (slice(0, 2), slice(2, 4), slice(4, 7), slice(7, 10), slice(10, 13)):
+        assert own[:, span].sum(axis=1) == pytest.approx(1.0)
+
+
+def test_marked_slices_change_what_slices_teach(tiny, run_arguments, tmp_path):
+    given = {"fold": "0", "epochs": 1, "lr": "1e-3", "slice_loss": 1.0}
+    train_cls.main(run_arguments("areas", **given))
+    train_cls.main(run_arguments("marks", **given, image_labels=tiny.marks))
+    areas, marks = (predictions(tmp_path / name) for name in ("areas", "marks"))
+    assert np.abs(areas - marks).max() > 1e-6
+    # they are an input: a run is not continued with other ones
+    pd.read_csv(tiny.marks).iloc[1:].to_csv(tmp_path / "fewer.csv", index=False)
+    with pytest.raises(UserError, match="run with other --data"):
+        train_cls.main(run_arguments("marks", **(given | {"fold": "1"}), image_labels=tmp_path / "fewer.csv"))
+
+
+def test_a_network_a_target_learns_its_own_labels_alone(tiny, run_arguments, tmp_path):
+    changes = {"mode": "single", "targets": "liver spleen", "z_range": "own", "in_plane": "own"}
+    train_cls.main(run_arguments(fold="0", epochs=1, **changes))
+    folder = tmp_path / "run" / "fold0"
+    specs = {path.parent.name: load_classifier(path)[1] for path in folder.glob("*/model.safetensors")}
+    assert {name: (spec.targets, spec.view.z_range, spec.view.in_plane) for name, spec in specs.items()} == {
+        "liver": (("liver",), "liver", "liver"),
+        "spleen": (("spleen",), "spleen", "spleen"),
+    }
+    table = pd.read_csv(tmp_path / "run" / "oof_series.csv", dtype={"patient_id": str})
+    assert table.liver_low.nunique() > 1 and table.kidney_low.nunique() == 1
+    folds = pd.read_csv(tiny.folds, dtype={"patient_id": str})
+    labels = pd.read_csv(tiny.labels, dtype={"patient_id": str})
+    prior = weight_aware_prior(labels[labels.patient_id.isin(folds.patient_id[folds.fold != 0])])
+    assert table.kidney_low[0] == pytest.approx(prior.kidney_low)
+
+
+def test_networks_of_single_targets_are_joined_when_predicting(tiny, run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1, mode="single", neighbours=3, spacing_mm=30, offsets=2))
+    submission = tmp_path / "submission.csv"
+    given = f"--models {tmp_path / 'run'} --sample {tiny.sample} --output {submission}"
+    infer.main(f"--input {tiny.raw} {given}".split())
+    table = pd.read_csv(submission)
+    for names in GROUPS.values():
+        assert table[list(names)].sum(axis=1).to_numpy() == pytest.approx(1.0)
+        assert table[names[1]].nunique() == 3
+
+
+def test_raw_and_prepared_input_give_the_same_answer(tiny, run_arguments, tmp_path):
+    """Slices at a distance, with neighbours, padded and moved, as the training set would cut them."""
+    options = {"neighbours": 3, "neighbour_mm": 25, "spacing_mm": 45, "slices": 9, "offsets": 2}
+    train_cls.main(run_arguments(fold="0", epochs=1, windows="wide", **options))
+    rows = {}
+    for name, folder in (("raw", tiny.raw), ("prepared", tiny.prepared)):
+        sample = pd.read_csv(tiny.sample)
+        if name == "prepared":  # the training set: its patients, raw they lie in train_images
+            patients = PreparedDataset.open(tiny.prepared).series.patient_id.unique()[:3]
+            sample = sample.assign(patient_id=patients)
+        sample.to_csv(tmp_path / f"{name}_sample.csv", index=False)
+        given = f"--models {tmp_path / 'run'} --sample {tmp_path / f'{name}_sample.csv'}"
+        infer.main(f"--input {folder} {given} --output {tmp_path / name}.csv".split())
+        rows[name] = pd.read_csv(tmp_path / f"{name}.csv")
+    oof = pd.read_csv(tmp_path / "run" / "oof.csv")
+    both = rows["prepared"].merge(oof, on="patient_id", suffixes=("", "_oof"))
+    for column in COLUMNS:
+        assert both[column].to_numpy() == pytest.approx(both[f"{column}_oof"].to_numpy(), abs=1e-5)
+    assert rows["raw"].liver_low.nunique() == 3
+
+
+def test_models_that_look_at_organs_need_masks(tiny, run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1, z_range="organs"))
+    given = f"--models {tmp_path / 'run'} --sample {tiny.sample} --output {tmp_path / 's.csv'}"
+    with pytest.raises(UserError, match="raw images have no masks: prepare the input"):
+        infer.main(f"--input {tiny.raw} {given}".split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (
+            {"loss": "weighted", "reweigh": True},
+            "--reweigh would weigh the classes twice, --loss weighted has",
+        ),
+        ({"loss": "metric", "reweigh": True}, "--reweigh would weigh the classes twice"),
+        ({"loss": "metric", "mode": "single"}, "--loss metric takes any injury from all targets"),
+        ({"loss": "metric", "targets": "liver"}, "--loss metric takes any injury from all targets"),
+        ({"z_range": "own"}, "needs --mode single"),
+        ({"image_labels": "labels.csv"}, "--image-labels are used by --slice-loss"),
+        ({"neighbours": 2}, "--neighbours must be odd"),
+        ({"windows": "bone"}, "--windows bone is not among those"),
+        ({"targets": "heart"}, "--targets takes each of bowel"),
+        ({"masks": "all"}, "--masks must be one of none, any, each"),
+        ({"masks": "any", "masks_from": "predicted"}, "predicted_masks, which the options ask for"),
+        ({"layer_decay": 0.0}, "--layer-decay must be above 0"),
+        ({"balance": 2}, "--balance must be in 0..1"),
+    ],
+)
+def test_contradictions_are_one_line(run_arguments, changes, part):
+    with pytest.raises(UserError, match=part) as caught:
+        train_cls.main(run_arguments(fold="0", **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_patient_on_both_sides_of_a_fold_is_caught(run_arguments, monkeypatch):
+    read = task.TrainingInputs.read.__func__
+
+    def leaky(cls, options):
+        inputs = read(cls, options)
+        series = inputs.series.copy()
+        patient = series.patient_id[series.patient_id.duplicated()].iloc[0]
+        first = series.index[series.patient_id == patient][0]
+        series.loc[first, "fold"] = 1 - series.fold[first]
+        return type(inputs)(**{**inputs.__dict__, "series": series})
+
+    monkeypatch.setattr(task.TrainingInputs, "read", classmethod(leaky))
+    with pytest.raises(UserError, match=r"is trained on \(series .*\) and held out \(series .*\)"):
+        train_cls.main(run_arguments(fold="0", epochs=1))
+
+
+def test_layers_near_the_input_learn_slower(run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1, layer_decay=0.5, encoder_lr_scale=0.5))
+    groups = torch.load(tmp_path / "run/fold0/last.pt", weights_only=True)["optimizer"]["param_groups"]
+    scales = [group["lr_scale"] for group in groups if "lr_scale" in group]
+    assert min(scales) < 0.1 and max(scales) == 0.5
+    assert any("lr_scale" not in group for group in groups), "the head learns at the full rate"
+
+
+def test_a_second_run_may_not_write_into_the_folder(run_arguments, tmp_path):
+    from src.core.files import only_writer
+
+    (tmp_path / "run").mkdir()
+    with only_writer(tmp_path / "run"), pytest.raises(UserError, match="another run is writing"):
+        train_cls.main(run_arguments(fold="0", epochs=1))
+
+
+def test_two_processes_train_as_one_does(run_arguments, tmp_path):
+    """With a backbone that normalises every image by itself, and no dropout."""
+    steady = {"backbone": "test_convnext", "fold": "0", "dropout": 0.0, "precision": "fp32", "epochs": 2}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_cls.main(run_arguments("one", **steady))
+    torch.set_num_threads(threads)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    shared = subprocess.run(
+        [*launcher, SCRIPT, *run_arguments("two", **steady)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shared.returncode == 0, shared.stderr[-2000:]
+    one, two = (pd.read_csv(tmp_path / run / "fold0/metrics.csv") for run in ("one", "two"))
+    for name in ("loss", *GROUPS):
+        assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-4), name
+    assert predictions(tmp_path / "two") == pytest.approx(predictions(tmp_path / "one"), rel=1e-3)
