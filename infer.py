@@ -8,6 +8,10 @@ From a prepared data set, two runs averaged:
     python infer.py --input data/prepared_test --models runs/cls/v2 runs/cls/v1 \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 
+With the post-processing that score.py --fit found on the runs' out-of-fold tables:
+    python infer.py --input data/rsna --models runs/cls/v2 runs/cls/v1 --post post.json \\
+        --sample data/rsna/sample_submission.csv --output submission.csv
+
 Beside the submission, report.csv says for every series whether it was read, and who got the prior.
 """
 
@@ -24,6 +28,7 @@ from src.infer.ensemble import Ensemble
 from src.infer.pipeline import predict_patients
 from src.infer.sources import open_source
 from src.nn.augmentation import FLIPS
+from src.score.postprocess import read_post
 from src.score.submission import write_submission
 
 
@@ -43,6 +48,10 @@ class InferOptions:
     output: Path
     """Submission to write; report.csv stands beside it."""
 
+    post: Path | None = None
+    """Post-processing of score.py --fit, fitted on the out-of-fold tables of the same runs in the same
+    order."""
+
     tta: tuple[str, ...] | None = None
     """Flips averaged for each model: none, h, v, hv. By default those of its out-of-fold predictions."""
 
@@ -61,9 +70,12 @@ def main(argv: list[str] | None = None) -> None:
     sample = read_probabilities(options.sample)
     if sample.empty:
         raise UserError(f"{options.sample} names no patient")
+    post = None if options.post is None else read_post(options.post)
+    if post is not None:
+        post.require_tables(len(options.models))
     ensemble = Ensemble(options.models, Runtime.create(options.precision), options.tta)
     say(f"{len(sample)} patients, {len(ensemble.members)} fold models")
-    predictions, report = predict_patients(source, ensemble, list(sample.patient_id))
+    predictions, report = predict_patients(source, ensemble, list(sample.patient_id), post)
     write_submission(predictions, sample, options.output)
     write_table(report, options.output.parent / "report.csv")
     counts = report.status.value_counts()

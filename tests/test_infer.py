@@ -13,9 +13,10 @@ import prepare_data
 import score
 import train_cls
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, GROUPS, INJURIES
 from src.infer import sources
 from src.infer.sources import open_source
+from src.score.postprocess import PatientRows, PostProcessing, write_post
 
 CHAOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "ct" / "chaos" / "dicom"
 
@@ -167,3 +168,32 @@ def test_a_prepared_set_of_another_size_is_refused(tiny, run, tmp_path):
     prepare_data.main(f"--input {tiny.raw} --split test --output {tmp_path}/p --size 40 --jobs 1".split())
     with pytest.raises(UserError, match="the models want soft organ wide at 48 px"):
         submit(tmp_path / "p", run, tiny.sample, tmp_path)
+
+
+def test_post_processing_is_applied_to_what_runs_say(tiny, run, tmp_path):
+    plain = submit(tiny.raw, run, tiny.sample, tmp_path)
+    multipliers = dict.fromkeys(INJURIES, 1.0) | {"liver_high": 3.0}
+    post = PostProcessing((1.0,), multipliers=multipliers, any_injury=0.4)
+    write_post(post, tmp_path / "post.json", ["run"])
+    adjusted = submit(tiny.raw, run, tiny.sample, tmp_path, "--post", str(tmp_path / "post.json"))
+    rows = PatientRows.read([plain.astype(dict.fromkeys(COLUMNS, float))], plain.patient_id)
+    expected = rows.apply(post)
+    np.testing.assert_allclose(adjusted[list(COLUMNS)].astype(float), expected[list(COLUMNS)], atol=1e-6)
+
+
+def test_post_processing_of_another_number_of_runs_is_refused(tiny, run, tmp_path):
+    write_post(PostProcessing.identity(2), tmp_path / "post.json", ["a", "b"])
+    with pytest.raises(UserError, match="fitted on 2 tables or runs, there are 1"):
+        submit(tiny.raw, run, tiny.sample, tmp_path, "--post", str(tmp_path / "post.json"))
+
+
+def test_a_patient_without_series_gets_the_prior_as_it_is(damaged, run, tiny, tmp_path):
+    write_post(PostProcessing((1.0,), any_injury=1.0), tmp_path / "post.json", ["run"])
+    plain = submit(damaged, run, tiny.sample, tmp_path)
+    adjusted = submit(damaged, run, tiny.sample, tmp_path, "--post", str(tmp_path / "post.json"))
+    prior = set(read(tmp_path / "report.csv").query("status == 'prior'").patient_id)
+    for frame in (plain, adjusted):
+        frame["got_prior"] = frame.patient_id.isin(prior)
+    assert prior
+    pd.testing.assert_frame_equal(plain[plain.got_prior], adjusted[adjusted.got_prior])
+    assert (plain[~plain.got_prior] != adjusted[~adjusted.got_prior]).any(axis=None)

@@ -96,7 +96,7 @@ class SecondMember:
 
 
 class Ensemble:
-    """The mean of all members' probabilities.
+    """The members of each run, whose probabilities are averaged run by run.
 
     Args:
         runs: run folders of train_cls.py or of the second level; every finished fold in them takes part.
@@ -107,8 +107,12 @@ class Ensemble:
     """
 
     def __init__(self, runs: Sequence[Path], runtime: Runtime, flips: tuple[str, ...] | None = None):
-        self.members = [member for run in runs for member in _read_members(run, runtime, flips)]
+        self.runs = [_read_members(run, runtime, flips) for run in runs]
         self.runtime = runtime
+
+    @property
+    def members(self) -> list[Member]:
+        return [member for run in self.runs for member in run]
 
     @property
     def stack_kinds(self) -> list[StackKind]:
@@ -121,16 +125,19 @@ class Ensemble:
         return pd.DataFrame([member.prior for member in self.members]).mean()[list(COLUMNS)]
 
     def predict(self, stacks: Stacks) -> np.ndarray:
-        """13 probabilities of one series, from a stack of each kind.
+        """Probabilities of one series from a stack of each kind, (runs, 13).
 
-        A column is the mean of the members that tell it; the prior where none does.
+        A column is the mean of the run's members that tell it; the prior where none does.
         """
-        total, count = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
-        for member in self.members:
-            columns = [COLUMNS.index(name) for name in member.columns]
-            total[columns] += member.predict(stacks, self.runtime)
-            count[columns] += 1
-        return np.where(count > 0, total / np.maximum(count, 1), self.prior.to_numpy())
+        answers = []
+        for members in self.runs:
+            total, count = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
+            for member in members:
+                columns = [COLUMNS.index(name) for name in member.columns]
+                total[columns] += member.predict(stacks, self.runtime)
+                count[columns] += 1
+            answers.append(np.where(count > 0, total / np.maximum(count, 1), self.prior.to_numpy()))
+        return np.stack(answers)
 
 
 def _on_device(stack: StackBatch, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,8 @@ from src.core.log import progress
 from src.core.targets import COLUMNS
 from src.infer.ensemble import Ensemble, StackKind
 from src.infer.sources import StackSource
-from src.score.submission import combine_series
+from src.score.postprocess import PatientRows, PostProcessing
+from src.score.prior import constant
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,26 @@ class SeriesRead:
 
 
 def predict_patients(
-    source: StackSource, ensemble: Ensemble, patient_ids: Sequence[str]
+    source: StackSource,
+    ensemble: Ensemble,
+    patient_ids: Sequence[str],
+    post: PostProcessing | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predict the patients, both series of a patient combined.
+    """Predict the patients, series and runs combined as `post` says, or plainly averaged.
 
-    A series that cannot be read is left out; a patient without a readable one gets the ensemble's prior.
+    A series that cannot be read is left out; a patient without a readable one gets the ensemble's prior, as
+    it is.
 
     Returns:
         `patient_id` and the 13 probabilities, a row a patient; and the report: `patient_id, series_id,
         status, reason`, a row a series and a row for each patient that got the prior.
 
     Raises:
-        UserError: the source cannot feed these models, or has no series of any patient.
+        UserError: the source cannot feed these models, or has no series of any patient; `post` was fitted on
+            another number of runs.
     """
+    post = post or PostProcessing.identity(len(ensemble.runs))
+    post.require_tables(len(ensemble.runs))
     for kind in ensemble.stack_kinds:
         source.check(kind)
     rows, report = [], []
@@ -47,17 +55,23 @@ def predict_patients(
         raise UserError(f"no series of any of the {len(patient_ids)} patients is in the input")
     for read in progress(read_ahead(source, wanted, ensemble.stack_kinds), len(wanted), "series"):
         if read.stacks is not None:
-            values = ensemble.predict(read.stacks)
-            rows.append({"patient_id": read.patient_id, **dict(zip(COLUMNS, values, strict=True))})
+            rows.append((read.patient_id, ensemble.predict(read.stacks)))
         status = "ok" if read.stacks is not None else "skipped"
         report.append((read.patient_id, read.series_id, status, read.reason))
-    with_series, seen = {patient for patient, _ in wanted}, {row["patient_id"] for row in rows}
-    for patient in patient_ids:
-        if patient not in seen:
-            rows.append({"patient_id": patient, **ensemble.prior})
-            reason = "no series could be read" if patient in with_series else "no series found"
-            report.append((patient, "", "prior", reason))
-    predictions = combine_series(pd.DataFrame(rows, columns=["patient_id", *COLUMNS]))
+    seen = pd.Series([patient for patient, _ in rows], dtype=str)
+    tables = [
+        pd.DataFrame([answers[run] for _, answers in rows], columns=list(COLUMNS)).assign(patient_id=seen)
+        for run in range(len(ensemble.runs))
+    ]
+    parts = [PatientRows.read(tables, seen.drop_duplicates()).apply(post)] if rows else []
+    with_series, known = {patient for patient, _ in wanted}, set(seen)
+    without = pd.Series([patient for patient in patient_ids if patient not in known], dtype=str)
+    if len(without):
+        parts.append(constant(ensemble.prior, without))
+    for patient in without:
+        reason = "no series could be read" if patient in with_series else "no series found"
+        report.append((patient, "", "prior", reason))
+    predictions = pd.concat(parts, ignore_index=True)
     return predictions, pd.DataFrame(report, columns=["patient_id", "series_id", "status", "reason"])
 
 

@@ -53,6 +53,14 @@ class PostProcessing:
             if set(values) != set(keys) or not all(np.isfinite(v) and v > 0 for v in values.values()):
                 raise UserError(f"post-processing: {name} must give a number above 0 to {', '.join(keys)}")
 
+    def require_tables(self, count: int) -> None:
+        """Raises UserError where the weights are those of another number of tables or runs."""
+        if len(self.weights) != count:
+            raise UserError(
+                f"the post-processing was fitted on {len(self.weights)} tables or runs, there are {count}: "
+                "give the same ones in the same order"
+            )
+
     @classmethod
     def identity(cls, tables: int) -> "PostProcessing":
         """The plain mean of series and tables."""
@@ -104,11 +112,7 @@ class PatientRows:
         Raises:
             UserError: `post` has weights for another number of tables.
         """
-        if len(post.weights) != len(self.mean):
-            raise UserError(
-                f"the post-processing was fitted on {len(post.weights)} tables or runs, there are "
-                f"{len(self.mean)}: give the same ones in the same order"
-            )
+        post.require_tables(len(self.mean))
         weights = np.array(post.weights)[:, None, None, None]
         rows = (1 - post.series_max) * self.mean + post.series_max * self.most_injured
         adjusted = adjust((weights * rows).sum(axis=0), *adjustment_arrays(post), post.any_injury)
