@@ -16,6 +16,7 @@ from src.cls.stacks import as_predicted, read_stack, to_channels
 from src.cls.views import ORGAN_GROUPS, StackView
 from src.core.errors import UserError
 from src.core.targets import INJURIES, LABEL_COLUMNS
+from src.data.packed import PackedSlices
 from src.data.stack import ORGANS, PreparedDataset, image_folder, read_png, slice_name
 from src.nn.augmentation import Augmentation
 
@@ -211,6 +212,31 @@ def test_marked_slices_go_before_areas(masked, organs, labels, tmp_path):
     table.assign(series_id="nowhere").to_csv(tmp_path / "others.csv", index=False)
     with pytest.raises(UserError, match="marks no slice of a series"):
         read_marked_slices(tmp_path / "others.csv", masked)
+
+
+def test_packed_slices_are_those_of_the_png(masked, organs, tmp_path):
+    view = replace(VIEW, windows=("wide", "soft"), neighbours=3)
+    packed = PackedSlices(masked, view.windows, tmp_path / "cache")
+    plain = StackDataset(masked, masked.series, view, organs)
+    fast = StackDataset(masked, masked.series, view, organs, packed=packed)
+    for _ in range(2):  # packed, then read
+        for index in range(len(plain)):
+            assert all((a == b).all() for a, b in zip(plain[index], fast[index], strict=True))
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(files) == len(masked.series)
+    other = PackedSlices(masked, ("soft",), tmp_path / "cache")
+    assert other.folder != packed.folder
+
+
+def test_a_series_that_cannot_be_packed_leaves_nothing(masked, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(masked.folder, folder)
+    dataset, key = PreparedDataset.open(folder), series_ids(masked)[0]
+    (image_folder(folder, *key) / slice_name(11)).write_bytes(b"")
+    packed = PackedSlices(dataset, ("soft",), tmp_path / "cache")
+    with pytest.raises(UserError, match="is damaged"):
+        packed.read(key, [0])
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_maps_follow_a_region_as_the_images_do(masked, organs):

@@ -194,6 +194,13 @@ def test_layers_near_the_input_learn_slower(run_arguments, tmp_path):
     assert any("lr_scale" not in group for group in groups), "the head learns at the full rate"
 
 
+def test_a_cache_changes_nothing(run_arguments, tmp_path):
+    for name, cache in (("plain", {}), ("cached", {"cache": tmp_path / "cache", "workers": 1})):
+        train_cls.main(run_arguments(name, fold="0", epochs=1, **cache))
+    assert (predictions(tmp_path / "plain") == predictions(tmp_path / "cached")).all()
+    assert list((tmp_path / "cache").rglob("*.npy"))
+
+
 def test_a_second_run_may_not_write_into_the_folder(run_arguments, tmp_path):
     from src.core.files import only_writer
 

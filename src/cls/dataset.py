@@ -14,6 +14,7 @@ from src.cls.stacks import Stack, as_predicted, read_stack, to_channels
 from src.cls.views import StackView
 from src.core.runtime import sample_rng
 from src.core.targets import LABEL_COLUMNS
+from src.data.packed import PackedSlices
 from src.data.stack import PreparedDataset
 from src.nn.augmentation import Augmentation, StackAugmenter
 
@@ -50,6 +51,7 @@ class StackDataset(Dataset[StackBatch]):
         slice_targets: None where they are not wanted.
         with_organs: whether samples hold organ maps besides the channels of the view.
         augmentation: None when predicting.
+        packed: a cache of raw slices, read instead of PNG.
         offset: of the slices when predicting, 0..1.
         seed, epoch: of the random draws.
     """
@@ -65,6 +67,7 @@ class StackDataset(Dataset[StackBatch]):
         slice_targets: SliceTargets | None = None,
         with_organs: bool = False,
         augmentation: Augmentation | None = None,
+        packed: PackedSlices | None = None,
         offset: float = 0.5,
         seed: int = 0,
         epoch: int = 0,
@@ -74,7 +77,7 @@ class StackDataset(Dataset[StackBatch]):
         self.targets = None if labels is None else labels[list(LABEL_COLUMNS)].astype(np.float32)
         self.slice_targets, self.with_organs = slice_targets, with_organs
         self.augmenter = None if augmentation is None else StackAugmenter(view.crop, augmentation)
-        self.offset, self.seed, self.epoch = offset, seed, epoch
+        self.packed, self.offset, self.seed, self.epoch = packed, offset, seed, epoch
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -83,7 +86,7 @@ class StackDataset(Dataset[StackBatch]):
         key, view = self.keys[index], self.view
         rng = sample_rng(self.seed, self.epoch, index)
         offset = self.offset if self.augmenter is None else rng.random()
-        stack = read_stack(self.prepared, self.organs, key, view, offset, self.with_organs)
+        stack = read_stack(self.prepared, self.organs, key, view, offset, self.with_organs, self.packed)
         if self.augmenter is None:
             stack = as_predicted(stack, view)
         else:

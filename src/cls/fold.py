@@ -19,6 +19,7 @@ from src.cls.state import FoldState, restore_state, save_state
 from src.core.errors import UserError
 from src.core.log import MetricsLog, is_main_process, progress, say
 from src.core.runtime import Runtime, sample_rng, torch_seed
+from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
@@ -48,6 +49,7 @@ class FoldTraining:
         self.mixer = StackMixer(options.mixup, options.cutmix)
         self.loss = StackLoss(self.labels, options.loss, options.smoothing, self.spec.targets)
         self.loss.to(self.runtime.device)
+        self.packed = open_cache(options, self.spec, self.inputs)
         self.steps_per_epoch = -(-self.order.batches // options.accumulation)
 
     def run(self, state: FoldState) -> None:
@@ -65,7 +67,7 @@ class FoldTraining:
         state.model = self.runtime.share_batch_statistics(state.model)
         model, optimizer = self.runtime.prepare(state.model, state.optimizer)
         while state.epoch < self.options.epochs:
-            terms = self._train_epoch(state, model, optimizer)
+            terms = self.train_epoch(state, model, optimizer)
             state.epoch += 1
             means = torch.stack([torch.stack(list(term.values())) for term in terms]).mean(dim=0)
             means = (self.runtime.sum(means) / self.runtime.world).tolist()
@@ -77,12 +79,17 @@ class FoldTraining:
         if log is not None:
             log.close()
 
-    def _train_epoch(
+    def train_epoch(
         self, state: FoldState, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     ) -> list[dict[str, Tensor]]:
+        """Train the epoch that the state stands at; the losses of each batch.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
         options, runtime = self.options, self.runtime
         batches = self.order.share(state.epoch, runtime.rank)
-        loader = StackLoader(self._dataset(state.epoch), options.workers, batch_sampler=batches)
+        loader = StackLoader(self.dataset(state.epoch), options.workers, batch_sampler=batches)
         total = options.epochs * self.steps_per_epoch
         warmup = round(options.warmup_epochs * self.steps_per_epoch)
         terms = []
@@ -93,7 +100,7 @@ class FoldTraining:
                 first = index - index % options.accumulation
                 group = min(options.accumulation, len(batches) - first)
                 set_lr(optimizer, warmup_cosine(state.step, total, warmup, options.lr))
-                figures = self._losses(model, batch, batches.batches[index], state.epoch, index)
+                figures = self.losses(model, batch, batches.batches[index], state.epoch, index)
                 if not torch.isfinite(figures["loss"]):
                     raise UserError(f"{self.folder.name}: {self._describe_failure(batches.batches[index])}")
                 runtime.backward(figures["loss"] / group)
@@ -106,7 +113,7 @@ class FoldTraining:
                     state.ema.update(runtime.unwrap(model), step=state.step)
         return terms
 
-    def _losses(
+    def losses(
         self, model: torch.nn.Module, batch: StackBatch, chosen: np.ndarray, epoch: int, index: int
     ) -> dict[str, Tensor]:
         """The loss of a batch under `loss`, and its parts."""
@@ -132,7 +139,8 @@ class FoldTraining:
             figures["loss"] = figures["loss"] + options.organ_loss * figures["organs"]
         return figures
 
-    def _dataset(self, epoch: int) -> StackDataset:
+    def dataset(self, epoch: int) -> StackDataset:
+        """The stacks of an epoch, augmented."""
         options, inputs = self.options, self.inputs
         return StackDataset(
             inputs.prepared,
@@ -143,6 +151,7 @@ class FoldTraining:
             slice_targets=inputs.slice_targets if options.slice_loss else None,
             with_organs=options.organ_loss > 0,
             augmentation=augmentation(options),
+            packed=self.packed,
             seed=options.seed,
             epoch=epoch,
         )
@@ -175,8 +184,9 @@ def predict_series(
     model.eval()
     share = series.iloc[runtime.rank :: runtime.world]
     total = 0.0
+    packed = open_cache(options, spec, inputs)
     for offset in spec.offsets:
-        dataset = StackDataset(inputs.prepared, share, spec.view, inputs.organs, offset=offset)
+        dataset = StackDataset(inputs.prepared, share, spec.view, inputs.organs, packed=packed, offset=offset)
         answers = []
         for batch in StackLoader(dataset, options.workers, batch_size=options.batch):
             images, padding = (part.to(runtime.device) for part in (batch.images, batch.padding))
@@ -190,6 +200,15 @@ def predict_series(
         rows = table.join(values).to_dict("records")
     predicted = pd.DataFrame(runtime.gather_rows(rows))
     return series[["patient_id", "series_id"]].merge(predicted, validate="1:1")
+
+
+def open_cache(
+    options: ClassifierOptions, spec: ClassifierSpec, inputs: TrainingInputs
+) -> PackedSlices | None:
+    """The cache of raw slices, where the options name one."""
+    if options.cache is None:
+        return None
+    return PackedSlices(inputs.prepared, spec.view.windows, options.cache)
 
 
 def augmentation(options: ClassifierOptions) -> Augmentation:

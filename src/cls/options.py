@@ -203,6 +203,9 @@ class ClassifierOptions:
     precision: str = "auto"
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
 
+    cache: Path | None = None
+    """Folder on a fast disk for raw copies of the slices, where decoding PNG is what training waits for."""
+
     workers: int = 1
     """Processes that read and augment stacks."""
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from src.cls.organs import Key, OrganIndex
 from src.cls.views import ORGAN_GROUPS, Box, StackView, choose_slices, neighbours_of, square_around
+from src.data.packed import PackedSlices
 from src.data.stack import PreparedDataset, as_channels, image_folder, read_windows
 from src.nn.augmentation import centre_crop
 
@@ -58,16 +59,20 @@ def read_stack(
     view: StackView,
     offset: float,
     with_organs: bool = False,
+    packed: PackedSlices | None = None,
 ) -> Stack:
-    """Read the stack of a series of a prepared data set.
+    """Read the stack of a series of a prepared data set, or of its packed copy.
 
     Raises:
         UserError: a slice that is missing or damaged.
     """
     z_mm = prepared.read_slice_table(*key)["z_mm"].to_numpy()
     plan = plan_stack(z_mm, organs.box(key, view.z_range) if organs else None, view, offset)
-    windows = [prepared.windows.index(name) for name in view.windows]
-    images = read_windows(image_folder(prepared.folder, *key), plan.wanted, prepared.size, windows)
+    if packed is not None:
+        images = packed.read(key, plan.wanted)
+    else:
+        windows = [prepared.windows.index(name) for name in view.windows]
+        images = read_windows(image_folder(prepared.folder, *key), plan.wanted, prepared.size, windows)
     maps = None
     if with_organs or view.mask_channels:
         maps = np.zeros((view.slices, prepared.size, prepared.size), np.uint8)

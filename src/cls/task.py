@@ -27,7 +27,7 @@ from src.nn.encoder import GREY_MEAN, GREY_STD, check_input_size, create_encoder
 from src.score.prior import weight_aware_prior
 
 FREE_TO_CHANGE = (
-    *("data", "labels", "folds", "encoder", "image_labels", "output"),
+    *("data", "labels", "folds", "encoder", "image_labels", "output", "cache"),
     *("fold", "resume", "workers"),
 )
 """Options that may change within a run: none alters a result (inputs are known by their content)."""

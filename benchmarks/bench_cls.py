@@ -1,0 +1,231 @@
+"""What a training step of the classifier costs beyond the model, and how fast stacks are read.
+
+    python benchmarks/bench_cls.py --json cls.json
+    python benchmarks/bench_cls.py --quick
+
+Series of one phantom patient, prepared at 256 px in three windows, the published setting: 48 slices, 192 px
+crops. Side by side, in turn, the model on one thread:
+
+    model   forward, loss, backward, optimiser and weight average on batches that lie in memory
+    step    what train_cls.py does: the same with one process that reads, augments and hands over the batches
+
+and the loader alone, in this process: samples a second with PNG and with raw copies (--cache), whole and
+without augmentation. A ratio is the median over rounds.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench_segment import there_and_back
+from bench_voco_data import prepare_phantom
+from ct_files import machine
+from measuring import alternate, device_name
+
+from src.cls.dataset import StackBatch, StackDataset
+from src.cls.fold import FoldTraining, augmentation
+from src.cls.inputs import TrainingInputs
+from src.cls.options import ClassifierOptions
+from src.cls.state import FoldState, build_state
+from src.cls.task import describe_members
+from src.core.config import parse_options
+from src.core.errors import exit_on_user_error
+from src.core.files import write_json
+from src.core.log import format_table, say
+from src.core.runtime import Runtime
+from src.core.targets import COLUMNS
+from src.data.packed import PackedSlices
+from src.data.stack import PreparedDataset, image_folder, slice_name
+from src.nn.augmentation import Augmentation
+
+TIME_LIMIT = 1.15
+STILL = Augmentation(flip=0, rotate90=0, affine=0, gamma=0, dropout=0)
+SERIES = 8
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    quick: bool = False
+    """a small backbone, fewer slices and rounds: to see that it works, not for figures"""
+    backbone: str = "efficientnet_b0"
+    """timm backbone of the classifier"""
+    slices: int = 48
+    """slices of a stack"""
+    crop: int = 192
+    """side of the network's input"""
+    batch: int = 2
+    """stacks of a step"""
+    workers: int = 1
+    """processes that read beside the model"""
+    repeats: int | None = None
+    """timed rounds, of an epoch of 8 series each; by default 3, --quick 2"""
+    json: Path | None = None
+    """file for the figures"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(BenchOptions, argv, prog="bench_cls.py", description=__doc__)
+    if options.quick:
+        options = replace(options, backbone="test_efficientnet", slices=16, crop=96)
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    say(f"{options.backbone}, {options.slices} slices of {options.crop} px, {options.batch} stacks a step")
+    say(f"{device_name()}; {machine()}; load {load:.1f}" + (": other work slows it" if load > 0.5 else ""))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        phantom, mean_kb = prepare_phantom(folder, options.quick)
+        data = write_set(phantom, folder / "set")
+        training = build_training(options, data, folder)
+        times = compare_times(options, training)
+        loading = compare_loading(options, training, folder / "cache")
+    if options.json:
+        about = {"machine": machine(), "device": device_name(), "load": load, "quick": options.quick}
+        shape = {name: getattr(options, name) for name in ("backbone", "slices", "crop", "batch", "workers")}
+        write_json(about | shape | {"mean_slice_kb": mean_kb, **times, "loading": loading}, options.json)
+
+
+def write_set(phantom: Path, folder: Path) -> PreparedDataset:
+    """Eight patients with the phantom's slices, three hundred each, linked there and back again."""
+    folder.mkdir()
+    (folder / "dataset.json").hardlink_to(phantom / "dataset.json")
+    source = PreparedDataset.open(phantom).series.iloc[[0] * SERIES].reset_index(drop=True)
+    images = image_folder(phantom, source["patient_id"][0], source["series_id"][0])
+    count, found = 300, int(source["slices"][0])
+    names = [str(number) for number in range(SERIES)]
+    table = source.assign(slices=count, patient_id=names, series_id=names)
+    table.to_csv(folder / "series.csv", index=False)
+    for _, row in table.iterrows():
+        target = image_folder(folder, row["patient_id"], row["series_id"])
+        target.mkdir(parents=True)
+        for index, shown in enumerate(there_and_back(found, count)):
+            (target / slice_name(index)).hardlink_to(images / slice_name(shown))
+        pd.DataFrame({"z_mm": -2.5 * pd.RangeIndex(count)}).to_csv(target / "slices.csv", index=False)
+    labels = pd.DataFrame({"patient_id": names, **{column: 0 for column in COLUMNS}})
+    healthy = [column for column in COLUMNS if column.endswith("_healthy")]
+    labels[healthy] = 1
+    labels.to_csv(folder / "train.csv", index=False)
+    # a patient of a fold of its own, so that all others are trained on
+    folds = pd.DataFrame({"patient_id": names, "fold": [int(name == names[-1]) for name in names]})
+    folds.to_csv(folder / "folds.csv", index=False)
+    return PreparedDataset.open(folder)
+
+
+def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -> FoldTraining:
+    given = ClassifierOptions(
+        data=data.folder,
+        labels=data.folder / "train.csv",
+        folds=data.folder / "folds.csv",
+        output=folder / "run",
+        backbone=options.backbone,
+        slices=options.slices,
+        crop=options.crop,
+        batch=options.batch,
+        workers=options.workers,
+        epochs=1000,
+    )
+    inputs = TrainingInputs.read(given)
+    spec = describe_members(given, inputs)[0].spec
+    return FoldTraining(Runtime.create(), spec, given, inputs, inputs.series, folder / "run")
+
+
+def compare_times(options: BenchOptions, training: FoldTraining) -> dict[str, Any]:
+    """Seconds of an epoch both ways, and their ratio."""
+    works = {"model": build_model(training), "step": build_step(training)}
+    seconds = alternate(works, options.repeats or (2 if options.quick else 3))
+    ratio = statistics.median(a / b for a, b in zip(seconds["step"], seconds["model"], strict=True))
+    medians = {name: statistics.median(tries) / training.order.batches for name, tries in seconds.items()}
+    say(f"\n{format_table([{'': name, 's a step': value} for name, value in medians.items()], 2)}")
+    verdict = "within" if ratio <= TIME_LIMIT else "beyond"
+    say(f"step / model {ratio:.3f}, {verdict} the limit of {TIME_LIMIT}")
+    return {
+        "model_s_per_step": medians["model"],
+        "step_s_per_step": medians["step"],
+        "step_over_model": ratio,
+        "time_limit": TIME_LIMIT,
+        "within_time_limit": ratio <= TIME_LIMIT,
+    }
+
+
+def build_model(training: FoldTraining) -> Callable[[], Any]:
+    """An epoch on batches in memory."""
+    state, model, optimizer = prepare(training)
+    dataset = training.dataset(0)
+    order = training.order.share(0, 0)
+    batches = [stack([dataset[index] for index in chosen]) for chosen in order]
+
+    def epoch() -> None:
+        model.train()
+        for index, batch in enumerate(batches):
+            loss = training.losses(model, batch, order.batches[index], 0, index)["loss"]
+            training.runtime.backward(loss)
+            training.runtime.clip_grad_norm(model.parameters(), training.options.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            state.step += 1
+            state.ema.update(training.runtime.unwrap(model), step=state.step)
+
+    return epoch
+
+
+def build_step(training: FoldTraining) -> Callable[[], Any]:
+    """An epoch as training runs it."""
+    state, model, optimizer = prepare(training)
+
+    def epoch() -> None:
+        training.train_epoch(state, model, optimizer)
+        state.epoch += 1
+
+    return epoch
+
+
+def prepare(training: FoldTraining) -> tuple[FoldState, torch.nn.Module, torch.optim.Optimizer]:
+    state = build_state(training.spec, training.options, 0)
+    state.ema.to(training.runtime.device)
+    return state, *training.runtime.prepare(state.model, state.optimizer)
+
+
+def stack(samples: list[StackBatch]) -> StackBatch:
+    return StackBatch(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
+
+
+def compare_loading(options: BenchOptions, training: FoldTraining, cache: Path) -> list[dict[str, Any]]:
+    """Samples a second of one process, by where slices come from and what is done with them."""
+    packed = PackedSlices(training.inputs.prepared, training.spec.view.windows, cache)
+    changes = {"whole": augmentation(training.options), "without augmentation": STILL}
+    rounds = 1 if options.quick else 3
+    rows = []
+    for name, strengths in changes.items():
+        for source, copies in (("PNG", None), ("raw copies", packed)):
+            dataset = StackDataset(
+                training.inputs.prepared,
+                training.series,
+                training.spec.view,
+                labels=training.labels,
+                augmentation=strengths,
+                packed=copies,
+            )
+            for index in range(len(dataset)):  # packs, and warms the page cache
+                _ = dataset[index]
+            started = time.perf_counter()
+            for _ in range(rounds):
+                for index in range(len(dataset)):
+                    _ = dataset[index]
+            rate = rounds * len(dataset) / (time.perf_counter() - started)
+            rows.append({"loader": name, "slices from": source, "samples_per_s": rate})
+    say(f"\nthe loader alone, one core\n{format_table(rows, 2)}")
+    return rows
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
