@@ -31,7 +31,10 @@ from src.voco.task import pretrain
 _TRAININGS = MappingProxyType({VocoOptions: pretrain, ClassifierOptions: train_folds, SegOptions: train_pair})
 RECORD = "piece.json"
 """In a piece's folder once it is finished: its options, a digest of its inputs, seconds, steps."""
-NO_RESULT = ("data", "labelled", "labels", "folds", "output", "encoder", "workers", "resume")
+NO_RESULT = (
+    *("data", "labelled", "labels", "folds", "output", "encoder", "image_labels", "cache"),
+    *("workers", "resume"),
+)
 """Options that may differ from those of a finished piece: inputs are known by their content."""
 MOST_REPEATS = 2
 """More fit a few patients by heart: with five times the epochs a tenth of the labels
@@ -88,9 +91,7 @@ class Piece:
 
     def _train(self) -> None:
         train: Callable[[Any], Any] = _TRAININGS[type(self.options)]
-        is_classifier = isinstance(self.options, ClassifierOptions)
-        checkpoint = self.folder / ("fold0/last.pt" if is_classifier else "last.pt")
-        is_resumed = checkpoint.exists()
+        is_resumed = bool(self._checkpoints())
         started = time.perf_counter()
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             try:
@@ -99,8 +100,12 @@ class Piece:
             except UserError as error:
                 raise UserError(f"{self.folder.name}: {error} (see {log.name})") from None
         seconds = None if is_resumed else time.perf_counter() - started
-        steps = load_checkpoint(checkpoint)["step"]
+        steps = load_checkpoint(self._checkpoints()[0])["step"]  # of the first of several networks
         write_json({**self._identity(), "seconds": seconds, "steps": steps}, self.folder / RECORD)
+
+    def _checkpoints(self) -> list[Path]:
+        """Of the run, or of each network of its folds."""
+        return sorted(self.folder.rglob("last.pt"))
 
     def require_same(self) -> None:
         """Raises UserError where a finished piece was made with other options or from other inputs."""
