@@ -14,7 +14,6 @@ of any injury) that infer.py --post applies. The gain that it reports is cross-f
 by a fit to the other folds.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from src.score.metric import align
 from src.score.post_report import fit_and_report, format_fit
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
 from src.score.report import assign_folds, build_report, format_report
-from src.score.submission import combine_series, combine_tables
+from src.score.submission import combine_tables, folds_differ, one_row_a_patient
 
 PRIOR_FITS = {"prior": weight_aware_prior, "raised_prior": raised_prior}
 
@@ -80,8 +79,8 @@ def score_oof(options: ScoreOptions) -> dict:
     """Read out-of-fold tables, score them, and fit the post-processing if that is asked for."""
     labels = read_labels(options.labels)
     tables = {str(path): read_probabilities(path) for path in options.oof}
-    by_patient = {name: _one_row_a_patient(name, table) for name, table in tables.items()}
-    if _folds_differ(by_patient.values()):
+    by_patient = one_row_a_patient(tables)
+    if folds_differ(by_patient.values()):
         say("the tables put patients in different folds: their folds are left aside")
         by_patient = {name: table.drop(columns="fold", errors="ignore") for name, table in by_patient.items()}
     predictions = combine_tables(list(by_patient.values()))
@@ -122,18 +121,6 @@ def score_submission(options: ScoreOptions) -> dict:
     if options.plots:
         plot_scores(labels, predictions, options.plots)
     return build_report(labels, predictions, None, priors, options.rounds, options.level)
-
-
-def _one_row_a_patient(name: str, rows: pd.DataFrame) -> pd.DataFrame:
-    try:
-        return combine_series(rows)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-
-
-def _folds_differ(tables: Iterable[pd.DataFrame]) -> bool:
-    folds = [table.set_index("patient_id").fold for table in tables if "fold" in table.columns]
-    return any(not fold.sort_index().equals(folds[0].sort_index()) for fold in folds[1:])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,13 @@ from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (
     *("README.md", "Makefile", "folds/README.md"),
-    *("docs/results.md", "docs/prepare.md", "docs/pretraining.md", "docs/segmentation.md"),
+    *(
+        "docs/results.md",
+        "docs/prepare.md",
+        "docs/pretraining.md",
+        "docs/segmentation.md",
+        "docs/classifier.md",
+    ),
 )
 
 

@@ -1,6 +1,6 @@
 """From predictions, perhaps of several series or models, to one row a patient and a valid submission.csv."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,23 @@ def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
             raise UserError(f"predictions: patient {spread.index[spread > 1][0]} is in more than one fold")
         combined.insert(0, "fold", by_patient.fold.first())
     return combined.reset_index()
+
+
+def one_row_a_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """`combine_series` of every table, whose name an error begins with."""
+    combined = {}
+    for name, table in tables.items():
+        try:
+            combined[name] = combine_series(table)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+    return combined
+
+
+def folds_differ(tables: Iterable[pd.DataFrame]) -> bool:
+    """Whether tables of one row a patient put a patient in different folds."""
+    folds = [table.set_index("patient_id").fold.sort_index() for table in tables if "fold" in table.columns]
+    return any(not fold.equals(folds[0]) for fold in folds[1:])
 
 
 def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
