@@ -12,7 +12,7 @@ from seg_files import SIZE, series_ids, write_masked
 from src.cls.dataset import StackDataset
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets, read_marked_slices
-from src.cls.stacks import as_predicted, read_stack, to_channels
+from src.cls.stacks import StackReader, as_predicted, to_channels
 from src.cls.views import ORGAN_GROUPS, StackView
 from src.core.errors import UserError
 from src.core.targets import INJURIES, LABEL_COLUMNS
@@ -49,7 +49,7 @@ def labels(masked):
 
 
 def stack_of(dataset, organs, key, view, offset=0.5):
-    return as_predicted(read_stack(dataset, organs, key, view, offset), view)
+    return as_predicted(StackReader(dataset, organs).read(key, view, offset), view)
 
 
 def test_true_masks_are_measured(masked, organs):
@@ -98,8 +98,8 @@ def test_tables_of_predicted_masks_are_read(masked, organs, tmp_path):
 def test_a_region_chooses_slices_and_the_whole_series_stands_in_for_it(masked, organs):
     view = replace(VIEW, z_range="liver")
     known, unknown = series_ids(masked)[:2]
-    assert read_stack(masked, organs, known, view, 0.5).plan.indices.tolist() == [3, 5, 6, 8]
-    assert read_stack(masked, organs, unknown, view, 0.5).plan.indices.tolist() == [1, 4, 7, 10]
+    assert StackReader(masked, organs).read(known, view, 0.5).plan.indices.tolist() == [3, 5, 6, 8]
+    assert StackReader(masked, organs).read(unknown, view, 0.5).plan.indices.tolist() == [1, 4, 7, 10]
 
 
 def test_a_region_is_cut_out_and_resized(masked, organs):
@@ -241,7 +241,7 @@ def test_a_series_that_cannot_be_packed_leaves_nothing(masked, tmp_path):
 
 def test_maps_follow_a_region_as_the_images_do(masked, organs):
     view = replace(VIEW, in_plane="organs", crop=40)
-    stack = read_stack(masked, organs, series_ids(masked)[0], view, 0.5, with_organs=True)
+    stack = StackReader(masked, organs).read(series_ids(masked)[0], view, 0.5, with_organs=True)
     box = organs.box(series_ids(masked)[0], "organs")
     # 19 rows of organs and a margin of a tenth on each side, drawn at 40 px
     rows = np.flatnonzero(stack.organs[1].any(axis=1))

@@ -136,6 +136,25 @@ def test_raw_and_prepared_input_give_the_same_answer(tiny, run_arguments, tmp_pa
     assert rows["raw"].liver_low.nunique() == 3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"z_range": "organs", "masks": "each", "offsets": 2},
+        {"mode": "single", "z_range": "own", "in_plane": "own"},
+    ],
+)
+def test_prepared_series_with_masks_are_seen_as_they_were_trained(tiny, run_arguments, tmp_path, options):
+    train_cls.main(run_arguments(fold="0", epochs=1, **options))
+    oof = pd.read_csv(tmp_path / "run" / "oof.csv")
+    sample = pd.read_csv(tiny.sample).assign(patient_id=oof.patient_id[:3])
+    sample.to_csv(tmp_path / "sample.csv", index=False)
+    given = f"--models {tmp_path / 'run'} --sample {tmp_path / 'sample.csv'} --output {tmp_path / 's.csv'}"
+    infer.main(f"--input {tiny.prepared} {given}".split())
+    both = pd.read_csv(tmp_path / "s.csv").merge(oof, on="patient_id", suffixes=("", "_oof"))
+    for column in COLUMNS:
+        assert both[column].to_numpy() == pytest.approx(both[f"{column}_oof"].to_numpy(), abs=1e-5)
+
+
 def test_models_that_look_at_organs_need_masks(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1, z_range="organs"))
     given = f"--models {tmp_path / 'run'} --sample {tiny.sample} --output {tmp_path / 's.csv'}"

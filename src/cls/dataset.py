@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets
-from src.cls.stacks import Stack, as_predicted, read_stack, to_channels
+from src.cls.stacks import Stack, StackReader, as_predicted, to_channels
 from src.cls.views import StackView
 from src.core.runtime import sample_rng
 from src.core.targets import LABEL_COLUMNS
@@ -72,12 +72,12 @@ class StackDataset(Dataset[StackBatch]):
         seed: int = 0,
         epoch: int = 0,
     ) -> None:
-        self.prepared, self.view, self.organs = prepared, view, organs
+        self.reader, self.view = StackReader(prepared, organs, packed), view
         self.keys = list(series[["patient_id", "series_id"]].itertuples(index=False, name=None))
         self.targets = None if labels is None else labels[list(LABEL_COLUMNS)].astype(np.float32)
         self.slice_targets, self.with_organs = slice_targets, with_organs
         self.augmenter = None if augmentation is None else StackAugmenter(view.crop, augmentation)
-        self.packed, self.offset, self.seed, self.epoch = packed, offset, seed, epoch
+        self.offset, self.seed, self.epoch = offset, seed, epoch
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -86,7 +86,7 @@ class StackDataset(Dataset[StackBatch]):
         key, view = self.keys[index], self.view
         rng = sample_rng(self.seed, self.epoch, index)
         offset = self.offset if self.augmenter is None else rng.random()
-        stack = read_stack(self.prepared, self.organs, key, view, offset, self.with_organs, self.packed)
+        stack = self.reader.read(key, view, offset, self.with_organs)
         if self.augmenter is None:
             stack = as_predicted(stack, view)
         else:
@@ -94,9 +94,8 @@ class StackDataset(Dataset[StackBatch]):
             stack = stack._replace(images=images, organs=maps)
         batch = as_sample(stack, view)
         if self.with_organs:
-            is_known = self.organs is not None and key in self.organs
             maps = torch.from_numpy(np.ascontiguousarray(stack.organs))
-            batch = batch._replace(organs=maps, has_organs=torch.tensor(is_known))
+            batch = batch._replace(organs=maps, has_organs=torch.tensor(self.reader.has_organs(key)))
         if self.targets is not None:
             batch = batch._replace(targets=torch.from_numpy(self.targets.loc[key[0]].to_numpy().copy()))
         if self.slice_targets is not None:

@@ -52,33 +52,58 @@ def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: flo
     return StackPlan(indices, filled, wanted, places.ravel())
 
 
-def read_stack(
-    prepared: PreparedDataset,
-    organs: OrganIndex | None,
-    key: Key,
-    view: StackView,
-    offset: float,
-    with_organs: bool = False,
-    packed: PackedSlices | None = None,
-) -> Stack:
-    """Read the stack of a series of a prepared data set, or of its packed copy.
+class StackReader:
+    """Reads stacks of a prepared data set.
 
-    Raises:
-        UserError: a slice that is missing or damaged.
+    Args:
+        prepared: the prepared data set.
+        organs: where organs lie; a series that it does not know is seen whole. None if no view needs masks.
+        packed: a cache of raw slices, read instead of PNG; of the windows that all views show.
     """
-    z_mm = prepared.read_slice_table(*key)["z_mm"].to_numpy()
-    plan = plan_stack(z_mm, organs.box(key, view.z_range) if organs else None, view, offset)
-    if packed is not None:
-        images = packed.read(key, plan.wanted)
-    else:
-        windows = [prepared.windows.index(name) for name in view.windows]
-        images = read_windows(image_folder(prepared.folder, *key), plan.wanted, prepared.size, windows)
-    maps = None
-    if with_organs or view.mask_channels:
-        maps = np.zeros((view.slices, prepared.size, prepared.size), np.uint8)
-        if organs is not None and key in organs:
-            maps = organs.read_masks(key, plan.indices)
-    return cut_stack(plan, images, maps, view, organs.box(key, view.in_plane) if organs else None)
+
+    def __init__(
+        self, prepared: PreparedDataset, organs: OrganIndex | None, packed: PackedSlices | None = None
+    ) -> None:
+        self.prepared, self.organs, self.packed = prepared, organs, packed
+        series = prepared.series
+        keys = zip(series["patient_id"], series["series_id"], strict=True)
+        self._counts = dict(zip(keys, series["slices"], strict=True))
+
+    def read(self, key: Key, view: StackView, offset: float, with_organs: bool = False) -> Stack:
+        """The stack of a series.
+
+        Args:
+            offset: of the slices, 0..1.
+            with_organs: whether organ maps are wanted besides the channels of the view.
+
+        Raises:
+            UserError: a slice that is missing or damaged.
+        """
+        plan = plan_stack(self._positions(key, view), self._box(key, view.z_range), view, offset)
+        if self.packed is not None:
+            images = self.packed.read(key, plan.wanted)
+        else:
+            windows = [self.prepared.windows.index(name) for name in view.windows]
+            folder = image_folder(self.prepared.folder, *key)
+            images = read_windows(folder, plan.wanted, self.prepared.size, windows)
+        maps = None
+        if with_organs or view.mask_channels:
+            maps = np.zeros((view.slices, self.prepared.size, self.prepared.size), np.uint8)
+            if self.has_organs(key):
+                maps = self.organs.read_masks(key, plan.indices)
+        return cut_stack(plan, images, maps, view, self._box(key, view.in_plane))
+
+    def has_organs(self, key: Key) -> bool:
+        return self.organs is not None and key in self.organs
+
+    def _box(self, key: Key, region: str) -> Box | None:
+        return self.organs.box(key, region) if self.organs is not None else None
+
+    def _positions(self, key: Key, view: StackView) -> np.ndarray:
+        """In mm; where no distance counts, a table is not read for them."""
+        if view.spacing_mm or view.neighbour_mm:
+            return self.prepared.read_slice_table(*key)["z_mm"].to_numpy()
+        return -np.arange(self._counts[key], dtype=np.float64)
 
 
 def cut_stack(

@@ -8,7 +8,7 @@ import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.organs import OrganIndex
-from src.cls.stacks import StackPlan, as_predicted, cut_stack, plan_stack, read_stack
+from src.cls.stacks import StackPlan, StackReader, as_predicted, cut_stack, plan_stack
 from src.core.errors import UserError
 from src.data.attempts import with_caution
 from src.data.file_tree import open_tree
@@ -82,7 +82,7 @@ class PreparedSource:
 
     def __init__(self, prepared: PreparedDataset) -> None:
         self.prepared = prepared
-        self._organs: OrganIndex | None = None
+        self._reader = StackReader(prepared, None)
 
     def series_of(self, patient_id: str) -> list[str]:
         series = self.prepared.series
@@ -95,12 +95,11 @@ class PreparedSource:
                 f"{own.folder} has windows {' '.join(own.windows)} at {own.size} px, the models want "
                 f"{' '.join(view.windows)} at {view.size} px"
             )
-        if view.needs_masks and self._organs is None:
-            self._organs = OrganIndex.read(own)
+        if view.needs_masks and self._reader.organs is None:
+            self._reader = StackReader(own, OrganIndex.read(own))
 
     def read(self, patient_id: str, series_id: str, kind: StackKind) -> StackBatch:
-        key = (patient_id, series_id)
-        stack = read_stack(self.prepared, self._organs, key, kind.view, kind.offset)
+        stack = self._reader.read((patient_id, series_id), kind.view, kind.offset)
         return as_sample(as_predicted(stack, kind.view), kind.view)
 
 
