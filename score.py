@@ -64,6 +64,8 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if bool(self.oof) == bool(self.submission):
             raise UserError("give either --oof TABLE ... or --submission FILE")
+        if len({path.absolute() for path in self.oof}) < len(self.oof):
+            raise UserError("--oof names a table twice")
         if self.submission and (self.folds or self.fit):
             given = "--folds" if self.folds else "--fit"
             raise UserError(f"{given} goes with --oof: a submission has no folds")
@@ -125,7 +127,7 @@ def score_submission(options: ScoreOptions) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(ScoreOptions, argv, prog="score.py", description=__doc__)
-    for path in (options.json, options.fit):
+    for path in (options.json, options.fit, options.plots and options.plots / "roc.png"):
         if path:
             require_writable(path)
     report = score_submission(options) if options.submission else score_oof(options)

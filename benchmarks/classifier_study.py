@@ -17,6 +17,7 @@ The second level and the post-processing are fitted on what the baseline says ou
 is the plain mean of all runs. A single seed: differences smaller than their interval say nothing.
 """
 
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -191,6 +192,7 @@ def add_second_level(options: StudyOptions) -> None:
     """Fit the second level on the baseline, unless it is there."""
     output = options.work / "runs" / "second-level"
     if not (output / "oof.csv").is_file():
+        shutil.rmtree(output, ignore_errors=True)  # of a study that was killed
         baseline = plan(options)[BASELINE].folder
         second_level.main(
             [

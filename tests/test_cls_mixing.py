@@ -7,6 +7,8 @@ import torch
 from src.cls.dataset import StackBatch
 from src.cls.mixing import StackMixer
 
+EQUAL = torch.ones(4)
+
 
 def batch() -> StackBatch:
     generator = torch.Generator().manual_seed(0)
@@ -23,13 +25,14 @@ def batch() -> StackBatch:
 
 def test_without_probabilities_nothing_is_mixed():
     given = batch()
-    assert StackMixer(0.0, 0.0)(given, np.random.default_rng(0)) is given
+    mixed, importance = StackMixer(0.0, 0.0)(given, EQUAL, np.random.default_rng(0))
+    assert mixed is given and importance is EQUAL
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mixup_adds_up_pictures_and_labels(seed):
     given = batch()
-    mixed = StackMixer(1.0, 0.0)(given, np.random.default_rng(seed))
+    mixed, _ = StackMixer(1.0, 0.0)(given, EQUAL, np.random.default_rng(seed))
     shares = mixed.targets[:, :4]  # of each of the four, by their one-hot labels
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
     expected = torch.einsum("bs,stchw->btchw", shares, given.images.float())
@@ -41,7 +44,7 @@ def test_mixup_adds_up_pictures_and_labels(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_cutmix_takes_labels_by_area_and_cuts_organs_along(seed):
     given = batch()
-    mixed = StackMixer(0.0, 1.0)(given, np.random.default_rng(seed))
+    mixed, _ = StackMixer(0.0, 1.0)(given, EQUAL, np.random.default_rng(seed))
     assert mixed.images.dtype == torch.uint8
     for place, share in enumerate(mixed.targets[:, :4]):
         own = float(share[place])
@@ -57,12 +60,25 @@ def test_cutmix_takes_labels_by_area_and_cuts_organs_along(seed):
 
 def test_the_longer_stack_stays_visible():
     given = batch()
-    mixed = StackMixer(1.0, 0.0)(given, np.random.default_rng(3))
+    mixed, _ = StackMixer(1.0, 0.0)(given, EQUAL, np.random.default_rng(3))
     for place, share in enumerate(mixed.targets[:, :4]):
         sources = [source for source in range(4) if share[source] > 0]
         assert torch.equal(mixed.padding[place], given.padding[sources].all(dim=0))
 
 
 def test_draws_follow_the_generator():
-    first, second = (StackMixer(0.5, 0.5)(batch(), np.random.default_rng(7)) for _ in range(2))
+    first, second = (StackMixer(0.5, 0.5)(batch(), EQUAL, np.random.default_rng(7))[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("mixer", [StackMixer(1.0, 0.0), StackMixer(0.0, 1.0)])
+def test_a_patient_counts_as_much_in_a_mixture_as_alone(mixer):
+    """The loss of a mixture is the sum of what its patients' shares would count alone."""
+    given, importance = batch(), torch.tensor([1.0, 0.2, 3.0, 0.5])
+    for seed in range(5):
+        plain, _ = mixer(given, EQUAL, np.random.default_rng(seed))
+        mixed, counts = mixer(given, importance, np.random.default_rng(seed))
+        shares = plain.targets[:, :4]  # of the pictures
+        torch.testing.assert_close(counts, shares @ importance)
+        torch.testing.assert_close(counts[:, None] * mixed.targets[:, :4], shares * importance)
+        torch.testing.assert_close(mixed.images, plain.images)

@@ -19,8 +19,10 @@ def order(**changes) -> SeriesOrder:
 
 def test_an_epoch_holds_every_series_and_fills_its_last_batch():
     batches = order().epoch(0)
-    assert batches.shape == (13, 8) and set(batches.ravel()) == set(range(101))
-    assert batches.ravel()[101:].tolist() == batches.ravel()[:3].tolist()
+    assert batches.shape == (13, 8) and set(batches.ravel()[:101]) == set(range(101))
+    # seen a second time: the same series, as another draw
+    assert batches.ravel()[101:].tolist() == (batches.ravel()[:3] + 101).tolist()
+    assert order().series_of(batches).ravel()[101:].tolist() == batches.ravel()[:3].tolist()
     assert (order().epoch(0) == batches).all() and (order().epoch(1) != batches).any()
 
 
@@ -39,7 +41,7 @@ def test_balance_draws_injuries_more_often():
     injured = LABELS.loc[SERIES.patient_id, list(INJURIES)].any(axis=1).to_numpy()
     shares = []
     for balance in (0.0, 0.5, 1.0):
-        drawn = np.concatenate([order(balance=balance).epoch(epoch).ravel() for epoch in range(30)])
+        drawn = np.concatenate([order(balance=balance).epoch(epoch).ravel() for epoch in range(30)]) % 101
         shares.append(injured[drawn].mean())
     assert shares[0] == pytest.approx(injured.mean(), abs=0.02)
     assert shares[0] < shares[1] < shares[2]
@@ -49,6 +51,11 @@ def test_balance_draws_injuries_more_often():
 def test_importance_makes_all_series_count_alike(balance):
     own = order(balance=balance)
     assert (own.probabilities * own.importance * own.count) == pytest.approx(1.0)
-    drawn = np.concatenate([own.epoch(epoch).ravel() for epoch in range(400)])
+    drawn = own.series_of(np.concatenate([own.epoch(epoch).ravel() for epoch in range(400)]))
     counts = np.bincount(drawn, minlength=101) * own.importance / len(drawn) * 101
     assert counts.mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_no_draw_of_an_epoch_is_made_twice():
+    draws = order(balance=1.0).epoch(0).ravel()
+    assert len(set(draws)) == len(draws) and len(set(draws % 101)) < len(draws)

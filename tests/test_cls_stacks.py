@@ -162,6 +162,24 @@ def test_prediction_is_fixed_and_training_moves_with_seed_epoch_and_index(masked
     assert (images(seed=1, epoch=2) != images(seed=2, epoch=2)).any()
 
 
+def test_a_further_draw_of_a_series_is_another_one(masked):
+    stacks = StackDataset(masked, masked.series, VIEW, augmentation=Augmentation())
+    first, again, other = stacks[1], stacks[1 + len(stacks)], stacks[1 + 2 * len(stacks)]
+    assert (first.images != again.images).any() and (again.images != other.images).any()
+
+
+def test_the_masks_of_training_are_preferred_and_others_said(masked, tmp_path, capsys):
+    folder = tmp_path / "set"
+    shutil.copytree(masked.folder, folder)
+    dataset = PreparedDataset.open(folder)
+    assert OrganIndex.find(dataset, "true").source == "true" and not capsys.readouterr().err
+    assert OrganIndex.find(dataset, "predicted").source == "true"
+    assert "models trained with predicted masks are shown the true ones" in capsys.readouterr().err
+    organs = OrganIndex.find(dataset, "true")
+    organs.warn_of_unknown(dataset.series, replace(VIEW, z_range="liver"))
+    assert "2 of 5 series have no masks of liver" in capsys.readouterr().err
+
+
 def test_windows_are_those_asked_for(masked):
     key = series_ids(masked)[0]
     view = replace(VIEW, windows=("organ",), crop=SIZE)

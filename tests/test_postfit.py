@@ -50,6 +50,18 @@ def test_the_objective_is_the_score_and_its_gradient_the_slope(case, is_frozen):
     assert objective(vector)[1] == pytest.approx(np.array(slopes), abs=1e-8)
 
 
+def test_a_probability_of_zero_costs_what_it_costs_in_the_metric(case):
+    labels, rows = case
+    mean = rows.mean.copy()
+    injured = int(np.flatnonzero(labels.liver_high)[0])
+    mean[:, injured, 3] = [1.0, 0.0, 0.0]
+    hard = PatientRows(rows.patient_ids, mean, mean)
+    objective = PostObjective(labels, hard, EVERYTHING)
+    assert objective(objective.start)[0] == pytest.approx(raw_score(labels, hard), abs=1e-9)
+    post = fit_post(labels, hard, EVERYTHING)
+    assert score(labels, hard.apply(post)).score < raw_score(labels, hard) - 0.02
+
+
 def test_only_what_is_named_is_changed(case):
     labels, rows = case
     joined = fit_post(labels, rows, Parts(joining=True))

@@ -10,6 +10,7 @@ from cls_labels import draw_labels
 from sklearn.metrics import roc_auc_score
 
 import infer
+import prepare_data
 import train_cls
 from src.cls import second_level
 from src.cls.second_level import SecondLevelOptions, _train
@@ -110,6 +111,39 @@ def test_features_of_a_models_own_patients_are_refused(tiny, first):
     with pytest.raises(UserError, match=r"was trained on patient .* cannot give features of him"):
         out_of_fold_features([first], prepared, None, leaky, Runtime.create("fp32"), workers=0)
     assert FirstLevelModel.load(first / "fold0" / "model.safetensors").patients
+
+
+def test_data_of_another_size_is_refused(tiny, first, tmp_path):
+    prepared = tmp_path / "small"
+    prepare_data.main(f"--input {tiny.raw} --output {prepared} --size 40 --jobs 1".split())
+    given = f"--runs {first} --data {prepared} --labels {tiny.labels} --folds {tiny.folds}"
+    with pytest.raises(UserError, match=r"at 40 px, the models want .* at 48 px"):
+        second_level.main(f"{given} --output {tmp_path / 'out'} --workers 0".split())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--sequence rnn", "--sequence must be"),
+        ("--pooling best", "--pooling must be"),
+        ("--dropout 2", "--dropout"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_read(tmp_path, option, message):
+    given = f"--runs a --data b --labels c --folds d --output {tmp_path / 'out'} {option}"
+    with pytest.raises(UserError, match=message):
+        second_level.main(given.split())
+
+
+def test_single_networks_with_offsets_and_masks_are_looked_through(tiny, run_arguments, tmp_path):
+    options = {"mode": "single", "z_range": "own", "offsets": 2, "epochs": 1, "spacing_mm": 60}
+    train_cls.main(run_arguments("first", **options))
+    given = f"--runs {tmp_path / 'first'} --data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds}"
+    small = "--hidden 8 --epochs 1 --seeds 1 --lr 1e-9 --workers 0"
+    second_level.main(f"{given} --output {tmp_path / 'second'} {small}".split())
+    # nothing learnt: what the first level says
+    first, second = (pd.read_csv(tmp_path / run / "oof.csv")[list(COLUMNS)] for run in ("first", "second"))
+    np.testing.assert_allclose(second, first, atol=1e-4)
 
 
 def test_a_second_level_is_a_run_that_scores_and_infers(tiny, first, tmp_path, capsys):

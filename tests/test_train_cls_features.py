@@ -1,6 +1,7 @@
 """Every feature of train_cls.py, switched on by its option alone: what it changes in a tiny run."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 import infer
 import train_cls
 from src.cls import task
-from src.cls.model import load_classifier
+from src.cls.model import load_classifier, metric_shift
+from src.cls.run_folder import find_folds
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
 from src.data.stack import PreparedDataset
+from src.nn.encoder import EncoderFile, create_encoder, first_kernel, save_encoder
 from src.score.prior import weight_aware_prior
 
 SCRIPT = Path(__file__).parents[1] / "train_cls.py"
@@ -102,6 +105,88 @@ def test_a_network_a_target_learns_its_own_labels_alone(tiny, run_arguments, tmp
     labels = pd.read_csv(tiny.labels, dtype={"patient_id": str})
     prior = weight_aware_prior(labels[labels.patient_id.isin(folds.patient_id[folds.fold != 0])])
     assert table.kidney_low[0] == pytest.approx(prior.kidney_low)
+
+
+def test_a_single_run_with_other_options_is_refused(run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1, mode="single", targets="liver spleen"))
+    (tmp_path / "run/fold0/oof_series.csv").unlink()  # as an interruption leaves it
+    with pytest.raises(UserError, match="holds a run with other --lr"):
+        train_cls.main(run_arguments(fold="0", epochs=1, mode="single", targets="liver spleen", lr="1e-2"))
+
+
+def test_a_fold_with_networks_still_to_come_takes_no_part(tiny, run_arguments, tmp_path):
+    train_cls.main(run_arguments(epochs=1, mode="single", targets="liver spleen"))
+    run = tmp_path / "run"
+    assert [len(networks) for networks in find_folds(run)] == [2, 2]
+    (run / "fold1/spleen/model.safetensors").unlink()
+    assert [len(networks) for networks in find_folds(run)] == [2]
+    (run / "fold0/liver/model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no finished fold"):
+        find_folds(run)
+
+
+def test_a_run_of_few_targets_leaves_the_others_to_the_others(tiny, run_arguments, tmp_path):
+    train_cls.main(run_arguments("few", fold="0", epochs=1, targets="liver"))
+    train_cls.main(run_arguments("all", fold="0", epochs=1))
+    tables = {}
+    for name, runs in (("all", ["all"]), ("both", ["few", "all"])):
+        models = " ".join(str(tmp_path / run) for run in runs)
+        output = tmp_path / f"{name}.csv"
+        infer.main(f"--input {tiny.raw} --models {models} --sample {tiny.sample} --output {output}".split())
+        tables[name] = pd.read_csv(output)
+    kidney, liver = list(GROUPS["kidney"]), list(GROUPS["liver"])
+    np.testing.assert_allclose(tables["both"][kidney], tables["all"][kidney], atol=1e-6)
+    assert not np.allclose(tables["both"][liver], tables["all"][liver])
+
+
+def test_an_encoder_is_taken_by_window(tiny, run_arguments, tmp_path):
+    prepared = PreparedDataset.open(tiny.prepared)
+    encoder = create_encoder("test_efficientnet", 3)
+    about = EncoderFile("test_efficientnet", 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), prepared.windows)
+    save_encoder(tmp_path / "encoder.safetensors", encoder, about)
+    still = {"encoder": tmp_path / "encoder.safetensors", "encoder_lr_scale": 0.0}
+    swapped = f"{prepared.windows[2]} {prepared.windows[0]}"
+    train_cls.main(run_arguments(fold="0", epochs=1, windows=swapped, masks="any", **still))
+    model, spec = load_classifier(tmp_path / "run/fold0/model.safetensors")
+    own, kernel = first_kernel(encoder).detach(), first_kernel(model.encoder).detach()
+    torch.testing.assert_close(kernel[:, 0], own[:, 2] * 1.5)
+    torch.testing.assert_close(kernel[:, 1], own[:, 0] * 1.5)
+    assert not kernel[:, 2].any() and spec.mean == (0.6, 0.4) and spec.std == (0.4, 0.2)
+
+
+def test_masks_never_take_the_kernel_of_a_window(tiny, run_arguments, tmp_path):
+    prepared = PreparedDataset.open(tiny.prepared)
+    encoder = create_encoder("test_efficientnet", 3)
+    about = EncoderFile("test_efficientnet", 3, (0.5,) * 3, (0.25,) * 3, prepared.windows)
+    save_encoder(tmp_path / "encoder.safetensors", encoder, about)
+    still = {"encoder": tmp_path / "encoder.safetensors", "encoder_lr_scale": 0.0}
+    two = " ".join(prepared.windows[:2])  # and a mask: as many channels as the encoder has
+    train_cls.main(run_arguments(fold="0", epochs=1, windows=two, masks="any", **still))
+    model, _ = load_classifier(tmp_path / "run/fold0/model.safetensors")
+    assert not first_kernel(model.encoder)[:, 2].any()
+
+
+def test_slices_are_taught_by_marks_alone_where_there_are_no_masks(tiny, run_arguments, tmp_path, capsys):
+    folder = tmp_path / "prepared"
+    shutil.copytree(tiny.prepared, folder, ignore=shutil.ignore_patterns("masks"))
+    given = {"data": folder, "fold": "0", "epochs": 1, "slice_loss": 1.0}
+    train_cls.main(run_arguments(**given, image_labels=tiny.marks))
+    assert "slices are taught what is marked in them alone" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no masks, which the options ask for"):
+        train_cls.main(run_arguments("other", **given))
+
+
+def test_padding_has_no_organs_to_teach(run_arguments, tmp_path):
+    changes = {"spacing_mm": 150, "slices": 6, "organ_loss": 1.0, "organ_slices": 6, "epochs": 1}
+    train_cls.main(run_arguments(fold="0", **changes))
+    assert np.isfinite(pd.read_csv(tmp_path / "run/fold0/metrics.csv").organs).all()
+
+
+def test_a_plain_loss_begins_at_its_own_best_constant(run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1, lr="1e-9", loss="plain", reweigh=True, smoothing=0))
+    model, spec = load_classifier(tmp_path / "run/fold0/model.safetensors")
+    begun = torch.log_softmax(model.classifier.bias.detach()[:2] + metric_shift(spec)[:2], dim=0).exp()
+    assert begun[1].item() == pytest.approx(spec.prior["bowel_injury"], abs=1e-4)
 
 
 def test_networks_of_single_targets_are_joined_when_predicting(tiny, run_arguments, tmp_path):

@@ -40,7 +40,8 @@ class StackDataset(Dataset[StackBatch]):
     """A stack of each series, cut out as `view` says.
 
     Training moves the slices by one random offset a stack, and augments; both follow from (seed, epoch,
-    index) alone, so that workers, ranks and resumed runs draw the same. Prediction is fixed.
+    index) alone, so that workers, ranks and resumed runs draw the same. An index beyond the series is a
+    further draw of one, see `SeriesOrder`. Prediction is fixed.
 
     Args:
         prepared: the prepared data set.
@@ -83,7 +84,7 @@ class StackDataset(Dataset[StackBatch]):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> StackBatch:
-        key, view = self.keys[index], self.view
+        key, view = self.keys[index % len(self.keys)], self.view
         rng = sample_rng(self.seed, self.epoch, index)
         offset = self.offset if self.augmenter is None else rng.random()
         stack = self.reader.read(key, view, offset, self.with_organs)

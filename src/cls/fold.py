@@ -119,9 +119,9 @@ class FoldTraining:
         """The loss of a batch under `loss`, and its parts."""
         options, device = self.options, self.runtime.device
         rng = sample_rng(options.seed, epoch, index * self.runtime.world + self.runtime.rank)
-        importance = self.importance[chosen].to(device)
+        importance = self.importance[self.order.series_of(chosen)].to(device)
         batch = StackBatch(*(part.to(device, non_blocking=True) for part in batch))
-        batch = self.mixer(batch, rng)
+        batch, importance = self.mixer(batch, importance, rng)
         decoded = choose_slices_to_decode(batch, options.organ_slices, rng) if options.organ_loss else None
         padding = batch.padding if self.spec.view.is_padded else None
         with self.runtime.autocast():
@@ -134,8 +134,8 @@ class FoldTraining:
             figures["loss"] = figures["loss"] + options.slice_loss * figures["slices"]
         if decoded is not None:
             maps = batch.organs.flatten(0, 1)[decoded]
-            has_organs = batch.has_organs.repeat_interleave(batch.organs.shape[1])[decoded]
-            figures["organs"] = organ_loss(answer.organ_logits, maps, has_organs)
+            is_known = (batch.has_organs[:, None] & ~batch.padding).flatten()[decoded]
+            figures["organs"] = organ_loss(answer.organ_logits, maps, is_known)
             figures["loss"] = figures["loss"] + options.organ_loss * figures["organs"]
         return figures
 
@@ -157,7 +157,7 @@ class FoldTraining:
         )
 
     def _describe_failure(self, chosen: np.ndarray) -> str:
-        rows = self.series.iloc[chosen]
+        rows = self.series.iloc[self.order.series_of(chosen)]
         names = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
         return f"the loss is not finite on series {names}: lower --lr, or use --precision bf16 or fp32"
 

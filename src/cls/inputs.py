@@ -9,7 +9,7 @@ from src.cls.options import ClassifierOptions
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets, read_marked_slices
 from src.core.errors import UserError
-from src.core.log import warn
+from src.core.log import say, warn
 from src.data.folds import read_folds
 from src.data.labels import read_labels
 from src.data.stack import PreparedDataset
@@ -57,7 +57,7 @@ class TrainingInputs:
         for table in (series[["patient_id", "series_id", "slices", "fold"]], labels):
             digest.update(table.to_csv(index=False).encode())
         digest.update(options.encoder.read_bytes() if options.encoder else b"")
-        organs = OrganIndex.read(prepared, options.masks_from) if options.needs_organs else None
+        organs = _read_organs(prepared, options)
         digest.update(organs.digest.encode() if organs else b"")
         marked = read_marked_slices(options.image_labels, prepared) if options.image_labels else {}
         digest.update(options.image_labels.read_bytes() if options.image_labels else b"")
@@ -79,18 +79,6 @@ class TrainingInputs:
             raise UserError(f"--fold {unknown[0]}: the folds are {', '.join(map(str, self.fold_numbers))}")
         return self.fold_numbers if asked is None else list(dict.fromkeys(asked))
 
-    def warn_of_missing_masks(self) -> None:
-        """Say how many series have no masks, and are seen whole."""
-        if self.organs is None:
-            return
-        keys = zip(self.series["patient_id"], self.series["series_id"], strict=True)
-        missing = [key for key in keys if key not in self.organs]
-        if missing:
-            warn(
-                f"{len(missing)} of {len(self.series)} series have no masks in {self.organs.folder} and are "
-                f"seen whole, as {'/'.join(missing[0])}"
-            )
-
     def warn_of_seen_patients(self, fold: int) -> None:
         """Say how many held-out patients the encoder saw in its own training."""
         held_out = set(self.series.patient_id[self.series.fold == fold])
@@ -100,3 +88,15 @@ class TrainingInputs:
                 f"fold {fold}: the encoder was pre-trained on {len(seen)} of the {len(held_out)} held-out "
                 "patients (images only, no labels: allowed, but the score may flatter)"
             )
+
+
+def _read_organs(prepared: PreparedDataset, options: ClassifierOptions) -> OrganIndex | None:
+    """Masks that must be there, or that slice targets take where they are."""
+    if options.needs_organs:
+        return OrganIndex.read(prepared, options.masks_from)
+    if options.slice_loss:
+        try:
+            return OrganIndex.read(prepared, options.masks_from)
+        except UserError:
+            say("there are no masks: slices are taught what is marked in them alone")
+    return None

@@ -92,7 +92,7 @@ def slice_loss(slice_logits: Tensor, targets: Tensor) -> Tensor:
         targets: (B, T, 8) in 0..1, NaN where nothing is known.
 
     Returns:
-        Mean over what is known, (); 0 where nothing is.
+        Mean over what is known, (), under torchrun by this process; 0 where nothing is.
     """
     known = ~targets.isnan()
     wanted = torch.where(known, targets, 0.0)
@@ -102,13 +102,15 @@ def slice_loss(slice_logits: Tensor, targets: Tensor) -> Tensor:
     return (losses * known).sum() / known.sum().clamp(min=1)
 
 
-def organ_loss(organ_logits: Tensor, organs: Tensor, has_organs: Tensor) -> Tensor:
-    """Cross-entropy of the organs of the decoded slices, () over those of series with masks.
+def organ_loss(organ_logits: Tensor, organs: Tensor, is_known: Tensor) -> Tensor:
+    """Cross-entropy of the organs of the decoded slices, () over those whose organs are known.
+
+    Under torchrun the mean is that of a process's own slices.
 
     Args:
         organ_logits: (K, classes, H, W).
         organs: uint8 (K, H, W).
-        has_organs: bool (K,).
+        is_known: bool (K,); False for padding and for series without masks.
     """
     losses = F.cross_entropy(organ_logits.float(), organs.long(), reduction="none").mean(dim=(1, 2))
-    return (losses * has_organs).sum() / has_organs.sum().clamp(min=1)
+    return (losses * is_known).sum() / is_known.sum().clamp(min=1)

@@ -17,7 +17,8 @@ class StackMixer:
 
     MixUp (Zhang et al. 2018, arXiv 1710.09412) adds the pictures up by their share; CutMix (Yun et al. 2019,
     arXiv 1905.04899) puts a rectangle of one, through all slices, in its place in the other. Labels count by
-    the share; organ maps are cut along, and not used of pictures that were added up.
+    the share and by how much each patient counts; organ maps are cut along, and not used of pictures that
+    were added up.
     """
 
     mixup: float
@@ -25,8 +26,14 @@ class StackMixer:
     cutmix: float
     """probability of CutMix, of the batches that MixUp leaves"""
 
-    def __call__(self, batch: StackBatch, rng: np.random.Generator) -> StackBatch:
-        """The batch, with images float where pictures are added up."""
+    def __call__(
+        self, batch: StackBatch, importance: torch.Tensor, rng: np.random.Generator
+    ) -> tuple[StackBatch, torch.Tensor]:
+        """The batch, with images float where pictures are added up, and how much each stack of it counts.
+
+        Args:
+            importance: (B,) how much each patient counts.
+        """
         draw = rng.random()
         share, order = float(rng.beta(ALPHA, ALPHA)), torch.from_numpy(rng.permutation(len(batch.images)))
         if draw < self.mixup:
@@ -44,13 +51,18 @@ class StackMixer:
             has_organs = batch.has_organs & batch.has_organs[order]
             mixed = batch._replace(images=images, organs=organs, has_organs=has_organs)
         else:
-            return batch
-        both = {}
-        for name in ("targets", "slice_targets"):
-            own = getattr(batch, name)
-            both[name] = share * own + (1 - share) * own[order]
-        # where one stack ends before the other, the longer one is still to be seen
-        return mixed._replace(padding=batch.padding & batch.padding[order], **both)
+            return batch, importance
+        counts = share * importance + (1 - share) * importance[order]
+        own = (share * importance / counts)[:, None]  # the loss is linear in the targets
+        return (
+            mixed._replace(
+                targets=own * batch.targets + (1 - own) * batch.targets[order],
+                slice_targets=share * batch.slice_targets + (1 - share) * batch.slice_targets[order],
+                # where one stack ends before the other, the longer one is still to be seen
+                padding=batch.padding & batch.padding[order],
+            ),
+            counts,
+        )
 
 
 def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:

@@ -16,7 +16,7 @@ from src.core.errors import UserError
 from src.core.files import atomic_path
 from src.core.targets import CLASS_WEIGHTS, GROUPS, INJURIES
 from src.nn.augmentation import FLIPS
-from src.nn.encoder import create_encoder, encoder_width
+from src.nn.encoder import create_encoder, encoder_width, first_kernel
 from src.nn.organ_decoder import OrganDecoder
 from src.nn.sequence import SequenceHead
 
@@ -53,7 +53,7 @@ class ClassifierSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the targets, in the competition's order."""
+        """Of the targets, in their order."""
         return tuple(column for group in self.targets for column in GROUPS[group])
 
 
@@ -73,7 +73,7 @@ class Answer(NamedTuple):
 
 
 class TraumaClassifier(nn.Module):
-    """Slice stacks (B, T, C, H, W), uint8, to logits in the order of the competition's columns.
+    """Slice stacks (B, T, C, H, W), uint8, to logits in the order of the spec's columns.
 
     Args:
         drop_path_rate: stochastic depth of the encoder.
@@ -91,6 +91,8 @@ class TraumaClassifier(nn.Module):
         super().__init__()
         view = spec.view
         self.encoder = create_encoder(spec.backbone, view.channels, pretrained, drop_path_rate)
+        if pretrained and view.mask_channels:  # ImageNet has seen no masks
+            first_kernel(self.encoder).data[:, -view.mask_channels :] = 0
         self.head = SequenceHead(
             encoder_width(self.encoder), spec.hidden, spec.sequence, spec.pooling, spec.dropout
         )

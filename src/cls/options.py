@@ -262,9 +262,10 @@ class ClassifierOptions:
 
     @property
     def needs_organs(self) -> bool:
-        """Whether masks must be there: for the view, or for a loss."""
+        """Whether masks must be there: for the view, for the organ loss, or for slices without marks."""
         regions = {self.z_range, self.in_plane} != {"body"}
-        return regions or self.masks != "none" or self.slice_loss > 0 or self.organ_loss > 0
+        unmarked = self.slice_loss > 0 and self.image_labels is None
+        return regions or self.masks != "none" or self.organ_loss > 0 or unmarked
 
 
 def _refuse(name: str, why: str) -> None:

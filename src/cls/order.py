@@ -53,13 +53,22 @@ class SeriesOrder:
         return 1 / (self.count * self.probabilities)
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """(batches, batch) series. The last batch is filled up with the first series of the epoch."""
+        """(batches, batch) draws. The last batch is filled up with the first series of the epoch.
+
+        A draw is the series the first time it is seen in the epoch, and `count` more each further time: what
+        is drawn again is augmented anew.
+        """
         rng = sample_rng(self.seed, epoch, self.count)
         if self.balance:
             order = rng.choice(self.count, self.batches * self.batch, p=self.probabilities)
         else:
             order = np.resize(rng.permutation(self.count), self.batches * self.batch)
-        return order.reshape(self.batches, self.batch)
+        times = pd.Series(order).groupby(order).cumcount().to_numpy()
+        return (order + self.count * times).reshape(self.batches, self.batch)
+
+    def series_of(self, draws: np.ndarray) -> np.ndarray:
+        """The series of some draws."""
+        return np.asarray(draws) % self.count
 
     def share(self, epoch: int, rank: int) -> "OrderShare":
         """What one process reads in an epoch."""

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from src.cls.views import ORGAN_GROUPS, REGIONS, Box
+from src.cls.views import ORGAN_GROUPS, REGIONS, Box, StackView
 from src.core.errors import UserError
+from src.core.log import warn
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures
 from src.data.stack import ORGANS, PreparedDataset, read_slices
 
@@ -38,6 +39,8 @@ class OrganIndex:
     areas: dict[Key, np.ndarray]
     """(slices, groups) mm2, in the order of `ORGAN_GROUPS`"""
     digest: str
+    source: str
+    """true or predicted"""
 
     @classmethod
     def read(cls, prepared: PreparedDataset, source: str = "auto") -> "OrganIndex":
@@ -71,7 +74,37 @@ class OrganIndex:
         )
         rows_of = areas.groupby(list(_IDS), sort=False).indices
         by_series = {key: grouped[rows] for key, rows in rows_of.items()}
-        return cls(folder, prepared.size, boxes, by_series, digest.hexdigest())
+        return cls(folder, prepared.size, boxes, by_series, digest.hexdigest(), source)
+
+    @classmethod
+    def find(cls, prepared: PreparedDataset, preferred: str) -> "OrganIndex":
+        """The masks of a kind, or those of the other kind with a warning.
+
+        Raises:
+            UserError: neither is there.
+        """
+        if preferred in _FOLDERS and not (prepared.folder / _FOLDERS[preferred]).is_dir():
+            organs = cls.read(prepared)
+            warn(
+                f"models trained with {preferred} masks are shown the {organs.source} ones of {organs.folder}"
+            )
+            return organs
+        return cls.read(prepared, preferred if preferred in _FOLDERS else "auto")
+
+    def warn_of_unknown(self, series: pd.DataFrame, view: StackView) -> None:
+        """Say how many series have no masks, or do not show a region of the view, and are seen whole."""
+        keys = list(zip(series["patient_id"], series["series_id"], strict=True))
+        unknown = [
+            key
+            for key in keys
+            if key not in self or any(self.box(key, region) is None for region in view.regions)
+        ]
+        if unknown:
+            what = f" of {' and '.join(view.regions)}" if view.regions else ""
+            warn(
+                f"{len(unknown)} of {len(keys)} series have no masks{what} in {self.folder} and are seen "
+                f"whole, as {'/'.join(unknown[0])}"
+            )
 
     def __contains__(self, key: Key) -> bool:
         return key in self.areas

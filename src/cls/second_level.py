@@ -21,7 +21,7 @@ from src.cls.leaks import refuse_shared_patients
 from src.cls.losses import StackLoss
 from src.cls.organs import OrganIndex
 from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
-from src.cls.second_model import SECOND, SecondLevel, SecondSpec, predict_described, save_second_level
+from src.cls.second_model import FIRST, SECOND, SecondLevel, SecondSpec, predict_described, save_second_level
 from src.cls.slice_features import FirstLevelModel, SliceFeatures, find_models, out_of_fold_features
 from src.core.config import parse_options, save_options
 from src.core.errors import UserError, exit_on_user_error
@@ -33,6 +33,7 @@ from src.data.folds import read_folds
 from src.data.labels import read_labels
 from src.data.stack import PreparedDataset
 from src.nn.schedule import set_lr, warmup_cosine
+from src.nn.sequence import POOLINGS, SEQUENCES
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ class SecondLevelOptions:
         for name in ("hidden", "epochs", "batch", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name, allowed in (("sequence", SEQUENCES), ("pooling", POOLINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
+        if min(self.workers, self.seed, self.weight_decay) < 0 or self.lr <= 0:
+            raise ValueError("--workers, --seed and --weight-decay must be at least 0, --lr above 0")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -119,8 +127,7 @@ def train_second_level(options: SecondLevelOptions) -> None:
         raise UserError(f"{options.output} holds a run already: choose another --output")
     options.output.mkdir(parents=True, exist_ok=True)
     with only_writer(options.output), Runtime.create(options.precision, one_process=True) as runtime:
-        needs_masks = _any_needs_masks(options.runs, int(series.fold.min()))
-        organs = OrganIndex.read(prepared) if needs_masks else None
+        organs = _find_organs(prepared, options.runs, int(series.fold.min()))
         described = out_of_fold_features(options.runs, prepared, organs, series, runtime, options.workers)
         save_options(options, options.output / "config.yaml")
         for fold in sorted(int(fold) for fold in series.fold.unique()):
@@ -145,7 +152,7 @@ def _run_fold(options: SecondLevelOptions, described: SliceFeatures, labels: pd.
     folder = options.output / f"fold{fold}"
     for place, run in enumerate(options.runs):
         for path in find_models(run, fold):
-            target = folder / "first" / str(place) / path.parent.relative_to(run / f"fold{fold}") / path.name
+            target = folder / FIRST / str(place) / path.parent.relative_to(run / f"fold{fold}") / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     save_second_level(folder / SECOND, models, spec)
@@ -185,9 +192,15 @@ def _train(
     return model.eval()
 
 
-def _any_needs_masks(runs: tuple[Path, ...], fold: int) -> bool:
-    paths = [path for run in runs for path in find_models(run, fold)]
-    return any(FirstLevelModel.load(path).spec.view.needs_masks for path in paths)
+def _find_organs(prepared: PreparedDataset, runs: tuple[Path, ...], fold: int) -> OrganIndex | None:
+    """The masks that the networks of the runs were trained with, None where none needs any."""
+    views = [FirstLevelModel.load(path).spec.view for run in runs for path in find_models(run, fold)]
+    wanted = [view for view in views if view.needs_masks]
+    if not wanted:
+        return None
+    organs = OrganIndex.find(prepared, wanted[0].masks_from)
+    organs.warn_of_unknown(prepared.series, wanted[0])
+    return organs
 
 
 if __name__ == "__main__":

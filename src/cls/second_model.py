@@ -17,8 +17,8 @@ from src.core.files import atomic_path
 from src.core.targets import COLUMNS
 from src.nn.sequence import SequenceHead
 
-SECOND = "second.safetensors"
-"""In a fold's folder; the first level's networks lie in `first` beside it."""
+SECOND, FIRST = "second.safetensors", "first"
+"""In a fold's folder: the second level, and the first level's networks, `first/<run>/...`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,19 @@ class SecondLevel(nn.Module):
 def predict_described(model: SecondLevel, described: SliceFeatures) -> Tensor:
     """(N, 13) probabilities."""
     return probabilities(model(described.features, described.padding, described.base))
+
+
+def find_first_level(fold: Path) -> list[Path]:
+    """The first level's networks of a fold, in the order of the runs that the second level was trained on.
+
+    Raises:
+        UserError: they are not there.
+    """
+    runs = sorted((fold / FIRST).glob("*"), key=lambda run: int(run.name))
+    paths = [path for run in runs for path in sorted(run.rglob("*.safetensors"))]
+    if not paths:
+        raise UserError(f"{fold / FIRST} holds no networks, which the second level beside it looks through")
+    return paths
 
 
 def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpec) -> None:

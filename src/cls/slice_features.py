@@ -1,6 +1,5 @@
 """What fold models say of every slice of series that they were not trained on, for the second level."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from src.cls.dataset import StackDataset
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, metric_shift, probabilities
 from src.cls.organs import OrganIndex
+from src.cls.run_folder import find_networks, read_about
+from src.cls.stacks import check_view
 from src.core.errors import UserError
 from src.core.log import progress, say
 from src.core.runtime import Runtime
@@ -62,9 +62,7 @@ class FirstLevelModel:
     def load(cls, path: Path) -> "FirstLevelModel":
         """Raises UserError as `load_classifier` does."""
         model, spec = load_classifier(path)
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-        return cls(path, model, spec, frozenset(about.get("training_patients", ())))
+        return cls(path, model, spec, frozenset(read_about(path).get("training_patients", ())))
 
     def refuse_own_patients(self, patient_ids: Sequence[str]) -> None:
         """Features of whom a model was trained on look better than those of others will.
@@ -86,8 +84,7 @@ def find_models(run: Path, fold: int) -> list[Path]:
     Raises:
         UserError: the fold is not finished.
     """
-    folder = run / f"fold{fold}"
-    paths = sorted([*folder.glob("model.safetensors"), *folder.glob("*/model.safetensors")])
+    paths = find_networks(run / f"fold{fold}")
     if not paths:
         raise UserError(f"{run} has no finished fold {fold}: train_cls.py trains it")
     return paths
@@ -110,12 +107,15 @@ def out_of_fold_features(
     Raises:
         UserError: a model that was trained on a patient of its fold, or runs with stacks of other lengths.
     """
+    folds = {fold: rows for fold, rows in series.groupby("fold")}
+    paths = {fold: [path for run in runs for path in find_models(run, int(fold))] for fold in folds}
     parts = []
-    for fold, rows in series.groupby("fold"):
+    for fold, rows in folds.items():
         rows = rows[["patient_id", "series_id", "fold"]].reset_index(drop=True)
-        models = [FirstLevelModel.load(path) for run in runs for path in find_models(run, fold)]
+        models = [FirstLevelModel.load(path) for path in paths[fold]]
         for first in models:
             first.refuse_own_patients(rows["patient_id"])
+            check_view(prepared, first.spec.view)
         parts.append(describe_series(models, prepared, organs, rows, runtime, workers))
         say(f"fold {fold}: {len(rows)} series by {len(models)} networks")
     if len({part.features.shape[1:] for part in parts}) > 1:
@@ -142,23 +142,41 @@ def describe_series(
     lengths = {first.spec.view.slices for first in models}
     if len(lengths) > 1:
         raise UserError(f"the runs have stacks of {sorted(lengths)} slices: a second level needs one length")
-    features, totals, paddings = [], [], []
+    said = []
     for first in models:
         first.model.to(runtime.device)
-        dataset = StackDataset(prepared, series, first.spec.view, organs)
-        loader = StackLoader(dataset, workers, batch_size=BATCH)
-        own = []
-        for batch in progress(loader, len(loader), first.path.parent.name):
-            parts = (part.to(runtime.device) for part in (batch.images, batch.padding))
-            described = describe_stacks(first.model, first.spec, *parts, runtime)
-            own.append((*(part.cpu() for part in described), batch.padding))
-        slices, base, padding = (torch.cat(part) for part in zip(*own, strict=True))
-        features.append(slices)
-        totals.append((first.spec.columns, base))
-        paddings.append(padding)
-    return SliceFeatures(
-        series, torch.cat(features, dim=2), torch.stack(paddings).all(dim=0), mean_by_column(totals)
-    )
+        by_offset = []
+        for offset in first.spec.offsets:
+            dataset = StackDataset(prepared, series, first.spec.view, organs, offset=offset)
+            loader = StackLoader(dataset, workers, batch_size=BATCH)
+            own = []
+            for batch in progress(loader, len(loader), first.path.parent.name):
+                parts = (part.to(runtime.device) for part in (batch.images, batch.padding))
+                described = describe_stacks(first.model, first.spec, *parts, runtime)
+                own.append((*(part.cpu() for part in described), batch.padding))
+            by_offset.append(tuple(torch.cat(part) for part in zip(*own, strict=True)))
+        said.append((first.spec.columns, by_offset))
+    return join_descriptions(series, said)
+
+
+def join_descriptions(
+    series: pd.DataFrame, said: Sequence[tuple[tuple[str, ...], list[tuple[Tensor, Tensor, Tensor]]]]
+) -> SliceFeatures:
+    """Put what several networks say of the same series side by side.
+
+    Args:
+        series: a row a series.
+        said: of each network its columns, and for each offset of the slices features (N, T, F),
+            probabilities (N, columns) and padding (N, T); offsets are averaged.
+    """
+    features, totals, paddings = [], [], []
+    for columns, by_offset in said:
+        slices, base, padding = zip(*by_offset, strict=True)
+        features.append(torch.stack(slices).mean(dim=0))
+        totals.append((columns, torch.stack(base).mean(dim=0)))
+        paddings.append(torch.stack(padding).all(dim=0))
+    padding = torch.stack(paddings).all(dim=0)
+    return SliceFeatures(series, torch.cat(features, dim=2), padding, mean_by_column(totals))
 
 
 @torch.inference_mode()
@@ -167,8 +185,8 @@ def describe_stacks(
 ) -> tuple[Tensor, Tensor]:
     """Features (B, T, F) and probabilities (B, columns), averaged over the spec's flips.
 
-    Of each slice: the logits that the classifier would give a stack of it alone, those of the slice head
-    where there is one, and the logarithm of the slice's share in the pooling.
+    Of each slice: the logits that the classifier would give if this slice alone were pooled, those of the
+    slice head where there is one, and the logarithm of the slice's share in the pooling.
     """
     slices, answers = [], []
     for flip in spec.flips:

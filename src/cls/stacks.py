@@ -7,6 +7,7 @@ import numpy as np
 
 from src.cls.organs import Key, OrganIndex
 from src.cls.views import ORGAN_GROUPS, Box, StackView, choose_slices, neighbours_of, square_around
+from src.core.errors import UserError
 from src.data.packed import PackedSlices
 from src.data.stack import PreparedDataset, as_channels, image_folder, read_windows
 from src.nn.augmentation import centre_crop
@@ -50,6 +51,19 @@ def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: flo
     indices, filled = choose_slices(z_mm, first, stop, view, offset)
     wanted, places = np.unique(neighbours_of(indices, z_mm, view), return_inverse=True)
     return StackPlan(indices, filled, wanted, places.ravel())
+
+
+def check_view(prepared: PreparedDataset, view: StackView) -> None:
+    """Make sure that stacks of a view can be cut out of a data set.
+
+    Raises:
+        UserError: it was prepared at another size, or without a window.
+    """
+    if view.size != prepared.size or set(view.windows) - set(prepared.windows):
+        raise UserError(
+            f"{prepared.folder} has windows {' '.join(prepared.windows)} at {prepared.size} px, the models "
+            f"want {' '.join(view.windows)} at {view.size} px"
+        )
 
 
 class StackReader:

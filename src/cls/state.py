@@ -11,6 +11,7 @@ from src.cls.model import ClassifierSpec, TraumaClassifier
 from src.cls.options import ClassifierOptions
 from src.core.checkpoint import load_checkpoint, save_checkpoint
 from src.core.runtime import Runtime, torch_seed
+from src.core.targets import CLASS_WEIGHTS
 
 
 @dataclass
@@ -31,6 +32,9 @@ def build_state(spec: ClassifierSpec, options: ClassifierOptions, fold: int) -> 
     """Model with start weights drawn from (seed, fold), its weight average and its optimiser."""
     with torch_seed(options.seed, fold):
         model = TraumaClassifier(spec, options.drop_path, options.pretrained, options.organ_loss > 0)
+    if options.loss == "plain":  # whose best constant answer is not weighed
+        weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
+        model.classifier.bias.data -= weights.log()
     model = model.to(memory_format=torch.channels_last)
     if options.layer_decay < 1:
         groups = param_groups_layer_decay(

@@ -5,6 +5,7 @@ import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from src.cls.leaks import refuse_shared_patients
 from src.cls.model import ClassifierSpec, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
+from src.cls.run_folder import MODEL
 from src.cls.state import build_state
 from src.cls.views import OWN_REGION, StackView
 from src.core.checkpoint import differing_options
@@ -24,6 +26,7 @@ from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.nn.encoder import GREY_MEAN, GREY_STD, check_input_size, create_encoder, load_encoder
+from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
 
 FREE_TO_CHANGE = (
@@ -57,6 +60,8 @@ def train_folds(options: ClassifierOptions) -> None:
         view = member.spec.view
         encoder = create_encoder(member.spec.backbone, view.channels)
         check_input_size(encoder, view.channels, view.crop)
+        if options.organ_loss:
+            OrganDecoder(encoder, view.channels, view.crop)  # says whether it can be had
     with (
         Runtime.create(options.precision) as runtime,
         runtime.lost_peer_in_one_line(),
@@ -67,7 +72,9 @@ def train_folds(options: ClassifierOptions) -> None:
         runtime.wait_for_all()
         finished = [fold for fold in chosen if (options.output / f"fold{fold}" / FOLD_TABLE).exists()]
         runtime.wait_for_all()  # before anybody finishes one
-        inputs.warn_of_missing_masks()
+        for view in {member.spec.view for member in members}:
+            if inputs.organs is not None:
+                inputs.organs.warn_of_unknown(inputs.series, view)
         for fold in chosen:
             if fold in finished:
                 say(f"fold {fold} is finished: {options.output / f'fold{fold}'}")
@@ -104,6 +111,9 @@ def _describe_model(
     mean, std = (GREY_MEAN,) * len(view.windows), (GREY_STD,) * len(view.windows)
     if encoder is not None and encoder.windows == view.windows:
         mean, std = encoder.mean, encoder.std
+    elif encoder is not None and not set(view.windows) - set(encoder.windows):
+        places = [encoder.windows.index(name) for name in view.windows]
+        mean, std = (tuple(values[place] for place in places) for values in (encoder.mean, encoder.std))
     elif encoder is not None:
         warn(
             f"the encoder saw the windows {' '.join(encoder.windows)}, the network is shown "
@@ -139,7 +149,7 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
         )
     own = {"own": OWN_REGION[targets[0]]}
-    return StackView(
+    view = StackView(
         windows=windows,
         size=prepared.size,
         crop=options.crop,
@@ -151,6 +161,9 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
         neighbour_mm=options.neighbour_mm,
         masks=options.masks,
     )
+    if not view.needs_masks:
+        return view
+    return replace(view, masks_from=inputs.organs.source)
 
 
 def _run_fold(
@@ -172,7 +185,8 @@ def _run_fold(
     predicted = held_out[["patient_id", "series_id"]].assign(fold=fold, **prior)
     for member in members:
         spec = replace(member.spec, prior=prior.to_dict())
-        table = _run_member(runtime, options, spec, inputs, fold, (training, held_out), folder / member.name)
+        about = {"fold": fold, "networks": [each.name for each in members]}
+        table = _run_member(runtime, options, spec, inputs, about, (training, held_out), folder / member.name)
         predicted[list(spec.columns)] = table[list(spec.columns)].to_numpy()
     if is_main_process():
         write_table(predicted[["patient_id", "series_id", "fold", *COLUMNS]], folder / FOLD_TABLE)
@@ -183,23 +197,27 @@ def _run_member(
     options: ClassifierOptions,
     spec: ClassifierSpec,
     inputs: TrainingInputs,
-    fold: int,
+    about: dict[str, Any],
     parts: tuple[pd.DataFrame, pd.DataFrame],
     folder: Path,
 ) -> pd.DataFrame:
-    """Train one network, write it, and predict the series held out."""
+    """Train one network, write it with what is told `about` it, and predict the series held out."""
     training, held_out = parts
-    state = build_state(spec, options, fold)
+    state = build_state(spec, options, about["fold"])
     if inputs.encoder is not None:
-        report = load_encoder(state.model.encoder, options.encoder, spec.view.mask_channels)
+        view = spec.view
+        windows = view.windows * view.neighbours
+        report = load_encoder(state.model.encoder, options.encoder, view.mask_channels, windows)
         say(f"encoder {options.encoder}: {report}")
         state.ema.set(state.model)
     FoldTraining(runtime, spec, options, inputs, training, folder).run(state)
     model = state.ema.module
     if is_main_process():
         patients = sorted(set(training.patient_id))
-        save_classifier(folder / "model.safetensors", model, spec, fold=fold, training_patients=patients)
-    return predict_series(runtime, model, spec, inputs, held_out, options)
+        save_classifier(folder / MODEL, model, spec, **about, training_patients=patients)
+    predicted = predict_series(runtime, model, spec, inputs, held_out, options)
+    runtime.release()
+    return predicted
 
 
 def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: list[int]) -> None:
@@ -213,7 +231,12 @@ def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: li
     if options.resume == "never":
         for fold in chosen:
             shutil.rmtree(options.output / f"fold{fold}", ignore_errors=True)
-    if record.exists() and any(options.output.glob("fold*/last.pt")):
+    has_begun = any(options.output.glob("fold*/**/last.pt")) or any(
+        options.output.glob(f"fold*/{FOLD_TABLE}")
+    )
+    if has_begun and not record.exists():
+        raise UserError(f"{options.output} holds a run of another program: choose another --output")
+    if has_begun:
         saved = json.loads(record.read_text(encoding="utf-8"))
         differing = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
         if saved["inputs"] != inputs.digest:

@@ -69,6 +69,8 @@ class StackView:
     """their distance; 0 takes the slices next to it"""
     masks: str = "none"
     """one of `MASK_CHANNELS`"""
+    masks_from: str = "none"
+    """true or predicted: which masks training was shown; none where it needed none"""
 
     @property
     def mask_channels(self) -> int:
@@ -83,6 +85,11 @@ class StackView:
     def needs_masks(self) -> bool:
         """Whether a stack cannot be cut out of the images alone."""
         return self.mask_channels > 0 or {self.z_range, self.in_plane} != {"body"}
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """That a series must show, or it is seen whole."""
+        return tuple({self.z_range, self.in_plane} - {"body"})
 
     @property
     def is_padded(self) -> bool:

@@ -27,6 +27,7 @@ class Runtime:
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
+        self._first_scale = self.scaler_state()
 
     @classmethod
     def create(cls, precision: str = "auto", *, one_process: bool = False) -> "Runtime":
@@ -67,6 +68,11 @@ class Runtime:
     def prepare(self, *parts: Any) -> Any:
         """Move models to the device and wrap them, optimisers and loaders for the processes at hand."""
         return self._accelerator.prepare(*parts)
+
+    def release(self) -> None:
+        """Let go of all that was prepared: the next training begins as the first one did."""
+        self._accelerator.free_memory()
+        self.load_scaler(self._first_scale)
 
     def share_batch_statistics(self, model: nn.Module) -> nn.Module:
         """Let BatchNorm see the batch of all processes. Only GPUs can; on CPUs each process keeps its own."""

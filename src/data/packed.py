@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.core.errors import UserError
 from src.core.files import atomic_path
 from src.data.stack import PreparedDataset, image_folder, read_windows
 
@@ -17,8 +18,8 @@ from src.data.stack import PreparedDataset, image_folder, read_windows
 class PackedSlices:
     """Reads slices from `<folder>/<digest>/<patient_id>/<series_id>.npy`, and packs what is not there.
 
-    Several processes may read and pack the same series. The digest changes with the prepared set and the
-    windows, so that an old cache is never taken for a new one.
+    Several processes may read and pack the same series. The digest changes with the windows and whenever
+    the set is prepared again.
 
     Args:
         prepared: the prepared data set.
@@ -31,6 +32,7 @@ class PackedSlices:
         self.places = [prepared.windows.index(name) for name in windows]
         digest = hashlib.sha256((prepared.folder / "dataset.json").read_bytes())
         digest.update(prepared.series.to_csv(index=False).encode())
+        digest.update(str((prepared.folder / "series.csv").stat().st_mtime_ns).encode())
         digest.update(repr((str(prepared.folder.absolute()), *windows)).encode())
         self.folder = folder / digest.hexdigest()[:16]
         self.slices = {
@@ -42,7 +44,7 @@ class PackedSlices:
         """uint8 (len(indices), size, size, windows).
 
         Raises:
-            UserError: a slice of a series that is not packed yet is missing or damaged.
+            UserError: a series is not packed yet, and a slice is missing or damaged, or the disk is full.
         """
         path = self.folder / key[0] / f"{key[1]}.npy"
         if not path.exists():
@@ -52,8 +54,12 @@ class PackedSlices:
     def _pack(self, key: tuple[str, str], path: Path) -> None:
         size, source = self.prepared.size, image_folder(self.prepared.folder, *key)
         shape = (self.slices[key], size, size, len(self.places))
-        with atomic_path(path) as temporary:
-            packed = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            for index in range(len(packed)):
-                packed[index] = read_windows(source, [index], size, self.places)[0]
-            packed.flush()
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        try:
+            # not through a map: a full disk would end the process
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for index in range(shape[0]):
+                    file.write(read_windows(source, [index], size, self.places).tobytes())
+        except OSError as error:
+            raise UserError(f"cannot write the cache {path}: {error.strerror}") from None

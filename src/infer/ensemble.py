@@ -11,10 +11,10 @@ import torch
 
 from src.cls.dataset import StackBatch
 from src.cls.model import load_classifier, predict_stack
-from src.cls.second_model import SECOND, load_second_level, predict_described
-from src.cls.slice_features import FirstLevelModel, SliceFeatures, describe_stacks, mean_by_column
+from src.cls.run_folder import find_folds
+from src.cls.second_model import SECOND, find_first_level, load_second_level, predict_described
+from src.cls.slice_features import FirstLevelModel, describe_stacks, join_descriptions
 from src.cls.views import StackView
-from src.core.errors import UserError
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 
@@ -69,28 +69,25 @@ class SecondMember:
 
     def __init__(self, folder: Path, runtime: Runtime, flips: tuple[str, ...] | None) -> None:
         self.models = load_second_level(folder / SECOND)
-        runs = sorted((folder / "first").iterdir())
-        self.first = [
-            FirstLevelModel.load(path) for run in runs for path in sorted(run.rglob("*.safetensors"))
-        ]
+        self.first = [FirstLevelModel.load(path) for path in find_first_level(folder)]
         for first in self.first:
             first.model.to(runtime.device)
         self.flips = flips
         self.prior = self.first[0].spec.prior
-        self.stack_kinds = tuple(dict.fromkeys(StackKind(first.spec.view, 0.5) for first in self.first))
+        kinds = [StackKind(first.spec.view, offset) for first in self.first for offset in first.spec.offsets]
+        self.stack_kinds = tuple(dict.fromkeys(kinds))
 
     def predict(self, stacks: Stacks, runtime: Runtime) -> np.ndarray:
-        features, totals, paddings = [], [], []
+        said = []
         for first in self.first:
-            parts = _on_device(stacks[StackKind(first.spec.view, 0.5)], runtime)
             spec = replace(first.spec, flips=self.flips or first.spec.flips)
-            slices, base = describe_stacks(first.model, spec, *parts, runtime)
-            features.append(slices.cpu())
-            totals.append((spec.columns, base.cpu()))
-            paddings.append(parts[1].cpu())
-        series = pd.DataFrame({"patient_id": [""], "series_id": [""]})
-        padding = torch.stack(paddings).all(dim=0)
-        described = SliceFeatures(series, torch.cat(features, dim=2), padding, mean_by_column(totals))
+            by_offset = []
+            for offset in spec.offsets:
+                images, padding = _on_device(stacks[StackKind(spec.view, offset)], runtime)
+                described = describe_stacks(first.model, spec, images, padding, runtime)
+                by_offset.append((*(part.cpu() for part in described), padding.cpu()))
+            said.append((spec.columns, by_offset))
+        described = join_descriptions(pd.DataFrame({"series_id": [""]}), said)
         answers = [predict_described(model, described)[0] for model in self.models]
         return torch.stack(answers).mean(dim=0).double().numpy()
 
@@ -127,17 +124,21 @@ class Ensemble:
     def predict(self, stacks: Stacks) -> np.ndarray:
         """Probabilities of one series from a stack of each kind, (runs, 13).
 
-        A column is the mean of the run's members that tell it; the prior where none does.
+        A column is the mean of the run's members that tell it; where none does, of the runs that do; the
+        prior where no run does.
         """
-        answers = []
-        for members in self.runs:
+        answers = np.full((len(self.runs), len(COLUMNS)), np.nan)
+        for row, members in enumerate(self.runs):
             total, count = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
             for member in members:
                 columns = [COLUMNS.index(name) for name in member.columns]
                 total[columns] += member.predict(stacks, self.runtime)
                 count[columns] += 1
-            answers.append(np.where(count > 0, total / np.maximum(count, 1), self.prior.to_numpy()))
-        return np.stack(answers)
+            answers[row, count > 0] = (total / np.maximum(count, 1))[count > 0]
+        is_told = ~np.isnan(answers)
+        others = np.where(is_told, answers, 0.0).sum(axis=0) / np.maximum(is_told.sum(axis=0), 1)
+        others = np.where(is_told.any(axis=0), others, self.prior.to_numpy())
+        return np.where(is_told, answers, others)
 
 
 def _on_device(stack: StackBatch, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,12 +147,7 @@ def _on_device(stack: StackBatch, runtime: Runtime) -> tuple[torch.Tensor, torch
 
 
 def _read_members(run: Path, runtime: Runtime, flips: tuple[str, ...] | None) -> list[Member]:
-    if not run.is_dir():
-        raise UserError(f"no run folder {run}: --models takes output folders of train_cls.py")
     second = sorted(path.parent for path in run.glob(f"fold*/{SECOND}"))
     if second:
         return [SecondMember(folder, runtime, flips) for folder in second]
-    paths = sorted([*run.glob("fold*/model.safetensors"), *run.glob("fold*/*/model.safetensors")])
-    if not paths:
-        raise UserError(f"{run} holds no finished fold (fold*/model.safetensors): train_cls.py writes them")
-    return [FirstMember(path, runtime, flips) for path in paths]
+    return [FirstMember(path, runtime, flips) for networks in find_folds(run) for path in networks]

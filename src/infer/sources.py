@@ -8,7 +8,7 @@ import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.organs import OrganIndex
-from src.cls.stacks import StackPlan, StackReader, as_predicted, cut_stack, plan_stack
+from src.cls.stacks import StackPlan, StackReader, as_predicted, check_view, cut_stack, plan_stack
 from src.core.errors import UserError
 from src.data.attempts import with_caution
 from src.data.file_tree import open_tree
@@ -89,14 +89,12 @@ class PreparedSource:
         return list(series.series_id[series.patient_id == patient_id])
 
     def check(self, kind: StackKind) -> None:
-        view, own = kind.view, self.prepared
-        if view.size != own.size or set(view.windows) - set(own.windows):
-            raise UserError(
-                f"{own.folder} has windows {' '.join(own.windows)} at {own.size} px, the models want "
-                f"{' '.join(view.windows)} at {view.size} px"
-            )
+        view = kind.view
+        check_view(self.prepared, view)
         if view.needs_masks and self._reader.organs is None:
-            self._reader = StackReader(own, OrganIndex.read(own))
+            organs = OrganIndex.find(self.prepared, view.masks_from)
+            organs.warn_of_unknown(self.prepared.series, view)
+            self._reader = StackReader(self.prepared, organs)
 
     def read(self, patient_id: str, series_id: str, kind: StackKind) -> StackBatch:
         stack = self._reader.read((patient_id, series_id), kind.view, kind.offset)

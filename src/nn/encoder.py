@@ -6,7 +6,7 @@ The file holds the backbone alone, under timm's own names, so that
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,17 +159,21 @@ def read_encoder_file(path: str | Path) -> EncoderFile:
     )
 
 
-def load_encoder(encoder: nn.Module, path: str | Path, mask_channels: int = 0) -> LoadReport:
+def load_encoder(
+    encoder: nn.Module, path: str | Path, mask_channels: int = 0, windows: Sequence[str] = ()
+) -> LoadReport:
     """Put the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`, in place.
 
     The file may hold more: heads are left, and of a student and a teacher exactly one is taken, as the report
-    says. Where the number of input channels differs, the first kernels are repeated over the new channels
-    and rescaled, so that responses keep their size.
+    says. Where the input channels differ, the first kernels are taken by window, or else repeated over the
+    new channels, and rescaled, so that responses keep their size.
 
     Args:
         encoder: a backbone of `create_encoder` or `create_volume_encoder`, or the `encoder.model` of one of
             segmentation_models_pytorch's `tu-` networks with all of its stages.
         mask_channels: the last input channels of `encoder` that are masks, no images; their kernels are zero.
+        windows: of the image channels of `encoder`; the first kernel is adapted to them where the file knows
+            all of them, and not in this order.
 
     Raises:
         UserError: the file cannot be read, or holds another backbone.
@@ -180,13 +184,16 @@ def load_encoder(encoder: nn.Module, path: str | Path, mask_channels: int = 0) -
     found = find_backbone(names, tensors)
     source = {names[name]: tensor for name, tensor in found.tensors.items() if name in names}
     first = _first_kernel(encoder)
+    sources = _channels_by_window(path, windows) if windows else None
     loaded, adapted = {}, []
     for name, tensor in source.items():
-        if tensor.shape == target[name].shape:
-            loaded[name] = tensor
-        elif first in source and _takes_input(tensor, target[name], source[first], target[first]):
-            loaded[name] = adapt_input_channels(tensor, target[name].shape[1], mask_channels)
+        is_input = first in source and _takes_input(tensor, target[name], source[first], target[first])
+        is_other = tensor.shape != target[name].shape or mask_channels > 0 or sources is not None
+        if is_input and is_other and (name == first or tensor.shape != target[name].shape):
+            loaded[name] = adapt_input_channels(tensor, target[name].shape[1], mask_channels, sources)
             adapted.append(name)
+        elif tensor.shape == target[name].shape:
+            loaded[name] = tensor
     unused = [name for name in found.tensors if names.get(name) not in loaded]
     _refuse_another_backbone(encoder, path, loaded, unused)
     encoder.load_state_dict(loaded, strict=False)
@@ -202,9 +209,24 @@ def load_encoder(encoder: nn.Module, path: str | Path, mask_channels: int = 0) -
     )
 
 
+def first_kernel(encoder: nn.Module) -> nn.Parameter:
+    """The weights (out, C, ...) of the first convolution, where the image's channels come in."""
+    return encoder.get_parameter(_first_kernel(encoder))
+
+
 def _first_kernel(encoder: nn.Module) -> str:
-    """The name of the first convolution, which tells how many channels come in."""
     return next((name for name, value in encoder.named_parameters() if value.ndim >= 4), "")
+
+
+def _channels_by_window(path: str | Path, windows: Sequence[str]) -> list[int] | None:
+    """The channel of the file's encoder for each window; None if they are its own, or it lacks one."""
+    try:
+        own = read_encoder_file(path).windows
+    except UserError:  # a checkpoint, which tells no windows
+        return None
+    if tuple(windows) == own or set(windows) - set(own):
+        return None
+    return [own.index(name) for name in windows]
 
 
 def _takes_input(

@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,20 +100,24 @@ def plain_name(name: str) -> str:
     return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name)
 
 
-def adapt_input_channels(kernel: Tensor, channels: int, mask_channels: int = 0) -> Tensor:
-    """A first kernel for another number of input channels.
+def adapt_input_channels(
+    kernel: Tensor, channels: int, mask_channels: int = 0, sources: Sequence[int] | None = None
+) -> Tensor:
+    """A first kernel for other input channels.
 
     Args:
         kernel: (out, C, ...), of two or three dimensions.
         channels: input channels that it is to have.
         mask_channels: the last of these, which are no image.
+        sources: for each image channel the one of the kernel's that it is like; in order, and over again,
+            where None.
 
     Returns:
-        (out, channels, ...): for image channels, the kernel's own repeated in order and scaled by C / image
-        channels, so that responses keep their size; zero for masks, which training then learns to use.
+        (out, channels, ...): for image channels, the kernel's own scaled by C / image channels, so that
+        responses keep their size; zero for masks, which training then learns to use.
     """
     images = channels - mask_channels
-    order = torch.arange(images) % kernel.shape[1]
+    order = torch.arange(images) % kernel.shape[1] if sources is None else torch.tensor(list(sources))
     adapted = kernel[:, order] * (kernel.shape[1] / images)
     return torch.cat([adapted, adapted.new_zeros(len(kernel), mask_channels, *kernel.shape[2:])], dim=1)
 

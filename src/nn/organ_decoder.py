@@ -23,7 +23,7 @@ class OrganDecoder(nn.Module):
         size: side of the images in pixels.
 
     Raises:
-        UserError: the backbone does not tell its feature maps, or not in halves of the image.
+        UserError: the backbone does not tell its feature maps, or those of one size only.
     """
 
     def __init__(self, encoder: nn.Module, channels: int, size: int) -> None:
@@ -39,6 +39,7 @@ class OrganDecoder(nn.Module):
         self.chosen = [
             place for place, side in enumerate(sides) if side not in sides[place + 1 :] and side < size
         ]
+        self.chosen = self.chosen[-len(_WIDTHS) :]
         widths = [maps[place].shape[1] for place in self.chosen]
         if len(self.chosen) < 2:
             raise UserError(

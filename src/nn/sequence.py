@@ -47,6 +47,8 @@ class SequenceHead(nn.Module):
         normalise: bool = True,
     ) -> None:
         super().__init__()
+        if sequence not in SEQUENCES:
+            raise ValueError(f"no sequence model {sequence!r}; there are {', '.join(SEQUENCES)}")
         self.width = 2 * hidden
         self.norm = nn.LayerNorm(features) if normalise else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -79,6 +81,8 @@ class SlicePooling(nn.Module):
 
     def __init__(self, width: int, kind: str) -> None:
         super().__init__()
+        if kind not in POOLINGS:
+            raise ValueError(f"no pooling {kind!r}; there are {', '.join(POOLINGS)}")
         self.kind = kind
         if kind == "attention":
             self.scorer = nn.Sequential(nn.Linear(width, width // 2), nn.Tanh(), nn.Linear(width // 2, 1))

@@ -126,7 +126,10 @@ class PostObjective:
         product = np.exp(log_shares[..., 0].sum(axis=1))
         raised = np.clip((1 - coupling) * largest + coupling * (1 - product), _EPS, 1 - _EPS)
 
-        value = -(self.weights[..., None] * self.truth * log_shares).sum()
+        # as the metric does, or one patient of probability 0 would outweigh all others
+        told = (self.truth * log_shares).sum(axis=-1)  # (patients, targets)
+        value = -(self.weights * np.maximum(told, np.log(_EPS))).sum()
+        counted = np.where(told > np.log(_EPS), self.weights, 0.0)
         most_weight = self.weights[patients, most]
         is_hurt = 1 - self.truth[patients, most, 0]  # in the target that is raised
         change = np.where(is_hurt, np.log(largest) - np.log(raised), np.log1p(-largest) - np.log1p(-raised))
@@ -137,7 +140,7 @@ class PostObjective:
         # backward
         by_raised = most_weight * _slope(is_hurt, raised) + self.any_weights * _slope(self.injured, raised)
         by_largest = by_raised * (1 - coupling) - most_weight * _slope(is_hurt, largest)
-        by_scores = self.weights[..., None] * (shares - self.truth)
+        by_scores = counted[..., None] * (shares - self.truth)
         towards_healthy = -shares
         towards_healthy[..., 0] += 1  # of log healthy
         by_scores -= (by_raised * coupling * product)[:, None, None] * towards_healthy

@@ -71,8 +71,8 @@ def cross_fit(labels: pd.DataFrame, rows: PatientRows, folds: pd.Series) -> Cros
 def choose_post(labels: pd.DataFrame, rows: PatientRows) -> PostProcessing:
     """Fit as much as helps patients outside the fit, perhaps nothing.
 
-    Each of `CANDIDATES` is fitted across `INNER_FOLDS` folds. The one that scores best there is fitted to all
-    patients, unless its gain over no adjustment is less than the gain's own standard error.
+    Each of `CANDIDATES` is fitted across `INNER_FOLDS` folds. Of those whose gain there is more than the
+    gain's own standard error, the best is fitted to all patients; without one nothing is changed.
 
     Args:
         labels, rows: of the same patients in the same order.

@@ -49,8 +49,8 @@ def one_row_a_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFr
 
 def folds_differ(tables: Iterable[pd.DataFrame]) -> bool:
     """Whether tables of one row a patient put a patient in different folds."""
-    folds = [table.set_index("patient_id").fold.sort_index() for table in tables if "fold" in table.columns]
-    return any(not fold.equals(folds[0]) for fold in folds[1:])
+    folds = [table.set_index("patient_id").fold for table in tables if "fold" in table.columns]
+    return any((fold != folds[0].reindex(fold.index).fillna(fold)).any() for fold in folds[1:])
 
 
 def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,0 +1,47 @@
+"""What a run of the classifier leaves: folds, each with one network or one for each target."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from src.core.errors import UserError
+
+MODEL = "model.safetensors"
+
+
+def read_about(path: Path) -> dict:
+    """What is told of the run in the file of a network.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("about", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a fold model ({error})") from None
+
+
+def find_networks(fold: Path) -> list[Path]:
+    """The networks of a fold's folder, none where some are still to be trained."""
+    found = sorted([*fold.glob(MODEL), *fold.glob(f"*/{MODEL}")])
+    if not found:
+        return []
+    wanted = {fold / name / MODEL for name in read_about(found[0]).get("networks", [""])}
+    return found if wanted == set(found) else []
+
+
+def find_folds(run: Path) -> list[list[Path]]:
+    """The networks of every finished fold of a run.
+
+    Raises:
+        UserError: no such folder, or no finished fold in it.
+    """
+    if not run.is_dir():
+        raise UserError(f"no run folder {run}: --models takes output folders of train_cls.py")
+    folds = [find_networks(fold) for fold in sorted(run.glob("fold*"))]
+    finished = [networks for networks in folds if networks]
+    if not finished:
+        raise UserError(f"{run} holds no finished fold (fold*/{MODEL}): train_cls.py writes them")
+    return finished
