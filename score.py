@@ -70,9 +70,7 @@ class ScoreOptions:
             given = "--folds" if self.folds else "--fit"
             raise UserError(f"{given} goes with --oof: a submission has no folds")
         if self.oof and self.prior_labels:
-            raise UserError(
-                "--prior-labels goes with --submission: with --oof the priors come from the other folds"
-            )
+            raise UserError("--prior-labels goes with --submission: out of fold, other folds give the priors")
         if self.rounds < 1 or not 0 < self.level < 1:
             raise UserError("--rounds must be at least 1, and --level between 0 and 1")
 

@@ -243,6 +243,7 @@ def test_folds_that_do_not_fit_are_refused(study, change, message):
         ["--labels", "labels.csv", "--oof", "oof.csv", "--submission", "oof.csv"],
         ["--labels", "labels.csv", "--submission", "oof.csv", "--folds", "folds.csv"],
         ["--labels", "labels.csv", "--oof", "oof.csv", "--prior-labels", "labels.csv"],
+        ["--labels", "labels.csv", "--oof", "oof.csv", "oof.csv"],
         ["--labels", "labels.csv", "--oof", "oof.csv", "--level", "1.5"],
         ["--labels", "absent.csv", "--oof", "oof.csv"],
         ["--label", "labels.csv", "--oof", "oof.csv"],

@@ -140,11 +140,15 @@ def test_an_interrupted_piece_continues_and_has_no_seconds(study):
 
 
 def test_a_piece_at_which_a_killed_study_still_works_is_left_alone(study):
+    piece = study.work / "cls" / "plus-8-l50-s0"
+    record = (piece / "piece.json").read_bytes()
+    (piece / "piece.json").unlink()
     with (
-        only_writer(study.work / "cls" / "plus-8-l50-s0"),
+        only_writer(piece),
         pytest.raises(UserError, match=r"another run is writing to .*plus-8-l50-s0: wait"),
     ):
         transfer_study.main([*study.arguments, "--stage", "classify"])
+    (piece / "piece.json").write_bytes(record)
 
 
 def test_the_table_of_an_unfinished_study_says_what_is_missing(study, capsys):
