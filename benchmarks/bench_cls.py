@@ -36,6 +36,7 @@ from src.cls.dataset import StackBatch, StackDataset
 from src.cls.fold import FoldTraining, augmentation
 from src.cls.inputs import TrainingInputs
 from src.cls.options import ClassifierOptions
+from src.cls.order import Draw
 from src.cls.state import FoldState, build_state
 from src.cls.task import describe_members
 from src.core.config import parse_options
@@ -140,7 +141,7 @@ def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -
 
 def compare_times(options: BenchOptions, training: FoldTraining) -> dict[str, Any]:
     """Seconds of an epoch both ways, and their ratio."""
-    works = {"model": build_model(training), "step": build_step(training)}
+    works = {"step": build_step(training), "model": build_model(training)}
     seconds = alternate(works, options.repeats or (2 if options.quick else 3))
     ratio = statistics.median(a / b for a, b in zip(seconds["step"], seconds["model"], strict=True))
     medians = {name: statistics.median(tries) / training.order.batches for name, tries in seconds.items()}
@@ -159,14 +160,14 @@ def compare_times(options: BenchOptions, training: FoldTraining) -> dict[str, An
 def build_model(training: FoldTraining) -> Callable[[], Any]:
     """An epoch on batches in memory."""
     state, model, optimizer = prepare(training)
-    dataset = training.dataset(0)
-    order = training.order.share(0, 0)
-    batches = [stack([dataset[index] for index in chosen]) for chosen in order]
+    dataset = training.dataset()
+    draws = training.order.share(0, 0)
+    batches = [stack([dataset[Draw(0, int(number))] for number in own]) for own in draws]
 
     def epoch() -> None:
         model.train()
         for index, batch in enumerate(batches):
-            loss = training.losses(model, batch, order.batches[index], 0, index)["loss"]
+            loss = training.losses(model, batch, draws[index], 0, index)["loss"]
             training.runtime.backward(loss)
             training.runtime.clip_grad_norm(model.parameters(), training.options.clip)
             optimizer.step()
@@ -179,10 +180,11 @@ def build_model(training: FoldTraining) -> Callable[[], Any]:
 
 def build_step(training: FoldTraining) -> Callable[[], Any]:
     """An epoch as training runs it."""
+    batches = training.read(range(training.options.epochs))
     state, model, optimizer = prepare(training)
 
     def epoch() -> None:
-        training.train_epoch(state, model, optimizer)
+        training.train_epoch(state, model, optimizer, batches)
         state.epoch += 1
 
     return epoch
@@ -215,11 +217,11 @@ def compare_loading(options: BenchOptions, training: FoldTraining, cache: Path) 
                 packed=copies,
             )
             for index in range(len(dataset)):  # packs, and warms the page cache
-                _ = dataset[index]
+                _ = dataset[Draw(0, index)]
             started = time.perf_counter()
             for _ in range(rounds):
                 for index in range(len(dataset)):
-                    _ = dataset[index]
+                    _ = dataset[Draw(0, index)]
             rate = rounds * len(dataset) / (time.perf_counter() - started)
             rows.append({"loader": name, "slices from": source, "samples_per_s": rate})
     say(f"\nthe loader alone, one core\n{format_table(rows, 2)}")

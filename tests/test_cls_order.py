@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from score_frames import draw_labels
 
-from src.cls.order import SeriesOrder
+from src.cls.order import RunSampler, SeriesOrder
 from src.core.errors import UserError
 from src.core.targets import INJURIES
 
@@ -28,8 +28,15 @@ def test_an_epoch_holds_every_series_and_fills_its_last_batch():
 
 def test_processes_share_what_one_would_read():
     whole = order().epoch(3)
-    shares = [list(order(world=2).share(3, rank)) for rank in (0, 1)]
-    assert [a + b for a, b in zip(*shares, strict=True)] == whole.tolist()
+    shares = [order(world=2).share(3, rank) for rank in (0, 1)]
+    assert (np.hstack(shares) == whole).all()
+
+
+def test_a_sampler_goes_through_the_epochs_that_are_left():
+    batches = list(RunSampler(order(world=2), range(3, 5), rank=1))
+    assert len(batches) == len(RunSampler(order(world=2), range(3, 5), rank=1)) == 26
+    assert [draw.number for draw in batches[13]] == order(world=2).share(4, 1)[0].tolist()
+    assert {draw.epoch for draw in batches[12]} == {3} and {draw.epoch for draw in batches[13]} == {4}
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

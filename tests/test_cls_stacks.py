@@ -10,6 +10,7 @@ import pytest
 from seg_files import SIZE, series_ids, write_masked
 
 from src.cls.dataset import StackDataset
+from src.cls.order import Draw
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets, read_marked_slices
 from src.cls.stacks import StackReader, as_predicted, to_channels
@@ -154,8 +155,9 @@ def test_prediction_is_fixed_and_training_moves_with_seed_epoch_and_index(masked
     assert all((a == b).all() for a, b in zip(fixed[1], fixed[1], strict=True))
     assert (StackDataset(masked, masked.series, view, offset=0.1)[1].images != fixed[1].images).any()
 
-    def images(**key):
-        return StackDataset(masked, masked.series, view, augmentation=Augmentation(), **key)[1].images
+    def images(seed: int, epoch: int):
+        stacks = StackDataset(masked, masked.series, view, augmentation=Augmentation(), seed=seed)
+        return stacks[Draw(epoch, 1)].images
 
     assert (images(seed=1, epoch=2) == images(seed=1, epoch=2)).all()
     assert (images(seed=1, epoch=2) != images(seed=1, epoch=3)).any()
@@ -164,7 +166,7 @@ def test_prediction_is_fixed_and_training_moves_with_seed_epoch_and_index(masked
 
 def test_a_further_draw_of_a_series_is_another_one(masked):
     stacks = StackDataset(masked, masked.series, VIEW, augmentation=Augmentation())
-    first, again, other = stacks[1], stacks[1 + len(stacks)], stacks[1 + 2 * len(stacks)]
+    first, again, other = (stacks[Draw(0, 1 + times * len(stacks))] for times in range(3))
     assert (first.images != again.images).any() and (again.images != other.images).any()
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from src.cls.order import Draw
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets
 from src.cls.stacks import Stack, StackReader, as_predicted, to_channels
@@ -39,9 +40,8 @@ class StackBatch(NamedTuple):
 class StackDataset(Dataset[StackBatch]):
     """A stack of each series, cut out as `view` says.
 
-    Training moves the slices by one random offset a stack, and augments; both follow from (seed, epoch,
-    index) alone, so that workers, ranks and resumed runs draw the same. An index beyond the series is a
-    further draw of one, see `SeriesOrder`. Prediction is fixed.
+    Training moves the slices by one random offset a stack, and augments; both follow from the seed and the
+    draw alone, so that workers, ranks and resumed runs do the same. Prediction is fixed.
 
     Args:
         prepared: the prepared data set.
@@ -54,7 +54,7 @@ class StackDataset(Dataset[StackBatch]):
         augmentation: None when predicting.
         packed: a cache of raw slices, read instead of PNG.
         offset: of the slices when predicting, 0..1.
-        seed, epoch: of the random draws.
+        seed: of the random draws.
     """
 
     def __init__(
@@ -71,21 +71,22 @@ class StackDataset(Dataset[StackBatch]):
         packed: PackedSlices | None = None,
         offset: float = 0.5,
         seed: int = 0,
-        epoch: int = 0,
     ) -> None:
         self.reader, self.view = StackReader(prepared, organs, packed), view
         self.keys = list(series[["patient_id", "series_id"]].itertuples(index=False, name=None))
         self.targets = None if labels is None else labels[list(LABEL_COLUMNS)].astype(np.float32)
         self.slice_targets, self.with_organs = slice_targets, with_organs
         self.augmenter = None if augmentation is None else StackAugmenter(view.crop, augmentation)
-        self.offset, self.seed, self.epoch = offset, seed, epoch
+        self.offset, self.seed = offset, seed
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, index: int) -> StackBatch:
-        key, view = self.keys[index % len(self.keys)], self.view
-        rng = sample_rng(self.seed, self.epoch, index)
+    def __getitem__(self, drawn: Draw | int) -> StackBatch:
+        """The stack of a draw, or when predicting that of a row."""
+        epoch, number = (0, drawn) if isinstance(drawn, int) else drawn
+        key, view = self.keys[number % len(self.keys)], self.view
+        rng = sample_rng(self.seed, epoch, number)
         offset = self.offset if self.augmenter is None else rng.random()
         stack = self.reader.read(key, view, offset, self.with_organs)
         if self.augmenter is None:

@@ -1,6 +1,8 @@
 """Training of one network of a fold, epoch by epoch, and the prediction of series."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from src.cls.losses import StackLoss, organ_loss, slice_loss
 from src.cls.mixing import StackMixer
 from src.cls.model import Answer, ClassifierSpec, predict_stack
 from src.cls.options import ClassifierOptions
-from src.cls.order import SeriesOrder
+from src.cls.order import RunSampler, SeriesOrder
 from src.cls.state import FoldState, restore_state, save_state
 from src.core.errors import UserError
 from src.core.log import MetricsLog, is_main_process, progress, say
@@ -65,9 +67,10 @@ class FoldTraining:
         log = MetricsLog(self.folder, drop_after=state.epoch) if is_main_process() else None
         state.ema.to(self.runtime.device)
         state.model = self.runtime.share_batch_statistics(state.model)
+        batches = self.read(range(state.epoch, self.options.epochs))
         model, optimizer = self.runtime.prepare(state.model, state.optimizer)
         while state.epoch < self.options.epochs:
-            terms = self.train_epoch(state, model, optimizer)
+            terms = self.train_epoch(state, model, optimizer, batches)
             state.epoch += 1
             means = torch.stack([torch.stack(list(term.values())) for term in terms]).mean(dim=0)
             means = (self.runtime.sum(means) / self.runtime.world).tolist()
@@ -79,38 +82,47 @@ class FoldTraining:
         if log is not None:
             log.close()
 
+    def read(self, epochs: range) -> Iterator[StackBatch]:
+        """This process's batches of some epochs."""
+        sampler = RunSampler(self.order, epochs, self.runtime.rank)
+        return iter(StackLoader(self.dataset(), self.options.workers, batch_sampler=sampler))
+
     def train_epoch(
-        self, state: FoldState, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self,
+        state: FoldState,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Iterator[StackBatch],
     ) -> list[dict[str, Tensor]]:
-        """Train the epoch that the state stands at; the losses of each batch.
+        """Train the epoch that the state stands at, on the next ones of `batches`; the losses of each batch.
 
         Raises:
             UserError: the loss is not finite.
         """
         options, runtime = self.options, self.runtime
-        batches = self.order.share(state.epoch, runtime.rank)
-        loader = StackLoader(self.dataset(state.epoch), options.workers, batch_sampler=batches)
+        draws = self.order.share(state.epoch, runtime.rank)
         total = options.epochs * self.steps_per_epoch
         warmup = round(options.warmup_epochs * self.steps_per_epoch)
         terms = []
         model.train()
-        # dropout: other noise in every process, the same in a resumed run
-        with torch_seed(options.seed, state.epoch, runtime.rank):
-            for index, batch in enumerate(progress(loader, len(batches), self.folder.name)):
-                first = index - index % options.accumulation
-                group = min(options.accumulation, len(batches) - first)
-                set_lr(optimizer, warmup_cosine(state.step, total, warmup, options.lr))
-                figures = self.losses(model, batch, batches.batches[index], state.epoch, index)
-                if not torch.isfinite(figures["loss"]):
-                    raise UserError(f"{self.folder.name}: {self._describe_failure(batches.batches[index])}")
-                runtime.backward(figures["loss"] / group)
-                terms.append({name: value.detach() for name, value in figures.items()})
-                if index == first + group - 1:
-                    runtime.clip_grad_norm(model.parameters(), options.clip)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    state.step += 1
-                    state.ema.update(runtime.unwrap(model), step=state.step)
+        epoch = islice(batches, len(draws))
+        for index, batch in enumerate(progress(epoch, len(draws), self.folder.name)):
+            first = index - index % options.accumulation
+            group = min(options.accumulation, len(draws) - first)
+            set_lr(optimizer, warmup_cosine(state.step, total, warmup, options.lr))
+            # dropout: other noise in every process, the same in a resumed run
+            with torch_seed(options.seed, state.epoch, index, runtime.rank):
+                figures = self.losses(model, batch, draws[index], state.epoch, index)
+            if not torch.isfinite(figures["loss"]):
+                raise UserError(f"{self.folder.name}: {self._describe_failure(draws[index])}")
+            runtime.backward(figures["loss"] / group)
+            terms.append({name: value.detach() for name, value in figures.items()})
+            if index == first + group - 1:
+                runtime.clip_grad_norm(model.parameters(), options.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                state.step += 1
+                state.ema.update(runtime.unwrap(model), step=state.step)
         return terms
 
     def losses(
@@ -139,8 +151,8 @@ class FoldTraining:
             figures["loss"] = figures["loss"] + options.organ_loss * figures["organs"]
         return figures
 
-    def dataset(self, epoch: int) -> StackDataset:
-        """The stacks of an epoch, augmented."""
+    def dataset(self) -> StackDataset:
+        """The stacks of the training series, augmented."""
         options, inputs = self.options, self.inputs
         return StackDataset(
             inputs.prepared,
@@ -153,7 +165,6 @@ class FoldTraining:
             augmentation=augmentation(options),
             packed=self.packed,
             seed=options.seed,
-            epoch=epoch,
         )
 
     def _describe_failure(self, chosen: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,13 @@ from torch.utils.data import Sampler
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
 from src.core.targets import INJURIES
+
+
+class Draw(NamedTuple):
+    """A training sample: what `SeriesOrder.epoch` names, in which epoch."""
+
+    epoch: int
+    number: int
 
 
 class SeriesOrder:
@@ -70,23 +78,29 @@ class SeriesOrder:
         """The series of some draws."""
         return np.asarray(draws) % self.count
 
-    def share(self, epoch: int, rank: int) -> "OrderShare":
-        """What one process reads in an epoch."""
+    def share(self, epoch: int, rank: int) -> np.ndarray:
+        """(batches, own share) draws that one process reads in an epoch."""
         own = self.batch // self.world
-        return OrderShare(self.epoch(epoch)[:, rank * own : (rank + 1) * own])
+        return self.epoch(epoch)[:, rank * own : (rank + 1) * own]
 
 
-class OrderShare(Sampler[list[int]]):
-    """Batches (batches, own share) as a loader takes them."""
+class RunSampler(Sampler[list[Draw]]):
+    """What one process reads in the epochs that are left, batch by batch.
 
-    def __init__(self, batches: np.ndarray) -> None:
-        self.batches = batches
+    One sampler for the whole run: a loader's processes are started once, before the model takes memory that
+    they would share.
+    """
+
+    def __init__(self, order: SeriesOrder, epochs: range, rank: int) -> None:
+        self.order, self.epochs, self.rank = order, epochs, rank
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.epochs) * self.order.batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (batch.tolist() for batch in self.batches)
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for epoch in self.epochs:
+            for batch in self.order.share(epoch, self.rank):
+                yield [Draw(epoch, int(draw)) for draw in batch]
 
 
 def _draw_probabilities(labels: pd.DataFrame, balance: float) -> np.ndarray:
