@@ -14,8 +14,8 @@ import score
 import train_cls
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS, INJURIES
-from src.infer import sources
-from src.infer.sources import open_source
+from src.infer import raw as raw_images
+from src.infer.raw import RawSource
 from src.score.postprocess import PatientRows, PostProcessing, write_post
 
 CHAOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "ct" / "chaos" / "dicom"
@@ -79,8 +79,8 @@ def test_one_folder_around_the_test_images_does_not_matter(tiny, tmp_path):
     (tmp_path / "around").mkdir()
     (tmp_path / "around" / "raw").symlink_to(tiny.raw.absolute())
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    series = open_source(tiny.raw).series_of(patient_id)
-    assert series and open_source(tmp_path / "around").series_of(patient_id) == series
+    series = RawSource.open(tiny.raw, []).series_of(patient_id)
+    assert series and RawSource.open(tmp_path / "around", []).series_of(patient_id) == series
 
 
 @pytest.mark.skipif(not CHAOS.is_dir(), reason="no real CT in ../shared/data/ct/chaos")
@@ -128,7 +128,7 @@ def test_flips_and_a_second_run_change_the_prediction(tiny, run, tmp_path):
 
 def test_a_series_that_kills_every_reader_is_skipped(tiny, run, tmp_path, monkeypatch):
     broken = sorted((tiny.raw / "test_images").glob("*/*"))[0]
-    monkeypatch.setattr(sources, "load_stack", DieOn(broken.name))
+    monkeypatch.setattr(raw_images, "load_stack", DieOn(broken.name))
     submit(tiny.raw, run, tiny.sample, tmp_path)
     report = read(tmp_path / "report.csv").set_index("series_id")
     assert report.loc[broken.name, "reason"] == "every decoder crashes on it"

@@ -39,13 +39,15 @@ def prepare(folder, output, segmentation=None, size=48):
 
 def test_memory_and_disk_hold_the_same_greys(tmp_path):
     folder = write_series(tmp_path / "s", rle=True, bits_stored=12, dirty_bits=0x7000, **FLIPPED)
-    _, written = prepare(folder, tmp_path / "out")
-    images, table = load_stack(folder, NAMES, 48)
-    np.testing.assert_array_equal(images, written)
-    few, few_table = load_stack(folder, NAMES, 48, count=5)
-    np.testing.assert_array_equal(few, written[few_table["index"]])
-    assert few_table["index"].tolist() == [1, 3, 6, 8, 10]
-    assert table["instance_number"].tolist() == list(range(12, 0, -1))
+    outcome, written = prepare(folder, tmp_path / "out")
+    stack = load_stack(folder, NAMES, 48)
+    np.testing.assert_array_equal(stack.images, written)
+    few = load_stack(folder, NAMES, 48, count=5)
+    assert few.indices.tolist() == [1, 3, 6, 8, 10]
+    np.testing.assert_array_equal(few.images, written[few.indices])
+    assert few.table["instance_number"].tolist() == [11, 9, 6, 4, 2]
+    assert stack.pixel_mm == few.pixel_mm == outcome["row"]["pixel_mm"]
+    assert stack.table["instance_number"].tolist() == list(range(12, 0, -1))
 
 
 def test_the_crop_is_square_in_mm_and_holds_the_body(tmp_path):
@@ -81,7 +83,7 @@ def test_the_plane_of_a_resized_image_has_its_pixel_centres():
 def test_a_crop_that_reaches_outside_the_image_shows_air_there(tmp_path):
     hu = np.full((SIDE, SIDE), 40)
     write_slice(tmp_path / "s" / "1.dcm", hu)
-    images, _ = load_stack(tmp_path / "s", ("wide",), SIDE)
+    images = load_stack(tmp_path / "s", ("wide",), SIDE).images
     assert images.shape == (1, SIDE, SIDE, 1)
     grey = int(WINDOWS["wide"].grey(np.array(40)))
     assert set(np.unique(images[0, 3:-3, 3:-3])) == {grey}
@@ -132,9 +134,12 @@ def test_undecodable_slices_are_left_out_and_reported(tmp_path):
     outcome, images = prepare(folder, tmp_path / "out")
     assert len(images) == outcome["row"]["slices"] == 5
     assert [item["source"] for item in outcome["rejected"]] == ["3.dcm"]
-    stack, table = load_stack(folder, NAMES, 48, count=6)
-    assert len(stack) == 6
-    assert "3.dcm" not in table["source"].tolist()
+    few = load_stack(folder, NAMES, 48, count=6)
+    assert few.indices.tolist() == list(range(6))
+    assert "3.dcm" not in few.table["source"].tolist()
+    every = load_stack(folder, NAMES, 48)
+    np.testing.assert_array_equal(every.images, images)
+    assert every.table["z_mm"].tolist() == every.z_mm.tolist() and len(every.z_mm) == 5
 
 
 def test_a_damaged_segmentation_does_not_lose_the_images(tmp_path):
@@ -176,4 +181,4 @@ def test_a_partly_black_slice_passes(tmp_path):
         hu,
         position_mm=scan_series(LocalFolder(folder).list()).plane(0).origin + np.array([0, 0, 5]),
     )
-    assert len(load_stack(folder, NAMES, 48)[0]) == 5
+    assert len(load_stack(folder, NAMES, 48).images) == 5

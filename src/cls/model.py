@@ -112,22 +112,28 @@ class TraumaClassifier(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
-    def forward(self, images: Tensor, padding: Tensor | None = None, decoded: Tensor | None = None) -> Answer:
+    def forward(
+        self,
+        images: Tensor,
+        padding: Tensor | None = None,
+        decoded: Tensor | None = None,
+        slices_at_once: int | None = None,
+    ) -> Answer:
         """Answers to a batch of stacks.
 
         Args:
             images: uint8 (B, T, C, H, W), or float in 0..255 where stacks are mixed.
             padding: bool (B, T).
             decoded: places of slices in B * T whose organs the decoder is to segment.
+            slices_at_once: that pass the encoder together, all by default; fewer take less memory.
         """
         batch, slices = images.shape[:2]
-        pixels = images.flatten(0, 1).float().div(255.0)  # (B * T, C, H, W)
-        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        organ_logits = None
+        flat, organ_logits = images.flatten(0, 1), None  # (B * T, C, H, W)
         if decoded is not None and self.decoder is not None:
-            features, organ_logits = self.decoder(self.encoder, pixels, decoded)
+            features, organ_logits = self.decoder(self.encoder, self._normalise(flat), decoded)
         else:
-            features = self.encoder(pixels)
+            parts = flat.split(slices_at_once or len(flat))
+            features = torch.cat([self.encoder(self._normalise(part)) for part in parts])
         summary = self.head(features.unflatten(0, (batch, slices)), padding)
         return Answer(
             self.classifier(summary.pooled),
@@ -136,6 +142,10 @@ class TraumaClassifier(nn.Module):
             summary.slices,
             organ_logits,
         )
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        pixels = images.float().div(255.0)
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 def group_spans(targets: Sequence[str] = tuple(GROUPS)) -> dict[str, slice]:
@@ -155,7 +165,12 @@ def probabilities(logits: Tensor, targets: Sequence[str] = tuple(GROUPS)) -> Ten
 
 @torch.inference_mode()
 def predict_stack(
-    model: nn.Module, spec: ClassifierSpec, images: Tensor, padding: Tensor, flips: Sequence[str]
+    model: nn.Module,
+    spec: ClassifierSpec,
+    images: Tensor,
+    padding: Tensor,
+    flips: Sequence[str],
+    slices_at_once: int | None = None,
 ) -> Tensor:
     """Mean probabilities (B, columns) over flips of the stack: none, h (left-right), v (front-back), hv.
 
@@ -163,7 +178,11 @@ def predict_stack(
     """
     answers = []
     for flip in flips:
-        answer = model(images.flip(FLIPS[flip]), padding if spec.view.is_padded else None)
+        answer = model(
+            images.flip(FLIPS[flip]),
+            padding if spec.view.is_padded else None,
+            slices_at_once=slices_at_once,
+        )
         answers.append(probabilities(answer.logits + metric_shift(spec).to(images.device), spec.targets))
     return torch.stack(answers).mean(dim=0)
 

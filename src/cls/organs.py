@@ -19,9 +19,10 @@ SOURCES = ("auto", "true", "predicted")
 _FOLDERS = {"true": "masks", "predicted": "predicted_masks"}
 _IDS = {"patient_id": str, "series_id": str}
 
-_GROUP_OF_LABEL = np.zeros(256, dtype=np.uint8)
+GROUP_OF_LABEL = np.zeros(256, dtype=np.uint8)
+"""0, or 1 + the place in `ORGAN_GROUPS`, of each label of a mask."""
 for _number, _organs in enumerate(ORGAN_GROUPS.values(), 1):
-    _GROUP_OF_LABEL[[ORGANS[organ] for organ in _organs]] = _number
+    GROUP_OF_LABEL[[ORGANS[organ] for organ in _organs]] = _number
 
 Key = tuple[str, str]
 """patient_id, series_id"""
@@ -64,7 +65,7 @@ class OrganIndex:
         digest = hashlib.sha256(folder.name.encode())
         for table in (organs, areas):
             digest.update(table.to_csv(index=False).encode())
-        boxes = {key: _regions(rows) for key, rows in organs.groupby(list(_IDS), sort=False)}
+        boxes = {key: find_regions(rows) for key, rows in organs.groupby(list(_IDS), sort=False)}
         grouped = np.stack(
             [
                 areas[[AREA_COLUMNS[organ] for organ in members]].sum(axis=1).to_numpy(np.float32)
@@ -116,11 +117,15 @@ class OrganIndex:
     def read_masks(self, key: Key, indices: Iterable[int]) -> np.ndarray:
         """Label maps uint8 (T, H, W): 0, or 1 + the place in `ORGAN_GROUPS`."""
         stack = read_slices(self.folder.joinpath(*key), list(indices), self.size, 1)[..., 0]
-        return _GROUP_OF_LABEL[stack]
+        return GROUP_OF_LABEL[stack]
 
 
-def _regions(organs: pd.DataFrame) -> dict[str, Box]:
-    """Boxes of the regions that any of their organs shows."""
+def find_regions(organs: pd.DataFrame) -> dict[str, Box]:
+    """Where the regions of a series lie; one that no organ of it shows is left out.
+
+    Args:
+        organs: a row an organ, as `OrganMeasures.organs`.
+    """
     found = organs[organs["first_slice"].notna()].set_index("organ")
     regions = {}
     for region in REGIONS[1:]:

@@ -152,7 +152,8 @@ def describe_series(
             own = []
             for batch in progress(loader, len(loader), first.path.parent.name):
                 parts = (part.to(runtime.device) for part in (batch.images, batch.padding))
-                described = describe_stacks(first.model, first.spec, *parts, runtime)
+                with runtime.autocast():
+                    described = describe_stacks(first.model, first.spec, *parts)
                 own.append((*(part.cpu() for part in described), batch.padding))
             by_offset.append(tuple(torch.cat(part) for part in zip(*own, strict=True)))
         said.append((first.spec.columns, by_offset))
@@ -181,7 +182,11 @@ def join_descriptions(
 
 @torch.inference_mode()
 def describe_stacks(
-    model: TraumaClassifier, spec: ClassifierSpec, images: Tensor, padding: Tensor, runtime: Runtime
+    model: TraumaClassifier,
+    spec: ClassifierSpec,
+    images: Tensor,
+    padding: Tensor,
+    slices_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features (B, T, F) and probabilities (B, columns), averaged over the spec's flips.
 
@@ -190,9 +195,12 @@ def describe_stacks(
     """
     slices, answers = [], []
     for flip in spec.flips:
-        with runtime.autocast():
-            answer = model(images.flip(FLIPS[flip]), padding if spec.view.is_padded else None)
-            parts = [model.classifier(answer.slice_features).float()]
+        answer = model(
+            images.flip(FLIPS[flip]),
+            padding if spec.view.is_padded else None,
+            slices_at_once=slices_at_once,
+        )
+        parts = [model.classifier(answer.slice_features).float()]
         if answer.slice_logits is not None:
             parts.append(answer.slice_logits.float())
         parts.append(answer.weights.float().clamp(min=1e-4).log()[..., None])

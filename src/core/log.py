@@ -31,7 +31,7 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
-def progress(iterable: Iterable[Item], total: int | None = None, desc: str = "") -> Iterable[Item]:
+def progress(iterable: Iterable[Item] | None, total: int | None = None, desc: str = "") -> tqdm:
     """A progress bar on a terminal; nothing in a log file or on other ranks."""
     hidden = not (is_main_process() and sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=hidden)

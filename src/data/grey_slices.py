@@ -7,12 +7,11 @@ what it saw in training. Slices stream: whatever the length of a series, a few a
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from src.data.crop import RESIZED_TOGETHER, body_crop
+from src.data.crop import RESIZED_TOGETHER, Crop, body_crop
 from src.data.dicom import FAST_READERS, SAFE_READERS
 from src.data.dicom_series import scan_series
 from src.data.isolation import report_step
@@ -22,6 +21,9 @@ from src.data.series_source import SeriesSource
 from src.data.stack import even_indices
 from src.data.storage import StoredFile, UnreadableFile
 from src.data.windows import AIR_HU, Window, apply_windows
+
+POSITION_DIGITS = 4
+"""Of mm, in every table of positions."""
 
 _CROP_SLICES = 64  # enough to find the body
 _KEPT_BYTES = 64 << 20  # of slices decoded for the crop, so that most need not be decoded again
@@ -127,44 +129,64 @@ class GreySlices:
         return self._series.read(index)
 
 
+@dataclass(frozen=True)
+class GreyStack:
+    """Slices of a series in memory."""
+
+    images: np.ndarray
+    """uint8 (U, size, size, C), head to feet"""
+    table: pd.DataFrame
+    """as `slice_table` gives it, a row an image"""
+    indices: np.ndarray
+    """int64 (U,) of the images among the slices of the series: those that were asked for"""
+    z_mm: np.ndarray
+    """(slices,) positions of the series, falling"""
+    pixel_mm: float
+    """of the images"""
+
+
 def load_stack(
     source: SeriesSource,
     windows: tuple[Window, ...],
     size: int,
     choose: Callable[[np.ndarray], np.ndarray] | None = None,
     caution: Caution = NO_CAUTION,
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Prepare a series in memory, decoding only the slices that are asked for.
+) -> GreyStack:
+    """Prepare a series in memory, equal to the PNGs and tables that `prepare_series` writes.
 
     Args:
         size: of the square output, in pixels.
-        choose: gives the indices of the slices to take, from the positions of all in mm, head to feet; all
-            are taken if None.
-
-    Returns:
-        uint8 (T, size, size, C), head to feet, equal to the PNGs that `prepare_series` writes; and a table,
-        a row a slice: index (in the series), instance_number, z_mm, source. A slice that cannot be decoded is
-        replaced by the nearest one that can be.
+        choose: gives the indices of the slices to take, rising, from the positions of all in mm, head to
+            feet; only these are decoded, and one that cannot be is replaced by the nearest one that can. If
+            None, all are taken that can be decoded: the series of the result has no others.
 
     Raises:
         SeriesError: no usable file, not axial, or no slice that can be decoded.
     """
     with open_series(source, caution=caution) as series:
         slices = GreySlices(series, windows, size)
-        n_slices = len(series.z_mm)
-        wanted = np.arange(n_slices) if choose is None else choose(np.asarray(series.z_mm))
-        decoded: dict[int, np.ndarray | None] = {}
+        z_mm = np.round(np.asarray(series.z_mm, dtype=np.float64), POSITION_DIGITS)
+        wanted = np.arange(len(z_mm)) if choose is None else choose(z_mm)
+        read = dict(slices.read_all(np.asarray(wanted).tolist()))
+        if choose is None:
+            used = [index for index, image in read.items() if not isinstance(image, SliceError)]
+            if not used:
+                raise SeriesError("no slice can be decoded")
+            wanted, z_mm = np.arange(len(used)), z_mm[used]
+        else:
+            used = [_nearest_decodable(int(index), len(z_mm), slices, read) for index in wanted]
+        return GreyStack(
+            np.stack([read[index] for index in used]),
+            slice_table(series, used),
+            np.asarray(wanted, dtype=np.int64),
+            z_mm,
+            output_pixel_mm(series, slices.crop, size),
+        )
 
-        def decode(index: int) -> np.ndarray | None:
-            if index not in decoded:
-                try:
-                    decoded[index] = slices.read(index)
-                except SliceError:
-                    decoded[index] = None
-            return decoded[index]
 
-        used = [_nearest_decodable(int(index), n_slices, decode) for index in wanted]
-        return np.stack([decoded[index] for index in used]), slice_table(series, used).assign(index=used)
+def output_pixel_mm(series: CtSeries, crop: Crop, size: int) -> float:
+    """Side of a pixel of the output."""
+    return round(crop.width * series.pixel_mm[1] / size, 6)
 
 
 def slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
@@ -173,15 +195,25 @@ def slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
         {
             "index": range(len(used)),
             "instance_number": [series.instance_number(index) for index in used],
-            "z_mm": [round(float(series.z_mm[index]), 4) for index in used],
+            "z_mm": [round(float(series.z_mm[index]), POSITION_DIGITS) for index in used],
             "source": [series.source(index) for index in used],
         }
     )
 
 
-def _nearest_decodable(index: int, n_slices: int, decode: Any) -> int:
+def _nearest_decodable(
+    index: int, n_slices: int, slices: GreySlices, read: dict[int, np.ndarray | SliceError]
+) -> int:
+    """The slice itself where it was read, else the nearest that can be; what is tried joins `read`."""
     for distance in range(n_slices):
         for neighbour in (index - distance, index + distance):
-            if 0 <= neighbour < n_slices and decode(neighbour) is not None:
+            if not 0 <= neighbour < n_slices:
+                continue
+            if neighbour not in read:
+                try:
+                    read[neighbour] = slices.read(neighbour)
+                except SliceError as error:
+                    read[neighbour] = error
+            if not isinstance(read[neighbour], SliceError):
                 return neighbour
     raise SeriesError("no slice can be decoded")

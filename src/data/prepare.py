@@ -11,7 +11,14 @@ import numpy as np
 
 from src.core.files import atomic_path, write_json, write_table
 from src.data.crop import Crop
-from src.data.grey_slices import NO_CAUTION, Caution, GreySlices, open_series, slice_table
+from src.data.grey_slices import (
+    NO_CAUTION,
+    Caution,
+    GreySlices,
+    open_series,
+    output_pixel_mm,
+    slice_table,
+)
 from src.data.isolation import SILENCE_LIMIT_S, report_step
 from src.data.nifti import LabelVolume, NiftiError
 from src.data.preview import contact_sheet
@@ -97,7 +104,7 @@ def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution
             "series_id": source.series_id,
             "slices": len(used),
             "spacing_z_mm": round(spacing_z_mm(series), 4),
-            "pixel_mm": round(slices.crop.width * series.pixel_mm[1] / job.size, 6),
+            "pixel_mm": output_pixel_mm(series, slices.crop, job.size),
             **{f"crop_{key}": value for key, value in asdict(slices.crop).items()},
             "source_rows": series.shape[0],
             "source_cols": series.shape[1],

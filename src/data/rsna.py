@@ -8,6 +8,8 @@ from src.data.storage import printable
 
 SPLITS = ("train", "test")
 
+_STRAY = "not in <patient>/<series>/"
+
 
 def find_root(tree: FileTree) -> str | None:
     """The folder that holds train_images or test_images: the root, or the only thing in it; None if neither.
@@ -35,7 +37,7 @@ def choose_split(tree: FileTree, root: str, split: str | None) -> str:
 
 
 def find_series(tree: FileTree, root: str, split: str) -> tuple[list[SeriesSource], list[LeftOut]]:
-    """Every series folder of a split, sorted by patient and series, and the files outside of them.
+    """Every series folder of a split, sorted by patient and series, and what lies outside of them.
 
     Not one image is listed yet. All that a series folder holds is judged where it is read, whatever its name.
 
@@ -45,11 +47,16 @@ def find_series(tree: FileTree, root: str, split: str) -> tuple[list[SeriesSourc
     images = join(root, f"{split}_images")
     segmentations = _segmentations(tree, root)
     patients, stray = tree.list_folder(images)
-    sources, outside = [], [join(images, name) for name in stray]
+    sources = []
+    left_out = [LeftOut(printable(join(images, name)), _STRAY) for name in stray]
     for patient_id in patients:
         patient = join(images, patient_id)
-        folders, stray = tree.list_folder(patient)
-        outside += [join(patient, name) for name in stray]
+        try:
+            folders, stray = tree.list_folder(patient)
+        except UserError as error:  # of one patient, which must not end the run
+            left_out.append(LeftOut(printable(patient), str(error)))
+            continue
+        left_out += [LeftOut(printable(join(patient, name)), _STRAY) for name in stray]
         for series_id in folders:
             files = tree.folder(join(patient, series_id))
             name = segmentations.get(series_id)
@@ -59,7 +66,7 @@ def find_series(tree: FileTree, root: str, split: str) -> tuple[list[SeriesSourc
         raise UserError(
             f"no series in {images} of {tree.path}; expected {images}/<patient_id>/<series_id>/*.dcm"
         )
-    return sources, [LeftOut(printable(path), "not in <patient>/<series>/") for path in outside]
+    return sources, left_out
 
 
 def _has_images(folders: tuple[str, ...]) -> bool:

@@ -1,33 +1,31 @@
-"""Fold models of one or several runs, of the first or the second level, averaged."""
+"""Fold models of one or several runs, of the first or the second level, averaged; all of them or fewer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 
-from src.cls.dataset import StackBatch
-from src.cls.model import load_classifier, predict_stack
+from src.cls.model import ClassifierSpec, load_classifier, predict_stack
 from src.cls.run_folder import find_folds
 from src.cls.second_model import SECOND, find_first_level, load_second_level, predict_described
 from src.cls.slice_features import FirstLevelModel, describe_stacks, join_descriptions
-from src.cls.views import StackView
-from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
+from src.infer.placement import Placement
+from src.infer.sources import StackKind, Stacks
 
 
-class StackKind(NamedTuple):
-    """A stack that has to be cut out of a series."""
+@dataclass(frozen=True)
+class Share:
+    """Which part of an ensemble looks at a series."""
 
-    view: StackView
-    offset: float
-    """of its slices, 0..1"""
-
-
-Stacks = Mapping[StackKind, StackBatch]
+    folds: tuple[int, ...]
+    """how many of each run, the first ones; 0 leaves a run out"""
+    tta: bool = True
+    """whether flips and offsets of the slices are averaged, or one look is taken: no flip, the middle"""
 
 
 class Member(Protocol):
@@ -39,26 +37,31 @@ class Member(Protocol):
     """that it wants of a series"""
     prior: Mapping[str, float]
 
-    def predict(self, stacks: Stacks, runtime: Runtime) -> np.ndarray:
+    def count_passes(self, tta: bool) -> int:
+        """Forward passes for a series."""
+
+    def predict(self, stacks: Stacks, tta: bool, slices_at_once: int | None) -> np.ndarray:
         """Probabilities of one series, (columns,)."""
 
 
 class FirstMember:
     """One network of a fold, averaged over flips and offsets of the stack."""
 
-    def __init__(self, path: Path, runtime: Runtime, flips: tuple[str, ...] | None) -> None:
-        self.model, self.spec = load_classifier(path)
-        self.model.to(runtime.device)
-        self.flips = flips or self.spec.flips
-        self.columns, self.prior = self.spec.columns, self.spec.prior
-        self.stack_kinds = tuple(StackKind(self.spec.view, offset) for offset in self.spec.offsets)
+    def __init__(self, path: Path, placement: Placement, flips: tuple[str, ...] | None) -> None:
+        model, spec = load_classifier(path)
+        self.model, self.spec = model.to(placement.device), _with_flips(spec, flips)
+        self.columns, self.prior = spec.columns, spec.prior
+        self.stack_kinds = _kinds(spec)
 
-    def predict(self, stacks: Stacks, runtime: Runtime) -> np.ndarray:
+    def count_passes(self, tta: bool) -> int:
+        return _count_passes(_thin(self.spec, tta))
+
+    def predict(self, stacks: Stacks, tta: bool, slices_at_once: int | None) -> np.ndarray:
+        spec = _thin(self.spec, tta)
         answers = []
-        for kind in self.stack_kinds:
-            parts = _on_device(stacks[kind], runtime)
-            with runtime.autocast():
-                answers.append(predict_stack(self.model, self.spec, *parts, self.flips)[0])
+        for kind in _kinds(spec):
+            parts = _on_device(stacks, kind, self.model)
+            answers.append(predict_stack(self.model, spec, *parts, spec.flips, slices_at_once)[0])
         return torch.stack(answers).mean(dim=0).cpu().double().numpy()
 
 
@@ -67,24 +70,24 @@ class SecondMember:
 
     columns = COLUMNS
 
-    def __init__(self, folder: Path, runtime: Runtime, flips: tuple[str, ...] | None) -> None:
+    def __init__(self, folder: Path, placement: Placement, flips: tuple[str, ...] | None) -> None:
         self.models = load_second_level(folder / SECOND)
-        self.first = [FirstLevelModel.load(path) for path in find_first_level(folder)]
-        for first in self.first:
-            first.model.to(runtime.device)
-        self.flips = flips
-        self.prior = self.first[0].spec.prior
-        kinds = [StackKind(first.spec.view, offset) for first in self.first for offset in first.spec.offsets]
-        self.stack_kinds = tuple(dict.fromkeys(kinds))
+        loaded = [FirstLevelModel.load(path) for path in find_first_level(folder)]
+        self.first = [(own.model.to(placement.device), _with_flips(own.spec, flips)) for own in loaded]
+        self.prior = loaded[0].spec.prior
+        self.stack_kinds = tuple(dict.fromkeys(kind for _, spec in self.first for kind in _kinds(spec)))
 
-    def predict(self, stacks: Stacks, runtime: Runtime) -> np.ndarray:
+    def count_passes(self, tta: bool) -> int:
+        return sum(_count_passes(_thin(spec, tta)) for _, spec in self.first)
+
+    def predict(self, stacks: Stacks, tta: bool, slices_at_once: int | None) -> np.ndarray:
         said = []
-        for first in self.first:
-            spec = replace(first.spec, flips=self.flips or first.spec.flips)
+        for model, full in self.first:
+            spec = _thin(full, tta)
             by_offset = []
-            for offset in spec.offsets:
-                images, padding = _on_device(stacks[StackKind(spec.view, offset)], runtime)
-                described = describe_stacks(first.model, spec, images, padding, runtime)
+            for kind in _kinds(spec):
+                images, padding = _on_device(stacks, kind, model)
+                described = describe_stacks(model, spec, images, padding, slices_at_once)
                 by_offset.append((*(part.cpu() for part in described), padding.cpu()))
             said.append((spec.columns, by_offset))
         described = join_descriptions(pd.DataFrame({"series_id": [""]}), said)
@@ -103,13 +106,12 @@ class Ensemble:
         UserError: a folder without a fold model.
     """
 
-    def __init__(self, runs: Sequence[Path], runtime: Runtime, flips: tuple[str, ...] | None = None):
-        self.runs = [_read_members(run, runtime, flips) for run in runs]
-        self.runtime = runtime
+    def __init__(self, runs: Sequence[Path], placement: Placement, flips: tuple[str, ...] | None = None):
+        self.runs = [_read_folds(run, placement, flips) for run in runs]
 
     @property
     def members(self) -> list[Member]:
-        return [member for run in self.runs for member in run]
+        return [member for run in self.runs for fold in run for member in fold]
 
     @property
     def stack_kinds(self) -> list[StackKind]:
@@ -121,33 +123,100 @@ class Ensemble:
         """Mean of the members' weight-aware priors: the 13 probabilities of a patient nobody can look at."""
         return pd.DataFrame([member.prior for member in self.members]).mean()[list(COLUMNS)]
 
-    def predict(self, stacks: Stacks) -> np.ndarray:
+    @property
+    def all(self) -> Share:
+        """Everything."""
+        return Share(tuple(len(run) for run in self.runs))
+
+    def shares(self, weights: Sequence[float]) -> list[Share]:
+        """What is done with ever less time: everything, then ever fewer forward passes.
+
+        First flips and offsets go, then folds, the last one of the run that has most left, until each run has
+        one; then runs, the one with the least weight first.
+
+        Args:
+            weights: of the runs.
+        """
+        shares = [self.all, replace(self.all, tta=False)]
+        folds = list(self.all.folds)
+        while max(folds) > 1:
+            most = max(range(len(folds)), key=lambda run: (folds[run], -weights[run], run))
+            folds[most] -= 1
+            shares.append(Share(tuple(folds), tta=False))
+        for run in sorted(range(len(folds)), key=lambda run: (weights[run], -run))[:-1]:
+            folds[run] = 0
+            shares.append(Share(tuple(folds), tta=False))
+        passes = [self.count_passes(share) for share in shares]
+        return [
+            share for place, share in enumerate(shares) if place == 0 or passes[place] < min(passes[:place])
+        ]
+
+    def count_passes(self, share: Share) -> int:
+        """Forward passes for a series."""
+        return sum(member.count_passes(share.tta) for run in self._chosen(share) for member in run)
+
+    def predict(self, stacks: Stacks, share: Share, slices_at_once: int | None = None) -> np.ndarray:
         """Probabilities of one series from a stack of each kind, (runs, 13).
 
         A column is the mean of the run's members that tell it; where none does, of the runs that do; the
         prior where no run does.
+
+        Args:
+            slices_at_once: that pass an encoder together; all of a stack by default.
+
+        Raises:
+            FloatingPointError: a member gives what is no number.
         """
         answers = np.full((len(self.runs), len(COLUMNS)), np.nan)
-        for row, members in enumerate(self.runs):
+        for row, members in enumerate(self._chosen(share)):
             total, count = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
             for member in members:
                 columns = [COLUMNS.index(name) for name in member.columns]
-                total[columns] += member.predict(stacks, self.runtime)
+                total[columns] += member.predict(stacks, share.tta, slices_at_once)
                 count[columns] += 1
+            if not np.isfinite(total).all():
+                raise FloatingPointError("the models give probabilities that are not finite")
             answers[row, count > 0] = (total / np.maximum(count, 1))[count > 0]
         is_told = ~np.isnan(answers)
         others = np.where(is_told, answers, 0.0).sum(axis=0) / np.maximum(is_told.sum(axis=0), 1)
         others = np.where(is_told.any(axis=0), others, self.prior.to_numpy())
         return np.where(is_told, answers, others)
 
+    def _chosen(self, share: Share) -> list[list[Member]]:
+        """Of each run, the members of the folds that take part."""
+        return [
+            [member for fold in run[:count] for member in fold]
+            for run, count in zip(self.runs, share.folds, strict=True)
+        ]
 
-def _on_device(stack: StackBatch, runtime: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and padding, as a batch of one."""
-    return stack.images[None].to(runtime.device), stack.padding[None].to(runtime.device)
+
+def _with_flips(spec: ClassifierSpec, flips: tuple[str, ...] | None) -> ClassifierSpec:
+    return replace(spec, flips=flips) if flips else spec
 
 
-def _read_members(run: Path, runtime: Runtime, flips: tuple[str, ...] | None) -> list[Member]:
+def _thin(spec: ClassifierSpec, tta: bool) -> ClassifierSpec:
+    if tta:
+        return spec
+    flip = "none" if "none" in spec.flips else spec.flips[0]
+    return replace(spec, flips=(flip,), offsets=(min(spec.offsets, key=lambda offset: abs(offset - 0.5)),))
+
+
+def _kinds(spec: ClassifierSpec) -> tuple[StackKind, ...]:
+    return tuple(StackKind(spec.view, offset) for offset in spec.offsets)
+
+
+def _count_passes(spec: ClassifierSpec) -> int:
+    return len(spec.flips) * len(spec.offsets)
+
+
+def _on_device(stacks: Stacks, kind: StackKind, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and padding, as a batch of one, where the model is."""
+    device = next(model.parameters()).device
+    return stacks[kind].images[None].to(device), stacks[kind].padding[None].to(device)
+
+
+def _read_folds(run: Path, placement: Placement, flips: tuple[str, ...] | None) -> list[list[Member]]:
     second = sorted(path.parent for path in run.glob(f"fold*/{SECOND}"))
     if second:
-        return [SecondMember(folder, runtime, flips) for folder in second]
-    return [FirstMember(path, runtime, flips) for networks in find_folds(run) for path in networks]
+        return [[SecondMember(folder, placement, flips)] for folder in second]
+    return [[FirstMember(path, placement, flips) for path in networks] for networks in find_folds(run)]

@@ -1,100 +1,96 @@
-"""Every patient of the sample gets a row; the next series is read while the models look at this one."""
+"""Series after series: read ahead in threads, predicted here, until all are done or the run has to end."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
 
-import pandas as pd
-
-from src.cls.dataset import StackBatch
 from src.core.errors import UserError
-from src.core.log import progress
-from src.core.targets import COLUMNS
-from src.infer.ensemble import Ensemble, StackKind
-from src.infer.sources import StackSource
-from src.score.postprocess import PatientRows, PostProcessing
-from src.score.prior import constant
+from src.core.log import progress, warn
+from src.infer.budget import Pace, StopRequest
+from src.infer.careful import CarefulNetworks
+from src.infer.readers import ReadAhead
+from src.infer.results import Results
+from src.infer.sources import ReadSeries, StackSource, describe_error, read_or_tell
+
+WAIT_S = 0.5
+"""For a series, before looking at the clock and for signals again."""
+
+SAVE_EVERY_S = 600.0
 
 
-@dataclass(frozen=True)
-class SeriesRead:
-    """One series as read: its stacks, or the reason why there are none."""
+def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[str, str]]:
+    """Patient and series ids: the first series of every patient, then the second ones.
 
-    patient_id: str
-    series_id: str
-    stacks: dict[StackKind, StackBatch] | None
-    reason: str = ""
-
-
-def predict_patients(
-    source: StackSource,
-    ensemble: Ensemble,
-    patient_ids: Sequence[str],
-    post: PostProcessing | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predict the patients, series and runs combined as `post` says, or plainly averaged.
-
-    A series that cannot be read is left out; a patient without a readable one gets the ensemble's prior, as
-    it is.
-
-    Returns:
-        `patient_id` and the 13 probabilities, a row a patient; and the report: `patient_id, series_id,
-        status, reason`, a row a series and a row for each patient that got the prior.
+    So a run that has to end early knows something of as many patients as it can.
 
     Raises:
-        UserError: the source cannot feed these models, or has no series of any patient; `post` was fitted on
-            another number of runs.
+        UserError: the source has no series of any patient.
     """
-    post = post or PostProcessing.identity(len(ensemble.runs))
-    post.require_tables(len(ensemble.runs))
-    for kind in ensemble.stack_kinds:
-        source.check(kind)
-    rows, report = [], []
-    wanted = [(patient, series) for patient in patient_ids for series in source.series_of(patient)]
-    if not wanted:
-        raise UserError(f"no series of any of the {len(patient_ids)} patients is in the input")
-    for read in progress(read_ahead(source, wanted, ensemble.stack_kinds), len(wanted), "series"):
-        if read.stacks is not None:
-            rows.append((read.patient_id, ensemble.predict(read.stacks)))
-        status = "ok" if read.stacks is not None else "skipped"
-        report.append((read.patient_id, read.series_id, status, read.reason))
-    seen = pd.Series([patient for patient, _ in rows], dtype=str)
-    tables = [
-        pd.DataFrame([answers[run] for _, answers in rows], columns=list(COLUMNS)).assign(patient_id=seen)
-        for run in range(len(ensemble.runs))
+    ranked = [
+        (rank, patient_id, series_id)
+        for patient_id in patient_ids
+        for rank, series_id in enumerate(source.series_of(patient_id))
     ]
-    parts = [PatientRows.read(tables, seen.drop_duplicates()).apply(post)] if rows else []
-    with_series, known = {patient for patient, _ in wanted}, set(seen)
-    without = pd.Series([patient for patient in patient_ids if patient not in known], dtype=str)
-    if len(without):
-        parts.append(constant(ensemble.prior, without))
-    for patient in without:
-        reason = "no series could be read" if patient in with_series else "no series found"
-        report.append((patient, "", "prior", reason))
-    predictions = pd.concat(parts, ignore_index=True)
-    return predictions, pd.DataFrame(report, columns=["patient_id", "series_id", "status", "reason"])
+    if not ranked:
+        raise UserError(f"no series of any of the {len(patient_ids)} patients is in the input")
+    ranked.sort(key=lambda item: item[0])  # stable: patients keep their order
+    return [(patient_id, series_id) for _, patient_id, series_id in ranked]
 
 
-def read_ahead(
-    source: StackSource, wanted: list[tuple[str, str]], kinds: list[StackKind]
-) -> Iterator[SeriesRead]:
-    """Read series in a thread of their own, one ahead of the one that is yielded."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = None
-        for patient_id, series_id in wanted:
-            following = pool.submit(_read, source, patient_id, series_id, kinds)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+def predict_series(
+    source: StackSource,
+    networks: CarefulNetworks,
+    series: Sequence[tuple[str, str]],
+    results: Results,
+    pace: Pace,
+    stop: StopRequest,
+    save: Callable[[], None],
+) -> str:
+    """Predict the series into `results`, until all are done or the run has to end.
 
+    A series that cannot be read or predicted is skipped, whatever the reason.
 
-def _read(source: StackSource, patient_id: str, series_id: str, kinds: list[StackKind]) -> SeriesRead:
+    Args:
+        save: called from time to time, so that not even a killed run leaves nothing.
+
+    Returns:
+        Why the run ended early; empty if it did not.
+    """
+    reader = ReadAhead(lambda ids: read_or_tell(source, *ids), series, pace.jobs)
+    saved = time.monotonic()
     try:
-        stacks = {kind: source.read(patient_id, series_id, kind) for kind in kinds}
+        with progress(None, len(series), "series") as bar:
+            while reader.left:
+                if stop.name:
+                    return stop.name
+                if pace.is_over:
+                    return "the time of --max-hours is spent"
+                read = reader.take(min(WAIT_S, max(pace.left_s, 0.01)))
+                if read is None:
+                    continue
+                _predict(read, networks, results, pace)
+                bar.update()
+                if time.monotonic() - saved >= SAVE_EVERY_S:
+                    save()
+                    saved = time.monotonic()
+    finally:
+        reader.stop()
+    return ""
+
+
+def _predict(series: ReadSeries, networks: CarefulNetworks, results: Results, pace: Pace) -> None:
+    key, answer, started = (series.patient_id, series.series_id), None, time.perf_counter()
+    if series.reason:
+        results.skip(key, series.reason)
+        pace.note(series, None, 0.0)
+        return
+    thinned = pace.thinned
+    try:
+        answer = networks.predict(series, pace.share)
     # One series must not end a submission: whatever it is, the report tells it.
     except Exception as error:
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        return SeriesRead(patient_id, series_id, None, kind + " ".join(str(error).split()))
-    return SeriesRead(patient_id, series_id, stacks)
+        reason = describe_error(error)
+        warn(f"{'/'.join(key)} could not be predicted: {reason}")
+        results.skip(key, reason)
+    else:
+        results.add(key, answer.probabilities, "thinned" if thinned else "ok", thinned)
+    pace.note(series, answer, time.perf_counter() - started)

@@ -19,6 +19,9 @@ from src.core.files import atomic_path
 from src.data.stack import ORGANS
 from src.nn.encoder import GREY_MEAN, GREY_STD
 
+MODEL = "segmenter.safetensors"
+"""In a run folder: the trained pair."""
+
 CLASSES = len(ORGANS) + 1
 """Background, then the organs in the order of their labels."""
 
@@ -190,6 +193,11 @@ def save_segmenter(path: str | Path, pair: SegmenterPair, spec: SegmenterSpec, *
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
+
+
+def find_segmenter(path: Path) -> Path:
+    """The file of a trained pair: the one in a run folder, or the one that is named."""
+    return path / MODEL if path.is_dir() else path
 
 
 def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:

@@ -14,12 +14,11 @@ from src.core.files import atomic_path, only_writer, require_writable, write_jso
 from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.data.stack import PreparedDataset, discard, write_png
-from src.seg.model import SegmenterSpec, load_segmenter
+from src.seg.model import SegmenterSpec, find_segmenter, load_segmenter
 from src.seg.predict import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, segment_series
 from src.seg.segment_options import SegmentOptions
 from src.seg.sheet import mask_sheet
 from src.seg.split import read_series_list
-from src.seg.task import MODEL
 
 RECORD, FAILED = "segmentation.json", "failed.csv"
 
@@ -39,7 +38,7 @@ def segment_dataset(options: SegmentOptions) -> None:
         UserError: a model or data set that cannot be used or do not fit each other, or an output that
             another model made.
     """
-    path = options.model / MODEL if options.model.is_dir() else options.model
+    path = find_segmenter(options.model)
     dataset = PreparedDataset.open(options.data)
     output = options.output or options.data / "predicted_masks"
     pair, spec = load_segmenter(path)

@@ -19,7 +19,7 @@ from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
 from src.seg.evaluate import evaluate_predictions
-from src.seg.model import save_segmenter
+from src.seg.model import MODEL, save_segmenter
 from src.seg.options import SegOptions
 from src.seg.predict import segment_series
 from src.seg.sheet import mask_sheet
@@ -35,7 +35,6 @@ from src.seg.state import (
 from src.seg.step import StepResult, take_step
 from src.seg.volume_scores import summarise
 
-MODEL = "segmenter.safetensors"
 MOST_SKIPPED = 25
 """Steps in a row that fp16's scaler may skip: from its first scale, 2^16, to far below 1."""
 

@@ -1,0 +1,27 @@
+"""What --input names: test images as they are, or a prepared data set."""
+
+from pathlib import Path
+
+from src.core.errors import UserError
+from src.data.stack import PreparedDataset
+from src.infer.networks import Networks
+from src.infer.raw import RawSource
+from src.infer.sources import PreparedSource, StackSource
+
+
+def open_source(path: Path, networks: Networks) -> StackSource:
+    """Open a prepared data set, or test images in the competition's layout, in a folder or a zip.
+
+    Args:
+        networks: what is to be fed.
+
+    Raises:
+        UserError: neither, or it cannot feed these networks.
+    """
+    kinds = networks.ensemble.stack_kinds
+    if not (path / "dataset.json").exists():
+        networks.warn_of_other_masks()
+        return RawSource.open(path, kinds, networks.finder and networks.finder.spec)
+    if networks.finder is not None:
+        raise UserError(f"{path} is a prepared data set: segment.py writes its masks, leave --segmenter out")
+    return PreparedSource(PreparedDataset.open(path), kinds)

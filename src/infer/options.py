@@ -1,0 +1,85 @@
+"""Options of infer.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.core.errors import UserError
+from src.nn.augmentation import FLIPS
+from src.score.postprocess import PostProcessing, read_post
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of `infer.py --check`."""
+
+    check: Path
+    """Submission to look at."""
+
+    sample: Path
+    """sample_submission.csv: which patients, in which order."""
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """Options of `infer.py`."""
+
+    input: Path
+    """Raw data with test_images/<patient>/<series>/*.dcm (folder or zip), or a prepared data set."""
+
+    models: tuple[Path, ...]
+    """Run folders of train_cls.py; all their finished folds are averaged."""
+
+    sample: Path
+    """sample_submission.csv: which patients, in which order."""
+
+    output: Path
+    """Submission to write; report.csv stands beside it."""
+
+    segmenter: Path | None = None
+    """Run folder of train_seg.py, for models that look at organs and raw data: finds them in memory."""
+
+    weights: tuple[float, ...] | None = None
+    """Of the runs, in their order; equal by default."""
+
+    post: Path | None = None
+    """Post-processing of score.py --fit, fitted on the out-of-fold tables of the same runs in the same
+    order; it has weights of its own."""
+
+    tta: tuple[str, ...] | None = None
+    """Flips averaged for each model: none, h, v, hv. By default those of its out-of-fold predictions."""
+
+    precision: str = "auto"
+    """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
+
+    max_hours: float | None = None
+    """Hours that the run may take: when late, it averages ever fewer flips, folds and runs; at the end,
+    patients that were not reached get the prior."""
+
+    jobs: int | None = None
+    """Threads that read series ahead, each with a process that decodes. By default the cores less one."""
+
+    def __post_init__(self) -> None:
+        if self.tta is not None and (not self.tta or set(self.tta) - set(FLIPS)):
+            raise ValueError(f"--tta takes {', '.join(FLIPS)}, got {' '.join(self.tta)}")
+        if self.weights is not None and self.post is not None:
+            raise ValueError("--post has weights of its own: leave --weights out")
+        if self.max_hours is not None and not self.max_hours > 0:
+            raise ValueError(f"--max-hours must be above 0, got {self.max_hours:g}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+
+
+def choose_post(options: InferOptions) -> PostProcessing:
+    """How runs and series are joined.
+
+    Raises:
+        UserError: weights of another number of runs.
+    """
+    if options.post is not None:
+        post = read_post(options.post)
+        post.require_tables(len(options.models))
+        return post
+    weights = options.weights or (1.0,) * len(options.models)
+    if len(weights) != len(options.models) or min(weights) < 0 or sum(weights) <= 0:
+        raise UserError(f"--weights takes a number above 0 for each of the {len(options.models)} --models")
+    return PostProcessing(tuple(weight / sum(weights) for weight in weights))

@@ -1,0 +1,137 @@
+"""Test images in the competition's layout: decoded as needed, cut into stacks, nothing written."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from src.cls.dataset import StackBatch, as_sample
+from src.cls.stacks import StackPlan, as_predicted, cut_stack, plan_stack
+from src.core.errors import UserError
+from src.data.attempts import with_caution
+from src.data.file_tree import open_tree
+from src.data.grey_slices import GreyStack, load_stack
+from src.data.rsna import find_root
+from src.data.series_source import SeriesSource
+from src.data.sources import find_sources
+from src.data.windows import WINDOWS, get_windows
+from src.infer.sources import ReadSeries, StackKind, Volume
+from src.seg.model import SegmenterSpec
+
+SILENCE_LIMIT_S = 30.0
+"""For a slice, before its decoder is given up: there are nine hours for all series."""
+
+
+class RawSource:
+    """Series that are decoded slice by slice; each slice that several stacks show is decoded once.
+
+    Args:
+        series: the files of each.
+        kinds: stacks that are wanted of every series.
+        segmenter: of the networks that find organs; None if there are none.
+
+    Raises:
+        UserError: a stack shows organs and nothing finds them.
+    """
+
+    def __init__(
+        self, series: Sequence[SeriesSource], kinds: Sequence[StackKind], segmenter: SegmenterSpec | None
+    ) -> None:
+        self._series = {(source.patient_id, source.series_id): source for source in series}
+        self._requests = [
+            _Request.of(size, [kind for kind in kinds if kind.view.size == size], segmenter)
+            for size in dict.fromkeys(kind.view.size for kind in kinds)
+        ]
+
+    @classmethod
+    def open(
+        cls, path: Path, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None = None
+    ) -> "RawSource":
+        """Find test_images/ in a folder or a zip.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not path.exists():
+            raise UserError(
+                f"no folder {path}: --input takes raw data with test_images/, or a prepared data set"
+            )
+        tree = open_tree(path, "--input")
+        root = find_root(tree)
+        if root is None or "test_images" not in tree.list_folder(root)[0]:
+            raise UserError(f"{path} holds neither test_images/ nor a prepared data set (dataset.json)")
+        return cls(find_sources(path, "test").series, kinds, segmenter)
+
+    def series_of(self, patient_id: str) -> list[str]:
+        return sorted(series_id for patient, series_id in self._series if patient == patient_id)
+
+    def read(self, patient_id: str, series_id: str) -> ReadSeries:
+        stacks: dict[StackKind, StackBatch] = {}
+        volume, decode_s, transform_s = None, 0.0, 0.0
+        for request in self._requests:
+            started = time.perf_counter()
+            decoded = with_caution(
+                load_stack,
+                self._series[patient_id, series_id],
+                get_windows(request.windows),
+                request.size,
+                None if request.is_whole else request,
+                silence_limit_s=SILENCE_LIMIT_S,
+            )
+            read = time.perf_counter()
+            if request.is_whole:
+                volume = Volume(decoded.images, request.windows, decoded.z_mm, decoded.pixel_mm)
+            stacks |= {
+                kind: _cut(decoded, request.windows, kind)
+                for kind in request.kinds
+                if not kind.view.needs_masks
+            }
+            decode_s += read - started
+            transform_s += time.perf_counter() - read
+        return ReadSeries(patient_id, series_id, stacks, volume, decode_s=decode_s, transform_s=transform_s)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is decoded of a series at one size; as a function, the slices that its stacks show."""
+
+    size: int
+    windows: tuple[str, ...]
+    kinds: tuple[StackKind, ...]
+    is_whole: bool
+    """whether organs are to be found, in all slices"""
+
+    @classmethod
+    def of(cls, size: int, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> "_Request":
+        shown = {name for kind in kinds for name in kind.view.windows}
+        is_whole = any(kind.view.needs_masks for kind in kinds)
+        if is_whole:
+            if segmenter is None:
+                raise UserError(
+                    "these models look at organs, and raw images have no masks: give --segmenter, the run "
+                    "of train_seg.py whose masks they were trained with, or a folder that was prepared and "
+                    "segmented"
+                )
+            if segmenter.size != size:
+                raise UserError(
+                    f"the segmenter was trained on slices of {segmenter.size} px, the models on {size} px: "
+                    "they must come from the same prepared data"
+                )
+            shown |= set(segmenter.windows)
+        return cls(size, tuple(name for name in WINDOWS if name in shown), tuple(kinds), is_whole)
+
+    def __call__(self, z_mm: np.ndarray) -> np.ndarray:
+        return np.unique(np.concatenate([_plan(z_mm, kind).wanted for kind in self.kinds]))
+
+
+def _plan(z_mm: np.ndarray, kind: StackKind) -> StackPlan:
+    return plan_stack(z_mm, None, kind.view, kind.offset)
+
+
+def _cut(decoded: GreyStack, windows: Sequence[str], kind: StackKind) -> StackBatch:
+    view, plan = kind.view, _plan(decoded.z_mm, kind)
+    images = decoded.images[np.searchsorted(decoded.indices, plan.wanted)]
+    images = images[..., [windows.index(name) for name in view.windows]]
+    return as_sample(as_predicted(cut_stack(plan, images, None, view, None), view), view)
