@@ -23,6 +23,21 @@ class DieOn:
         return load_stack(source, *rest, **more)
 
 
+@dataclass(frozen=True)
+class Misbehave:
+    """`load_stack`, whose process ends on some series and hangs on others."""
+
+    crash: frozenset[str]
+    hang: frozenset[str] = frozenset()
+
+    def __call__(self, source: SeriesSource, *rest: Any, **more: Any) -> Any:
+        if source.series_id in self.crash:
+            os.abort()
+        if source.series_id in self.hang:
+            time.sleep(600)
+        return load_stack(source, *rest, **more)
+
+
 def read_files(names: tuple[str, ...], harm: dict[str, str], caution: Caution) -> tuple[list[str], Caution]:
     """Names read, with what caution. `harm` of a file: crash, hang or memory, in dicomsdl alone or "both"."""
     skip = {item.source for item in caution.left_out}

@@ -126,6 +126,7 @@ def test_every_intercept_gives_the_sum_clipped_to_16_bits(tmp_path, intercept, s
         ({"ImageOrientationPatient": [1, 0, 0]}, "ImageOrientationPatient is missing or malformed"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "makes no sense"),
         ({"PixelSpacing": [0, 0]}, "makes no sense"),
+        ({"Rows": 65535, "Columns": 65535}, "makes no sense"),
         ({"RescaleType": "MGML"}, "pixels are MGML, not HU"),
     ],
 )

@@ -28,6 +28,7 @@ WITHOUT_TORCH = (
     "src.core.log",
     "src.core.files",
     "src.core.targets",
+    "src.cls.plans",  # goes to processes that decode
     "src.data",
     "src.score",
 )
@@ -78,7 +79,7 @@ def test_preparation_and_score_name_no_torch(name):
     assert not packages & TORCH_PACKAGES
 
 
-@pytest.mark.parametrize("script", ["prepare_data", "score"])
+@pytest.mark.parametrize("script", ["prepare_data", "score", "src.cls.plans"])
 def test_preparation_and_score_load_no_torch_through_others(script):
     code = f"import sys, {script}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 from src.cls.organs import Key, OrganIndex
-from src.cls.views import ORGAN_GROUPS, Box, StackView, choose_slices, neighbours_of, square_around
+from src.cls.plans import StackPlan, plan_stack
+from src.cls.views import ORGAN_GROUPS, Box, StackView, square_around
 from src.core.errors import UserError
 from src.data.packed import PackedSlices
 from src.data.stack import PreparedDataset, as_channels, image_folder, read_windows
@@ -14,19 +15,6 @@ from src.nn.augmentation import centre_crop
 
 REGION_MARGIN = 0.1
 """Beyond an organ's box on each side, of its side: masks may miss the rim of an injured organ."""
-
-
-class StackPlan(NamedTuple):
-    """Which slices of a series make a stack."""
-
-    indices: np.ndarray
-    """int64 (T,)"""
-    filled: int
-    """how many of them are slices; the rest is padding"""
-    wanted: np.ndarray
-    """int64 (U,) slices to be read, each once, rising"""
-    places: np.ndarray
-    """int64 (T * neighbours,) of each picture of the stack in `wanted`"""
 
 
 class Stack(NamedTuple):
@@ -37,20 +25,6 @@ class Stack(NamedTuple):
     """uint8 (T * neighbours, S, S, windows)"""
     organs: np.ndarray | None
     """uint8 (T, S, S), zeros where they are not known; None where they are not wanted"""
-
-
-def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: float) -> StackPlan:
-    """Choose the slices of a stack.
-
-    Args:
-        z_mm: (slices,) positions, falling from head to feet.
-        along: the region whose slices are taken; None takes all.
-        offset: of the slices, 0..1.
-    """
-    first, stop = (along.first, along.stop) if along else (0, len(z_mm))
-    indices, filled = choose_slices(z_mm, first, stop, view, offset)
-    wanted, places = np.unique(neighbours_of(indices, z_mm, view), return_inverse=True)
-    return StackPlan(indices, filled, wanted, places.ravel())
 
 
 def check_view(prepared: PreparedDataset, view: StackView) -> None:

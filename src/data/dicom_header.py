@@ -49,6 +49,7 @@ PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
 _LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: no image begins with a later element
 _PIXEL_MM = (1e-3, 100.0)
+_MOST_PIXELS = 8192  # of a side: a decoder would make room for whatever a damaged header says
 _ABSURD = 1e6  # mm of a position, HU of a rescale
 
 
@@ -154,7 +155,7 @@ def parse_header(
     upright = all(abs(math.hypot(*axis) - 1) < 0.01 for axis in (header.along_cols, header.along_rows))
     across = sum(a * b for a, b in zip(header.along_cols, header.along_rows, strict=True))
     bits = 1 <= header.bits_stored <= min(16, header.bits_allocated)
-    sizes = header.rows > 0 and header.cols > 0 and bits
+    sizes = bits and all(0 < side <= _MOST_PIXELS for side in (header.rows, header.cols))
     pixels = all(_PIXEL_MM[0] <= side <= _PIXEL_MM[1] for side in (row_mm, col_mm))
     plausible = all(abs(number) < _ABSURD for number in numbers)  # false for nan as well
     if not (plausible and upright and abs(across) < 0.01 and sizes and pixels and slope != 0):

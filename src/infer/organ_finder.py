@@ -7,7 +7,8 @@ import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.organs import GROUP_OF_LABEL, find_regions
-from src.cls.stacks import as_predicted, cut_stack, plan_stack
+from src.cls.plans import plan_stack
+from src.cls.stacks import as_predicted, cut_stack
 from src.cls.views import Box
 from src.core.errors import UserError
 from src.infer.placement import Placement

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
-from src.cls.stacks import StackPlan, as_predicted, cut_stack, plan_stack
+from src.cls.plans import SlicesShown, plan_stack
+from src.cls.stacks import as_predicted, cut_stack
+from src.cls.views import StackView
 from src.core.errors import UserError
 from src.data.attempts import with_caution
 from src.data.file_tree import open_tree
@@ -77,7 +79,7 @@ class RawSource:
                 self._series[patient_id, series_id],
                 get_windows(request.windows),
                 request.size,
-                None if request.is_whole else request,
+                None if request.is_whole else SlicesShown(request.shown),
                 silence_limit_s=SILENCE_LIMIT_S,
             )
             read = time.perf_counter()
@@ -95,13 +97,18 @@ class RawSource:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is decoded of a series at one size; as a function, the slices that its stacks show."""
+    """What is decoded of a series at one size."""
 
     size: int
     windows: tuple[str, ...]
     kinds: tuple[StackKind, ...]
     is_whole: bool
     """whether organs are to be found, in all slices"""
+
+    @property
+    def shown(self) -> tuple[tuple[StackView, float], ...]:
+        """Plain tuples: a process that decodes is to import no networks with the type of `kinds`."""
+        return tuple((kind.view, kind.offset) for kind in self.kinds)
 
     @classmethod
     def of(cls, size: int, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> "_Request":
@@ -122,16 +129,9 @@ class _Request:
             shown |= set(segmenter.windows)
         return cls(size, tuple(name for name in WINDOWS if name in shown), tuple(kinds), is_whole)
 
-    def __call__(self, z_mm: np.ndarray) -> np.ndarray:
-        return np.unique(np.concatenate([_plan(z_mm, kind).wanted for kind in self.kinds]))
-
-
-def _plan(z_mm: np.ndarray, kind: StackKind) -> StackPlan:
-    return plan_stack(z_mm, None, kind.view, kind.offset)
-
 
 def _cut(decoded: GreyStack, windows: Sequence[str], kind: StackKind) -> StackBatch:
-    view, plan = kind.view, _plan(decoded.z_mm, kind)
+    view, plan = kind.view, plan_stack(decoded.z_mm, None, kind.view, kind.offset)
     images = decoded.images[np.searchsorted(decoded.indices, plan.wanted)]
     images = images[..., [windows.index(name) for name in view.windows]]
     return as_sample(as_predicted(cut_stack(plan, images, None, view, None), view), view)

@@ -1,0 +1,101 @@
+"""Twenty ways in which the files of a patient go wrong."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom
+
+CRASH, HANG = "crash", "hang"
+"""Left to the reader: no file does it on every machine. See `dying_readers.Misbehave`."""
+
+
+def _each_file(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    def break_patient(patient: Path) -> None:
+        for path in sorted(patient.glob("*/*.dcm")):
+            change(path)
+
+    return break_patient
+
+
+def _each_series(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    def break_patient(patient: Path) -> None:
+        for series in sorted(patient.iterdir()):
+            change(series)
+
+    return break_patient
+
+
+def _set_tags(**tags: object) -> Callable[[Path], None]:
+    """None deletes a tag."""
+
+    def change(path: Path) -> None:
+        dataset = pydicom.dcmread(path)
+        for keyword, value in tags.items():
+            if value is None:
+                delattr(dataset, keyword)
+            else:
+                setattr(dataset, keyword, value)
+        dataset.save_as(path)
+
+    return _each_file(change)
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def _keep_one(series: Path) -> None:
+    for path in sorted(series.iterdir())[1:]:
+        path.unlink()
+
+
+def _link_to_nothing(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("gone"))
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _unknown_syntax(path: Path) -> None:
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = "1.2.3.4"
+    pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=True)
+
+
+def _nothing(patient: Path) -> None:
+    """What breaks is the reader."""
+
+
+BROKEN: dict[str, Callable[[Path], None]] = {
+    "patient is missing": shutil.rmtree,
+    "patient's folder is empty": _empty,
+    "series are empty": _each_series(_empty),
+    "files are empty": _each_file(lambda path: path.write_bytes(b"")),
+    "files are cut": _each_file(lambda path: path.write_bytes(path.read_bytes()[:600])),
+    "files are text": _each_file(lambda path: path.write_text("no DICOM\n" * 100)),
+    "no pixels": _set_tags(PixelData=None),
+    "one slice": _each_series(_keep_one),
+    "not CT": _set_tags(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4"),
+    CRASH: _nothing,
+    HANG: _nothing,
+    "links to nothing": _each_file(_link_to_nothing),
+    "folders instead of files": _each_file(_make_folder),
+    "pipes instead of files": _each_file(_make_pipe),
+    "all at one position": _set_tags(ImagePositionPatient=[0, 0, 0]),
+    "no position": _set_tags(ImagePositionPatient=None),
+    "not axial": _set_tags(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
+    "unknown transfer syntax": _each_file(_unknown_syntax),
+    "absurd size": _set_tags(Rows=65535, Columns=65535),
+    "slope is not a number": _set_tags(RescaleSlope="nan"),
+}
