@@ -61,8 +61,8 @@ def submit(options: SubmitOptions) -> None:
     page = f"https://www.kaggle.com/competitions/{competition}/submissions"
     if status == "error":
         raise UserError(
-            f"Kaggle could not score version {options.version} of {kernel_id}: {page} says why; there it ran on "
-            "the hidden test images, which are many more than those that it ran on before"
+            f"Kaggle could not score version {options.version} of {kernel_id}: {page} says why; there it ran "
+            "on the hidden test images, which are many more than those that it ran on before"
         )
     scores = {name: found.get(f"{name}Score") or "not shown" for name in ("public", "private")}
     say(f"public score: {scores['public']}, private score: {scores['private']} ({page})")

@@ -72,7 +72,7 @@ class KernelOptions:
     max_hours: float = 8.5
     """after which infer.py ends with what it has; the competition stops a notebook after 9"""
     infer: str = ""
-    """further arguments of infer.py, in one pair of quotes"""
+    """further arguments of infer.py, with an equals sign and quotes: --infer="--tta none h" """
 
     def __post_init__(self) -> None:
         _check_id(self.id, shortest=5)

@@ -42,12 +42,14 @@ def download_command(packages: Sequence[Package], python: str, folder: Path) -> 
 
 
 def _explain(text: str, python: str) -> str:
-    missing = re.search(r"No matching distribution found for (\S+)", text)
     cut_off = re.search(r"NewConnectionError|Failed to establish|Name or service|timed out|Max retries", text)
+    missing = re.search(r"No matching distribution found for (\S+)", text)
     if missing and not cut_off:
+        # An unreachable registry may show in nothing else.
+        doubt = ", in whatever version; is there a network?" if "from versions: none" in text else ":"
         return (
-            f"there is no wheel of {missing[1]} for Python {python} on Linux x86-64: install a version that "
-            f"has one, or leave {python} out of --python"
+            f"there is no wheel of {missing[1]} for Python {python} on Linux x86-64{doubt} install a version "
+            f"that has one, or leave {python} out of --python"
         )
     errors = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.startswith("ERROR: ")]
     what = "is there a network? " if cut_off else ""
