@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ from src.core.errors import UserError
 from src.core.files import require_writable, write_json
 from src.core.log import format_table, say, warn
 from src.score.postprocess import read_post
-from src.submit.models import copy_runs, find_segmenter, run_files
+from src.submit.models import SEGMENTER, copy_runs, find_segmenter, run_files
 from src.submit.options import IMAGE, BundleOptions
-from src.submit.packages import Package, choose_packages, needed_distributions, read_image, read_ranges
+from src.submit.packages import Image, Package, choose_packages, needed_distributions, read_image, read_ranges
 from src.submit.source import copy_source, imported_names, module_names
-from src.submit.start import start_infer
+from src.submit.start import Started, start_infer
 from src.submit.wheels import download_wheels
 
 CONTENT, CHECKSUMS, METADATA = "bundle.json", "SHA256SUMS", "dataset-metadata.json"
@@ -33,6 +33,7 @@ class Bundle:
     models: tuple[str, ...]
     """folders in the bundle, in the order of the post-processing"""
     segmenter: str | None
+    """a folder"""
     post: str | None
     wheels: dict[str, list[str]]
     """`name==version` of what is to be installed, for each version of Python"""
@@ -73,25 +74,18 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
     with _whole_or_absent(options.output) as folder:
         files = copy_source(folder)
         started = start_infer(folder, module_names(files))
-        ranges = read_ranges(folder / "requirements.txt")
-        imported = {name.split(".")[0] for path in files for name in imported_names(folder / path)}
-        needed = needed_distributions(imported, started.loaded, ranges)
-        chosen = {python: choose_packages(needed, image, ranges, python) for python in options.python}
-        for python, (packages, remarks) in chosen.items():
-            for remark in remarks:
-                warn(f"Python {python}: {remark}")
-            download_wheels(packages, python, folder / "wheels")
-        say(_explain_choice({python: packages for python, (packages, _) in chosen.items()}))
+        wheels = _bring_packages(folder, files, started, image, options.python)
         models = copy_runs(options.models, folder / "models")
+        if segmenter:
+            _copy(segmenter, folder / "segmenter" / SEGMENTER)
+        if options.post:
+            _copy(options.post, folder / "post.json")
         content = Bundle(
             dataset=options.id,
             models=tuple(path.relative_to(folder).as_posix() for path in models),
-            segmenter=_copy(segmenter, folder, "segmenter/segmenter.safetensors"),
-            post=_copy(options.post, folder, "post.json"),
-            wheels={
-                python: [f"{package.name}=={package.version}" for package in packages]
-                for python, (packages, _) in chosen.items()
-            },
+            segmenter="segmenter" if segmenter else None,
+            post="post.json" if options.post else None,
+            wheels=wheels,
             infer_options=started.options,
         )
         write_json(vars(content), folder / CONTENT)
@@ -100,6 +94,26 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
         metadata = {"title": options.title, "id": options.id, "licenses": [{"name": "other"}]}
         write_json(metadata, folder / METADATA)
     return sizes
+
+
+def _bring_packages(
+    folder: Path, files: list[Path], started: Started, image: Image, pythons: Sequence[str]
+) -> dict[str, list[str]]:
+    """Download wheels of what Kaggle lacks, show which, and tell what is to be installed for each Python."""
+    ranges = read_ranges(folder / "requirements.txt")
+    imported = {name.split(".")[0] for path in files for name in imported_names(folder / path)}
+    needed = needed_distributions(imported, started.loaded, ranges)
+    chosen: dict[str, list[Package]] = {}
+    for python in pythons:
+        chosen[python], remarks = choose_packages(needed, image, ranges, python)
+        for remark in remarks:
+            warn(f"Python {python}: {remark}")
+        download_wheels(chosen[python], python, folder / "wheels")
+    say(_explain_choice(chosen))
+    return {
+        python: [f"{package.name}=={package.version}" for package in packages]
+        for python, packages in chosen.items()
+    }
 
 
 def write_checksums(folder: Path) -> None:
@@ -140,12 +154,9 @@ def _explain_choice(chosen: dict[str, list[Package]]) -> str:
     )
 
 
-def _copy(source: Path | None, folder: Path, name: str) -> str | None:
-    if source is None:
-        return None
-    (folder / name).parent.mkdir(exist_ok=True)
-    shutil.copyfile(source, folder / name)
-    return name
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 @contextmanager
@@ -159,7 +170,7 @@ def _whole_or_absent(output: Path) -> Iterator[Path]:
         raise UserError(f"{output} is not a folder: --output names the folder of a bundle")
     if output.is_dir() and any(output.iterdir()) and not (output / CONTENT).is_file():
         raise UserError(f"{output} holds something else than a bundle: name another --output")
-    require_writable(output / CONTENT) if output.is_dir() else require_writable(output)
+    require_writable(output.parent / CONTENT)
     work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         (new := work / "new").mkdir()
