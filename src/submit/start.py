@@ -50,5 +50,6 @@ def start_infer(folder: Path, modules: Sequence[str]) -> Started:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"infer.py does not start in the bundle: {reason}")
     told = json.loads(finished.stdout.strip().splitlines()[-1])
-    options = set(re.findall(r"(?<!\S)--[a-z][\w-]*", told["help"]))
+    # Each begins a line; what does not predict (--check) is shown as a command in the description.
+    options = set(re.findall(r"(?:^ +(?:-\w, )?|infer\.py )(--[a-z][\w-]*)", told["help"], re.MULTILINE))
     return Started(frozenset(told["loaded"]), tuple(sorted(options)))
