@@ -16,9 +16,9 @@ DATASET, KERNEL = "someone/trauma-bundle", "someone/trauma-predict"
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
 
 
-def write_network(path: Path, seed: int = 0, **about: object) -> None:
+def write_network(path: Path, seed: int = 0, in_plane: str = "body", **about: object) -> None:
     """A classifier with random weights, as train_cls.py leaves it."""
-    view = StackView(windows=("soft", "organ", "wide"), size=48, slices=4, crop=32)
+    view = StackView(windows=("soft", "organ", "wide"), size=48, slices=4, crop=32, in_plane=in_plane)
     spec = ClassifierSpec("test_efficientnet", view, (0.5,) * 3, (0.25,) * 3, hidden=8)
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,10 @@ def write_run(run: Path, folds: int = 2) -> Path:
 
 
 def write_second_run(run: Path) -> Path:
-    """A run of the second level: one fold, over the networks of two runs."""
+    """A run of the second level: one fold, over the networks of two runs, which look at the liver."""
     fold = run / "fold0"
     for number in range(2):
-        write_network(fold / "first" / str(number) / "model.safetensors", seed=number)
+        write_network(fold / "first" / str(number) / "model.safetensors", number, "liver")
     spec = SecondSpec(features=5, hidden=4)
     save_second_level(fold / "second.safetensors", [SecondLevel(spec)], spec)
     (fold / "last.pt").write_bytes(b"checkpoint")

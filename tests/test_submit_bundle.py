@@ -21,7 +21,7 @@ from src.core.config import ROOT
 from src.core.errors import UserError
 from src.score.postprocess import PostProcessing, write_post
 from src.submit.bundle import read_bundle
-from src.submit.models import run_files
+from src.submit.models import run_files, warn_of_unfinished
 from src.submit.packages import Package
 from src.submit.wheels import download_wheels
 
@@ -122,6 +122,7 @@ def test_unfinished_folds_are_left_out_with_a_warning(tmp_path, capsys):
     (run / "fold2" / "last.pt").write_bytes(b"half")
     write_network(run / "fold3" / "bowel" / "model.safetensors", networks=["bowel", "liver"])
     assert [path.parts[0] for path in run_files(run)] == ["fold0", "fold1"]
+    warn_of_unfinished(run)
     assert "fold2, fold3 not finished" in capsys.readouterr().err
 
 
@@ -131,7 +132,9 @@ def test_unfinished_folds_are_left_out_with_a_warning(tmp_path, capsys):
         ({"models": "nowhere"}, "no run folder nowhere"),
         ({"models": "empty"}, "no finished fold"),
         ({"models": "broken"}, "cannot be read as a fold model"),
-        ({"segmenter": "nowhere"}, "--segmenter takes"),
+        ({"models": "organs"}, "organs looks at organs, .*: give --segmenter"),
+        ({"models": "organs", "segmenter": "nowhere"}, "--segmenter takes"),
+        ({"segmenter": "nowhere"}, "none of these models looks at organs"),
         ({"post": "post.json"}, "fitted on 2 tables or runs, there are 1"),
         ({"image": "nothing.txt"}, "nothing.txt cannot be read"),
         ({"title": "short"}, "--title takes 6 to 50 characters, got 5"),
@@ -146,6 +149,7 @@ def test_refusals_are_one_line_and_leave_nothing(image, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", folds=1)
     (tmp_path / "empty").mkdir()
+    write_network(tmp_path / "organs" / "fold0" / "model.safetensors", in_plane="liver")
     shutil.copytree(tmp_path / "run", tmp_path / "broken")
     (tmp_path / "broken" / "fold0" / "model.safetensors").write_bytes(b"half")
     write_post(PostProcessing.identity(2), tmp_path / "post.json", ["a", "b"])

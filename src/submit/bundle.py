@@ -14,7 +14,7 @@ from src.core.errors import UserError
 from src.core.files import require_writable, write_json
 from src.core.log import format_table, say, warn
 from src.score.postprocess import read_post
-from src.submit.models import SEGMENTER, copy_runs, find_segmenter, run_files
+from src.submit.models import SEGMENTER, copy_runs, find_segmenter, looks_at_organs, warn_of_unfinished
 from src.submit.options import IMAGE, BundleOptions
 from src.submit.packages import Image, Package, choose_packages, needed_distributions, read_image, read_ranges
 from src.submit.source import copy_source, imported_names, module_names
@@ -66,9 +66,14 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
             something else than a bundle.
     """
     image = read_image(options.image or IMAGE)
-    for run in options.models:
-        run_files(run)
+    on_organs = [run for run in options.models if looks_at_organs(run)]
+    if on_organs and not options.segmenter:
+        raise UserError(f"{on_organs[0]} looks at organs, which test images come without: give --segmenter")
+    if options.segmenter and not on_organs:
+        raise UserError("none of these models looks at organs: leave --segmenter out")
     segmenter = find_segmenter(options.segmenter) if options.segmenter else None
+    for run in options.models:
+        warn_of_unfinished(run)
     if options.post:
         read_post(options.post).require_tables(len(options.models))
     with _whole_or_absent(options.output) as folder:

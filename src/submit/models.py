@@ -1,12 +1,16 @@
 """The files of a run that `infer.py` reads: finished folds, without checkpoints, tables and logs."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import safe_open
+
 from src.cls.run_folder import find_folds, find_networks, read_about
 from src.cls.second_model import SECOND, find_first_level
+from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.log import warn
 from src.seg.task import MODEL as SEGMENTER
@@ -25,7 +29,6 @@ def run_files(run: Path) -> list[Path]:
         files = [path for networks in find_folds(run) for path in networks]
     for path in files:
         read_about(path)
-    _warn_of_unfinished(run, is_second=bool(second))
     return [path.relative_to(run) for path in files]
 
 
@@ -42,6 +45,24 @@ def copy_runs(runs: Sequence[Path], target: Path) -> list[Path]:
     return folders
 
 
+def looks_at_organs(run: Path) -> bool:
+    """Whether a network of the run is shown organ masks, or what they cut out.
+
+    Raises:
+        UserError: the network is not of this version of the kit.
+    """
+    networks = [run / path for path in run_files(run) if path.name != SECOND]
+    return any(_read_view(path).needs_masks for path in networks)
+
+
+def _read_view(path: Path) -> StackView:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return StackView(**json.loads((file.metadata() or {})["spec"])["view"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is not a fold model of this version of train_cls.py") from None
+
+
 def find_segmenter(path: Path) -> Path:
     """The file of a segmenter, given as itself or as its run folder.
 
@@ -55,7 +76,9 @@ def find_segmenter(path: Path) -> Path:
     return found
 
 
-def _warn_of_unfinished(run: Path, is_second: bool) -> None:
+def warn_of_unfinished(run: Path) -> None:
+    """Name the folds of a run that are left out."""
+    is_second = any(run.glob(f"fold*/{SECOND}"))
     folds = sorted(path for path in run.glob("fold*") if path.is_dir())
     done = [path for path in folds if ((path / SECOND).is_file() if is_second else find_networks(path))]
     if len(done) < len(folds):
