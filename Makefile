@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo phantom120 study test fuzz lint clean
+.PHONY: demo phantom120 study test fuzz offline lint clean
 
 demo: $(READY)
 	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
@@ -37,6 +37,10 @@ test: $(READY)
 # Damaged DICOM files of every kind in every transfer syntax: under a minute on two cores.
 fuzz: $(READY)
 	python -m pytest -m fuzz -s tests/test_prepare_damaged.py
+
+# The notebook for Kaggle on a phantom, with paths, packages and network as they are there: Linux, some minutes.
+offline: $(READY)
+	python -m pytest -m offline -s tests/test_submit_offline.py
 
 lint: $(READY)
 	ruff check .
