@@ -13,7 +13,7 @@ from src.cls.second_model import SECOND, find_first_level
 from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.log import warn
-from src.seg.task import MODEL as SEGMENTER
+from src.seg.model import MODEL as SEGMENTER
 
 
 def run_files(run: Path) -> list[Path]:
