@@ -92,7 +92,7 @@ def test_the_first_signal_is_noted_and_the_second_ctrl_c_interrupts():
 def runs(tiny, tmp_path_factory):
     """Two runs of two folds; the first looks with two flips and two offsets."""
     folder = tmp_path_factory.mktemp("runs")
-    more = "--tta none h --tta-offsets 0.25 0.5"
+    more = "--tta none h --offsets 2"
     return [train_small(tiny, folder / "a", more), train_small(tiny, folder / "b", "--seed 1")]
 
 

@@ -38,14 +38,14 @@ def test_a_valid_file_passes(tables, capsys):
         (lambda frame: frame.assign(patient_id=["48843", "50046", "63706"]), "63706"),
         (
             lambda frame: frame.assign(liver_low=[0.1, None, 0.1]),
-            "liver_low of patient 50046 is not a finite",
+            "liver_low of patient 50046 is not",
         ),
         (lambda frame: frame.assign(liver_low=[0.1, float("inf"), 0.1]), "not a finite number"),
         (lambda frame: frame.assign(liver_low=[0.1, -0.1, 0.1]), "negative"),
         (lambda frame: frame.assign(liver_low=["a", "b", "c"]), "liver_low"),
         (
             lambda frame: frame.assign(bowel_healthy=0, bowel_injury=0),
-            "bowel needs at least one value above 0",
+            "bowel needs at least one value",
         ),
     ],
 )
