@@ -88,12 +88,20 @@ def _peak_of(build: Callable[..., Callable[[], Any]], arguments: tuple, runs: in
     return torch.cuda.max_memory_allocated() if on_gpu else _resident("VmHWM") - before
 
 
-def _resident(field: str) -> int:
-    """Bytes of a field of this process's status: VmRSS now, VmHWM its peak."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+def resident_with_children() -> int:
+    """Bytes that this process and its children hold now."""
+    threads = Path("/proc/self/task").iterdir()
+    children = {pid for thread in threads for pid in (thread / "children").read_text().split()}
+    return sum(_resident("VmRSS", process) for process in ("self", *children))
+
+
+def _resident(field: str, process: str = "self") -> int:
+    """Bytes of a field of a process's status: VmRSS now, VmHWM its peak."""
+    status = Path("/proc") / process / "status"
+    for line in status.read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    raise RuntimeError(f"{status} has no {field}")
 
 
 def _wait_for_device() -> None:

@@ -1,0 +1,223 @@
+"""What a series costs from DICOM to probabilities, stage by stage, and how well the stages overlap.
+
+    python benchmarks/bench_infer.py --json infer.json
+    python benchmarks/bench_infer.py --quick
+
+A phantom patient at 512 px, of as many slices as a series of the competition has on the average, linked to
+several series. The models have random weights: the published setting (48 slices, 192 px crops of 256 px,
+three windows) on a backbone. Alone, one after the other:
+
+    decode     headers, finding the body, and the slices that the models show, to grey levels
+    transform  cutting stacks out of them
+    model      the forward passes, torch on one thread
+
+and then infer.py's pipeline, one process that decodes beside one thread for the models: its seconds over
+those of the slowest stage alone say what the overlap misses. A machine of one core cannot overlap. Memory is
+that of the pipeline's process and the one that decodes, after 20 series and after 200 shorter ones.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ct_files import machine
+from measuring import device_name, in_fresh_process, resident_with_children
+
+from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
+from src.cls.views import StackView
+from src.core.config import parse_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import write_json
+from src.core.log import format_table, say
+from src.core.runtime import Runtime, torch_seed
+from src.core.targets import CLASS_WEIGHTS
+from src.data.phantom.generate import generate_dataset
+from src.data.phantom.options import PhantomOptions
+from src.infer.budget import Pace, StopRequest
+from src.infer.careful import CarefulNetworks
+from src.infer.networks import Networks
+from src.infer.pipeline import order_series, predict_series
+from src.infer.placement import Placement
+from src.infer.raw import RawSource
+from src.infer.results import Results
+from src.nn.encoder import GREY_MEAN, GREY_STD
+from src.score.postprocess import PostProcessing
+
+OVERLAP_LIMIT = 1.15
+COMPETITION_SERIES, COMPETITION_SLICES, COMPETITION_HOURS = 1770, 317, 9.0
+EARLY, LATE = 20, 200
+"""Series after which memory is looked at."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    quick: bool = False
+    """a shorter series, fewer of them: to see that it works, not for figures"""
+    backbones: tuple[str, ...] = ("mobilenetv3_small_050", "efficientnet_b0")
+    """timm backbones, measured one after the other"""
+    folds: int = 1
+    """models of a backbone; more make the models the slowest stage by far"""
+    series: int | None = None
+    """that go through the pipeline; by default 12, --quick 4"""
+    json: Path | None = None
+    """file for the figures"""
+
+    def __post_init__(self) -> None:
+        if self.folds < 1 or (self.series is not None and self.series < 2):
+            raise ValueError("--folds must be at least 1 and --series at least 2")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(BenchOptions, argv, prog="bench_infer.py", description=__doc__)
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    say(f"{device_name()}; {machine()}; load {load:.1f}" + (": other work slows it" if load > 0.5 else ""))
+    n_series, n_slices = options.series or (4 if options.quick else 12), 60 if options.quick else 317
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        files = write_slices(folder / "phantom", n_slices, 256 if options.quick else 512)
+        raw = link_series(files, folder / "raw", n_series)
+        short = link_series(files[:40], folder / "short", 8 + EARLY if options.quick else LATE)
+        for backbone in options.backbones:
+            run = write_models(folder / backbone, backbone, options.folds)
+            figures[backbone] = time_stages(raw, run)
+        memory = in_fresh_process(watch_memory, short, folder / options.backbones[0])
+    show(figures, memory, n_slices)
+    if options.json:
+        about = {"machine": machine(), "device": device_name(), "load": load, "quick": options.quick}
+        counts = {"series": n_series, "slices": n_slices, "folds": options.folds}
+        write_json(about | counts | {"backbones": figures, "memory": memory}, options.json)
+
+
+def time_stages(raw: Path, run: Path) -> dict[str, float]:
+    """Seconds a series of each stage alone, and of the pipeline."""
+    networks = CarefulNetworks(lambda place: Networks(place, [run]), Placement.of(Runtime.create()))
+    source = RawSource.open(raw, networks.networks.ensemble.stack_kinds)
+    patients = sorted(path.name for path in (raw / "test_images").iterdir())
+    series = order_series(source, patients)
+    share = networks.networks.ensemble.all
+    source.read(*series[0])  # starts the process that decodes
+    read = [source.read(*ids) for ids in series]
+    networks.predict(read[0], share)
+    model_s = [networks.predict(each, share).models_s for each in read]
+    stages = {
+        "decode_s": statistics.mean(each.decode_s for each in read),
+        "transform_s": statistics.mean(each.transform_s for each in read),
+        "model_s": statistics.mean(model_s),
+    }
+    started = time.perf_counter()
+    run_pipeline(source, networks, series, patients)
+    wall_s = (time.perf_counter() - started) / len(series)
+    slowest_s = max(stages["decode_s"] + stages["transform_s"], stages["model_s"])
+    return stages | {"wall_s": wall_s, "wall_over_slowest": wall_s / slowest_s}
+
+
+def run_pipeline(
+    source: RawSource, networks: CarefulNetworks, series: list[tuple[str, str]], patients: list[str]
+) -> None:
+    """What infer.py does with series.
+
+    Raises:
+        UserError: it did not do it with all of them.
+    """
+    ensemble = networks.networks.ensemble
+    results = Results(series, patients, PostProcessing.identity(1), ensemble.prior)
+    pace = Pace(len(series), [ensemble.all], [ensemble.count_passes(ensemble.all)], None, 1, time.monotonic())
+    predict_series(source, networks, series, results, pace, StopRequest(), lambda: None)
+    if set(results.report().status) != {"ok"}:
+        raise UserError(f"not every series could be predicted: {results.report().reason.max()}")
+
+
+def watch_memory(raw: Path, run: Path) -> dict[str, float]:
+    """Resident MB, of the process that decodes as well, after some series and after many."""
+    networks = CarefulNetworks(lambda place: Networks(place, [run]), Placement.of(Runtime.create()))
+    source = RawSource.open(raw, networks.networks.ensemble.stack_kinds)
+    patients = sorted(path.name for path in (raw / "test_images").iterdir())
+    series = order_series(source, patients)
+    seen = []
+    predict = networks.predict
+
+    def noted(*arguments: Any) -> Any:
+        answer = predict(*arguments)
+        seen.append(resident_with_children() / 1e6)
+        return answer
+
+    networks.predict = noted  # type: ignore[method-assign]
+    run_pipeline(source, networks, series, patients)
+    return {
+        "series": len(seen),
+        "early_mb": max(seen[:EARLY]),
+        "peak_mb": max(seen),
+        "peak_over_early": max(seen) / max(seen[:EARLY]),
+    }
+
+
+def write_slices(folder: Path, count: int, matrix: int) -> list[Path]:
+    """DICOM files of one series."""
+    spacing_z_mm = 280 / (count + 2)  # the shortest scans are 280 mm long
+    phantom = PhantomOptions(
+        folder,
+        patients=1,
+        test_patients=1,
+        matrix=matrix,
+        spacing_z_mm=spacing_z_mm,
+        two_phase_rate=0,
+        jobs=2,
+    )
+    generate_dataset(phantom)
+    files = sorted(folder.glob("test_images/*/*/*.dcm"))
+    if len(files) < count:
+        raise UserError(f"the phantom has {len(files)} slices, {count} are wanted")
+    return files[:count]
+
+
+def link_series(files: list[Path], folder: Path, count: int) -> Path:
+    """Test patients of one series each, all with the same files."""
+    for number in range(count):
+        series = folder / "test_images" / f"{number}" / f"{number}"
+        series.mkdir(parents=True)
+        for file in files:
+            (series / file.name).hardlink_to(file)
+    return folder
+
+
+def write_models(run: Path, backbone: str, folds: int) -> Path:
+    """A run folder with models of random weights."""
+    windows = ("soft", "organ", "wide")
+    view = StackView(windows, size=256, crop=192, slices=48)
+    mean, std = (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
+    prior = {column: weight / 10 for column, weight in CLASS_WEIGHTS.items()}
+    spec = ClassifierSpec(backbone, view, mean, std, prior=prior)
+    for fold in range(folds):
+        with torch_seed(fold):
+            save_classifier(run / f"fold{fold}" / "model.safetensors", TraumaClassifier(spec), spec)
+    return run
+
+
+def show(figures: dict[str, Any], memory: dict[str, float], n_slices: int) -> None:
+    rows = []
+    for backbone, told in figures.items():
+        hours = COMPETITION_SERIES * told["wall_s"] / 3600 * COMPETITION_SLICES / n_slices
+        told |= {"competition_hours": hours, "within_limit": told["wall_over_slowest"] <= OVERLAP_LIMIT}
+        rows.append({"backbone": backbone, **told})
+    say(f"\nseconds a series of {n_slices} slices\n{format_table(rows, 2)}")
+    say(
+        f"competition_hours: {COMPETITION_SERIES} series of {COMPETITION_SLICES} slices at this pace, of the "
+        f"{COMPETITION_HOURS:g} that there are; wall_over_slowest is to be at most {OVERLAP_LIMIT}"
+    )
+    early, peak = memory["early_mb"], memory["peak_mb"]
+    say(f"\nmemory: at most {early:.0f} MB in the first {EARLY} series, {peak:.0f} MB in {memory['series']}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()
