@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo phantom120 study test fuzz offline lint clean
+.PHONY: demo phantom120 study test fuzz offline test-lowest lint clean
 
 demo: $(READY)
 	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
@@ -41,6 +41,16 @@ fuzz: $(READY)
 # The notebook for Kaggle on a phantom, with paths, packages and network as they are there: Linux, some minutes.
 offline: $(READY)
 	python -m pytest -m offline -s tests/test_submit_offline.py
+
+# The lowest versions that requirements.txt admits, in an environment of their own: are its bounds true?
+test-lowest: .venv-lowest/.installed
+	KIT_VERSIONS=lowest .venv-lowest/bin/python -m pytest -n 2 --dist loadfile
+
+.venv-lowest/.installed: requirements.txt $(READY)
+	uv venv --quiet --clear .venv-lowest
+	uv pip compile --quiet --resolution lowest-direct --python .venv-lowest requirements.txt -o .venv-lowest/lowest.txt
+	uv pip install --quiet --python .venv-lowest -r .venv-lowest/lowest.txt
+	touch $@
 
 lint: $(READY)
 	ruff check .

@@ -166,6 +166,28 @@ def test_a_series_too_large_for_the_memory_is_skipped(chaos, tmp_path, monkeypat
     assert assert_as_clean(chaos, submission, report) >= 39
 
 
+def test_a_killed_run_leaves_what_it_saved_last(chaos, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """Nothing catches it, so nothing is written after it."""
+
+    predict, seen = CarefulNetworks.predict, []
+
+    def killed(self, series, share):
+        seen.append(series)
+        if len(seen) == 5:
+            raise Killed
+        return predict(self, series, share)
+
+    monkeypatch.setattr(CarefulNetworks, "predict", killed)
+    for save_every_s, done in ((600.0, 0), (0.0, 4)):
+        seen.clear()
+        monkeypatch.setattr("src.infer.pipeline.SAVE_EVERY_S", save_every_s)
+        with pytest.raises(Killed):
+            infer_chaos(chaos, tmp_path)
+        assert check_submission(tmp_path / "submission.csv", chaos.sample) == 60
+        assert (read_report(tmp_path).status == "ok").sum() == done
+
+
 def test_spent_time_leaves_a_valid_file(chaos, tmp_path, capsys):
     submission, report = infer_chaos(chaos, tmp_path, "--max-hours", 1e-9)
     assert check_submission(tmp_path / "submission.csv", chaos.sample) == 60

@@ -21,6 +21,7 @@ FILES = (
         "docs/pretraining.md",
         "docs/segmentation.md",
         "docs/classifier.md",
+        "docs/inference.md",
         "docs/submission.md",
     ),
 )

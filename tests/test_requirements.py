@@ -1,14 +1,16 @@
 """What the code imports is required, what is required is pinned, and the kaggle program starts."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = {"src", *(path.stem for folder in (".", "tests", "benchmarks") for path in ROOT.glob(f"{folder}/*.py"))}
@@ -41,6 +43,16 @@ def test_an_imported_package_is_required(package):
 
 def test_every_requirement_is_pinned():
     assert names("requirements.txt") <= names("constraints.txt")
+
+
+@pytest.mark.skipif(os.environ.get("KIT_VERSIONS") != "lowest", reason="make test-lowest runs it")
+@pytest.mark.parametrize("name", sorted(names("requirements.txt")))
+def test_the_lowest_version_is_what_is_tested(name):
+    """A bound below what can be installed together with the rest promises what nobody has tried."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    (bound,) = re.findall(rf"^{name}[>=]=([\w.]+)", text, re.MULTILINE | re.IGNORECASE)
+    installed = Version(version(name))
+    assert installed.release[: len(Version(bound).release)] == Version(bound).release
 
 
 def test_the_kaggle_program_starts(tmp_path):
