@@ -23,19 +23,21 @@ Beside the submission, report.csv says of every series whether it was read, and 
 SIGTERM, Ctrl-C or --max-hours ends leaves a complete submission too.
 """
 
-import os
 import sys
 import time
 from functools import partial
+
+import pandas as pd
 
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable, write_table
 from src.core.log import say, warn
 from src.core.runtime import Runtime
-from src.infer.budget import Pace, stop_on_signals
+from src.infer.budget import Pace, list_costs
 from src.infer.careful import CarefulNetworks
 from src.infer.check import check_submission, read_sample
+from src.infer.ending import last_resort, stop_on_signals
 from src.infer.inputs import open_source
 from src.infer.networks import Networks
 from src.infer.options import CheckOptions, InferOptions, choose_post
@@ -43,6 +45,9 @@ from src.infer.pipeline import order_series, predict_series
 from src.infer.placement import Placement
 from src.infer.results import Results
 from src.score.submission import write_submission
+
+GRACE_S = 300.0
+"""Beyond --max-hours, before a run that no longer answers is ended."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,33 +58,62 @@ def main(argv: list[str] | None = None) -> None:
         patients = check_submission(check.check, check.sample)
         say(f"{check.check} is valid: {patients} patients")
         return
-    options = parse_options(InferOptions, argv, prog="infer.py", description=__doc__)
+    run(parse_options(InferOptions, argv, prog="infer.py", description=__doc__), started)
+
+
+def run(options: InferOptions, started: float) -> None:
+    """Predict all series, and leave a valid submission however it ends."""
+    report_path = options.output.parent / "report.csv"
+    require_writable(options.output)
+    sample, post = read_sample(options.sample), choose_post(options)
+    patient_ids = list(sample.patient_id)
+    load = partial(
+        Networks,
+        runs=options.models,
+        weights=post.weights,
+        segmenter=options.segmenter,
+        flips=options.tta,
+    )
     with stop_on_signals() as stop:
-        require_writable(options.output)
-        sample = read_sample(options.sample)
-        post = choose_post(options)
-        placement = Placement.of(Runtime.create(options.precision, one_process=True))
-        load = partial(Networks, runs=options.models, segmenter=options.segmenter, flips=options.tta)
-        networks = CarefulNetworks(load, placement)
-        ensemble = networks.networks.ensemble
+        networks = CarefulNetworks(load)
         source = open_source(options.input, networks.networks)
-        series = order_series(source, list(sample.patient_id))
-        results = Results(series, list(sample.patient_id), post, ensemble.prior)
+        series = order_series(source, patient_ids)
+        prior = networks.networks.ensemble.prior
+        results = Results(series, patient_ids, post, prior, source.why_none)
 
         def save() -> None:
             write_submission(results.predictions(), sample, options.output)
-            write_table(results.report(), options.output.parent / "report.csv")
+            write_table(results.report(), report_path)
 
         save()  # the prior for everybody: from here on, whatever happens, there is a valid submission
-        shares = ensemble.shares(post.weights)
-        passes = [ensemble.count_passes(share) for share in shares]
-        jobs = options.jobs or max(1, (os.cpu_count() or 1) - 1)
-        max_s = None if options.max_hours is None else 3600 * options.max_hours
-        pace = Pace(len(series), shares, passes, max_s, jobs, started)
-        say(f"{len(sample)} patients, {len(series)} series, {passes[0]} forward passes; {placement.device}")
-        early = predict_series(source, networks, series, results, pace, stop, save)
-        save()
-    report = results.report()
+        networks.move(lambda: Placement.of(Runtime.create(options.precision, one_process=True)))
+        device = networks.networks.placement.device
+        pace = Pace(
+            len(series),
+            list_costs(networks.networks),
+            None if options.max_hours is None else 3600 * options.max_hours,
+            jobs=options.threads,
+            side_by_side=device.type != "cpu",
+            started=started,
+        )
+        passes = sum(pace.costs[0].passes)
+        say(f"{len(sample)} patients, {len(series)} series, {passes} forward passes each; {device}")
+        try:
+            with last_resort(pace.left_s + GRACE_S, save):
+                early = predict_series(source, networks, series, results, pace, stop, save, options.threads)
+        finally:
+            save()
+    tell(results.report(), early, options)
+    if stop.name:
+        raise SystemExit(stop.exit_status)
+
+
+def tell(report: pd.DataFrame, early: str, options: InferOptions) -> None:
+    """Say how it went.
+
+    Raises:
+        UserError: nobody got anything but the prior, though there was time.
+    """
     counts = report.status.value_counts()
     say(f"series: {', '.join(f'{counts[status]} {status}' for status in counts.index if status != 'prior')}")
     if "prior" in counts:
@@ -87,10 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     if early:
         warn(f"the run ended early ({early}): the submission is complete, with what was known by then")
     say(f"submission: {options.output}")
-    if stop.name:
-        raise SystemExit(stop.exit_status)
-    if not {"ok", "thinned"} & set(counts.index) and not early:
-        reason = report.reason[report.status == "skipped"].iloc[0]
+    if not early and not {"ok", "thinned"} & set(counts.index):
+        reason = report.reason[report.status != "prior"].max() if len(counts) > 1 else "no series found"
         raise UserError(f"no series could be predicted, everybody got the prior: {reason}")
 
 

@@ -135,11 +135,12 @@ def test_a_series_that_kills_every_reader_is_skipped(tiny, run, tmp_path, monkey
     assert (report.status == "skipped").sum() == 1
 
 
-def test_a_sample_of_other_patients_is_refused(tiny, run, tmp_path):
+def test_where_no_patient_of_the_sample_has_series_everybody_gets_the_prior(tiny, run, tmp_path):
     sample = read(tiny.sample).assign(patient_id=["7", "8", "9"])
     sample.to_csv(tmp_path / "other.csv", index=False)
-    with pytest.raises(UserError, match="no series of any of the 3 patients"):
+    with pytest.raises(UserError, match="everybody got the prior: no series found"):
         submit(tiny.raw, run, tmp_path / "other.csv", tmp_path)
+    assert len(read(tmp_path / "submission.csv")) == 3
 
 
 @pytest.mark.parametrize(

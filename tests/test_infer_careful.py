@@ -21,7 +21,7 @@ def run(tiny, tmp_path_factory):
 
 @pytest.fixture
 def networks(run):
-    return CarefulNetworks(lambda placement: Networks(placement, [run]), Placement.on_cpu())
+    return CarefulNetworks(lambda placement: Networks(placement, [run]))
 
 
 @pytest.fixture
@@ -78,17 +78,27 @@ def test_another_error_is_not_tried_again(networks, series, monkeypatch):
 
 def test_what_a_device_cannot_do_the_cpu_does(run, networks, series, capsys):
     """The meta device takes models and images, and fails as soon as a number is wanted of them."""
-    broken = CarefulNetworks(
-        lambda placement: Networks(placement, [run]), Placement(torch.device("meta"), nullcontext)
-    )
+    broken = CarefulNetworks(lambda placement: Networks(placement, [run]))
+    broken.move(lambda: Placement(torch.device("meta"), nullcontext))
     np.testing.assert_array_equal(predict(broken, series), predict(networks, series))
     predict(broken, series)
     assert capsys.readouterr().err.count("predicted on the CPU") == 1
 
 
+def test_a_device_that_cannot_be_had_is_left_alone(networks, series, capsys):
+    def place():
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    expected = predict(networks, series)
+    networks.move(place)
+    np.testing.assert_array_equal(predict(networks, series), expected)
+    assert "everything is predicted on the CPU" in capsys.readouterr().err
+
+
 def test_half_precision_that_overflows_is_done_in_full(run, networks, series):
     half = Placement(torch.device("cpu"), lambda: torch.autocast("cpu", dtype=torch.float16))
-    careful = CarefulNetworks(lambda placement: Networks(placement, [run]), half)
+    careful = CarefulNetworks(lambda placement: Networks(placement, [run]))
+    careful.move(lambda: half)
     for each in (networks, careful):
         for member in each.networks.ensemble.members:
             member.model.classifier.weight.data.mul_(1e6)  # above what fp16 holds

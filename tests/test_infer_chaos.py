@@ -14,6 +14,7 @@ from broken_patients import BROKEN, CRASH, HANG
 from dying_readers import Misbehave
 from infer_runs import read_report, read_submission, submit, train_small
 
+import infer
 from src.cls.model import TraumaClassifier
 from src.data.phantom import __main__ as phantom
 from src.infer import raw as raw_images
@@ -48,7 +49,7 @@ def _series(patient: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def misbehaving(chaos, monkeypatch):
-    """Both crash: a hang is waited for, so that it is left to the one test that is about it."""
+    """Both crash: a hang is waited for, so it is left to the one test that is about it."""
     monkeypatch.setattr(raw_images, "load_stack", Misbehave(crash=chaos.names[CRASH] | chaos.names[HANG]))
 
 
@@ -114,11 +115,12 @@ def test_the_other_series_serves_where_one_is_broken(chaos, tmp_path):
 def test_sigterm_leaves_what_is_finished(chaos, tmp_path, monkeypatch):
     predict, seen = CarefulNetworks.predict, []
 
-    def terminated(self, series, share):
+    def terminated(self, series, share, check):
+        prediction = predict(self, series, share, check)
         seen.append(series)
         if len(seen) == 30:
             os.kill(os.getpid(), signal.SIGTERM)
-        return predict(self, series, share)
+        return prediction
 
     monkeypatch.setattr(CarefulNetworks, "predict", terminated)
     before = signal.getsignal(signal.SIGTERM)
@@ -166,26 +168,32 @@ def test_a_series_too_large_for_the_memory_is_skipped(chaos, tmp_path, monkeypat
     assert assert_as_clean(chaos, submission, report) >= 39
 
 
-def test_a_killed_run_leaves_what_it_saved_last(chaos, tmp_path, monkeypatch):
+def test_a_valid_file_lies_there_at_any_time(chaos, tmp_path, monkeypatch):
     class Killed(BaseException):
-        """Nothing catches it, so nothing is written after it."""
+        """Nothing that a series may raise."""
 
     predict, seen = CarefulNetworks.predict, []
 
-    def killed(self, series, share):
+    def killed(self, series, share, check):
         seen.append(series)
         if len(seen) == 5:
             raise Killed
-        return predict(self, series, share)
+        return predict(self, series, share, check)
 
     monkeypatch.setattr(CarefulNetworks, "predict", killed)
-    for save_every_s, done in ((600.0, 0), (0.0, 4)):
-        seen.clear()
-        monkeypatch.setattr("src.infer.pipeline.SAVE_EVERY_S", save_every_s)
-        with pytest.raises(Killed):
-            infer_chaos(chaos, tmp_path)
-        assert check_submission(tmp_path / "submission.csv", chaos.sample) == 60
-        assert (read_report(tmp_path).status == "ok").sum() == done
+    written, saved = infer.write_submission, []
+
+    def noted(predictions, sample, path):
+        written(predictions, sample, path)
+        assert check_submission(path, chaos.sample) == 60
+        saved.append(read_submission(tmp_path))
+
+    monkeypatch.setattr("infer.write_submission", noted)
+    monkeypatch.setattr("src.infer.pipeline.SAVE_EVERY_S", 0.0)
+    with pytest.raises(Killed):
+        infer_chaos(chaos, tmp_path)
+    assert (saved[0] == saved[0].iloc[0]).all(axis=None)  # before the first series
+    assert [(table != saved[0]).any(axis=1).sum() for table in saved] == [0, 1, 2, 3, 4, 4]
 
 
 def test_spent_time_leaves_a_valid_file(chaos, tmp_path, capsys):

@@ -243,7 +243,7 @@ def test_prepared_series_with_masks_are_seen_as_they_were_trained(tiny, run_argu
 def test_models_that_look_at_organs_need_masks(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1, z_range="organs"))
     given = f"--models {tmp_path / 'run'} --sample {tiny.sample} --output {tmp_path / 's.csv'}"
-    with pytest.raises(UserError, match="raw images have no masks: prepare the input"):
+    with pytest.raises(UserError, match="raw images have no masks: give --segmenter"):
         infer.main(f"--input {tiny.raw} {given}".split())
 
 

@@ -44,11 +44,11 @@ class Runtime:
             raise UserError(f"option --precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         on_gpu = torch.cuda.is_available()
         if precision == "auto":
-            precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "fp32"
+            precision = fastest_precision(on_gpu)
         if precision == "fp16" and not on_gpu:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
         if one_process and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("training runs in one process: start it with python, not torchrun")
+            raise UserError("this runs in one process: start it with python, not torchrun")
         return cls(Accelerator(mixed_precision=_MIXED[precision], cpu=not on_gpu))
 
     @property
@@ -153,6 +153,13 @@ class Runtime:
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+
+def fastest_precision(on_gpu: bool) -> str:
+    """bf16 where the GPU computes in it, fp16 on older ones as the T4, which only emulates bf16."""
+    if not on_gpu:
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def synchronised(model: nn.Module) -> nn.Module:

@@ -3,11 +3,18 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import cv2
+
 from src.data.grey_slices import Caution
 from src.data.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, call_isolated
 from src.data.series import Rejected, SeriesError
 
 _MOST_LEFT_OUT = 8
+
+
+class KilledTwice(SeriesError):
+    """The process that read the series was killed, and again: the machine may be short of memory."""
+
 
 Result = TypeVar("Result")
 
@@ -22,18 +29,26 @@ def with_caution(
 
     Raises:
         SeriesError: raised by the function, or nothing helped.
+        KilledTwice: not by a decoder, as it seems.
     """
     caution, killed = Caution(), False
     while True:
         try:
-            return call_isolated(function, *args, caution=caution, silence_limit_s=silence_limit_s)
+            return call_isolated(
+                _on_one_thread, function, *args, caution=caution, silence_limit_s=silence_limit_s
+            )
         except (ChildCrashed, ChildStalled) as failure:
             if "SIGKILL" in failure.how:  # no decoder does that, but a machine that is short of memory
                 if killed:
-                    raise SeriesError("its process was killed twice: is there memory enough?") from None
+                    raise KilledTwice("its process was killed twice: is there memory enough?") from None
                 killed = True
             else:
                 caution = _more_careful(caution, failure)
+
+
+def _on_one_thread(function: Callable[..., Result], *args: object, caution: Caution) -> Result:
+    cv2.setNumThreads(1)  # several children share the cores
+    return function(*args, caution=caution)
 
 
 def _more_careful(caution: Caution, failure: ChildCrashed | ChildStalled) -> Caution:

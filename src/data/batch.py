@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pandas as pd
 from joblib import delayed
 
@@ -15,7 +14,6 @@ from src.core.files import only_writer, write_json, write_table
 from src.core.log import format_table, progress
 from src.data.attempts import with_caution
 from src.data.cluster import workers
-from src.data.grey_slices import Caution
 from src.data.prepare import (
     SERIES_COLUMNS,
     PrepareJob,
@@ -133,7 +131,7 @@ def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
         OSError: the output cannot be written, nor could that of the next series.
     """
     try:
-        return with_caution(_prepare_in_child, source, job, silence_limit_s=job.silence_limit_s)
+        return with_caution(prepare_series, source, job, silence_limit_s=job.silence_limit_s)
     except SeriesError as error:
         return _skipped(source, str(error))
     except OSError as error:
@@ -153,11 +151,6 @@ def remove_leftovers(output: Path) -> None:
     for pattern in (".dataset-*.json", ".series-*.csv", ".rejected-*.csv", "preview/*/.*.png"):
         for path in output.glob(pattern):
             path.unlink(missing_ok=True)
-
-
-def _prepare_in_child(source: SeriesSource, job: PrepareJob, caution: Caution) -> dict[str, Any]:
-    cv2.setNumThreads(1)  # the children share the cores already
-    return prepare_series(source, job, caution)
 
 
 def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:

@@ -42,12 +42,9 @@ class LocalTree:
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
-                    if is_hidden(entry.name):
-                        continue
-                    if is_to_read(entry):
-                        files.append(entry.name)
-                    elif entry.is_dir() and not (entry.is_symlink() and _leads_back(Path(entry.path))):
-                        folders.append(entry.name)
+                    kind = None if is_hidden(entry.name) else _kind(entry)
+                    if kind is not None:
+                        (files if kind == "file" else folders).append(entry.name)
         except OSError as error:
             raise UserError(f"cannot read the folder {self.path / folder}: {error.strerror}") from None
         return tuple(sorted(folders)), tuple(sorted(files))
@@ -67,6 +64,17 @@ class SingleFile(LocalTree):
 
     def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return (), (self.name,)
+
+
+def _kind(entry: os.DirEntry) -> str | None:
+    """What an entry is: a file, a folder, or neither. One that cannot be looked at is told of as a file."""
+    try:
+        if is_to_read(entry):
+            return "file"
+        is_folder = entry.is_dir() and not (entry.is_symlink() and _leads_back(Path(entry.path)))
+        return "folder" if is_folder else None
+    except OSError:
+        return "file"
 
 
 def _leads_back(link: Path) -> bool:

@@ -86,7 +86,7 @@ def _answer(request: bytes) -> bytes:
     try:
         limit_s, folder, function, args, kwargs = pickle.loads(request)
         _alarm_s = 2 * limit_s
-        _set_alarm()
+        report_step("")  # what the function needs is imported: from here on silence counts
         if folder is not None:
             os.chdir(folder)
         return pickle.dumps((True, function(*args, **kwargs)), pickle.HIGHEST_PROTOCOL)

@@ -27,6 +27,7 @@ __all__ = [
     "Child",
     "ChildCrashed",
     "ChildFailed",
+    "ChildNotStarted",
     "ChildStalled",
     "call_isolated",
     "report_step",
@@ -75,6 +76,10 @@ class ChildStalled(ChildFailed):
     """No sign of life for the limit of silence; the child was killed."""
 
 
+class ChildNotStarted(RuntimeError):
+    """A child could not be started: whatever is wrong with the machine, the work is not to blame."""
+
+
 class Child:
     """A process that runs functions for one thread, started by the first call and again after a crash."""
 
@@ -93,7 +98,7 @@ class Child:
         Raises:
             ChildCrashed: the child died.
             ChildStalled: neither result nor `report_step` for `silence_limit_s` seconds.
-            RuntimeError: a child could not be started; whatever is wrong, the work is not to blame.
+            ChildNotStarted: a child could not be started.
         """
         work = (self.silence_limit_s, _working_directory(), function, args, kwargs)
         request = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
@@ -141,7 +146,7 @@ class Child:
             process = self._process
             self.close()
             message = process.stderr.read().decode(errors="replace").strip() or str(error) or _how(process)
-            raise RuntimeError(f"a child process could not be started: {message}") from None
+            raise ChildNotStarted(f"a child process could not be started: {message}") from None
         self._process.stderr.close()
 
     def _exchange(self, request: bytes) -> bytes:
@@ -163,6 +168,8 @@ class Child:
         """The child's next message. Silence is counted in ticks that this process was awake for."""
         tick_s = min(TICK_S, limit_s / 10)
         silent_s, seen = 0.0, self._board.count()
+        # until the child's first sign of life it imports what the function needs, from a cold disk perhaps
+        limits_s = {True: max(limit_s, START_LIMIT_S), False: limit_s}
         while not self._connection.poll(tick_s):
             # End of file tells of an end, unless something that the function started holds the line open.
             if self._process.poll() is not None and not self._connection.poll():
@@ -170,9 +177,9 @@ class Child:
             count = self._board.count()
             silent_s = silent_s + tick_s if count == seen else 0.0
             seen = count
-            if silent_s >= limit_s:
+            if silent_s >= limits_s[count == 0]:
                 self._process.kill()
-                raise ChildStalled(_SILENT.format(limit_s), self._board.text())
+                raise ChildStalled(_SILENT.format(limits_s[count == 0]), self._board.text())
         return self._connection.recv_bytes()
 
 

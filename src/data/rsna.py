@@ -45,7 +45,7 @@ def find_series(tree: FileTree, root: str, split: str) -> tuple[list[SeriesSourc
         UserError: there is none.
     """
     images = join(root, f"{split}_images")
-    segmentations = _segmentations(tree, root)
+    segmentations = _segmentations(tree, root) if split == "train" else {}
     patients, stray = tree.list_folder(images)
     sources = []
     left_out = [LeftOut(printable(join(images, name)), _STRAY) for name in stray]

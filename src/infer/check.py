@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from src.core.errors import UserError
-from src.data.labels import read_probabilities, read_table
+from src.core.targets import COLUMNS
+from src.data.labels import read_table
 from src.score.submission import validate_submission
 
 
@@ -15,7 +16,7 @@ def read_sample(path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: not such a table, no patient, or one twice.
     """
-    sample = read_probabilities(path)
+    sample = read_table(path, ("patient_id", *COLUMNS))
     twice = sample.patient_id.duplicated()
     if twice.any():
         raise UserError(f"{path} names patient {sample.patient_id[twice].iloc[0]} twice")

@@ -1,6 +1,8 @@
 """Fold models of one or several runs, of the first or the second level, averaged; all of them or fewer."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -28,19 +30,32 @@ class Share:
     """whether flips and offsets of the slices are averaged, or one look is taken: no flip, the middle"""
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How a share of an ensemble is worked off: in ways that give the same numbers."""
+
+    autocast: Callable[[], AbstractContextManager]
+    """of forward passes"""
+    slices_at_once: int | None = None
+    """that pass a network together; None is all of a stack"""
+    check: Callable[[], None] = lambda: None
+    """called between forward passes; what it raises ends the work"""
+
+
 class Member(Protocol):
     """What takes part in an ensemble."""
 
     columns: tuple[str, ...]
     """that it tells, of the 13"""
-    stack_kinds: tuple[StackKind, ...]
-    """that it wants of a series"""
     prior: Mapping[str, float]
+
+    def kinds(self, tta: bool) -> tuple[StackKind, ...]:
+        """Stacks that it wants of a series."""
 
     def count_passes(self, tta: bool) -> int:
         """Forward passes for a series."""
 
-    def predict(self, stacks: Stacks, tta: bool, slices_at_once: int | None) -> np.ndarray:
+    def predict(self, stacks: Stacks, tta: bool, effort: Effort) -> np.ndarray:
         """Probabilities of one series, (columns,)."""
 
 
@@ -51,17 +66,21 @@ class FirstMember:
         model, spec = load_classifier(path)
         self.model, self.spec = model.to(placement.device), _with_flips(spec, flips)
         self.columns, self.prior = spec.columns, spec.prior
-        self.stack_kinds = _kinds(spec)
+
+    def kinds(self, tta: bool) -> tuple[StackKind, ...]:
+        return _kinds(_thin(self.spec, tta))
 
     def count_passes(self, tta: bool) -> int:
         return _count_passes(_thin(self.spec, tta))
 
-    def predict(self, stacks: Stacks, tta: bool, slices_at_once: int | None) -> np.ndarray:
+    def predict(self, stacks: Stacks, tta: bool, effort: Effort) -> np.ndarray:
         spec = _thin(self.spec, tta)
         answers = []
         for kind in _kinds(spec):
+            effort.check()
             parts = _on_device(stacks, kind, self.model)
-            answers.append(predict_stack(self.model, spec, *parts, spec.flips, slices_at_once)[0])
+            with effort.autocast():
+                answers.append(predict_stack(self.model, spec, *parts, spec.flips, effort.slices_at_once)[0])
         return torch.stack(answers).mean(dim=0).cpu().double().numpy()
 
 
@@ -75,19 +94,23 @@ class SecondMember:
         loaded = [FirstLevelModel.load(path) for path in find_first_level(folder)]
         self.first = [(own.model.to(placement.device), _with_flips(own.spec, flips)) for own in loaded]
         self.prior = loaded[0].spec.prior
-        self.stack_kinds = tuple(dict.fromkeys(kind for _, spec in self.first for kind in _kinds(spec)))
+
+    def kinds(self, tta: bool) -> tuple[StackKind, ...]:
+        return tuple(dict.fromkeys(kind for _, spec in self.first for kind in _kinds(_thin(spec, tta))))
 
     def count_passes(self, tta: bool) -> int:
         return sum(_count_passes(_thin(spec, tta)) for _, spec in self.first)
 
-    def predict(self, stacks: Stacks, tta: bool, slices_at_once: int | None) -> np.ndarray:
+    def predict(self, stacks: Stacks, tta: bool, effort: Effort) -> np.ndarray:
         said = []
         for model, full in self.first:
             spec = _thin(full, tta)
             by_offset = []
             for kind in _kinds(spec):
+                effort.check()
                 images, padding = _on_device(stacks, kind, model)
-                described = describe_stacks(model, spec, images, padding, slices_at_once)
+                with effort.autocast():
+                    described = describe_stacks(model, spec, images, padding, effort.slices_at_once)
                 by_offset.append((*(part.cpu() for part in described), padding.cpu()))
             said.append((spec.columns, by_offset))
         described = join_descriptions(pd.DataFrame({"series_id": [""]}), said)
@@ -100,23 +123,32 @@ class Ensemble:
 
     Args:
         runs: run folders of train_cls.py or of the second level; every finished fold in them takes part.
+        weights: of the runs; one of weight 0 is not asked.
         flips: of test-time augmentation; by default each member's own.
 
     Raises:
         UserError: a folder without a fold model.
     """
 
-    def __init__(self, runs: Sequence[Path], placement: Placement, flips: tuple[str, ...] | None = None):
+    def __init__(
+        self,
+        runs: Sequence[Path],
+        placement: Placement,
+        weights: Sequence[float],
+        flips: tuple[str, ...] | None = None,
+    ):
         self.runs = [_read_folds(run, placement, flips) for run in runs]
+        self.weights = tuple(weights)
 
     @property
     def members(self) -> list[Member]:
         return [member for run in self.runs for fold in run for member in fold]
 
-    @property
-    def stack_kinds(self) -> list[StackKind]:
-        """The different stacks that the members want; folds of a run share them."""
-        return list(dict.fromkeys(kind for member in self.members for kind in member.stack_kinds))
+    def stack_kinds(self, share: Share | None = None) -> list[StackKind]:
+        """The different stacks that a share's members want, by default all; folds of a run share them."""
+        share = share or self.all
+        members = [member for run in self._chosen(share) for member in run]
+        return list(dict.fromkeys(kind for member in members for kind in member.kinds(share.tta)))
 
     @property
     def prior(self) -> pd.Series:
@@ -126,61 +158,71 @@ class Ensemble:
     @property
     def all(self) -> Share:
         """Everything."""
-        return Share(tuple(len(run) for run in self.runs))
+        return Share(
+            tuple(len(run) if weight else 0 for run, weight in zip(self.runs, self.weights, strict=True))
+        )
 
-    def shares(self, weights: Sequence[float]) -> list[Share]:
+    @property
+    def shares(self) -> list[Share]:
         """What is done with ever less time: everything, then ever fewer forward passes.
 
         First flips and offsets go, then folds, the last one of the run that has most left, until each run has
-        one; then runs, the one with the least weight first.
-
-        Args:
-            weights: of the runs.
+        one; then runs, the one with the least weight first, until one is left.
         """
+        weights = self.weights
         shares = [self.all, replace(self.all, tta=False)]
         folds = list(self.all.folds)
         while max(folds) > 1:
             most = max(range(len(folds)), key=lambda run: (folds[run], -weights[run], run))
             folds[most] -= 1
             shares.append(Share(tuple(folds), tta=False))
-        for run in sorted(range(len(folds)), key=lambda run: (weights[run], -run))[:-1]:
+        asked = [run for run in range(len(folds)) if folds[run]]
+        for run in sorted(asked, key=lambda run: (weights[run], -run))[:-1]:
             folds[run] = 0
             shares.append(Share(tuple(folds), tta=False))
-        passes = [self.count_passes(share) for share in shares]
+        passes = [sum(self.count_passes(share)) for share in shares]
         return [
             share for place, share in enumerate(shares) if place == 0 or passes[place] < min(passes[:place])
         ]
 
-    def count_passes(self, share: Share) -> int:
-        """Forward passes for a series."""
-        return sum(member.count_passes(share.tta) for run in self._chosen(share) for member in run)
+    def count_passes(self, share: Share) -> tuple[int, ...]:
+        """Forward passes for a series, of each run."""
+        return tuple(sum(member.count_passes(share.tta) for member in run) for run in self._chosen(share))
 
-    def predict(self, stacks: Stacks, share: Share, slices_at_once: int | None = None) -> np.ndarray:
-        """Probabilities of one series from a stack of each kind, (runs, 13).
+    def predict(self, stacks: Stacks, share: Share, effort: Effort) -> tuple[np.ndarray, tuple[float, ...]]:
+        """Look at one series.
 
-        A column is the mean of the run's members that tell it; where none does, of the runs that do; the
-        prior where no run does.
+        A column is the mean of the run's members that tell it; where none does, the weighted mean of the runs
+        that do; the prior where no run does.
 
         Args:
-            slices_at_once: that pass an encoder together; all of a stack by default.
+            stacks: one of each kind that the share wants.
+
+        Returns:
+            Probabilities (runs, 13), and the seconds that each run took.
 
         Raises:
             FloatingPointError: a member gives what is no number.
         """
-        answers = np.full((len(self.runs), len(COLUMNS)), np.nan)
+        answers, seconds = np.full((len(self.runs), len(COLUMNS)), np.nan), []
         for row, members in enumerate(self._chosen(share)):
+            started = time.perf_counter()
             total, count = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
             for member in members:
                 columns = [COLUMNS.index(name) for name in member.columns]
-                total[columns] += member.predict(stacks, share.tta, slices_at_once)
+                total[columns] += member.predict(stacks, share.tta, effort)
                 count[columns] += 1
+            seconds.append(time.perf_counter() - started)
             if not np.isfinite(total).all():
                 raise FloatingPointError("the models give probabilities that are not finite")
             answers[row, count > 0] = (total / np.maximum(count, 1))[count > 0]
         is_told = ~np.isnan(answers)
-        others = np.where(is_told, answers, 0.0).sum(axis=0) / np.maximum(is_told.sum(axis=0), 1)
+        weights = np.where(is_told, np.array(self.weights)[:, None], 0.0)
+        others = (weights * np.where(is_told, answers, 0.0)).sum(axis=0) / np.maximum(
+            weights.sum(axis=0), 1e-9
+        )
         others = np.where(is_told.any(axis=0), others, self.prior.to_numpy())
-        return np.where(is_told, answers, others)
+        return np.where(is_told, answers, others), tuple(seconds)
 
     def _chosen(self, share: Share) -> list[list[Member]]:
         """Of each run, the members of the folds that take part."""

@@ -18,7 +18,7 @@ def open_source(path: Path, networks: Networks) -> StackSource:
     Raises:
         UserError: neither, or it cannot feed these networks.
     """
-    kinds = networks.ensemble.stack_kinds
+    kinds = networks.ensemble.stack_kinds()
     if not (path / "dataset.json").exists():
         networks.warn_of_other_masks()
         return RawSource.open(path, kinds, networks.finder and networks.finder.spec)

@@ -1,11 +1,15 @@
 """Options of infer.py."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.core.errors import UserError
+from src.core.runtime import PRECISIONS
 from src.nn.augmentation import FLIPS
 from src.score.postprocess import PostProcessing, read_post
+
+MOST_JOBS = 8
+"""By default: each may hold a whole series."""
 
 
 @dataclass(frozen=True)
@@ -56,30 +60,44 @@ class InferOptions:
     patients that were not reached get the prior."""
 
     jobs: int | None = None
-    """Threads that read series ahead, each with a process that decodes. By default the cores less one."""
+    """Threads that read series ahead, each with a process that decodes. By default the cores less one, not
+    more than 8."""
 
     def __post_init__(self) -> None:
         if self.tta is not None and (not self.tta or set(self.tta) - set(FLIPS)):
             raise ValueError(f"--tta takes {', '.join(FLIPS)}, got {' '.join(self.tta)}")
         if self.weights is not None and self.post is not None:
             raise ValueError("--post has weights of its own: leave --weights out")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"--precision takes {', '.join(PRECISIONS)}, got {self.precision}")
         if self.max_hours is not None and not self.max_hours > 0:
             raise ValueError(f"--max-hours must be above 0, got {self.max_hours:g}")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+        if self.output.name == "report.csv":
+            raise ValueError("--output report.csv is the report's own name: choose another")
+        weights = self.weights or (1.0,) * len(self.models)
+        if len(weights) != len(self.models) or min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(
+                f"--weights takes a number for each of the {len(self.models)} --models, at least 0, not all 0"
+            )
+
+    @property
+    def threads(self) -> int:
+        """That read series."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.jobs or min(MOST_JOBS, max(1, cores - 1))
 
 
 def choose_post(options: InferOptions) -> PostProcessing:
     """How runs and series are joined.
 
     Raises:
-        UserError: weights of another number of runs.
+        UserError: post-processing that cannot be read, or of another number of runs.
     """
     if options.post is not None:
         post = read_post(options.post)
         post.require_tables(len(options.models))
         return post
     weights = options.weights or (1.0,) * len(options.models)
-    if len(weights) != len(options.models) or min(weights) < 0 or sum(weights) <= 0:
-        raise UserError(f"--weights takes a number above 0 for each of the {len(options.models)} --models")
     return PostProcessing(tuple(weight / sum(weights) for weight in weights))

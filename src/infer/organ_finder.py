@@ -11,6 +11,7 @@ from src.cls.plans import plan_stack
 from src.cls.stacks import as_predicted, cut_stack
 from src.cls.views import Box
 from src.core.errors import UserError
+from src.infer.ensemble import Effort
 from src.infer.placement import Placement
 from src.infer.sources import StackKind, Volume
 from src.seg.model import find_segmenter, load_segmenter
@@ -33,34 +34,42 @@ class OrganFinder:
     def __init__(self, model: Path, placement: Placement) -> None:
         self.pair, self.spec = load_segmenter(find_segmenter(model))
         self.pair.to(placement.device)
-        self._placement = placement
+        self._device = placement.device
 
     def cut(
-        self, volume: Volume, kinds: Sequence[StackKind], slices_at_once: int | None = None
-    ) -> dict[StackKind, StackBatch]:
-        """The stacks that show organs; a series in which none can be found is seen whole.
+        self, volume: Volume, kinds: Sequence[StackKind], effort: Effort
+    ) -> tuple[dict[StackKind, StackBatch], str]:
+        """The stacks that show organs; a region that cannot be found is the whole series.
 
-        Args:
-            slices_at_once: that pass the networks together, where memory is short.
+        Returns:
+            The stacks, and what could not be found in words.
+
+        Raises:
+            FloatingPointError: the networks give what is no number.
         """
-        masks, boxes = self._find(volume, min(CHUNK, slices_at_once or CHUNK))
-        return {kind: _cut(volume, masks, boxes, kind) for kind in kinds}
+        masks, boxes, reason = self._find(volume, effort)
+        missing = {region for kind in kinds for region in kind.view.regions if region not in boxes}
+        if missing and not reason:
+            reason = f"{' and '.join(sorted(missing))} not found: seen whole"
+        return {kind: _cut(volume, masks, boxes, kind) for kind in kinds}, reason
 
-    def _find(self, volume: Volume, chunk: int) -> tuple[np.ndarray | None, dict[str, Box]]:
-        """Label maps (Z, H, W), and where the regions lie."""
+    def _find(self, volume: Volume, effort: Effort) -> tuple[np.ndarray | None, dict[str, Box], str]:
+        """Label maps (Z, H, W), where the regions lie, and why there are none."""
         try:
-            masks, organs = segment_volume(
-                self.pair,
-                self.spec,
-                volume.show(self.spec.windows),
-                volume.z_mm,
-                volume.pixel_mm,
-                device=self._placement.device,
-                chunk=chunk,
-            )
-        except UserError:
-            return None, {}
-        return masks, find_regions(organs)
+            with effort.autocast():
+                masks, organs = segment_volume(
+                    self.pair,
+                    self.spec,
+                    volume.show(self.spec.windows),
+                    volume.z_mm,
+                    volume.pixel_mm,
+                    device=self._device,
+                    chunk=min(CHUNK, effort.slices_at_once or CHUNK),
+                    check=effort.check,
+                )
+        except UserError as error:
+            return None, {}, f"seen whole: {error}"
+        return masks, find_regions(organs), ""
 
 
 def _cut(volume: Volume, masks: np.ndarray | None, boxes: dict[str, Box], kind: StackKind) -> StackBatch:
@@ -71,6 +80,6 @@ def _cut(volume: Volume, masks: np.ndarray | None, boxes: dict[str, Box], kind: 
         maps = np.zeros((view.slices, view.size, view.size), dtype=np.uint8)
         if masks is not None:
             maps = GROUP_OF_LABEL[masks[plan.indices]]
-    images = volume.show(view.windows)[plan.wanted]
+    images = volume.images[plan.wanted][..., [volume.windows.index(name) for name in view.windows]]
     stack = cut_stack(plan, images, maps, view, boxes.get(view.in_plane))
     return as_sample(as_predicted(stack, view), view)

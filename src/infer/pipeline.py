@@ -1,12 +1,13 @@
 """Series after series: read ahead in threads, predicted here, until all are done or the run has to end."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-from src.core.errors import UserError
 from src.core.log import progress, warn
-from src.infer.budget import Pace, StopRequest
+from src.infer.budget import Pace
 from src.infer.careful import CarefulNetworks
+from src.infer.ending import RunEnds, StopRequest
 from src.infer.readers import ReadAhead
 from src.infer.results import Results
 from src.infer.sources import ReadSeries, StackSource, describe_error, read_or_tell
@@ -14,24 +15,24 @@ from src.infer.sources import ReadSeries, StackSource, describe_error, read_or_t
 WAIT_S = 0.5
 """For a series, before looking at the clock and for signals again."""
 
+STUCK_S = 1800.0
+"""Without a series, after which reading is given up: no file system comes back after that long."""
+
 SAVE_EVERY_S = 600.0
+TRIES, PAUSE_S = 3, 10.0
+"""To read a series that fails for a reason of the machine, and the pause after such a failure."""
 
 
 def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[str, str]]:
     """Patient and series ids: the first series of every patient, then the second ones.
 
     So a run that has to end early knows something of as many patients as it can.
-
-    Raises:
-        UserError: the source has no series of any patient.
     """
     ranked = [
         (rank, patient_id, series_id)
         for patient_id in patient_ids
         for rank, series_id in enumerate(source.series_of(patient_id))
     ]
-    if not ranked:
-        raise UserError(f"no series of any of the {len(patient_ids)} patients is in the input")
     ranked.sort(key=lambda item: item[0])  # stable: patients keep their order
     return [(patient_id, series_id) for _, patient_id, series_id in ranked]
 
@@ -44,53 +45,91 @@ def predict_series(
     pace: Pace,
     stop: StopRequest,
     save: Callable[[], None],
+    jobs: int = 1,
 ) -> str:
     """Predict the series into `results`, until all are done or the run has to end.
 
     A series that cannot be read or predicted is skipped, whatever the reason.
 
     Args:
-        save: called from time to time, so that not even a killed run leaves nothing.
+        save: called from time to time, so that not even a killed run leaves nothing; it may fail.
+        jobs: threads that read.
 
     Returns:
         Why the run ended early; empty if it did not.
     """
-    reader = ReadAhead(lambda ids: read_or_tell(source, *ids), series, pace.jobs)
-    saved = time.monotonic()
+
+    def read(ids: tuple[str, str]) -> ReadSeries:
+        found = read_or_tell(source, *ids)
+        if found.is_passing:
+            time.sleep(PAUSE_S)
+        return found
+
+    def check() -> None:
+        if stop.name:
+            raise RunEnds(stop.name)
+        if pace.is_over:
+            raise RunEnds("the time of --max-hours is spent")
+
+    reader, tries = ReadAhead(read, series, jobs), Counter[tuple[str, str]]()
+    saved = heard = time.monotonic()
     try:
         with progress(None, len(series), "series") as bar:
             while reader.left:
-                if stop.name:
-                    return stop.name
-                if pace.is_over:
-                    return "the time of --max-hours is spent"
-                read = reader.take(min(WAIT_S, max(pace.left_s, 0.01)))
-                if read is None:
+                check()
+                found = reader.take(min(WAIT_S, max(pace.left_s, 0.01)))
+                if found is None:
+                    if time.monotonic() - heard > STUCK_S:
+                        return f"no series could be read for {STUCK_S / 60:.0f} minutes"
                     continue
-                _predict(read, networks, results, pace)
+                heard = time.monotonic()
+                ids = (found.patient_id, found.series_id)
+                tries[ids] += 1
+                if found.is_passing and tries[ids] < TRIES:
+                    reader.add(ids)
+                    continue
+                _predict(found, networks, results, pace, check)
                 bar.update()
                 if time.monotonic() - saved >= SAVE_EVERY_S:
-                    save()
+                    _try(save)
                     saved = time.monotonic()
+    except RunEnds as end:
+        return str(end)
     finally:
         reader.stop()
     return ""
 
 
-def _predict(series: ReadSeries, networks: CarefulNetworks, results: Results, pace: Pace) -> None:
-    key, answer, started = (series.patient_id, series.series_id), None, time.perf_counter()
+def _predict(
+    series: ReadSeries,
+    networks: CarefulNetworks,
+    results: Results,
+    pace: Pace,
+    check: Callable[[], None],
+) -> None:
+    key, prediction = (series.patient_id, series.series_id), None
     if series.reason:
         results.skip(key, series.reason)
-        pace.note(series, None, 0.0)
+        pace.note(series, None)
         return
     thinned = pace.thinned
     try:
-        answer = networks.predict(series, pace.share)
+        prediction = networks.predict(series, pace.share, check)
+    except RunEnds:
+        raise
     # One series must not end a submission: whatever it is, the report tells it.
     except Exception as error:
         reason = describe_error(error)
         warn(f"{'/'.join(key)} could not be predicted: {reason}")
         results.skip(key, reason)
     else:
-        results.add(key, answer.probabilities, "thinned" if thinned else "ok", thinned)
-    pace.note(series, answer, time.perf_counter() - started)
+        reason = "; ".join(part for part in (thinned, prediction.note) if part)
+        results.add(key, prediction.probabilities, "thinned" if thinned else "ok", reason)
+    pace.note(series, prediction)
+
+
+def _try(save: Callable[[], None]) -> None:
+    try:
+        save()
+    except Exception as error:  # a full disk, say: there may be room again at the end
+        warn(f"what is known so far could not be saved: {describe_error(error)}")

@@ -16,8 +16,7 @@ from src.data.attempts import with_caution
 from src.data.file_tree import open_tree
 from src.data.grey_slices import GreyStack, load_stack
 from src.data.rsna import find_root
-from src.data.series_source import SeriesSource
-from src.data.sources import find_sources
+from src.data.sources import FoundSources, find_sources
 from src.data.windows import WINDOWS, get_windows
 from src.infer.sources import ReadSeries, StackKind, Volume
 from src.seg.model import SegmenterSpec
@@ -30,7 +29,7 @@ class RawSource:
     """Series that are decoded slice by slice; each slice that several stacks show is decoded once.
 
     Args:
-        series: the files of each.
+        found: the series, and what belongs to none.
         kinds: stacks that are wanted of every series.
         segmenter: of the networks that find organs; None if there are none.
 
@@ -39,9 +38,10 @@ class RawSource:
     """
 
     def __init__(
-        self, series: Sequence[SeriesSource], kinds: Sequence[StackKind], segmenter: SegmenterSpec | None
+        self, found: FoundSources, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None
     ) -> None:
-        self._series = {(source.patient_id, source.series_id): source for source in series}
+        self._series = {(source.patient_id, source.series_id): source for source in found.series}
+        self._left_out = found.left_out
         self._requests = [
             _Request.of(size, [kind for kind in kinds if kind.view.size == size], segmenter)
             for size in dict.fromkeys(kind.view.size for kind in kinds)
@@ -64,10 +64,14 @@ class RawSource:
         root = find_root(tree)
         if root is None or "test_images" not in tree.list_folder(root)[0]:
             raise UserError(f"{path} holds neither test_images/ nor a prepared data set (dataset.json)")
-        return cls(find_sources(path, "test").series, kinds, segmenter)
+        return cls(find_sources(path, "test"), kinds, segmenter)
 
     def series_of(self, patient_id: str) -> list[str]:
         return sorted(series_id for patient, series_id in self._series if patient == patient_id)
+
+    def why_none(self, patient_id: str) -> str:
+        reasons = [item.reason for item in self._left_out if patient_id in item.source.split("/")]
+        return "; ".join(dict.fromkeys(reasons))
 
     def read(self, patient_id: str, series_id: str) -> ReadSeries:
         stacks: dict[StackKind, StackBatch] = {}

@@ -1,11 +1,12 @@
 """What is known of every patient so far: a whole submission at any time, and how it came about."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from src.core.targets import COLUMNS
+from src.score.metric import obeys_rules
 from src.score.postprocess import PatientRows, PostProcessing
 from src.score.prior import constant
 
@@ -25,6 +26,7 @@ class Results:
         patient_ids: who gets a row, in this order.
         post: how series and runs are joined.
         prior: 13 probabilities of a patient of whom nothing could be looked at.
+        why_none: what is known of a patient without series.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class Results:
         patient_ids: Sequence[str],
         post: PostProcessing,
         prior: pd.Series,
+        why_none: Callable[[str], str] = lambda patient_id: "",
     ) -> None:
         self._series, self._patient_ids, self._post, self._prior = series, patient_ids, post, prior
+        self._why_none = why_none
         self._answers: dict[tuple[str, str], np.ndarray] = {}  # (runs, 13) of each series
         self._told: dict[tuple[str, str], tuple[str, str]] = {}  # status and reason
 
@@ -60,7 +64,10 @@ class Results:
                 )
                 for run in range(len(self._post.weights))
             ]
-            parts.append(PatientRows.read(tables, seen.drop_duplicates()).apply(self._post))
+            rows = PatientRows.read(tables, seen.drop_duplicates()).apply(self._post)
+            # what the competition refuses in one row, it refuses in all
+            rows.loc[~obeys_rules(rows), list(COLUMNS)] = self._prior[list(COLUMNS)].to_numpy()
+            parts.append(rows)
         without = self._without_prediction()
         if without:
             parts.append(constant(self._prior, pd.Series(without, dtype=str)))
@@ -73,9 +80,10 @@ class Results:
         for patient, _, status, _ in rows:
             reasons.setdefault(patient, set()).add(status)
         for patient in self._without_prediction():
-            reason = "no series found"
             if patient in reasons:
                 reason = "not reached" if "not reached" in reasons[patient] else "no series could be read"
+            else:
+                reason = "; ".join(part for part in ("no series found", self._why_none(patient)) if part)
             rows.append((patient, "", "prior", reason))
         place = {patient: number for number, patient in enumerate(self._patient_ids)}
         rows.sort(key=lambda row: (place[row[0]], row[1] == "", row[1]))

@@ -12,6 +12,9 @@ from src.cls.organs import OrganIndex
 from src.cls.stacks import StackReader, as_predicted, check_view
 from src.cls.views import StackView
 from src.core.errors import UserError
+from src.core.log import warn
+from src.data.attempts import KilledTwice
+from src.data.isolation import ChildNotStarted
 from src.data.stack import PreparedDataset
 
 
@@ -38,7 +41,7 @@ class Volume:
     pixel_mm: float
 
     def show(self, windows: Sequence[str]) -> np.ndarray:
-        """uint8 (Z, size, size, these windows), without a copy where they are all."""
+        """uint8 (Z, size, size, these windows), a view where they are all."""
         places = [self.windows.index(name) for name in windows]
         return self.images if places == list(range(len(self.windows))) else self.images[..., places]
 
@@ -54,6 +57,8 @@ class ReadSeries:
     """where stacks are wanted that show organs"""
     reason: str = ""
     """why it cannot be read; empty if it was"""
+    is_passing: bool = False
+    """whether the machine is to blame rather than the files, so that another try may help"""
     decode_s: float = 0.0
     transform_s: float = 0.0
 
@@ -63,6 +68,9 @@ class StackSource(Protocol):
 
     def series_of(self, patient_id: str) -> list[str]:
         """Series ids, sorted; empty when the patient has none."""
+
+    def why_none(self, patient_id: str) -> str:
+        """What is known of a patient without series; empty if nothing is."""
 
     def read(self, patient_id: str, series_id: str) -> ReadSeries:
         """All stacks of a series, without targets; raises where it cannot be read."""
@@ -83,14 +91,22 @@ class PreparedSource:
         organs = None
         for kind in self.kinds:
             check_view(prepared, kind.view)
-            if kind.view.needs_masks and organs is None:
+            if not kind.view.needs_masks:
+                continue
+            if organs is None:
                 organs = OrganIndex.find(prepared, kind.view.masks_from)
                 organs.warn_of_unknown(prepared.series, kind.view)
+            elif kind.view.masks_from not in (organs.source, self.kinds[0].view.masks_from):
+                warn(f"models trained with {kind.view.masks_from} masks are shown the {organs.source} ones")
         self._reader = StackReader(prepared, organs)
 
     def series_of(self, patient_id: str) -> list[str]:
         series = self.prepared.series
         return list(series.series_id[series.patient_id == patient_id])
+
+    def why_none(self, patient_id: str) -> str:
+        found = self.prepared.all_series
+        return "; ".join(found.reason[found.patient_id == patient_id].dropna())
 
     def read(self, patient_id: str, series_id: str) -> ReadSeries:
         started = time.perf_counter()
@@ -103,10 +119,17 @@ class PreparedSource:
 
 def read_or_tell(source: StackSource, patient_id: str, series_id: str) -> ReadSeries:
     """A series, or why it cannot be read: one must not end a submission, whatever it is."""
+    started = time.perf_counter()
     try:
         return source.read(patient_id, series_id)
     except Exception as error:
-        return ReadSeries(patient_id, series_id, reason=describe_error(error))
+        return ReadSeries(
+            patient_id,
+            series_id,
+            reason=describe_error(error),
+            is_passing=isinstance(error, ChildNotStarted | KilledTwice | MemoryError | OSError),
+            decode_s=time.perf_counter() - started,
+        )
 
 
 def describe_error(error: BaseException) -> str:

@@ -156,6 +156,15 @@ def check_probabilities(predictions: pd.DataFrame) -> None:
             )
 
 
+def obeys_rules(predictions: pd.DataFrame) -> np.ndarray:
+    """Which rows `check_probabilities` would pass, (rows,) bool; all columns must be there and numeric."""
+    values = predictions[list(COLUMNS)].to_numpy(np.float64)
+    obeys = (np.isfinite(values) & (values >= 0)).all(axis=1)
+    for members in GROUPS.values():
+        obeys &= predictions[list(members)].to_numpy(np.float64).sum(axis=1) > 0
+    return obeys
+
+
 def check_labels(labels: pd.DataFrame) -> None:
     """Make sure that every target of every patient has exactly one true class.
 

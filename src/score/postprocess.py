@@ -153,7 +153,7 @@ def adjust(
     raised = (1 - any_injury) * largest + any_injury * np.maximum(together, largest)
     scale = raised / np.maximum(largest, _TINY)
     shares[patients, most, 1:] *= scale[:, None]
-    shares[patients, most, 0] = 1 - raised
+    shares[patients, most, 0] = np.maximum(1 - raised, 0)
     return shares
 
 

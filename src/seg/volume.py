@@ -1,5 +1,7 @@
 """Masks of one series in memory: those that segment.py would write of it."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -8,7 +10,7 @@ from src.core.errors import UserError
 from src.data.organ_tables import OrganMeasures, voxel_volumes_ml
 from src.data.stack import neighbour_indices
 from src.seg.components import ComponentScan, sort_kidneys
-from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
+from src.seg.model import SegmenterPair, SegmenterSpec
 from src.seg.stream import Chunk, with_neighbours
 
 
@@ -21,6 +23,7 @@ def segment_volume(
     *,
     device: torch.device,
     chunk: int = 16,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Predict, clean and measure the organs of a series.
 
@@ -30,20 +33,26 @@ def segment_volume(
         z_mm: (Z,) positions, falling.
         pixel_mm: side of a pixel.
         chunk: slices that pass the networks together.
+        check: called before each chunk; what it raises ends the work.
 
     Returns:
         Label maps uint8 (Z, H, W), and a row an organ as `OrganMeasures.organs`.
 
     Raises:
         UserError: a single slice, whose voxels have no known size.
+        FloatingPointError: the networks give what is no number.
     """
     if len(z_mm) < 2:
         raise UserError("organs of a single slice have no volume to judge them by")
     masks, scan = np.empty(images.shape[:3], dtype=np.uint8), ComponentScan()
     for first in range(0, len(images), chunk):
         part = _chunk(images, first, min(first + chunk, len(images)), spec.slices)
-        found = predict_masks(pair, with_neighbours(part, device)).cpu().numpy()
-        for index, mask in enumerate(found, first):
+        check()
+        with torch.inference_mode():
+            probabilities = pair.probabilities(with_neighbours(part, device))
+        if not probabilities.isfinite().all():
+            raise FloatingPointError("the segmenter gives probabilities that are not finite")
+        for index, mask in enumerate(probabilities.argmax(1).to(torch.uint8).cpu().numpy(), first):
             masks[index] = sort_kidneys(mask)
             scan.add(masks[index])
     specks, measures = scan.specks(voxel_volumes_ml(pixel_mm, z_mm)), OrganMeasures()
