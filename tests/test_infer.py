@@ -2,11 +2,13 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from dying_readers import DieOn
+from infer_runs import train_small
 
 import infer
 import prepare_data
@@ -73,6 +75,23 @@ def test_raw_files_and_the_prepared_set_give_the_same_probabilities(tiny, run, t
     raw = submit(tiny.raw, run, tiny.sample, tmp_path)
     same = submit(prepared, run, tiny.sample, tmp_path / "a")
     np.testing.assert_allclose(same[list(COLUMNS)].astype(float), raw[list(COLUMNS)].astype(float), atol=1e-6)
+
+
+@pytest.mark.parametrize("selection", ["--spacing-z-mm 40", "--count 6"])
+@pytest.mark.parametrize("view", ["--neighbours 3", "--spacing-mm 30"])
+def test_slices_are_selected_as_they_were_for_training(tiny, tmp_path, selection, view):
+    """What was prepared with fewer slices, and with them the neighbours that a network was shown."""
+    given = f"--size 48 --jobs 1 {selection}"
+    prepare_data.main(f"--input {tiny.raw} --output {tmp_path}/train {given}".split())
+    prepare_data.main(f"--input {tiny.raw} --split test --output {tmp_path}/test {given}".split())
+    few = SimpleNamespace(**{**vars(tiny), "prepared": tmp_path / "train"})
+    run = train_small(few, tmp_path / "run", f"{view} --fold 0")
+    (tmp_path / "same").mkdir()
+    raw = submit(tiny.raw, run, tiny.sample, tmp_path)
+    same = submit(tmp_path / "test", run, tiny.sample, tmp_path / "same")
+    np.testing.assert_allclose(same[list(COLUMNS)].astype(float), raw[list(COLUMNS)].astype(float), atol=1e-6)
+    with pytest.raises(UserError, match="prepare it with the same --spacing-z-mm or --count"):
+        submit(tiny.prepared, run, tiny.sample, tmp_path)
 
 
 def test_one_folder_around_the_test_images_does_not_matter(tiny, tmp_path):

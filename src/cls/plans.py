@@ -40,9 +40,10 @@ class SlicesShown:
     """All slices that some stacks of whole series show."""
 
     stacks: tuple[tuple[StackView, float], ...]
-    """views, and the offsets of their slices"""
+    """views of the same selection, and the offsets of their slices"""
 
     def __call__(self, z_mm: np.ndarray) -> np.ndarray:
         """Indices int64, rising, from the positions (slices,) of a series."""
-        wanted = [plan_stack(z_mm, None, view, offset).wanted for view, offset in self.stacks]
-        return np.unique(np.concatenate(wanted))
+        selected = self.stacks[0][0].selection.choose(z_mm)
+        plans = [plan_stack(z_mm[selected], None, view, offset) for view, offset in self.stacks]
+        return selected[np.unique(np.concatenate([plan.wanted for plan in plans]))]

@@ -10,6 +10,7 @@ from src.cls.plans import StackPlan, plan_stack
 from src.cls.views import ORGAN_GROUPS, Box, StackView, square_around
 from src.core.errors import UserError
 from src.data.packed import PackedSlices
+from src.data.selection import SliceSelection
 from src.data.stack import PreparedDataset, as_channels, image_folder, read_windows
 from src.nn.augmentation import centre_crop
 
@@ -31,12 +32,17 @@ def check_view(prepared: PreparedDataset, view: StackView) -> None:
     """Make sure that stacks of a view can be cut out of a data set.
 
     Raises:
-        UserError: it was prepared at another size, or without a window.
+        UserError: it was prepared at another size, without a window, or with other slices.
     """
     if view.size != prepared.size or set(view.windows) - set(prepared.windows):
         raise UserError(
             f"{prepared.folder} has windows {' '.join(prepared.windows)} at {prepared.size} px, the models "
             f"want {' '.join(view.windows)} at {view.size} px"
+        )
+    if SliceSelection.read(prepared.slice_policy) != view.selection:
+        raise UserError(
+            f"{prepared.folder} has slices {prepared.slice_policy} of each series, the models want "
+            f"{view.selection.describe()}: prepare it with the same --spacing-z-mm or --count"
         )
 
 

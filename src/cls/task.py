@@ -25,6 +25,7 @@ from src.core.files import only_writer, write_json, write_table
 from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
+from src.data.selection import SliceSelection
 from src.nn.encoder import GREY_MEAN, GREY_STD, check_input_size, create_encoder, load_encoder
 from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
@@ -149,6 +150,7 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
         )
     own = {"own": OWN_REGION[targets[0]]}
+    selection = SliceSelection.read(prepared.slice_policy)
     view = StackView(
         windows=windows,
         size=prepared.size,
@@ -160,6 +162,8 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
         neighbours=options.neighbours,
         neighbour_mm=options.neighbour_mm,
         masks=options.masks,
+        selected_mm=selection.spacing_z_mm or 0.0,
+        selected_count=selection.count or 0,
     )
     if not view.needs_masks:
         return view

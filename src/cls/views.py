@@ -5,6 +5,8 @@ from types import MappingProxyType
 
 import numpy as np
 
+from src.data.selection import SliceSelection
+
 ORGAN_GROUPS = MappingProxyType(
     {
         "liver": ("liver",),
@@ -71,6 +73,15 @@ class StackView:
     """one of `MASK_CHANNELS`"""
     masks_from: str = "none"
     """true or predicted: which masks training was shown; none where it needed none"""
+    selected_mm: float = 0.0
+    """about one slice every so many mm was prepared; 0 where not chosen so"""
+    selected_count: int = 0
+    """as many slices of a series were prepared; 0 where not chosen so"""
+
+    @property
+    def selection(self) -> SliceSelection:
+        """Of the slices of a series, those that there are for a stack to choose from."""
+        return SliceSelection(self.selected_mm or None, self.selected_count or None)
 
     @property
     def mask_channels(self) -> int:

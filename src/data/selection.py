@@ -42,6 +42,11 @@ class SliceSelection:
         halfway_mm = (depth_mm[:-1] + depth_mm[1:]) / 2
         return np.unique(np.searchsorted(halfway_mm, targets_mm))
 
+    @classmethod
+    def read(cls, described: Any) -> "SliceSelection":
+        """What `describe` told."""
+        return cls() if described == "all" else cls(**described)
+
     def describe(self) -> Any:
         """For dataset.json."""
         if self.count is not None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -164,6 +165,8 @@ class PreparedDataset:
     """Series that can be used, sorted by patient_id and series_id (both text)."""
     all_series: pd.DataFrame
     """Every series that was found, with `status` and `reason`."""
+    slice_policy: Any = "all"
+    """Which slices of a series were kept, as `SliceSelection.describe` tells it."""
 
     @classmethod
     def open(cls, folder: str | Path) -> "PreparedDataset":
@@ -176,7 +179,8 @@ class PreparedDataset:
         description = read_description(folder)
         all_series, series = read_series_tables(folder)
         windows = tuple(window["name"] for window in description["windows"])
-        return cls(folder, windows, description["size"], series, all_series)
+        policy = description.get("slices", "all")
+        return cls(folder, windows, description["size"], series, all_series, policy)
 
     def read_slices(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
         """Slices by index, uint8 (T, H, W, C) with one channel a window."""

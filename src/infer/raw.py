@@ -1,7 +1,7 @@
 """Test images in the competition's layout: decoded as needed, cut into stacks, nothing written."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,12 @@ import numpy as np
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.plans import SlicesShown, plan_stack
 from src.cls.stacks import as_predicted, cut_stack
-from src.cls.views import StackView
 from src.core.errors import UserError
 from src.data.attempts import with_caution
 from src.data.file_tree import open_tree
 from src.data.grey_slices import GreyStack, load_stack
 from src.data.rsna import find_root
+from src.data.selection import ALL_SLICES, SliceSelection
 from src.data.sources import FoundSources, find_sources
 from src.data.windows import WINDOWS, get_windows
 from src.infer.sources import ReadSeries, StackKind, Volume
@@ -42,10 +42,12 @@ class RawSource:
     ) -> None:
         self._series = {(source.patient_id, source.series_id): source for source in found.series}
         self._left_out = found.left_out
-        self._requests = [
-            _Request.of(size, [kind for kind in kinds if kind.view.size == size], segmenter)
-            for size in dict.fromkeys(kind.view.size for kind in kinds)
-        ]
+        together: dict[tuple[int, SliceSelection], list[StackKind]] = {}
+        for kind in kinds:
+            together.setdefault((kind.view.size, kind.view.selection), []).append(kind)
+        self._requests = [_Request.of(*key, own, segmenter) for key, own in together.items()]
+        if sum(request.is_whole for request in self._requests) > 1:
+            raise UserError("the models that look at organs come from data prepared in different ways")
 
     @classmethod
     def open(
@@ -83,12 +85,13 @@ class RawSource:
                 self._series[patient_id, series_id],
                 get_windows(request.windows),
                 request.size,
-                None if request.is_whole else SlicesShown(request.shown),
+                request.choose,
                 silence_limit_s=SILENCE_LIMIT_S,
             )
             read = time.perf_counter()
             if request.is_whole:
-                volume = Volume(decoded.images, request.windows, decoded.z_mm, decoded.pixel_mm)
+                z_mm = decoded.z_mm[decoded.indices]
+                volume = Volume(decoded.images, request.windows, z_mm, decoded.pixel_mm)
             stacks |= {
                 kind: _cut(decoded, request.windows, kind)
                 for kind in request.kinds
@@ -101,21 +104,30 @@ class RawSource:
 
 @dataclass(frozen=True)
 class _Request:
-    """What is decoded of a series at one size."""
+    """What is decoded of a series at one size, of one selection of its slices."""
 
     size: int
+    selection: SliceSelection
     windows: tuple[str, ...]
     kinds: tuple[StackKind, ...]
     is_whole: bool
     """whether organs are to be found, in all slices"""
 
     @property
-    def shown(self) -> tuple[tuple[StackView, float], ...]:
-        """Plain tuples: a process that decodes is to import no networks with the type of `kinds`."""
-        return tuple((kind.view, kind.offset) for kind in self.kinds)
+    def choose(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """For `load_stack`; it goes to a process that is to import no networks with the type of `kinds`."""
+        if self.is_whole:
+            return None if self.selection == ALL_SLICES else self.selection.choose
+        return SlicesShown(tuple((kind.view, kind.offset) for kind in self.kinds))
 
     @classmethod
-    def of(cls, size: int, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> "_Request":
+    def of(
+        cls,
+        size: int,
+        selection: SliceSelection,
+        kinds: Sequence[StackKind],
+        segmenter: SegmenterSpec | None,
+    ) -> "_Request":
         shown = {name for kind in kinds for name in kind.view.windows}
         is_whole = any(kind.view.needs_masks for kind in kinds)
         if is_whole:
@@ -131,11 +143,14 @@ class _Request:
                     "they must come from the same prepared data"
                 )
             shown |= set(segmenter.windows)
-        return cls(size, tuple(name for name in WINDOWS if name in shown), tuple(kinds), is_whole)
+        windows = tuple(name for name in WINDOWS if name in shown)
+        return cls(size, selection, windows, tuple(kinds), is_whole)
 
 
 def _cut(decoded: GreyStack, windows: Sequence[str], kind: StackKind) -> StackBatch:
-    view, plan = kind.view, plan_stack(decoded.z_mm, None, kind.view, kind.offset)
-    images = decoded.images[np.searchsorted(decoded.indices, plan.wanted)]
+    view = kind.view
+    selected = view.selection.choose(decoded.z_mm)
+    plan = plan_stack(decoded.z_mm[selected], None, view, kind.offset)
+    images = decoded.images[np.searchsorted(decoded.indices, selected[plan.wanted])]
     images = images[..., [windows.index(name) for name in view.windows]]
     return as_sample(as_predicted(cut_stack(plan, images, None, view, None), view), view)
