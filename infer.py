@@ -82,8 +82,11 @@ def run(options: InferOptions, started: float) -> None:
         results = Results(series, patient_ids, post, prior, source.why_none)
 
         def save() -> None:
-            write_submission(results.predictions(), sample, options.output)
-            write_table(results.report(), report_path)
+            try:
+                write_submission(results.predictions(), sample, options.output)
+                write_table(results.report(), report_path)
+            except OSError as error:
+                raise UserError(f"cannot write {options.output}: {error.strerror}") from None
 
         save()  # the prior for everybody: from here on, whatever happens, there is a valid submission
         networks.move(lambda: Placement.of(Runtime.create(options.precision, one_process=True)))
@@ -122,7 +125,7 @@ def tell(report: pd.DataFrame, early: str, options: InferOptions) -> None:
         warn(f"the run ended early ({early}): the submission is complete, with what was known by then")
     say(f"submission: {options.output}")
     if not early and not {"ok", "thinned"} & set(counts.index):
-        reason = report.reason[report.status != "prior"].max() if len(counts) > 1 else "no series found"
+        reason = report.reason[(report.status != "prior") | (len(counts) == 1)].max()
         raise UserError(f"no series could be predicted, everybody got the prior: {reason}")
 
 

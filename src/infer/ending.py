@@ -65,8 +65,10 @@ def last_resort(after_s: float, save: Callable[[], None]) -> Iterator[None]:
     def watch() -> None:
         if not is_done.wait(min(after_s, threading.TIMEOUT_MAX)):
             warn("the run is stuck beyond its time: it ends with what it has")
-            save()
-            os._exit(0)
+            try:
+                save()
+            finally:
+                os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
