@@ -49,7 +49,7 @@ PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
 _LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: no image begins with a later element
 _PIXEL_MM = (1e-3, 100.0)
-_MOST_PIXELS = 8192  # of a side: a decoder would make room for whatever a damaged header says
+_MOST_PIXELS = 16384  # of a side: a decoder would make room for whatever a damaged header says
 _ABSURD = 1e6  # mm of a position, HU of a rescale
 
 
