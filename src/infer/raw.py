@@ -35,12 +35,13 @@ class RawSource:
         segmenter: of the networks that find organs; None if there are none.
 
     Raises:
-        UserError: a stack shows organs and nothing finds them.
+        UserError: see `require_segmenter`.
     """
 
     def __init__(
         self, series: Sequence[SeriesSource], kinds: Sequence[StackKind], segmenter: SegmenterSpec | None
     ) -> None:
+        require_segmenter(kinds, segmenter)
         self._series = {(source.patient_id, source.series_id): source for source in series}
         self._requests = [
             _Request.of(size, [kind for kind in kinds if kind.view.size == size], segmenter)
@@ -95,6 +96,25 @@ class RawSource:
         return ReadSeries(patient_id, series_id, stacks, volume, decode_s=decode_s, transform_s=transform_s)
 
 
+def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> None:
+    """Make sure that the organs of raw series can be found where stacks show them.
+
+    Raises:
+        UserError: nothing finds them, or it was trained on slices of another size.
+    """
+    for size in dict.fromkeys(kind.view.size for kind in kinds if kind.view.needs_masks):
+        if segmenter is None:
+            raise UserError(
+                "these models look at organs, and raw images have no masks: give --segmenter, the run of "
+                "train_seg.py whose masks they were trained with, or a folder that was prepared and segmented"
+            )
+        if segmenter.size != size:
+            raise UserError(
+                f"the segmenter was trained on slices of {segmenter.size} px, the models on {size} px: they "
+                "must come from the same prepared data"
+            )
+
+
 @dataclass(frozen=True)
 class _Request:
     """What is decoded of a series at one size."""
@@ -115,17 +135,6 @@ class _Request:
         shown = {name for kind in kinds for name in kind.view.windows}
         is_whole = any(kind.view.needs_masks for kind in kinds)
         if is_whole:
-            if segmenter is None:
-                raise UserError(
-                    "these models look at organs, and raw images have no masks: give --segmenter, the run "
-                    "of train_seg.py whose masks they were trained with, or a folder that was prepared and "
-                    "segmented"
-                )
-            if segmenter.size != size:
-                raise UserError(
-                    f"the segmenter was trained on slices of {segmenter.size} px, the models on {size} px: "
-                    "they must come from the same prepared data"
-                )
             shown |= set(segmenter.windows)
         return cls(size, tuple(name for name in WINDOWS if name in shown), tuple(kinds), is_whole)
 
