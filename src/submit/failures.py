@@ -183,4 +183,6 @@ def telling_line(lines: list[str]) -> str:
 def _lines(text: str) -> list[str]:
     """What the program printed, without what it printed in passing."""
     lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
-    return [line for line in lines if line and not _IN_PASSING.search(line)]
+    return [
+        line for line in lines if line and (ALWAYS_A_FAILURE.search(line) or not _IN_PASSING.search(line))
+    ]
