@@ -39,15 +39,16 @@ fuzz: $(READY)
 	python -m pytest -m fuzz -s tests/test_prepare_damaged.py
 
 # The notebook for Kaggle on a phantom, with paths, packages and network as they are there: Linux, some minutes.
+# It needs a package registry for the wheels; what cannot be tested here is a failure.
 offline: $(READY)
-	python -m pytest -m offline -s tests/test_submit_offline.py
+	KIT_SKIPS=fail python -m pytest -m offline -s tests/test_submit_offline.py tests/test_submit_wheels.py
 
 # The lowest versions that requirements.txt admits, in an environment of their own: are its bounds true?
 test-lowest: .venv-lowest/.installed
 	KIT_VERSIONS=lowest .venv-lowest/bin/python -m pytest -n 2 --dist loadfile
 
 .venv-lowest/.installed: requirements.txt $(READY)
-	uv venv --quiet --clear .venv-lowest
+	uv venv --quiet --clear --seed .venv-lowest
 	uv pip compile --quiet --resolution lowest-direct --python .venv-lowest requirements.txt -o .venv-lowest/lowest.txt
 	uv pip install --quiet --python .venv-lowest -r .venv-lowest/lowest.txt
 	touch $@

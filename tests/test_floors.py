@@ -20,8 +20,8 @@ FLOORS = {
     "seg": 3,
     "cls": 3,
     "infer": 4,
-    "submit": 4,
     "report": 4,
+    "submit": 5,  # bundles infer.py and checks what it would say
 }
 WITHOUT_TORCH = (
     "src.core.config",
@@ -31,6 +31,9 @@ WITHOUT_TORCH = (
     "src.cls.plans",  # goes to processes that decode
     "src.data",
     "src.score",
+    *(f"src.submit.{name}" for name in ("bundle_folder", "kernel_folder", "options", "packages", "wheels")),
+    *(f"src.submit.{name}" for name in ("push", "dataset_upload", "notebook_run", "competition")),
+    *(f"src.submit.{name}" for name in ("kaggle_program", "failures", "waiting")),
 )
 ONE_IMPORT_SITE = {"albumentations": 1, "accelerate": 1, "dicomsdl": 1, "monai": 2, "nibabel": 1}
 TORCH_PACKAGES = {"torch", "torchvision", "timm", "accelerate", "segmentation_models_pytorch", "monai"}
@@ -74,13 +77,15 @@ def test_a_library_with_quirks_has_one_import_site(library):
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(MODULES) if name.startswith(WITHOUT_TORCH)])
-def test_preparation_and_score_name_no_torch(name):
+def test_what_is_to_start_quickly_names_no_torch(name):
     packages = {imported.split(".")[0] for imported in MODULES[name]}
     assert not packages & TORCH_PACKAGES
 
 
-@pytest.mark.parametrize("script", ["prepare_data", "score", "src.cls.plans"])
-def test_preparation_and_score_load_no_torch_through_others(script):
+@pytest.mark.parametrize(
+    "script", ["prepare_data", "score", "src.cls.plans", "src.submit.push", "src.submit.competition"]
+)
+def test_what_is_to_start_quickly_loads_no_torch_through_others(script):
     code = f"import sys, {script}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

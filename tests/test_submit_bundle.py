@@ -5,52 +5,72 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import zipfile
-from importlib.metadata import distributions, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-from kaggle_files import DATASET, write_network, write_run, write_second_run, write_segmenter
+from cls_runs import write_network, write_run, write_second_run
+from kaggle_folders import DATASET
+from seg_files import write_pair
 
-import infer
 import submit
 from src.cls.run_folder import find_folds
 from src.cls.second_model import find_first_level
 from src.core.config import ROOT
 from src.core.errors import UserError
 from src.score.postprocess import PostProcessing, write_post
-from src.submit.bundle import read_bundle
-from src.submit.models import run_files, warn_of_unfinished
-from src.submit.packages import Package
-from src.submit.wheels import download_wheels
+from src.submit.bundle import _whole_or_absent
+from src.submit.bundle_folder import read_bundle
+from src.submit.models import check_models, copy_runs, run_files, warn_of_unfinished
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory) -> Path:
+def packages(tmp_path_factory) -> Path:
     """A table that says that Kaggle has all that is installed here: no wheels are then needed."""
-    path = tmp_path_factory.mktemp("image") / "image.txt"
+    path = tmp_path_factory.mktemp("packages") / "packages.txt"
     lines = {f"{each.metadata['Name']}=={each.version}\n" for each in distributions()}
     path.write_text("".join(sorted(lines)))
     return path
 
 
-def arguments(image: Path, output: Path, *models: Path, **changes: object) -> list[str]:
-    given = {"output": output, "id": DATASET, "title": "A trauma bundle", "image": image} | changes
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Path:
+    """Runs to take from, good and bad ones; nobody writes here."""
+    folder = tmp_path_factory.mktemp("stock")
+    run = write_run(folder / "plain run")
+    write_second_run(folder / "second")
+    write_network(folder / "organs" / "fold0" / "model.safetensors", in_plane="liver")
+    write_pair(folder / "seg", size=48)
+    (folder / "seg" / "last.pt").write_bytes(b"checkpoint")
+    write_pair(folder / "seg of 64", size=64)
+    write_post(PostProcessing.identity(2), folder / "two.json", ["a", "b"])
+    (folder / "empty").mkdir()
+    shutil.copytree(run, folder / "broken")
+    (folder / "broken" / "fold1" / "model.safetensors").write_bytes(b"half")
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "text").write_text("years of work")
+    (folder / "a_file").write_text("")
+    return folder
+
+
+def arguments(packages: Path, output: Path, *models: Path, **changes: object) -> list[str]:
+    given = {
+        "output": output,
+        "id": DATASET,
+        "title": "A trauma bundle",
+        "kaggle-packages": packages,
+    } | changes
     rest = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     return ["bundle", "--models", *map(str, models), *rest]
 
 
 @pytest.fixture(scope="module")
-def made(image, tmp_path_factory) -> Path:
+def made(packages, stock, tmp_path_factory) -> Path:
     """A bundle of two runs, one of the second level, with all that can be given."""
-    folder = tmp_path_factory.mktemp("made")
-    models = write_run(folder / "plain run"), write_second_run(folder / "second")
-    write_post(PostProcessing.identity(2), folder / "fitted.json", ["a", "b"])
-    segmenter = write_segmenter(folder / "seg")
-    more = {"post": folder / "fitted.json", "segmenter": segmenter}
-    submit.main(arguments(image, folder / "bundle", *models, **more))
-    return folder / "bundle"
+    output = tmp_path_factory.mktemp("made") / "bundle"
+    more = {"post": stock / "two.json", "segmenter": stock / "seg"}
+    submit.main(arguments(packages, output, stock / "plain run", stock / "second", **more))
+    return output
 
 
 def files_of(folder: Path) -> set[str]:
@@ -70,13 +90,14 @@ def test_the_bundle_holds_what_infer_py_reads_and_no_checkpoint(made):
     assert not [name for name in files if name.endswith((".pt", ".pyc", ".csv", ".yaml"))]
 
 
-def test_the_runs_of_the_bundle_are_those_given_in_their_order(made):
+def test_the_runs_of_the_bundle_are_those_given_in_their_order(made, stock):
     models = [made / name for name in read_bundle(made).models]
-    for copy, run in zip(models, (made.parent / "plain run", made.parent / "second"), strict=True):
+    for copy, run in zip(models, (stock / "plain run", stock / "second"), strict=True):
         assert run_files(copy) == run_files(run)
         assert all((copy / path).read_bytes() == (run / path).read_bytes() for path in run_files(run))
     assert [len(networks) for networks in find_folds(models[0])] == [1, 1]
     assert [path.parent.name for path in find_first_level(models[1] / "fold0")] == ["0", "1"]
+    check_models(models, made / read_bundle(made).segmenter)  # nothing is missing in the copies
 
 
 def test_the_checksums_are_right_for_sha256sum_and_cover_every_file_that_is_uploaded(made):
@@ -91,9 +112,11 @@ def test_the_metadata_are_those_that_kaggle_asks_for(made):
     assert metadata == {"title": "A trauma bundle", "id": DATASET, "licenses": [{"name": "other"}]}
 
 
-def test_the_bundle_tells_which_options_its_infer_py_has(made):
-    fields = {f"--{name.replace('_', '-')}" for name in infer.InferOptions.__dataclass_fields__}
-    assert set(read_bundle(made).infer_options) - {"--check"} == fields | {"--help", "--config"}
+def test_the_bundle_tells_what_is_needed_in_which_versions(made):
+    needed = read_bundle(made).needed
+    assert needed["torch"] == ">=2.8" and needed["albumentations"] == "==2.0.8"
+    assert {"dicomsdl", "segmentation-models-pytorch", "pylibjpeg-openjpeg", "pyyaml"} <= set(needed)
+    assert not {"kaggle", "pytest", "nbformat"} & set(needed)
 
 
 def test_no_wheel_is_bundled_for_what_kaggle_has(made):
@@ -101,18 +124,17 @@ def test_no_wheel_is_bundled_for_what_kaggle_has(made):
     assert not (made / "wheels").exists()
 
 
-def test_sizes_are_shown_and_an_older_bundle_is_replaced(image, tmp_path, capsys):
-    run = write_run(tmp_path / "run", folds=1)
+def test_sizes_are_shown_and_an_older_bundle_is_replaced(packages, stock, tmp_path, capsys):
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "bundle.json").write_text("{}")
     (output / "old.txt").write_text("old")
-    submit.main(arguments(image, output, run, python="3.12"))
+    submit.main(arguments(packages, output, stock / "plain run", python="3.12"))
     assert not (output / "old.txt").exists() and read_bundle(output).dataset == DATASET
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
     shown = capsys.readouterr().out
     size = sum((output / name).stat().st_size for name in files_of(output) if name.startswith("models/"))
-    assert re.search(rf"models/0_run +1 +{size / 1e6:.2f}\n", shown), shown
+    assert re.search(rf"models/0_plain_run +2 +{size / 1e6:.2f}\n", shown), shown
     assert re.search(r"\n *all +\d+ +\d+\.\d\d\n", shown), shown
 
 
@@ -126,17 +148,33 @@ def test_unfinished_folds_are_left_out_with_a_warning(tmp_path, capsys):
     assert "fold2, fold3 not finished" in capsys.readouterr().err
 
 
+def test_names_of_folders_travel_in_plain_letters(stock, tmp_path):
+    shutil.copytree(stock / "organs", tmp_path / "größe µ (1)")
+    (folder,) = copy_runs([tmp_path / "größe µ (1)"], tmp_path / "models")
+    assert folder.name == "0_gr_e_1_"
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
         ({"models": "nowhere"}, "no run folder nowhere"),
         ({"models": "empty"}, "no finished fold"),
         ({"models": "broken"}, "cannot be read as a fold model"),
-        ({"models": "organs"}, "organs looks at organs, .*: give --segmenter"),
-        ({"models": "organs", "segmenter": "nowhere"}, "--segmenter takes"),
-        ({"segmenter": "nowhere"}, "none of these models looks at organs"),
-        ({"post": "post.json"}, "fitted on 2 tables or runs, there are 1"),
-        ({"image": "nothing.txt"}, "nothing.txt cannot be read"),
+        ({"models": "organs"}, "these models look at organs, .*: give --segmenter"),
+        ({"models": "second"}, "these models look at organs, .*: give --segmenter"),
+        ({"models": "organs", "segmenter": "nowhere"}, r"no nowhere: train_seg\.py writes"),
+        (
+            {"models": "organs", "segmenter": "broken/fold1/model.safetensors"},
+            "cannot be read as a segmentation",
+        ),
+        (
+            {"models": "organs", "segmenter": "plain run/fold0/model.safetensors"},
+            "is not a segmentation model",
+        ),
+        ({"models": "organs", "segmenter": "seg of 64"}, "slices of 64 px, the models on 48 px"),
+        ({"segmenter": "seg"}, "none of these models looks at organs: leave --segmenter seg out"),
+        ({"post": "two.json"}, "fitted on 2 tables or runs, there are 1"),
+        ({"kaggle-packages": "nothing.txt"}, "nothing.txt cannot be read"),
         ({"title": "short"}, "--title takes 6 to 50 characters, got 5"),
         ({"id": "someone/tiny"}, "--id takes USER/SLUG, the slug 6 to 50"),
         ({"id": "just-a-slug"}, "--id takes USER/SLUG"),
@@ -145,67 +183,44 @@ def test_unfinished_folds_are_left_out_with_a_warning(tmp_path, capsys):
         ({"output": "a_file"}, "a_file is not a folder"),
     ],
 )
-def test_refusals_are_one_line_and_leave_nothing(image, tmp_path, monkeypatch, changes, part):
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "run", folds=1)
-    (tmp_path / "empty").mkdir()
-    write_network(tmp_path / "organs" / "fold0" / "model.safetensors", in_plane="liver")
-    shutil.copytree(tmp_path / "run", tmp_path / "broken")
-    (tmp_path / "broken" / "fold0" / "model.safetensors").write_bytes(b"half")
-    write_post(PostProcessing.identity(2), tmp_path / "post.json", ["a", "b"])
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "text").write_text("years of work")
-    (tmp_path / "a_file").write_text("")
-    before = files_of(tmp_path)
-    changes = dict(changes)
-    models = [Path(changes.pop("models", "run"))]
-    given = {"image": image, "output": "bundle"} | changes
+def test_refusals_are_one_line_and_leave_nothing(packages, stock, tmp_path, monkeypatch, changes, part):
+    monkeypatch.chdir(stock)
+    before = files_of(stock)
+    given = {"models": "plain run", "output": tmp_path / "bundle"} | changes
+    model, output = Path(given.pop("models")), Path(given.pop("output"))
     with pytest.raises(UserError, match=part) as caught:
-        submit.main(arguments(given.pop("image"), given.pop("output"), *models, **given))
+        submit.main(arguments(packages, output, model, **given))
     assert "\n" not in str(caught.value)
-    assert files_of(tmp_path) == before
+    assert files_of(stock) == before and not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory) -> None:
-    """Skips a test where pip cannot fetch a wheel."""
-    folder = tmp_path_factory.mktemp("registry")
-    asked = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--retries", "0", "--timeout", "20"]
-    command = [sys.executable, "-m", "pip", *asked, "--dest", str(folder), f"six=={version('six')}"]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("pip reaches no registry here")
-
-
-def test_wheels_of_packages_that_kaggle_lacks_are_for_its_python_and_no_other(registry, image, tmp_path):
-    lacking = {"dicomsdl", "jsonargparse"}
-    lines = [line for line in image.read_text().splitlines() if line.split("==")[0] not in lacking]
-    (tmp_path / "image.txt").write_text("\n".join(lines))
-    run = write_run(tmp_path / "run", folds=1)
-    submit.main(arguments(tmp_path / "image.txt", tmp_path / "bundle", run, python="3.12"))
-    wanted = [f"{name}=={version(name)}" for name in sorted(lacking)]
-    assert read_bundle(tmp_path / "bundle").wheels == {"3.12": wanted}
-    wheels = sorted((tmp_path / "bundle" / "wheels").iterdir())
-    assert [path.name.split("-")[0] for path in wheels] == sorted(lacking)
-    assert "-cp312-" in wheels[0].name and wheels[0].name.endswith("x86_64.whl")
-    assert wheels[1].name.endswith("-py3-none-any.whl")
-    assert all(zipfile.is_zipfile(path) for path in wheels)
-
-
-def test_a_wheel_that_does_not_exist_is_named(registry, tmp_path):
-    with pytest.raises(UserError, match=r"no wheel of dicomsdl==0\.0\.99 for Python 3\.12"):
-        download_wheels([Package("dicomsdl", "0.0.99", "")], "3.12", tmp_path)
-
-
-@pytest.mark.parametrize("retries", ["0", "1"])
-def test_a_registry_that_cannot_be_reached_is_one_line(tmp_path, monkeypatch, retries):
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+def test_wheels_that_cannot_be_fetched_leave_the_older_bundle_and_no_part_of_the_new(
+    packages, stock, tmp_path, monkeypatch
+):
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "bundle.json").write_text("the older one")
+    table = tmp_path / "packages.txt"
+    table.write_text("".join(line for line in packages.open() if not line.startswith("dicomsdl==")))
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", retries)
-    with pytest.raises(UserError, match="is there a network") as caught:
-        download_wheels([Package("six", version("six"), "")], "3.12", tmp_path)
-    assert "\n" not in str(caught.value)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(UserError, match="is there a network"):
+        submit.main(arguments(table, output, stock / "plain run", python="3.12"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "packages.txt"]
+    assert files_of(output) == {"bundle.json"} and (output / "bundle.json").read_text() == "the older one"
+
+
+def test_a_bundle_that_cannot_take_its_place_leaves_the_older_one(tmp_path):
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "bundle.json").write_text("the older one")
+    with pytest.raises(OSError), _whole_or_absent(output) as folder:
+        folder.rmdir()
+    assert (output / "bundle.json").read_text() == "the older one"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_the_licence_and_the_requirements_are_the_kits(made):

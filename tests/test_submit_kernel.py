@@ -5,10 +5,12 @@ import json
 
 import nbformat
 import pytest
-from kaggle_files import COMPETITION, DATASET, KERNEL, write_bundle
+from kaggle_folders import COMPETITION, DATASET, KERNEL, write_bundle
 
 import submit
 from src.core.errors import UserError
+from src.submit.bundle_folder import read_fingerprint
+from src.submit.kernel_folder import Kernel, read_kernel
 
 
 def make(tmp_path, *more: str, **changes: object) -> tuple[dict, nbformat.NotebookNode]:
@@ -44,14 +46,21 @@ def test_the_notebook_is_private_without_internet_and_has_its_inputs(tmp_path):
     }
 
 
-def test_without_a_gpu_no_gpu_is_asked_for(tmp_path):
+def test_without_a_gpu_no_gpu_is_asked_for_and_time_may_be_short(tmp_path, capsys):
     metadata, _ = make(tmp_path, "--gpu", "false", "--competition", "another-one")
     assert metadata["enable_gpu"] is False and "machine_shape" not in metadata
     assert metadata["competition_sources"] == ["another-one"]
+    assert "warning: on a CPU alone 8.5 hours may be too short" in capsys.readouterr().err
+
+
+def test_with_a_gpu_nothing_is_said_of_time(tmp_path, capsys):
+    make(tmp_path)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_notebook_is_valid_python_without_outputs_and_the_same_each_time(tmp_path):
-    _, notebook = make(tmp_path, "--infer=--tta none h --precision fp16")
+    given = "--infer=--tta none h --precision fp16"
+    _, notebook = make(tmp_path, given)
     nbformat.validate(notebook)
     for source in code(notebook):
         ast.parse(source)
@@ -59,9 +68,16 @@ def test_the_notebook_is_valid_python_without_outputs_and_the_same_each_time(tmp
     names = {}
     exec(code(notebook)[0], names)
     assert (names["DATASET"], names["COMPETITION"]) == (DATASET, COMPETITION)
+    assert names["FINGERPRINT"] == read_fingerprint(tmp_path / "bundle")
     assert names["ARGUMENTS"] == ["--max-hours", "8.5", "--tta", "none", "h", "--precision", "fp16"]
     (tmp_path / "again").mkdir()
-    assert make(tmp_path / "again", "--infer=--tta none h --precision fp16")[1] == notebook
+    assert make(tmp_path / "again", given)[1] == notebook
+
+
+def test_push_and_submit_read_what_the_notebook_is_for(tmp_path):
+    make(tmp_path)
+    fingerprint = read_fingerprint(tmp_path / "bundle")
+    assert read_kernel(tmp_path / "kernel") == Kernel(KERNEL, COMPETITION, (DATASET,), fingerprint)
 
 
 def test_pip_may_neither_look_elsewhere_nor_replace_requirements(tmp_path):
@@ -85,11 +101,23 @@ def test_a_notebook_that_is_there_is_replaced_and_other_folders_are_left_alone(t
 @pytest.mark.parametrize(
     ("more", "part"),
     [
-        (["--infer=--learn 3"], "the infer.py of the bundle has no option --learn"),
+        (["--infer=--learn 3"], "infer.py would refuse its options: unknown option --learn"),
+        (["--infer=--tta upside"], "infer.py would refuse its options: --tta takes"),
+        (["--infer=--jobs many"], "infer.py would refuse its options: option --jobs: expected int"),
+        (["--infer=--weights 1 2"], "infer.py would refuse its options: --post has weights of its own"),
+        (["--infer=5"], "infer.py would refuse its options: option --max-hours takes one value"),
         (["--infer=--output x.csv"], "--infer must not hold --output"),
         (["--infer=--max-hours=3"], "--infer must not hold --max-hours"),
+        (["--infer=--config x.yaml"], "--infer must not hold --config"),
+        (["--infer=--help"], "--infer must not hold --help"),
+        (["--infer=-h"], "--infer must not hold -h"),
+        (["--infer=--check x.csv"], "--infer must not hold --check"),
         (["--infer=--tta 'none"], "--infer is not a command line"),
-        (["--max-hours", "0"], "--max-hours must be above 0"),
+        (["--max-hours", "0"], "--max-hours must be above 0 and at most 8.8, got 0"),
+        (
+            ["--max-hours", "8.9"],
+            "--max-hours must be above 0 and at most 8.8, got 8.9: the competition stops",
+        ),
         (["--id", "no-user"], "--id takes USER/SLUG"),
         (["--id", "someone/Big_Name"], "--id takes USER/SLUG"),
         (["--competition", "https://kaggle.com/c/x"], "--competition takes the last part"),
@@ -102,12 +130,12 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path, monkeypatch, more, pa
     with pytest.raises(UserError, match=part) as caught:
         submit.main(["kernel", "--bundle", "bundle", "--id", KERNEL, "--output", "kernel", *more])
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "kernel").exists() or not list((tmp_path / "kernel").iterdir())
+    assert not (tmp_path / "kernel").exists()
 
 
-def test_a_bundle_whose_infer_py_lacks_what_the_notebook_uses_is_refused(tmp_path):
-    with pytest.raises(UserError, match="has no option --check"):
-        make(tmp_path, infer_options=["--max-hours"])
+def test_weights_are_counted_against_the_runs_of_the_bundle(tmp_path):
+    with pytest.raises(UserError, match="--weights takes a number above 0 for each of the 2 --models"):
+        make(tmp_path, "--infer=--weights 1 2 3", post=None)
     (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match="takes no segmenter"):
-        make(tmp_path / "b", segmenter="segmenter/segmenter.safetensors")
+    _, notebook = make(tmp_path / "b", "--infer=--weights 1 2", post=None)
+    assert '"--weights", "1", "2"' in code(notebook)[0]

@@ -1,13 +1,13 @@
 """The cells of the notebook, run one after the other on a bundle made by hand, whatever infer.py does."""
 
-import hashlib
-import json
 import sys
 from pathlib import Path
 
 import pytest
-from kaggle_files import COMPETITION, DATASET, write_bundle
+from kaggle_folders import COMPETITION, DATASET, write_bundle
+from recording_kaggle import forget_kaggle
 
+from src.submit.bundle_folder import read_fingerprint, write_checksums
 from src.submit.notebook import NotebookPlan, build_notebook
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -30,7 +30,7 @@ sys.exit(int(status))
 class Machine:
     """Folders as on Kaggle, below one of their own, and a bundle at one of its places."""
 
-    def __init__(self, root: Path, bundle_at: str, data_at: str) -> None:
+    def __init__(self, root: Path, bundle_at: str, data_at: str, **content: object) -> None:
         self.root = root
         self.working = root / "working"
         self.working.mkdir(parents=True)
@@ -39,16 +39,15 @@ class Machine:
         (self.data / "sample_submission.csv").write_text("patient_id\n")
         self.bundle = root / "input" / bundle_at
         self.bundle.parent.mkdir(parents=True, exist_ok=True)
-        write_bundle(self.bundle, wheels={PYTHON: []})
+        write_bundle(self.bundle, **{"wheels": {PYTHON: []}} | content)
+        (self.bundle / "dataset-metadata.json").unlink()  # is not uploaded
+        (self.bundle / "SHA256SUMS").unlink()
         (self.bundle / "infer.py").write_text(_INFER)
-        lines = [
-            f"{hashlib.sha256((self.bundle / name).read_bytes()).hexdigest()}  {name}\n"
-            for name in ("infer.py", "bundle.json")
-        ]
-        (self.bundle / "SHA256SUMS").write_text("".join(lines))
+        write_checksums(self.bundle)
+        self.fingerprint = read_fingerprint(self.bundle)
 
-    def run(self, *arguments: str) -> None:
-        plan = NotebookPlan(DATASET, COMPETITION, arguments)
+    def run(self, *arguments: str, dataset: str = DATASET) -> None:
+        plan = NotebookPlan(dataset, self.fingerprint, COMPETITION, arguments)
         names: dict = {}
         for cell in build_notebook(plan).cells:
             if cell.cell_type == "code":
@@ -57,7 +56,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch) -> Machine:
-    monkeypatch.delenv("KAGGLE_IS_COMPETITION_RERUN", raising=False)
+    forget_kaggle(monkeypatch)
     return Machine(tmp_path / "kaggle", DATASET.split("/")[1], COMPETITION)
 
 
@@ -74,6 +73,14 @@ def test_infer_py_gets_the_data_the_models_in_order_and_the_post_processing(mach
     assert "a warning\n" in shown  # what goes to stderr is in the notebook's log too
 
 
+def test_a_segmenter_is_given_where_there_is_one(tmp_path, capfd):
+    at = (DATASET.split("/")[1], COMPETITION)
+    machine = Machine(tmp_path / "kaggle", *at, segmenter="segmenter", post=None)
+    machine.run("valid", "0")
+    shown = capfd.readouterr().out
+    assert f"/models/1_other --segmenter {machine.bundle}/segmenter valid 0\n" in shown
+
+
 @pytest.mark.parametrize(
     ("bundle_at", "data_at"),
     [
@@ -84,6 +91,12 @@ def test_infer_py_gets_the_data_the_models_in_order_and_the_post_processing(mach
 def test_other_mounts_are_found(tmp_path, bundle_at, data_at):
     machine = Machine(tmp_path / "kaggle", bundle_at, data_at)
     machine.run("valid", "0")
+    assert (machine.working / "submission.csv").read_text() == "valid"
+
+
+def test_capitals_of_the_owner_may_get_lost_in_a_mount(tmp_path):
+    machine = Machine(tmp_path / "kaggle", f"datasets/{DATASET}", COMPETITION)
+    machine.run("valid", "0", dataset=DATASET.replace("someone", "SomeOne"))
     assert (machine.working / "submission.csv").read_text() == "valid"
 
 
@@ -122,12 +135,38 @@ def test_a_changed_file_stops_the_notebook_before_anything_runs(machine):
     assert not (machine.working / "submission.csv").exists()
 
 
-def test_another_python_is_named(machine):
-    told = json.loads((machine.bundle / "bundle.json").read_text()) | {"wheels": {"3.1": []}}
-    text = json.dumps(told)
-    (machine.bundle / "bundle.json").write_text(text)
-    sums = (machine.bundle / "SHA256SUMS").read_text().splitlines()
-    sums[1] = f"{hashlib.sha256(text.encode()).hexdigest()}  bundle.json"
-    (machine.bundle / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+def test_a_whole_bundle_of_another_version_stops_the_notebook(machine):
+    (machine.bundle / "infer.py").write_text(_INFER + "# another version\n")
+    (machine.bundle / "SHA256SUMS").unlink()
+    write_checksums(machine.bundle)
+    with pytest.raises(
+        RuntimeError, match="not the version of the bundle that this notebook is for: push again"
+    ):
+        machine.run("valid", "0")
+    assert not (machine.working / "submission.csv").exists()
+
+
+def test_another_python_is_named(tmp_path):
+    machine = Machine(tmp_path / "kaggle", DATASET.split("/")[1], COMPETITION, wheels={"3.1": []})
     with pytest.raises(RuntimeError, match=f"make it with --python {PYTHON}"):
         machine.run("valid", "0")
+
+
+def test_packages_that_are_not_as_the_table_says_are_named_and_the_run_goes_on(tmp_path, capfd):
+    needed = {"packaging": ">=999", "nowhere-package": ">=1", "pytest": ">=1", "pip": ""}
+    machine = Machine(tmp_path / "kaggle", DATASET.split("/")[1], COMPETITION, needed=needed)
+    machine.run("valid", "0")
+    shown = capfd.readouterr().out
+    _, told = shown.split(
+        "warning: the table of Kaggle's packages that the bundle was made with is out of date:\n"
+    )
+    first, second = told.splitlines()[:2]
+    assert first.startswith("packaging is ") and first.endswith(", wanted is >=999")
+    assert second == "nowhere-package is missing"
+    assert "pytest is" not in told and "pip is" not in told
+    assert (machine.working / "submission.csv").read_text() == "valid"
+
+
+def test_nothing_is_said_of_packages_that_are_as_they_should_be(machine, capfd):
+    machine.run("valid", "0")
+    assert "out of date" not in capfd.readouterr().out

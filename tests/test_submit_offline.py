@@ -7,17 +7,19 @@ from importlib.metadata import packages_distributions
 import numpy as np
 import pandas as pd
 import pytest
-from kaggle_files import COMPETITION, DATASET, KERNEL
-from offline_kaggle import EXECUTE, make_environment, run_as_on_kaggle, why_not
+from cls_runs import write_network
+from infer_runs import train_small
+from kaggle_folders import COMPETITION, DATASET, KERNEL
+from offline_kaggle import EXECUTE, leave_out, make_environment, run_as_on_kaggle, upload, why_not
 from packaging.utils import canonicalize_name
+from seg_files import write_pair
 
 import infer
 import submit
-import train_cls
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, INJURIES
 from src.score.postprocess import PostProcessing, write_post
-from src.submit.bundle import read_bundle
+from src.submit.bundle_folder import read_bundle
 
 pytestmark = pytest.mark.offline
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -26,31 +28,38 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 @pytest.fixture(scope="module")
 def namespaces() -> None:
     if reason := why_not():
-        pytest.skip(reason)
+        leave_out(reason)
 
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """A run of two folds, and a post-processing that changes its answers."""
+    """A run of two folds, one that looks at the liver with what finds it, and a post-processing for both."""
     folder = tmp_path_factory.mktemp("trained")
-    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {folder}/run"
-    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none --workers 0"
-    train_cls.main(f"{given} {small}".split())
+    train_small(tiny, folder / "run")
+    write_network(folder / "organs" / "fold0" / "model.safetensors", in_plane="liver")
+    write_pair(folder / "seg", size=48)
     multipliers = dict.fromkeys(INJURIES, 1.0) | {"liver_high": 3.0}
-    write_post(PostProcessing((1.0,), multipliers=multipliers, any_injury=0.4), folder / "post.json", ["run"])
+    post = PostProcessing((0.7, 0.3), multipliers=multipliers, any_injury=0.4)
+    write_post(post, folder / "post.json", ["run", "organs"])
     return folder
+
+
+def parts(trained) -> list[str]:
+    """What goes to infer.py and into the bundle alike."""
+    models = ["--models", f"{trained}/run", f"{trained}/organs", "--segmenter", f"{trained}/seg"]
+    return [*models, "--post", f"{trained}/post.json"]
 
 
 @pytest.fixture(scope="module")
 def bundle(namespaces, trained):
     """The bundle as it goes to Kaggle, for the Python that runs here."""
     folder = trained / "bundle"
-    given = f"--models {trained}/run --post {trained}/post.json --output {folder} --id {DATASET}"
+    given = ["--output", str(folder), "--id", DATASET, "--title", "A trauma bundle", "--python", PYTHON]
     try:
-        submit.main(["bundle", *given.split(), "--title", "A trauma bundle", "--python", PYTHON])
+        submit.main(["bundle", *parts(trained), *given])
     except UserError as error:
         if "is there a network" in str(error):
-            pytest.skip(f"the wheels cannot be fetched: {error}")
+            leave_out(f"the wheels cannot be fetched: {error}")
         raise
     return folder
 
@@ -85,7 +94,7 @@ def execute(python, bundle, tiny, folder, *, bundle_at: str, data_at: str) -> di
     finished = run_as_on_kaggle(
         [*map(str, (python, program, kernel / "predict.ipynb", result)), *modules_of(bundle)],
         folder / "root",
-        (bundle, bundle_at),
+        (upload(bundle, folder / "dataset"), bundle_at),
         (tiny.raw, data_at),
         working,
     )
@@ -104,11 +113,12 @@ def test_the_notebook_predicts_without_a_network_what_infer_py_predicts_here(
     assert {"dicomsdl", "segmentation_models_pytorch", "jsonargparse"} <= set(modules)
     at = {"bundle_at": "/kaggle/input/trauma-bundle", "data_at": f"/kaggle/input/{COMPETITION}"}
     said = execute(python, bundle, tiny, tmp_path, **at)
-    assert said["importable"] == [] and not said["network"], "the machine is not as Kaggle's"
+    assert said["importable"] == [] and said["interfaces"] == ["lo"], "the machine is not as Kaggle's"
     assert not said["error"], said["error"][-3000:]
-    assert "infer.py ended with exit status 0" in said["text"]
-    here = f"--input {tiny.raw} --models {trained}/run --post {trained}/post.json --sample {tiny.sample}"
-    infer.main([*here.split(), "--output", str(tmp_path / "here.csv")])
+    assert "infer.py ended with exit status 0" in said["text"] and " --segmenter " in said["text"]
+    assert "out of date" not in said["text"]
+    here = ["--input", str(tiny.raw), "--sample", str(tiny.sample), "--output", str(tmp_path / "here.csv")]
+    infer.main([*parts(trained), *here])
     expected, there = read(tmp_path / "here.csv"), read(tmp_path / "working" / "submission.csv")
     assert list(there) == list(expected) and list(there.patient_id) == list(expected.patient_id)
     np.testing.assert_allclose(there[list(COLUMNS)], expected[list(COLUMNS)], atol=1e-6)

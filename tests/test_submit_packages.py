@@ -8,8 +8,14 @@ from packaging.version import Version
 
 from src.core.config import ROOT
 from src.core.errors import UserError
-from src.submit.options import IMAGE
-from src.submit.packages import KEPT, choose_packages, needed_distributions, read_image, read_ranges
+from src.submit.options import KAGGLE_PACKAGES
+from src.submit.packages import (
+    NEVER_BUNDLED,
+    choose_packages,
+    needed_distributions,
+    read_kaggle_packages,
+    read_ranges,
+)
 from src.submit.source import imported_names, needed_files
 
 
@@ -28,11 +34,18 @@ def needed(ranges, loaded=()) -> set[str]:
 
 
 def test_what_kaggle_lacks_is_bundled_and_what_it_has_is_not(ranges):
-    packages, remarks = choose_packages(needed(ranges), read_image(IMAGE), ranges, "3.12")
+    packages, remarks = choose_packages(needed(ranges), read_kaggle_packages(KAGGLE_PACKAGES), ranges, "3.12")
     assert {"dicomsdl", "segmentation_models_pytorch", "jsonargparse"} <= names(packages)
-    assert not names(packages) & {"timm", "albumentations", "opencv-python-headless", "tqdm", "pyyaml", *KEPT}
+    assert not names(packages) & {
+        "timm",
+        "albumentations",
+        "opencv-python-headless",
+        "tqdm",
+        "pyyaml",
+        *NEVER_BUNDLED,
+    }
     assert remarks == []
-    assert {each.name: each.version for each in packages}["dicomsdl"] == version("dicomsdl")
+    assert f"dicomsdl=={version('dicomsdl')}" in [each.pinned for each in packages]
 
 
 def test_plugins_that_a_library_loads_are_needed_and_its_own_parts_are_not(ranges):
@@ -42,33 +55,45 @@ def test_plugins_that_a_library_loads_are_needed_and_its_own_parts_are_not(range
     assert "charset-normalizer" not in found
 
 
-def test_requirements_come_along_unless_the_image_has_them(ranges):
-    image = {**read_image(IMAGE)}
-    del image["huggingface-hub"], image["filelock"]
-    packages, _ = choose_packages({"segmentation-models-pytorch"}, image, ranges, "3.12")
+def test_requirements_come_along_unless_kaggle_has_them(ranges):
+    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES)}
+    del kaggle["huggingface-hub"], kaggle["filelock"]
+    packages, _ = choose_packages({"segmentation-models-pytorch"}, kaggle, ranges, "3.12")
     assert {"segmentation_models_pytorch", "huggingface_hub", "filelock"} <= names(packages)
     why = {package.name: package.reason for package in packages}
     assert why["huggingface_hub"] == "for segmentation_models_pytorch"
 
 
 def test_a_version_out_of_range_is_replaced_except_torch_and_its_kin(ranges):
-    image = {**read_image(IMAGE), "tqdm": Version("4.1"), "torch": Version("2.1")}
-    packages, remarks = choose_packages({"tqdm", "torch"}, image, ranges, "3.12")
+    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES), "tqdm": Version("4.1"), "torch": Version("2.1")}
+    packages, remarks = choose_packages({"tqdm", "torch"}, kaggle, ranges, "3.12")
     assert [package.name for package in packages] == ["tqdm"]
     assert "has 4.1" in packages[0].reason
-    assert remarks == ["infer.py asks for torch>=2.8, Kaggle's image has 2.1, which stays"]
+    assert remarks == ["infer.py asks for torch>=2.8, Kaggle has 2.1, which stays"]
+
+
+def test_a_version_that_is_not_known_is_told_so(ranges):
+    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES), "tqdm": None, "torch": None}
+    packages, remarks = choose_packages({"tqdm", "torch"}, kaggle, ranges, "3.12")
+    assert packages[0].reason == "for infer.py, Kaggle has an unknown version"
+    assert remarks == ["infer.py asks for torch>=2.8, Kaggle has an unknown version, which stays"]
+
+
+def test_a_package_that_is_not_installed_here_is_named_with_who_asks_for_it(ranges):
+    with pytest.raises(UserError, match=r"infer\.py needs nowhere-package, which is not installed here"):
+        choose_packages({"nowhere-package"}, {}, ranges, "3.12")
 
 
 def test_a_package_of_unknown_version_is_bundled_where_a_version_matters(ranges):
-    image = {**read_image(IMAGE), "pydicom": None, "six": None}
-    packages, _ = choose_packages({"pydicom"}, image, ranges, "3.12")
+    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES), "pydicom": None, "six": None}
+    packages, _ = choose_packages({"pydicom"}, kaggle, ranges, "3.12")
     assert names(packages) == {"pydicom"}
-    assert choose_packages({"six"}, image, {"six": Requirement("six")}, "3.12") == ([], [])
+    assert choose_packages({"six"}, kaggle, {"six": Requirement("six")}, "3.12") == ([], [])
 
 
 def test_a_package_that_nobody_knows_is_bundled(ranges):
-    image = {name: known for name, known in read_image(IMAGE).items() if name != "tqdm"}
-    assert names(choose_packages({"tqdm"}, image, ranges, "3.12")[0]) == {"tqdm"}
+    kaggle = {name: known for name, known in read_kaggle_packages(KAGGLE_PACKAGES).items() if name != "tqdm"}
+    assert names(choose_packages({"tqdm"}, kaggle, ranges, "3.12")[0]) == {"tqdm"}
 
 
 def test_a_table_without_torch_is_refused(ranges):
@@ -85,13 +110,13 @@ def test_the_output_of_pip_freeze_is_understood(tmp_path):
         "pydicom",
         "",
     ]
-    (tmp_path / "image.txt").write_text("\n".join(lines))
+    (tmp_path / "packages.txt").write_text("\n".join(lines))
     expected = {"torch": Version("2.11.0+cu128"), "my-name": None, "pydicom": None}
-    assert read_image(tmp_path / "image.txt") == expected
+    assert read_kaggle_packages(tmp_path / "packages.txt") == expected
 
 
 @pytest.mark.parametrize("line", ["torch>=2", "torch==two", "two words"])
 def test_a_line_that_is_not_understood_is_named(tmp_path, line):
-    (tmp_path / "image.txt").write_text(f"numpy==2.0.2\n{line}\n")
+    (tmp_path / "packages.txt").write_text(f"numpy==2.0.2\n{line}\n")
     with pytest.raises(UserError, match="line 2: expected"):
-        read_image(tmp_path / "image.txt")
+        read_kaggle_packages(tmp_path / "packages.txt")

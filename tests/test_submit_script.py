@@ -55,7 +55,7 @@ def test_an_unknown_command_is_one_line_and_status_2():
         ("submit --version 1 --message m --id a/kernel --kernel k", "give either"),
         ("submit --version 0 --message m --id a/kernel", "--version counts from 1"),
         ("submit --version one --message m --id a/kernel", "option --version: expected int"),
-        ("submit --version 1 --message m --kernel nowhere", "nowhere holds no kernel-metadata.json"),
+        ("submit --version 1 --message m --kernel nowhere", "nowhere holds no notebook"),
     ],
 )
 def test_a_mistake_is_one_line(given, part, tmp_path, monkeypatch):
@@ -63,6 +63,13 @@ def test_a_mistake_is_one_line(given, part, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=part) as caught:
         submit.main(given.split())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["push --bundle b --kernel k", "submit --version 1 --id a/kernel"])
+@pytest.mark.parametrize(("message", "part"), [(" ", "is empty"), ("two\nlines", "takes one line")])
+def test_a_message_is_one_line(command, message, part):
+    with pytest.raises(UserError, match=f"--message {part}"):
+        submit.main([*command.split(), "--message", message])
 
 
 def test_no_part_imports_kaggle_or_reads_its_credentials():

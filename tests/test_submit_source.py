@@ -1,6 +1,10 @@
-"""The source in a bundle: what infer.py imports, and nothing besides."""
+"""The source in a bundle: what infer.py imports, and nothing besides; and whether it starts there."""
+
+import pytest
 
 from src.core.config import ROOT
+from src.core.errors import UserError
+from src.submit.probe import find_loaded
 from src.submit.source import copy_source, imported_names, module_names, needed_files
 
 
@@ -35,3 +39,46 @@ def test_no_file_of_the_copy_is_empty(tmp_path):
     assert min(sizes.values()) > 0
     assert {"infer.py", "requirements.txt", "LICENSE", "__init__.py"} <= set(sizes)
     assert (tmp_path / "src" / "__init__.py").is_file()
+
+
+_INFER = """
+import colorsys
+def main(argv):
+    assert argv == ["--help"]
+    print("help")
+    from src.late import part
+    raise SystemExit(0)
+"""
+
+
+def write_source(folder, part: str) -> None:
+    (folder / "src" / "late").mkdir(parents=True)
+    (folder / "src" / "late" / "part.py").write_text(part)
+    (folder / "infer.py").write_text(_INFER)
+
+
+def test_a_start_shows_what_is_loaded_at_once_and_what_only_the_help_loads(tmp_path):
+    write_source(tmp_path, "import sndhdr_not_here\n")
+    with pytest.raises(UserError, match="does not start in the bundle: ModuleNotFoundError: No module"):
+        find_loaded(tmp_path, ["infer"])
+    (tmp_path / "src" / "late" / "part.py").write_text("import filecmp\n")
+    (tmp_path / "other.py").write_text("import chunk_of_words\n")
+    (tmp_path / "chunk_of_words.py").write_text("")
+    assert {"infer", "colorsys", "src", "filecmp"} <= find_loaded(tmp_path, ["infer"])
+    assert "chunk_of_words" not in find_loaded(tmp_path, ["infer"])
+    assert "chunk_of_words" in find_loaded(tmp_path, ["infer", "other"])
+
+
+def test_a_module_that_cannot_be_imported_is_told_in_one_line(tmp_path):
+    write_source(tmp_path, "import json\n")
+    (tmp_path / "other.py").write_text("raise ValueError('first line\\nthe reason')\n")
+    with pytest.raises(UserError, match="does not start in the bundle: the reason") as caught:
+        find_loaded(tmp_path, ["infer", "other"])
+    assert "\n" not in str(caught.value)
+
+
+def test_starting_leaves_nothing_in_the_folder(tmp_path):
+    write_source(tmp_path, "import json\n")
+    before = {path for path in tmp_path.rglob("*")}
+    find_loaded(tmp_path, ["infer"])
+    assert {path for path in tmp_path.rglob("*")} == before

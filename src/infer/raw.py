@@ -34,12 +34,13 @@ class RawSource:
         segmenter: of the networks that find organs; None if there are none.
 
     Raises:
-        UserError: a stack shows organs and nothing finds them.
+        UserError: see `require_segmenter`.
     """
 
     def __init__(
         self, found: FoundSources, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None
     ) -> None:
+        require_segmenter(kinds, segmenter)
         self._series = {(source.patient_id, source.series_id): source for source in found.series}
         self._left_out = found.left_out
         together: dict[tuple[int, SliceSelection], list[StackKind]] = {}
@@ -102,6 +103,25 @@ class RawSource:
         return ReadSeries(patient_id, series_id, stacks, volume, decode_s=decode_s, transform_s=transform_s)
 
 
+def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> None:
+    """Make sure that the organs of raw series can be found where stacks show them.
+
+    Raises:
+        UserError: nothing finds them, or it was trained on slices of another size.
+    """
+    for size in dict.fromkeys(kind.view.size for kind in kinds if kind.view.needs_masks):
+        if segmenter is None:
+            raise UserError(
+                "these models look at organs, and raw images have no masks: give --segmenter, the run of "
+                "train_seg.py whose masks they were trained with, or a folder that was prepared and segmented"
+            )
+        if segmenter.size != size:
+            raise UserError(
+                f"the segmenter was trained on slices of {segmenter.size} px, the models on {size} px: they "
+                "must come from the same prepared data"
+            )
+
+
 @dataclass(frozen=True)
 class _Request:
     """What is decoded of a series at one size, of one selection of its slices."""
@@ -131,17 +151,6 @@ class _Request:
         shown = {name for kind in kinds for name in kind.view.windows}
         is_whole = any(kind.view.needs_masks for kind in kinds)
         if is_whole:
-            if segmenter is None:
-                raise UserError(
-                    "these models look at organs, and raw images have no masks: give --segmenter, the run "
-                    "of train_seg.py whose masks they were trained with, or a folder that was prepared and "
-                    "segmented"
-                )
-            if segmenter.size != size:
-                raise UserError(
-                    f"the segmenter was trained on slices of {segmenter.size} px, the models on {size} px: "
-                    "they must come from the same prepared data"
-                )
             shown |= set(segmenter.windows)
         windows = tuple(name for name in WINDOWS if name in shown)
         return cls(size, selection, windows, tuple(kinds), is_whole)

@@ -1,12 +1,9 @@
 """One folder with all that `infer.py` needs on a machine without internet, ready to be a Kaggle dataset."""
 
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +11,20 @@ from src.core.errors import UserError
 from src.core.files import require_writable, write_json
 from src.core.log import format_table, say, warn
 from src.score.postprocess import read_post
-from src.submit.models import SEGMENTER, copy_runs, find_segmenter, looks_at_organs, warn_of_unfinished
-from src.submit.options import IMAGE, BundleOptions
-from src.submit.packages import Image, Package, choose_packages, needed_distributions, read_image, read_ranges
+from src.submit.bundle_folder import CONTENT, METADATA, Bundle, write_checksums
+from src.submit.models import check_models, copy_runs, copy_segmenter, warn_of_unfinished
+from src.submit.options import KAGGLE_PACKAGES, BundleOptions
+from src.submit.packages import (
+    KagglePackages,
+    Package,
+    choose_packages,
+    needed_distributions,
+    read_kaggle_packages,
+    read_ranges,
+)
+from src.submit.probe import find_loaded
 from src.submit.source import copy_source, imported_names, module_names
-from src.submit.start import Started, start_infer
 from src.submit.wheels import download_wheels
-
-CONTENT, CHECKSUMS, METADATA = "bundle.json", "SHA256SUMS", "dataset-metadata.json"
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """What a bundle tells of itself."""
-
-    dataset: str
-    """USER/SLUG"""
-    models: tuple[str, ...]
-    """folders in the bundle, in the order of the post-processing"""
-    segmenter: str | None
-    """a folder"""
-    post: str | None
-    wheels: dict[str, list[str]]
-    """`name==version` of what is to be installed, for each version of Python"""
-    infer_options: tuple[str, ...]
-    """that the bundled infer.py has"""
-
-
-def read_bundle(folder: Path) -> Bundle:
-    """Read `bundle.json`.
-
-    Raises:
-        UserError: the folder is not a bundle of this version of the kit.
-    """
-    try:
-        told = json.loads((folder / CONTENT).read_text(encoding="utf-8"))
-        lists = {key: tuple(told[key]) for key in ("models", "infer_options")}
-        return Bundle(**{**told, **lists})
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} is not a bundle: make one with submit.py bundle") from None
 
 
 def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
@@ -65,33 +37,26 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
         UserError: a model or file that cannot be used, a wheel that does not exist, or an output that is
             something else than a bundle.
     """
-    image = read_image(options.image or IMAGE)
-    on_organs = [run for run in options.models if looks_at_organs(run)]
-    if on_organs and not options.segmenter:
-        raise UserError(f"{on_organs[0]} looks at organs, which test images come without: give --segmenter")
-    if options.segmenter and not on_organs:
-        raise UserError("none of these models looks at organs: leave --segmenter out")
-    segmenter = find_segmenter(options.segmenter) if options.segmenter else None
-    for run in options.models:
-        warn_of_unfinished(run)
+    kaggle = read_kaggle_packages(options.kaggle_packages or KAGGLE_PACKAGES)
     if options.post:
         read_post(options.post).require_tables(len(options.models))
     with _whole_or_absent(options.output) as folder:
-        files = copy_source(folder)
-        started = start_infer(folder, module_names(files))
-        wheels = _bring_packages(folder, files, started, image, options.python)
+        check_models(options.models, options.segmenter)
+        for run in options.models:
+            warn_of_unfinished(run)
+        wheels, needed = _bring_packages(folder, copy_source(folder), kaggle, options.python)
         models = copy_runs(options.models, folder / "models")
-        if segmenter:
-            _copy(segmenter, folder / "segmenter" / SEGMENTER)
+        if options.segmenter:
+            copy_segmenter(options.segmenter, folder / "segmenter")
         if options.post:
-            _copy(options.post, folder / "post.json")
+            shutil.copyfile(options.post, folder / "post.json")
         content = Bundle(
             dataset=options.id,
             models=tuple(path.relative_to(folder).as_posix() for path in models),
-            segmenter="segmenter" if segmenter else None,
+            segmenter="segmenter" if options.segmenter else None,
             post="post.json" if options.post else None,
-            wheels=wheels,
-            infer_options=started.options,
+            wheels={python: [each.pinned for each in packages] for python, packages in wheels.items()},
+            needed=needed,
         )
         write_json(vars(content), folder / CONTENT)
         sizes = measure(folder)
@@ -102,33 +67,27 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
 
 
 def _bring_packages(
-    folder: Path, files: list[Path], started: Started, image: Image, pythons: Sequence[str]
-) -> dict[str, list[str]]:
-    """Download wheels of what Kaggle lacks, show which, and tell what is to be installed for each Python."""
+    folder: Path, source: Sequence[Path], kaggle: KagglePackages, pythons: Sequence[str]
+) -> tuple[dict[str, list[Package]], dict[str, str]]:
+    """Download wheels of what Kaggle lacks, and show which.
+
+    Args:
+        source: Python files in `folder`, relative to it.
+
+    Returns:
+        What is to be installed for each Python, and all that is needed, with its range.
+    """
     ranges = read_ranges(folder / "requirements.txt")
-    imported = {name.split(".")[0] for path in files for name in imported_names(folder / path)}
-    needed = needed_distributions(imported, started.loaded, ranges)
-    chosen: dict[str, list[Package]] = {}
+    imported = {name.split(".")[0] for path in source for name in imported_names(folder / path)}
+    needed = needed_distributions(imported, find_loaded(folder, module_names(source)), ranges)
+    wheels: dict[str, list[Package]] = {}
     for python in pythons:
-        chosen[python], remarks = choose_packages(needed, image, ranges, python)
+        wheels[python], remarks = choose_packages(needed, kaggle, ranges, python)
         for remark in remarks:
             warn(f"Python {python}: {remark}")
-        download_wheels(chosen[python], python, folder / "wheels")
-    say(_explain_choice(chosen))
-    return {
-        python: [f"{package.name}=={package.version}" for package in packages]
-        for python, packages in chosen.items()
-    }
-
-
-def write_checksums(folder: Path) -> None:
-    """`SHA256SUMS` over every file, as sha256sum reads it."""
-    lines = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+        download_wheels(wheels[python], python, folder / "wheels")
+    say(_explain_choice(wheels))
+    return wheels, {name: str(ranges[name].specifier) for name in sorted(needed)}
 
 
 def measure(folder: Path) -> list[dict[str, Any]]:
@@ -150,7 +109,7 @@ def _explain_choice(chosen: dict[str, list[Package]]) -> str:
         for package in packages:
             rows.setdefault(package, []).append(python)
     if not rows:
-        return "Kaggle's image has every package that infer.py needs"
+        return "Kaggle has every package that infer.py needs"
     return format_table(
         [
             {"bundled": each.name, "version": each.version, "Python": " ".join(pythons), "why": each.reason}
@@ -159,14 +118,9 @@ def _explain_choice(chosen: dict[str, list[Package]]) -> str:
     )
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(source, target)
-
-
 @contextmanager
 def _whole_or_absent(output: Path) -> Iterator[Path]:
-    """Yield a folder beside `output`, which takes its place at the end, or goes.
+    """Yield a folder beside `output`, which takes its place at the end, or goes; an older bundle then stays.
 
     Raises:
         UserError: nothing can be written there, or something else than a bundle is there.
@@ -180,8 +134,14 @@ def _whole_or_absent(output: Path) -> Iterator[Path]:
     try:
         (new := work / "new").mkdir()
         yield new
+        old = work / "old"
         if output.exists():
-            output.rename(work / "old")
-        new.rename(output)
+            output.rename(old)
+        try:
+            new.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,66 +1,50 @@
-"""The folder that `kaggle kernels push` takes: a notebook and its metadata."""
+"""Write the folder that `kaggle kernels push` takes: a notebook and its metadata."""
 
-import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 
+from src.core.config import parse_options
 from src.core.errors import UserError
 from src.core.files import atomic_path, require_writable, write_json
-from src.submit.bundle import Bundle, read_bundle
-from src.submit.notebook import NotebookPlan, build_notebook
+from src.core.log import warn
+from src.infer.options import InferOptions, choose_post
+from src.submit.bundle_folder import Bundle, read_bundle, read_fingerprint
+from src.submit.kernel_folder import METADATA, NOTEBOOK
+from src.submit.notebook import OF_THE_NOTEBOOK, NotebookPlan, build_notebook
 from src.submit.options import KernelOptions
 
-NOTEBOOK, METADATA = "predict.ipynb", "kernel-metadata.json"
-OF_THE_NOTEBOOK = {
-    *("--input", "--models", "--sample", "--output", "--post", "--segmenter"),
-    *("--max-hours", "--check", "--config"),
-}
-"""Options of infer.py that are not to be given again in `--infer`."""
 T4 = "NvidiaTeslaT4"
-"""The image's torch no longer runs on Kaggle's other free GPU, the P100: Kaggle/kaggle-cli issue 1151."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What the metadata of a kernel's folder tell."""
-
-    id: str
-    competition: str
-    datasets: tuple[str, ...]
+"""Kaggle's torch no longer runs on its other free GPU, the P100: Kaggle/kaggle-cli issue 1151."""
 
 
 def write_kernel(options: KernelOptions) -> None:
     """Write the notebook and its metadata.
 
     Raises:
-        UserError: no bundle, arguments that its infer.py does not have, or an output that cannot be written.
+        UserError: no bundle, arguments that infer.py refuses, or an output that cannot be written.
     """
     bundle = read_bundle(options.bundle)
     folder = options.output
     if folder.is_dir() and any(folder.iterdir()) and not (folder / METADATA).is_file():
         raise UserError(f"{folder} holds something else than a notebook for Kaggle: name another --output")
+    further = _split(options.infer)
+    arguments = ["--max-hours", f"{options.max_hours:g}", *further]
+    _check_arguments([*_as_on_kaggle(options.bundle, bundle), *arguments])
     require_writable(folder / METADATA)
-    arguments = ["--max-hours", f"{options.max_hours:g}", *_further(options.infer, bundle)]
-    plan = NotebookPlan(bundle.dataset, options.competition, tuple(arguments))
+    plan = NotebookPlan(
+        bundle.dataset, read_fingerprint(options.bundle), options.competition, tuple(arguments)
+    )
     with atomic_path(folder / NOTEBOOK) as temporary:
         nbformat.write(build_notebook(plan), temporary)
     write_json(_metadata(options, bundle), folder / METADATA)
-
-
-def read_kernel(folder: Path) -> Kernel:
-    """Read the metadata of a kernel's folder.
-
-    Raises:
-        UserError: they are not there, or are not those of `submit.py kernel`.
-    """
-    try:
-        told = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-        return Kernel(told["id"], told["competition_sources"][0], tuple(told["dataset_sources"]))
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        raise UserError(f"{folder} holds no {METADATA} of submit.py kernel") from None
+    if not options.gpu:
+        warn(
+            f"on a CPU alone {options.max_hours:g} hours may be too short for all test patients: those that "
+            "infer.py does not come to get the prior"
+        )
 
 
 def _metadata(options: KernelOptions, bundle: Bundle) -> dict:
@@ -84,17 +68,32 @@ def _metadata(options: KernelOptions, bundle: Bundle) -> dict:
     return content | ({"machine_shape": T4} if options.gpu else {})
 
 
-def _further(text: str, bundle: Bundle) -> list[str]:
-    """Arguments of `--infer`, checked here rather than hours later on Kaggle."""
+def _split(text: str) -> list[str]:
+    """The arguments in `--infer`, without those that are not the user's to give."""
     try:
         arguments = shlex.split(text)
     except ValueError as error:
         raise UserError(f"--infer is not a command line ({error}): {text}") from None
-    flags = {part.split("=")[0] for part in arguments if part.startswith("--")}
-    if again := sorted(flags & OF_THE_NOTEBOOK):
+    flags = {part.split("=")[0] for part in arguments}
+    if again := sorted(flags & {*OF_THE_NOTEBOOK, "--max-hours"}):
         raise UserError(f"--infer must not hold {again[0]}: the notebook gives it")
-    if unknown := sorted((flags | {"--max-hours", "--check"}) - set(bundle.infer_options)):
-        raise UserError(f"the infer.py of the bundle has no option {unknown[0]}")
-    if bundle.segmenter and "--segmenter" not in bundle.infer_options:
-        raise UserError("the infer.py of the bundle takes no segmenter: make the bundle without one")
+    if other := sorted(flags & {"--check", "--config", "--help", "-h"}):
+        raise UserError(f"--infer must not hold {other[0]}: it takes options of a prediction")
     return arguments
+
+
+def _as_on_kaggle(folder: Path, bundle: Bundle) -> list[str]:
+    """What the notebook gives to infer.py by itself, with the bundle as it lies here."""
+    given = ["--input", "data", "--sample", "sample_submission.csv", "--output", "submission.csv"]
+    given += ["--models", *(str(folder / name) for name in bundle.models)]
+    for option, name in (("--segmenter", bundle.segmenter), ("--post", bundle.post)):
+        given += [option, str(folder / name)] if name else []
+    return given
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Let infer.py's own checks look at its command line: here rather than hours later on Kaggle."""
+    try:
+        choose_post(parse_options(InferOptions, list(arguments), prog="infer.py", description=""))
+    except UserError as error:
+        raise UserError(f"infer.py would refuse its options: {error}") from None

@@ -1,19 +1,29 @@
 """The files of a run that `infer.py` reads: finished folds, without checkpoints, tables and logs."""
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
-
-from src.cls.run_folder import find_folds, find_networks, read_about
+from src.cls.run_folder import find_folds, find_networks
 from src.cls.second_model import SECOND, find_first_level
-from src.cls.views import StackView
-from src.core.errors import UserError
 from src.core.log import warn
+from src.infer.networks import Networks
+from src.infer.placement import Placement
+from src.infer.raw import require_segmenter
 from src.seg.model import MODEL as SEGMENTER
+from src.seg.model import find_segmenter
+
+
+def check_models(runs: Sequence[Path], segmenter: Path | None) -> None:
+    """Load everything once, as infer.py will do it for raw test images.
+
+    Raises:
+        UserError: a run or the segmenter cannot be used, or they do not fit each other.
+    """
+    networks = Networks(Placement.on_cpu(), runs, segmenter)
+    require_segmenter(networks.ensemble.stack_kinds, networks.finder and networks.finder.spec)
+    networks.warn_of_other_masks()
 
 
 def run_files(run: Path) -> list[Path]:
@@ -27,8 +37,6 @@ def run_files(run: Path) -> list[Path]:
         files = [path for found in second for path in (found, *find_first_level(found.parent))]
     else:
         files = [path for networks in find_folds(run) for path in networks]
-    for path in files:
-        read_about(path)
     return [path.relative_to(run) for path in files]
 
 
@@ -36,7 +44,8 @@ def copy_runs(runs: Sequence[Path], target: Path) -> list[Path]:
     """Copy each run to `target/<number>_<name>`; the folders, in the order of the runs."""
     folders = []
     for number, run in enumerate(runs):
-        name = re.sub(r"[^\w.-]+", "_", run.resolve().name)
+        # Letters of other alphabets may change on their way through archives and uploads.
+        name = re.sub(r"[^\w.-]+", "_", run.resolve().name, flags=re.ASCII)
         folder = target / f"{number}_{name}"
         for path in run_files(run):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -45,35 +54,10 @@ def copy_runs(runs: Sequence[Path], target: Path) -> list[Path]:
     return folders
 
 
-def looks_at_organs(run: Path) -> bool:
-    """Whether a network of the run is shown organ masks, or what they cut out.
-
-    Raises:
-        UserError: the network is not of this version of the kit.
-    """
-    networks = [run / path for path in run_files(run) if path.name != SECOND]
-    return any(_read_view(path).needs_masks for path in networks)
-
-
-def _read_view(path: Path) -> StackView:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return StackView(**json.loads((file.metadata() or {})["spec"])["view"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is not a fold model of this version of train_cls.py") from None
-
-
-def find_segmenter(path: Path) -> Path:
-    """The file of a segmenter, given as itself or as its run folder.
-
-    Raises:
-        UserError: it is not there, or cannot be read.
-    """
-    found = path / SEGMENTER if path.is_dir() else path
-    if not found.is_file():
-        raise UserError(f"no {found}: --segmenter takes an output folder of train_seg.py")
-    read_about(found)
-    return found
+def copy_segmenter(segmenter: Path, target: Path) -> None:
+    """Copy the file of a segmenter, given as itself or as its run folder, into the folder `target`."""
+    target.mkdir()
+    shutil.copyfile(find_segmenter(segmenter), target / SEGMENTER)
 
 
 def warn_of_unfinished(run: Path) -> None:

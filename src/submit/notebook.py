@@ -7,6 +7,8 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from src.submit.kernel_folder import FINGERPRINT
+
 
 @dataclass(frozen=True)
 class NotebookPlan:
@@ -14,12 +16,20 @@ class NotebookPlan:
 
     dataset: str
     """USER/SLUG of the bundle"""
+    fingerprint: str
+    """of the bundle, see `read_fingerprint`"""
     competition: str
     infer_arguments: tuple[str, ...]
-    """of infer.py, besides input, models, sample and output"""
+    """of infer.py, besides `OF_THE_NOTEBOOK`"""
+
+
+OF_THE_NOTEBOOK = ("--input", "--sample", "--output", "--models", "--segmenter", "--post")
+"""Options of infer.py that the notebook gives by itself: only there the places are known."""
 
 
 _FIND = '''\
+import hashlib
+import importlib
 import json
 import os
 import shlex
@@ -50,14 +60,17 @@ def run(*command, folder=WORKING):
     return process.returncode
 
 
-# Newer notebooks mount inputs in folders by kind and owner.
+# Newer notebooks mount inputs in folders by kind and owner, whose capitals may get lost.
 user, slug = DATASET.split("/")
-bundle = find("SHA256SUMS", INPUT / slug, INPUT / "datasets" / user / slug)
+owners = [folder for folder in (INPUT / "datasets").glob("*") if folder.name.lower() == user.lower()]
+bundle = find("SHA256SUMS", INPUT / slug, *(owner / slug for owner in owners))
 data = find("sample_submission.csv", INPUT / COMPETITION, INPUT / "competitions" / COMPETITION)
 content = json.loads((bundle / "bundle.json").read_text())
 print(bundle, data, sep="\\n")'''
 
 _VERIFY = """\
+if hashlib.sha256((bundle / "SHA256SUMS").read_bytes()).hexdigest() != FINGERPRINT:
+    raise RuntimeError("the dataset is not the version of the bundle that this notebook is for: push again")
 if run("sha256sum", "--check", "--quiet", "SHA256SUMS", folder=bundle):
     raise RuntimeError("the dataset is not the bundle that was made: push it again")"""
 
@@ -69,6 +82,25 @@ if wheels := content["wheels"][python]:
     offline = ["--no-index", "--no-deps", "--find-links", bundle / "wheels"]
     if run(sys.executable, "-m", "pip", "install", "--quiet", *offline, *wheels):
         raise RuntimeError("the wheels of the bundle cannot be installed")"""
+
+_VERSIONS = """\
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.specifiers import SpecifierSet
+
+importlib.invalidate_caches()
+unfit = []
+for name, wanted in content["needed"].items():
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        unfit.append(f"{name} is missing")
+        continue
+    if not SpecifierSet(wanted).contains(found, prereleases=True):
+        unfit.append(f"{name} is {found}, wanted is {wanted}")
+if unfit:
+    print("warning: the table of Kaggle's packages that the bundle was made with is out of date:")
+    print(*unfit, sep="\\n")"""
 
 _INFER = """\
 submission, sample = WORKING / "submission.csv", data / "sample_submission.csv"
@@ -97,6 +129,7 @@ def build_notebook(plan: NotebookPlan) -> NotebookNode:
     told = "\n".join(
         [
             f"DATASET = {json.dumps(plan.dataset)}",
+            f"FINGERPRINT = {json.dumps(plan.fingerprint)}  # of its SHA256SUMS",
             f"COMPETITION = {json.dumps(plan.competition)}",
             f"ARGUMENTS = {json.dumps(list(plan.infer_arguments))}  # of infer.py",
         ]
@@ -110,13 +143,18 @@ def build_notebook(plan: NotebookPlan) -> NotebookNode:
         new_code_cell(told),
         new_markdown_cell("## The bundle and the competition's data"),
         new_code_cell(_FIND),
-        new_markdown_cell("Every file must be what it was when the bundle was made."),
+        new_markdown_cell(
+            "It must be the version of the bundle that this notebook was made for, and every file as it was "
+            "then."
+        ),
         new_code_cell(_VERIFY),
         new_markdown_cell(
-            "## Packages that Kaggle's image lacks\n\n"
+            "## Packages that Kaggle lacks\n\n"
             "Requirements are not looked at: torch, numpy and pandas stay as they are."
         ),
         new_code_cell(_INSTALL),
+        new_markdown_cell("What is there now, against what `infer.py` runs with:"),
+        new_code_cell(_VERSIONS),
         new_markdown_cell("## Predict"),
         new_code_cell(_INFER),
         new_markdown_cell(
@@ -131,5 +169,6 @@ def build_notebook(plan: NotebookPlan) -> NotebookNode:
     notebook = new_notebook(cells=cells)
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata.language_info = {"name": "python"}
+    notebook.metadata[FINGERPRINT] = plan.fingerprint
     nbformat.validate(notebook)
     return notebook

@@ -7,7 +7,10 @@ from pathlib import Path
 from src.core.config import ROOT
 
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
-IMAGE = ROOT / "configs" / "kaggle" / "image.txt"
+KAGGLE_PACKAGES = ROOT / "configs" / "kaggle" / "packages.txt"
+
+LONGEST_HOURS = 8.8
+"""The competition stops a notebook after 9 hours, and installing and checking take their part."""
 
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _USER = re.compile(r"[A-Za-z0-9_-]+")
@@ -40,8 +43,8 @@ class BundleOptions:
     """post-processing of score.py --fit"""
     python: tuple[str, ...] = ("3.11", "3.12")
     """versions of Python that wheels are bundled for: Kaggle's present one is enough"""
-    image: Path | None = None
-    """packages that Kaggle's image has, as pip freeze prints them; by default configs/kaggle/image.txt"""
+    kaggle_packages: Path | None = None
+    """what Kaggle's notebooks have, as pip freeze prints it; by default configs/kaggle/packages.txt"""
 
     def __post_init__(self) -> None:
         _check_id(self.id, shortest=6)
@@ -70,7 +73,7 @@ class KernelOptions:
     competition: str = COMPETITION
     """whose test images are predicted"""
     max_hours: float = 8.5
-    """after which infer.py ends with what it has; the competition stops a notebook after 9"""
+    """after which infer.py ends with what it has, at most 8.8; the competition stops a notebook after 9"""
     infer: str = ""
     """further arguments of infer.py, with an equals sign and quotes: --infer="--tta none h" """
 
@@ -78,8 +81,11 @@ class KernelOptions:
         _check_id(self.id, shortest=5)
         if not _SLUG.fullmatch(self.competition):
             raise ValueError(f"--competition takes the last part of its address, got {self.competition!r}")
-        if self.max_hours <= 0:
-            raise ValueError("--max-hours must be above 0")
+        if not 0 < self.max_hours <= LONGEST_HOURS:
+            raise ValueError(
+                f"--max-hours must be above 0 and at most {LONGEST_HOURS}, got {self.max_hours:g}: the "
+                "competition stops a notebook after 9 hours, and installing takes its part"
+            )
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,7 @@ class PushOptions:
 
     def __post_init__(self) -> None:
         _check_waits(self.poll_seconds, self.dataset_minutes, self.kernel_hours)
-        if not self.message.strip():
-            raise ValueError("--message is empty")
+        _check_message(self.message)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class SubmitOptions:
     version: int
     """of the notebook, as submit.py push shows it"""
     message: str
-    """shown beside the submission on Kaggle"""
+    """shown beside the submission on Kaggle, with the notebook and its version after it"""
     kernel: Path | None = None
     """folder of submit.py kernel"""
     id: str | None = None
@@ -135,9 +140,15 @@ class SubmitOptions:
             _check_id(self.id, shortest=5)
         if self.version < 1:
             raise ValueError("--version counts from 1")
-        if not self.message.strip():
-            raise ValueError("--message is empty")
+        _check_message(self.message)
         _check_waits(self.poll_seconds, self.score_hours)
+
+
+def _check_message(message: str) -> None:
+    if not message.strip():
+        raise ValueError("--message is empty")
+    if len(message.strip().splitlines()) > 1:
+        raise ValueError("--message takes one line")
 
 
 def _check_waits(*values: float) -> None:

@@ -1,9 +1,9 @@
-"""Which packages a bundle has to bring: what `infer.py` needs, less what Kaggle's image has."""
+"""Which packages a bundle has to bring: what `infer.py` needs, less what Kaggle's notebooks have."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import distribution, packages_distributions
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -12,11 +12,11 @@ from packaging.version import InvalidVersion, Version
 
 from src.core.errors import UserError
 
-Image = Mapping[str, Version | None]
-"""Canonical name -> version, None where it is not known."""
+KagglePackages = Mapping[str, Version | None]
+"""What Kaggle's notebooks have: canonical name -> version, None where it is not known."""
 
-KEPT = frozenset({"torch", "torchvision", "triton", "numpy", "pandas", "scipy"})
-"""Never bundled: the image's own fit its driver and each other."""
+NEVER_BUNDLED = frozenset({"torch", "torchvision", "triton", "numpy", "pandas", "scipy"})
+"""Kaggle's own fit its driver and each other."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,14 @@ class Package:
     version: str
     reason: str
 
+    @property
+    def pinned(self) -> str:
+        """As pip takes it."""
+        return f"{self.name}=={self.version}"
 
-def read_image(path: Path) -> Image:
-    """Read what Kaggle's image has, in the form of `pip freeze`; a bare name is of unknown version.
+
+def read_kaggle_packages(path: Path) -> KagglePackages:
+    """Read what Kaggle has, in the form of `pip freeze`; a bare name is of unknown version.
 
     Raises:
         UserError: the file is missing, or a line of it is not understood.
@@ -38,7 +43,7 @@ def read_image(path: Path) -> Image:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    image: dict[str, Version | None] = {}
+    found: dict[str, Version | None] = {}
     for number, line in enumerate(lines, 1):
         text = line.split(" #")[0].strip()
         if not text or text.startswith(("#", "-")):
@@ -47,10 +52,10 @@ def read_image(path: Path) -> Image:
         try:
             if not match:
                 raise InvalidVersion
-            image[canonicalize_name(match[1])] = Version(match[2]) if match[2] else None
+            found[canonicalize_name(match[1])] = Version(match[2]) if match[2] else None
         except InvalidVersion:
             raise UserError(f"{path}, line {number}: expected `name==version`, got {text!r}") from None
-    return image
+    return found
 
 
 def read_ranges(path: Path) -> dict[str, Requirement]:
@@ -76,15 +81,15 @@ def needed_distributions(
 
 
 def choose_packages(
-    needed: Iterable[str], image: Image, ranges: Mapping[str, Requirement], python: str
+    needed: Iterable[str], kaggle: KagglePackages, ranges: Mapping[str, Requirement], python: str
 ) -> tuple[list[Package], list[str]]:
     """What to bundle for a version of Python, sorted, and what the user ought to know.
 
-    A needed package is bundled unless the image has a version in range; so are, in turn, the requirements of
-    what is bundled. What the image has is taken to bring its own requirements.
+    A needed package is bundled unless Kaggle has a version in range; so are, in turn, the requirements of
+    what is bundled. What Kaggle has is taken to bring its own requirements.
 
     Raises:
-        UserError: the image lacks one of `KEPT`.
+        UserError: Kaggle lacks one of `NEVER_BUNDLED`, or a package that is needed is not installed here.
     """
     chosen: dict[str, Package] = {}
     remarks = []
@@ -93,31 +98,44 @@ def choose_packages(
     while todo:
         requirement, asker = todo.pop(0)
         name = canonicalize_name(requirement.name)
-        if name in chosen or (name, asker) in seen or _is_met(requirement, image):
+        if name in chosen or (name, asker) in seen or _is_met(requirement, kaggle):
             continue
         seen.add((name, asker))
-        if name in KEPT:
-            if name not in image:
-                raise UserError(f"the table of Kaggle's image has no {name}, which is never bundled: add it")
-            remarks.append(f"{asker} asks for {requirement}, Kaggle's image has {image[name]}, which stays")
+        if name in NEVER_BUNDLED:
+            if name not in kaggle:
+                raise UserError(
+                    f"the table of Kaggle's packages has no {name}, which is never bundled: add it"
+                )
+            remarks.append(
+                f"{asker} asks for {requirement}, Kaggle has {_version(kaggle[name])}, which stays"
+            )
             continue
-        found = distribution(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            raise UserError(
+                f"{asker} needs {name}, which is not installed here: python -m pip install {name}"
+            ) from None
         reason = f"for {asker}"
-        if name in image:
-            reason += f", the image has {image[name] or 'an unknown version'}"
+        if name in kaggle:
+            reason += f", Kaggle has {_version(kaggle[name])}"
         chosen[name] = Package(found.metadata["Name"], found.version, reason)
         todo += [(each, found.metadata["Name"]) for each in _requirements(found.requires, python)]
     return sorted(chosen.values(), key=lambda package: package.name.lower()), remarks
 
 
-def _is_met(requirement: Requirement, image: Image) -> bool:
+def _is_met(requirement: Requirement, kaggle: KagglePackages) -> bool:
     name = canonicalize_name(requirement.name)
-    if name not in image:
+    if name not in kaggle:
         return False
-    version = image[name]
+    version = kaggle[name]
     if version is None:
         return not requirement.specifier
     return requirement.specifier.contains(version, prereleases=True)
+
+
+def _version(known: Version | None) -> str:
+    return str(known) if known else "an unknown version"
 
 
 def _requirements(lines: list[str] | None, python: str) -> list[Requirement]:

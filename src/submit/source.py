@@ -2,6 +2,7 @@
 
 import ast
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from src.core.config import ROOT
@@ -34,7 +35,7 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
-def module_names(files: list[Path]) -> list[str]:
+def module_names(files: Sequence[Path]) -> list[str]:
     """How the files are imported; the scripts among them included."""
     dotted = (".".join(path.with_suffix("").parts) for path in files)
     return [name.removesuffix(".__init__") for name in dotted]

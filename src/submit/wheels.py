@@ -10,14 +10,14 @@ from src.core.errors import UserError
 from src.submit.packages import Package
 
 OLDEST_GLIBC, NEWEST_GLIBC = 5, 35
-"""2.x of the `manylinux` tags that Kaggle's image takes: it is Ubuntu 22.04, whose glibc is 2.35."""
+"""2.x of the `manylinux` tags that Kaggle takes: its notebooks run on Ubuntu 22.04, whose glibc is 2.35."""
 
 
 def download_wheels(packages: Sequence[Package], python: str, folder: Path) -> None:
     """Fetch a wheel of each package, in the version installed here, for Linux x86-64.
 
     Raises:
-        UserError: there is no such wheel, or the registry cannot be reached.
+        UserError: there is no such wheel, the registry cannot be reached, or there is no pip.
     """
     if not packages:
         return
@@ -37,11 +37,13 @@ def download_command(packages: Sequence[Package], python: str, folder: Path) -> 
         *("--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python),
         *(part for platform in platforms for part in ("--platform", platform)),
         *("--dest", str(folder)),
-        *(f"{package.name}=={package.version}" for package in packages),
+        *(package.pinned for package in packages),
     ]
 
 
 def _explain(text: str, python: str) -> str:
+    if re.search(r"No module named pip\b", text):
+        return "this environment has no pip to fetch wheels with: python -m ensurepip, or uv pip install pip"
     cut_off = re.search(r"NewConnectionError|Failed to establish|Name or service|timed out|Max retries", text)
     missing = re.search(r"No matching distribution found for (\S+)", text)
     if missing and not cut_off:
