@@ -21,7 +21,7 @@ def check_models(runs: Sequence[Path], segmenter: Path | None) -> None:
     Raises:
         UserError: a run or the segmenter cannot be used, or they do not fit each other.
     """
-    networks = Networks(Placement.on_cpu(), runs, segmenter)
+    networks = Networks(Placement.on_cpu(), runs, segmenter=segmenter)
     require_segmenter(networks.ensemble.stack_kinds(), networks.finder and networks.finder.spec)
     networks.warn_of_other_masks()
 
