@@ -2,10 +2,14 @@
 
 import re
 import shlex
-import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import cache
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
@@ -40,11 +44,26 @@ def commands() -> list[str]:
 
 @cache
 def help_text(program: tuple[str, ...]) -> str:
-    """The --help of a script, which must end with status 0."""
-    finished = subprocess.run(
-        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return finished.stdout
+    """The --help of a script, which must end with status 0; in this process, which has imported torch."""
+    told, before, path = StringIO(), sys.argv, list(sys.path)
+    sys.argv = [program[-1], "--help"]
+    try:
+        with redirect_stdout(told), pytest.raises(SystemExit) as ended:
+            if program[0] == "-m":
+                import_main(program[1])()
+            else:
+                sys.path.insert(0, str((ROOT / program[0]).parent))
+                run_path(str(ROOT / program[0]), run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = before, path
+    assert not ended.value.code, told.getvalue()
+    return told.getvalue()
+
+
+def import_main(name: str) -> Callable[[], None]:
+    """`main` of a module or of a package that is run with -m."""
+    module = import_module(name)
+    return (import_module(f"{name}.__main__") if hasattr(module, "__path__") else module).main
 
 
 def test_there_are_commands_to_check():
