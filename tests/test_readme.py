@@ -46,7 +46,7 @@ def commands() -> list[str]:
 def help_text(program: tuple[str, ...]) -> str:
     """The --help of a script, which must end with status 0; in this process, which has imported torch."""
     told, before, path = StringIO(), sys.argv, list(sys.path)
-    sys.argv = [program[-1], "--help"]
+    sys.argv = [*program, "--help"]
     try:
         with redirect_stdout(told), pytest.raises(SystemExit) as ended:
             if program[0] == "-m":
