@@ -1,8 +1,14 @@
 """A tiny phantom, prepared once for all tests that need real files of the whole line."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
+
+# before torch is imported, and for every process that a test starts: threads of two test workers that wait
+# for each other on the same cores cost three times the processor time of one thread each
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import prepare_data
 from src.data import folds
