@@ -93,8 +93,8 @@ def kill_in_the_middle(pid, output):
 
 def test_a_kill_while_the_old_set_is_deleted_leaves_no_holes(raw, undisturbed, tmp_path):
     output = tmp_path / "out"
+    subprocess.run(command(raw, output), check=True, capture_output=True)
     for delay_s in (0.0, 0.005, 0.02):
-        subprocess.run(command(raw, output), check=True, capture_output=True)
         series_table = output / "series.csv"
         process = subprocess.Popen([*command(raw, output), "--overwrite"], stderr=subprocess.DEVNULL)
         wait_until(lambda table=series_table: not table.exists())
