@@ -134,7 +134,7 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path, monkeypatch, more, pa
 
 
 def test_weights_are_counted_against_the_runs_of_the_bundle(tmp_path):
-    with pytest.raises(UserError, match="--weights takes a number above 0 for each of the 2 --models"):
+    with pytest.raises(UserError, match="--weights takes a number for each of the 2 --models"):
         make(tmp_path, "--infer=--weights 1 2 3", post=None)
     (tmp_path / "b").mkdir()
     _, notebook = make(tmp_path / "b", "--infer=--weights 1 2", post=None)
