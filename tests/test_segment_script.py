@@ -22,7 +22,7 @@ from voco_files import write_slice_table
 
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES
 from src.data.stack import ORGANS, PreparedDataset, image_folder, mask_folder, read_png, slice_name, write_png
-from src.seg.components import ComponentScan, sort_kidneys
+from src.seg.components import ComponentScan
 from src.seg.model import load_segmenter
 
 BATCH, SLICES = 5, 12
@@ -83,19 +83,18 @@ def test_every_series_gets_masks_and_the_rest_of_the_set_stays_as_it_was(made):
     assert {name: after[name] for name in after if not name.startswith("predicted_masks/")} == made.before
 
 
-def test_masks_are_those_of_the_pair_without_specks(made):
+def test_masks_are_those_of_the_pair_cleaned_up(made):
     pair, spec = load_segmenter(made.model / "segmenter.safetensors")
     cleaned_series = 0
     for number, ids in enumerate(series_ids(made.dataset)):
         raw = predict_whole(pair, spec, made.dataset, ids, BATCH)
-        masks = np.array([sort_kidneys(mask) for mask in raw])
         scan = ComponentScan()
-        for mask in masks:
+        for mask in raw:
             scan.add(mask)
-        specks = scan.specks(voxels_ml(number))
-        cleaned = np.array([specks.erase(mask, index) for index, mask in enumerate(masks)])
+        clean_up = scan.clean_up(voxels_ml(number))
+        cleaned = np.array([clean_up.apply(mask, index) for index, mask in enumerate(raw)])
         np.testing.assert_array_equal(read_masks(made.masks, ids), cleaned)
-        cleaned_series += not np.array_equal(cleaned, masks)
+        cleaned_series += not np.array_equal(cleaned, raw)
     assert cleaned_series > 1
 
 

@@ -1,13 +1,14 @@
-"""Specks of organ masks, found in 3D and erased without the volume in memory.
+"""The clean-up of organ masks, found in 3D and done without the volume in memory: specks, sides of kidneys.
 
 A series may have thousands of slices. So they pass twice, one by one: the first pass keeps numbers about the
-pieces (2D components) of each slice and which of them touch, the second erases pieces of what is too small.
+pieces (2D components) of each slice and which of them touch, the second erases pieces of what is too small,
+and names those of kidneys.
 
     scan = ComponentScan()
     for mask in masks:
         scan.add(mask)
-    specks = scan.specks(voxel_ml)
-    cleaned = (specks.erase(mask, index) for index, mask in enumerate(masks))
+    clean_up = scan.clean_up(voxel_ml)
+    cleaned = (clean_up.apply(mask, index) for index, mask in enumerate(masks))
 """
 
 from array import array
@@ -35,30 +36,20 @@ MIN_SHARE = MappingProxyType(
 )
 """A component below this share of its organ's largest one goes."""
 
+# The body's middle is near the image's, not on it: an arm beside the trunk moves it. So a kidney that reaches
+# across is named as the network has it.
+ONE_SIDED = 0.95
+"""A component of kidney with this share of its pixels in one half of the image is the kidney of that side."""
+ONE_LABEL = 0.75
+"""Of the others, one with this share of its pixels under one label has that label, then one with this share
+on one side is that side's. What is left is taken for two kidneys that touch, and cut in the middle."""
+
 _LEFT_KIDNEY, _RIGHT_KIDNEY = ORGANS["left kidney"], ORGANS["right kidney"]
+_KIDNEYS = _LEFT_KIDNEY  # both of them, while pieces are sought
+_SCANNED = tuple(label for label in ORGANS.values() if label != _RIGHT_KIDNEY)
+_BOTH_KIDNEYS = np.arange(256, dtype=np.uint8)
+_BOTH_KIDNEYS[_RIGHT_KIDNEY] = _KIDNEYS
 _SUM_ERROR = 1e-9  # volumes are sums of floats: a component of just the size asked for stays
-
-
-def sort_kidneys(mask: np.ndarray) -> np.ndarray:
-    """Name kidneys by their side: left in the right half of the image, right in its left half.
-
-    A slice shows little that tells the two apart but their side. The middle one of an odd number of columns
-    is on neither side and keeps its labels.
-
-    Args:
-        mask: (H, W) label map, centred on the body, the patient's left on the image's right.
-
-    Returns:
-        A new label map, of the same type.
-    """
-    half = mask.shape[1] // 2
-    halves = np.s_[:, :half], np.s_[:, mask.shape[1] - half :]
-    sorted_mask = mask.copy()
-    for columns, own, other in zip(
-        halves, (_RIGHT_KIDNEY, _LEFT_KIDNEY), (_LEFT_KIDNEY, _RIGHT_KIDNEY), strict=True
-    ):
-        sorted_mask[columns][mask[columns] == other] = own
-    return sorted_mask
 
 
 @dataclass(frozen=True)
@@ -83,14 +74,16 @@ class ComponentScan:
         self._first = array("q", [0])  # of each slice: where its pieces begin below; the last: where they end
         self._organ = array("B")
         self._pixels = array("q")
+        self._sides = array("q")  # of pieces of kidneys: pixels labelled left, pixels in the half of the left
         self._links = array("q")  # pairs of pieces that touch
         self._before: dict[int, tuple[int, _Pieces]] = {}  # of the last slice, by label, with its first piece
         self._shape: tuple[int, ...] | None = None
 
     def add(self, mask: np.ndarray) -> None:
-        """Take the next slice: (H, W) label map, uint8, kidneys sorted.
+        """Take the next slice: (H, W) label map, uint8, the patient's left on the image's right.
 
-        Pieces touch by sides and corners within a slice, and by overlap with those of the slice before.
+        Pieces touch by sides and corners within a slice, and by overlap with those of the slice before. The
+        two kidneys are one organ here.
 
         Raises:
             ValueError: a slice of another shape than those before it.
@@ -99,7 +92,7 @@ class ComponentScan:
             raise ValueError(f"a slice of shape {mask.shape} among slices of shape {self._shape}")
         self._shape = mask.shape
         now = {}
-        for label in ORGANS.values():
+        for label in _SCANNED:
             pieces = _find_pieces(mask, label)
             if pieces is None:
                 continue
@@ -110,12 +103,14 @@ class ComponentScan:
                 self._links.extend(links.ravel().tolist())
             self._organ.extend([label] * pieces.count)
             self._pixels.extend(pieces.count_pixels().tolist())
+            if label == _KIDNEYS:
+                self._sides.extend(_count_sides(mask, pieces).ravel().tolist())
             now[label] = first, pieces
         self._before = now
         self._first.append(len(self._pixels))
 
-    def specks(self, voxel_ml: float | np.ndarray) -> "Specks":
-        """Decide what goes of the slices so far.
+    def clean_up(self, voxel_ml: float | np.ndarray) -> "CleanUp":
+        """Decide what becomes of the slices so far.
 
         Args:
             voxel_ml: volume of a voxel, or (slices,) where slices lie at uneven distances.
@@ -130,28 +125,42 @@ class ComponentScan:
         links = np.array(self._links).reshape(-1, 2)
         graph = coo_matrix((np.ones(len(links), dtype=bool), tuple(links.T)), shape=(len(pixels),) * 2)
         component = connected_components(graph, directed=False)[1]  # of each piece
-        component_ml = np.bincount(component, weights=pixels * np.repeat(voxel_ml, np.diff(first)))
-        component_organ = np.zeros(len(component_ml), dtype=np.intp)
-        component_organ[component] = organ
-        goes = component_ml < _limit_ml(component_organ, component_ml) * (1 - _SUM_ERROR)
-        return Specks(first, organ, pixels, goes[component])
+        piece_ml = np.repeat(voxel_ml, np.diff(first))  # of one of its pixels
+        labelled_left, on_left = _sides_of_pieces(organ, self._sides)
+
+        def total(of_pieces: np.ndarray) -> np.ndarray:
+            return np.bincount(component, weights=of_pieces)
+
+        # what each component is called in the left and the right half of the image, and how large it is there
+        called = np.zeros((len(total(pixels)), 2), dtype=np.uint8)
+        called[component] = organ[:, None]
+        is_kidney = called[:, 0] == _KIDNEYS
+        counts = (total(of_pieces)[is_kidney] for of_pieces in (pixels, labelled_left, on_left))
+        called[is_kidney] = _name_kidneys(*counts)
+        halves_ml = np.column_stack([total((pixels - on_left) * piece_ml), total(on_left * piece_ml)])
+        is_one = called[:, 0] == called[:, 1]
+        halves_ml[is_one] = total(pixels * piece_ml)[is_one, None]
+        called[halves_ml < _limit_ml(called, halves_ml) * (1 - _SUM_ERROR)] = 0
+        return CleanUp(first, organ, pixels, called[component], labelled_left)
 
 
 @dataclass(frozen=True)
-class Specks:
-    """What goes of a series, piece by piece. `ComponentScan.specks` makes one."""
+class CleanUp:
+    """What becomes of the pieces of a series. `ComponentScan.clean_up` makes one."""
 
     first: np.ndarray
-    """(slices + 1,) where the pieces of each slice begin in the arrays below, and where the last end."""
+    """(slices + 1,) where the pieces of each slice begin in the arrays below, and where the last end"""
     organ: np.ndarray
-    """(pieces,) label."""
+    """(pieces,) label, that of the left kidney for both"""
     pixels: np.ndarray
-    """(pieces,) number of pixels."""
-    goes: np.ndarray
-    """(pieces,) bool."""
+    """(pieces,) number of pixels"""
+    called: np.ndarray
+    """(pieces, 2) label in the left half of the image and in its right half, 0 where it goes"""
+    labelled_left: np.ndarray
+    """(pieces,) pixels that were labelled left kidney"""
 
-    def erase(self, mask: np.ndarray, index: int) -> np.ndarray:
-        """A copy of a slice without its specks.
+    def apply(self, mask: np.ndarray, index: int) -> np.ndarray:
+        """A copy of a slice without its specks, kidneys named.
 
         Args:
             mask: (H, W) label map, uint8, as it was scanned.
@@ -159,27 +168,39 @@ class Specks:
 
         Raises:
             IndexError: no such slice was scanned.
-            ValueError: an organ that has specks in the slice is not as it was scanned.
+            ValueError: an organ that changes in the slice is not as it was scanned.
         """
         if not 0 <= index < len(self.first) - 1:
             raise IndexError(f"slice {index} of a scan of {len(self.first) - 1}")
         here = slice(self.first[index], self.first[index + 1])
-        organ, pixels, goes = self.organ[here], self.pixels[here], self.goes[here]
+        organ, pixels, called = self.organ[here], self.pixels[here], self.called[here]
         cleaned = mask.copy()
-        for label in np.unique(organ[goes]):
+        for label in np.unique(organ[self._changes(here)]):
             of_organ = organ == label
             pieces = _find_pieces(mask, label)  # numbered as in the first pass
             found = (pieces.count, cv2.countNonZero(pieces.organ)) if pieces else (0, 0)
             if found != (np.count_nonzero(of_organ), pixels[of_organ].sum()):
                 raise ValueError(f"slice {index} is not as it was scanned")
             height, width = pieces.labels.shape
-            is_speck = np.append(False, goes[of_organ]).take(pieces.labels)  # (h, w)
-            cleaned[pieces.top :, pieces.left :][:height, :width][is_speck] = 0
+            part = cleaned[pieces.top :, pieces.left :][:height, :width]
+            middle = max(0, mask.shape[1] // 2 - pieces.left)
+            for half, columns in enumerate((np.s_[:, :middle], np.s_[:, middle:])):
+                names = np.append(np.uint8(0), called[of_organ, half])
+                labels = pieces.labels[columns]
+                part[columns] = np.where(labels > 0, names.take(labels), part[columns])
         return cleaned
+
+    def _changes(self, here: slice) -> np.ndarray:
+        """(pieces,) bool, which of a slice's pieces do not stay as they are."""
+        organ, called = self.organ[here], self.called[here]
+        left, all_left = self.labelled_left[here], self.labelled_left[here] == self.pixels[here]
+        was = np.where((organ == _KIDNEYS) & (left == 0), _RIGHT_KIDNEY, organ)
+        is_mixed = (organ == _KIDNEYS) & (left > 0) & ~all_left
+        return is_mixed | (called != was[:, None]).any(axis=1)
 
 
 def _find_pieces(mask: np.ndarray, label: int) -> _Pieces | None:
-    found = crop_organ(mask, label)
+    found = crop_organ(cv2.LUT(mask, _BOTH_KIDNEYS) if label == _KIDNEYS else mask, label)
     if found is None:
         return None
     left, top, organ = found
@@ -203,10 +224,37 @@ def _overlaps(a: _Pieces, b: _Pieces) -> np.ndarray:
     return np.column_stack(np.divmod(np.unique(pairs[changes]), base)) - 1
 
 
-def _limit_ml(organ: np.ndarray, ml: np.ndarray) -> np.ndarray:
-    """The least volume at which each component stays, from the labels and volumes of all, (components,)."""
+def _count_sides(mask: np.ndarray, pieces: _Pieces) -> np.ndarray:
+    """(pieces, 2) pixels labelled left kidney, and pixels in the image's right half, where it lies."""
+    height, width = pieces.labels.shape
+    part = mask[pieces.top :, pieces.left :][:height, :width]
+    middle = max(0, mask.shape[1] // 2 - pieces.left)
+    counted = (pieces.labels[part == _LEFT_KIDNEY], pieces.labels[:, middle:].ravel())
+    return np.column_stack([np.bincount(labels, minlength=pieces.count + 1)[1:] for labels in counted])
+
+
+def _sides_of_pieces(organ: np.ndarray, sides: array) -> tuple[np.ndarray, np.ndarray]:
+    """(pieces,) each: the two columns of `_count_sides`, 0 for other organs."""
+    spread = np.zeros((len(organ), 2), dtype=np.int64)
+    spread[organ == _KIDNEYS] = np.array(sides, dtype=np.int64).reshape(-1, 2)
+    return spread[:, 0], spread[:, 1]
+
+
+def _name_kidneys(pixels: np.ndarray, labelled_left: np.ndarray, on_left: np.ndarray) -> np.ndarray:
+    """(components, 2) labels of kidneys in the left half of the image and in its right half."""
+    names = np.tile(np.uint8([_RIGHT_KIDNEY, _LEFT_KIDNEY]), (len(pixels), 1))
+    by_label, by_side = labelled_left / pixels, on_left / pixels
+    # the last one that applies decides
+    for share, least in ((by_side, ONE_LABEL), (by_label, ONE_LABEL), (by_side, ONE_SIDED)):
+        names[share >= least] = _LEFT_KIDNEY
+        names[share <= 1 - least] = _RIGHT_KIDNEY
+    return names
+
+
+def _limit_ml(called: np.ndarray, ml: np.ndarray) -> np.ndarray:
+    """The least volume at which each component stays, from labels and volumes of all, (components, 2)."""
     largest_ml, share = np.zeros((2, 1 + max(ORGANS.values())))
-    np.maximum.at(largest_ml, organ, ml)
+    np.maximum.at(largest_ml, called, ml)
     for name, label in ORGANS.items():
         share[label] = MIN_SHARE[name]
-    return np.maximum(MIN_COMPONENT_ML, (share * largest_ml)[organ])
+    return np.maximum(MIN_COMPONENT_ML, (share * largest_ml)[called])

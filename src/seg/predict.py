@@ -21,7 +21,7 @@ from src.core.log import progress
 from src.core.runtime import Runtime
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
 from src.data.stack import PreparedDataset, image_folder, read_png, slice_name, whole_folder, write_png
-from src.seg.components import ComponentScan, sort_kidneys
+from src.seg.components import ComponentScan
 from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
 from src.seg.stream import Chunk, SliceStream, with_neighbours
 
@@ -136,7 +136,6 @@ class _MaskWriter:
         if self._open is None:
             self._begin(row)
         for number, mask in enumerate(masks):
-            mask = sort_kidneys(mask)
             self.scan.add(mask)
             write_png(self._folder / slice_name(part.first + number), mask)
         if not part.is_last:
@@ -153,18 +152,18 @@ class _MaskWriter:
         self._open = partial
 
     def _finish(self, row: pd.Series) -> None:
-        """The second pass over the masks of a series: erase specks, measure what is left."""
+        """The second pass over the masks of a series: clean them up, measure what is left."""
         z_mm = read_positions(self.dataset, row)
         pixel_mm, single_mm = row["pixel_mm"], row["spacing_z_mm"]
         voxel_ml = voxel_volumes_ml(pixel_mm, z_mm, single_mm)
         if not (voxel_ml > 0).all():  # nan is not
             raise UserError("its voxels have no known size: a single slice, or no pixel_mm in series.csv")
-        specks = self.scan.specks(voxel_ml)
+        clean_up = self.scan.clean_up(voxel_ml)
         measures = OrganMeasures()
         for index in range(len(z_mm)):
             path = self._folder / slice_name(index)
             mask = read_png(path)
-            cleaned = specks.erase(mask, index)
+            cleaned = clean_up.apply(mask, index)
             if not np.array_equal(cleaned, mask):
                 write_png(path, cleaned)
             measures.add(cleaned)

@@ -9,7 +9,7 @@ import torch
 from src.core.errors import UserError
 from src.data.organ_tables import OrganMeasures, voxel_volumes_ml
 from src.data.stack import neighbour_indices
-from src.seg.components import ComponentScan, sort_kidneys
+from src.seg.components import ComponentScan
 from src.seg.model import SegmenterPair, SegmenterSpec
 from src.seg.stream import Chunk, with_neighbours
 
@@ -53,11 +53,11 @@ def segment_volume(
         if not probabilities.isfinite().all():
             raise FloatingPointError("the segmenter gives probabilities that are not finite")
         for index, mask in enumerate(probabilities.argmax(1).to(torch.uint8).cpu().numpy(), first):
-            masks[index] = sort_kidneys(mask)
-            scan.add(masks[index])
-    specks, measures = scan.specks(voxel_volumes_ml(pixel_mm, z_mm)), OrganMeasures()
+            masks[index] = mask
+            scan.add(mask)
+    clean_up, measures = scan.clean_up(voxel_volumes_ml(pixel_mm, z_mm)), OrganMeasures()
     for index, mask in enumerate(masks):
-        masks[index] = specks.erase(mask, index)
+        masks[index] = clean_up.apply(mask, index)
         measures.add(masks[index])
     return masks, measures.organs(pixel_mm, z_mm)
 
