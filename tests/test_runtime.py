@@ -1,9 +1,28 @@
-"""The precision that is chosen where nobody chooses one."""
+"""The precision that is chosen where nobody chooses one, and what processes of a run share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from src.core.runtime import fastest_precision
+from src.core.runtime import Runtime, fastest_precision
+
+ROOT = Path(__file__).parents[1]
+SHARING = """
+import torch
+from src.core.runtime import Runtime
+
+with Runtime.create("fp32") as runtime:
+    norm = torch.nn.BatchNorm2d(3)
+    norm.running_mean.fill_(1.0 + runtime.rank)
+    norm.num_batches_tracked.fill_(5 + runtime.rank)
+    runtime.share_buffers(norm)
+    assert norm.running_mean.tolist() == [1.0] * 3 and norm.num_batches_tracked == 5, norm.running_mean
+    print(f"process {runtime.rank} of {runtime.world}")
+"""
 
 
 @pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16"), (False, "fp16")])
@@ -17,3 +36,18 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, in_hardware
 
 def test_a_cpu_computes_in_full():
     assert fastest_precision(on_gpu=False) == "fp32"
+    assert Runtime.create().precision == "fp32"
+
+
+def test_processes_without_a_gpu_share_the_statistics_of_the_first(tmp_path):
+    (tmp_path / "sharing.py").write_text(SHARING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "sharing.py")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.splitlines()) == ["process 0 of 2", "process 1 of 2"]

@@ -123,13 +123,13 @@ def test_a_sample_is_a_slice_with_its_neighbours_and_its_own_mask(prepared):
     seen = set()
     for number in range(40):
         sample = dataset[Key(True, number)]
-        view = sample.views[0].numpy()  # (48, 48, 9); the third window tells the slice
+        view = sample.strong[0].numpy()  # (48, 48, 9); the third window tells the slice
         slices = view[0, 0, 2::3].tolist()
         index = slices[1]
         assert slices == neighbour_indices(np.array([index]), 3, 12)[0].tolist()
         assert view[:, 0, 3].tolist() == list(range(48))  # its first window tells the row
         assert np.array_equal(sample.mask.numpy(), draw_mask(index))
-        assert np.array_equal(sample.views[1].numpy(), view)  # nothing is changed here
+        assert np.array_equal(sample.strong[1].numpy(), view)  # nothing is changed here
         seen.add(index)
     assert len(seen) > 8
 
@@ -157,18 +157,18 @@ def test_unlabelled_samples_never_read_a_mask(prepared):
 def test_the_two_views_are_other_appearances_of_one_place(prepared):
     options = make_options(prepared, appearance=1.0)
     sample = SliceDataset(open_data(options), options)[Key(True, 3)]
-    a, b = (view.numpy().astype(float) for view in sample.views)
+    a, b = (view.numpy().astype(float) for view in sample.strong)
     assert np.abs(a - b).mean() > 1
     again = SliceDataset(open_data(options), options)[Key(True, 3)]
-    assert np.array_equal(again.views, sample.views)
+    assert np.array_equal(again.strong, sample.strong)
 
 
 def test_a_flip_swaps_the_labels_of_the_kidneys_and_the_default_has_none(prepared):
     assert SegOptions(data=("x",), output="y").flip == 0
     options = make_options(prepared, flip=1.0)
     sample = SliceDataset(open_data(options), options)[Key(True, 0)]
-    index = int(sample.views[0, 0, 0, 5])
-    assert sample.views[0, 0, :, 4].tolist() == list(range(47, -1, -1))  # columns run backwards
+    index = int(sample.strong[0, 0, 0, 5])
+    assert sample.strong[0, 0, :, 4].tolist() == list(range(47, -1, -1))  # columns run backwards
     flipped = draw_mask(index)[:, ::-1]
     swap = {0: 0, LEFT: RIGHT, RIGHT: LEFT}
     expected = np.vectorize(swap.get)(flipped)
@@ -183,8 +183,8 @@ def test_a_rotation_turns_slice_and_mask_alike(prepared):
     for number in range(12):
         sample = dataset[Key(True, number)]
         rows, columns = np.nonzero(sample.mask.numpy() == LEFT)
-        inside = (sample.views[0, ..., 4] > 0).numpy()[rows, columns]  # not filled from outside
-        original = sample.views[0].numpy()[rows[inside], columns[inside]]
+        inside = (sample.strong[0, ..., 4] > 0).numpy()[rows, columns]  # not filled from outside
+        original = sample.strong[0].numpy()[rows[inside], columns[inside]]
         index = np.median(original[:, 5])
         assert np.abs(original[:, 3].astype(float) - (index + 10)).max() <= 1  # the row it came from
         moved += not np.array_equal(sample.mask.numpy(), draw_mask(int(index)))

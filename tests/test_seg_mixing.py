@@ -6,7 +6,7 @@ import torch
 from src.core.runtime import torch_seed
 from src.seg.mixing import AREA, Patch, draw_patches, paste
 from src.seg.model import CLASSES, Answer
-from src.seg.unlabelled import prepare_lesson
+from src.seg.unlabelled import mix_and_ask
 
 SHAPE = (40, 60)
 
@@ -64,17 +64,17 @@ class _Averaged(torch.nn.Module):
 
 def test_views_and_what_is_taught_take_the_same_rectangle_from_the_same_slice():
     labels = torch.full((2, *SHAPE), 1)
-    plain = torch.stack([torch.full((*SHAPE, 1), grey, dtype=torch.uint8) for grey in (2, 3, 4)])
-    views = torch.cat([torch.ones(2, *SHAPE, 1, dtype=torch.uint8), plain])[:, None].expand(5, 2, *SHAPE, 1)
+    weak = torch.stack([torch.full((*SHAPE, 1), grey, dtype=torch.uint8) for grey in (2, 3, 4)])
+    strong = torch.cat([torch.ones(2, *SHAPE, 1, dtype=torch.uint8), weak])[:, None].expand(5, 2, *SHAPE, 1)
     mixed_slices = 0
     for seed in range(10):
         with torch_seed(seed):
-            lesson = prepare_lesson(_Averaged(), views, plain, labels, mix=1.0)
-        assert torch.equal(lesson.views[:2], views[:2])  # labelled slices stay as they are
-        for known in lesson.known:
-            assert torch.equal(known.argmax(1), lesson.views[2:, 0, ..., 0].long())
-            assert torch.equal(known.argmax(1), lesson.views[2:, 1, ..., 0].long())
-        mixed_slices += sum(len(slice_.unique()) == 2 for slice_ in lesson.views[2:, 0])
+            mixed = mix_and_ask(_Averaged(), strong, weak, labels, mix=1.0)
+        assert torch.equal(mixed.strong[:2], strong[:2])  # labelled slices stay as they are
+        for target in mixed.targets:
+            assert torch.equal(target.argmax(1), mixed.strong[2:, 0, ..., 0].long())
+            assert torch.equal(target.argmax(1), mixed.strong[2:, 1, ..., 0].long())
+        mixed_slices += sum(len(slice_.unique()) == 2 for slice_ in mixed.strong[2:, 0])
     assert mixed_slices > 15
-    unmixed = prepare_lesson(_Averaged(), views, plain, labels, mix=0.0)
-    assert torch.equal(unmixed.views, views)
+    unmixed = mix_and_ask(_Averaged(), strong, weak, labels, mix=0.0)
+    assert torch.equal(unmixed.strong, strong)

@@ -40,9 +40,22 @@ def places(tmp_path_factory):
 def test_masks_of_another_model_are_replaced_only_if_asked_for(made, tmp_path):
     output = shutil.copytree(made.masks, tmp_path / "masks")
     other = write_pair(tmp_path / "other", seed=6)
-    for changes in (["--batch", 4], ["--precision", "fp32"]):
-        refused = run_segment(made.model, made.data, "--output", output, *changes)
-        assert refused.status == 2 and f"made with another {changes[0]}" in refused.err[0]
+    refused = run_segment(made.model, made.data, "--output", output, "--batch", 4)
+    assert refused.status == 2 and "made with another --batch (16)" in refused.err[0]
+    whole = (output / "segmentation.json").read_text()
+    for here, there, what in (
+        ('"cpu"', '"cuda"', "on another device (cuda)"),
+        ('"fp32"', '"bf16"', "with another --precision (bf16)"),
+    ):
+        assert here in whole
+        (output / "segmentation.json").write_text(whole.replace(here, there))
+        refused = run_segment(made.model, made.data, "--output", output)
+        assert refused.status == 2 and f"made {what}" in refused.err[0]
+    (output / "segmentation.json").write_text(whole)
+    prepared = shutil.copytree(made.data, tmp_path / "prepared")
+    (prepared / "dataset.json").write_text((made.data / "dataset.json").read_text() + "\n")
+    refused = run_segment(made.model, prepared, "--output", output)
+    assert refused.status == 2 and "of data that were prepared otherwise" in refused.err[0]
     refused = run_segment(other, made.data, "--output", output)
     assert refused.status == 2 and len(refused.err) == 1
     assert refused.err[0].startswith(f"error: {output} holds masks made by another model")

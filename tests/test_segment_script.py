@@ -161,6 +161,35 @@ def test_what_is_finished_is_not_written_again(made, run, tmp_path):
     assert content(output) == content(made.masks)
 
 
+def test_a_series_whose_slices_changed_is_segmented_again(made, run, copy):
+    output, ids = shutil.copytree(made.masks, copy / "predicted_masks"), series_ids(made.dataset)[2]
+    table = image_folder(copy, *ids) / "slices.csv"
+    moved = pd.read_csv(table)
+    moved.assign(z_mm=moved["z_mm"] * 1.5).to_csv(table, index=False)
+    done = run(data=copy)
+    assert done.status == 0 and "5 series, 4 of them segmented before" in done.out[0]
+    areas = read_table(output / "areas.csv")
+    np.testing.assert_allclose(areas[areas["series_id"] == ids[1]]["z_mm"], moved["z_mm"] * 1.5)
+
+
+def test_masks_of_series_that_the_set_does_not_have_are_told_of(made, run, copy):
+    output = shutil.copytree(made.masks, copy / "predicted_masks")
+    table = pd.read_csv(copy / "series.csv", dtype=TYPES)
+    table.iloc[1:].to_csv(copy / "series.csv", index=False)
+    done = run(data=copy)
+    assert done.err == [f"warning: {output} also holds masks of 1 series that {copy} does not have"]
+    assert table_ids(output / "organs.csv") == series_ids(made.dataset)[1:]
+
+
+def test_failures_among_series_that_a_run_was_not_asked_for_stay_listed(made, run, copy, tmp_path):
+    (image_folder(copy, *series_ids(made.dataset)[1]) / slice_name(8)).unlink()
+    assert run(data=copy).status == 0
+    pd.DataFrame(series_ids(made.dataset)[3:4], columns=list(TYPES)).to_csv(tmp_path / "one.csv", index=False)
+    assert run("--series", tmp_path / "one.csv", data=copy).status == 0
+    failed = read_table(copy / "predicted_masks" / "failed.csv")
+    assert failed["series_id"].tolist() == [series_ids(made.dataset)[1][1]]
+
+
 def test_damaged_series_are_told_of_and_finished_once_repaired(made, run, copy):
     first, second = series_ids(made.dataset)[1], series_ids(made.dataset)[3]
     image = image_folder(copy, *first) / slice_name(8)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +18,8 @@ from seg_runs import make_options, write_organ_set
 import train_seg
 import train_voco
 from src.core.errors import UserError
-from src.data.stack import read_png
+from src.data.stack import image_folder, mask_folder, read_png, slice_name, write_png
+from src.nn.encoder import EncoderFile, create_encoder, first_kernel, save_encoder
 from src.seg.model import load_segmenter
 from src.seg.task import train_pair
 
@@ -106,20 +108,77 @@ def test_results_do_not_depend_on_the_number_of_workers(organ_set, tmp_path):
     assert_same_weights(tmp_path / "0", tmp_path / "2")
 
 
-def test_two_processes_share_a_batch_and_end_with_one_pair(organ_set, tmp_path):
+def test_two_processes_continue_to_the_same_result(organ_set, tmp_path):
+    """What a process has that the checkpoint of rank 0 does not hold would show."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = ("--steps", "8", "--leave-out", "12")
+    outcome = start_two(arguments(organ_set, whole, *steps)).wait()
+    assert outcome == 0 and (whole / "scores.csv").exists()
+    process = start_two(arguments(organ_set, killed, *steps))
+    deadline = time.monotonic() + 120
+    while not (killed / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 1 <= torch.load(killed / "last.pt", weights_only=True)["step"] < 8
+    assert start_two(arguments(organ_set, killed, *steps)).wait() == 0
+    assert_same_weights(whole, killed)
+
+
+def start_two(given):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    changes = ("--steps", "3", "--leave-out", "12")
-    outcome = subprocess.run(
-        [*launcher, str(SCRIPT), *arguments(organ_set, tmp_path / "run", *changes)],
+    return subprocess.Popen(
+        [*launcher, str(SCRIPT), *given],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    assert outcome.returncode == 0, outcome.stderr
-    assert "2 processes" in outcome.stdout
-    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 3
-    assert (tmp_path / "run" / "scores.csv").exists()
+
+
+def test_a_series_left_out_that_cannot_be_read_is_told_of_and_the_others_are_scored(tmp_path, capsys):
+    data = write_organ_set(tmp_path / "set", series=6, labelled=4)
+    (image_folder(data, "12", "102") / slice_name(5)).write_bytes(b"")
+    (mask_folder(data, "11", "101") / slice_name(5)).write_bytes(b"")
+    changes = ("--steps", "2", "--leave-out", "11", "12", "13", "--score-every", "1")
+    train_seg.main(arguments(data, tmp_path / "run", *changes))
+    told = capsys.readouterr().err
+    assert "12/102 is not scored: " in told and "11/101 is not scored: " in told
+    scores = pd.read_csv(tmp_path / "run" / "scores.csv", dtype={"patient_id": str, "series_id": str})
+    assert set(scores["patient_id"]) == {"13"}
+    assert [path.stem for path in (tmp_path / "run" / "sheets").glob("*/*.png")] == ["103"]
+
+
+def test_half_precision_trains_and_segments(organ_set, tmp_path):
+    """Each in a process of its own: accelerate keeps the precision of its first use."""
+    given = arguments(organ_set, tmp_path / "run", "--steps", "2", "--precision", "bf16")
+    subprocess.run([sys.executable, str(SCRIPT), *given], check=True, stdout=subprocess.DEVNULL)
+    given = f"--model {tmp_path / 'run'} --data {organ_set} --output {tmp_path / 'masks'} --precision bf16"
+    segmenting = [sys.executable, str(SCRIPT.with_name("segment.py")), *given.split(), "--workers", "0"]
+    subprocess.run(segmenting, check=True, stdout=subprocess.DEVNULL)
+    assert len(list((tmp_path / "masks").glob("*/*/0000.png"))) == 6
+
+
+def test_an_encoder_keeps_its_windows_greys_and_patients(organ_set, tmp_path, capsys):
+    windows = ("soft", "organ", "wide")
+    encoder = create_encoder("test_resnet", 3)
+    about = EncoderFile("test_resnet", 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), windows[::-1], patients=("12",))
+    save_encoder(tmp_path / "encoder.safetensors", encoder, about)
+    changes = {"encoder": str(tmp_path / "encoder.safetensors"), "windows": windows, "leave_out": ("12",)}
+    train_pair(make_options(organ_set, tmp_path / "run", steps=1, lr=1e-9, ema_decay=0.0, **changes))
+    assert "pre-trained on 1 of the 1 patients left out" in capsys.readouterr().err
+    pair, spec = load_segmenter(tmp_path / "run" / "segmenter.safetensors")
+    assert spec.means[0] == (0.3, 0.2, 0.1) and spec.stds[0] == (0.6, 0.5, 0.4)
+    assert pair.a.mean.flatten()[:3].tolist() == pytest.approx([0.3, 0.2, 0.1])
+    own, kernel = (first_kernel(net).detach() for net in (encoder, pair.a.net.encoder.model))
+    assert torch.allclose(kernel[:, :3], own.flip(1) / 3, atol=1e-6)
+
+
+def test_a_label_that_is_no_organ_is_one_line(tmp_path):
+    data = write_organ_set(tmp_path / "set", series=2, labelled=1)
+    for path in mask_folder(data, "10", "100").glob("*.png"):
+        write_png(path, read_png(path) + np.uint8(3))
+    with pytest.raises(UserError, match=r"masks/10/100/00\d\d.png has the label \d, the last organ is 5"):
+        train_pair(make_options(data, tmp_path / "run", steps=1, pseudo=0.0, contrast=0.0))
 
 
 def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_path, capsys):
@@ -165,6 +224,14 @@ def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_pat
         (("--pseudo", "-1"), "--pseudo must be at least 0"),
         (("--save-every", "3", "--log-every", "2"), "--save-every 3 must be a multiple"),
         (("--encoder", "missing.safetensors"), "no encoder file missing.safetensors"),
+        (
+            ("--backbones", "test_resnet", "test_resnet", "--decoders", "fpn", "fpn"),
+            "both sub-networks are fpn on test_resnet: they must differ",
+        ),
+        (
+            ("--decoders", "deeplabv3plus", "fpn", "--batch", "1", "--pseudo", "0", "--contrast", "0"),
+            "cannot learn from one slice a step",
+        ),
         (("--leave-out", "10", "11", "12"), "no labelled series"),
     ],
 )

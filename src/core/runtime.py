@@ -8,18 +8,21 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import distributed, nn
 
 from src.core.errors import UserError
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 PRECISIONS = ("auto", *_MIXED)
+_PATIENCE = timedelta(hours=6)
+"""That processes wait for one that has more to do, as to score patients. torch's own is ten minutes."""
 
 
 class Runtime:
@@ -49,11 +52,17 @@ class Runtime:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
         if one_process and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("this runs in one process: start it with python, not torchrun")
-        return cls(Accelerator(mixed_precision=_MIXED[precision], cpu=not on_gpu))
+        patience = InitProcessGroupKwargs(timeout=_PATIENCE)
+        return cls(Accelerator(mixed_precision=_MIXED[precision], cpu=not on_gpu, kwargs_handlers=[patience]))
 
     @property
     def device(self) -> torch.device:
         return self._accelerator.device
+
+    @property
+    def precision(self) -> str:
+        """What `auto` came to: fp32, bf16 or fp16."""
+        return next(name for name, mixed in _MIXED.items() if mixed == self._accelerator.mixed_precision)
 
     @property
     def rank(self) -> int:
@@ -79,6 +88,15 @@ class Runtime:
         if self.world == 1 or self.device.type != "cuda":
             return model
         return synchronised(model)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give the statistics that a model normalises by, of rank 0, to every process.
+
+        On GPUs `share_batch_statistics` has made them equal; on CPUs each process has those of its share.
+        """
+        if self.world > 1 and self.device.type != "cuda":
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """(B, ...) of every process, in order -> (world * B, ...), the same in all of them.

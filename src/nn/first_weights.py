@@ -1,11 +1,13 @@
 """Weights that training starts from, and what their file says of them: the greys they know, the patients."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from src.core.log import warn
 from src.nn.encoder import GREY_MEAN, GREY_STD, LoadReport, load_encoder, read_encoder_file
 from src.nn.encoder_weights import read_tensors
 
@@ -19,24 +21,40 @@ class FirstWeights:
 
     report: LoadReport
     mean: tuple[float, ...]
-    """per channel, of grey levels from 0 to 1, as the weights were trained"""
+    """per window, of grey levels from 0 to 1, as the weights were trained"""
     std: tuple[float, ...]
 
 
-def load_first_weights(encoder: nn.Module, path: str | Path, channels: int) -> FirstWeights:
+def load_first_weights(
+    encoder: nn.Module, path: str | Path, windows: Sequence[str], slices: int = 1
+) -> FirstWeights:
     """Load an encoder file, a checkpoint of train_voco.py, a published one, or plain weights of timm.
 
-    A file that tells no grey levels, or those of another number of channels, gets the kit's own.
+    A file that tells no grey levels, or those of other windows, gets the kit's own.
+
+    Args:
+        encoder: takes `slices` times the windows as input channels, the windows of a slice together.
+        windows: that it is to be shown. A file that knows all of them gives each its own kernel and greys,
+            whatever the order.
 
     Raises:
         UserError: as `load_encoder`.
     """
-    report = load_encoder(encoder, path)
+    channels = len(windows)
+    report = load_encoder(encoder, path, windows=tuple(windows) * slices)
     mean, std = (GREY_MEAN,) * channels, (GREY_STD,) * channels
     if tells_of_itself(path):
         about = read_encoder_file(path)
-        if about.in_channels == channels:
-            mean, std = about.mean, about.std
+        if not set(windows) - set(about.windows):
+            places = [about.windows.index(name) for name in windows]
+            mean, std = (tuple(values[place] for place in places) for values in (about.mean, about.std))
+        else:
+            warn(
+                f"{path} saw the windows {' '.join(about.windows)}, it is to be shown {' '.join(windows)}: "
+                "its first layer meets other greys"
+            )
+            if about.in_channels == channels:
+                mean, std = about.mean, about.std
     elif report.root.endswith("encoder."):  # a checkpoint of train_voco.py has them beside its encoder
         tensors, network = read_tensors(path), report.root.removesuffix("encoder.")
         stored = [tensors.get(network + name) for name in ("mean", "std")]

@@ -15,7 +15,15 @@ from torch.utils.data import Dataset, Sampler
 
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
-from src.data.stack import ORGANS, as_channels, image_folder, neighbour_indices, read_windows
+from src.data.stack import (
+    ORGANS,
+    as_channels,
+    image_folder,
+    mask_folder,
+    neighbour_indices,
+    read_windows,
+    slice_name,
+)
 from src.nn.augmentation import AppearanceChange, PlaceChange
 from src.seg.options import SegOptions
 from src.seg.split import SegData
@@ -26,9 +34,9 @@ _MIRRORED = ((ORGANS["left kidney"], ORGANS["right kidney"]),)
 class SliceBatch(NamedTuple):
     """One slice, or a batch of them with a leading B, labelled ones first."""
 
-    views: Tensor
+    strong: Tensor
     """uint8 (2, H, W, slices * windows), what A and what B sees: other appearances of one place"""
-    plain: Tensor
+    weak: Tensor
     """uint8 (H, W, slices * windows), the same place with its appearance unchanged"""
     mask: Tensor
     """uint8 (H, W) label map; zeros where the slice is unlabelled"""
@@ -70,10 +78,16 @@ class SliceDataset(Dataset[SliceBatch]):
         mask = np.zeros(images.shape[1:3], dtype=np.uint8)
         if key.is_labelled:
             mask = dataset.read_masks(series["patient_id"], series["series_id"], [index])[0]
+            if mask.max() > max(ORGANS.values()):
+                path = mask_folder(dataset.folder, series["patient_id"], series["series_id"])
+                raise UserError(
+                    f"{path / slice_name(index)} has the label {mask.max()}, the last organ is "
+                    f"{max(ORGANS.values())}: prepare the segmentations again"
+                )
         images, mask = self.place(images, mask, rng)
-        views = [as_channels(self.appearance(images, rng) if self.appearance else images) for _ in "ab"]
+        strong = [as_channels(self.appearance(images, rng) if self.appearance else images) for _ in "ab"]
         return SliceBatch(
-            torch.from_numpy(np.stack(views)),
+            torch.from_numpy(np.stack(strong)),
             torch.from_numpy(as_channels(images)),
             torch.from_numpy(mask),
             torch.tensor(key.is_labelled),

@@ -122,20 +122,27 @@ def evaluate_predictions(
             number of slices, another size or unknown labels; or the spacing of its voxels is not known.
         ValueError: no series, or an unknown organ.
     """
-    usable = dataset.series.set_index(IDS)
+    usable = dataset.series.set_index(IDS, drop=False)
     organs = list(organs)
     scores = []
     for ids in progress(_ids(series), total=len(series), desc="score"):
         if ids not in usable.index:
             raise UserError(f"{dataset.folder} has no usable series {'/'.join(ids)}")
-        slices = int(usable.loc[ids, "slices"])
-        truth = _read_label_maps(mask_folder(dataset.folder, *ids), slices, dataset.size)
-        maps = _read_label_maps(predicted.joinpath(*ids), slices, dataset.size)
-        rows = score_volumes(truth, maps, series_spacing_mm(dataset, *ids), organs)
-        rows.insert(0, "patient_id", ids[0])
-        rows.insert(1, "series_id", ids[1])
-        scores.append(rows)
+        scores.append(score_series(dataset, usable.loc[ids], predicted, organs))
     return pd.concat(scores, ignore_index=True)
+
+
+def score_series(
+    dataset: PreparedDataset, series: pd.Series, predicted: Path, organs: Iterable[str] = ORGANS
+) -> pd.DataFrame:
+    """Score the prediction of one series, a row of `dataset.series`. See `evaluate_predictions`."""
+    ids, slices = (series["patient_id"], series["series_id"]), int(series["slices"])
+    truth = _read_label_maps(mask_folder(dataset.folder, *ids), slices, dataset.size)
+    maps = _read_label_maps(predicted.joinpath(*ids), slices, dataset.size)
+    rows = score_volumes(truth, maps, series_spacing_mm(dataset, *ids), list(organs))
+    rows.insert(0, "patient_id", ids[0])
+    rows.insert(1, "series_id", ids[1])
+    return rows
 
 
 def series_spacing_mm(

@@ -18,7 +18,8 @@ _dice = DiceLoss("multiclass", ignore_index=IGNORED)
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy + Dice, of logits (softmax is taken here, once), over the pixels that are not `IGNORED`.
 
-    Dice is that of the whole batch, over the classes that its labels hold.
+    Dice is that of the whole batch, a mean over all classes, of which those that the labels do not hold count
+    0: cross-entropy alone tells of an organ where there is none.
     """
     return pixel_loss(logits, labels) + _dice(logits.float(), labels)
 

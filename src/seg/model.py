@@ -1,5 +1,6 @@
 """Two sub-networks that segment the same slice: the pair that learns together and answers as one."""
 
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,8 +104,14 @@ class SubNetwork(nn.Module):
         head = self.net.segmentation_head
         features = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
         self.projection = nn.Conv2d(features, embedding, 1) if embedding else None
-        self.register_buffer("mean", torch.tensor(mean * slices).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std * slices).view(1, -1, 1, 1), persistent=False)
+        self.slices = slices
+        self.register_buffer("mean", torch.empty(0), persistent=False)
+        self.register_buffer("std", torch.empty(0), persistent=False)
+        self.set_greys(mean, std)
+
+    def set_greys(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Feed it with grey levels (scaled to 0..1) less `mean`, over `std`; both per window."""
+        self.mean, self.std = (torch.tensor(each * self.slices).view(1, -1, 1, 1) for each in (mean, std))
 
     def forward(self, images: Tensor) -> Answer:
         """uint8 (B, H, W, slices * windows) of any size."""
@@ -156,26 +163,31 @@ def predict_masks(pair: SegmenterPair, images: Tensor) -> Tensor:
     return pair.probabilities(images).argmax(1).to(torch.uint8)
 
 
-def check_pair(pair: SegmenterPair, spec: SegmenterSpec) -> None:
+def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None:
     """Make sure that both sub-networks take slices of the spec's size, before long work begins.
+
+    Args:
+        batch: slices of a training step in this process. Some decoders pool to one pixel and normalise it by
+            the statistics of the batch, which one slice has not.
 
     Raises:
         UserError: one does not (some decoders pool deeper than small slices allow).
     """
+    # a copy: what a network normalises by changes with every slice that it sees in training
+    trials = [(copy.deepcopy(pair).eval(), f"take images of {spec.size} px", "prepare larger ones")]
+    if batch == 1:
+        trials.append((copy.deepcopy(pair).train(), "learn from one slice a step", "raise --batch"))
     images = torch.zeros(1, spec.size, spec.size, spec.channels, dtype=torch.uint8)
-    was_training = pair.training
-    pair.eval()
-    for net, backbone, decoder in zip((pair.a, pair.b), spec.backbones, spec.decoders, strict=True):
-        try:
-            with torch.inference_mode():
-                net(images)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"decoder {decoder} on {backbone} cannot take images of {spec.size} px ({reason}): choose "
-                "another, or prepare larger ones"
-            ) from None
-    pair.train(was_training)
+    for trial, what, remedy in trials:
+        for net, backbone, decoder in zip((trial.a, trial.b), spec.backbones, spec.decoders, strict=True):
+            try:
+                with torch.inference_mode():
+                    net(images)
+            except (RuntimeError, ValueError, AssertionError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"decoder {decoder} on {backbone} cannot {what} ({reason}): choose another, or {remedy}"
+                ) from None
 
 
 def default_greys(windows: tuple[str, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:

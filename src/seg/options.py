@@ -104,7 +104,8 @@ class SegOptions:
     """Probability of a small rotation, zoom and shift of slice and mask alike."""
 
     appearance: float = 0.5
-    """Strength, 0 to 1, of the change of contrast, sharpness and noise, which is another for A and for B."""
+    """Strength, 0 to 1, of the change of contrast, sharpness and noise, and of the rectangles that are
+    blacked out; others for A than for B."""
 
     lr: float = 1e-3
     """Peak learning rate of AdamW. Lower it if losses jump."""

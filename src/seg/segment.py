@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -15,7 +16,7 @@ from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.data.stack import PreparedDataset, discard, write_png
 from src.seg.model import SegmenterSpec, find_segmenter, load_segmenter
-from src.seg.predict import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, segment_series
+from src.seg.predict import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, read_positions, segment_series
 from src.seg.segment_options import SegmentOptions
 from src.seg.sheet import mask_sheet
 from src.seg.split import read_series_list
@@ -51,10 +52,10 @@ def segment_dataset(options: SegmentOptions) -> None:
             return
         require_writable(output / RECORD)
         with only_writer(output):
-            _claim(output, path, options)
+            _claim(output, path, dataset, runtime, options)
             runtime.wait_for_all()  # what --overwrite discards is no longer there to be found done
             failed = _segment(pair, spec, runtime, dataset, series, output, options)
-            _write_tables(output, dataset, failed)
+            _write_tables(output, dataset, _with_earlier(failed, series, output))
 
 
 def series_folder(output: Path, row: pd.Series) -> Path:
@@ -88,16 +89,20 @@ def _choose_series(dataset: PreparedDataset, table: Path | None) -> pd.DataFrame
     return chosen
 
 
-def _claim(output: Path, model: Path, options: SegmentOptions) -> None:
+def _claim(
+    output: Path, model: Path, dataset: PreparedDataset, runtime: Runtime, options: SegmentOptions
+) -> None:
     """Make sure that what the output holds was made by the same model; remove what killed runs left.
 
     Raises:
-        UserError: it was made by another model, or by something else.
+        UserError: it was made by another model, of data prepared otherwise, or by something else.
     """
     record = {
         "model": str(model),
         "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
-        "precision": options.precision,
+        "data": hashlib.sha256((dataset.folder / "dataset.json").read_bytes()).hexdigest(),
+        "device": runtime.device.type,
+        "precision": runtime.precision,
         "batch": options.batch,
     }
     path = output / RECORD
@@ -119,11 +124,19 @@ def _require_same(record: dict[str, Any], path: Path) -> None:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path} is damaged: choose another --output, or --overwrite") from None
-    # the size of a batch may change the last digit of a probability, and so a pixel
-    changed = [name for name in ("sha256", "precision", "batch") if saved.get(name) != record[name]]
+    # a device, a precision or a batch may change the last digit of a probability, and so a pixel
+    whats = {
+        "sha256": "by another model",
+        "data": "of data that were prepared otherwise",
+        "device": f"on another device ({saved.get('device')})",
+        "precision": f"with another --precision ({saved.get('precision')})",
+        "batch": f"with another --batch ({saved.get('batch')})",
+    }
+    changed = [what for name, what in whats.items() if saved.get(name) != record[name]]
     if changed:
-        what = "by another model" if changed[0] == "sha256" else f"with another --{changed[0]}"
-        raise UserError(f"{path.parent} holds masks made {what}: choose another --output, or --overwrite")
+        raise UserError(
+            f"{path.parent} holds masks made {changed[0]}: choose another --output, or --overwrite"
+        )
 
 
 def _segment(
@@ -137,8 +150,11 @@ def _segment(
 ) -> pd.DataFrame:
     """Segment this process's share; `patient_id, series_id, reason` of what no process could."""
     share = series.iloc[runtime.rank :: runtime.world]
-    is_left = [not series_folder(output, row).is_dir() for _, row in share.iterrows()]
+    is_left = [not _is_done(dataset, row, output) for _, row in share.iterrows()]
     left = share[is_left].reset_index(drop=True)
+    for _, row in left.iterrows():  # masks of the slices that it had before
+        discard(series_folder(output, row))
+        discard(output / "preview" / row["patient_id"] / f"{row['series_id']}.png")
     done = runtime.sum(torch.tensor(len(share) - len(left), device=runtime.device)).item()
     say(f"{len(series)} series, {done} of them segmented before; {runtime.device}")
     pair = pair.to(runtime.device)
@@ -154,6 +170,19 @@ def _segment(
         _draw_missing(dataset, share, output)
     # the tables wait here for every process
     return pd.DataFrame(runtime.gather_rows(failed), columns=["patient_id", "series_id", "reason"])
+
+
+def _is_done(dataset: PreparedDataset, row: pd.Series, output: Path) -> bool:
+    """Whether a series has masks, of the slices that it has now: it may have been prepared again."""
+    areas = series_folder(output, row) / AREA_TABLE
+    if not areas.is_file():
+        return False
+    try:
+        shown_mm = pd.read_csv(areas, usecols=["z_mm"], dtype=float)["z_mm"]
+        z_mm = read_positions(dataset, row)
+    except (UserError, ValueError):
+        return False
+    return len(shown_mm) == len(z_mm) and np.allclose(shown_mm, z_mm)
 
 
 def _draw_missing(dataset: PreparedDataset, series: pd.DataFrame, output: Path) -> None:
@@ -172,6 +201,16 @@ def _draw_missing(dataset: PreparedDataset, series: pd.DataFrame, output: Path) 
             write_png(path, sheet)
 
 
+def _with_earlier(failed: pd.DataFrame, series: pd.DataFrame, output: Path) -> pd.DataFrame:
+    """The failures of this run, and those of earlier ones among series that it was not asked for."""
+    if not (output / FAILED).is_file():
+        return failed
+    earlier = pd.read_csv(output / FAILED, dtype=str)
+    ids = ["patient_id", "series_id"]
+    asked = pd.MultiIndex.from_frame(earlier[ids]).isin(pd.MultiIndex.from_frame(series[ids]))
+    return pd.concat([earlier[~asked], failed], ignore_index=True)
+
+
 def _write_tables(output: Path, dataset: PreparedDataset, failed: pd.DataFrame) -> None:
     """The tables of all series that have masks, in the order of the data set."""
     done = [row for _, row in dataset.series.iterrows() if series_folder(output, row).is_dir()]
@@ -182,6 +221,10 @@ def _write_tables(output: Path, dataset: PreparedDataset, failed: pd.DataFrame) 
                 with (series_folder(output, row) / name).open(encoding="utf-8") as lines:
                     table.writelines(islice(lines, 1, None))
     write_table(failed, output / FAILED)
+    others = {path.relative_to(output).parts for path in output.glob("*/*/" + AREA_TABLE)}
+    others -= {(row["patient_id"], row["series_id"], AREA_TABLE) for row in done}
+    if others:
+        warn(f"{output} also holds masks of {len(others)} series that {dataset.folder} does not have")
     say(f"{len(done)} series have masks in {output}: {ORGAN_TABLE}, {AREA_TABLE}")
     if len(failed):
         warn(f"{len(failed)} series could not be segmented: see {output / FAILED}")

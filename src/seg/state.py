@@ -1,7 +1,7 @@
 """What a segmentation run carries from step to step, and its checkpoint."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from timm.utils import ModelEmaV3
 
 from src.core.checkpoint import clear_run, read_own_checkpoint, save_checkpoint
 from src.core.config import plain_options
+from src.core.errors import UserError
 from src.core.runtime import Runtime, torch_seed
-from src.nn.encoder import EncoderFile, read_encoder_file
+from src.data.stack import discard
+from src.nn.encoder import read_encoder_file
 from src.nn.first_weights import load_first_weights, tells_of_itself
 from src.seg.model import SegmenterPair, SegmenterSpec, check_pair, default_greys
 from src.seg.options import SegOptions
@@ -46,15 +48,17 @@ def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
     """The pair that the options ask for; with `--encoder` of this kit, A is its backbone.
 
     Raises:
-        UserError: the encoder file cannot be read.
+        UserError: the encoder file cannot be read, or both sub-networks would be of one kind.
     """
     first, second = options.backbones
-    greys_a = greys_b = default_greys(options.windows)
+    mean, std = default_greys(options.windows)
     if options.encoder and tells_of_itself(options.encoder):
-        about: EncoderFile = read_encoder_file(options.encoder)
-        first = about.name
-        if about.in_channels == len(options.windows):
-            greys_a = (about.mean, about.std)
+        first = read_encoder_file(options.encoder).name
+    if (first, options.decoders[0]) == (second, options.decoders[1]):
+        raise UserError(
+            f"both sub-networks are {options.decoders[0]} on {first}: they must differ to correct each other "
+            "(see --backbones, --decoders, and --encoder, which names the first backbone)"
+        )
     return SegmenterSpec(
         backbones=(first, second),
         decoders=options.decoders,
@@ -62,27 +66,33 @@ def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
         windows=options.windows,
         slices=options.slices,
         size=size,
-        means=(greys_a[0], greys_b[0]),
-        stds=(greys_a[1], greys_b[1]),
+        means=(mean, mean),
+        stds=(std, std),
     )
 
 
-def build_state(options: SegOptions, spec: SegmenterSpec, runtime: Runtime) -> tuple[TrainingState, str]:
+def build_state(
+    options: SegOptions, spec: SegmenterSpec, runtime: Runtime
+) -> tuple[TrainingState, SegmenterSpec, str]:
     """Pair, average and optimiser before the first step; the initial weights follow from the seed.
 
     Returns:
-        The state, and what was loaded from `--encoder` (empty without one).
+        The state, the spec with the grey levels that the weights of `--encoder` know, and what was loaded
+        from there (empty without one).
 
     Raises:
         UserError: a backbone or decoder that cannot be built, or first weights that do not fit.
     """
     with torch_seed(options.seed):
         pair = SegmenterPair(spec, options.pretrained, options.embedding if options.contrast else 0)
-    check_pair(pair, spec)
+    unlabelled = options.unlabelled_batch if options.uses_unlabelled else 0
+    check_pair(pair, spec, (options.batch + unlabelled) // runtime.world)
     report = ""
     if options.encoder:
-        loaded = load_first_weights(pair.a.net.encoder.model, options.encoder, len(options.windows))
-        report = str(loaded.report)
+        first = load_first_weights(pair.a.net.encoder.model, options.encoder, options.windows, options.slices)
+        spec = replace(spec, means=(first.mean, spec.means[1]), stds=(first.std, spec.stds[1]))
+        pair.a.set_greys(first.mean, first.std)
+        report = str(first.report)
     pair = runtime.share_batch_statistics(pair).to(memory_format=torch.channels_last)
     pair.train()
     optimizer = torch.optim.AdamW(
@@ -92,7 +102,7 @@ def build_state(options: SegOptions, spec: SegmenterSpec, runtime: Runtime) -> t
         fused=runtime.device.type == "cpu" or None,
     )
     ema = ModelEmaV3(pair, decay=options.ema_decay, use_warmup=True)
-    return TrainingState(pair, ema, optimizer), report
+    return TrainingState(pair, ema, optimizer), spec, report
 
 
 def run_identity(options: SegOptions, data: SegData) -> dict[str, Any]:
@@ -106,6 +116,7 @@ def clear_folder(options: SegOptions) -> None:
     """Delete what an earlier run left in the folder of this one."""
     patterns = ("segmenter.safetensors", "split.csv", "scores.csv", "sheets/*/*.png")
     clear_run(Path(options.output), patterns, keep=options.encoder)
+    discard(Path(options.output) / "left_out")
 
 
 def save_state(path: Path, state: TrainingState, runtime: Runtime, identity: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from src.seg.dataset import SliceBatch
 from src.seg.losses import label_loss, verification_loss
 from src.seg.options import SegOptions
 from src.seg.state import TrainingState
-from src.seg.unlabelled import Lesson, prepare_lesson, unlabelled_terms
+from src.seg.unlabelled import MixedBatch, mix_and_ask, unlabelled_terms
 
 
 class StepResult(NamedTuple):
@@ -32,17 +32,17 @@ def take_step(state: TrainingState, batch: SliceBatch, options: SegOptions, runt
     Under torchrun each process learns from its share of the batch and gradients are averaged; Dice,
     reliability and prototypes are those of the share, while the sub-network that teaches is the same in all.
     """
-    views = batch.views.to(runtime.device, non_blocking=True)  # (B, 2, H, W, C)
+    strong = batch.strong.to(runtime.device, non_blocking=True)  # (B, 2, H, W, C)
     labelled = int(batch.is_labelled.sum())
     labels = batch.mask[:labelled].to(runtime.device, non_blocking=True).long()  # (L, H, W)
-    lesson: Lesson | None = None
+    mixed: MixedBatch | None = None
     if options.uses_unlabelled:
-        plain = batch.plain[labelled:].to(runtime.device, non_blocking=True)  # (U, H, W, C)
+        weak = batch.weak[labelled:].to(runtime.device, non_blocking=True)  # (U, H, W, C)
         with runtime.autocast():
-            lesson = prepare_lesson(state.ema.module, views, plain, labels, options.mix)
-        views = lesson.views
+            mixed = mix_and_ask(state.ema.module, strong, weak, labels, options.mix)
+        strong = mixed.strong
     with runtime.autocast():
-        pair = state.pair(views[:, 0], views[:, 1])
+        pair = state.pair(strong[:, 0], strong[:, 1])
 
     own_errors = [label_loss(answer.logits[:labelled], labels) for answer in pair]
     terms = {"supervised_a": own_errors[0], "supervised_b": own_errors[1]}
@@ -52,11 +52,11 @@ def take_step(state: TrainingState, batch: SliceBatch, options: SegOptions, runt
         terms["verification"] = options.verification * (errors[0] + errors[1])
     chosen = [answer.logits.detach().argmax(1) for answer in pair]  # (B, H, W)
     monitors = {"agreement": (chosen[0] == chosen[1]).float().mean()}
-    if lesson is not None:
+    if mixed is not None:
         # known to all processes, so that one sub-network teaches in every share
         errors = runtime.sum(torch.stack(own_errors).detach())
-        teacher = 0 if errors[0] <= errors[1] else 1
-        more, shares = unlabelled_terms(pair, lesson, labels, teacher, state.step, options)
+        teaching = 0 if errors[0] <= errors[1] else 1
+        more, shares = unlabelled_terms(pair, mixed, labels, teaching, state.step, options)
         terms |= more
         monitors |= shares
 
@@ -65,6 +65,7 @@ def take_step(state: TrainingState, batch: SliceBatch, options: SegOptions, runt
     runtime.backward(loss)
     grad_norm = runtime.clip_grad_norm(state.pair.parameters(), options.clip_norm)
     state.optimizer.step()
+    runtime.share_buffers(runtime.unwrap(state.pair))  # else each process would have an average of its own
     state.ema.update(runtime.unwrap(state.pair), step=state.step + 1)
     was_skipped = state.optimizer.step_was_skipped
     lost = ~(loss.detach().isfinite() & (grad_norm.isfinite() | was_skipped))

@@ -15,10 +15,11 @@ from src.core.files import atomic_path, only_writer, write_table
 from src.core.log import MetricsLog, format_table, is_main_process, say, warn
 from src.core.runtime import Runtime, torch_seed
 from src.data.stack import write_png
+from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
-from src.seg.evaluate import evaluate_predictions
+from src.seg.evaluate import score_series
 from src.seg.model import MODEL, save_segmenter
 from src.seg.options import SegOptions
 from src.seg.predict import segment_series
@@ -76,8 +77,7 @@ class SegmentationRun:
     def __init__(self, options: SegOptions, data: SegData, runtime: Runtime, checkpoint: Path | None) -> None:
         self.options, self.data, self.runtime, self.checkpoint = options, data, runtime, checkpoint
         self.output = Path(options.output)
-        self.spec = describe_pair(options, data.size)
-        self.state, self.loaded = build_state(options, self.spec, runtime)
+        self.state, self.spec, self.loaded = build_state(options, describe_pair(options, data.size), runtime)
         self.state.ema.to(runtime.device)
         self.state.pair, self.state.optimizer = runtime.prepare(self.state.pair, self.state.optimizer)
         self.identity = run_identity(options, data)
@@ -100,8 +100,20 @@ class SegmentationRun:
             clear_folder(self.options)
             if self.loaded:
                 say(f"encoder {self.options.encoder}: {self.loaded}")
+        self._warn_of_seen_patients()
         save_options(self.options, self.output / "config.yaml")
         write_table(series[["set", "patient_id", "series_id", "part"]], self.output / "split.csv")
+
+    def _warn_of_seen_patients(self) -> None:
+        if not self.options.encoder:
+            return
+        left_out = set(self.data.part("left out")["patient_id"])
+        seen = left_out & set(patients_seen_by(self.options.encoder))
+        if seen:
+            warn(
+                f"the encoder was pre-trained on {len(seen)} of the {len(left_out)} patients left out "
+                "(images only, no labels: allowed, but their score may flatter)"
+            )
 
     def train(self, log: MetricsLog | None) -> None:
         """Run the steps that are left.
@@ -194,9 +206,9 @@ class SegmentationRun:
         rows = self._score(folder)
         if rows.empty:
             return
-        write_table(rows, self.output / "scores.csv")
+        write_table(rows.drop(columns="set"), self.output / "scores.csv")
         say(f"patients left out:\n{format_table(summarise(rows))}")
-        for series in self._with_truth().itertuples():
+        for series in rows[["set", "patient_id", "series_id"]].drop_duplicates().itertuples():
             dataset = self.data.sets[series.set]
             masks = folder / str(series.set) / series.patient_id / series.series_id
             picture = mask_sheet(dataset, series.patient_id, series.series_id, masks)
@@ -219,7 +231,10 @@ class SegmentationRun:
         return left_out[left_out["has_masks"]].reset_index(drop=True)
 
     def _score(self, folder: Path) -> pd.DataFrame:
-        """The rows of `evaluate_predictions`, none where nobody with masks is left out."""
+        """The rows of `evaluate_predictions`, with the set; none where nobody can be scored.
+
+        A series that cannot be read is told of and not scored: it must not end the run.
+        """
         pair = self.state.ema.module
         pair.eval()
         series, tables = self._with_truth(), []
@@ -230,10 +245,15 @@ class SegmentationRun:
             outcomes = segment_series(
                 pair, self.spec, self.runtime, dataset, chosen, target, workers=self.options.workers
             )
-            for outcome in outcomes:
-                if outcome.reason:
-                    warn(f"{outcome.patient_id}/{outcome.series_id} is not scored: {outcome.reason}")
-            tables.append(evaluate_predictions(dataset, target, chosen, self.options.organs))
+            for (_, row), outcome in zip(chosen.iterrows(), outcomes, strict=True):
+                try:
+                    if outcome.reason:
+                        raise UserError(outcome.reason)
+                    scores = score_series(dataset, row, target, self.options.organs)
+                except UserError as error:
+                    warn(f"{outcome.patient_id}/{outcome.series_id} is not scored: {error}")
+                else:
+                    tables.append(scores.assign(set=number))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def _describe_failure(self, result: StepResult) -> str:

@@ -195,7 +195,7 @@ def build_network(options: VocoOptions) -> VocoNet:
         )
     mean, std = (GREY_MEAN,) * channels, (GREY_STD,) * channels
     if options.encoder:  # weights go on with the grey levels that they know
-        first = load_first_weights(encoder, options.encoder, channels)
+        first = load_first_weights(encoder, options.encoder, options.windows)
         mean, std = first.mean, first.std
         say(f"{options.encoder}: {first.report}")
     network = kind(
