@@ -9,16 +9,20 @@ in turn, torch on one thread in both:
     forward   the pair on batches that lie in memory: uint8 slices in, label maps out
     whole     what segment.py does with them: starting the process that reads, decoding, the same batches,
               naming the kidneys, erasing specks, measuring, writing masks and tables
+    read      decoding alone, which the worker processes share
+    write     what the one thread that follows the model does: cleaning, measuring and writing alone
 
-A ratio is the median over the rounds. Weights are random, and masks of noise would have thousands of pieces
-a slice; so the pair's answer is drawn to ellipses of the size of organs, in both. Peak memory is that of a
-process of its own, which reads its slices itself, for a short and for a long series.
+A fast GPU waits for the slower of the last two. A ratio is the median over the rounds. Weights are random, and
+masks of noise would have thousands of pieces a slice; so the pair's answer is drawn to ellipses of the size of
+organs, in all. Peak memory is that of a process of its own, which reads its slices itself, for a short and for
+a long series.
 """
 
 import os
 import statistics
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -42,7 +46,7 @@ from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
 from src.data.stack import ORGANS, PreparedDataset, image_folder, slice_name
 from src.seg.model import CLASSES, SegmenterPair, SegmenterSpec, default_greys, predict_masks
-from src.seg.predict import segment_series
+from src.seg.predict import MaskWriter, segment_series
 from src.seg.stream import SliceStream, with_neighbours
 
 TIME_LIMIT = 1.2
@@ -102,6 +106,8 @@ def compare_times(options: BenchOptions, phantom: Path, folder: Path) -> dict[st
     works = {
         "forward": build_forward(options, data),
         "whole": build_whole(options, data, folder / "masks", options.workers),
+        "read": build_read(data),
+        "write": build_write(options, data, folder / "written"),
     }
     seconds = alternate(works, options.repeats or (3 if options.quick else 5))
     ratio = statistics.median(
@@ -117,6 +123,8 @@ def compare_times(options: BenchOptions, phantom: Path, folder: Path) -> dict[st
         "rounds": len(seconds["whole"]),
         "forward_s_per_slice": medians["forward"],
         "whole_s_per_slice": medians["whole"],
+        "read_s_per_slice": medians["read"],
+        "write_s_per_slice": medians["write"],
         "whole_over_forward": ratio,
         "time_limit": TIME_LIMIT,
         "within_time_limit": ratio <= TIME_LIMIT,
@@ -177,6 +185,28 @@ def build_whole(
         assert not any(outcome.reason for outcome in outcomes)
 
     return whole
+
+
+def build_read(dataset: PreparedDataset) -> Callable[[], Any]:
+    """Decoding of all series, in this process."""
+    stream = SliceStream(dataset, dataset.series, window_places(dataset), SLICES, BATCH)
+    return lambda: deque(stream.read(0), maxlen=0)
+
+
+def build_write(options: BenchOptions, dataset: PreparedDataset, output: Path) -> Callable[[], Any]:
+    """All that is done with masks once they are predicted."""
+    pair, spec, runtime = build_pair(options, dataset.size)
+    stream = SliceStream(dataset, dataset.series, window_places(dataset), spec.slices, BATCH)
+    parts = list(stream.read(0))
+    masks = [predict_masks(pair, with_neighbours(part, runtime.device)).cpu().numpy() for part in parts]
+    numbers = count()
+
+    def write() -> None:
+        with MaskWriter(dataset, dataset.series, output / str(next(numbers))) as writer:
+            for part, mask in zip(parts, masks, strict=True):
+                writer.add(part, mask)
+
+    return write
 
 
 def build_pair(options: BenchOptions, size: int) -> tuple[SegmenterPair, SegmenterSpec, Runtime]:

@@ -109,7 +109,6 @@ def test_results_do_not_depend_on_the_number_of_workers(organ_set, tmp_path):
 
 
 def test_two_processes_continue_to_the_same_result(organ_set, tmp_path):
-    """What a process has that the checkpoint of rank 0 does not hold would show."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = ("--steps", "8", "--leave-out", "12")
     outcome = start_two(arguments(organ_set, whole, *steps)).wait()

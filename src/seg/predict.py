@@ -80,7 +80,7 @@ def segment_series(
     waiting: deque[Future[Outcome | None]] = deque()
     # left in reverse order: the thread has ended when the folder of an unfinished series is deleted
     with ExitStack() as stack:
-        writer = stack.enter_context(_MaskWriter(dataset, series, output))
+        writer = stack.enter_context(MaskWriter(dataset, series, output))
         background = ThreadPoolExecutor(max_workers=1)
         stack.callback(background.shutdown, cancel_futures=True)
         for part in progress(stream.read(workers), len(stream), "slices"):
@@ -99,7 +99,7 @@ def segment_series(
                 yield outcome
 
 
-class _MaskWriter:
+class MaskWriter:
     """Takes the masks of one series after another, in order, chunk by chunk."""
 
     def __init__(self, dataset: PreparedDataset, series: pd.DataFrame, output: Path) -> None:
@@ -109,7 +109,7 @@ class _MaskWriter:
         self._open: AbstractContextManager[Path] | None = None
         self._folder = Path()  # of the open series
 
-    def __enter__(self) -> "_MaskWriter":
+    def __enter__(self) -> "MaskWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
