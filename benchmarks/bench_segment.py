@@ -12,10 +12,10 @@ in turn, torch on one thread in both:
     read      decoding alone, which the worker processes share
     write     what the one thread that follows the model does: cleaning, measuring and writing alone
 
-A fast GPU waits for the slower of the last two. A ratio is the median over the rounds. Weights are random, and
-masks of noise would have thousands of pieces a slice; so the pair's answer is drawn to ellipses of the size of
-organs, in all. Peak memory is that of a process of its own, which reads its slices itself, for a short and for
-a long series.
+A fast GPU waits for the slower of the last two. A ratio is the median over the rounds. Weights are random,
+and masks of noise would have thousands of pieces a slice; so the pair's answer is drawn to ellipses of the
+size of organs, in all. Peak memory is that of a process of its own, which reads its slices itself, for a
+short and for a long series.
 """
 
 import os
