@@ -26,10 +26,12 @@ phantom120: $(READY)
 	python train_cls.py --config configs/cls/phantom120.yaml --data data/prepared120 --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --encoder runs/voco/phantom120/encoder.safetensors --output runs/cls/phantom120
 	python score.py --oof runs/cls/phantom120/oof.csv --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --json runs/cls/phantom120/score.json
 
-# Does pre-training learn, is the representation better, does it help the task? Hours on two cores; it continues where it stopped.
+# What pre-training, unlabelled scans and each feature of the classifier are worth. Hours on two cores; it continues where it stopped.
 study: $(READY)
 	python benchmarks/representation_study.py --work data/study --jobs 2 --json data/study/representation.json
 	python benchmarks/transfer_study.py --work data/study --jobs 2 --json data/study/transfer.json
+	python benchmarks/segmentation_study.py --work data/seg_study --jobs 2 --json data/seg_study/segmentation.json
+	python benchmarks/classifier_study.py --work data/cls_study --jobs 2 --json data/cls_study/classifier.json
 
 test: $(READY)
 	python -m pytest -n 2 --dist loadfile
