@@ -38,7 +38,7 @@ from src.infer.budget import Pace, list_costs
 from src.infer.careful import CarefulNetworks
 from src.infer.check import check_submission, read_sample
 from src.infer.ending import last_resort, stop_on_signals
-from src.infer.inputs import open_source
+from src.infer.inputs import open_source, require_input
 from src.infer.networks import Networks
 from src.infer.options import CheckOptions, InferOptions, choose_post
 from src.infer.pipeline import order_series, predict_series
@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(options: InferOptions, started: float) -> None:
     """Predict all series, and leave a valid submission however it ends."""
     report_path = options.output.parent / "report.csv"
+    require_input(options.input)
     require_writable(options.output)
     sample, post = read_sample(options.sample), choose_post(options)
     patient_ids = list(sample.patient_id)

@@ -9,6 +9,12 @@ from src.infer.raw import RawSource
 from src.infer.sources import PreparedSource, StackSource
 
 
+def require_input(path: Path) -> None:
+    """Raises UserError where there is nothing, before networks are loaded."""
+    if not path.exists():
+        raise UserError(f"no folder or file {path} (--input)")
+
+
 def open_source(path: Path, networks: Networks) -> StackSource:
     """Open a prepared data set, or test images in the competition's layout, in a folder or a zip.
 
