@@ -105,13 +105,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
     """Seconds of one core: of a slice that is prepared or read, and of a sample of each training."""
-    raw = folder / "timed"
     matrix, spacing_z_mm = (128, 10.0) if quick else (512, 2.5)
     phantom = {"matrix": matrix, "spacing_z_mm": spacing_z_mm, "two_phase_rate": 0}
-    generate_dataset(PhantomOptions(raw, patients=1, test_patients=0, jobs=1, **phantom))
-    prepare = f"--input {raw} --size {SIZE} --jobs 1 --output {folder}"
-    prepare_data.main(f"{prepare}/first".split())  # starts what a run pays once
-    prepare_s = _seconds(lambda: prepare_data.main(f"{prepare}/second".split()))
+    counts, seconds = [], []
+    for name, patients in (("warm", 1), ("short", 1), ("long", 3)):
+        raw = folder / f"raw_{name}"
+        generate_dataset(PhantomOptions(raw, patients=patients, test_patients=0, jobs=1, **phantom))
+        given = ["--input", str(raw), "--size", str(SIZE), "--jobs", "1", "--output", str(folder / name)]
+        counts.append(len(list(raw.glob("train_images/*/*/*.dcm"))))
+        seconds.append(_seconds(partial(prepare_data.main, given)))
+    # without what a run pays once
+    prepare_s = (seconds[2] - seconds[1]) / (counts[2] - counts[1])
     prepared, kilobytes = prepare_phantom(folder, quick)
     data = bench_cls.write_set(prepared, folder / "set")
     images = sorted(image_folder(data.folder, "0", "0").glob("*.png"))
@@ -119,7 +123,7 @@ def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
     stacks = bench_cls.build_training(options, data, folder).dataset()
     crops = open_dataset(read_preset(VocoOptions, "voco/plus", data=(str(data.folder),)))
     return {
-        "prepared slice": prepare_s / len(list(raw.rglob("train_images/*/*/*.dcm"))),
+        "prepared slice": prepare_s,
         "slice from PNG": _seconds(lambda: [read_png(path) for path in images]) / len(images),
         "pre-training sample": _seconds(lambda: [crops[0, each] for each in range(8)]) / 8,
         "classifier sample": _seconds(lambda: [stacks[Draw(0, each)] for each in range(7)]) / 7,

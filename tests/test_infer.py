@@ -166,7 +166,7 @@ def test_where_no_patient_of_the_sample_has_series_everybody_gets_the_prior(tiny
     ("changes", "part"),
     [
         ({"output": "."}, "is a folder"),
-        ({"input": "nowhere"}, "no folder nowhere"),
+        ({"input": "nowhere"}, "no folder or file nowhere"),
         ({"input": "."}, "neither test_images/ nor a prepared data set"),
         ({"models": "nowhere"}, "no run folder"),
         ({"models": "empty"}, "no finished fold"),
