@@ -118,9 +118,11 @@ def time_stages(raw: Path, run: Path) -> dict[str, float]:
     return stages | {"wall_s": wall_s, "wall_over_slowest": wall_s / max(stages.values())}
 
 
-def open_all(raw: Path, run: Path) -> tuple[CarefulNetworks, RawSource, list[tuple[str, str]]]:
+def open_all(
+    raw: Path, run: Path, kind: type[CarefulNetworks] = CarefulNetworks
+) -> tuple[CarefulNetworks, RawSource, list[tuple[str, str]]]:
     """The models where they are fastest, the images, and the ids of all series."""
-    networks = CarefulNetworks(lambda place: Networks(place, [run]))
+    networks = kind(lambda place: Networks(place, [run]))
     networks.move(lambda: Placement.of(Runtime.create()))
     source = RawSource.open(raw, networks.networks.ensemble.stack_kinds())
     patients = sorted(path.name for path in (raw / "test_images").iterdir())
@@ -143,16 +145,15 @@ def run_pipeline(source: RawSource, networks: CarefulNetworks, series: list[tupl
 
 def watch_memory(raw: Path, run: Path) -> dict[str, float]:
     """Resident MB, of the process that decodes as well, after some series and after many."""
-    networks, source, series = open_all(raw, run)
     seen = []
-    predict = networks.predict
 
-    def noted(*arguments: Any) -> Any:
-        answer = predict(*arguments)
-        seen.append(resident_with_children() / 1e6)
-        return answer
+    class WatchedNetworks(CarefulNetworks):
+        def predict(self, *arguments: Any) -> Any:
+            answer = super().predict(*arguments)
+            seen.append(resident_with_children() / 1e6)
+            return answer
 
-    networks.predict = noted  # type: ignore[method-assign]
+    networks, source, series = open_all(raw, run, WatchedNetworks)
     run_pipeline(source, networks, series)
     return {
         "series": len(seen),
