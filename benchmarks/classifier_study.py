@@ -69,14 +69,20 @@ FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "metric-loss": ("--loss", "metric"),
         "mixup": ("--mixup", "0.5"),
         "cutmix": ("--cutmix", "0.5"),
-        "balance": ("--balance", "0.5"),
-        "layer-decay": ("--layer-decay", "0.8"),
+        "class-balance": ("--class-balance", "0.5"),
         "voco-encoder": ("--encoder", "{encoder}"),
+        "voco-layer-decay": ("--encoder", "{encoder}", "--layer-decay", "0.8"),
         "single": ("--mode", "single"),
         "single-crops": (*("--mode", "single", "--z-range", "own", "--in-plane", "own", "--crop", "64"),),
+        "together": (
+            *("--z-range", "organs", "--masks", "each", "--organ-loss", "0.5", "--organ-slices", "6"),
+            *("--slice-loss", "0.5", "--image-labels", "{marks}", "--pooling", "attention"),
+            *("--loss", "metric", "--encoder", "{encoder}"),
+        ),
+        "other-seed": ("--seed", "{other_seed}"),
     }
 )
-"""What each adds to the command of the baseline."""
+"""What each adds to the command of the baseline; `other-seed` adds nothing, and shows how far luck goes."""
 
 SECOND, POST = "second-level", "post-processing"
 
@@ -133,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
         if "data" in options.stage:
             make_data(options)
-        if "pretrain" in options.stage and "voco-encoder" in options.features:
+        if "pretrain" in options.stage and any("{encoder}" in FEATURES[name] for name in options.features):
             make_all("pretrain", [pretraining(options)], options.jobs)
         if "train" in options.stage:
             make_all("train", list(plan(options).values()), options.jobs)
@@ -168,6 +174,7 @@ def plan(options: StudyOptions) -> dict[str, Piece]:
     paths = {
         "marks": str(options.raw / "image_level_labels.csv"),
         "encoder": str(options.work / "voco" / "encoder.safetensors"),
+        "other_seed": str(options.seed + 1),
     }
     tables = [options.prepared / "series.csv", options.raw / "train.csv", options.folds]
     pieces = {}

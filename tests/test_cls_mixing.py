@@ -48,14 +48,19 @@ def test_cutmix_takes_labels_by_area_and_cuts_organs_along(seed):
     assert mixed.images.dtype == torch.uint8
     for place, share in enumerate(mixed.targets[:, :4]):
         own = float(share[place])
-        if own == 1.0:  # mixed with itself
-            continue
         other = int((share * (torch.arange(4) != place)).argmax())
         is_own = (mixed.images[place] == given.images[place]).all(dim=0).all(dim=0)
         assert is_own.float().mean() == pytest.approx(own, abs=0.02)
         assert torch.equal(mixed.images[place][..., ~is_own], given.images[other][..., ~is_own])
         assert torch.equal(mixed.organs[place][..., ~is_own], given.organs[other][..., ~is_own])
         assert bool(mixed.has_organs[place]) == bool(given.has_organs[place] & given.has_organs[other])
+
+
+@pytest.mark.parametrize("mixer", [StackMixer(1.0, 0.0), StackMixer(0.0, 1.0)])
+def test_no_stack_is_mixed_with_itself(mixer):
+    for seed in range(20):
+        mixed, _ = mixer(batch(), EQUAL, np.random.default_rng(seed))
+        assert (mixed.targets.diagonal()[:4] < 1).all()
 
 
 def test_the_longer_stack_stays_visible():

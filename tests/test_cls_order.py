@@ -48,15 +48,26 @@ def test_balance_draws_injuries_more_often():
     injured = LABELS.loc[SERIES.patient_id, list(INJURIES)].any(axis=1).to_numpy()
     shares = []
     for balance in (0.0, 0.5, 1.0):
-        drawn = np.concatenate([order(balance=balance).epoch(epoch).ravel() for epoch in range(30)]) % 101
+        own = order(class_balance=balance)
+        drawn = np.concatenate([own.epoch(epoch).ravel() for epoch in range(30)]) % 101
         shares.append(injured[drawn].mean())
     assert shares[0] == pytest.approx(injured.mean(), abs=0.02)
     assert shares[0] < shares[1] < shares[2]
 
 
+def test_only_the_injuries_that_are_told_are_drawn_more_often():
+    labels = LABELS.loc[SERIES.patient_id, list(INJURIES)]
+    told = labels.sum().idxmax()
+    own = order(class_balance=1.0, injuries=(told,))
+    has_it = labels[told].to_numpy() == 1
+    others = own.probabilities[~has_it]
+    assert labels[~has_it].to_numpy().any() and np.ptp(others) == 0, "whatever else they have"
+    assert own.probabilities[has_it].min() > others[0]
+
+
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_importance_makes_all_series_count_alike(balance):
-    own = order(balance=balance)
+    own = order(class_balance=balance)
     assert (own.probabilities * own.importance * own.count) == pytest.approx(1.0)
     drawn = own.series_of(np.concatenate([own.epoch(epoch).ravel() for epoch in range(400)]))
     counts = np.bincount(drawn, minlength=101) * own.importance / len(drawn) * 101
@@ -64,5 +75,5 @@ def test_importance_makes_all_series_count_alike(balance):
 
 
 def test_no_draw_of_an_epoch_is_made_twice():
-    draws = order(balance=1.0).epoch(0).ravel()
+    draws = order(class_balance=1.0).epoch(0).ravel()
     assert len(set(draws)) == len(draws) and len(set(draws % 101)) < len(draws)

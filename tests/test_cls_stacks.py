@@ -234,6 +234,23 @@ def test_marked_slices_go_before_areas(masked, organs, labels, tmp_path):
         read_marked_slices(tmp_path / "others.csv", masked)
 
 
+def test_marks_of_slices_that_were_not_prepared_are_counted(masked, tmp_path, capsys):
+    row = masked.series.iloc[0]
+    known = masked.read_slice_table(row.patient_id, row.series_id).instance_number
+    marks = pd.DataFrame(
+        {
+            "patient_id": row.patient_id,
+            "series_id": row.series_id,
+            "instance_number": [int(known[0]), int(known.max()) + 1],
+            "injury_name": "Bowel",
+        }
+    )
+    marks.to_csv(tmp_path / "marks.csv", index=False)
+    found = read_marked_slices(tmp_path / "marks.csv", masked)
+    assert found[row.patient_id, row.series_id]["bowel_injury"].tolist() == [0]
+    assert "1 of the 2 marks of" in capsys.readouterr().err
+
+
 def test_packed_slices_are_those_of_the_png(masked, organs, tmp_path):
     view = replace(VIEW, windows=("wide", "soft"), neighbours=3)
     packed = PackedSlices(masked, view.windows, tmp_path / "cache")

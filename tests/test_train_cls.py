@@ -195,6 +195,14 @@ def test_resume_never_trains_anew(run_arguments, tmp_path, capsys):
     assert "epoch   1/1" in capsys.readouterr().out
 
 
+def test_a_refused_start_anew_deletes_nothing(run_arguments, tmp_path):
+    train_cls.main(run_arguments(epochs=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="other --hidden"):  # fold 1 would be left as another run's
+        train_cls.main(run_arguments(fold="0", epochs=1, hidden=4, resume="never"))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
 def test_a_patient_without_series_gets_the_prior_so_that_every_patient_is_scored(
     tiny, run_arguments, tmp_path, capsys
 ):

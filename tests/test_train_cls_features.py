@@ -50,7 +50,7 @@ FEATURES = {
     "slices": {"slice_loss": 1.0},
     "organs": {"organ_loss": 1.0, "organ_slices": 2},
     "layer decay": {"layer_decay": 0.5},
-    "balance": {"balance": 0.8},
+    "class balance": {"class_balance": 0.8},
     "mixup": {"mixup": 1.0},
     "cutmix": {"cutmix": 1.0},
     "smoothing": {"smoothing": 0.2},
@@ -105,6 +105,21 @@ def test_a_network_a_target_learns_its_own_labels_alone(tiny, run_arguments, tmp
     labels = pd.read_csv(tiny.labels, dtype={"patient_id": str})
     prior = weight_aware_prior(labels[labels.patient_id.isin(folds.patient_id[folds.fold != 0])])
     assert table.kidney_low[0] == pytest.approx(prior.kidney_low)
+
+
+def test_labels_of_other_targets_do_not_reach_a_single_network(tiny, run_arguments, tmp_path):
+    labels = pd.read_csv(tiny.labels, dtype={"patient_id": str})
+    others = [column for names in GROUPS.values() for column in names if not column.startswith("liver")]
+    turned = labels.assign(**labels[others].iloc[::-1].set_axis(labels.index))
+    healthy = turned[[names[0] for names in GROUPS.values()]]
+    turned.assign(any_injury=1 - healthy.min(axis=1)).to_csv(tmp_path / "turned.csv", index=False)
+    assert not turned[others].equals(labels[others])
+    given = {"fold": "0", "epochs": 1, "mode": "single", "targets": "liver", "slice_loss": 1.0}
+    told = []
+    for name, path in (("own", tiny.labels), ("turned", tmp_path / "turned.csv")):
+        train_cls.main(run_arguments(name, **given, class_balance=1.0, lr="1e-3", labels=path))
+        told.append(pd.read_csv(tmp_path / name / "oof_series.csv")[list(GROUPS["liver"])])
+    pd.testing.assert_frame_equal(*told)
 
 
 def test_a_single_run_with_other_options_is_refused(run_arguments, tmp_path):
@@ -265,7 +280,7 @@ def test_models_that_look_at_organs_need_masks(tiny, run_arguments, tmp_path):
         ({"masks": "all"}, "--masks must be one of none, any, each"),
         ({"masks": "any", "masks_from": "predicted"}, "predicted_masks, which the options ask for"),
         ({"layer_decay": 0.0}, "--layer-decay must be above 0"),
-        ({"balance": 2}, "--balance must be in 0..1"),
+        ({"class_balance": 2}, "--class-balance must be in 0..1"),
     ],
 )
 def test_contradictions_are_one_line(run_arguments, changes, part):

@@ -45,8 +45,19 @@ class FoldTraining:
         patients = set(self.series["patient_id"])
         self.labels = self.inputs.labels[self.inputs.labels["patient_id"].isin(patients)]
         self.order = SeriesOrder(
-            self.series, self.labels, options.batch, options.balance, options.seed, self.runtime.world
+            self.series,
+            self.labels,
+            options.batch,
+            options.class_balance,
+            self.spec.injuries,
+            options.seed,
+            self.runtime.world,
         )
+        if (options.mixup or options.cutmix) and options.batch // self.runtime.world < 2:
+            raise UserError(
+                f"--mixup and --cutmix mix the stacks of a process's batch: --batch {options.batch} leaves a "
+                "process one, give at least twice the number of processes"
+            )
         self.importance = torch.from_numpy(self.order.importance).float()
         self.mixer = StackMixer(options.mixup, options.cutmix)
         self.loss = StackLoss(self.labels, options.loss, options.smoothing, self.spec.targets)
@@ -142,7 +153,7 @@ class FoldTraining:
         names = [*self.spec.targets, "any_injury"][: len(losses)]
         figures = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}
         if answer.slice_logits is not None:
-            figures["slices"] = slice_loss(answer.slice_logits, batch.slice_targets)
+            figures["slices"] = slice_loss(answer.slice_logits, batch.slice_targets, self.spec.injuries)
             figures["loss"] = figures["loss"] + options.slice_loss * figures["slices"]
         if decoded is not None:
             maps = batch.organs.flatten(0, 1)[decoded]

@@ -84,19 +84,21 @@ class StackLoss(nn.Module):
         return loss / self.any_mean_weight
 
 
-def slice_loss(slice_logits: Tensor, targets: Tensor) -> Tensor:
+def slice_loss(slice_logits: Tensor, targets: Tensor, injuries: Sequence[str] = INJURIES) -> Tensor:
     """Cross-entropy of each injury in each slice, an injury weighed as the metric weighs it.
 
     Args:
-        slice_logits: (B, T, 8).
-        targets: (B, T, 8) in 0..1, NaN where nothing is known.
+        slice_logits: (B, T, injuries).
+        targets: (B, T, 8) of `INJURIES` in 0..1, NaN where nothing is known.
+        injuries: which of them the logits tell.
 
     Returns:
         Mean over what is known, (), under torchrun by this process; 0 where nothing is.
     """
+    targets = targets[..., [INJURIES.index(name) for name in injuries]]
     known = ~targets.isnan()
     wanted = torch.where(known, targets, 0.0)
-    weights = torch.tensor([CLASS_WEIGHTS[name] for name in INJURIES], device=targets.device)
+    weights = torch.tensor([CLASS_WEIGHTS[name] for name in injuries], device=targets.device)
     losses = F.binary_cross_entropy_with_logits(slice_logits.float(), wanted, reduction="none")
     losses = losses * (1 + wanted * (weights - 1))
     return (losses * known).sum() / known.sum().clamp(min=1)

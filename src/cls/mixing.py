@@ -13,7 +13,7 @@ ALPHA = 0.5
 
 @dataclass(frozen=True)
 class StackMixer:
-    """Mixes the stacks of a batch with each other, one draw a batch.
+    """Mixes the stacks of a batch with each other, one draw a batch; no stack with itself.
 
     MixUp (Zhang et al. 2018, arXiv 1710.09412) adds the pictures up by their share; CutMix (Yun et al. 2019,
     arXiv 1905.04899) puts a rectangle of one, through all slices, in its place in the other. Labels count by
@@ -35,7 +35,7 @@ class StackMixer:
             importance: (B,) how much each patient counts.
         """
         draw = rng.random()
-        share, order = float(rng.beta(ALPHA, ALPHA)), torch.from_numpy(rng.permutation(len(batch.images)))
+        share, order = float(rng.beta(ALPHA, ALPHA)), _draw_partners(len(batch.images), rng)
         if draw < self.mixup:
             images = batch.images.float()
             images = share * images + (1 - share) * images[order]
@@ -63,6 +63,14 @@ class StackMixer:
             ),
             counts,
         )
+
+
+def _draw_partners(count: int, rng: np.random.Generator) -> torch.Tensor:
+    """int64 (count,): each stack's partner is the next one in a random circle, never itself."""
+    circle = rng.permutation(count)
+    partners = np.empty_like(circle)
+    partners[circle] = np.roll(circle, -1)
+    return torch.from_numpy(partners)
 
 
 def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.files import atomic_path
-from src.core.targets import CLASS_WEIGHTS, GROUPS, INJURIES
+from src.core.targets import CLASS_WEIGHTS, GROUPS
 from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width, first_kernel
 from src.nn.organ_decoder import OrganDecoder
@@ -42,7 +42,7 @@ class ClassifierSpec:
     class_weights: bool = False
     """whether its probabilities are to be weighed as the metric weighs classes: its loss was not"""
     tells_slices: bool = False
-    """whether it was trained on slices as well"""
+    """whether it was trained on slices as well, on the injuries of its targets"""
     flips: tuple[str, ...] = ("none",)
     """that its out-of-fold predictions average, see `FLIPS`"""
     offsets: tuple[float, ...] = (0.5,)
@@ -56,6 +56,11 @@ class ClassifierSpec:
         """Of the targets, in their order."""
         return tuple(column for group in self.targets for column in GROUPS[group])
 
+    @property
+    def injuries(self) -> tuple[str, ...]:
+        """Of the targets, in their order."""
+        return tuple(column for group in self.targets for column in GROUPS[group][1:])
+
 
 class Answer(NamedTuple):
     """What a classifier says of a batch of stacks."""
@@ -63,7 +68,7 @@ class Answer(NamedTuple):
     logits: Tensor
     """(B, columns of its targets)"""
     slice_logits: Tensor | None
-    """(B, T, 8) of `INJURIES` being seen in each slice, where the network was trained to tell"""
+    """(B, T, injuries of its targets) of being seen in each slice, where the network was trained to tell"""
     weights: Tensor
     """(B, T) share of each slice in `logits`"""
     slice_features: Tensor
@@ -97,7 +102,7 @@ class TraumaClassifier(nn.Module):
             encoder_width(self.encoder), spec.hidden, spec.sequence, spec.pooling, spec.dropout
         )
         self.classifier = nn.Linear(self.head.width, len(spec.columns))
-        self.slice_classifier = nn.Linear(self.head.width, len(INJURIES)) if spec.tells_slices else None
+        self.slice_classifier = nn.Linear(self.head.width, len(spec.injuries)) if spec.tells_slices else None
         self.decoder = OrganDecoder(self.encoder, view.channels, view.crop) if with_decoder else None
         if spec.prior:  # begin at the best constant answer rather than at 1/2 and 1/3
             bias = torch.tensor([spec.prior[column] for column in spec.columns]).log()

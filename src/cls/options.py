@@ -28,7 +28,7 @@ _CHOICES = {
 _COUNTS = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")
 _SHARES = (
     *("dropout", "drop_path", "smoothing", "flip", "rotate90", "affine", "gamma", "coarse_dropout"),
-    *("mixup", "cutmix", "balance"),
+    *("mixup", "cutmix", "class_balance"),
 )
 _NOT_NEGATIVE = (
     *("workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale"),
@@ -148,9 +148,9 @@ class ClassifierOptions:
     layer_decay: float = 1.0
     """Share of the learning rate that each layer of the encoder has of the next one."""
 
-    balance: float = 0.0
-    """Share of the series that are drawn by injury, each injury as often, instead of one by one. Who is drawn
-    more often counts less each time, so that probabilities stay what they are."""
+    class_balance: float = 0.0
+    """Share of the series that are drawn by injury (of the targets), each injury as often, instead of one by
+    one. Who is drawn more often counts less each time, so that probabilities stay what they are."""
 
     mixup: float = 0.0
     """Probability of adding two stacks up."""

@@ -1,7 +1,7 @@
 """In which order series are seen, by one process or by several, and how much each counts."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,8 @@ class SeriesOrder:
         series: rows with `patient_id`.
         labels: the label columns, indexed by `patient_id`.
         batch: series of a batch, of all processes together.
-        balance: share of the series that are drawn by injury.
+        class_balance: share of the series that are drawn by injury.
+        injuries: that they are drawn by: no others are known to a network of fewer targets.
         seed: of the draws.
         world: number of processes.
 
@@ -40,15 +41,17 @@ class SeriesOrder:
         series: pd.DataFrame,
         labels: pd.DataFrame,
         batch: int,
-        balance: float = 0.0,
+        class_balance: float = 0.0,
+        injuries: Sequence[str] = INJURIES,
         seed: int = 0,
         world: int = 1,
     ) -> None:
         if batch % world:
             raise UserError(f"option --batch {batch} must be a multiple of the number of processes, {world}")
-        self.batch, self.seed, self.world, self.balance = batch, seed, world, balance
+        self.batch, self.seed, self.world, self.class_balance = batch, seed, world, class_balance
         self.count = len(series)
-        self.probabilities = _draw_probabilities(labels.loc[series["patient_id"]], balance)
+        own = labels.loc[series["patient_id"], list(injuries)]
+        self.probabilities = _draw_probabilities(own.to_numpy(np.float64), class_balance)
 
     @property
     def batches(self) -> int:
@@ -67,7 +70,7 @@ class SeriesOrder:
         is drawn again is augmented anew.
         """
         rng = sample_rng(self.seed, epoch, self.count)
-        if self.balance:
+        if self.class_balance:
             order = rng.choice(self.count, self.batches * self.batch, p=self.probabilities)
         else:
             order = np.resize(rng.permutation(self.count), self.batches * self.batch)
@@ -103,10 +106,13 @@ class RunSampler(Sampler[list[Draw]]):
                 yield [Draw(epoch, int(draw)) for draw in batch]
 
 
-def _draw_probabilities(labels: pd.DataFrame, balance: float) -> np.ndarray:
-    """Of each row: a share `balance` is spread evenly over the injuries and "none", then over who has it."""
-    injured = labels[list(INJURIES)].to_numpy(np.float64)
+def _draw_probabilities(injured: np.ndarray, class_balance: float) -> np.ndarray:
+    """Of each series: a share `class_balance` is spread evenly over injuries and "none", then over who has it.
+
+    Args:
+        injured: 0 or 1, (series, injuries).
+    """
     classes = np.column_stack([injured, injured.sum(axis=1) == 0])
     classes = classes[:, classes.sum(axis=0) > 0]
     by_class = (classes / classes.sum(axis=0)).mean(axis=1)
-    return (1 - balance) / len(labels) + balance * by_class
+    return (1 - class_balance) / len(injured) + class_balance * by_class

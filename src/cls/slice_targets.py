@@ -10,6 +10,7 @@ import pandas as pd
 from src.cls.organs import Key, OrganIndex
 from src.cls.views import ORGAN_GROUPS
 from src.core.errors import UserError
+from src.core.log import warn
 from src.core.targets import INJURIES
 from src.data.labels import read_image_level_labels
 from src.data.stack import PreparedDataset
@@ -57,8 +58,8 @@ class SliceTargets:
 def read_marked_slices(path: Path, prepared: PreparedDataset) -> dict[Key, dict[str, np.ndarray]]:
     """The slices that image_level_labels.csv marks, as indices of the prepared series.
 
-    Marked images that preparation left out are passed over; a series all of whose marks are is not in the
-    result.
+    Marked images that preparation left out cannot be taught, which a warning counts; a series all of whose
+    marks are lost is not in the result.
 
     Raises:
         UserError: the table cannot be used, or names no series of the data set.
@@ -68,10 +69,18 @@ def read_marked_slices(path: Path, prepared: PreparedDataset) -> dict[Key, dict[
     if table.empty:
         raise UserError(f"{path} marks no slice of a series of {prepared.folder}")
     marked: dict[Key, dict[str, np.ndarray]] = {}
+    lost: list[str] = []
     for key, rows in table.groupby(["patient_id", "series_id"], sort=False):
         slices = prepared.read_slice_table(*key)
         for name, wanted in rows.groupby("injury_name"):
             found = slices["index"][slices["instance_number"].isin(wanted["instance_number"])].to_numpy()
             if len(found):
                 marked.setdefault(key, {})[_IMAGE_LEVEL[name]] = found
+            absent = wanted[~wanted["instance_number"].isin(slices["instance_number"])]
+            lost += [f"{'/'.join(key)} instance {number}" for number in absent["instance_number"]]
+    if lost:
+        warn(
+            f"{len(lost)} of the {len(table)} marks of {path} are of slices that {prepared.folder} has not, "
+            f"as {lost[0]}"
+        )
     return marked

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from src.cls.fold import FoldTraining, predict_series
@@ -186,7 +187,7 @@ def _run_fold(
     say(f"fold {fold}: {len(training)} series to train on, {len(held_out)} held out")
     inputs.warn_of_seen_patients(fold)
     folder = options.output / f"fold{fold}"
-    predicted = held_out[["patient_id", "series_id"]].assign(fold=fold, **prior)
+    predicted = held_out[["patient_id", "series_id"]].assign(fold=fold, **dict.fromkeys(COLUMNS, np.nan))
     for member in members:
         spec = replace(member.spec, prior=prior.to_dict())
         about = {"fold": fold, "networks": [each.name for each in members]}
@@ -232,15 +233,15 @@ def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: li
     """
     record = options.output / "run.json"
     identity = {"options": plain_options(options), "inputs": inputs.digest}
-    if options.resume == "never":
-        for fold in chosen:
-            shutil.rmtree(options.output / f"fold{fold}", ignore_errors=True)
-    has_begun = any(options.output.glob("fold*/**/last.pt")) or any(
-        options.output.glob(f"fold*/{FOLD_TABLE}")
-    )
-    if has_begun and not record.exists():
+    begun = {
+        path.relative_to(options.output).parts[0]
+        for pattern in ("fold*/**/last.pt", f"fold*/{FOLD_TABLE}")
+        for path in options.output.glob(pattern)
+    }
+    anew = {f"fold{fold}" for fold in chosen} if options.resume == "never" else set()
+    if begun and not record.exists():
         raise UserError(f"{options.output} holds a run of another program: choose another --output")
-    if has_begun:
+    if begun - anew:
         saved = json.loads(record.read_text(encoding="utf-8"))
         differing = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
         if saved["inputs"] != inputs.digest:
@@ -248,5 +249,7 @@ def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: li
         if differing:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
             raise UserError(f"{options.output} holds a run with other {names}: choose another --output")
+    for name in anew:  # only now: a command that is refused deletes nothing
+        shutil.rmtree(options.output / name, ignore_errors=True)
     write_json(identity, record)
     save_options(options, options.output / "config.yaml")
