@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo phantom120 study test fuzz offline test-lowest lint clean
+.PHONY: demo study test fuzz offline test-lowest lint clean
 
 demo: $(READY)
 	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
@@ -16,15 +16,6 @@ demo: $(READY)
 	python score.py --oof runs/cls/demo/oof.csv --labels data/phantom/train.csv --folds data/phantom/folds.csv
 	python infer.py --input data/phantom --models runs/cls/demo --sample data/phantom/sample_submission.csv --output submission.csv
 	python score.py --submission submission.csv --labels data/phantom/test_labels.csv --prior-labels data/phantom/train.csv
-
-# The table of docs/results.md: about 40 minutes on two cores.
-phantom120: $(READY)
-	python -m src.data.phantom --output data/phantom120 --patients 120 --test-patients 0 --seed 0
-	python prepare_data.py --input data/phantom120 --output data/prepared120 --size 112
-	python -m src.data.folds --labels data/phantom120/train.csv --series data/phantom120/train_series_meta.csv --output data/phantom120/folds.csv
-	python train_voco.py --config configs/voco/phantom120.yaml --data data/prepared120 --output runs/voco/phantom120
-	python train_cls.py --config configs/cls/phantom120.yaml --data data/prepared120 --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --encoder runs/voco/phantom120/encoder.safetensors --output runs/cls/phantom120
-	python score.py --oof runs/cls/phantom120/oof.csv --labels data/phantom120/train.csv --folds data/phantom120/folds.csv --json runs/cls/phantom120/score.json
 
 # What pre-training, unlabelled scans and each feature of the classifier are worth. Hours on two cores; it continues where it stopped.
 study: $(READY)

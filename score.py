@@ -5,22 +5,20 @@
     python score.py --oof A/oof_series.csv B/oof_series.csv --labels train.csv --fit post.json
     python score.py --submission submission.csv --labels test_labels.csv --prior-labels train.csv
 
-Rows of one patient (several series) are averaged, then tables (several models) are averaged; several tables
-are also scored one by one, and compared with the first. The priors are
-fitted on the other folds of --labels, or for a submission on --prior-labels. Lower is better.
+Rows of one patient (several series) are averaged, then tables (several models), of each target those that
+tell it; several tables are also scored one by one, and compared with the first. The priors are fitted on the
+other folds of --labels, or for a submission on --prior-labels. Lower is better.
 
 --fit finds the post-processing (weights of tables, rule for two series, temperatures, multipliers, coupling
-of any injury) that infer.py --post applies. The gain that it reports is cross-fitted: every fold is adjusted
-by a fit to the other folds.
+of any injury) that infer.py --post applies; give it oof_series.csv of the runs, which says what a run does
+not tell and who has no series. The gain that it reports is cross-fitted: every fold is adjusted by a fit to
+the other folds.
 """
-
-from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from src.core.config import parse_options
-from src.core.errors import UserError, exit_on_user_error
+from src.core.errors import exit_on_user_error
 from src.core.files import require_writable, write_json
 from src.core.log import say
 from src.data.folds import read_folds
@@ -28,51 +26,14 @@ from src.data.labels import read_labels, read_probabilities
 from src.report.score_plots import plot_scores
 from src.score.breakdown import by_series_count, format_series_count, format_side_by_side, side_by_side
 from src.score.metric import align
+from src.score.options import ScoreOptions
 from src.score.post_report import fit_and_report, format_fit
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
 from src.score.report import assign_folds, build_report, format_report
 from src.score.submission import combine_tables, folds_differ, one_row_a_patient
+from src.score.untold import explain_untold, fill_targets, fill_untold, untold_targets
 
 PRIOR_FITS = {"prior": weight_aware_prior, "raised_prior": raised_prior}
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Options of score.py."""
-
-    labels: Path
-    """true labels, in the form of train.csv"""
-    oof: tuple[Path, ...] = ()
-    """out-of-fold tables: patient_id, the 13 columns, and perhaps series_id and fold"""
-    submission: Path | None = None
-    """a submission, instead of out-of-fold tables"""
-    folds: Path | None = None
-    """patient_id, fold: needed where the tables have no fold column, or where only some folds were trained"""
-    fit: Path | None = None
-    """JSON file for a post-processing fitted on the tables"""
-    prior_labels: Path | None = None
-    """training labels that the priors beside a submission's score are fitted on"""
-    plots: Path | None = None
-    """folder for roc.png, precision_recall.png, calibration.png and confusion.png"""
-    json: Path | None = None
-    """where to write the same figures as JSON"""
-    rounds: int = 1000
-    """bootstrap resamples; more make the intervals' ends steadier"""
-    level: float = 0.9
-    """share of the resamples inside an interval"""
-
-    def __post_init__(self) -> None:
-        if bool(self.oof) == bool(self.submission):
-            raise UserError("give either --oof TABLE ... or --submission FILE")
-        if len({path.absolute() for path in self.oof}) < len(self.oof):
-            raise UserError("--oof names a table twice")
-        if self.submission and (self.folds or self.fit):
-            given = "--folds" if self.folds else "--fit"
-            raise UserError(f"{given} goes with --oof: a submission has no folds")
-        if self.oof and self.prior_labels:
-            raise UserError("--prior-labels goes with --submission: out of fold, other folds give the priors")
-        if self.rounds < 1 or not 0 < self.level < 1:
-            raise UserError("--rounds must be at least 1, and --level between 0 and 1")
 
 
 def score_oof(options: ScoreOptions) -> dict:
@@ -97,14 +58,21 @@ def score_oof(options: ScoreOptions) -> dict:
             say(f"only the folds in the tables are scored: {names} ({counts})\n")
         if len(labels) > folds.groupby("fold").size().max():
             priors = {key: cross_fitted_prior(labels, folds, fit) for key, fit in PRIOR_FITS.items()}
+    for line in explain_untold(by_patient):
+        say(f"{line}\n")
+    by_none = untold_targets(predictions)
+    predictions = fill_targets(predictions, by_none, labels, folds)
     bootstrap = options.rounds, options.level
     report = build_report(scored, predictions, folds, priors, *bootstrap)
+    report["untold"] = list(by_none)
     counts = pd.concat(table.groupby("patient_id").size() for table in tables.values())
     report["series"] = by_series_count(scored, predictions, counts.groupby(level=0).max())
     if len(tables) > 1:
-        report["tables"] = side_by_side(scored, by_patient, *bootstrap)
+        alone = {name: fill_untold(table, labels, folds) for name, table in by_patient.items()}
+        report["tables"] = side_by_side(scored, alone, *bootstrap)
     if options.fit:
-        report |= fit_and_report(scored, list(tables.values()), list(tables), folds, options.fit, *bootstrap)
+        filled = [fill_targets(table, by_none, labels, folds) for table in tables.values()]
+        report |= fit_and_report(scored, filled, list(tables), folds, options.fit, *bootstrap)
     if options.plots:
         plot_scores(scored, predictions, options.plots)
     return report

@@ -52,7 +52,7 @@ def study(tmp_path, monkeypatch):
 
 
 def test_features_are_trained_compared_and_kept(study, tmp_path, capsys):
-    chosen = ["gru", "image-labels", "single-crops"]
+    chosen = ["gru", "image-labels", "own-crops-single"]
     with pytest.raises(UserError, match=r"baseline of .* is not finished"):
         main([*study, "--stage", "data", "table", "--features", *chosen])
     main([*study, "--stage", "data", "train", "table", "--features", *chosen])

@@ -207,6 +207,19 @@ def test_post_processing_of_another_number_of_runs_is_refused(tiny, run, tmp_pat
         submit(tiny.raw, run, tiny.sample, tmp_path, "--post", str(tmp_path / "post.json"))
 
 
+def test_post_processing_fitted_on_the_runs_in_another_order_is_refused(tiny, run, tmp_path):
+    other = tmp_path / "other"
+    other.symlink_to(run, target_is_directory=True)
+    write_post(PostProcessing((0.9, 0.1)), tmp_path / "post.json", ["a/run/oof.csv", "a/other/oof.csv"])
+    given = f"--input {tiny.raw} --sample {tiny.sample} --output {tmp_path}/submission.csv".split()
+    post = ["--post", str(tmp_path / "post.json")]
+    with pytest.raises(UserError, match=rf"another order .*: give --models {run} {other}$"):
+        infer.main([*given, *post, "--models", str(other), str(run)])
+    assert not (tmp_path / "submission.csv").exists()
+    infer.main([*given, *post, "--models", str(run), str(other)])
+    assert set(read(tmp_path / "report.csv").status) == {"ok"}
+
+
 def test_a_patient_without_series_gets_the_prior_as_it_is(damaged, run, tiny, tmp_path):
     write_post(PostProcessing((1.0,), any_injury=1.0), tmp_path / "post.json", ["run"])
     plain = submit(damaged, run, tiny.sample, tmp_path)

@@ -31,13 +31,24 @@ def case():
     return labels, PatientRows.read(tables, labels.patient_id)
 
 
+@pytest.fixture(scope="module")
+def few(case):
+    """The same, but the first table does not tell the kidney, nor the second the liver and the bowel."""
+    labels, rows = case
+    parts = [values.copy() for values in (rows.mean, rows.most_injured)]
+    for values in parts:
+        values[0][:, 2] = values[1][:, 3] = values[1][:, 0] = np.nan
+    return labels, PatientRows(rows.patient_ids, *parts)
+
+
 def raw_score(labels: pd.DataFrame, rows: PatientRows) -> float:
     return score(labels, rows.apply(PostProcessing.identity(len(rows.mean)))).score
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
-def test_the_objective_is_the_score_and_its_gradient_the_slope(case, is_frozen):
-    labels, rows = case
+@pytest.mark.parametrize("tables", ["case", "few"])
+def test_the_objective_is_the_score_and_its_gradient_the_slope(request, tables, is_frozen):
+    labels, rows = request.getfixturevalue(tables)
     objective = PostObjective(labels, rows, EVERYTHING)
     vector = objective.start + np.random.default_rng(0).uniform(0.05, 0.3, len(objective.start))
     if is_frozen:
@@ -92,6 +103,20 @@ def test_the_better_table_gets_the_larger_weight(case):
     assert raw_score(labels, alone[0]) < raw_score(labels, alone[1])
     weights = fit_post(labels, rows, Parts(joining=True)).weights
     assert weights[0] > weights[1]
+
+
+def test_tables_that_lack_targets_are_fitted_too(few):
+    labels, rows = few
+    post = fit_post(labels, rows, EVERYTHING)
+    assert score(labels, rows.apply(post)).score < raw_score(labels, rows) - 0.02
+
+
+def test_a_table_that_others_need_keeps_a_weight(case):
+    labels, rows = case
+    mean = np.stack([rows.mean[0], np.roll(rows.mean[1], 1, axis=0)])  # says nothing of the patients
+    mean[0][:, 2] = np.nan
+    post = fit_post(labels, PatientRows(rows.patient_ids, mean, mean), Parts(joining=True))
+    assert 0 < post.weights[1] < post.weights[0]
 
 
 def test_cross_fitting_gains_on_overconfident_tables(case):

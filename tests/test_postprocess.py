@@ -1,6 +1,8 @@
 """Post-processing worked by hand: series, tables, probabilities, and its JSON file."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -101,9 +103,14 @@ def test_what_is_written_is_read_again(tmp_path):
     post = PostProcessing(
         (0.25, 0.75), 0.5, {**ONES, "liver": 0.8}, {**dict.fromkeys(INJURIES, 1.0), "liver_low": 2.0}, 0.3
     )
-    write_post(post, tmp_path / "post.json", ["A", "B"], patients=7)
+    tables = ("runs/a/oof_series.csv", "runs/b/oof_series.csv")
+    write_post(post, tmp_path / "post.json", tables, patients=7)
+    assert read_post(tmp_path / "post.json") == replace(post, tables=tables)
+    told = json.loads((tmp_path / "post.json").read_text())
+    assert told["tables"] == list(tables)
+    del told["tables"]  # as another program may write it
+    (tmp_path / "post.json").write_text(json.dumps(told))
     assert read_post(tmp_path / "post.json") == post
-    assert json.loads((tmp_path / "post.json").read_text())["tables"] == ["A", "B"]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,8 @@ def test_what_is_written_is_read_again(tmp_path):
         ({"multipliers": dict.fromkeys(INJURIES, 0)}, "multipliers must give a number above 0"),
         ({"any_injury": "much"}, "values of another kind"),
         ({"format": 9}, "has format 9, not 1"),
+        ({"tables": ["A"]}, "2 weights for the 1 tables A"),
+        ({"tables": None}, "values of another kind"),
         ({"temperature": None}, "values of another kind"),
     ],
 )
@@ -132,3 +141,38 @@ def test_another_number_of_runs_is_refused():
     rows = PatientRows.read([draw_predictions(labels)], labels.patient_id)
     with pytest.raises(UserError, match="fitted on 2 tables or runs, there are 1"):
         rows.apply(PostProcessing.identity(2))
+
+
+@pytest.fixture
+def fitted() -> PostProcessing:
+    """Fitted on three tables."""
+    tables = ("runs/cls/second/oof_series.csv", "/elsewhere/plus/oof.csv", "v2/oof_series.csv")
+    return PostProcessing((0.5, 0.3, 0.2), tables=tables)
+
+
+def test_the_same_runs_in_another_order_are_refused_with_the_right_one(fitted):
+    with pytest.raises(UserError, match=r"in another order .*: give --models runs/cls/second a/plus v2$"):
+        fitted.require_runs([Path("a/plus"), Path("v2"), Path("runs/cls/second")])
+    with pytest.raises(UserError, match="fitted on 3 tables or runs, there are 2"):
+        fitted.require_runs([Path("runs/cls/second"), Path("a/plus")])
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        ("runs/cls/second", "a/plus", "v2"),
+        ("runs/cls/second/../second/", "a/plus/", "b/v2"),
+        ("models/0_second", "models/1_plus", "models/2_v2"),
+        ("moved/a", "moved/b", "moved/c"),
+    ],
+    ids=["as fitted", "written otherwise", "in a bundle", "renamed"],
+)
+def test_the_same_order_and_other_names_are_accepted(fitted, runs):
+    fitted.require_runs([Path(run) for run in runs])
+
+
+def test_runs_of_one_name_and_tables_of_no_folder_tell_nothing_of_their_order():
+    alike = PostProcessing((0.5, 0.5), tables=("a/run/oof.csv", "b/run/oof.csv"))
+    alike.require_runs([Path("b/run"), Path("a/run")])
+    alone = PostProcessing((0.5, 0.5), tables=("a.csv", "b.csv"))
+    alone.require_runs([Path("b"), Path("a")])

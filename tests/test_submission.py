@@ -6,9 +6,12 @@ import pytest
 from score_frames import as_submission, draw_labels, draw_predictions
 
 from src.core.errors import UserError
-from src.core.targets import COLUMNS
+from src.core.targets import COLUMNS, GROUPS
 from src.data.labels import read_probabilities
 from src.score.submission import combine_series, combine_tables, validate_submission, write_submission
+from src.score.untold import untold_targets
+
+OTHERS = tuple(column for column in COLUMNS if column not in GROUPS["liver"])
 
 
 @pytest.fixture
@@ -38,6 +41,24 @@ def test_a_failed_series_is_not_averaged_away():
         combine_series(rows)
 
 
+def test_a_target_that_is_empty_in_some_rows_is_refused():
+    rows = draw_predictions(draw_labels(2)).assign(patient_id=["1", "2"])
+    rows.loc[1, list(GROUPS["liver"])] = np.nan
+    with pytest.raises(UserError, match="liver_healthy of patient 2 is not a finite number"):
+        combine_series(rows)
+
+
+def test_a_target_that_is_empty_in_all_rows_stays_empty():
+    rows = draw_predictions(draw_labels(3)).assign(patient_id=["1", "2", "1"])
+    combined = combine_series(rows.assign(**dict.fromkeys(GROUPS["liver"], np.nan)))
+    pd.testing.assert_frame_equal(combined[list(OTHERS)], combine_series(rows)[list(OTHERS)])
+    assert combined[list(GROUPS["liver"])].isna().all(axis=None)
+    with pytest.raises(UserError, match="the columns of every target are empty"):
+        combine_series(rows.assign(**dict.fromkeys(COLUMNS, np.nan)))
+    with pytest.raises(UserError, match="liver_low of patient 1 is not a finite number"):
+        combine_series(rows.assign(liver_low=np.nan))
+
+
 def test_a_patient_in_two_folds_is_refused():
     rows = draw_predictions(draw_labels(2)).assign(patient_id="1", fold=[0, 1])
     with pytest.raises(UserError, match="patient 1 is in more than one fold"):
@@ -52,6 +73,30 @@ def test_tables_are_averaged_by_patient_whatever_their_order(predictions):
     mean = (predictions[list(COLUMNS)] + other[list(COLUMNS)]) / 2
     assert combined[list(COLUMNS)].to_numpy() == pytest.approx(mean.to_numpy())
     assert combined.fold.tolist() == [0, 1, 2, 3]
+
+
+def test_each_target_is_averaged_over_the_tables_that_tell_it(predictions):
+    few = predictions.assign(**dict.fromkeys(OTHERS, np.nan), liver_low=1.0)
+    combined = combine_tables([few, predictions, few])
+    pd.testing.assert_frame_equal(combined[list(OTHERS)], predictions[list(OTHERS)])
+    assert combined.liver_low.to_numpy() == pytest.approx((predictions.liver_low + 2) / 3)
+    assert untold_targets(combine_tables([few, few])) == ("bowel", "extravasation", "kidney", "spleen")
+
+
+def test_a_gap_in_one_table_is_not_filled_by_another(predictions):
+    gap = predictions.copy()
+    gap.loc[2, list(GROUPS["liver"])] = np.nan
+    with pytest.raises(UserError, match="liver_healthy of patient 102 is not a finite number"):
+        combine_tables([predictions, gap])
+
+
+def test_a_row_may_lack_a_series_but_not_a_patient(tmp_path, predictions):
+    table = predictions.assign(series_id=["007", None, "8", "9"])
+    table.to_csv(tmp_path / "oof.csv", index=False)
+    assert read_probabilities(tmp_path / "oof.csv").series_id.tolist() == ["007", "", "8", "9"]
+    table.assign(patient_id=["100", "101", None, "103"]).to_csv(tmp_path / "oof.csv", index=False)
+    with pytest.raises(UserError, match="has an empty patient_id in line 4"):
+        read_probabilities(tmp_path / "oof.csv")
 
 
 def test_tables_of_different_patients_or_folds_are_refused(predictions):
@@ -80,6 +125,10 @@ def test_a_written_submission_has_the_samples_order_and_exact_values(tmp_path, s
         (lambda frame: frame.iloc[[0, 2, 1, 3]], "order of the sample, from patient 102 on"),
         (lambda frame: frame.assign(spleen_low=[0.1, 0.1, np.nan, 0.1]), "spleen_low of patient 102"),
         (lambda frame: frame.assign(spleen_low=-0.1), "negative"),
+        (
+            lambda frame: frame.assign(**dict.fromkeys(GROUPS["bowel"], np.nan)),
+            "bowel_healthy of patient 100",
+        ),
         (lambda frame: frame.assign(bowel_healthy=0.0, bowel_injury=0.0), "at least one value above 0"),
     ],
 )

@@ -216,8 +216,14 @@ def test_a_patient_without_series_gets_the_prior_so_that_every_patient_is_scored
     assert "1 labelled patients have no prepared series" in capsys.readouterr().err
     patients = read(tmp_path / "run" / "oof.csv").set_index("patient_id")
     assert len(patients) == 10 and 0 < patients.loc[lost, "liver_high"] < 1
-    assert lost not in set(read(tmp_path / "run" / "oof_series.csv").patient_id)
-    score.main(f"--oof {tmp_path}/run/oof.csv --labels {tiny.labels} --folds {tiny.folds}".split())
+    series = read(tmp_path / "run" / "oof_series.csv")
+    own = series[series.patient_id == lost]
+    assert len(own) == 1 and own.series_id.isna().all() and series.series_id.isna().sum() == 1
+    pd.testing.assert_series_equal(
+        own.iloc[0][list(COLUMNS)], patients.loc[lost, list(COLUMNS)], check_names=False, check_dtype=False
+    )
+    for name in ("oof", "oof_series"):
+        score.main(f"--oof {tmp_path}/run/{name}.csv --labels {tiny.labels} --folds {tiny.folds}".split())
 
 
 def test_a_damaged_slice_is_one_line_even_from_a_loader_process(tiny, run_arguments, tmp_path):

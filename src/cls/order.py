@@ -107,7 +107,9 @@ class RunSampler(Sampler[list[Draw]]):
 
 
 def _draw_probabilities(injured: np.ndarray, class_balance: float) -> np.ndarray:
-    """Of each series: a share `class_balance` is spread evenly over injuries and "none", then over who has it.
+    """Of each series.
+
+    A share `class_balance` is spread evenly over the injuries and "none", then over who has each.
 
     Args:
         injured: 0 or 1, (series, injuries).

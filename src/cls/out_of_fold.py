@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from src.core.files import write_table
 from src.core.log import format_table, say, warn
-from src.core.targets import COLUMNS
+from src.core.targets import COLUMNS, GROUPS
 from src.data.labels import read_probabilities
 from src.score.metric import score
-from src.score.prior import constant, weight_aware_prior
 from src.score.submission import combine_series
+from src.score.untold import fill_targets, fill_untold, untold_targets
 
 FOLD_TABLE = "oof_series.csv"
 """In a fold's folder: predictions of its held-out series. Its presence marks the fold as finished."""
@@ -19,8 +20,10 @@ FOLD_TABLE = "oof_series.csv"
 def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> None:
     """Join the finished folds into `oof_series.csv` and `oof.csv`; print and save their scores.
 
-    A labelled patient without a usable series gets the prior of the other folds in `oof.csv`, as `infer.py`
-    gives it the ensemble's: the score is to speak of every patient.
+    `oof_series.csv` is what `score.py` joins with tables of other runs as `infer.py` joins the runs: targets
+    that the run does not tell are empty, and a labelled patient without a usable series has a row with an
+    empty `series_id` and the prior of the other folds. `oof.csv` stands alone: a row a patient, and the prior
+    in what is not told as well.
 
     Args:
         output: folder of the run.
@@ -34,8 +37,15 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
         if (output / f"fold{fold}" / FOLD_TABLE).exists()
     }
     by_series = pd.concat(tables.values(), ignore_index=True)
-    absent = folds[folds.isin(list(tables)) & ~folds.index.isin(by_series.patient_id)]
-    by_patient = pd.concat([combine_series(by_series), *_priors(labels, folds, absent)], ignore_index=True)
+    dealt = pd.DataFrame({"patient_id": folds.index, "fold": folds.to_numpy()})
+    absent = dealt[dealt.fold.isin(list(tables)) & ~dealt.patient_id.isin(by_series.patient_id)]
+    if len(absent):
+        first = absent.patient_id.iloc[0]
+        warn(f"{len(absent)} labelled patients have no prepared series and get the prior, as {first}")
+        absent = absent.assign(series_id="", **dict.fromkeys(COLUMNS, np.nan))
+        told = [target for target in GROUPS if target not in untold_targets(by_series)]
+        by_series = pd.concat([by_series, fill_targets(absent, told, labels, dealt)], ignore_index=True)
+    by_patient = fill_untold(combine_series(by_series), labels, dealt)
     write_table(by_series, output / "oof_series.csv")
     write_table(by_patient[["patient_id", "fold", *COLUMNS]], output / "oof.csv")
     rows = [_score_row(f"fold {fold}", group, labels) for fold, group in by_patient.groupby("fold")]
@@ -44,18 +54,6 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
     write_table(pd.DataFrame(rows), output / "scores.csv")
     say(format_table(rows))
     say(f"out-of-fold predictions: {output / 'oof.csv'}")
-
-
-def _priors(labels: pd.DataFrame, folds: pd.Series, absent: pd.Series) -> list[pd.DataFrame]:
-    if len(absent):
-        warn(
-            f"{len(absent)} labelled patients have no prepared series and get the prior, as {absent.index[0]}"
-        )
-    tables = []
-    for fold, patients in absent.groupby(absent):
-        prior = weight_aware_prior(labels[labels.patient_id.map(folds) != fold])
-        tables.append(constant(prior, patients.index.to_series()).assign(fold=fold))
-    return tables
 
 
 def _score_row(name: str, predicted: pd.DataFrame, labels: pd.DataFrame) -> dict[str, object]:

@@ -23,7 +23,13 @@ def read_table(path: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
     Raises:
         UserError: no such file, not a CSV, a missing column, no row, or an empty id.
     """
-    path = Path(path)
+    frame = _read_csv(Path(path), columns)
+    for column in set(_ID_COLUMNS) & set(frame.columns):
+        _refuse_empty(frame, column, path)
+    return frame
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"no table {path}: give the path of a CSV file")
     try:
@@ -35,9 +41,6 @@ def read_table(path: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise UserError(f"{path} lacks the column {missing[0]}; it needs {', '.join(columns)}")
     if frame.empty:
         raise UserError(f"{path} has no rows")
-    for column in set(_ID_COLUMNS) & set(frame.columns):
-        if frame[column].isna().any():
-            raise UserError(f"{path} has an empty {column} in line {_first_line(frame[column].isna())}")
     return frame
 
 
@@ -115,12 +118,16 @@ def read_probabilities(path: str | Path) -> pd.DataFrame:
 
     Returns:
         `patient_id` (str), `series_id` (str) and `fold` (int) where the file has them, and the 13 columns as
-        they stand in the file: the score's own checks judge the values.
+        they stand in the file: the score's own checks judge the values. `series_id` is "" in the row of a
+        patient without any usable series.
 
     Raises:
-        UserError: a missing column, or a `fold` that is not a whole number.
+        UserError: a missing column, an empty `patient_id`, or a `fold` that is not a whole number.
     """
-    frame = read_table(path, ("patient_id", *COLUMNS))
+    frame = _read_csv(Path(path), ("patient_id", *COLUMNS))
+    _refuse_empty(frame, "patient_id", path)
+    if "series_id" in frame.columns:
+        frame["series_id"] = frame["series_id"].fillna("")
     if "fold" in frame.columns and not pd.api.types.is_integer_dtype(frame.fold):
         raise UserError(f"{path}: fold must hold whole numbers only")
     return frame[[name for name in (*_ID_COLUMNS, "fold", *COLUMNS) if name in frame.columns]]
@@ -130,6 +137,11 @@ def _refuse_duplicates(frame: pd.DataFrame, column: str, path: str | Path) -> No
     repeated = frame[column].duplicated()
     if repeated.any():
         raise UserError(f"{path} has {column} {frame[column][repeated].iloc[0]} twice: keep one row of it")
+
+
+def _refuse_empty(frame: pd.DataFrame, column: str, path: str | Path) -> None:
+    if frame[column].isna().any():
+        raise UserError(f"{path} has an empty {column} in line {_first_line(frame[column].isna())}")
 
 
 def _first_line(bad: pd.Series) -> int:

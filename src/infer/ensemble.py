@@ -139,6 +139,9 @@ class Ensemble:
     ):
         self.runs = [_read_folds(run, placement, flips) for run in runs]
         self.weights = tuple(weights)
+        self._told = np.array(  # (runs, 13) bool
+            [_told_columns(run) & (weight > 0) for run, weight in zip(self.runs, self.weights, strict=True)]
+        )
 
     @property
     def members(self) -> list[Member]:
@@ -192,14 +195,16 @@ class Ensemble:
     def predict(self, stacks: Stacks, share: Share, effort: Effort) -> tuple[np.ndarray, tuple[float, ...]]:
         """Look at one series.
 
-        A column is the mean of the run's members that tell it; where none does, the weighted mean of the runs
-        that do; the prior where no run does.
+        A column of a run is the mean of its members that tell it. Where the share leaves all of these out,
+        the weighted mean of the other runs stands in, or the prior where none of them tells the column.
 
         Args:
             stacks: one of each kind that the share wants.
 
         Returns:
-            Probabilities (runs, 13), and the seconds that each run took.
+            Probabilities (runs, 13), and the seconds that each run took. Columns that a run does not tell are
+            NaN in every series, for `PatientRows` to join runs as the fit to out-of-fold tables did; those
+            that no run tells are the prior.
 
         Raises:
             FloatingPointError: a member gives what is no number.
@@ -222,7 +227,8 @@ class Ensemble:
             weights.sum(axis=0), 1e-9
         )
         others = np.where(is_told.any(axis=0), others, self.prior.to_numpy())
-        return np.where(is_told, answers, others), tuple(seconds)
+        is_due = self._told | ~self._told.any(axis=0)  # the rest is NaN in every series
+        return np.where(is_told, answers, np.where(is_due, others, np.nan)), tuple(seconds)
 
     def _chosen(self, share: Share) -> list[list[Member]]:
         """Of each run, the members of the folds that take part."""
@@ -230,6 +236,12 @@ class Ensemble:
             [member for fold in run[:count] for member in fold]
             for run, count in zip(self.runs, share.folds, strict=True)
         ]
+
+
+def _told_columns(run: Sequence[Sequence[Member]]) -> np.ndarray:
+    """Whether a member of the run tells them, bool (13,)."""
+    told = {column for fold in run for member in fold for column in member.columns}
+    return np.array([column in told for column in COLUMNS])
 
 
 def _with_flips(spec: ClassifierSpec, flips: tuple[str, ...] | None) -> ClassifierSpec:

@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     """What the networks say of a series."""
 
     probabilities: np.ndarray
-    """(runs, 13)"""
+    """(runs, 13); NaN in the columns that a run does not tell"""
     organs_s: float
     """seconds that finding organs took"""
     runs_s: tuple[float, ...]

@@ -93,11 +93,11 @@ def choose_post(options: InferOptions) -> PostProcessing:
     """How runs and series are joined.
 
     Raises:
-        UserError: post-processing that cannot be read, or of another number of runs.
+        UserError: post-processing that cannot be read, or of other runs or the same ones in another order.
     """
     if options.post is not None:
         post = read_post(options.post)
-        post.require_tables(len(options.models))
+        post.require_runs(options.models)
         return post
     weights = options.weights or (1.0,) * len(options.models)
     return PostProcessing(tuple(weight / sum(weights) for weight in weights))

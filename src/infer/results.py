@@ -45,7 +45,7 @@ class Results:
     def add(
         self, key: tuple[str, str], probabilities: np.ndarray, status: str = "ok", reason: str = ""
     ) -> None:
-        """Take in what the runs say of a series, (runs, 13)."""
+        """Take in what the runs say of a series, (runs, 13); NaN in what a run never tells."""
         self._answers[key], self._told[key] = probabilities, (status, reason)
 
     def skip(self, key: tuple[str, str], reason: str) -> None:

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from sklearn.metrics import roc_curve as roc_points
 
 from src.core.files import atomic_path
-from src.core.targets import CLASS_WEIGHTS, GROUPS
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS
 from src.score.metric import align, any_injury, normalise
 
 _INCHES = 3.4
@@ -70,6 +70,42 @@ def _injuries(
     return [curve for curve in curves if 0 < curve[1].sum() < len(labels)]
 
 
+def calibration_points(
+    labels: pd.DataFrame, probabilities: pd.DataFrame, target: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What is predicted and what is true, in bins of equally many patients.
+
+    Under the metric's weights the best prediction is not the probability of a class but one in proportion to
+    probability times weight. The weights are divided out here, so that calibrated predictions lie on the
+    diagonal, be it of two classes or three.
+
+    Args:
+        labels: `patient_id` and the label columns.
+        probabilities: of the same patients in the same order, normalised.
+        target: one of the five, or `any_injury`, whose odds are divided by its own weight.
+
+    Returns:
+        For each injury with patients who have it and who do not: mean probability and share of patients
+        who have it, each of shape (bins,).
+    """
+    points = {}
+    for name, truth, predicted in _injuries(labels, _without_weights(probabilities), target):
+        if target == "any_injury":
+            weighted = any_injury(probabilities)
+            predicted = weighted / (weighted + ANY_INJURY_WEIGHT * (1 - weighted))
+        share, mean = calibration_curve(truth, predicted, n_bins=_BINS, strategy="quantile")
+        points[name] = mean, share
+    return points
+
+
+def _without_weights(probabilities: pd.DataFrame) -> pd.DataFrame:
+    columns = {}
+    for members in GROUPS.values():
+        values = probabilities[list(members)] / [CLASS_WEIGHTS[column] for column in members]
+        columns |= dict(values.div(values.sum(axis=1), axis=0).items())
+    return probabilities.assign(**columns)
+
+
 def _draw_roc(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:
     for name, truth, ranking in _injuries(labels, probabilities, target):
         false, true, _ = roc_points(truth, ranking)
@@ -94,17 +130,10 @@ def _draw_precision_recall(
 
 
 def _draw_calibration(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:
-    """Bins of equally many patients; the dashed line is where the metric's weights want the curve."""
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
-    for name, truth, ranking in _injuries(labels, probabilities, target):
-        share, mean = calibration_curve(truth, ranking, n_bins=_BINS, strategy="quantile")
-        (line,) = axes.plot(mean, share, marker=".", label=name)
-        weight = CLASS_WEIGHTS.get(f"{target}_{name}")
-        if weight:
-            predicted = np.linspace(0, 1, 50)
-            wanted = predicted / (predicted + weight * (1 - predicted))
-            axes.plot(predicted, wanted, color=line.get_color(), linestyle="--", linewidth=1)
-    _finish(axes, "predicted", "share of patients who have it")
+    for name, (mean, share) in calibration_points(labels, probabilities, target).items():
+        axes.plot(mean, share, marker=".", label=name)
+    _finish(axes, "predicted, without the metric's weights", "share of patients who have it")
 
 
 def _draw_confusion(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:

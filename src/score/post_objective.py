@@ -15,6 +15,8 @@ PULL = 0.5
 temperatures and multipliers, of shares, and of weights relative to equal ones. It weighs as much as one
 patient: of thousands it is hardly felt."""
 LARGEST_LOG = np.log(8.0)
+LEAST_WEIGHT = 0.01
+"""Of a table that tells a target which others leave out: it may be needed there, however little elsewhere."""
 _TINY = 1e-300
 _EPS = np.finfo(np.float64).eps
 
@@ -33,11 +35,15 @@ class PostObjective:
     """The competition's score on some patients, to be minimised over a vector of all numbers.
 
     The vector: series_max, any_injury, log temperatures (5), log multipliers (8, in the order of
-    `INJURIES`), weights of the tables (divided by their sum).
+    `INJURIES`), weights of the tables (divided by their sum over the tables that tell a target).
     """
 
     def __init__(self, labels: pd.DataFrame, rows: PatientRows, parts: Parts):
-        self.rows, self.parts = rows, parts
+        self.rows, self.parts, self.told = rows, parts, rows.told
+        is_told = self.told[:, None, :, None]
+        self.mean, self.most_injured = (
+            np.where(is_told, values, 0.0) for values in (rows.mean, rows.most_injured)
+        )
         self.truth = to_targets(labels)  # (patients, targets, classes), one-hot
         class_weights = to_targets(pd.DataFrame([dict(CLASS_WEIGHTS)]))[0]
         weights = (self.truth * class_weights).sum(axis=-1)
@@ -45,7 +51,7 @@ class PostObjective:
         self.injured = any_injury(labels)
         weights = np.where(self.injured == 1, ANY_INJURY_WEIGHT, 1.0)
         self.any_weights = weights / weights.sum() / len(LOSSES)
-        self.tables = len(rows.mean)
+        self.tables = len(self.told)
         self.is_class = class_weights > 0  # two targets have no third class
         self._raised: np.ndarray | None = None
 
@@ -63,7 +69,8 @@ class PostObjective:
         low, high = self.start, self.start
         if self.parts.joining:
             low[where["shares"]], high[where["shares"]] = 0.0, 1.0
-            low[where["weights"]], high[where["weights"]] = 0.0, 1.0
+            is_needed = (self.told & ~self.told.all(axis=0)).any(axis=1)
+            low[where["weights"]], high[where["weights"]] = np.where(is_needed, LEAST_WEIGHT, 0.0), 1.0
         if self.parts.calibration:
             for name in ("temperature", "multipliers"):
                 low[where[name]], high[where[name]] = -LARGEST_LOG, LARGEST_LOG
@@ -104,12 +111,13 @@ class PostObjective:
         where = self._slices()
         series_max, coupling = vector[where["shares"]]
         sharpness = np.exp(-vector[where["temperature"]])[:, None]  # 1 / temperature
-        total = vector[where["weights"]].sum()
-        weights = vector[where["weights"]] / total
+        weights = vector[where["weights"]][:, None] * self.told  # (tables, targets)
+        total = weights.sum(axis=0)
+        weights = weights / total
 
         # forward, as PatientRows.apply and adjust
-        joined = (1 - series_max) * self.rows.mean + series_max * self.rows.most_injured
-        mixed = np.tensordot(weights, joined, axes=1)  # (patients, targets, classes)
+        joined = (1 - series_max) * self.mean + series_max * self.most_injured
+        mixed = _join(weights, joined)  # (patients, targets, classes)
         logs = np.log(np.maximum(mixed, _TINY))
         scores = logs * sharpness + from_vector(vector[where["multipliers"]])
         scores = np.where(self.is_class, scores, -np.inf)
@@ -150,13 +158,13 @@ class PostObjective:
 
         gradient = np.empty_like(vector)
         by_mixed = np.where(mixed > _TINY, by_scores * sharpness / np.maximum(mixed, _TINY), 0.0)
-        both = self.rows.most_injured - self.rows.mean
-        gradient[0] = (by_mixed * np.tensordot(weights, both, axes=1)).sum()
+        gradient[0] = (by_mixed * _join(weights, self.most_injured - self.mean)).sum()
         gradient[1] = (by_raised * (1 - product - largest)).sum()
         gradient[where["temperature"]] = -(by_scores * logs * sharpness).sum(axis=(0, 2))
         gradient[where["multipliers"]] = by_scores.sum(axis=0)[*GRADES]
-        by_weights = np.tensordot(joined, by_mixed, axes=3)  # (tables,)
-        gradient[where["weights"]] = (by_weights - weights @ by_weights) / total
+        by_weights = (joined * by_mixed).sum(axis=1).sum(axis=-1)  # (tables, targets)
+        by_weights = np.where(self.told, by_weights - (weights * by_weights).sum(axis=0), 0.0)
+        gradient[where["weights"]] = (by_weights / total).sum(axis=1)
         return float(value), gradient
 
     def _slices(self) -> dict[str, slice]:
@@ -170,6 +178,11 @@ class PostObjective:
             spans[name] = slice(start, start + length)
             start += length
         return spans
+
+
+def _join(weights: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Mean over tables, with weights (tables, targets)."""
+    return np.einsum("tk,tpkc->pkc", weights, tables)
 
 
 def _slope(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """What a fit of the post-processing gains, as plain values and as text."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from src.core.log import format_table
@@ -29,8 +30,9 @@ def fit_and_report(
 
     Args:
         labels: of the patients to fit on, a row a patient.
-        tables: a row a series or a patient, of these patients and perhaps others.
-        names: of the tables, for the file.
+        tables: a row a series or a patient, of these patients and perhaps others. A patient of whom they
+            name no series was given the prior: as in `infer.py` he keeps it, and takes no part in the fit.
+        names: paths of the tables, for the file.
         folds: `patient_id, fold`; None makes seeded ones.
         path: of the file.
         rounds, level: of the bootstrap interval.
@@ -49,12 +51,14 @@ def fit_and_report(
         number = pd.Series(deal_folds(labels, SEEDED_FOLDS))
     else:
         number = folds.set_index("patient_id").fold.loc[labels.patient_id].reset_index(drop=True)
-    fitted = cross_fit(labels.reset_index(drop=True), rows, number)
     raw = rows.apply(PostProcessing.identity(len(tables)))
-    after = score(labels, fitted.predictions)
-    difference = bootstrap_difference(labels, fitted.predictions, raw, rounds=rounds, level=level)
+    has_series = _have_series(own, labels.patient_id)
+    fitted = cross_fit(labels[has_series].reset_index(drop=True), rows.select(has_series), number[has_series])
+    predictions = pd.concat([fitted.predictions, raw[~has_series]])
+    after = score(labels, predictions)
+    difference = bootstrap_difference(labels, predictions, raw, rounds=rounds, level=level)
     about = {
-        "patients": len(labels),
+        "patients": int(has_series.sum()),
         "folds": "by seed" if folds is None else "as given",
         "raw_score": score(labels, raw).score,
         "cross_fitted_score": after.score,
@@ -64,7 +68,7 @@ def fit_and_report(
         "fitted_score": after.score,
         "fitted_losses": after.losses,
         "fitted_difference": asdict(difference),
-        "post": asdict(fitted.post)
+        "post": asdict(replace(fitted.post, tables=tuple(names)))
         | {"by_fold": {str(name): asdict(post) for name, post in fitted.by_fold.items()}},
     }
 
@@ -94,6 +98,15 @@ def format_fit(report: dict[str, Any], names: Sequence[str]) -> str:
             format_table(pd.DataFrame(numbers)),
         ]
     )
+
+
+def _have_series(tables: Sequence[pd.DataFrame], patient_ids: pd.Series) -> np.ndarray:
+    """Whose series a table names, (patients,) bool; a table without `series_id` names everybody's."""
+    named = [
+        table.patient_id[table.series_id != ""] if "series_id" in table.columns else table.patient_id
+        for table in tables
+    ]
+    return patient_ids.isin(pd.concat(named)).to_numpy()
 
 
 def _parts(value: Any, names: Sequence[str]) -> list[tuple[str, float]]:

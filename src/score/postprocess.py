@@ -1,14 +1,16 @@
 """What is done with predictions after the models: series and tables joined, probabilities adjusted.
 
 In this order, for every patient: each table's series become one row (`series_max`), the tables' rows one
-(`weights`); then every target is sharpened or softened (`temperature`), its injuries weighed anew
-(`multipliers`), and the most injured target is raised to what all targets say together of any injury
-(`any_injury`). `src.score.postfit` finds the numbers; a JSON file carries them to `infer.py --post`.
+(`weights`, of each target among the tables that tell it); then every target is sharpened or softened
+(`temperature`), its injuries weighed anew (`multipliers`), and the most injured target is raised to what all
+targets say together of any injury (`any_injury`). `src.score.postfit` finds the numbers; a JSON file carries
+them to `infer.py --post`.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import pandas as pd
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.targets import COLUMNS, GROUPS, INJURIES
-from src.score.metric import align, check_probabilities
+from src.score.metric import align
 from src.score.target_arrays import from_targets, from_vector, to_targets
+from src.score.untold import check_told
 
 _FORMAT = 1
 _TINY = np.finfo(np.float64).tiny
@@ -41,6 +44,8 @@ class PostProcessing:
     any_injury: float = 0.0
     """0..1: how far the injury of the target with the largest goes towards 1 - the product of all `healthy`,
     what independent targets would say of any injury. Low and high keep their proportion"""
+    tables: tuple[str, ...] = ()
+    """paths of the out-of-fold tables that the weights are of; none where they are not known"""
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights) < 0 or not np.isclose(sum(self.weights), 1):
@@ -52,6 +57,11 @@ class PostProcessing:
             values = getattr(self, name)
             if set(values) != set(keys) or not all(np.isfinite(v) and v > 0 for v in values.values()):
                 raise UserError(f"post-processing: {name} must give a number above 0 to {', '.join(keys)}")
+        if self.tables and len(self.tables) != len(self.weights):
+            raise UserError(
+                f"post-processing: {len(self.weights)} weights for the {len(self.tables)} tables "
+                f"{', '.join(self.tables)}: give each its own"
+            )
 
     def require_tables(self, count: int) -> None:
         """Raises UserError where the weights are those of another number of tables or runs."""
@@ -60,6 +70,27 @@ class PostProcessing:
                 f"the post-processing was fitted on {len(self.weights)} tables or runs, there are {count}: "
                 "give the same ones in the same order"
             )
+
+    def require_runs(self, runs: Sequence[Path]) -> None:
+        """Make sure that the weights are those of these run folders, as far as can be told.
+
+        The folders are compared with those that the tables lay in, by their last names. Where these are
+        not the same ones, as after a move, the order is taken to be right.
+
+        Raises:
+            UserError: another number of runs, or the same ones in another order.
+        """
+        self.require_tables(len(runs))
+        given = [os.path.basename(os.path.abspath(run)) for run in runs]
+        wanted = [Path(table).parent.name for table in self.tables]
+        if given == wanted or sorted(given) != sorted(wanted):
+            return
+        left = list(zip(given, runs, strict=True))
+        ordered = [left.pop([name for name, _ in left].index(name))[1] for name in wanted]
+        raise UserError(
+            "the runs are in another order than the tables that the post-processing was fitted on: "
+            f"give --models {' '.join(map(str, ordered))}"
+        )
 
     @classmethod
     def identity(cls, tables: int) -> "PostProcessing":
@@ -71,7 +102,8 @@ class PostProcessing:
 class PatientRows:
     """The tables' predictions, a row a patient, in the two ways that series are joined.
 
-    Both arrays have shape (tables, patients, targets, classes), see `target_arrays`.
+    Both arrays have shape (tables, patients, targets, classes), see `target_arrays`. A target that a table
+    does not tell is NaN in all of its patients.
     """
 
     patient_ids: pd.Series
@@ -85,20 +117,26 @@ class PatientRows:
         """Join the series of every table.
 
         Args:
-            tables: `patient_id` and the 13 columns, a row a series (several rows a patient) or a patient.
+            tables: `patient_id` and the 13 columns, a row a series (several rows a patient) or a patient;
+                a target that a table does not tell is empty in all of its rows.
             patient_ids: of the patients wanted; each table must have exactly these.
 
         Raises:
-            UserError: as `metric.align` and `metric.check_probabilities`.
+            UserError: as `metric.align` and `untold.check_told`.
         """
         means, most_injured = [], []
         for table in tables:
-            check_probabilities(table)
+            check_told(table)
             by_patient = table.groupby("patient_id", sort=False)
             mean = align(by_patient[list(COLUMNS)].mean().reset_index(), patient_ids)
             means.append(to_targets(mean))
             most_injured.append(_most_injured(table, patient_ids))
         return cls(patient_ids.reset_index(drop=True), np.stack(means), np.stack(most_injured))
+
+    @property
+    def told(self) -> np.ndarray:
+        """Which targets each table tells, bool (tables, targets)."""
+        return ~np.isnan(self.mean).any(axis=(1, 3))
 
     def select(self, rows: np.ndarray) -> "PatientRows":
         """The patients at these places, or where this is true."""
@@ -110,12 +148,19 @@ class PatientRows:
         """`patient_id` and the 13 columns, adjusted.
 
         Raises:
-            UserError: `post` has weights for another number of tables.
+            UserError: `post` has weights for another number of tables, or a target is told by no table of a
+                weight above 0.
         """
         post.require_tables(len(self.mean))
-        weights = np.array(post.weights)[:, None, None, None]
+        weights = np.array(post.weights)[:, None] * self.told  # (tables, targets)
+        together = weights.sum(axis=0)
+        if not together.all():
+            target = list(GROUPS)[int(np.argmin(together))]
+            raise UserError(f"post-processing: no table of a weight above 0 tells {target}")
         rows = (1 - post.series_max) * self.mean + post.series_max * self.most_injured
-        adjusted = adjust((weights * rows).sum(axis=0), *adjustment_arrays(post), post.any_injury)
+        rows = np.where(self.told[:, None, :, None], rows, 0.0)
+        joined = ((weights / together)[:, None, :, None] * rows).sum(axis=0)
+        adjusted = adjust(joined, *adjustment_arrays(post), post.any_injury)
         return from_targets(adjusted).assign(patient_id=self.patient_ids)
 
 
@@ -161,10 +206,10 @@ def write_post(post: PostProcessing, path: str | Path, tables: Sequence[str], **
     """Write the JSON file that `infer.py --post` reads, by one rename.
 
     Args:
-        tables: what each weight stands for, for the reader's eye.
+        tables: paths of the tables that the weights are of, see `PostProcessing.require_runs`.
         about: how it was fitted, in plain values.
     """
-    values = asdict(post)
+    values = asdict(replace(post, tables=tuple(tables)))
     write_json({"format": _FORMAT, "tables": list(tables), **values, "about": about}, path)
 
 
@@ -186,8 +231,10 @@ def read_post(path: str | Path) -> PostProcessing:
     if missing or values.get("format") != _FORMAT:
         what = f"lacks {missing[0]}" if missing else f"has format {values.get('format')}, not {_FORMAT}"
         raise UserError(f"{path} {what}: write it with score.py --fit")
+    numbers = {name: values[name] for name in names[1:]}
     try:
-        return PostProcessing(tuple(values["weights"]), **{name: values[name] for name in names[1:]})
+        tables = tuple(str(table) for table in values.get("tables", ()))
+        return PostProcessing(tuple(values["weights"]), tables=tables, **numbers)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} holds values of another kind: {error}") from None
 

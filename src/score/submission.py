@@ -8,24 +8,29 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import write_table
-from src.core.targets import COLUMNS
+from src.core.targets import COLUMNS, GROUPS
 from src.score.metric import align, check_probabilities
+from src.score.untold import check_told, untold_targets
 
 
 def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
     """Average each patient's rows: every series counts the same, whatever its number of slices.
 
     Args:
-        frame: `patient_id`, the 13 columns, and perhaps `series_id` and `fold`; a row a series.
+        frame: `patient_id`, the 13 columns, and perhaps `series_id` and `fold`; a row a series. Targets that
+            are not told, see `untold`, stay empty.
 
     Returns:
         `patient_id`, `fold` if it was there, and the 13 columns; a row a patient, in order of first
         appearance.
 
     Raises:
-        UserError: a value the metric refuses (a plain mean would hide it), or a patient in two folds.
+        UserError: a value the metric refuses (a plain mean would hide it), a patient in two folds, or no
+            target told.
     """
-    check_probabilities(frame)
+    check_told(frame)
+    if len(untold_targets(frame)) == len(GROUPS):
+        raise UserError("predictions: the columns of every target are empty")
     by_patient = frame.groupby("patient_id", sort=False)
     combined = by_patient[list(COLUMNS)].mean()
     if "fold" in frame.columns:
@@ -54,17 +59,21 @@ def folds_differ(tables: Iterable[pd.DataFrame]) -> bool:
 
 
 def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Average tables of the same patients (one model each), all with the same weight.
+    """Average tables of the same patients (one model each); all that tell a target have the same weight.
 
     Args:
         tables: `patient_id`, the 13 columns, and perhaps `fold`; a row a patient, with a plain index.
 
     Returns:
-        The 13 columns, `patient_id`, and `fold` where a table has it, in the order of the first table.
+        The 13 columns, `patient_id`, and `fold` where a table has it, in the order of the first table. A
+        target that none tells is empty.
 
     Raises:
-        UserError: two tables that name different patients, or give a patient different folds.
+        UserError: two tables that name different patients, or give a patient different folds, or a value that
+            the metric refuses.
     """
+    for table in tables:
+        check_told(table)
     first, *others = tables
     aligned = [first, *(align(table, first.patient_id, "other tables", "first table") for table in others)]
     folds = [table.fold for table in aligned if "fold" in table.columns]
@@ -72,7 +81,10 @@ def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         if (fold != folds[0]).any():
             patient = first.patient_id[fold != folds[0]].iloc[0]
             raise UserError(f"predictions: the tables put patient {patient} in different folds")
-    mean = np.mean([table[list(COLUMNS)].to_numpy(np.float64) for table in aligned], axis=0)
+    values = np.stack([table[list(COLUMNS)].to_numpy(np.float64) for table in aligned])
+    is_told = ~np.isnan(values)
+    told_by = is_told.sum(axis=0)  # (patients, 13), tables
+    mean = np.where(is_told, values, 0.0).sum(axis=0) / np.where(told_by, told_by, np.nan)
     combined = pd.DataFrame(mean, columns=list(COLUMNS)).assign(patient_id=first.patient_id)
     return combined.assign(fold=folds[0]) if folds else combined
 

@@ -39,7 +39,7 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
     """
     kaggle = read_kaggle_packages(options.kaggle_packages or KAGGLE_PACKAGES)
     if options.post:
-        read_post(options.post).require_tables(len(options.models))
+        read_post(options.post).require_runs(options.models)
     with _whole_or_absent(options.output) as folder:
         check_models(options.models, options.segmenter)
         for run in options.models:

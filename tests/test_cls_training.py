@@ -1,0 +1,113 @@
+"""Every option of train_cls.py, changed alone, changes what a tiny run predicts; none is ignored."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import train_cls
+from src.cls.options import ClassifierOptions
+from src.core.targets import COLUMNS
+
+CHANGES = {
+    "gru": {"sequence": "gru"},
+    "transformer": {"sequence": "transformer"},
+    "each slice alone": {"sequence": "none"},
+    "attention": {"pooling": "attention"},
+    "a wider head": {"hidden": 12},
+    "another backbone": {"backbone": "test_resnet"},
+    "one target": {"targets": "liver"},
+    "a network a target": {"mode": "single"},
+    "metric as loss": {"loss": "metric"},
+    "plain loss": {"loss": "plain"},
+    "plain loss, weighed": {"loss": "plain", "reweigh": True},
+    "slices": {"slice_loss": 1.0},
+    "organs": {"organ_loss": 1.0, "organ_slices": 2},
+    "smoothing": {"smoothing": 0.2},
+    "epochs": {"epochs": 2},
+    "batch": {"batch": 2},
+    "accumulation": {"accumulation": 2},
+    "rate": {"lr": "2e-3"},
+    "rate of the encoder": {"encoder_lr_scale": 0.5},
+    "rate of layers": {"layer_decay": 0.5},
+    "warm-up": {"warmup_epochs": 0.0},
+    "decay": {"weight_decay": 10.0},
+    "clipping": {"clip": 1e-3},
+    "average of weights": {"ema_decay": 0.0},
+    "dropout": {"dropout": 0.7},
+    "class balance": {"class_balance": 0.8},
+    "mixup": {"mixup": 1.0},
+    "cutmix": {"cutmix": 1.0},
+    "flips": {"flip": 0.0},
+    "quarter turns": {"rotate90": 0.0},
+    "affine": {"affine": 0.0},
+    "gamma": {"gamma": 0.0},
+    "coarse dropout": {"coarse_dropout": 1.0},
+    "neighbours": {"neighbours": 3},
+    "far neighbours": {"neighbours": 3, "neighbour_mm": 40},
+    "more slices": {"slices": 5},
+    "distance of slices": {"spacing_mm": 60},
+    "slices of organs": {"z_range": "organs"},
+    "crop": {"crop": 40},
+    "crop of the liver": {"in_plane": "liver"},
+    "masks": {"masks": "any"},
+    "mask of each organ": {"masks": "each"},
+    "one window": {"windows": "soft"},
+    "offsets": {"offsets": 2},
+    "flips when predicting": {"tta": "none h"},
+    "seed": {"seed": 7},
+}
+"""What is changed, by what it is about."""
+
+ELSEWHERE = {
+    *("data", "labels", "folds", "output", "fold", "resume"),  # test_train_cls.py
+    *("encoder", "image_labels", "cache", "masks_from"),  # test_train_cls_features.py, test_cls_stacks.py
+    *("workers", "precision"),  # test_train_cls.py, test_runtime.py: the same result
+    "drop_path",  # below, with a backbone that has it
+    "pretrained",  # test_encoder.py: weights cannot be downloaded in a test
+}
+"""Options that are no matter of training alone, and where they are tested."""
+
+
+def predictions(run: Path) -> np.ndarray:
+    return pd.read_csv(run / "oof.csv")[list(COLUMNS)].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory) -> np.ndarray:
+    """Out-of-fold predictions of fold 0 with nothing changed."""
+    output = tmp_path_factory.mktemp("plain") / "run"
+    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output} --fold 0"
+    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none --workers 0"
+    train_cls.main(f"{given} {small} --lr 1e-3".split())
+    return predictions(output)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_an_option_changes_what_is_predicted(run_arguments, tmp_path, plain, what):
+    train_cls.main(run_arguments(**({"fold": "0", "epochs": 1, "lr": "1e-3"} | CHANGES[what])))
+    own = predictions(tmp_path / "run")
+    assert own.shape == plain.shape and np.isfinite(own).all()
+    assert np.abs(own - plain).max() > 1e-7
+    for span in (slice(0, 2), slice(2, 4), slice(4, 7), slice(7, 10), slice(10, 13)):
+        assert own[:, span].sum(axis=1) == pytest.approx(1.0)
+
+
+def test_stochastic_depth_changes_a_backbone_that_has_it(run_arguments, tmp_path):
+    given = {"fold": "0", "epochs": 1, "lr": "1e-3", "backbone": "test_convnext"}
+    for name, rate in (("all", 0.0), ("some", 0.9)):
+        train_cls.main(run_arguments(name, **given, drop_path=rate))
+    assert np.abs(predictions(tmp_path / "all") - predictions(tmp_path / "some")).max() > 1e-7
+
+
+def test_no_option_is_left_out():
+    changed = {name for changes in CHANGES.values() for name in changes}
+    assert changed | ELSEWHERE == {field.name for field in fields(ClassifierOptions)}
+    assert not changed & ELSEWHERE
+
+
+def test_the_same_command_gives_the_same_predictions(run_arguments, tmp_path, plain):
+    train_cls.main(run_arguments(fold="0", epochs=1, lr="1e-3"))
+    assert (predictions(tmp_path / "run") == plain).all()
