@@ -17,7 +17,6 @@ The second level and the post-processing are fitted on what the baseline says ou
 is the plain mean of all runs. A single seed: differences smaller than their interval say nothing.
 """
 
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -199,18 +198,15 @@ def plan(options: StudyOptions) -> dict[str, Piece]:
 
 
 def add_second_level(options: StudyOptions) -> None:
-    """Fit the second level on the baseline, unless it is there."""
-    output = options.work / "runs" / "second-level"
-    if not (output / "oof.csv").is_file():
-        shutil.rmtree(output, ignore_errors=True)  # of a study that was killed
-        baseline = plan(options)[BASELINE].folder
-        second_level.main(
-            [
-                *("--runs", str(baseline), "--data", str(options.prepared), "--output", str(output)),
-                *("--labels", str(options.raw / "train.csv"), "--folds", str(options.folds)),
-                *("--seed", str(options.seed)),
-            ]
-        )
+    """Fit the second level on the baseline; what is there is kept."""
+    baseline, output = plan(options)[BASELINE].folder, options.work / "runs" / SECOND
+    second_level.main(
+        [
+            *("--runs", str(baseline), "--data", str(options.prepared), "--output", str(output)),
+            *("--labels", str(options.raw / "train.csv"), "--folds", str(options.folds)),
+            *("--seed", str(options.seed)),
+        ]
+    )
 
 
 def show(options: StudyOptions) -> None:
@@ -231,7 +227,7 @@ def show(options: StudyOptions) -> None:
     missing = [name for name, piece in planned.items() if not piece.is_finished]
     labels = read_labels(options.raw / "train.csv")
     runs = {name: combine_series(table) for name, table in tables.items()}
-    second = options.work / "runs" / "second-level" / "oof.csv"
+    second = options.work / "runs" / SECOND / "oof.csv"
     if second.is_file():
         runs[SECOND] = read_probabilities(second)
     if len(tables) > 1:

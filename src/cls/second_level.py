@@ -7,136 +7,86 @@ Every series is described by the models of its own fold, which never saw its pat
 fold learns from the descriptions of the other folds and predicts this one, as stacking does; what it adds to
 the first level's answer begins at nothing. Its folder is a run as train_cls.py leaves one: score.py and
 infer.py take it.
+
+The same command continues what was interrupted: descriptions, which take longest, are kept fold by fold in
+the folder, and so is every fold that is trained. To train with other options on the same descriptions, give
+--resume never.
 """
 
-import shutil
-from dataclasses import dataclass
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
+from src.cls.feature_store import FEATURES, FeatureStore, out_of_fold_features
 from src.cls.leaks import refuse_shared_patients
 from src.cls.losses import StackLoss
-from src.cls.organs import OrganIndex
 from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
+from src.cls.second_inputs import FeatureSource, SecondInputs, name_inputs
 from src.cls.second_model import FIRST, SECOND, SecondLevel, SecondSpec, predict_described, save_second_level
-from src.cls.slice_features import FirstLevelModel, SliceFeatures, find_models, out_of_fold_features
-from src.core.config import parse_options, save_options
+from src.cls.second_options import FREE_TO_CHANGE, SecondLevelOptions
+from src.cls.slice_features import SliceFeatures
+from src.core.checkpoint import differing_options
+from src.core.config import parse_options, plain_options, save_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import only_writer, write_table
+from src.core.files import only_writer, require_writable, write_json, write_table
 from src.core.log import say
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import COLUMNS, LABEL_COLUMNS
-from src.data.folds import read_folds
-from src.data.labels import read_labels
-from src.data.stack import PreparedDataset
+from src.data.stack import discard, whole_folder
 from src.nn.schedule import set_lr, warmup_cosine
-from src.nn.sequence import POOLINGS, SEQUENCES
 
-
-@dataclass(frozen=True)
-class SecondLevelOptions:
-    """Options of `python -m src.cls.second_level`."""
-
-    runs: tuple[Path, ...]
-    """Finished runs of train_cls.py on the same folds and with stacks of one length."""
-
-    data: Path
-    """Prepared data set that they were trained on."""
-
-    labels: Path
-    """Patient labels: train.csv of the competition."""
-
-    folds: Path
-    """Folds that the runs were trained with."""
-
-    output: Path
-    """Folder of the run."""
-
-    sequence: str = "gru"
-    """Sequence model over the slices: lstm, gru, transformer, or none."""
-
-    hidden: int = 32
-    """Its width, for each direction."""
-
-    pooling: str = "attention"
-    """From slices to the series: max, mean or attention."""
-
-    dropout: float = 0.3
-    """Dropout of the features."""
-
-    epochs: int = 40
-    """Passes over the series of the other folds."""
-
-    batch: int = 32
-    """Series a batch."""
-
-    lr: float = 2e-3
-    """Peak learning rate of AdamW."""
-
-    weight_decay: float = 0.05
-    """AdamW's."""
-
-    seeds: int = 3
-    """Models of each fold, averaged."""
-
-    seed: int = 42
-    """Start weights and order follow from it."""
-
-    precision: str = "auto"
-    """Of the first level's networks."""
-
-    workers: int = 1
-    """Processes that read stacks."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "epochs", "batch", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        for name, allowed in (("sequence", SEQUENCES), ("pooling", POOLINGS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
-        if min(self.workers, self.seed, self.weight_decay) < 0 or self.lr <= 0:
-            raise ValueError("--workers, --seed and --weight-decay must be at least 0, --lr above 0")
+PROGRAM = "python -m src.cls.second_level"
+RECORD = "run.json"
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(
-        SecondLevelOptions, argv, prog="python -m src.cls.second_level", description=__doc__
-    )
-    train_second_level(options)
+    train_second_level(parse_options(SecondLevelOptions, argv, prog=PROGRAM, description=__doc__))
 
 
 def train_second_level(options: SecondLevelOptions) -> None:
-    """Describe all series, train and predict fold after fold, and write the tables.
+    """Describe all series, train and predict fold after fold, and write the tables; continue what is there.
 
     Raises:
-        UserError: runs, data, labels and folds that do not belong together, or an output that is in use.
+        UserError: runs, data, labels and folds that do not belong together, features in the folder that do
+            not fit them, or an output that is in use, or holds a run with other options or another program's.
     """
-    prepared = PreparedDataset.open(options.data)
-    labels = read_labels(options.labels).set_index("patient_id", drop=False)
-    folds = read_folds(options.folds, labels.patient_id).set_index("patient_id").fold
-    series = prepared.series.assign(fold=prepared.series.patient_id.map(folds))
-    if series.fold.isna().any():
-        raise UserError(f"{options.labels} lacks patients of {options.data}: give its own labels")
-    if any(options.output.glob("fold*")):
-        raise UserError(f"{options.output} holds a run already: choose another --output")
-    options.output.mkdir(parents=True, exist_ok=True)
-    with only_writer(options.output), Runtime.create(options.precision, one_process=True) as runtime:
-        organs = _find_organs(prepared, options.runs, int(series.fold.min()))
-        described = out_of_fold_features(options.runs, prepared, organs, series, runtime, options.workers)
-        save_options(options, options.output / "config.yaml")
-        for fold in sorted(int(fold) for fold in series.fold.unique()):
-            _run_fold(options, described, labels, fold)
-    write_out_of_fold(options.output, labels, folds)
+    with Runtime.create(options.precision, one_process=True) as runtime:
+        inputs = SecondInputs.read(options, runtime.precision)
+        require_writable(options.output / RECORD)
+        with only_writer(options.output):
+            _claim_folder(options, inputs)
+            _train_folds(options, inputs, runtime)
+            write_out_of_fold(options.output, inputs.labels, inputs.folds)
 
 
-def _run_fold(options: SecondLevelOptions, described: SliceFeatures, labels: pd.DataFrame, fold: int) -> None:
-    is_held_out = (described.series.fold == fold).to_numpy()
+def _train_folds(options: SecondLevelOptions, inputs: SecondInputs, runtime: Runtime) -> None:
+    """Train and predict the folds that are not finished; where all are, no features are needed."""
+    unfinished = []
+    for fold, source in inputs.sources.items():
+        folder = options.output / f"fold{fold}"
+        if (folder / FOLD_TABLE).exists():
+            say(f"fold {fold} is finished: {folder}")
+        else:
+            unfinished.append(source)
+    if not unfinished:
+        return
+    store, sources = FeatureStore(options.output), list(inputs.sources.values())
+    if options.resume == "never":
+        store.drop_misfits(sources)
+    described = out_of_fold_features(store, sources, inputs.prepared, inputs.organs, runtime, options.workers)
+    for source in unfinished:
+        _run_fold(options, described, inputs.labels, source)
+
+
+def _run_fold(
+    options: SecondLevelOptions, described: SliceFeatures, labels: pd.DataFrame, source: FeatureSource
+) -> None:
+    """Train the models of a fold and predict it; its folder appears by one rename, with all that is in it."""
+    is_held_out = (described.series.fold == source.fold).to_numpy()
     training, held_out = described.select(~is_held_out), described.select(is_held_out)
     refuse_shared_patients(training.series, held_out.series)
     spec = SecondSpec(
@@ -146,17 +96,14 @@ def _run_fold(options: SecondLevelOptions, described: SliceFeatures, labels: pd.
         pooling=options.pooling,
         dropout=options.dropout,
     )
-    models = [_train(options, spec, training, labels, fold, number) for number in range(options.seeds)]
+    models = [_train(options, spec, training, labels, source.fold, number) for number in range(options.seeds)]
     answers = torch.stack([predict_described(model, held_out) for model in models]).mean(dim=0)
     predicted = pd.DataFrame(answers.double().numpy(), columns=list(COLUMNS))
-    folder = options.output / f"fold{fold}"
-    for place, run in enumerate(options.runs):
-        for path in find_models(run, fold):
-            target = folder / FIRST / str(place) / path.parent.relative_to(run / f"fold{fold}") / path.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    save_second_level(folder / SECOND, models, spec)
-    write_table(held_out.series.join(predicted), folder / FOLD_TABLE)
+    with whole_folder(options.output / f"fold{source.fold}") as folder:
+        for network in source.networks:
+            network.copy_into(folder)
+        save_second_level(folder / SECOND, models, spec)
+        write_table(held_out.series.join(predicted), folder / FOLD_TABLE)
 
 
 def _train(
@@ -192,15 +139,51 @@ def _train(
     return model.eval()
 
 
-def _find_organs(prepared: PreparedDataset, runs: tuple[Path, ...], fold: int) -> OrganIndex | None:
-    """The masks that the networks of the runs were trained with, None where none needs any."""
-    views = [FirstLevelModel.load(path).spec.view for run in runs for path in find_models(run, fold)]
-    wanted = [view for view in views if view.needs_masks]
-    if not wanted:
-        return None
-    organs = OrganIndex.find(prepared, wanted[0].masks_from)
-    organs.warn_of_unknown(prepared.series, wanted[0])
-    return organs
+def _claim_folder(options: SecondLevelOptions, inputs: SecondInputs) -> None:
+    """Make `options.output` the folder of this run; what cannot be continued in it goes.
+
+    Raises:
+        UserError: finished folds there are of another program, or were trained with other options or inputs.
+    """
+    output, record = options.output, options.output / RECORD
+    identity = {"program": PROGRAM, "options": plain_options(options), "inputs": inputs.identity}
+    saved = _read_record(record)
+    folders = [folder for folder in output.glob("fold[0-9]*") if folder.is_dir()]
+    tables = [output / name for name in ("oof.csv", "oof_series.csv", "scores.csv")]
+    foreign = [path for folder in folders for path in folder.rglob("*") if _is_foreign(path, folder)]
+    if not saved and any(path.exists() for path in (*tables, *foreign)):
+        raise UserError(f"{output} holds a run of another program: choose another --output")
+    stale = [folder for folder in folders if options.resume == "never" or not (folder / FOLD_TABLE).exists()]
+    if len(stale) < len(folders):
+        changed = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
+        changed += [name for name, value in inputs.identity.items() if saved["inputs"].get(name) != value]
+        if changed:
+            raise UserError(
+                f"{output} holds a run with other {name_inputs(changed)}: start anew with --resume never, or "
+                "choose another --output"
+            )
+    else:  # before the folds, so that nobody takes the tables for the new run's
+        for table in tables:
+            table.unlink(missing_ok=True)
+    for leftover in (*stale, *output.glob(".*.partial"), *output.glob(f"{FEATURES}/.*.partial")):
+        discard(leftover)
+    write_json(identity, record)
+    save_options(options, output / "config.yaml")
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """What this program wrote of the run in the folder; empty where it did not."""
+    try:
+        saved = json.loads(record.read_text(encoding="utf-8"))
+        _ = saved["options"].items(), saved["inputs"].items()
+        return saved if saved["program"] == PROGRAM else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _is_foreign(path: Path, folder: Path) -> bool:
+    """Whether something in a fold's folder is not what this program leaves of an unfinished fold."""
+    return path.is_file() and path.relative_to(folder).parts[0] not in (FIRST, SECOND)
 
 
 if __name__ == "__main__":

@@ -82,15 +82,18 @@ def find_first_level(fold: Path) -> list[Path]:
 
 
 def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpec) -> None:
-    """Write the models of a fold, which are averaged, by one rename."""
+    """Write the models of a fold, which are averaged, by one rename.
+
+    The same models give the same bytes: safetensors writes several entries of metadata in any order, so there
+    is one.
+    """
     tensors = {
         f"{number}.{name}": tensor.detach().cpu().contiguous()
         for number, model in enumerate(models)
         for name, tensor in model.state_dict().items()
     }
-    metadata = {"spec": json.dumps(asdict(spec)), "models": str(len(models))}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={"spec": json.dumps(asdict(spec))})
 
 
 def load_second_level(path: Path) -> list[SecondLevel]:
@@ -103,7 +106,8 @@ def load_second_level(path: Path) -> list[SecondLevel]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = load_file(path)
-        spec, count = SecondSpec(**json.loads(metadata["spec"])), int(metadata["models"])
+        spec = SecondSpec(**json.loads(metadata["spec"]))
+        count = 1 + max(int(name.partition(".")[0]) for name in tensors)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as a second level ({error})") from None
     except (KeyError, TypeError, ValueError):

@@ -1,6 +1,6 @@
 """What fold models say of every slice of series that they were not trained on, for the second level."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from torch import Tensor
 from src.cls.dataset import StackDataset
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, metric_shift, probabilities
 from src.cls.organs import OrganIndex
-from src.cls.run_folder import find_networks, read_about
-from src.cls.stacks import check_view
+from src.cls.run_folder import read_about
 from src.core.errors import UserError
-from src.core.log import progress, say
+from src.core.log import progress
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.data.stack import PreparedDataset
@@ -55,75 +54,40 @@ class FirstLevelModel:
     path: Path
     model: TraumaClassifier
     spec: ClassifierSpec
-    patients: frozenset[str]
-    """whom it was trained on"""
 
     @classmethod
     def load(cls, path: Path) -> "FirstLevelModel":
         """Raises UserError as `load_classifier` does."""
-        model, spec = load_classifier(path)
-        return cls(path, model, spec, frozenset(read_about(path).get("training_patients", ())))
-
-    def refuse_own_patients(self, patient_ids: Sequence[str]) -> None:
-        """Features of whom a model was trained on look better than those of others will.
-
-        Raises:
-            UserError: the model was trained on one of them.
-        """
-        known = self.patients & set(patient_ids)
-        if known:
-            raise UserError(
-                f"{self.path} was trained on patient {min(known)}, so it cannot give features of him to a "
-                "second level: use the folds that the run was trained with"
-            )
+        return cls(path, *load_classifier(path))
 
 
-def find_models(run: Path, fold: int) -> list[Path]:
-    """The networks of a fold of a run: one, or one for each target.
+def read_patients(path: Path) -> frozenset[str]:
+    """Whom a network was trained on, as its file tells.
 
     Raises:
-        UserError: the fold is not finished.
+        UserError: the file cannot be read, or does not tell.
     """
-    paths = find_networks(run / f"fold{fold}")
-    if not paths:
-        raise UserError(f"{run} has no finished fold {fold}: train_cls.py trains it")
-    return paths
+    told = read_about(path).get("training_patients")
+    if not isinstance(told, list) or not told or not all(isinstance(patient, str) for patient in told):
+        raise UserError(
+            f"{path} does not say whom it was trained on, so a second level cannot learn from it: "
+            "train the run with this version of train_cls.py"
+        )
+    return frozenset(told)
 
 
-def out_of_fold_features(
-    runs: Sequence[Path],
-    prepared: PreparedDataset,
-    organs: OrganIndex | None,
-    series: pd.DataFrame,
-    runtime: Runtime,
-    workers: int = 1,
-) -> SliceFeatures:
-    """Features of every series, by the models of its own fold, which never saw its patient.
-
-    Args:
-        runs: first-level runs of train_cls.py on the same folds; their features stand side by side.
-        series: rows with `patient_id, series_id, fold`.
+def refuse_own_patients(path: Path, patient_ids: Iterable[str]) -> None:
+    """Features of whom a network was trained on look better than those of others will.
 
     Raises:
-        UserError: a model that was trained on a patient of its fold, or runs with stacks of other lengths.
+        UserError: the network was trained on one of them, or its file does not say on whom.
     """
-    folds = {fold: rows for fold, rows in series.groupby("fold")}
-    paths = {fold: [path for run in runs for path in find_models(run, int(fold))] for fold in folds}
-    parts = []
-    for fold, rows in folds.items():
-        rows = rows[["patient_id", "series_id", "fold"]].reset_index(drop=True)
-        models = [FirstLevelModel.load(path) for path in paths[fold]]
-        for first in models:
-            first.refuse_own_patients(rows["patient_id"])
-            check_view(prepared, first.spec.view)
-        parts.append(describe_series(models, prepared, organs, rows, runtime, workers))
-        say(f"fold {fold}: {len(rows)} series by {len(models)} networks")
-    if len({part.features.shape[1:] for part in parts}) > 1:
-        raise UserError("the folds of the runs give other features: they are not of one run each")
-    tensors = zip(*((part.features, part.padding, part.base) for part in parts), strict=True)
-    return SliceFeatures(
-        pd.concat([part.series for part in parts], ignore_index=True), *(torch.cat(own) for own in tensors)
-    )
+    known = read_patients(path) & set(patient_ids)
+    if known:
+        raise UserError(
+            f"{path} was trained on patient {min(known)}, so it cannot give features of him to a "
+            "second level: use the folds that the run was trained with"
+        )
 
 
 def describe_series(
@@ -134,11 +98,18 @@ def describe_series(
     runtime: Runtime,
     workers: int = 1,
 ) -> SliceFeatures:
-    """Features of some series by some models.
+    """Features of some series, by models that were not trained on their patients.
+
+    Args:
+        models: their features stand side by side, as described by `describe_stacks`.
+        series: rows with `patient_id, series_id`; they become `SliceFeatures.series`.
 
     Raises:
-        UserError: models with stacks of other lengths.
+        UserError: a model that was trained on one of the patients or does not say on whom, models with stacks
+            of other lengths, or a series that cannot be read.
     """
+    for first in models:
+        refuse_own_patients(first.path, series["patient_id"])
     lengths = {first.spec.view.slices for first in models}
     if len(lengths) > 1:
         raise UserError(f"the runs have stacks of {sorted(lengths)} slices: a second level needs one length")
