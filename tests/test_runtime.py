@@ -12,6 +12,8 @@ from src.core.runtime import Runtime, fastest_precision
 
 ROOT = Path(__file__).parents[1]
 SHARING = """
+import sys
+from pathlib import Path
 import torch
 from src.core.runtime import Runtime
 
@@ -21,7 +23,8 @@ with Runtime.create("fp32") as runtime:
     norm.num_batches_tracked.fill_(5 + runtime.rank)
     runtime.share_buffers(norm)
     assert norm.running_mean.tolist() == [1.0] * 3 and norm.num_batches_tracked == 5, norm.running_mean
-    print(f"process {runtime.rank} of {runtime.world}")
+    # not printed: lines of two processes may mix
+    (Path(sys.argv[1]) / f"process {runtime.rank} of {runtime.world}").touch()
 """
 
 
@@ -41,13 +44,14 @@ def test_a_cpu_computes_in_full():
 
 def test_processes_without_a_gpu_share_the_statistics_of_the_first(tmp_path):
     (tmp_path / "sharing.py").write_text(SHARING)
+    (ended := tmp_path / "ended").mkdir()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, str(tmp_path / "sharing.py")],
+        [*launcher, str(tmp_path / "sharing.py"), str(ended)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(done.stdout.splitlines()) == ["process 0 of 2", "process 1 of 2"]
+    assert sorted(path.name for path in ended.iterdir()) == ["process 0 of 2", "process 1 of 2"]
