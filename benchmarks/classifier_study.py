@@ -52,7 +52,7 @@ PHANTOMS = {
 }
 BASELINE = "baseline"
 _SMALL = ("--crop", "64")
-"""Crops of the organs fill it, at a quarter of the cost of the full size."""
+"""Crops of the organs fill it, with a quarter of the pixels of the full size."""
 FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         BASELINE: (),
