@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import distributed, nn
 
+from src.core.allocator import keep_freed_memory
 from src.core.errors import UserError
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -36,6 +37,8 @@ class Runtime:
     def create(cls, precision: str = "auto", *, one_process: bool = False) -> "Runtime":
         """Set up the device, the precision, and under torchrun the exchange between processes.
 
+        On a CPU the process keeps its memory from then on, see `keep_freed_memory`.
+
         Args:
             precision: `auto` is bf16 on a GPU that has it, fp16 on older ones, fp32 on a CPU.
             one_process: the caller cannot share its work out.
@@ -52,6 +55,8 @@ class Runtime:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
         if one_process and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("this runs in one process: start it with python, not torchrun")
+        if not on_gpu:
+            keep_freed_memory()
         patience = InitProcessGroupKwargs(timeout=_PATIENCE)
         return cls(Accelerator(mixed_precision=_MIXED[precision], cpu=not on_gpu, kwargs_handlers=[patience]))
 
