@@ -103,6 +103,22 @@ def test_other_options_are_refused_until_overwrite(raw, tmp_path):
     assert dataset.read_slices("9", "90", [0]).shape[-1] == 1
 
 
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_a_run_killed_before_it_said_what_it_makes_is_repeated(raw, tmp_path, monkeypatch, options):
+    expected = content(run(raw, tmp_path / "undisturbed").folder)
+    if options:
+        run(raw, tmp_path / "out")
+
+    def killed(_, path):
+        (path.parent / ".dataset-x1y2.json").write_text("")  # as atomic_path begins
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("src.data.batch.write_json", killed)
+        run(raw, tmp_path / "out", *options)
+    assert content(run(raw, tmp_path / "out").folder) == expected
+
+
 def test_a_folder_of_something_else_is_never_overwritten(raw, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")

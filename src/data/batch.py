@@ -26,8 +26,11 @@ from src.data.series import SeriesError
 from src.data.series_source import FoundSources, SeriesSource
 from src.data.stack import VERSION, PreparedDataset, discard, image_folder, read_description
 
-_CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview", "dataset.json")
-"""In the order of deletion: a set that is half deleted says so by having no series.csv."""
+_CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
+"""In the order of deletion: a set that is half deleted says so by having no series.csv. Its dataset.json stays,
+so that it is known for a set, until the new one takes its place."""
+_BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
+"""Files at the top that a killed run leaves."""
 _REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")
 
 
@@ -148,7 +151,7 @@ def remove_leftovers(output: Path) -> None:
     for pattern in (".*.partial", "images/*/.*.partial", "masks/*/.*.partial"):
         for folder in output.glob(pattern):
             discard(folder)
-    for pattern in (".dataset-*.json", ".series-*.csv", ".rejected-*.csv", "preview/*/.*.png"):
+    for pattern in (*_BEGUN, "preview/*/.*.png"):
         for path in output.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -173,7 +176,7 @@ def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
                 raise UserError(
                     f"{job.output} has another {', '.join(other)}: give --overwrite or a new --output"
                 )
-    elif any(job.output.iterdir()):
+    elif set(job.output.iterdir()) - {path for pattern in _BEGUN for path in job.output.glob(pattern)}:
         raise UserError(f"{job.output} exists and is not a prepared data set: give another --output")
     write_json(description, job.output / "dataset.json")
 
