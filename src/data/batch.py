@@ -27,8 +27,8 @@ from src.data.series_source import FoundSources, SeriesSource
 from src.data.stack import VERSION, PreparedDataset, discard, image_folder, read_description
 
 _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
-"""In the order of deletion: a set that is half deleted says so by having no series.csv. Its dataset.json stays,
-so that it is known for a set, until the new one takes its place."""
+"""In the order of deletion: a set that is half deleted says so by having no series.csv. Its dataset.json
+stays, so that it is known for a set, until the new one takes its place."""
 _BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
 """Files at the top that a killed run leaves."""
 _REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")
