@@ -23,6 +23,7 @@ Beside the submission, report.csv says of every series whether it was read, and 
 SIGTERM, Ctrl-C or --max-hours ends leaves a complete submission too.
 """
 
+import math
 import sys
 import time
 from functools import partial
@@ -33,7 +34,6 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable, write_table
 from src.core.log import say, warn
-from src.core.runtime import Runtime
 from src.infer.budget import Pace, list_costs
 from src.infer.careful import CarefulNetworks
 from src.infer.check import check_submission, read_sample
@@ -68,6 +68,7 @@ def run(options: InferOptions, started: float) -> None:
     require_writable(options.output)
     sample, post = read_sample(options.sample), choose_post(options)
     patient_ids = list(sample.patient_id)
+    limit_s = math.inf if options.max_hours is None else 3600 * options.max_hours
     load = partial(
         Networks,
         runs=options.models,
@@ -90,20 +91,20 @@ def run(options: InferOptions, started: float) -> None:
                 raise UserError(f"cannot write {options.output}: {error.strerror}") from None
 
         save()  # the prior for everybody: from here on, whatever happens, there is a valid submission
-        networks.move(lambda: Placement.of(Runtime.create(options.precision, one_process=True)))
-        device = networks.networks.placement.device
-        pace = Pace(
-            len(series),
-            list_costs(networks.networks),
-            None if options.max_hours is None else 3600 * options.max_hours,
-            jobs=options.threads,
-            side_by_side=device.type != "cpu",
-            started=started,
-        )
-        passes = sum(pace.costs[0].passes)
-        say(f"{len(sample)} patients, {len(series)} series, {passes} forward passes each; {device}")
         try:
-            with last_resort(pace.left_s + GRACE_S, save):
+            with last_resort(started + limit_s + GRACE_S - time.monotonic(), save):
+                networks.move(lambda: Placement.fastest(options.precision))
+                device = networks.networks.placement.device
+                pace = Pace(
+                    len(series),
+                    list_costs(networks.networks),
+                    limit_s,
+                    jobs=options.threads,
+                    side_by_side=device.type != "cpu",
+                    started=started,
+                )
+                passes = sum(pace.costs[0].passes)
+                say(f"{len(sample)} patients, {len(series)} series, {passes} forward passes each; {device}")
                 early = predict_series(source, networks, series, results, pace, stop, save, options.threads)
         finally:
             save()

@@ -18,6 +18,7 @@ start. Memory is that of the pipeline's process and the one that decodes, in the
 series of 40 slices.
 """
 
+import math
 import os
 import statistics
 import sys
@@ -149,7 +150,7 @@ def run_pipeline(source: RawSource, networks: CarefulNetworks, series: list[tupl
     """
     patients = [patient_id for patient_id, _ in series]
     results = Results(series, patients, PostProcessing.identity(1), networks.networks.ensemble.prior)
-    pace = Pace(len(series), list_costs(networks.networks), None, started=time.monotonic())
+    pace = Pace(len(series), list_costs(networks.networks), math.inf, started=time.monotonic())
     predict_series(source, networks, series, results, pace, StopRequest(), lambda: None)
     if set(results.report().status) != {"ok"}:
         raise UserError(f"not every series could be predicted: {results.report().reason.max()}")

@@ -162,6 +162,23 @@ def test_where_no_patient_of_the_sample_has_series_everybody_gets_the_prior(tiny
     assert len(read(tmp_path / "submission.csv")) == 3
 
 
+def test_where_nobody_has_a_series_everybody_gets_the_prior(tiny, run, tmp_path):
+    for patient_id in read(tiny.sample).patient_id:
+        (tmp_path / "raw" / "test_images" / patient_id).mkdir(parents=True)
+    with pytest.raises(UserError, match="everybody got the prior: no series found"):
+        submit(tmp_path / "raw", run, tiny.sample, tmp_path)
+    assert len(read(tmp_path / "submission.csv")) == 3
+
+
+def test_without_a_gpu_fp16_is_done_in_full(tiny, run, tmp_path, capsys):
+    given = [tiny.raw, run, tiny.sample]
+    for name in ("fp16", "fp32"):
+        (tmp_path / name).mkdir()
+    half = submit(*given, tmp_path / "fp16", "--precision", "fp16")
+    assert "in fp32 instead of fp16" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(half, submit(*given, tmp_path / "fp32", "--precision", "fp32"))
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [

@@ -1,6 +1,7 @@
 """Time: what is left out when a run is late, in which order, and how signals end it."""
 
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from src.cls.model import TraumaClassifier
 from src.core.errors import UserError
 from src.infer.budget import FIRST_SERIES, Cost, Pace
 from src.infer.careful import CarefulNetworks
+from src.infer.check import check_submission
 from src.infer.ending import stop_on_signals
 from src.infer.ensemble import Ensemble, Share
 from src.infer.inputs import open_source
@@ -73,7 +75,7 @@ class Machine:
 
 def test_with_time_enough_everything_is_done():
     assert set(Machine().run(100, max_s=2500)[0]) == {0}
-    assert set(Machine().run(100, max_s=None)[0]) == {0}
+    assert set(Machine().run(100, max_s=math.inf)[0]) == {0}
 
 
 def test_a_late_run_leaves_out_just_enough():
@@ -129,7 +131,7 @@ def test_a_pace_that_changes_is_noticed():
 def test_more_threads_read_faster():
     machine = Machine()
     machine.read_s, machine.pass_s = 80.0, (0.01, 0.01)
-    assert machine.run(10, None, jobs=4)[1] == machine.run(10, None)[1] / 4
+    assert machine.run(10, math.inf, jobs=4)[1] == machine.run(10, math.inf)[1] / 4
 
 
 def test_the_first_signal_is_noted_and_the_second_ctrl_c_interrupts():
@@ -150,6 +152,20 @@ def runs(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     more = "--tta none h --offsets 2"
     return [train_small(tiny, folder / "a", more), train_small(tiny, folder / "b", "--seed 1")]
+
+
+def test_a_signal_that_the_process_ignores_ends_nothing():
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.name
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.name == "SIGTERM"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_flips_and_offsets_go_first_then_folds_then_runs(runs):
@@ -240,3 +256,22 @@ def test_a_run_that_does_not_answer_is_ended(tmp_path):
         [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, timeout=50
     )
     assert finished.returncode == 0 and finished.stdout == "saved\n" and "stuck" in finished.stderr
+
+
+def test_a_gpu_that_never_answers_at_the_start_ends_as_well(tiny, runs, tmp_path):
+    code = """
+        import sys, time
+        import infer
+        from src.infer.careful import CarefulNetworks
+
+        CarefulNetworks.move = lambda networks, place: time.sleep(60)
+        infer.GRACE_S = 0.0
+        infer.main(sys.argv[1:])
+    """
+    output = tmp_path / "submission.csv"
+    given = ["--input", tiny.raw, "--models", *runs, "--sample", tiny.sample, "--output", output]
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, given), "--max-hours", "0.0001"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert finished.returncode == 0 and "stuck" in finished.stderr
+    assert check_submission(output, tiny.sample) == 3
+    assert set(read_report(tmp_path).status) == {"not reached", "prior"}

@@ -85,9 +85,16 @@ def test_what_a_device_cannot_do_the_cpu_does(run, networks, series, capsys):
     assert capsys.readouterr().err.count("predicted on the CPU") == 1
 
 
-def test_a_device_that_cannot_be_had_is_left_alone(networks, series, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+        ValueError("bf16 mixed precision requires PyTorch >= 1.10 and a supported device."),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_left_alone(networks, series, capsys, error):
     def place():
-        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+        raise error
 
     expected = predict(networks, series)
     networks.move(place)

@@ -130,3 +130,21 @@ def test_where_a_series_is_thinned_the_other_runs_stand_in(monkeypatch):
     np.testing.assert_allclose(all_[is_bowel], PRIOR[list(GROUPS["bowel"])])
     is_other = ~is_liver & ~is_bowel
     np.testing.assert_allclose(all_[is_other], own["most"][is_other])
+
+
+def test_a_series_that_comes_while_the_submission_is_made_is_in_it_or_not(monkeypatch):
+    """The thread that ends a stuck run saves what there is, whatever the others do meanwhile."""
+    patient_ids = list(LABELS.patient_id[:5])
+    series = [(patient_id, "1") for patient_id in patient_ids]
+    results = Results(series, patient_ids, PostProcessing.identity(1), PRIOR)
+    answer = draw_table(0)[list(COLUMNS)].to_numpy()[:1]
+    results.add(series[0], answer)
+    read = PatientRows.read
+
+    def read_meanwhile(*given):
+        results.add(series[1], answer)
+        return read(*given)
+
+    monkeypatch.setattr(PatientRows, "read", read_meanwhile)
+    assert sorted(results.predictions().patient_id) == sorted(patient_ids)
+    assert results.report().status.tolist().count("ok") == 2

@@ -124,7 +124,11 @@ def test_a_crash_before_the_first_step_does_not_name_an_older_one(child):
     assert caught.value.last_step == ""
 
 
-@pytest.mark.parametrize("step", ["", "Bauch, venös", "caf\udce9.dcm", "x" * 100_000, "é" * 100_000])
+@pytest.mark.parametrize(
+    "step",
+    ["", "Bauch, venös", "caf\udce9.dcm", "x" * 100_000, "é" * 100_000],
+    ids=["nothing", "accents", "not UTF-8", "long", "long accents"],  # pytest hands them to processes
+)
 def test_any_text_can_be_a_step(child, step):
     with pytest.raises(ChildCrashed) as caught:
         child.call(crash, "exit", step)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.core.files import write_table
+from src.core.files import read_exact, write_table
 from src.data.organ_tables import (
     ORGAN_TYPES,
     OrganMeasures,
@@ -121,10 +121,10 @@ def test_tables_come_back_from_csv_as_they_were(tmp_path, masks, shown):
     assert areas.dtypes.astype(str).tolist() == ["int64"] + ["float64"] * 6
     write_table(organs, tmp_path / "organs.csv")
     write_table(areas, tmp_path / "areas.csv")
-    back = pd.read_csv(tmp_path / "organs.csv", dtype=dict(ORGAN_TYPES))
+    back = read_exact(tmp_path / "organs.csv", dtype=dict(ORGAN_TYPES))
     pd.testing.assert_frame_equal(back, organs, check_exact=True)
     if shown != "no slice":  # a header alone has no types
-        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "areas.csv"), areas, check_exact=True)
+        pd.testing.assert_frame_equal(read_exact(tmp_path / "areas.csv"), areas, check_exact=True)
 
 
 def test_what_does_not_fit_the_slices_is_refused(masks):

@@ -11,6 +11,7 @@ from joblib import Parallel, delayed
 
 from src.cls.views import ORGAN_GROUPS, REGIONS, Box, StackView
 from src.core.errors import UserError
+from src.core.files import read_exact
 from src.core.log import warn
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures
 from src.data.stack import ORGANS, PreparedDataset, read_slices
@@ -146,8 +147,8 @@ def find_regions(organs: pd.DataFrame) -> dict[str, Box]:
 
 def _read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     try:
-        organs = pd.read_csv(folder / "organs.csv", dtype=_IDS | dict(ORGAN_TYPES))
-        areas = pd.read_csv(folder / "areas.csv", dtype=_IDS)
+        organs = read_exact(folder / "organs.csv", dtype=_IDS | dict(ORGAN_TYPES))
+        areas = read_exact(folder / "areas.csv", dtype=_IDS)
         _ = areas[list(AREA_COLUMNS.values())]
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())

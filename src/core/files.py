@@ -13,6 +13,9 @@ import pandas as pd
 
 from src.core.errors import UserError
 
+_EXACT_FLOATS = {} if int(pd.__version__.partition(".")[0]) >= 3 else {"float_precision": "round_trip"}
+"""pandas is off in the last digit before 3, and objects to being asked from then on."""
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -98,6 +101,11 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     """Write a CSV without the index, floats in their shortest exact form, by one rename."""
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_exact(path: str | Path, **options: Any) -> pd.DataFrame:
+    """`pandas.read_csv`, with floats as they were written, whichever pandas it is."""
+    return pd.read_csv(path, **_EXACT_FLOATS, **options)
 
 
 def write_json(content: Any, path: str | Path) -> None:

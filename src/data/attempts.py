@@ -7,12 +7,12 @@ import cv2
 
 from src.data.grey_slices import Caution
 from src.data.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, call_isolated
-from src.data.series import Rejected, SeriesError
+from src.data.series import Rejected, SeriesError, UnreachableSeries
 
 _MOST_LEFT_OUT = 8
 
 
-class KilledTwice(SeriesError):
+class KilledTwice(UnreachableSeries):
     """The process that read the series was killed, and again: the machine may be short of memory."""
 
 

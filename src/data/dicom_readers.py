@@ -124,6 +124,8 @@ class DicomsdlReader:
             info = dataset.getPixelDataInfo()
             stored = np.empty((info["Rows"], info["Cols"]), dtype=info["dtype"])
             dataset.copyFrameData(0, stored)
+        except MemoryError:  # the machine's, not the file's
+            raise
         # Beside its DicomException, dicomsdl lets errors of its binding through, a RuntimeError among them.
         except Exception as error:
             raise DicomError("pixels cannot be decoded") from error
@@ -152,7 +154,7 @@ class PydicomReader:
                     frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
                     _check_image(_SIZES[syntax](frame), header)
                 stored = pixel_array(dataset, decoding_plugin=plugin)
-        except DicomError:
+        except (DicomError, MemoryError):
             raise
         # Each decoder plugin raises errors of its own; whichever it is, this file has no pixels for us.
         except Exception as error:
@@ -176,6 +178,8 @@ def open_with_pydicom(content: Any, pixels: bool) -> pydicom.Dataset:
         ):  # a file of before 1993, without the meta information
             dataset.file_meta.TransferSyntaxUID = _SYNTAX_OF[dataset.original_encoding]
         return dataset
+    except MemoryError:
+        raise
     # A damaged file fails in pydicom with errors of many kinds, a zlib.error or a KeyError among them.
     except Exception as error:
         raise DicomError("not a readable DICOM file") from error
@@ -212,6 +216,8 @@ def _header_from(content: bytes, file: StoredFile) -> Header:
         dataset = dicomsdl.open_memory(content, copy_data=False, load_until=_BEFORE_PIXELS)
         syntax, *values = dataset.getValues(_VALUES)
         (last,) = deque(dataset, maxlen=1)
+    except MemoryError:
+        raise
     except Exception as error:
         raise _HeaderIncomplete("not a readable DICOM file") from error
     pixels_at = last.offset() + last.length()

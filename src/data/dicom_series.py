@@ -15,7 +15,7 @@ from src.data.acquisitions import keep_one_acquisition
 from src.data.dicom import FAST_READERS, DicomError, Header, Reader, read_headers, read_hu
 from src.data.geometry import Plane, SliceGrid
 from src.data.isolation import report_step
-from src.data.series import Rejected, SeriesError
+from src.data.series import Rejected, SeriesError, unusable_series
 from src.data.storage import StoredFile
 from src.data.windows import AIR_HU, Window
 
@@ -86,10 +86,12 @@ def scan_series(
         left_out: names of files, or frames of files, to pass over: the caller knows why.
 
     Raises:
-        SeriesError: no usable file, no axial slice, or 8-bit images without a window.
+        SeriesError: no usable file, no axial slice, or 8-bit images without a window; `UnreachableSeries`
+            where the disk gave no file.
     """
     headers: list[Header] = []
     rejected: list[Rejected] = []
+    causes: list[BaseException | None] = []
     for file in files:
         if file.name in left_out:
             continue
@@ -97,8 +99,10 @@ def scan_series(
             headers += [header for header in read_headers(file, readers) if header.file.name not in left_out]
         except DicomError as error:
             rejected.append(Rejected(file.name, str(error)))
+            causes.append(error.__cause__)
     if not headers:
-        raise SeriesError(f"no usable file: {rejected[0].reason}" if rejected else "no .dcm file")
+        reason = f"no usable file: {rejected[0].reason}" if rejected else "no .dcm file"
+        raise unusable_series(reason, causes)
     headers = _keep_axial(headers, rejected)
     headers = _keep_main_grid(headers, rejected)
     headers = keep_one_acquisition(headers, _positions_along_normal(headers), rejected)

@@ -16,7 +16,7 @@ from src.data.dicom import FAST_READERS, SAFE_READERS
 from src.data.dicom_series import scan_series
 from src.data.isolation import report_step
 from src.data.nifti_series import open_nifti
-from src.data.series import CtSeries, Rejected, SeriesError, SliceError
+from src.data.series import CtSeries, Rejected, SeriesError, SliceError, unusable_series
 from src.data.series_source import SeriesSource
 from src.data.stack import even_indices
 from src.data.storage import StoredFile, UnreadableFile
@@ -53,7 +53,7 @@ def open_series(
     try:
         files = source.files.list()
     except UnreadableFile as error:
-        raise SeriesError(str(error)) from error
+        raise unusable_series(str(error), [error]) from error
     if source.kind == "nifti":
         with open_nifti(files[0], source_window) as series:
             yield series
@@ -171,7 +171,7 @@ def load_stack(
         if choose is None:
             used = [index for index, image in read.items() if not isinstance(image, SliceError)]
             if not used:
-                raise SeriesError("no slice can be decoded")
+                raise _no_slice(read)
             wanted, z_mm = np.arange(len(used)), z_mm[used]
         else:
             used = [_nearest_decodable(int(index), len(z_mm), slices, read) for index in wanted]
@@ -216,4 +216,9 @@ def _nearest_decodable(
                     read[neighbour] = error
             if not isinstance(read[neighbour], SliceError):
                 return neighbour
-    raise SeriesError("no slice can be decoded")
+    raise _no_slice(read)
+
+
+def _no_slice(read: dict[int, np.ndarray | SliceError]) -> SeriesError:
+    errors = [error for error in read.values() if isinstance(error, SliceError)]
+    return unusable_series("no slice can be decoded", [error.__cause__ for error in errors])

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
+from src.core.files import read_exact
 from src.core.targets import COLUMNS, GROUPS, LABEL_COLUMNS
 
 INJURY_NAMES = ("Active_Extravasation", "Bowel")
@@ -33,7 +34,7 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"no table {path}: give the path of a CSV file")
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(_ID_COLUMNS, str), low_memory=False)
+        frame = read_exact(path, dtype=dict.fromkeys(_ID_COLUMNS, str), low_memory=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a CSV table: {error}") from None
     missing = [column for column in columns if column not in frame.columns]

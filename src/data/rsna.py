@@ -40,9 +40,6 @@ def find_series(tree: FileTree, root: str, split: str) -> tuple[list[SeriesSourc
     """Every series folder of a split, sorted by patient and series, and what lies outside of them.
 
     Not one image is listed yet. All that a series folder holds is judged where it is read, whatever its name.
-
-    Raises:
-        UserError: there is none.
     """
     images = join(root, f"{split}_images")
     segmentations = _segmentations(tree, root) if split == "train" else {}
@@ -62,10 +59,6 @@ def find_series(tree: FileTree, root: str, split: str) -> tuple[list[SeriesSourc
             name = segmentations.get(series_id)
             segmentation = single(tree, join(root, "segmentations"), name) if name else None
             sources.append(SeriesSource(printable(patient_id), printable(series_id), files, segmentation))
-    if not sources:
-        raise UserError(
-            f"no series in {images} of {tree.path}; expected {images}/<patient_id>/<series_id>/*.dcm"
-        )
     return sources, left_out
 
 

@@ -1,5 +1,6 @@
 """What preparation asks of a CT series, whatever it is stored as."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.data.geometry import Plane
+from src.data.storage import UnreachableFile
 from src.data.windows import Window
 
 
@@ -14,8 +16,22 @@ class SeriesError(UserError):
     """A series that cannot be prepared. The message is the reason, in a few words."""
 
 
+class UnreachableSeries(SeriesError):
+    """The series is not to blame but the disk or the machine: another try may have it."""
+
+
 class SliceError(Exception):
     """A slice, or a file of one, that cannot be used. The message says why, in a few words."""
+
+
+def unusable_series(reason: str, causes: Iterable[BaseException | None]) -> SeriesError:
+    """The error to raise for a series of which nothing can be used.
+
+    Args:
+        causes: why its files or slices could not be read, as far as that is known.
+    """
+    kind = UnreachableSeries if any(isinstance(cause, UnreachableFile) for cause in causes) else SeriesError
+    return kind(reason)
 
 
 @dataclass(frozen=True)

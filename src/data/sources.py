@@ -5,7 +5,7 @@ from pathlib import Path
 
 from src.core.errors import UserError
 from src.data.dicom_tree import find_dicom
-from src.data.file_tree import FileTree, open_tree, walk
+from src.data.file_tree import FileTree, join, open_tree, walk
 from src.data.nifti import nifti_stem
 from src.data.nifti_tree import MaskFiles, find_nifti
 from src.data.rsna import choose_split, find_root, find_series
@@ -35,6 +35,10 @@ def find_sources(
     if root is not None:
         split = choose_split(tree, root, split)
         series, left_out = find_series(tree, root, split)
+        if not series:
+            images = join(root, f"{split}_images")
+            expected = f"{images}/<patient_id>/<series_id>/*.dcm"
+            raise UserError(f"no series in {images} of {path}; expected {expected}")
         found = FoundSources(f"rsna {split}", series, tuple(left_out))
     elif split is not None:
         raise UserError(f"{path} has neither train_images nor test_images, so there is no --split {split}")

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
+from src.core.files import read_exact
 
 VERSION = 1
 """Of the layout above; a reader refuses another."""
@@ -190,7 +191,7 @@ class PreparedDataset:
     def read_slice_table(self, patient_id: str, series_id: str) -> pd.DataFrame:
         """A row a slice: index, instance_number, z_mm (head positive), source (file name)."""
         folder = image_folder(self.folder, patient_id, series_id)
-        return pd.read_csv(folder / "slices.csv", dtype={"source": str})
+        return read_exact(folder / "slices.csv", dtype={"source": str})
 
     def has_masks(self, patient_id: str, series_id: str) -> bool:
         return mask_folder(self.folder, patient_id, series_id).is_dir()
@@ -258,7 +259,7 @@ def read_series_tables(
     if not path.is_file():
         raise UserError(f"{folder} is not completely prepared; run prepare_data.py on it again")
     try:
-        every = pd.read_csv(path, dtype=dict(TEXT_COLUMNS), usecols=columns)
+        every = read_exact(path, dtype=dict(TEXT_COLUMNS), usecols=columns)
         usable = every[every["status"] == "ok"].reset_index(drop=True)
         usable["slices"] = usable["slices"].astype("int64")
     except (KeyError, ValueError):

@@ -1,5 +1,6 @@
 """Where bytes come from: files on disk, and what every store of files has in common."""
 
+import errno
 import os
 import tempfile
 import zlib
@@ -13,10 +14,20 @@ CHUNK = 1 << 20
 """Bytes that are read at a time."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_PASSING = {
+    *(errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN),
+    *(errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.EAGAIN, errno.EINTR, errno.EBUSY),
+}
+"""What the system says of a disk or mount that is away for a moment, and of its own want of resources."""
 
 
 class UnreadableFile(Exception):
     """A file whose bytes cannot be had. The message says why, in a few words."""
+
+
+class UnreachableFile(UnreadableFile):
+    """The file is not to blame but the disk, the network or the machine: another try may have its bytes."""
 
 
 class StoredFile(Protocol):
@@ -57,7 +68,7 @@ class LocalFile:
             with self.path.open("rb", buffering=0) as file:
                 return file.read() if limit is None else file.read(limit)
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable("file", error) from error
 
     def chunks(self) -> Iterator[bytes]:
         try:
@@ -65,7 +76,7 @@ class LocalFile:
                 while chunk := file.read(CHUNK):
                     yield chunk
         except OSError as error:
-            raise _unreadable(error) from error
+            raise unreadable("file", error) from error
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class LocalFolder:
                     entry.name for entry in entries if not is_hidden(entry.name) and is_to_read(entry)
                 )
         except OSError as error:
-            raise UnreadableFile(f"folder cannot be read: {error.strerror or error}") from error
+            raise unreadable("folder", error) from error
         return tuple(LocalFile(self.path / name) for name in names)
 
 
@@ -149,7 +160,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise _unreadable(error) from error
+        raise unreadable("file", error) from error
 
 
 def _unpack(chunks: Iterator[bytes], stream: BinaryIO) -> None:
@@ -186,5 +197,7 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise UnreadableFile("gzip content is cut short")
 
 
-def _unreadable(error: OSError) -> UnreadableFile:
-    return UnreadableFile(f"file cannot be read: {error.strerror or error}")
+def unreadable(what: str, error: OSError) -> UnreadableFile:
+    """The error to raise for a file, a folder or an archive that the system does not give."""
+    kind = UnreachableFile if error.errno in _PASSING else UnreadableFile
+    return kind(f"{what} cannot be read: {error.strerror or error}")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from src.core.errors import UserError
-from src.data.storage import CHUNK, FileSet, StoredFile, UnreadableFile, is_hidden
+from src.data.storage import CHUNK, FileSet, StoredFile, UnreadableFile, is_hidden, unreadable
 
 _LOCAL_HEADER = (
     b"PK\x03\x04"  # a member's own header: 30 bytes, the lengths of its name and extras at the end
@@ -67,7 +67,7 @@ class ZipMember:
                 stored = self._stored(archive, step)
                 yield from stored if self.method == zipfile.ZIP_STORED else _inflate(stored, step)
         except OSError as error:
-            raise UnreadableFile(f"zip archive cannot be read: {error.strerror or error}") from error
+            raise unreadable("zip archive", error) from error
         except zlib.error as error:
             raise UnreadableFile("member of the zip archive is damaged") from error
 

@@ -47,7 +47,7 @@ class Pace:
     Args:
         series: how many there are.
         costs: of what may be done with a series, from everything to least.
-        max_s: seconds that the run may take from `started` on; None sets no limit.
+        max_s: seconds that the run may take from `started` on; infinity sets no limit.
         jobs: threads that read.
         side_by_side: whether reading and predicting do not slow each other, as on a GPU.
         started: when the run began, of `clock`.
@@ -57,7 +57,7 @@ class Pace:
         self,
         series: int,
         costs: Sequence[Cost],
-        max_s: float | None,
+        max_s: float,
         *,
         jobs: int = 1,
         side_by_side: bool = True,
@@ -66,7 +66,7 @@ class Pace:
     ) -> None:
         self.series, self.costs, self._jobs, self._side_by_side = series, costs, jobs, side_by_side
         self._clock, self._started = clock, started
-        self._ends = None if max_s is None else started + max_s
+        self._ends = started + max_s
         self._said, self._level, self.done = clock(), 0, 0
         self._read_s, self._organs_s = _Mean(), _Mean()
         self._pass_s = [_Mean() for _ in costs[0].passes]
@@ -74,7 +74,7 @@ class Pace:
     @property
     def left_s(self) -> float:
         """Until the limit."""
-        return float("inf") if self._ends is None else self._ends - self._clock()
+        return self._ends - self._clock()
 
     @property
     def is_over(self) -> bool:
@@ -130,7 +130,7 @@ class Pace:
     def _choose(self) -> None:
         """The fullest share that is in time; what costs less than reading does would save nothing."""
         left = self.series - self.done
-        if self._ends is None or left == 0 or self.done < min(FIRST_SERIES, self.series):
+        if left == 0 or self.done < min(FIRST_SERIES, self.series):
             return
         limit_s = SAFETY * self.left_s / left
         if self._side_by_side:

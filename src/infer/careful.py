@@ -38,7 +38,7 @@ class CarefulNetworks:
                 self._on_cpu.placement = placement
             else:
                 self.networks = self._load(placement)
-        except RuntimeError as error:  # of the driver, or memory
+        except (RuntimeError, ValueError) as error:  # of the driver, or memory; a precision that it lacks
             warn(f"everything is predicted on the CPU, since the GPU cannot be used: {describe_error(error)}")
             return
         self._cares[placement.device.type] = Care()

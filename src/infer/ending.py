@@ -33,7 +33,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Note a signal inside the block instead of dying of it; a second Ctrl-C interrupts."""
+    """Note a signal inside the block instead of dying of it; a second Ctrl-C interrupts.
+
+    What the process ignores, as SIGHUP under nohup, it goes on to ignore.
+    """
     request = StopRequest()
 
     def note(number: int, _: object) -> None:
@@ -44,7 +47,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # only that one may
         yield request
         return
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
         yield request
     finally:

@@ -14,9 +14,9 @@ from src.core.errors import UserError
 from src.data.attempts import with_caution
 from src.data.file_tree import open_tree
 from src.data.grey_slices import GreyStack, load_stack
-from src.data.rsna import find_root
+from src.data.rsna import find_root, find_series
 from src.data.selection import ALL_SLICES, SliceSelection
-from src.data.sources import FoundSources, find_sources
+from src.data.series_source import FoundSources
 from src.data.windows import WINDOWS, get_windows
 from src.infer.sources import ReadSeries, StackKind, Volume
 from src.seg.model import SegmenterSpec
@@ -67,7 +67,8 @@ class RawSource:
         root = find_root(tree)
         if root is None or "test_images" not in tree.list_folder(root)[0]:
             raise UserError(f"{path} holds neither test_images/ nor a prepared data set (dataset.json)")
-        return cls(find_sources(path, "test"), kinds, segmenter)
+        series, left_out = find_series(tree, root, "test")
+        return cls(FoundSources("rsna test", series, tuple(left_out)), kinds, segmenter)
 
     def series_of(self, patient_id: str) -> list[str]:
         return sorted(series_id for patient, series_id in self._series if patient == patient_id)

@@ -1,6 +1,6 @@
 """What is known of every patient so far: a whole submission at any time, and how it came about."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -53,8 +53,12 @@ class Results:
         self._told[key] = ("skipped", reason)
 
     def predictions(self) -> pd.DataFrame:
-        """`patient_id` and the 13 probabilities, a row a patient; who has no prediction gets the prior."""
-        answers = [(key[0], self._answers[key]) for key in self._series if key in self._answers]
+        """`patient_id` and the 13 probabilities, a row a patient; who has no prediction gets the prior.
+
+        Another thread may add series meanwhile.
+        """
+        known = self._answers.copy()
+        answers = [(key[0], known[key]) for key in self._series if key in known]
         seen = pd.Series([patient for patient, _ in answers], dtype=str)
         parts = []
         if answers:
@@ -68,18 +72,22 @@ class Results:
             # what the competition refuses in one row, it refuses in all
             rows.loc[~obeys_rules(rows), list(COLUMNS)] = self._prior[list(COLUMNS)].to_numpy()
             parts.append(rows)
-        without = self._without_prediction()
+        without = self._all_but(seen)
         if without:
             parts.append(constant(self._prior, pd.Series(without, dtype=str)))
         return pd.concat(parts, ignore_index=True)
 
     def report(self) -> pd.DataFrame:
-        """A row a series and for each patient that got the prior, patient by patient, see `REPORT`."""
-        rows = [(*key, *self._told.get(key, ("not reached", ""))) for key in self._series]
+        """A row a series and for each patient that got the prior, patient by patient, see `REPORT`.
+
+        Another thread may add series meanwhile.
+        """
+        told = self._told.copy()
+        rows = [(*key, *told.get(key, ("not reached", ""))) for key in self._series]
         reasons: dict[str, set[str]] = {}
         for patient, _, status, _ in rows:
             reasons.setdefault(patient, set()).add(status)
-        for patient in self._without_prediction():
+        for patient in self._all_but(row[0] for row in rows if row[2] in ("ok", "thinned")):
             if patient in reasons:
                 reason = "not reached" if "not reached" in reasons[patient] else "no series could be read"
             else:
@@ -89,6 +97,6 @@ class Results:
         rows.sort(key=lambda row: (place[row[0]], row[1] == "", row[1]))
         return pd.DataFrame(rows, columns=list(REPORT))
 
-    def _without_prediction(self) -> list[str]:
-        known = {patient for patient, _ in self._answers}
-        return [patient for patient in self._patient_ids if patient not in known]
+    def _all_but(self, patient_ids: Iterable[str]) -> list[str]:
+        predicted = set(patient_ids)
+        return [patient for patient in self._patient_ids if patient not in predicted]

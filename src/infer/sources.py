@@ -13,8 +13,8 @@ from src.cls.stacks import StackReader, as_predicted, check_view
 from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.log import warn
-from src.data.attempts import KilledTwice
 from src.data.isolation import ChildNotStarted
+from src.data.series import UnreachableSeries
 from src.data.stack import PreparedDataset
 
 
@@ -127,7 +127,7 @@ def read_or_tell(source: StackSource, patient_id: str, series_id: str) -> ReadSe
             patient_id,
             series_id,
             reason=describe_error(error),
-            is_passing=isinstance(error, ChildNotStarted | KilledTwice | MemoryError | OSError),
+            is_passing=isinstance(error, UnreachableSeries | ChildNotStarted | MemoryError | OSError),
             decode_s=time.perf_counter() - started,
         )
 

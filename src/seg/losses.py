@@ -21,7 +21,8 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Dice is that of the whole batch, a mean over all classes, of which those that the labels do not hold count
     0: cross-entropy alone tells of an organ where there is none.
     """
-    return pixel_loss(logits, labels) + _dice(logits.float(), labels)
+    # segmentation-models-pytorch 0.5 takes whole tensors only
+    return pixel_loss(logits, labels) + _dice(logits.float().contiguous(), labels.contiguous())
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.files import write_table
+from src.core.files import read_exact, write_table
 from src.core.log import progress
 from src.core.runtime import Runtime
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
@@ -200,7 +200,7 @@ def read_positions(dataset: PreparedDataset, series: pd.Series) -> np.ndarray:
     """
     path = image_folder(dataset.folder, series["patient_id"], series["series_id"]) / "slices.csv"
     try:
-        z_mm = pd.read_csv(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
+        z_mm = read_exact(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
     except (OSError, ValueError):
         raise UserError(f"{path} is missing or damaged; prepare the data set again") from None
     if len(z_mm) != series["slices"] or not (np.diff(z_mm) < 0).all():

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from src.core.errors import UserError
-from src.core.files import atomic_path, only_writer, require_writable, write_json, write_table
+from src.core.files import atomic_path, only_writer, read_exact, require_writable, write_json, write_table
 from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.data.stack import PreparedDataset, discard, write_png
@@ -178,7 +178,7 @@ def _is_done(dataset: PreparedDataset, row: pd.Series, output: Path) -> bool:
     if not areas.is_file():
         return False
     try:
-        shown_mm = pd.read_csv(areas, usecols=["z_mm"], dtype=float)["z_mm"]
+        shown_mm = read_exact(areas, usecols=["z_mm"], dtype=float)["z_mm"]
         z_mm = read_positions(dataset, row)
     except (UserError, ValueError):
         return False

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
+from src.core.files import read_exact
 from src.data.stack import image_folder, read_description, read_series_tables, read_windows
 from src.voco.options import VocoOptions
 
@@ -41,7 +42,7 @@ class Series:
         """
         path = self.folder / "slices.csv"
         try:
-            z_mm = pd.read_csv(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
+            z_mm = read_exact(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
         except (OSError, ValueError):
             raise UserError(f"{path} is missing or damaged; prepare the data set again") from None
         if len(z_mm) != self.slices:
