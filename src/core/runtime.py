@@ -7,7 +7,7 @@ process, and unpickles the latter.
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -153,6 +153,10 @@ class Runtime:
         Not after an error: leaving waits for the others, who may wait for this one.
         """
         if kind is None and distributed.is_initialized():
+            # Once all are here, gloo's thread has let go of the tensors of earlier exchanges. Else torch 2.8
+            # may wait for that thread, which waits for Python.
+            with suppress(RuntimeError):  # another process is gone already
+                self.wait_for_all()
             distributed.destroy_process_group()
 
     def autocast(self) -> AbstractContextManager:
