@@ -121,6 +121,7 @@ def test_where_one_process_fails_the_other_ends_in_one_line(long, tmp_path):
 
 def share(long, output):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others: time for their own words
     return subprocess.run(
         [*launcher, SCRIPT, *command(long, output)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

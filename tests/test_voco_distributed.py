@@ -58,6 +58,7 @@ def arguments(data, output, *changes):
 def share(data, output, *changes):
     """A run of two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others: time for their own words
     return subprocess.run(
         [*launcher, SCRIPT, *arguments(data, output, *changes)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
