@@ -1,10 +1,10 @@
 """A series survives the files that kill or stop its decoders, one attempt at a time."""
 
 import pytest
-from dying_readers import read_files
+from dying_readers import be_silent, read_files
 
 from src.data.attempts import with_caution
-from src.data.series import SeriesError
+from src.data.series import SeriesError, UnreachableSeries
 
 NAMES = ("1", "2", "3")
 
@@ -35,8 +35,14 @@ def test_a_file_that_no_decoder_survives_is_left_out_with_its_reason():
 
 def test_a_series_of_such_files_is_given_up():
     many = tuple(str(number) for number in range(20))
-    with pytest.raises(SeriesError, match="every decoder crashes on it"):
+    with pytest.raises(SeriesError, match="every decoder crashes on it") as caught:
         with_caution(read_files, many, dict.fromkeys(many, "crash in both"))
+    assert not isinstance(caught.value, UnreachableSeries)
+
+
+def test_silence_may_be_the_disks_fault():
+    with pytest.raises(UnreachableSeries, match="every decoder hangs on it"):
+        with_caution(be_silent, silence_limit_s=0.5)
 
 
 def test_memory_is_no_fault_of_a_file():

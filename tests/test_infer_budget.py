@@ -102,6 +102,17 @@ def test_where_reading_is_the_limit_nothing_is_left_out():
     assert 2 in machine.run(100, max_s=2600, side_by_side=False)[0]
 
 
+def test_a_series_that_hangs_does_not_make_the_others_look_slow():
+    clock = Clock()
+    pace = Pace(200, COSTS, 1e4, side_by_side=False, started=clock(), clock=clock)
+    for number in range(100):
+        seconds, reason = (330.0, "every decoder hangs on it") if number == 50 else (0.1, "")
+        clock.now += seconds + (0.0 if reason else 20.0)
+        read = ReadSeries("1", "2", reason=reason, decode_s=seconds)
+        pace.note(read, None if reason else Prediction(np.zeros((2, 13)), 0.0, (10.0, 10.0)))
+        assert pace.share == COSTS[0].share
+
+
 def test_organs_are_no_cost_where_nobody_looks_at_them():
     machine = Machine()
     machine.organs_s, machine.pass_s = 100.0, (0.1, 0.1)

@@ -1,5 +1,6 @@
 """Networks that fail are tried again with less, and give the same."""
 
+import errno
 from contextlib import nullcontext
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from infer_runs import train_small
 
 from src.cls.model import TraumaClassifier
+from src.core.errors import UserError
 from src.infer.careful import CarefulNetworks
 from src.infer.inputs import open_source
 from src.infer.networks import Care, Networks
@@ -99,6 +101,23 @@ def test_a_device_that_cannot_be_had_is_left_alone(networks, series, capsys, err
     expected = predict(networks, series)
     networks.move(place)
     np.testing.assert_array_equal(predict(networks, series), expected)
+    assert "everything is predicted on the CPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("model.safetensors cannot be read"), OSError(errno.EIO, "I/O error"), MemoryError()]
+)
+def test_models_that_cannot_be_read_again_for_the_device_stay_on_the_cpu(
+    run, networks, series, capsys, error
+):
+    def load(placement):
+        if placement.device.type != "cpu":
+            raise error
+        return Networks(placement, [run])
+
+    careful = CarefulNetworks(load)
+    careful.move(lambda: Placement(torch.device("meta"), nullcontext))
+    np.testing.assert_array_equal(predict(careful, series), predict(networks, series))
     assert "everything is predicted on the CPU" in capsys.readouterr().err
 
 

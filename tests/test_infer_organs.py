@@ -8,6 +8,9 @@ from seg_files import write_pair
 import prepare_data
 import segment
 from src.core.errors import UserError
+from src.infer.ensemble import Ensemble, Share
+from src.infer.placement import Placement
+from src.submit.models import check_models
 
 ORGAN_VIEWS = "--z-range organs --in-plane liver --masks each --neighbours 3"
 
@@ -15,6 +18,11 @@ ORGAN_VIEWS = "--z-range organs --in-plane liver --masks each --neighbours 3"
 @pytest.fixture(scope="module")
 def organ_run(tiny, tmp_path_factory):
     return train_small(tiny, tmp_path_factory.mktemp("models") / "organs", ORGAN_VIEWS)
+
+
+@pytest.fixture(scope="module")
+def plain_run(tiny, tmp_path_factory):
+    return train_small(tiny, tmp_path_factory.mktemp("models") / "plain")
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +65,31 @@ def test_a_segmenter_of_another_size_is_refused(tiny, organ_run, tmp_path):
         submit(tiny.raw, organ_run, tiny.sample, tmp_path, "--segmenter", other)
 
 
-def test_a_segmenter_that_nobody_needs_is_refused(tiny, segmenter, tmp_path):
-    plain = train_small(tiny, tmp_path / "plain")
+def test_a_segmenter_that_nobody_needs_is_refused(tiny, plain_run, segmenter, tmp_path):
     with pytest.raises(UserError, match="none of these models looks at organs"):
-        submit(tiny.raw, plain, tiny.sample, tmp_path, "--segmenter", segmenter)
+        submit(tiny.raw, plain_run, tiny.sample, tmp_path, "--segmenter", segmenter)
+
+
+def test_a_run_without_weight_asks_for_no_segmenter(tiny, organ_run, plain_run, segmenter, tmp_path):
+    alone = submit(tiny.raw, plain_run, tiny.sample, tmp_path / "alone")
+    runs, weights = [plain_run, organ_run], ("--weights", 1, 0)
+    without = submit(tiny.raw, runs, tiny.sample, tmp_path / "without", *weights)
+    unused = submit(tiny.raw, runs, tiny.sample, tmp_path / "unused", *weights, "--segmenter", segmenter)
+    np.testing.assert_array_equal(without, alone)
+    np.testing.assert_array_equal(unused, alone)
+    check_models(runs, (1.0, 0.0), None)
+    check_models(runs, (1.0, 0.0), segmenter)
+    with pytest.raises(UserError, match="give --segmenter"):
+        check_models(runs, (0.5, 0.5), None)
+
+
+@pytest.mark.parametrize("weights", [(0.25, 0.75), (0.75, 0.25)])
+def test_short_of_time_runs_that_look_at_no_organs_are_left_at_last(organ_run, plain_run, weights):
+    ensemble = Ensemble([plain_run, organ_run], Placement.on_cpu(), weights)
+    shares = ensemble.shares
+    plain = shares.index(Share((2, 0)))
+    assert shares[0] == Share((2, 2)) and all(ensemble.needs_organs(share) for share in shares[:plain])
+    assert shares[plain:] == [Share((2, 0)), Share((1, 0), tta=False)]
 
 
 def test_a_segmenter_beside_a_prepared_set_is_refused(tiny, organ_run, segmenter, tmp_path):

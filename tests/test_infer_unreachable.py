@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from infer_runs import read_report, submit, train_small
 
+from src.core.errors import UserError
 from src.data import dicom_readers
 from src.data.dicom_series import scan_series
+from src.data.file_tree import LocalTree
 from src.data.grey_slices import load_stack
 from src.data.series import SeriesError, UnreachableSeries
-from src.data.storage import LocalFile, LocalFolder, UnreachableFile, UnreadableFile
-from src.infer import pipeline
+from src.data.storage import LocalFile, LocalFolder, UnreachableFile, UnreachableTree, UnreadableFile
+from src.infer import inputs, pipeline
 from src.infer import raw as raw_images
 
 
@@ -51,6 +53,9 @@ def test_a_disk_that_is_away_is_told_from_a_file_that_is_gone(tiny, monkeypatch,
             with pytest.raises(UnreadableFile) as caught:
                 work()
             assert isinstance(caught.value, UnreachableFile) == passes
+        with pytest.raises(UserError) as caught:
+            LocalTree(folder).list_folder("")
+        assert isinstance(caught.value, UnreachableTree) == passes
         with pytest.raises(SeriesError, match="no usable file: file cannot be read") as caught:
             scan_series(files)
         assert isinstance(caught.value, UnreachableSeries) == passes
@@ -120,3 +125,28 @@ def test_a_series_without_files_is_not_read_again(tiny, run, tmp_path, monkeypat
     monkeypatch.setattr(raw_images, "load_stack", AwayAtFirst(series.name, tmp_path / "asked", 0))
     submit(raw, run, tiny.sample, tmp_path)
     assert (tmp_path / "asked").stat().st_size == 1
+
+
+@pytest.mark.parametrize(("times", "is_read"), [(2, True), (9, False)])
+def test_folders_that_cannot_be_listed_at_first_are_listed_again(
+    tiny, run, tmp_path, monkeypatch, capsys, times, is_read
+):
+    asked = []
+
+    def away_at_first(self, folder):
+        asked.append(folder)
+        if len(asked) <= times:
+            raise UnreachableTree(f"cannot read the folder {folder}: Input/output error")
+        return list_folder(self, folder)
+
+    list_folder = LocalTree.list_folder
+    monkeypatch.setattr(LocalTree, "list_folder", away_at_first)
+    monkeypatch.setattr(inputs, "PAUSES_S", (0.0, 0.0))
+    if is_read:
+        submit(tiny.raw, run, tiny.sample, tmp_path)
+        assert "ok" in set(read_report(tmp_path).status)
+    else:
+        with pytest.raises(UnreachableTree):
+            submit(tiny.raw, run, tiny.sample, tmp_path)
+    assert capsys.readouterr().err.count("trying again") == 2
+    assert (tmp_path / "submission.csv").exists() == is_read

@@ -97,7 +97,7 @@ def test_the_runs_of_the_bundle_are_those_given_in_their_order(made, stock):
         assert all((copy / path).read_bytes() == (run / path).read_bytes() for path in run_files(run))
     assert [len(networks) for networks in find_folds(models[0])] == [1, 1]
     assert [path.parent.name for path in find_first_level(models[1] / "fold0")] == ["0", "1"]
-    check_models(models, made / read_bundle(made).segmenter)  # nothing is missing in the copies
+    check_models(models, None, made / read_bundle(made).segmenter)  # nothing is missing in the copies
 
 
 def test_the_checksums_are_right_for_sha256sum_and_cover_every_file_that_is_uploaded(made):

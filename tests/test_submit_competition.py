@@ -11,6 +11,7 @@ from src.core.errors import UserError
 from src.submit import competition
 from src.submit.competition import read_submissions
 from src.submit.failures import KaggleError
+from src.submit.waiting import PATIENCE
 
 NOTE = f"five folds (version 3 of {KERNEL})"
 HEADER = "ref,fileName,date,description,status,publicScore,privateScore\n"
@@ -91,11 +92,22 @@ def test_among_new_submissions_the_one_with_our_message_is_ours(kaggle, capsys):
     assert "public score: 0.41" in capsys.readouterr().out
 
 
+def test_what_another_member_submits_before_ours_is_listed_is_not_ours(kaggle, capsys):
+    theirs = row(3, "COMPLETE", note="somebody else's", public="0.9", private="0.9")
+    ours = row(2, "COMPLETE", public="0.41", private="0.43")
+    kaggle.answer(answers([OLD, *[listed(theirs)] * PATIENCE, listed(theirs, ours)]))
+    submitted()
+    assert "public score: 0.41" in capsys.readouterr().out
+
+
 def test_a_message_that_kaggle_changed_is_no_hindrance(kaggle, capsys):
     changed = [row(number, "COMPLETE", note="five fol", public=f"0.{number}") for number in (3, 2)]
     kaggle.answer(answers([OLD, listed(*changed)]))
     submitted()
-    assert "public score: 0.3, private score: not shown" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "public score: 0.3, private score: not shown" in shown.out
+    assert f"no submission has the message '{NOTE}': the newest is taken for it" in shown.err
+    assert kaggle.calls.count(LOOK) == 1 + PATIENCE + 1
 
 
 def test_what_waits_for_its_score_is_not_handed_in_again(kaggle, capsys):

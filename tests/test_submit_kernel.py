@@ -113,10 +113,10 @@ def test_a_notebook_that_is_there_is_replaced_and_other_folders_are_left_alone(t
         (["--infer=-h"], "--infer must not hold -h"),
         (["--infer=--check x.csv"], "--infer must not hold --check"),
         (["--infer=--tta 'none"], "--infer is not a command line"),
-        (["--max-hours", "0"], "--max-hours must be above 0 and at most 8.8, got 0"),
+        (["--max-hours", "0"], "--max-hours must be above 0 and at most 8.7, got 0"),
         (
             ["--max-hours", "8.9"],
-            "--max-hours must be above 0 and at most 8.8, got 8.9: the competition stops",
+            "--max-hours must be above 0 and at most 8.7, got 8.9: the competition stops",
         ),
         (["--id", "no-user"], "--id takes USER/SLUG"),
         (["--id", "someone/Big_Name"], "--id takes USER/SLUG"),
@@ -131,6 +131,15 @@ def test_refusals_are_one_line_and_write_nothing(tmp_path, monkeypatch, more, pa
         submit.main(["kernel", "--bundle", "bundle", "--id", KERNEL, "--output", "kernel", *more])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "kernel").exists()
+
+
+def test_a_bundle_that_was_changed_is_refused(tmp_path):
+    make(tmp_path)
+    (tmp_path / "bundle" / "post.json").write_text("{}")
+    again = ["kernel", "--bundle", str(tmp_path / "bundle"), "--id", KERNEL]
+    with pytest.raises(UserError, match=r"post.json was changed or removed: make the bundle again"):
+        submit.main([*again, "--output", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 def test_weights_are_counted_against_the_runs_of_the_bundle(tmp_path):

@@ -319,6 +319,18 @@ def test_metadata_that_were_changed_are_refused(kaggle, pushed, tmp_path):
     assert kaggle.calls == []
 
 
+def test_a_bundle_that_was_changed_is_not_uploaded(kaggle, pushed, tmp_path):
+    (tmp_path / "bundle" / "notes.txt").write_text("an extra file does no harm")
+    post = tmp_path / "bundle" / "post.json"
+    post.write_text(post.read_text() + " ")
+    with pytest.raises(UserError, match=r"post.json was changed or removed: make the bundle again"):
+        pushed()
+    post.unlink()
+    with pytest.raises(UserError, match=r"post.json was changed or removed"):
+        pushed()
+    assert kaggle.calls == []
+
+
 @pytest.mark.parametrize(
     ("text", "status"),
     [

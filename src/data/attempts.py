@@ -28,7 +28,7 @@ def with_caution(
     crash or hang on as well.
 
     Raises:
-        SeriesError: raised by the function, or nothing helped.
+        SeriesError: raised by the function, or nothing helped; `UnreachableSeries` against silence.
         KilledTwice: not by a decoder, as it seems.
     """
     caution, killed = Caution(), False
@@ -57,5 +57,7 @@ def _more_careful(caution: Caution, failure: ChildCrashed | ChildStalled) -> Cau
     what = "crashes" if isinstance(failure, ChildCrashed) else "hangs"
     known = {item.source for item in caution.left_out}
     if not failure.last_step or failure.last_step in known or len(known) == _MOST_LEFT_OUT:
-        raise SeriesError(f"every decoder {what} on it")
+        # a mount that does not answer looks like a decoder that hangs
+        kind = UnreachableSeries if isinstance(failure, ChildStalled) else SeriesError
+        raise kind(f"every decoder {what} on it")
     return Caution(True, (*caution.left_out, Rejected(failure.last_step, f"every decoder {what} on it")))

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Protocol
 
 from src.core.errors import UserError
-from src.data.storage import FileSet, LocalFiles, LocalFolder, StoredFile, is_hidden, is_to_read
+from src.data.storage import (
+    FileSet,
+    LocalFiles,
+    LocalFolder,
+    StoredFile,
+    UnreachableTree,
+    is_hidden,
+    is_passing,
+    is_to_read,
+)
 from src.data.zip_archive import ZipTree
 
 
@@ -21,7 +30,7 @@ class FileTree(Protocol):
         """Names of the folders, and of the files, in a folder, sorted, without hidden ones.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read; `UnreachableTree` where another try may help.
         """
 
     def folder(self, folder: str) -> FileSet:
@@ -46,7 +55,8 @@ class LocalTree:
                     if kind is not None:
                         (files if kind == "file" else folders).append(entry.name)
         except OSError as error:
-            raise UserError(f"cannot read the folder {self.path / folder}: {error.strerror}") from None
+            kind = UnreachableTree if is_passing(error) else UserError
+            raise kind(f"cannot read the folder {self.path / folder}: {error.strerror}") from None
         return tuple(sorted(folders)), tuple(sorted(files))
 
     def folder(self, folder: str) -> FileSet:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from src.core.errors import UserError
+
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
 
@@ -28,6 +30,10 @@ class UnreadableFile(Exception):
 
 class UnreachableFile(UnreadableFile):
     """The file is not to blame but the disk, the network or the machine: another try may have its bytes."""
+
+
+class UnreachableTree(UserError):
+    """Folders that cannot be listed, by fault of the disk or the machine: another try may help."""
 
 
 class StoredFile(Protocol):
@@ -199,5 +205,10 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def unreadable(what: str, error: OSError) -> UnreadableFile:
     """The error to raise for a file, a folder or an archive that the system does not give."""
-    kind = UnreachableFile if error.errno in _PASSING else UnreadableFile
+    kind = UnreachableFile if is_passing(error) else UnreadableFile
     return kind(f"{what} cannot be read: {error.strerror or error}")
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether the disk, the network or the machine is to blame for it rather than a file."""
+    return error.errno in _PASSING

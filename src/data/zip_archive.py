@@ -12,7 +12,16 @@ from typing import BinaryIO
 import numpy as np
 
 from src.core.errors import UserError
-from src.data.storage import CHUNK, FileSet, StoredFile, UnreadableFile, is_hidden, unreadable
+from src.data.storage import (
+    CHUNK,
+    FileSet,
+    StoredFile,
+    UnreachableTree,
+    UnreadableFile,
+    is_hidden,
+    is_passing,
+    unreadable,
+)
 
 _LOCAL_HEADER = (
     b"PK\x03\x04"  # a member's own header: 30 bytes, the lengths of its name and extras at the end
@@ -114,14 +123,16 @@ class ZipTree:
         Where a name occurs twice the later member counts, as after unpacking.
 
         Raises:
-            UserError: not a zip archive, damaged, or with members that cannot be read in place.
+            UserError: not a zip archive, damaged, or with members that cannot be read in place;
+                `UnreachableTree` where another try may help.
         """
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.filelist
         except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a readable zip archive: {error}") from None
+            kind = UnreachableTree if isinstance(error, OSError) and is_passing(error) else UserError
+            raise kind(f"{path} is not a readable zip archive: {error}") from None
         del archive  # with its second list of every member
         self._subfolders: dict[str, set[str]] = defaultdict(set, {"": set()})
         self._names: dict[str, dict[str, int]] = defaultdict(dict)

@@ -37,7 +37,7 @@ def list_costs(networks: Networks) -> list[Cost]:
     """What may be done with a series, from everything to least."""
     ensemble = networks.ensemble
     return [
-        Cost(share, ensemble.count_passes(share), networks.needs_organs(share)) for share in ensemble.shares
+        Cost(share, ensemble.count_passes(share), ensemble.needs_organs(share)) for share in ensemble.shares
     ]
 
 
@@ -94,7 +94,8 @@ class Pace:
     def note(self, series: ReadSeries, prediction: Prediction | None) -> None:
         """Take in one more series, predicted or not."""
         self.done += 1
-        self._read_s.add(series.decode_s + series.transform_s)
+        if not series.reason:  # what could not be read took no time that tells of others: minutes for a hang
+            self._read_s.add(series.decode_s + series.transform_s)
         if prediction is not None:
             cost = self.costs[self._level]
             if cost.finds_organs:

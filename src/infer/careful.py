@@ -38,7 +38,7 @@ class CarefulNetworks:
                 self._on_cpu.placement = placement
             else:
                 self.networks = self._load(placement)
-        except (RuntimeError, ValueError) as error:  # of the driver, or memory; a precision that it lacks
+        except Exception as error:  # of the driver, of memory, of the disk with the models
             warn(f"everything is predicted on the CPU, since the GPU cannot be used: {describe_error(error)}")
             return
         self._cares[placement.device.type] = Care()
@@ -49,7 +49,7 @@ class CarefulNetworks:
         """Look at a series.
 
         Args:
-            check: called between forward passes; what it raises ends the work.
+            check: see `Effort`; what it raises ends the work.
 
         Raises:
             Exception: nothing helped, or it is not a matter of memory, precision or device.

@@ -39,7 +39,7 @@ class Effort:
     slices_at_once: int | None = None
     """that pass a network together; None is all of a stack"""
     check: Callable[[], None] = lambda: None
-    """called between forward passes; what it raises ends the work"""
+    """called between networks, offsets and chunks of slices; what it raises ends the work"""
 
 
 class Member(Protocol):
@@ -170,23 +170,39 @@ class Ensemble:
         """What is done with ever less time: everything, then ever fewer forward passes.
 
         First flips and offsets go, then folds, the last one of the run that has most left, until each run has
-        one; then runs, the one with the least weight first, until one is left.
+        one; then runs, the one with the least weight first, until one is left. Finding organs may cost more
+        than all this: where runs look at none, these are left alone at the end, from all their passes on.
         """
-        weights = self.weights
-        shares = [self.all, replace(self.all, tta=False)]
-        folds = list(self.all.folds)
+        runs = [run for run, count in enumerate(self.all.folds) if count]
+        plain = [run for run in runs if not self.needs_organs(self._only([run]))]
+        shares = self._thin_out(runs)
+        if 0 < len(plain) < len(runs):
+            shares = [share for share in shares if self.needs_organs(share)] + self._thin_out(plain)
+        return shares
+
+    def _thin_out(self, runs: Sequence[int]) -> list[Share]:
+        """From all of these runs to one fold of one, each share with fewer passes than those before it."""
+        full = self._only(runs)
+        shares = [full, replace(full, tta=False)]
+        folds = list(full.folds)
         while max(folds) > 1:
-            most = max(range(len(folds)), key=lambda run: (folds[run], -weights[run], run))
+            most = max(runs, key=lambda run: (folds[run], -self.weights[run], run))
             folds[most] -= 1
             shares.append(Share(tuple(folds), tta=False))
-        asked = [run for run in range(len(folds)) if folds[run]]
-        for run in sorted(asked, key=lambda run: (weights[run], -run))[:-1]:
+        for run in sorted(runs, key=lambda run: (self.weights[run], -run))[:-1]:
             folds[run] = 0
             shares.append(Share(tuple(folds), tta=False))
         passes = [sum(self.count_passes(share)) for share in shares]
         return [
             share for place, share in enumerate(shares) if place == 0 or passes[place] < min(passes[:place])
         ]
+
+    def _only(self, runs: Sequence[int]) -> Share:
+        return Share(tuple(count if run in runs else 0 for run, count in enumerate(self.all.folds)))
+
+    def needs_organs(self, share: Share) -> bool:
+        """Whether models of a share look at them."""
+        return any(kind.view.needs_masks for kind in self.stack_kinds(share))
 
     def count_passes(self, share: Share) -> tuple[int, ...]:
         """Forward passes for a series, of each run."""

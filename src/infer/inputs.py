@@ -1,12 +1,18 @@
 """What --input names: test images as they are, or a prepared data set."""
 
+import time
 from pathlib import Path
 
 from src.core.errors import UserError
+from src.core.log import warn
 from src.data.stack import PreparedDataset
+from src.data.storage import UnreachableTree
 from src.infer.networks import Networks
 from src.infer.raw import RawSource
 from src.infer.sources import PreparedSource, StackSource
+
+PAUSES_S = (10.0, 30.0, 60.0)
+"""Before another look at a disk that is away. Without its folders there is nothing to predict."""
 
 
 def require_input(path: Path) -> None:
@@ -24,6 +30,16 @@ def open_source(path: Path, networks: Networks) -> StackSource:
     Raises:
         UserError: neither, or it cannot feed these networks.
     """
+    for pause_s in PAUSES_S:
+        try:
+            return _open(path, networks)
+        except UnreachableTree as error:
+            warn(f"{error}; trying again in {pause_s:.0f} s")
+            time.sleep(pause_s)
+    return _open(path, networks)
+
+
+def _open(path: Path, networks: Networks) -> StackSource:
     kinds = networks.ensemble.stack_kinds()
     if not (path / "dataset.json").exists():
         networks.warn_of_other_masks()

@@ -46,7 +46,7 @@ class Networks:
     Args:
         placement: where they run.
         runs, weights, flips: see `Ensemble`.
-        segmenter: run folder of train_seg.py.
+        segmenter: run folder of train_seg.py; not loaded where the runs that look at organs have no weight.
 
     Raises:
         UserError: a folder without a model, or a segmenter that nobody needs.
@@ -62,18 +62,20 @@ class Networks:
     ) -> None:
         self.placement = placement
         self.ensemble = Ensemble(runs, placement, weights or (1.0,) * len(runs), flips)
-        self.finder = None if segmenter is None else OrganFinder(segmenter, placement)
-        if segmenter is not None and not self.needs_organs(self.ensemble.all):
+        self.finder = None
+        if segmenter is None:
+            return
+        if self.ensemble.needs_organs(self.ensemble.all):
+            self.finder = OrganFinder(segmenter, placement)
+        elif not any(
+            kind.view.needs_masks for member in self.ensemble.members for kind in member.kinds(True)
+        ):
             raise UserError(f"none of these models looks at organs: leave --segmenter {segmenter} out")
 
     @property
     def most_slices(self) -> int:
         """The longest stack."""
         return max(kind.view.slices for kind in self.ensemble.stack_kinds())
-
-    def needs_organs(self, share: Share) -> bool:
-        """Whether models of a share look at them."""
-        return any(kind.view.needs_masks for kind in self.ensemble.stack_kinds(share))
 
     def warn_of_other_masks(self) -> None:
         """Say so where models were trained with true masks and are shown predicted ones."""
@@ -87,7 +89,7 @@ class Networks:
         """Look at a series.
 
         Args:
-            check: called between forward passes; what it raises ends the work.
+            check: see `Effort`; what it raises ends the work.
 
         Raises:
             FloatingPointError: a network gives what is no number.
@@ -97,7 +99,7 @@ class Networks:
         effort = Effort(autocast, care.slices_at_once, check)
         stacks: dict[StackKind, StackBatch] = dict(series.stacks)
         note, organs_s = "", 0.0
-        if series.volume is not None and self.needs_organs(share):
+        if series.volume is not None and self.ensemble.needs_organs(share):
             kinds = [kind for kind in self.ensemble.stack_kinds(share) if kind.view.needs_masks]
             found, note = self.finder.cut(series.volume, kinds, effort)
             stacks |= found

@@ -82,14 +82,14 @@ def predict_series(
                     if time.monotonic() - heard > STUCK_S:
                         return f"no series could be read for {STUCK_S / 60:.0f} minutes"
                     continue
-                heard = time.monotonic()
                 ids = (found.patient_id, found.series_id)
                 tries[ids] += 1
                 if found.is_passing and tries[ids] < TRIES:
                     reader.add(ids)
-                    continue
-                _predict(found, networks, results, pace, check)
-                bar.update()
+                else:
+                    _predict(found, networks, results, pace, check)
+                    bar.update()
+                heard = time.monotonic()  # not before: predicting may take long
                 if time.monotonic() - saved >= SAVE_EVERY_S:
                     _try(save)
                     saved = time.monotonic()

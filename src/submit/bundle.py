@@ -38,10 +38,13 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
             something else than a bundle.
     """
     kaggle = read_kaggle_packages(options.kaggle_packages or KAGGLE_PACKAGES)
+    weights = None
     if options.post:
-        read_post(options.post).require_runs(options.models)
+        post = read_post(options.post)
+        post.require_runs(options.models)
+        weights = post.weights
     with _whole_or_absent(options.output) as folder:
-        check_models(options.models, options.segmenter)
+        check_models(options.models, weights, options.segmenter)
         for run in options.models:
             warn_of_unfinished(run)
         wheels, needed = _bring_packages(folder, copy_source(folder), kaggle, options.python)

@@ -42,12 +42,34 @@ def read_bundle(folder: Path) -> Bundle:
 
 def write_checksums(folder: Path) -> None:
     """`SHA256SUMS` over every file, as sha256sum reads it."""
+    (folder / CHECKSUMS).write_text(_sum_up(folder), encoding="utf-8")
+
+
+def require_unchanged(folder: Path) -> None:
+    """Make sure that a bundle holds what it was made of: the notebook would refuse it, hours later.
+
+    Raises:
+        UserError: a file was changed or removed, or cannot be read.
+    """
+    try:
+        told = set((folder / CHECKSUMS).read_text(encoding="utf-8").splitlines())
+        found = set(_sum_up(folder).splitlines())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be read ({error}): make the bundle again") from None
+    if other := sorted(line.split("  ", 1)[-1] for line in told - found):
+        raise UserError(f"{folder / other[0]} was changed or removed: make the bundle again")
+
+
+def _sum_up(folder: Path) -> str:
+    """A line a file, but for the file of sums itself and the metadata, which are the uploader's."""
     lines = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path in (folder / CHECKSUMS, folder / METADATA):
+            continue
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+    return "".join(lines)
 
 
 def read_fingerprint(folder: Path) -> str:

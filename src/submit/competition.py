@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from src.core.errors import UserError
-from src.core.log import say
+from src.core.log import say, warn
 from src.submit.failures import KaggleError
 from src.submit.kaggle_program import command_line, run_kaggle
 from src.submit.kernel_folder import read_kernel
@@ -115,13 +115,16 @@ def _wait_for_score(options: SubmitOptions, submission: _Submission, before: set
 
     def look() -> str:
         nonlocal missed
-        # Others of the team may submit too; and Kaggle may change our message.
         new = [row for row in submission.read_list() if row["ref"] not in before]
-        ours = [row for row in new if row["description"] == submission.note] or new
+        ours = [row for row in new if row["description"] == submission.note]
+        missed += not ours
+        if not ours and missed > PATIENCE:
+            ours = new  # Kaggle may have changed our message; sooner it may be another member's submission
+            if ours and missed == PATIENCE + 1:
+                warn(f"no submission has the message {submission.note!r}: the newest is taken for it")
         if ours:
             found.update(ours[0])
             return _status(ours[0])
-        missed += 1
         if missed > PATIENCE:
             raise UserError(
                 f"{submission.name} was handed in, but {PATIENCE} looks at the list show no new submission: "

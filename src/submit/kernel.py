@@ -11,7 +11,7 @@ from src.core.errors import UserError
 from src.core.files import atomic_path, require_writable, write_json
 from src.core.log import warn
 from src.infer.options import InferOptions, choose_post
-from src.submit.bundle_folder import Bundle, read_bundle, read_fingerprint
+from src.submit.bundle_folder import Bundle, read_bundle, read_fingerprint, require_unchanged
 from src.submit.kernel_folder import METADATA, NOTEBOOK
 from src.submit.notebook import OF_THE_NOTEBOOK, NotebookPlan, build_notebook
 from src.submit.options import KernelOptions
@@ -24,9 +24,11 @@ def write_kernel(options: KernelOptions) -> None:
     """Write the notebook and its metadata.
 
     Raises:
-        UserError: no bundle, arguments that infer.py refuses, or an output that cannot be written.
+        UserError: no bundle, one that was changed, arguments that infer.py refuses, or an output that cannot
+            be written.
     """
     bundle = read_bundle(options.bundle)
+    require_unchanged(options.bundle)
     folder = options.output
     if folder.is_dir() and any(folder.iterdir()) and not (folder / METADATA).is_file():
         raise UserError(f"{folder} holds something else than a notebook for Kaggle: name another --output")

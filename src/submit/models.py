@@ -15,13 +15,16 @@ from src.seg.model import MODEL as SEGMENTER
 from src.seg.model import find_segmenter
 
 
-def check_models(runs: Sequence[Path], segmenter: Path | None) -> None:
+def check_models(runs: Sequence[Path], weights: Sequence[float] | None, segmenter: Path | None) -> None:
     """Load everything once, as infer.py will do it for raw test images.
+
+    Args:
+        weights: of the runs in the post-processing; equal ones by default.
 
     Raises:
         UserError: a run or the segmenter cannot be used, or they do not fit each other.
     """
-    networks = Networks(Placement.on_cpu(), runs, segmenter=segmenter)
+    networks = Networks(Placement.on_cpu(), runs, weights, segmenter)
     require_segmenter(networks.ensemble.stack_kinds(), networks.finder and networks.finder.spec)
     networks.warn_of_other_masks()
 

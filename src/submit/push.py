@@ -5,7 +5,14 @@ import shlex
 from src.core.errors import UserError
 from src.core.log import say
 from src.submit import dataset_upload, notebook_run
-from src.submit.bundle_folder import METADATA, Bundle, read_bundle, read_dataset_id, read_fingerprint
+from src.submit.bundle_folder import (
+    METADATA,
+    Bundle,
+    read_bundle,
+    read_dataset_id,
+    read_fingerprint,
+    require_unchanged,
+)
 from src.submit.kaggle_program import command_line
 from src.submit.kernel_folder import Kernel, read_kernel
 from src.submit.options import PushOptions
@@ -45,6 +52,7 @@ def _check(options: PushOptions, bundle: Bundle, kernel: Kernel) -> None:
             f"the notebook in {options.kernel} was made for another state of the bundle in {options.bundle}: "
             "make it again with submit.py kernel"
         )
+    require_unchanged(options.bundle)
 
 
 def _show_commands(options: PushOptions, bundle: Bundle, kernel: Kernel) -> None:
