@@ -1,4 +1,4 @@
-# `make demo` runs the whole line on a phantom; `make test` checks it. Both need only Python 3.11+ and make.
+# `make demo` runs the whole line on a phantom; `make test` checks it. Both need only Python 3.11 to 3.13 and make.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.installed
@@ -54,7 +54,7 @@ clean:
 	rm -rf data runs submission.csv report.csv
 
 $(READY): requirements.txt constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11, 3.12 or 3.13 is needed: PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	touch $@

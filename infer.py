@@ -1,19 +1,19 @@
 """Predict test patients with the fold models and write a valid submission.csv, whatever their files are.
 
 From raw DICOM (nothing is written but the results):
-    python infer.py --input data/rsna --models runs/cls/v2 --sample data/rsna/sample_submission.csv \\
-        --output submission.csv
+    python infer.py --input data/rsna-2023-abdominal-trauma-detection.zip --models runs/cls/plus \\
+        --sample data/rsna/sample_submission.csv --output submission.csv
 
-From a prepared data set, two runs averaged, the first with twice the weight:
-    python infer.py --input data/prepared_test --models runs/cls/v2 runs/cls/v1 --weights 2 1 \\
+From a prepared data set (prepare_data.py --split test), two runs averaged, the first with twice the weight:
+    python infer.py --input data/prepared_test --models runs/cls/plus runs/cls/v2 --weights 2 1 \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 
 With the post-processing that score.py --fit found on the runs' out-of-fold tables, and a time limit:
-    python infer.py --input data/rsna --models runs/cls/v2 runs/cls/v1 --post post.json --max-hours 8.5 \\
+    python infer.py --input data/unpacked --models runs/cls/plus --post runs/cls/post.json --max-hours 8.5 \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 
 Models that look at organs, from raw DICOM:
-    python infer.py --input data/rsna --models runs/cls/organ_aware --segmenter runs/seg/plus \\
+    python infer.py --input data/unpacked --models runs/cls/organ_aware --segmenter runs/seg/dual \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 
 Only look whether a submission would be accepted:
@@ -35,9 +35,9 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable, write_table
 from src.core.log import say, warn
 from src.infer.budget import Pace, list_costs
-from src.infer.careful import CarefulNetworks
 from src.infer.check import check_submission, read_sample
 from src.infer.ending import last_resort, stop_on_signals
+from src.infer.fallback import CarefulNetworks
 from src.infer.inputs import open_source, require_input
 from src.infer.networks import Networks
 from src.infer.options import CheckOptions, InferOptions, choose_post

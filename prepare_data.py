@@ -1,7 +1,7 @@
 """Turn any CT that you have into the 8-bit slice stacks that training reads fast.
 
 The competition, from its folder or from its zip as downloaded:
-    python prepare_data.py --input data/rsna --output data/prepared --jobs 8
+    python prepare_data.py --input data/unpacked --output data/prepared --jobs 8
     python prepare_data.py --input data/rsna-2023-abdominal-trauma-detection.zip --output data/prepared
 
 Any folder tree or zip of DICOM files, and NIfTI volumes with masks beside them:
@@ -10,7 +10,7 @@ Any folder tree or zip of DICOM files, and NIfTI volumes with masks beside them:
         --mask-ids configs/masks/flare23.yaml --output data/prepared_flare
 
 On a Dask cluster whose workers see the same folders:
-    python prepare_data.py --input data/rsna --output data/prepared --cluster tcp://10.0.0.1:8786
+    python prepare_data.py --input data/unpacked --output data/prepared --cluster tcp://10.0.0.1:8786
 
 Run it again after an interruption: finished series are kept. What was left out, and why, is printed at the
 end and stands in series.csv and rejected.csv.

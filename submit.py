@@ -1,6 +1,6 @@
 """From fold models to the leaderboard: a bundle, a notebook, and the kaggle program.
 
-    python submit.py bundle --models runs/cls/plus --post post.json --output kaggle/bundle \\
+    python submit.py bundle --models runs/cls/plus --post runs/cls/post.json --output kaggle/bundle \\
         --id USER/voco-trauma --title "VoCo trauma bundle"
     python submit.py kernel --bundle kaggle/bundle --output kaggle/kernel --id USER/voco-trauma-predict
     python submit.py push --bundle kaggle/bundle --kernel kaggle/kernel --message "five folds"

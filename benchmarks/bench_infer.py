@@ -45,8 +45,8 @@ from src.core.targets import CLASS_WEIGHTS
 from src.data.phantom.generate import generate_dataset
 from src.data.phantom.options import PhantomOptions
 from src.infer.budget import Pace, list_costs
-from src.infer.careful import CarefulNetworks
 from src.infer.ending import StopRequest
+from src.infer.fallback import CarefulNetworks
 from src.infer.networks import Networks
 from src.infer.pipeline import order_series, predict_series
 from src.infer.placement import Placement

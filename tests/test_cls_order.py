@@ -1,11 +1,16 @@
 """Which series an epoch holds, how often injuries are drawn, and what each process reads."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from score_frames import draw_labels
 
+from src.cls.options import ClassifierOptions
 from src.cls.order import RunSampler, SeriesOrder
+from src.cls.task import require_shared_batch
 from src.core.errors import UserError
 from src.core.targets import INJURIES
 
@@ -42,6 +47,23 @@ def test_a_sampler_goes_through_the_epochs_that_are_left():
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match="--batch 8 must be a multiple of the number of processes, 3"):
         order(world=3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "part"),
+    [
+        (4, 4, "leaves a process one, give at least twice"),
+        (6, 4, "must be a multiple of the number"),
+        (8, 4, ""),
+    ],
+)
+def test_every_process_needs_two_stacks_to_mix(tmp_path, batch, world, part):
+    files = dict.fromkeys(("data", "labels", "folds", "output"), tmp_path)
+    options = ClassifierOptions(**files, batch=batch, cutmix=0.25)
+    with pytest.raises(UserError, match=part) if part else nullcontext():
+        require_shared_batch(options, world)
+    if batch % world == 0:
+        require_shared_batch(replace(options, cutmix=0.0), world)
 
 
 def test_balance_draws_injuries_more_often():

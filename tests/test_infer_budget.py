@@ -17,10 +17,10 @@ from infer_runs import read_report, submit, train_small
 from src.cls.model import TraumaClassifier
 from src.core.errors import UserError
 from src.infer.budget import FIRST_SERIES, Cost, Pace
-from src.infer.careful import CarefulNetworks
 from src.infer.check import check_submission
 from src.infer.ending import stop_on_signals
 from src.infer.ensemble import Ensemble, Share
+from src.infer.fallback import CarefulNetworks
 from src.infer.inputs import open_source
 from src.infer.networks import Care, Networks, Prediction
 from src.infer.placement import Placement
@@ -280,7 +280,7 @@ def test_a_gpu_that_never_answers_at_the_start_ends_as_well(tiny, runs, tmp_path
     code = """
         import sys, time
         import infer
-        from src.infer.careful import CarefulNetworks
+        from src.infer.fallback import CarefulNetworks
 
         CarefulNetworks.move = lambda networks, place: time.sleep(60)
         infer.GRACE_S = 0.0

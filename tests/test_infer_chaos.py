@@ -18,8 +18,8 @@ import infer
 from src.cls.model import TraumaClassifier
 from src.data.phantom import __main__ as phantom
 from src.infer import raw as raw_images
-from src.infer.careful import CarefulNetworks
 from src.infer.check import check_submission
+from src.infer.fallback import CarefulNetworks
 
 READABLE = {"one slice", "all at one position"}
 """Of the broken ones: something of them is left to look at."""

@@ -27,6 +27,7 @@ FILES = (
         "docs/classifier.md",
         "docs/inference.md",
         "docs/submission.md",
+        "docs/experiments.md",
     ),
 )
 
@@ -90,12 +91,20 @@ def test_a_shown_command_exists_with_its_options(command):
             assert (ROOT / word).exists(), word
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()))
-def test_a_linked_file_and_its_heading_exist(link):
+LINKS = [
+    (path.relative_to(ROOT).as_posix(), link)
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "folds" / "README.md")
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_a_linked_file_and_its_heading_exist(page, link):
     name, _, anchor = link.partition("#")
-    assert (ROOT / name).exists()
+    target = (ROOT / page).parent / name if name else ROOT / page
+    assert target.exists()
     if anchor:
-        headings = re.findall(r"^#+ (.*)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
         assert anchor in {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in headings}
 
 

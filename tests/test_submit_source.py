@@ -4,7 +4,7 @@ import pytest
 
 from src.core.config import ROOT
 from src.core.errors import UserError
-from src.submit.probe import find_loaded
+from src.submit.loaded_modules import find_loaded
 from src.submit.source import copy_source, imported_names, module_names, needed_files
 
 

@@ -53,11 +53,6 @@ class FoldTraining:
             options.seed,
             self.runtime.world,
         )
-        if (options.mixup or options.cutmix) and options.batch // self.runtime.world < 2:
-            raise UserError(
-                f"--mixup and --cutmix mix the stacks of a process's batch: --batch {options.batch} leaves a "
-                "process one, give at least twice the number of processes"
-            )
         self.importance = torch.from_numpy(self.order.importance).float()
         self.mixer = StackMixer(options.mixup, options.cutmix)
         self.loss = StackLoss(self.labels, options.loss, options.smoothing, self.spec.targets)

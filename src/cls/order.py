@@ -20,6 +20,16 @@ class Draw(NamedTuple):
     number: int
 
 
+def require_even_share(batch: int, world: int) -> None:
+    """Make sure that `world` processes can share a batch evenly.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if batch % world:
+        raise UserError(f"option --batch {batch} must be a multiple of the number of processes, {world}")
+
+
 class SeriesOrder:
     """The series of every batch of every epoch, from (seed, epoch) alone.
 
@@ -46,8 +56,7 @@ class SeriesOrder:
         seed: int = 0,
         world: int = 1,
     ) -> None:
-        if batch % world:
-            raise UserError(f"option --batch {batch} must be a multiple of the number of processes, {world}")
+        require_even_share(batch, world)
         self.batch, self.seed, self.world, self.class_balance = batch, seed, world, class_balance
         self.count = len(series)
         own = labels.loc[series["patient_id"], list(injuries)]

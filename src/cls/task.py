@@ -15,6 +15,7 @@ from src.cls.inputs import TrainingInputs
 from src.cls.leaks import refuse_shared_patients
 from src.cls.model import ClassifierSpec, save_classifier
 from src.cls.options import ClassifierOptions
+from src.cls.order import require_even_share
 from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
 from src.cls.run_folder import MODEL
 from src.cls.state import build_state
@@ -69,6 +70,7 @@ def train_folds(options: ClassifierOptions) -> None:
         runtime.lost_peer_in_one_line(),
         _hold(options.output),
     ):
+        require_shared_batch(options, runtime.world)
         if is_main_process():
             _claim_folder(options, inputs, chosen)
         runtime.wait_for_all()
@@ -84,6 +86,20 @@ def train_folds(options: ClassifierOptions) -> None:
                 _run_fold(runtime, options, members, inputs, fold)
         if is_main_process():
             write_out_of_fold(options.output, inputs.labels, inputs.folds)
+
+
+def require_shared_batch(options: ClassifierOptions, world: int) -> None:
+    """Make sure that `world` processes can share a batch, and that each can mix its stacks.
+
+    Raises:
+        UserError: they cannot, or a process has a single stack.
+    """
+    require_even_share(options.batch, world)
+    if (options.mixup or options.cutmix) and options.batch // world < 2:
+        raise UserError(
+            f"--mixup and --cutmix mix the stacks of a process's batch: --batch {options.batch} leaves a "
+            "process one, give at least twice the number of processes"
+        )
 
 
 def _hold(output: Path) -> AbstractContextManager[None]:

@@ -132,7 +132,7 @@ def preview_path(source: SeriesSource, output: Path) -> Path:
 
 
 def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
-    """A contact sheet at preview/<patient_id>_<series_id>.png, unless it is newer than the series."""
+    """A contact sheet at preview/<patient_id>/<series_id>.png, unless it is newer than the series."""
     path = preview_path(source, job.output)
     series = image_folder(job.output, source.patient_id, source.series_id) / "series.json"
     if path.exists() and path.stat().st_mtime_ns >= series.stat().st_mtime_ns:

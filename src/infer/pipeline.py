@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from src.core.log import progress, warn
 from src.infer.budget import Pace
-from src.infer.careful import CarefulNetworks
 from src.infer.ending import RunEnds, StopRequest
+from src.infer.fallback import CarefulNetworks
 from src.infer.readers import ReadAhead
 from src.infer.results import Results
 from src.infer.sources import ReadSeries, StackSource, describe_error, read_or_tell

@@ -1,6 +1,6 @@
 """Encoders of sub-volumes: MONAI's SwinUNETR encoder, as VoCo pre-trains it, and a light 3D CNN.
 
-The kit's one use of MONAI, which takes seconds to import and so is imported when an encoder is built.
+MONAI takes seconds to import and so is imported when an encoder is built.
 """
 
 from collections.abc import Callable, Sequence

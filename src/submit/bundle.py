@@ -12,6 +12,7 @@ from src.core.files import require_writable, write_json
 from src.core.log import format_table, say, warn
 from src.score.postprocess import read_post
 from src.submit.bundle_folder import CONTENT, METADATA, Bundle, write_checksums
+from src.submit.loaded_modules import find_loaded
 from src.submit.models import check_models, copy_runs, copy_segmenter, warn_of_unfinished
 from src.submit.options import KAGGLE_PACKAGES, BundleOptions
 from src.submit.packages import (
@@ -22,7 +23,6 @@ from src.submit.packages import (
     read_kaggle_packages,
     read_ranges,
 )
-from src.submit.probe import find_loaded
 from src.submit.source import copy_source, imported_names, module_names
 from src.submit.wheels import download_wheels
 

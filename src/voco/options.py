@@ -18,7 +18,7 @@ class VocoOptions:
     """Optimiser steps; the cosine schedule ends there, so a shorter run anneals faster."""
 
     backbone: str = "efficientnetv2_rw_s"
-    """Any timm backbone (efficientnet_b0; mobilenetv3_small_050 on a CPU), or one of 3D: swin_unetr_b,
+    """Any timm backbone (efficientnet_b0; test_resnet on a CPU), or one of 3D: swin_unetr_b,
     swin_unetr_l, swin_unetr_h, resnet10_3d."""
 
     pretrained: bool = False

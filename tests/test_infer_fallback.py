@@ -10,7 +10,7 @@ from infer_runs import train_small
 
 from src.cls.model import TraumaClassifier
 from src.core.errors import UserError
-from src.infer.careful import CarefulNetworks
+from src.infer.fallback import CarefulNetworks
 from src.infer.inputs import open_source
 from src.infer.networks import Care, Networks
 from src.infer.placement import Placement
