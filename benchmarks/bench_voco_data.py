@@ -3,7 +3,8 @@
 python benchmarks/bench_voco_data.py --json voco_data.json
 python benchmarks/bench_voco_data.py --quick
 
-Samples are made of one phantom patient, prepared at 256 px in three windows, of which the settings use one.
+Samples of the presets are made of one phantom patient, prepared at 256 px in three windows; all presets but
+plus, which reads all, use one.
 Its files lie in the page cache: a disk's own speed is not in question. On one thread, in turn in every round:
 
     kit      a sample of the kit: only the slices that a crop shows, only the window that is asked for
@@ -35,6 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ct_files import machine
+from presets import read_preset
 
 import prepare_data
 from src.core.config import parse_options
@@ -50,20 +52,7 @@ from src.voco.dataset import VocoDataset, open_dataset
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "v1": {"canvas": 384, "depth": 96, "grid": 4},
-    "v2": {},
-    "3d": {"canvas": 384, "depth": 96, "grid": 4, "slices": 64, "extent": "whole"},
-    "z-aware": {"depth": 96, "grid_z": 3, "slices": 4, "extent": "whole", "random_crops": 4},
-    "z-aware, appearance": {
-        "depth": 96,
-        "grid_z": 3,
-        "slices": 4,
-        "extent": "whole",
-        "random_crops": 4,
-        "appearance": 0.5,
-    },
-}
+PRESETS = ("v1", "v2", "plus", "3d")
 LIMIT_MS = 60  # of a v2 sample
 ROWS = (1_600, 160_000)
 OPEN_LIMIT_S, ADDED_LIMIT_MB = 10, 300  # of the larger index
@@ -110,10 +99,10 @@ def prepare_phantom(scratch: Path, quick: bool) -> tuple[Path, float]:
 
 
 def time_samples(prepared: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Figures of every setting, in ms a sample."""
+    """Figures of every preset, in ms a sample."""
     figures = {}
-    for name, changes in SETTINGS.items():
-        dataset = open_dataset(VocoOptions(data=(str(prepared),), output="unused", **changes))
+    for name in PRESETS:
+        dataset = open_dataset(read_preset(VocoOptions, f"voco/{name}", data=(str(prepared),)))
         used = used_slices(dataset, epoch=0)
         folder = dataset.index.series(0).folder
         content = [np.fromfile(folder / slice_name(index), np.uint8) for index in used]

@@ -37,13 +37,14 @@ from bench_voco_data import prepare_phantom
 from cost_2d_vs_3d import crops_of
 from counting import Count, count
 from ct_files import machine, phantom_series, write_series
+from presets import read_preset
 
 import prepare_data
 from src.cls.model import ClassifierSpec, TraumaClassifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import Draw
 from src.cls.views import StackView
-from src.core.config import ROOT, parse_options
+from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
@@ -239,17 +240,6 @@ def build_classifier() -> tuple[ClassifierOptions, TraumaClassifier, torch.Tenso
     shape = (options.batch, options.slices, len(windows), options.crop, options.crop)
     images = torch.zeros(*shape, dtype=torch.uint8, device=META)
     return options, TraumaClassifier(spec).to(META), images
-
-
-def read_preset(options: type, name: str, **given: Any) -> Any:
-    """A preset as its script would read it."""
-    words = [word for key, value in given.items() for word in (f"--{key}", *_words(value))]
-    arguments = ["--config", str(ROOT / "configs" / f"{name}.yaml"), *words, "--output", "unused"]
-    return parse_options(options, arguments, prog="recipe_cost.py", description="")
-
-
-def _words(value: Any) -> tuple[str, ...]:
-    return value if isinstance(value, tuple) else (str(value),)
 
 
 def _without_graph(work: Callable[..., Any], images: torch.Tensor) -> None:
