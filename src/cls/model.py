@@ -135,10 +135,10 @@ class TraumaClassifier(nn.Module):
         batch, slices = images.shape[:2]
         flat, organ_logits = images.flatten(0, 1), None  # (B * T, C, H, W)
         if decoded is not None and self.decoder is not None:
-            features, organ_logits = self.decoder(self.encoder, self._normalise(flat), decoded)
+            features, organ_logits = self.decoder(self.encoder, self.normalise(flat), decoded)
         else:
             parts = flat.split(slices_at_once or len(flat))
-            features = torch.cat([self.encoder(self._normalise(part)) for part in parts])
+            features = torch.cat([self.encoder(self.normalise(part)) for part in parts])
         summary = self.head(features.unflatten(0, (batch, slices)), padding)
         return Answer(
             self.classifier(summary.pooled),
@@ -148,7 +148,8 @@ class TraumaClassifier(nn.Module):
             organ_logits,
         )
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
+        """Grey levels (N, C, H, W), 0..255, to what the encoder takes."""
         pixels = images.float().div(255.0)
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
