@@ -114,8 +114,8 @@ def time_stages(raw: Path, run: Path) -> dict[str, float]:
 
     networks, source, series = open_all(raw, run, TimedNetworks)
     share = networks.networks.ensemble.all
-    source.read(*series[0])  # starts the process that decodes
-    read = [source.read(*ids) for ids in series]
+    source.decode(*series[0])  # starts the process that decodes
+    read = [source.decode(*ids)() for ids in series]
     networks.predict(read[0], share)
     model_s = [sum(networks.predict(each, share).runs_s) for each in read]
     stages = {

@@ -223,7 +223,7 @@ def test_a_run_that_is_left_out_is_made_up_for_by_the_weights(tiny, runs):
     networks = Networks(Placement.on_cpu(), [*runs, runs[0]], (0.6, 0.3, 0.1))
     source = open_source(tiny.raw, networks)
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    series = source.read(patient_id, source.series_of(patient_id)[0])
+    series = source.decode(patient_id, source.series_of(patient_id)[0])()
     first, second, third = networks.predict(series, Share((2, 2, 0)), Care()).probabilities
     np.testing.assert_allclose(third, (2 * first + second) / 3)
 

@@ -30,7 +30,7 @@ def networks(run):
 def series(tiny, networks):
     source = open_source(tiny.raw, networks.networks)
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    return source.read(patient_id, source.series_of(patient_id)[0])
+    return source.decode(patient_id, source.series_of(patient_id)[0])()
 
 
 def predict(networks, series):

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from src.core.log import progress, warn
 from src.infer.budget import Pace
@@ -10,7 +11,7 @@ from src.infer.ending import RunEnds, StopRequest
 from src.infer.fallback import CarefulNetworks
 from src.infer.readers import ReadAhead
 from src.infer.results import Results
-from src.infer.sources import ReadSeries, StackSource, describe_error, read_or_tell
+from src.infer.sources import ReadSeries, StackSource, describe_error, unread_series
 
 WAIT_S = 0.5
 """For a series, before looking at the clock and for signals again."""
@@ -59,11 +60,21 @@ def predict_series(
         Why the run ended early; empty if it did not.
     """
 
-    def read(ids: tuple[str, str]) -> ReadSeries:
-        found = read_or_tell(source, *ids)
-        if found.is_passing:
-            time.sleep(PAUSE_S)
-        return found
+    def read(ids: tuple[str, str]) -> _HalfRead:
+        try:
+            return _HalfRead(ids, source.decode(*ids))
+        # One series must not end a submission: whatever it is, the report tells it.
+        except Exception as error:
+            found = unread_series(*ids, error)
+            if found.is_passing:
+                time.sleep(PAUSE_S)
+            return _HalfRead(ids, lambda: found)
+
+    def finish(half: _HalfRead) -> ReadSeries:
+        try:
+            return half.cut()
+        except Exception as error:
+            return unread_series(*half.ids, error)
 
     def check() -> None:
         if stop.name:
@@ -71,7 +82,7 @@ def predict_series(
         if pace.is_over:
             raise RunEnds("the time of --max-hours is spent")
 
-    reader, tries = ReadAhead(read, series, jobs), Counter[tuple[str, str]]()
+    reader, tries = ReadAhead(read, finish, series, jobs), Counter[tuple[str, str]]()
     saved = heard = time.monotonic()
     try:
         with progress(None, len(series), "series") as bar:
@@ -100,6 +111,13 @@ def predict_series(
     return ""
 
 
+class _HalfRead(NamedTuple):
+    """A series whose files are read."""
+
+    ids: tuple[str, str]
+    cut: Callable[[], ReadSeries]
+
+
 def _predict(
     series: ReadSeries,
     networks: CarefulNetworks,
@@ -117,8 +135,7 @@ def _predict(
         prediction = networks.predict(series, pace.share, check)
     except RunEnds:
         raise
-    # One series must not end a submission: whatever it is, the report tells it.
-    except Exception as error:
+    except Exception as error:  # as above
         reason = describe_error(error)
         warn(f"{'/'.join(key)} could not be predicted: {reason}")
         results.skip(key, reason)

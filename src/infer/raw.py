@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +77,10 @@ class RawSource:
         reasons = [item.reason for item in self._left_out if patient_id in item.source.split("/")]
         return "; ".join(dict.fromkeys(reasons))
 
-    def read(self, patient_id: str, series_id: str) -> ReadSeries:
-        stacks: dict[StackKind, StackBatch] = {}
-        volume, decode_s, transform_s = None, 0.0, 0.0
-        for request in self._requests:
-            started = time.perf_counter()
-            decoded = with_caution(
+    def decode(self, patient_id: str, series_id: str) -> Callable[[], ReadSeries]:
+        started = time.perf_counter()
+        decoded = [
+            with_caution(
                 load_stack,
                 self._series[patient_id, series_id],
                 get_windows(request.windows),
@@ -90,18 +88,25 @@ class RawSource:
                 request.choose,
                 silence_limit_s=SILENCE_LIMIT_S,
             )
-            read = time.perf_counter()
+            for request in self._requests
+        ]
+        decode_s = time.perf_counter() - started
+        return lambda: self._cut_all(ReadSeries(patient_id, series_id, decode_s=decode_s), decoded)
+
+    def _cut_all(self, series: ReadSeries, decoded: Sequence[GreyStack]) -> ReadSeries:
+        started = time.perf_counter()
+        stacks: dict[StackKind, StackBatch] = {}
+        volume = None
+        for request, slices in zip(self._requests, decoded, strict=True):
             if request.is_whole:
-                z_mm = decoded.z_mm[decoded.indices]
-                volume = Volume(decoded.images, request.windows, z_mm, decoded.pixel_mm)
+                z_mm = slices.z_mm[slices.indices]
+                volume = Volume(slices.images, request.windows, z_mm, slices.pixel_mm)
             stacks |= {
-                kind: _cut(decoded, request.windows, kind)
+                kind: _cut(slices, request.windows, kind)
                 for kind in request.kinds
                 if not kind.view.needs_masks
             }
-            decode_s += read - started
-            transform_s += time.perf_counter() - read
-        return ReadSeries(patient_id, series_id, stacks, volume, decode_s=decode_s, transform_s=transform_s)
+        return replace(series, stacks=stacks, volume=volume, transform_s=time.perf_counter() - started)
 
 
 def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> None:

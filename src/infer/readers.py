@@ -6,26 +6,35 @@ from queue import Empty, Queue
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Half = TypeVar("Half")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Results that may lie ready or be under way, besides one for each thread."""
+"""Results that may lie ready or be under way, besides one for each thread that reads."""
 
 
-class ReadAhead(Generic[Item, Result]):
-    """Calls `read` with every item, in order, in several threads; gives the results as they come.
+class ReadAhead(Generic[Item, Half, Result]):
+    """Calls `read` with every item, in order, then `finish`; gives the results as they come.
 
-    One slow item does not hold up the others. The threads end with the program: one that is stuck does not
-    keep it alive.
+    Several threads read, as many others finish, so that the next item is read meanwhile. One slow item does
+    not hold up the others. The threads end with the program: one that is stuck does not keep it alive.
 
     Args:
-        read: must not raise; what it raises all the same is raised by `take`.
-        jobs: threads.
+        read, finish: must not raise; what they raise all the same is raised by `take`. `finish` is given what
+            `read` returned.
+        jobs: threads that read.
     """
 
-    def __init__(self, read: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1) -> None:
-        self._read, self._jobs = read, jobs
+    def __init__(
+        self,
+        read: Callable[[Item], Half],
+        finish: Callable[[Half], Result],
+        items: Iterable[Item],
+        jobs: int = 1,
+    ) -> None:
+        self._jobs = jobs
         self._waiting: Queue[Item] = Queue()
+        self._halves: Queue[Half] = Queue()
         self._done: Queue[tuple[Result | None, BaseException | None]] = Queue()
         self._slots = threading.Semaphore(jobs + AHEAD)  # bounds what is in memory
         self._stopped = threading.Event()
@@ -34,7 +43,8 @@ class ReadAhead(Generic[Item, Result]):
         for item in items:
             self.add(item)
         for _ in range(jobs):
-            threading.Thread(target=self._work, daemon=True).start()
+            threading.Thread(target=self._read_all, args=(read,), daemon=True).start()
+            threading.Thread(target=self._finish_all, args=(finish,), daemon=True).start()
 
     def add(self, item: Item) -> None:
         """Read this as well, after all others."""
@@ -59,14 +69,25 @@ class ReadAhead(Generic[Item, Result]):
         self._slots.release(self._jobs)
         for _ in range(self._jobs):
             self._waiting.put(None)
+            self._halves.put(None)
 
-    def _work(self) -> None:
+    def _read_all(self, read: Callable[[Item], Half]) -> None:
         while True:
             self._slots.acquire()
             item = self._waiting.get()
             if self._stopped.is_set():
                 return
             try:
-                self._done.put((self._read(item), None))
+                self._halves.put(read(item))
+            except BaseException as error:
+                self._done.put((None, error))
+
+    def _finish_all(self, finish: Callable[[Half], Result]) -> None:
+        while True:
+            half = self._halves.get()
+            if self._stopped.is_set():
+                return
+            try:
+                self._done.put((finish(half), None))
             except BaseException as error:
                 self._done.put((None, error))

@@ -1,7 +1,7 @@
 """Where a patient's series come from: test images as they are, or a prepared data set."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -72,8 +72,12 @@ class StackSource(Protocol):
     def why_none(self, patient_id: str) -> str:
         """What is known of a patient without series; empty if nothing is."""
 
-    def read(self, patient_id: str, series_id: str) -> ReadSeries:
-        """All stacks of a series, without targets; raises where it cannot be read."""
+    def decode(self, patient_id: str, series_id: str) -> Callable[[], ReadSeries]:
+        """Read a series' files; raises where they cannot be read.
+
+        Returns:
+            What cuts all stacks out of them, without targets: work that needs no file.
+        """
 
 
 class PreparedSource:
@@ -108,28 +112,24 @@ class PreparedSource:
         found = self.prepared.all_series
         return "; ".join(found.reason[found.patient_id == patient_id].dropna())
 
-    def read(self, patient_id: str, series_id: str) -> ReadSeries:
+    def decode(self, patient_id: str, series_id: str) -> Callable[[], ReadSeries]:
         started = time.perf_counter()
         stacks = {}
         for kind in self.kinds:
             stack = self._reader.read((patient_id, series_id), kind.view, kind.offset)
             stacks[kind] = as_sample(as_predicted(stack, kind.view), kind.view)
-        return ReadSeries(patient_id, series_id, stacks, decode_s=time.perf_counter() - started)
+        found = ReadSeries(patient_id, series_id, stacks, decode_s=time.perf_counter() - started)
+        return lambda: found
 
 
-def read_or_tell(source: StackSource, patient_id: str, series_id: str) -> ReadSeries:
-    """A series, or why it cannot be read: one must not end a submission, whatever it is."""
-    started = time.perf_counter()
-    try:
-        return source.read(patient_id, series_id)
-    except Exception as error:
-        return ReadSeries(
-            patient_id,
-            series_id,
-            reason=describe_error(error),
-            is_passing=isinstance(error, UnreachableSeries | ChildNotStarted | MemoryError | OSError),
-            decode_s=time.perf_counter() - started,
-        )
+def unread_series(patient_id: str, series_id: str, error: Exception) -> ReadSeries:
+    """What stands for a series that cannot be read."""
+    return ReadSeries(
+        patient_id,
+        series_id,
+        reason=describe_error(error),
+        is_passing=isinstance(error, UnreachableSeries | ChildNotStarted | MemoryError | OSError),
+    )
 
 
 def describe_error(error: BaseException) -> str:
