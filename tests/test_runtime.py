@@ -26,6 +26,21 @@ with Runtime.create("fp32") as runtime:
     # not printed: lines of two processes may mix
     (Path(sys.argv[1]) / f"process {runtime.rank} of {runtime.world}").touch()
 """
+LEAVING = """
+import gc, sys, weakref
+from pathlib import Path
+from torch import distributed
+from src.core.runtime import Runtime
+
+def train():
+    with Runtime.create("fp32"):
+        return weakref.ref(distributed.group.WORLD)
+
+group = train()
+gc.collect()
+assert group() is not None and not distributed.is_initialized()
+(Path(sys.argv[1]) / "left, not freed").touch()
+"""
 
 
 @pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16"), (False, "fp16")])
@@ -42,16 +57,27 @@ def test_a_cpu_computes_in_full():
     assert Runtime.create().precision == "fp32"
 
 
-def test_processes_without_a_gpu_share_the_statistics_of_the_first(tmp_path):
-    (tmp_path / "sharing.py").write_text(SHARING)
-    (ended := tmp_path / "ended").mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def launch(script: str, folder: Path, processes: int) -> Path:
+    """Run a script in several processes; the folder that it is given."""
+    (folder / "script.py").write_text(script)
+    (given := folder / "given").mkdir()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = subprocess.run(
-        [*launcher, str(tmp_path / "sharing.py"), str(ended)],
+        [*launcher, str(processes), str(folder / "script.py"), str(given)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return given
+
+
+def test_processes_without_a_gpu_share_the_statistics_of_the_first(tmp_path):
+    ended = launch(SHARING, tmp_path, processes=2)
     assert sorted(path.name for path in ended.iterdir()) == ["process 0 of 2", "process 1 of 2"]
+
+
+def test_the_exchange_is_left_but_never_freed(tmp_path):
+    """Its destructor may wait for a thread that waits for Python."""
+    assert (launch(LEAVING, tmp_path, processes=1) / "left, not freed").exists()

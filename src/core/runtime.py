@@ -4,6 +4,7 @@ The learning-rate schedule and the checkpoints stay with the caller: accelerate 
 process, and unpickles the latter.
 """
 
+import ctypes
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -153,8 +154,9 @@ class Runtime:
         Not after an error: leaving waits for the others, who may wait for this one.
         """
         if kind is None and distributed.is_initialized():
-            # Once all are here, gloo's thread has let go of the tensors of earlier exchanges. Else torch 2.8
-            # may wait for that thread, which waits for Python.
+            # The group is never freed: that would wait for gloo's threads without letting others into Python,
+            # while a thread that lets go of a tensor of the last exchange waits for Python (torch 2.8).
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.group.WORLD))
             with suppress(RuntimeError):  # another process is gone already
                 self.wait_for_all()
             distributed.destroy_process_group()
