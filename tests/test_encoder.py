@@ -14,6 +14,7 @@ from src.nn.encoder import (
     encoder_width,
     load_encoder,
     read_encoder_file,
+    require_true_bf16,
     save_encoder,
 )
 
@@ -218,3 +219,12 @@ def test_pickled_objects_are_not_run(tmp_path):
 def test_an_unknown_backbone_is_refused_with_close_names():
     with pytest.raises(UserError, match="no backbone 'resnet9000'"):
         create_encoder("resnet9000", 3)
+
+
+def test_strides_over_one_pixel_are_found_for_bf16():
+    encoder = create_encoder("mobilenetv3_small_050", 2).train()
+    with pytest.raises(UserError, match="wrong gradients for images of 16 px"):
+        require_true_bf16(encoder, 2, 16)
+    assert encoder.training and not any(layer._forward_pre_hooks for layer in encoder.modules())
+    require_true_bf16(encoder, 2, 32)
+    require_true_bf16(create_encoder("test_resnet", 2), 2, 16)  # has no depthwise convolutions

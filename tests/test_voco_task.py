@@ -179,12 +179,23 @@ def test_a_run_saves_its_options_as_a_preset(finished):
     assert parse_options(VocoOptions, config, prog="train_voco.py", description="") == finished
 
 
-def test_bfloat16_training_stays_finite(anatomy, tmp_path):
-    """In a process of its own, since a process has one precision."""
-    options = make_options(anatomy, tmp_path / "run", precision="bf16", steps=3)
+def test_tiles_too_small_for_bf16_on_a_cpu_are_refused(anatomy, tmp_path):
+    options = make_options(anatomy, tmp_path / "run", precision="bf16")  # tiles of 16 px, strides of 32
     save_options(options, tmp_path / "bf16.yaml")
     command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "bf16 gives wrong gradients for images of 16 px" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_training_stays_finite(anatomy, tmp_path):
+    """In a process of its own, since a process has one precision, whatever lies in its memory."""
+    options = make_options(anatomy, tmp_path / "run", precision="bf16", steps=3, tile=32)
+    save_options(options, tmp_path / "bf16.yaml")
+    command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "128"}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     assert all(np.isfinite(float(row["loss"])) for row in read_metrics(tmp_path / "run"))
 
 

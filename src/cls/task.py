@@ -28,7 +28,14 @@ from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.data.selection import SliceSelection
-from src.nn.encoder import GREY_MEAN, GREY_STD, check_input_size, create_encoder, load_encoder
+from src.nn.encoder import (
+    GREY_MEAN,
+    GREY_STD,
+    check_input_size,
+    create_encoder,
+    load_encoder,
+    require_true_bf16,
+)
 from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
 
@@ -71,6 +78,10 @@ def train_folds(options: ClassifierOptions) -> None:
         _hold(options.output),
     ):
         require_shared_batch(options, runtime.world)
+        if runtime.is_bf16_on_cpu:
+            for spec in (member.spec for member in members):
+                encoder = create_encoder(spec.backbone, spec.view.channels)
+                require_true_bf16(encoder, spec.view.channels, spec.view.crop)
         if is_main_process():
             _claim_folder(options, inputs, chosen)
         runtime.wait_for_all()

@@ -71,6 +71,10 @@ class Runtime:
         return next(name for name, mixed in _MIXED.items() if mixed == self._accelerator.mixed_precision)
 
     @property
+    def is_bf16_on_cpu(self) -> bool:
+        return self.precision == "bf16" and self.device.type == "cpu"
+
+    @property
     def rank(self) -> int:
         """This process's number, from 0."""
         return self._accelerator.process_index

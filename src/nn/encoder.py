@@ -127,6 +127,37 @@ def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
         ) from None
 
 
+def require_true_bf16(encoder: nn.Module, channels: int, size: int) -> None:
+    """Make sure that gradients in bf16 on a CPU are right for images of `size` pixels.
+
+    Where a depthwise convolution strides over a map of one pixel, oneDNN leaves a part of its weights'
+    gradient as the memory was (torch 2.8 to 2.15 on CPUs with AVX512-BF16): often zero, sometimes anything.
+
+    Raises:
+        UserError: the encoder has such a place.
+    """
+    found = []
+
+    def look(layer: nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
+        if layer.groups > 1 and max(layer.stride) > 1 and min(inputs[0].shape[-2:]) == 1:
+            found.append(layer)
+
+    hooks = [
+        layer.register_forward_pre_hook(look) for layer in encoder.modules() if isinstance(layer, nn.Conv2d)
+    ]
+    was_training = encoder.training
+    with torch.inference_mode():
+        encoder.eval()(torch.zeros(1, channels, size, size))
+    encoder.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    if found:
+        raise UserError(
+            f"on a CPU bf16 gives wrong gradients for images of {size} px with this backbone, whose strides "
+            "go on where one pixel is left: take larger ones, or --precision fp32"
+        )
+
+
 def encoder_width(encoder: nn.Module) -> int:
     """D, the width of the pooled features (some backbones widen behind the pooling)."""
     return int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)

@@ -15,10 +15,11 @@ from src.core.files import atomic_path, only_writer, write_table
 from src.core.log import MetricsLog, is_main_process, say, warn
 from src.core.runtime import Runtime, torch_seed
 from src.data.stack import write_png
+from src.nn.encoder import require_true_bf16
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
 from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
-from src.voco.model import teacher_distance
+from src.voco.model import VocoNet, teacher_distance
 from src.voco.monitors import COLLAPSE_STD, Monitors
 from src.voco.objectives import Objective, build_objective
 from src.voco.options import VocoOptions
@@ -58,6 +59,8 @@ def pretrain(options: VocoOptions) -> Path:
         # a checkpoint brings its own weights: the file of the first ones need not be there any more
         given = replace(options, encoder=None, pretrained=False) if checkpoint else options
         state = build_state(given, runtime)
+        if runtime.is_bf16_on_cpu and isinstance(state.student, VocoNet):
+            require_true_bf16(state.student.encoder, len(options.windows), options.tile)
         state.teacher.to(runtime.device)
         state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
         run = PretrainingRun(options, dataset, runtime, state, checkpoint)
