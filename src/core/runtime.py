@@ -72,6 +72,7 @@ class Runtime:
 
     @property
     def is_bf16_on_cpu(self) -> bool:
+        """Where gradients of some layers cannot be trusted, see `require_true_bf16`."""
         return self.precision == "bf16" and self.device.type == "cpu"
 
     @property
