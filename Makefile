@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo study test fuzz offline test-lowest lint clean
+.PHONY: demo study test fuzz offline test-gpu test-lowest lint clean
 
 demo: $(READY)
 	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
@@ -35,6 +35,10 @@ fuzz: $(READY)
 # It needs a package registry for the wheels; what cannot be tested here is a failure.
 offline: $(READY)
 	KIT_SKIPS=fail python -m pytest -m offline -s tests/test_submit_offline.py tests/test_submit_wheels.py
+
+# The same scripts on a GPU, in each precision, with too little memory: minutes. Without a GPU it fails.
+test-gpu: $(READY)
+	KIT_DEVICE=gpu python -m pytest -n 2 -m gpu tests/test_gpu.py
 
 # The lowest versions that requirements.txt admits, in an environment of their own: are its bounds true?
 test-lowest: .venv-lowest/.installed

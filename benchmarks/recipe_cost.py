@@ -1,6 +1,7 @@
 """What the README's recipe takes with the competition's data: time, disk and GPU memory of every step.
 
-    python benchmarks/recipe_cost.py --tflops 20 --kaggle-tflops 4 --json recipe.json
+    python benchmarks/recipe_cost.py --tflops 10 --kaggle-tflops 2 --json recipe.json
+    python benchmarks/recipe_cost.py --measure
     python benchmarks/recipe_cost.py --quick
 
 Nothing of that size runs here. Two things are found out of each step, and multiplied by how often it does
@@ -8,9 +9,11 @@ them on 4,711 series of 1,510,373 slices (prediction: 1,770 series of 317):
 
     GPU     operations of a training step or a forward pass with the presets and the encoder of the recipe,
             counted on tensors without data. --tflops, what the GPU does per second on such networks, turns
-            them into hours, for infer.py --kaggle-tflops: the defaults are assumptions, 6 % of what the
-            makers of an A100 and a T4 state for 16 bits. GPU GB is counted in fp32; activations take half of
-            it in bf16 or fp16
+            them into hours, for infer.py --kaggle-tflops: the defaults are assumptions, the 24 that an H200
+            was measured at times the share that an A100 and a T4 have of its memory bandwidth. GPU GB is
+            counted in fp32; activations take half of it in bf16 or fp16. With --measure each step is run
+            on the GPU at hand, in its fastest precision and without the optimiser: these are its seconds
+            and its memory
     readers seconds of one core of this machine, measured: preparing a phantom's slices of 512 px in RLE, as
             the competition has them, and reading a sample as training does; shared by the processes that
             read, as the recipe and the presets say
@@ -23,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,48 +37,55 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench_cls
 from bench_voco_data import prepare_phantom
-from cost_2d_vs_3d import crops_of
-from counting import Count, count
+from counting import Count
 from ct_files import machine, phantom_series, write_series
-from presets import read_preset
+from measuring import device_name
+from recipe_steps import (
+    MASKS_BATCH,
+    META,
+    SIZE,
+    Step,
+    classifier_options,
+    classifier_step,
+    count_step,
+    masks_pass,
+    measure_step,
+    prediction_pass,
+    pretraining_step,
+    seg_options,
+    segmenter_step,
+    voco_options,
+)
 
 import prepare_data
-from src.cls.model import ClassifierSpec, TraumaClassifier
-from src.cls.options import ClassifierOptions
 from src.cls.order import Draw
-from src.cls.views import StackView
 from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
-from src.core.targets import CLASS_WEIGHTS
+from src.core.runtime import Runtime
 from src.data.stack import image_folder, read_png
-from src.nn.encoder import GREY_MEAN, GREY_STD
-from src.seg.model import SegmenterPair, SegmenterSpec, default_greys
-from src.seg.options import SegOptions
 from src.voco.dataset import open_dataset
-from src.voco.model import build_network, embed_by_both, make_teacher
-from src.voco.options import VocoOptions
 
 SERIES, SLICES = 4_711, 1_510_373
 TEST_SERIES, TEST_SLICES = 1_770, 317
 FOLDS = 5
-SIZE = 256
 PREPARING, SEGMENTING = 16, 8
 """Processes that read, as the README's commands say; a training's stand in its preset."""
 ON_KAGGLE = 3
 """Threads that read in a notebook: its four cores less one."""
 FOR_THE_BODY = 64
 """Slices of a series, at most, that are decoded to find out where the body lies."""
-META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    tflops: float = 20.0
-    """what the GPU does of 10^12 operations a second; 20 is an assumption for a card as the A100 or 4090"""
-    kaggle_tflops: float = 4.0
+    tflops: float = 10.0
+    """what the GPU does of 10^12 operations a second; 10 is an assumption for a card as the A100"""
+    kaggle_tflops: float = 2.0
     """and the T4 of a notebook, of which infer.py takes one"""
+    measure: bool = False
+    """the time and memory of the GPU at hand, instead of --tflops"""
     quick: bool = False
     """smaller phantoms: to see that it works, not for figures"""
     json: Path | None = None
@@ -84,6 +94,8 @@ class RecipeOptions:
     def __post_init__(self) -> None:
         if min(self.tflops, self.kaggle_tflops) <= 0:
             raise ValueError("--tflops and --kaggle-tflops must be above 0")
+        if self.measure and not torch.cuda.is_available():
+            raise ValueError("--measure needs a GPU")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -102,17 +114,36 @@ def main(argv: list[str] | None = None) -> None:
         classifier_row(core_s),
         prediction_row(core_s),
     ]
+    pace = measure_hours(rows, options.quick) if options.measure else assume_hours(rows, options)
     for row in rows:
-        tflops = options.kaggle_tflops if row["step"] == "infer.py" else options.tflops
-        row["GPU hours"] = row["PFLOP"] / tflops / 3.6
         row["reading hours"] = row["core hours"] / row["readers"]
         row["hours"] = max(row["GPU hours"], row["reading hours"])
-    pace = f"{options.tflops:g} TFLOP/s, for infer.py {options.kaggle_tflops:g}"
     say(f"\n{pace}; hours of one core are shared by the readers\n{format_table(rows, 2)}")
     if options.json:
-        about = {"machine": machine(), "load": load, "tflops": options.tflops}
-        about["kaggle_tflops"] = options.kaggle_tflops
-        write_json(about | {"core_s": core_s, "steps": rows}, options.json)
+        about = {"machine": machine(), "load": load, "pace": pace, "core_s": core_s}
+        write_json(about | {"steps": rows}, options.json)
+
+
+def assume_hours(rows: list[dict[str, Any]], options: RecipeOptions) -> str:
+    """Turn operations into hours; tells at what pace."""
+    for row in rows:
+        del row["build"]
+        tflops = options.kaggle_tflops if row["step"] == "infer.py" else options.tflops
+        row["GPU hours"] = row["PFLOP"] / tflops / 3.6
+    return f"{options.tflops:g} TFLOP/s, for infer.py {options.kaggle_tflops:g}"
+
+
+def measure_hours(rows: list[dict[str, Any]], quick: bool) -> str:
+    """Run every step some times, and take its seconds as often as the recipe does it; tells on what GPU."""
+    runtime = Runtime.create()
+    for row in rows:
+        build = row.pop("build")
+        row |= {"s each": None, "TFLOP/s": None, "GPU hours": 0.0}
+        if build is not None:
+            seconds, peak_bytes = measure_step(build, runtime, repeats=2 if quick else 10)
+            row |= {"s each": seconds, "TFLOP/s": row["GFLOP each"] / 1e3 / seconds}
+            row |= {"GPU GB": peak_bytes / 1e9, "GPU hours": seconds * row["times"] / 3600}
+    return f"measured on one {device_name()} in {runtime.precision}"
 
 
 def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
@@ -132,7 +163,7 @@ def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
     images = sorted(image_folder(data.folder, "0", "0").glob("*.png"))
     options = bench_cls.BenchOptions(workers=0, backbone="test_efficientnet")  # reading is all that it does
     stacks = bench_cls.build_training(options, data, folder).dataset()
-    crops = open_dataset(read_preset(VocoOptions, "voco/plus", data=(str(data.folder),)))
+    crops = open_dataset(replace(voco_options(), data=(str(data.folder),)))
     return {
         "prepared slice": prepare_s,
         "slice from PNG": _seconds(lambda: [read_png(path) for path in images]) / len(images),
@@ -144,117 +175,53 @@ def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
 
 def prepare_row(core_s: dict[str, float]) -> dict[str, Any]:
     hours = SLICES * core_s["prepared slice"] / 3600
-    row = _row("prepare_data.py", Count(0, 0), 0, hours, PREPARING)
+    row = _row("prepare_data.py", None, 0, hours, PREPARING)
     return row | {"disk GB": SLICES * core_s["slice in KB"] / 1e6}
 
 
 def pretraining_row(core_s: dict[str, float]) -> dict[str, Any]:
-    options = read_preset(VocoOptions, "voco/plus", data=("data",))
-    student = build_network(options).train().to(META)
-    teacher = make_teacher(student, options.shared_backbone).to(META)
-    shape = (options.batch, crops_of(options), options.slices, options.tile, options.tile)
-    tiles = torch.zeros(*shape, len(options.windows), dtype=torch.uint8, device=META)
-
-    def step() -> None:
-        student.zero_grad()
-        embeddings, _ = embed_by_both(student, teacher, tiles)
-        embeddings.square().mean().backward()
-
-    counted = _count(step, student, teacher)
-    samples = options.steps * options.batch
-    hours = samples * core_s["pre-training sample"] / 3600
-    return _row("train_voco.py plus", counted, options.steps, hours, options.workers)
+    options = voco_options()
+    hours = options.steps * options.batch * core_s["pre-training sample"] / 3600
+    return _row("train_voco.py plus", pretraining_step, options.steps, hours, options.workers)
 
 
 def segmenter_row(core_s: dict[str, float]) -> dict[str, Any]:
-    options = read_preset(SegOptions, "seg/dual", data=("data",))
-    pair = build_pair(options).train()
-    average = build_pair(options).eval()
-    shape = (SIZE, SIZE, options.slices * len(options.windows))
-    slices = options.batch + options.unlabelled_batch
-    views = torch.zeros(slices, *shape, dtype=torch.uint8, device=META)
-    plain = views[: options.unlabelled_batch]
-
-    def step() -> None:
-        pair.zero_grad()
-        with torch.no_grad():
-            average.probabilities(plain)
-        sum(answer.logits.square().mean() for answer in pair(views, views)).backward()
-
-    read = options.steps * slices * options.slices * core_s["slice from PNG"] / 3600
-    return _row("train_seg.py dual", _count(step, pair, average), options.steps, read, options.workers)
+    options = seg_options()
+    slices = options.steps * (options.batch + options.unlabelled_batch) * options.slices
+    hours = slices * core_s["slice from PNG"] / 3600
+    return _row("train_seg.py dual", segmenter_step, options.steps, hours, options.workers)
 
 
 def masks_row(core_s: dict[str, float]) -> dict[str, Any]:
-    options = read_preset(SegOptions, "seg/dual", data=("data",))
-    pair = build_pair(options).eval()
-    shape = (16, SIZE, SIZE, options.slices * len(options.windows))
-    images = torch.zeros(*shape, dtype=torch.uint8, device=META)
-    counted = _count(partial(_without_graph, pair.probabilities, images), pair)
     hours = SLICES * core_s["slice from PNG"] / 3600
-    return _row("segment.py", counted, SLICES / 16, hours, SEGMENTING)
+    return _row("segment.py", masks_pass, SLICES / MASKS_BATCH, hours, SEGMENTING)
 
 
 def classifier_row(core_s: dict[str, float]) -> dict[str, Any]:
-    options, model, images = build_classifier()
-    model.train()
-
-    def step() -> None:
-        model.zero_grad()
-        model(images).logits.square().mean().backward()
-
+    options = classifier_options()
     samples = FOLDS * options.epochs * SERIES * (FOLDS - 1) / FOLDS
     hours = samples * core_s["classifier sample"] / 3600
-    counted = _count(step, model)
-    row = _row("train_cls.py cnn_lstm", counted, samples / options.batch, hours, options.workers)
-    networks = FOLDS * sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
-    return row | {"disk GB": networks / 1e9}
+    row = _row("train_cls.py cnn_lstm", classifier_step, samples / options.batch, hours, options.workers)
+    (model,) = classifier_step(META).networks
+    return row | {"disk GB": FOLDS * sum(each.nbytes for each in model.state_dict().values()) / 1e9}
 
 
 def prediction_row(core_s: dict[str, float]) -> dict[str, Any]:
     """Of a series infer.py decodes the slices that models see, and some to find the body."""
-    options, model, images = build_classifier()
-    model.eval()
-    counted = _count(partial(_without_graph, model, images), model)
+    options = classifier_options()
     passes = TEST_SERIES * FOLDS * len(options.tta) / options.batch
     hours = TEST_SERIES * (options.slices + FOR_THE_BODY) * core_s["prepared slice"] / 3600
-    return _row("infer.py", counted, passes, hours, ON_KAGGLE)
+    return _row("infer.py", prediction_pass, passes, hours, ON_KAGGLE)
 
 
-def build_pair(options: SegOptions) -> SegmenterPair:
-    mean, std = default_greys(options.windows)
-    networks = (options.backbones, options.decoders, options.decoder_width, options.windows, options.slices)
-    return SegmenterPair(SegmenterSpec(*networks, SIZE, (mean, mean), (std, std))).to(META)
-
-
-def build_classifier() -> tuple[ClassifierOptions, TraumaClassifier, torch.Tensor]:
-    """The preset, its network with the encoder of the recipe, and a batch for it."""
-    given = {"data": "data", "labels": "train.csv", "folds": "folds.csv"}
-    options = read_preset(ClassifierOptions, "cls/cnn_lstm", **given)
-    backbone = read_preset(VocoOptions, "voco/plus", data=("data",)).backbone
-    windows = ("soft", "organ", "wide")
-    view = StackView(windows, size=SIZE, crop=options.crop, slices=options.slices)
-    grey = (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
-    prior = {column: weight / 10 for column, weight in CLASS_WEIGHTS.items()}
-    spec = ClassifierSpec(backbone, view, *grey, hidden=options.hidden, prior=prior)
-    shape = (options.batch, options.slices, len(windows), options.crop, options.crop)
-    images = torch.zeros(*shape, dtype=torch.uint8, device=META)
-    return options, TraumaClassifier(spec).to(META), images
-
-
-def _without_graph(work: Callable[..., Any], images: torch.Tensor) -> None:
-    with torch.no_grad():
-        work(images)
-
-
-def _count(work: Callable[[], Any], *networks: torch.nn.Module) -> Count:
-    tensors = [each for network in networks for each in (*network.parameters(), *network.buffers())]
-    return count(work, tensors)
-
-
-def _row(name: str, counted: Count, times: float, core_hours: float, readers: int) -> dict[str, Any]:
+def _row(
+    name: str, build: Callable[[torch.device], Step] | None, times: float, core_hours: float, readers: int
+) -> dict[str, Any]:
+    """One step of the recipe, which `build` makes on a device; None where no GPU takes part."""
+    counted = count_step(build) if build else Count(0, 0)
     return {
         "step": name,
+        "build": build,
         "GFLOP each": counted.flops / 1e9,
         "times": round(times),
         "PFLOP": counted.flops * times / 1e15,

@@ -2,10 +2,12 @@
 
 import multiprocessing
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from src.core.errors import UserError
-from src.core.files import atomic_path, only_writer
+from src.core.files import atomic_path, only_writer, read_exact, write_table
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
@@ -44,3 +46,11 @@ def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_floats_come_back_from_a_table_to_the_last_digit(tmp_path):
+    """A parser that is off in the last digit, as pandas' was, errs in half of them."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"value": rng.random(1000) * 10.0 ** rng.integers(-3, 4, 1000)})
+    write_table(table, tmp_path / "table.csv")
+    pd.testing.assert_frame_equal(read_exact(tmp_path / "table.csv"), table, check_exact=True)

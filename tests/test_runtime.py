@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.core.errors import UserError
 from src.core.runtime import Runtime, fastest_precision
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,14 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, in_hardware
 def test_a_cpu_computes_in_full():
     assert fastest_precision(on_gpu=False) == "fp32"
     assert Runtime.create().precision == "fp32"
+
+
+def test_a_process_keeps_its_precision():
+    """accelerate has one for all of a process; a notebook may ask for a second."""
+    Runtime.create("fp32")
+    assert Runtime.create("fp32").precision == "fp32"
+    with pytest.raises(UserError, match="computes in fp32 already: start a new one for bf16"):
+        Runtime.create("bf16")
 
 
 def launch(script: str, folder: Path, processes: int) -> Path:

@@ -13,8 +13,9 @@ import pandas as pd
 
 from src.core.errors import UserError
 
-_EXACT_FLOATS = {} if int(pd.__version__.partition(".")[0]) >= 3 else {"float_precision": "round_trip"}
-"""pandas is off in the last digit before 3, and objects to being asked from then on."""
+_PANDAS = tuple(map(int, pd.__version__.split(".")[:2]))
+_EXACT_FLOATS = {} if _PANDAS >= (3, 1) else {"float_precision": "round_trip"}
+"""pandas is off in the last digit before 3.1, and objects to being asked from then on."""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import distributed, nn
 
@@ -45,7 +46,8 @@ class Runtime:
             one_process: the caller cannot share its work out.
 
         Raises:
-            UserError: an unknown precision, fp16 without a GPU, or a start under torchrun with `one_process`.
+            UserError: an unknown precision, fp16 without a GPU, another precision than this process had
+                before, or a start under torchrun with `one_process`.
         """
         if precision not in PRECISIONS:
             raise UserError(f"option --precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -54,6 +56,9 @@ class Runtime:
             precision = fastest_precision(on_gpu)
         if precision == "fp16" and not on_gpu:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
+        if is_initialized() and (before := AcceleratorState().mixed_precision) != _MIXED[precision]:
+            before = next(name for name, mixed in _MIXED.items() if mixed == before)
+            raise UserError(f"this process computes in {before} already: start a new one for {precision}")
         if one_process and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("this runs in one process: start it with python, not torchrun")
         if not on_gpu:
