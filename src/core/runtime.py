@@ -164,12 +164,24 @@ class Runtime:
         Not after an error: leaving waits for the others, who may wait for this one.
         """
         if kind is None and distributed.is_initialized():
-            # The group is never freed: that would wait for gloo's threads without letting others into Python,
-            # while a thread that lets go of a tensor of the last exchange waits for Python (torch 2.8).
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(distributed.group.WORLD))
+            # To free the group would wait for gloo's threads without letting others into Python, while a
+            # thread that lets go of tensors of the last exchange waits for Python (torch 2.8).
+            _never_free(distributed.group.WORLD)
             with suppress(RuntimeError):  # another process is gone already
-                self.wait_for_all()
+                self._wait_for_all_a_last_time()
             distributed.destroy_process_group()
+
+    def _wait_for_all_a_last_time(self) -> None:
+        """With a barrier that gloo's thread does not free, and with it tensors of the exchanges before.
+
+        It would want Python for that, which may have ended by then: the process would abort.
+        """
+        if self.device.type != "cpu":
+            self.wait_for_all()
+            return
+        barrier = distributed.barrier(async_op=True)
+        _never_free(barrier)
+        barrier.wait()
 
     def autocast(self) -> AbstractContextManager:
         return self._accelerator.autocast()
@@ -192,6 +204,10 @@ class Runtime:
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+
+def _never_free(thing: Any) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def fastest_precision(on_gpu: bool) -> str:
