@@ -20,13 +20,14 @@ from src.core.targets import CLASS_WEIGHTS
 from src.nn.encoder import GREY_MEAN, GREY_STD
 from src.seg.model import SegmenterPair, SegmenterSpec, default_greys
 from src.seg.options import SegOptions
+from src.seg.segment_options import SegmentOptions
 from src.voco.model import build_network, embed_by_both, make_teacher
 from src.voco.options import VocoOptions
 
 SIZE = 256
 """Pixels of the prepared slices."""
-MASKS_BATCH = 16
-"""Slices that pass the segmenter together: the default of segment.py."""
+MASKS_BATCH = SegmentOptions.batch
+"""Slices that pass the segmenter together."""
 META = torch.device("meta")
 
 

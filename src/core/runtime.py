@@ -56,8 +56,7 @@ class Runtime:
             precision = fastest_precision(on_gpu)
         if precision == "fp16" and not on_gpu:
             raise UserError("option --precision fp16 needs a GPU: use fp32 or bf16")
-        if is_initialized() and (before := AcceleratorState().mixed_precision) != _MIXED[precision]:
-            before = next(name for name, mixed in _MIXED.items() if mixed == before)
+        if is_initialized() and (before := _precision_of(AcceleratorState())) != precision:
             raise UserError(f"this process computes in {before} already: start a new one for {precision}")
         if one_process and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("this runs in one process: start it with python, not torchrun")
@@ -73,7 +72,7 @@ class Runtime:
     @property
     def precision(self) -> str:
         """What `auto` came to: fp32, bf16 or fp16."""
-        return next(name for name, mixed in _MIXED.items() if mixed == self._accelerator.mixed_precision)
+        return _precision_of(self._accelerator)
 
     @property
     def is_bf16_on_cpu(self) -> bool:
@@ -204,6 +203,11 @@ class Runtime:
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+
+def _precision_of(state: Accelerator | AcceleratorState) -> str:
+    """As `PRECISIONS` names it."""
+    return next(name for name, mixed in _MIXED.items() if mixed == state.mixed_precision)
 
 
 def _never_free(thing: Any) -> None:
