@@ -8,7 +8,7 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 .PHONY: demo study test fuzz offline test-gpu test-lowest lint clean
 
 demo: $(READY)
-	python -m src.data.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
+	python -m src.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
 	python prepare_data.py --input data/phantom --output data/prepared --size 112
 	python -m src.data.folds --labels data/phantom/train.csv --series data/phantom/train_series_meta.csv --output data/phantom/folds.csv
 	python train_voco.py --config configs/voco/demo.yaml --data data/prepared --output runs/voco/demo
@@ -29,16 +29,16 @@ test: $(READY)
 
 # Damaged DICOM files of every kind in every transfer syntax: under a minute on two cores.
 fuzz: $(READY)
-	python -m pytest -m fuzz -s tests/test_prepare_damaged.py
+	python -m pytest -m fuzz -s tests/prepare/test_damaged_files.py
 
 # The notebook for Kaggle on a phantom, with paths, packages and network as they are there: Linux, some minutes.
 # It needs a package registry for the wheels; what cannot be tested here is a failure.
 offline: $(READY)
-	KIT_SKIPS=fail python -m pytest -m offline -s tests/test_submit_offline.py tests/test_submit_wheels.py
+	KIT_SKIPS=fail python -m pytest -m offline -s tests/submit/test_offline.py tests/submit/test_wheels.py
 
 # The same scripts on a GPU, in each precision, with too little memory: minutes. Without a GPU it fails.
 test-gpu: $(READY)
-	KIT_DEVICE=gpu python -m pytest -n 2 -m gpu tests/test_gpu.py
+	KIT_DEVICE=gpu python -m pytest -n 2 -m gpu tests/scripts/test_gpu.py
 
 # The lowest versions that requirements.txt admits, in an environment of their own: are its bounds true?
 test-lowest: .venv-lowest/.installed

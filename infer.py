@@ -36,7 +36,6 @@ from src.core.files import require_writable, write_table
 from src.core.log import say, warn
 from src.infer.budget import Pace, list_costs
 from src.infer.check import check_submission, read_sample
-from src.infer.ending import last_resort, stop_on_signals
 from src.infer.fallback import CarefulNetworks
 from src.infer.inputs import open_source, require_input
 from src.infer.networks import Networks
@@ -44,6 +43,7 @@ from src.infer.options import CheckOptions, InferOptions, choose_post
 from src.infer.pipeline import order_series, predict_series
 from src.infer.placement import Placement
 from src.infer.results import Results
+from src.infer.stopping import last_resort, stop_on_signals
 from src.score.submission import write_submission
 
 GRACE_S = 300.0

@@ -25,12 +25,12 @@ from joblib import cpu_count
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.log import say, warn
-from src.data.batch import prepare_all
-from src.data.mask_ids import read_mask_ids
-from src.data.prepare import PrepareJob
+from src.ct.organ_labels import read_mask_ids
+from src.ct.windows import get_windows, parse_window
 from src.data.selection import SliceSelection
-from src.data.sources import find_sources
-from src.data.windows import get_windows, parse_window
+from src.prepare.prepare_all import prepare_all
+from src.prepare.sources import find_sources
+from src.prepare.write_series import PrepareJob
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from src.data.labels import read_labels, read_probabilities
 from src.report.score_plots import plot_scores
 from src.score.breakdown import by_series_count, format_series_count, format_side_by_side, side_by_side
 from src.score.metric import align
+from src.score.missing_targets import explain_untold, fill_targets, fill_untold, untold_targets
 from src.score.options import ScoreOptions
 from src.score.post_report import fit_and_report, format_fit
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
 from src.score.report import assign_folds, build_report, format_report
 from src.score.submission import combine_tables, folds_differ, one_row_a_patient
-from src.score.untold import explain_untold, fill_targets, fill_untold, untold_targets
 
 PRIOR_FITS = {"prior": weight_aware_prior, "raised_prior": raised_prior}
 

@@ -26,9 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(VocoOptions, argv, prog="train_voco.py", description=__doc__)
     # imported here, so that --help and a wrong option answer before torch is loaded
     from src.report.curves import plot_metrics
+    from src.report.voco_pictures import draw_predictions
     from src.voco.task import pretrain
 
-    pretrain(options)
+    pretrain(options, draw_predictions)
     if is_main_process():
         say(f"wrote {plot_metrics(Path(options.output))}")
 

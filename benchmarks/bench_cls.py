@@ -47,7 +47,7 @@ from src.core.log import format_table, say
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.data.packed import PackedSlices
-from src.data.stack import PreparedDataset, image_folder, slice_name
+from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.nn.augmentation import Augmentation
 
 TIME_LIMIT = 1.15

@@ -42,17 +42,17 @@ from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import CLASS_WEIGHTS
-from src.data.phantom.generate import generate_dataset
-from src.data.phantom.options import PhantomOptions
 from src.infer.budget import Pace, list_costs
-from src.infer.ending import StopRequest
 from src.infer.fallback import CarefulNetworks
 from src.infer.networks import Networks
 from src.infer.pipeline import order_series, predict_series
 from src.infer.placement import Placement
 from src.infer.raw import RawSource
 from src.infer.results import Results
+from src.infer.stopping import StopRequest
 from src.nn.encoder import GREY_MEAN, GREY_STD
+from src.phantom.generate import generate_dataset
+from src.phantom.options import PhantomOptions
 from src.score.postprocess import PostProcessing
 
 OVERLAP_LIMIT = 1.15

@@ -27,9 +27,10 @@ from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
-from src.data.crop import Crop, body_crop
-from src.data.stack import PNG_COLOUR, PNG_GREY, even_indices
-from src.data.windows import apply_windows, get_windows
+from src.ct.windows import apply_windows, get_windows
+from src.data.png import PNG_COLOUR, PNG_GREY
+from src.data.selection import even_indices
+from src.prepare.crop import Crop, body_crop
 
 COMPETITION_SLICES = 1_510_373
 WINDOWS = (("soft",), ("soft", "organ", "wide"))

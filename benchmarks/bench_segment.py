@@ -44,7 +44,8 @@ from src.core.errors import exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
-from src.data.stack import ORGANS, PreparedDataset, image_folder, slice_name
+from src.ct.organ_labels import ORGANS
+from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.seg.model import CLASSES, SegmenterPair, SegmenterSpec, default_greys, predict_masks
 from src.seg.predict import MaskWriter, segment_series
 from src.seg.stream import SliceStream, with_neighbours

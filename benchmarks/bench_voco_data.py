@@ -44,9 +44,11 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import sample_rng
-from src.data.phantom.generate import generate_dataset
-from src.data.phantom.options import PhantomOptions
-from src.data.stack import even_indices, read_png, slice_name
+from src.data.png import read_png
+from src.data.prepared import slice_name
+from src.data.selection import even_indices
+from src.phantom.generate import generate_dataset
+from src.phantom.options import PhantomOptions
 from src.voco.canvas import find_foreground
 from src.voco.dataset import VocoDataset, open_dataset
 from src.voco.options import VocoOptions

@@ -40,7 +40,7 @@ from src.core.files import only_writer, write_json
 from src.core.log import format_table, say
 from src.data import folds as fold_maker
 from src.data.labels import read_labels, read_probabilities
-from src.data.phantom import __main__ as phantom
+from src.phantom import __main__ as phantom
 from src.score.breakdown import side_by_side
 from src.score.postfit import cross_fit, deal_folds
 from src.score.postprocess import PatientRows

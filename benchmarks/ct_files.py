@@ -11,10 +11,10 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from src.core.errors import UserError
-from src.data.dicom_series import DicomSeries, scan_series
-from src.data.phantom.generate import generate_dataset
-from src.data.phantom.options import PhantomOptions
-from src.data.storage import LocalFolder
+from src.ct.dicom_series import DicomSeries, scan_series
+from src.ct.storage import LocalFolder
+from src.phantom.generate import generate_dataset
+from src.phantom.options import PhantomOptions
 
 
 def machine() -> str:

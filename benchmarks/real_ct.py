@@ -2,7 +2,7 @@
 
     python benchmarks/real_ct.py --ct ../shared/data/ct --output data/real_soft
     python benchmarks/real_ct.py --ct ../shared/data/ct --output data/real_windows --windows soft organ wide
-    python -m src.voco.evaluate --data data/real_soft --run runs/voco/v2
+    python -m src.probe.evaluate --data data/real_soft --run runs/voco/v2
 
 `--ct` holds what its publishers give: chaos/dicom and chaos/liver_mask (CHAOS challenge: portal-phase DICOM,
 liver masks as PNG, one a slice), totalsegmentator (a CT at 3 mm and its organ labels), and rsna_processed (a
@@ -23,15 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.log import say
-from src.data.batch import prepare_all
-from src.data.dicom_series import scan_series
-from src.data.mask_ids import read_mask_ids
-from src.data.nifti import write_label_volume
-from src.data.prepare import PrepareJob
-from src.data.series_source import FoundSources, SeriesSource
-from src.data.stack import ORGANS
-from src.data.storage import FileList, LocalFile, LocalFolder
-from src.data.windows import WINDOWS, get_windows
+from src.ct.dicom_series import scan_series
+from src.ct.nifti import write_label_volume
+from src.ct.organ_labels import ORGANS, read_mask_ids
+from src.ct.storage import FileList, LocalFile, LocalFolder
+from src.ct.windows import WINDOWS, get_windows
+from src.prepare.prepare_all import prepare_all
+from src.prepare.series_source import FoundSources, SeriesSource
+from src.prepare.write_series import PrepareJob
 
 MASK_IDS = read_mask_ids(Path("configs/masks/totalsegmentator.yaml"))
 GREY_SPACING_MM = (1.5, 5.0)

@@ -64,7 +64,8 @@ from src.core.errors import exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime
-from src.data.stack import image_folder, read_png
+from src.data.png import read_png
+from src.data.prepared import image_folder
 from src.voco.dataset import open_dataset
 
 SERIES, SLICES = 4_711, 1_510_373

@@ -34,8 +34,8 @@ from src.core.config import parse_options, plain_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import only_writer, write_json, write_table
 from src.core.log import format_table, say
-from src.data.phantom import __main__ as phantom
-from src.data.stack import PreparedDataset
+from src.data.prepared import PreparedDataset
+from src.phantom import __main__ as phantom
 from src.seg.options import SegOptions
 from src.seg.volume_scores import summarise
 

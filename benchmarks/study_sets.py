@@ -10,11 +10,11 @@ from joblib import cpu_count
 
 import prepare_data
 from src.core.errors import UserError
-from src.core.files import write_json, write_table
+from src.core.files import whole_folder, write_json, write_table
 from src.data.folds import make_folds
 from src.data.labels import read_labels
-from src.data.phantom import __main__ as phantom
-from src.data.stack import PreparedDataset, image_folder, read_description, whole_folder
+from src.data.prepared import PreparedDataset, image_folder, read_description
+from src.phantom import __main__ as phantom
 
 WINDOWS = ("soft", "organ", "wide")
 PHANTOMS = {

@@ -16,7 +16,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 
 import prepare_data
 from src.data import folds
-from src.data.phantom import __main__ as phantom
+from src.phantom import __main__ as phantom
 
 
 @pytest.fixture(scope="session")

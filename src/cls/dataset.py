@@ -16,7 +16,7 @@ from src.cls.views import StackView
 from src.core.runtime import sample_rng
 from src.core.targets import LABEL_COLUMNS
 from src.data.packed import PackedSlices
-from src.data.stack import PreparedDataset
+from src.data.prepared import PreparedDataset
 from src.nn.augmentation import Augmentation, StackAugmenter
 
 

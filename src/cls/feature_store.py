@@ -21,11 +21,11 @@ from src.cls.organs import OrganIndex
 from src.cls.second_inputs import FeatureSource, name_inputs
 from src.cls.slice_features import FirstLevelModel, SliceFeatures, describe_series
 from src.core.errors import UserError
-from src.core.files import write_table
+from src.core.files import discard, whole_folder, write_table
 from src.core.log import say
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
-from src.data.stack import PreparedDataset, discard, whole_folder
+from src.data.prepared import PreparedDataset
 
 FEATURES = "features"
 """In a run's folder."""

@@ -12,7 +12,7 @@ from src.core.errors import UserError
 from src.core.log import say, warn
 from src.data.folds import read_folds
 from src.data.labels import read_labels
-from src.data.stack import PreparedDataset
+from src.data.prepared import PreparedDataset
 from src.nn.encoder import EncoderFile, read_encoder_file
 
 

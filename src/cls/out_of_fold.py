@@ -10,8 +10,8 @@ from src.core.log import format_table, say, warn
 from src.core.targets import COLUMNS, GROUPS
 from src.data.labels import read_probabilities
 from src.score.metric import score
+from src.score.missing_targets import fill_targets, fill_untold, untold_targets
 from src.score.submission import combine_series
-from src.score.untold import fill_targets, fill_untold, untold_targets
 
 FOLD_TABLE = "oof_series.csv"
 """In a fold's folder: predictions of its held-out series. Its presence marks the fold as finished."""

@@ -21,7 +21,7 @@ from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.data.folds import read_folds
 from src.data.labels import read_labels
-from src.data.stack import PreparedDataset, read_description
+from src.data.prepared import PreparedDataset, read_description
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,10 @@ from src.cls.slice_features import SliceFeatures
 from src.core.checkpoint import differing_options
 from src.core.config import parse_options, plain_options, save_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import only_writer, require_writable, write_json, write_table
+from src.core.files import discard, only_writer, require_writable, whole_folder, write_json, write_table
 from src.core.log import say
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import COLUMNS, LABEL_COLUMNS
-from src.data.stack import discard, whole_folder
 from src.nn.schedule import set_lr, warmup_cosine
 
 PROGRAM = "python -m src.cls.second_level"

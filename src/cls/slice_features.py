@@ -17,7 +17,7 @@ from src.core.errors import UserError
 from src.core.log import progress
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
-from src.data.stack import PreparedDataset
+from src.data.prepared import PreparedDataset
 from src.nn.augmentation import FLIPS
 from src.nn.loading import StackLoader
 

@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.core.log import warn
 from src.core.targets import INJURIES
 from src.data.labels import read_image_level_labels
-from src.data.stack import PreparedDataset
+from src.data.prepared import PreparedDataset
 
 _IMAGE_LEVEL = MappingProxyType({"Active_Extravasation": "extravasation_injury", "Bowel": "bowel_injury"})
 _ORGAN_OF = MappingProxyType({"bowel": "bowel", "kidney": "kidneys", "liver": "liver", "spleen": "spleen"})

@@ -10,8 +10,8 @@ from src.cls.plans import StackPlan, plan_stack
 from src.cls.views import ORGAN_GROUPS, Box, StackView, square_around
 from src.core.errors import UserError
 from src.data.packed import PackedSlices
+from src.data.prepared import PreparedDataset, as_channels, image_folder, read_windows
 from src.data.selection import SliceSelection
-from src.data.stack import PreparedDataset, as_channels, image_folder, read_windows
 from src.nn.augmentation import centre_crop
 
 REGION_MARGIN = 0.1

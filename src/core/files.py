@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,3 +115,37 @@ def write_json(content: Any, path: str | Path) -> None:
     """Write JSON, indented, keys in the order given, by one rename."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `folder` by one rename, or vanishes on an error.
+
+    Each attempt has a folder of its own, `.<name>.<random>.partial` beside it, so that two workers on the
+    same series cannot mix their files. An existing `folder` is replaced.
+    """
+    partial = _partial(folder)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        discard(folder)
+        os.replace(partial, folder)
+    finally:
+        discard(partial)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder, if it is there: out of sight at once, so that nobody meets half of it."""
+    aside = _partial(path)
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")

@@ -12,7 +12,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.core.files import atomic_path
-from src.data.stack import PreparedDataset, image_folder, read_windows
+from src.data.prepared import PreparedDataset, image_folder, read_windows
 
 
 class PackedSlices:

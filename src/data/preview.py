@@ -7,8 +7,10 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
-from src.data.stack import ORGANS, even_indices, image_folder, mask_folder, read_slices
-from src.data.windows import WINDOWS
+from src.ct.organ_labels import ORGANS
+from src.ct.windows import WINDOWS
+from src.data.prepared import image_folder, mask_folder, read_slices
+from src.data.selection import even_indices
 
 ORGAN_COLOURS = MappingProxyType(
     {

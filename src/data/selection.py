@@ -6,10 +6,22 @@ from typing import Any
 import numpy as np
 
 from src.core.errors import UserError
-from src.data.stack import even_indices
 
 _FINEST_MM = 0.1
 _SAME_MM = 1e-3  # positions are decimal text, their differences only nearly so
+
+
+def even_indices(n_slices: int, count: int) -> np.ndarray:
+    """`count` slices spread evenly over `n_slices`: the middle of each of `count` equal bins, int64.
+
+    With `count` above `n_slices`, slices repeat.
+    """
+    return (2 * np.arange(count) + 1) * n_slices // (2 * count)
+
+
+def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarray:
+    """(N,) middle slices -> (N, count) with their neighbours; behind an end, the last slice repeats."""
+    return np.clip(indices[:, None] + np.arange(count) - count // 2, 0, slices - 1)
 
 
 @dataclass(frozen=True)

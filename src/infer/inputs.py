@@ -5,8 +5,8 @@ from pathlib import Path
 
 from src.core.errors import UserError
 from src.core.log import warn
-from src.data.stack import PreparedDataset
-from src.data.storage import UnreachableTree
+from src.ct.storage import UnreachableTree
+from src.data.prepared import PreparedDataset
 from src.infer.networks import Networks
 from src.infer.raw import RawSource
 from src.infer.sources import PreparedSource, StackSource

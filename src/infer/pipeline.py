@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from src.core.log import progress, warn
 from src.infer.budget import Pace
-from src.infer.ending import RunEnds, StopRequest
 from src.infer.fallback import CarefulNetworks
-from src.infer.readers import ReadAhead
+from src.infer.read_ahead import ReadAhead
 from src.infer.results import Results
 from src.infer.sources import ReadSeries, StackSource, describe_error, unread_series
+from src.infer.stopping import RunEnds, StopRequest
 
 WAIT_S = 0.5
 """For a series, before looking at the clock and for signals again."""

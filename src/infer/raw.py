@@ -11,14 +11,14 @@ from src.cls.dataset import StackBatch, as_sample
 from src.cls.plans import SlicesShown, plan_stack
 from src.cls.stacks import as_predicted, cut_stack
 from src.core.errors import UserError
-from src.data.attempts import with_caution
-from src.data.file_tree import open_tree
-from src.data.grey_slices import GreyStack, load_stack
-from src.data.rsna import find_root, find_series
+from src.ct.file_tree import open_tree
+from src.ct.windows import WINDOWS, get_windows
 from src.data.selection import ALL_SLICES, SliceSelection
-from src.data.series_source import FoundSources
-from src.data.windows import WINDOWS, get_windows
 from src.infer.sources import ReadSeries, StackKind, Volume
+from src.prepare.grey_slices import GreyStack, load_stack
+from src.prepare.retries import with_caution
+from src.prepare.rsna import find_root, find_series
+from src.prepare.series_source import FoundSources
 from src.seg.model import SegmenterSpec
 
 SILENCE_LIMIT_S = 30.0

@@ -12,10 +12,10 @@ from src.cls.organs import OrganIndex
 from src.cls.stacks import StackReader, as_predicted, check_view
 from src.cls.views import StackView
 from src.core.errors import UserError
+from src.core.isolation import ChildNotStarted
 from src.core.log import warn
-from src.data.isolation import ChildNotStarted
-from src.data.series import UnreachableSeries
-from src.data.stack import PreparedDataset
+from src.ct.series import UnreachableSeries
+from src.data.prepared import PreparedDataset
 
 
 class StackKind(NamedTuple):

@@ -24,7 +24,7 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable
 from src.core.log import say, warn
-from src.data.windows import WINDOWS
+from src.ct.windows import WINDOWS
 from src.nn.encoder import EncoderFile, create_encoder, load_encoder, save_encoder
 from src.nn.encoder3d import VOLUME_BACKBONES, create_volume_encoder
 

@@ -10,8 +10,9 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import atomic_path
 from src.core.log import say
+from src.data.png import write_png
+from src.data.prepared import PreparedDataset
 from src.data.preview import contact_sheet
-from src.data.stack import PreparedDataset, write_png
 
 
 @dataclass(frozen=True)

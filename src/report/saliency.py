@@ -27,7 +27,7 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.files import atomic_path
 from src.core.log import say
 from src.core.targets import GROUPS
-from src.data.stack import PreparedDataset
+from src.data.prepared import PreparedDataset
 
 _INCHES = 2.4
 

@@ -21,8 +21,8 @@ from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.targets import COLUMNS, GROUPS, INJURIES
 from src.score.metric import align
+from src.score.missing_targets import check_told
 from src.score.target_arrays import from_targets, from_vector, to_targets
-from src.score.untold import check_told
 
 _FORMAT = 1
 _TINY = np.finfo(np.float64).tiny

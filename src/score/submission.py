@@ -10,7 +10,7 @@ from src.core.errors import UserError
 from src.core.files import write_table
 from src.core.targets import COLUMNS, GROUPS
 from src.score.metric import align, check_probabilities
-from src.score.untold import check_told, untold_targets
+from src.score.missing_targets import check_told, untold_targets
 
 
 def combine_series(frame: pd.DataFrame) -> pd.DataFrame:

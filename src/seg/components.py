@@ -20,8 +20,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from src.ct.organ_labels import ORGANS
 from src.data.organ_tables import crop_organ
-from src.data.stack import ORGANS
 
 # A ball of 12 mm, about a hundredth of a kidney and less of the other organs. Left where it is, it would
 # stretch the box of an organ, and the slices that show it, to a place where the organ is not.

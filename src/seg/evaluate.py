@@ -21,8 +21,9 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable, write_json, write_table
 from src.core.log import format_table, progress, say, warn
+from src.ct.organ_labels import ORGANS
 from src.data.labels import read_table
-from src.data.stack import ORGANS, PreparedDataset, mask_folder, read_slices
+from src.data.prepared import PreparedDataset, mask_folder, read_slices
 from src.seg.volume_scores import COUNTS, SCORES, score_volumes, summarise
 
 IDS = ["patient_id", "series_id"]

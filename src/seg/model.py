@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from src.core.errors import UserError
 from src.core.files import atomic_path
-from src.data.stack import ORGANS
+from src.ct.organ_labels import ORGANS
 from src.nn.encoder import GREY_MEAN, GREY_STD
 
 MODEL = "segmenter.safetensors"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from src.data.stack import ORGANS
+from src.ct.organ_labels import ORGANS
 
 DECODERS = ("unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet")
 """Of segmentation_models_pytorch."""

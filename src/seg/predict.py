@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.files import read_exact, write_table
+from src.core.files import read_exact, whole_folder, write_table
 from src.core.log import progress
 from src.core.runtime import Runtime
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
-from src.data.stack import PreparedDataset, image_folder, read_png, slice_name, whole_folder, write_png
+from src.data.png import read_png, write_png
+from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.seg.components import ComponentScan
 from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
 from src.seg.stream import Chunk, SliceStream, with_neighbours

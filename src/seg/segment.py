@@ -11,10 +11,19 @@ import pandas as pd
 import torch
 
 from src.core.errors import UserError
-from src.core.files import atomic_path, only_writer, read_exact, require_writable, write_json, write_table
+from src.core.files import (
+    atomic_path,
+    discard,
+    only_writer,
+    read_exact,
+    require_writable,
+    write_json,
+    write_table,
+)
 from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
-from src.data.stack import PreparedDataset, discard, write_png
+from src.data.png import write_png
+from src.data.prepared import PreparedDataset
 from src.seg.model import SegmenterSpec, find_segmenter, load_segmenter
 from src.seg.predict import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, read_positions, segment_series
 from src.seg.segment_options import SegmentOptions

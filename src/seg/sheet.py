@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from src.data.prepared import PreparedDataset, mask_folder, read_slices
 from src.data.preview import caption, legend, slice_row
-from src.data.stack import PreparedDataset, even_indices, mask_folder, read_slices
+from src.data.selection import even_indices
 
 _LEAST_PX = 192
 """Smaller slices are enlarged to about this side: outlines are a pixel wide."""

@@ -10,7 +10,7 @@ import pandas as pd
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
 from src.data.labels import read_table
-from src.data.stack import PreparedDataset
+from src.data.prepared import PreparedDataset
 from src.seg.options import SegOptions
 
 PARTS = ("labelled", "unlabelled", "left out")

@@ -11,8 +11,8 @@ from timm.utils import ModelEmaV3
 from src.core.checkpoint import clear_run, read_own_checkpoint, save_checkpoint
 from src.core.config import plain_options
 from src.core.errors import UserError
+from src.core.files import discard
 from src.core.runtime import Runtime, torch_seed
-from src.data.stack import discard
 from src.nn.encoder import read_encoder_file
 from src.nn.first_weights import load_first_weights, tells_of_itself
 from src.seg.model import SegmenterPair, SegmenterSpec, check_pair, default_greys

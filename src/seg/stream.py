@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.core.errors import UserError
-from src.data.stack import PreparedDataset, image_folder, neighbour_indices, read_windows
+from src.data.prepared import PreparedDataset, image_folder, read_windows
+from src.data.selection import neighbour_indices
 from src.nn.loading import StackLoader
 
 

@@ -14,7 +14,7 @@ from src.core.errors import UserError
 from src.core.files import atomic_path, only_writer, write_table
 from src.core.log import MetricsLog, format_table, is_main_process, say, warn
 from src.core.runtime import Runtime, torch_seed
-from src.data.stack import write_png
+from src.data.png import write_png
 from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine

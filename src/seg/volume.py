@@ -8,7 +8,7 @@ import torch
 
 from src.core.errors import UserError
 from src.data.organ_tables import OrganMeasures, voxel_volumes_ml
-from src.data.stack import neighbour_indices
+from src.data.selection import neighbour_indices
 from src.seg.components import ComponentScan
 from src.seg.model import SegmenterPair, SegmenterSpec
 from src.seg.stream import Chunk, with_neighbours

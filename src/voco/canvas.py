@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from src.data.stack import even_indices
+from src.data.selection import even_indices
 from src.voco.crops import resize_plane
 from src.voco.index import Series
 from src.voco.options import VocoOptions

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.core.runtime import sample_rng
-from src.data.stack import even_indices
+from src.data.selection import even_indices
 from src.voco.canvas import make_extent
-from src.voco.changes import CropChanges
+from src.voco.crop_augmentation import CropChanges
 from src.voco.crops import CropGrid, cut_tiles, overlap_labels
 from src.voco.index import SeriesIndex, open_index
 from src.voco.options import VocoOptions

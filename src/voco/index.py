@@ -14,7 +14,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import read_exact
-from src.data.stack import image_folder, read_description, read_series_tables, read_windows
+from src.data.prepared import image_folder, read_description, read_series_tables, read_windows
 from src.voco.options import VocoOptions
 
 

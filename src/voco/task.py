@@ -1,10 +1,12 @@
 """The pre-training run: data, steps, log lines, checkpoints and pictures."""
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -14,7 +16,7 @@ from src.core.errors import UserError
 from src.core.files import atomic_path, only_writer, write_table
 from src.core.log import MetricsLog, is_main_process, say, warn
 from src.core.runtime import Runtime, torch_seed
-from src.data.stack import write_png
+from src.data.png import write_png
 from src.nn.encoder import require_true_bf16
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
@@ -24,7 +26,6 @@ from src.voco.monitors import COLLAPSE_STD, Monitors
 from src.voco.objectives import Objective, build_objective
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
-from src.voco.picture import draw_predictions
 from src.voco.state import (
     TrainingState,
     build_state,
@@ -40,10 +41,17 @@ MOST_SKIPPED = 25
 """Steps in a row that fp16's scaler may skip: from its first scale, 2^16, to far below 1."""
 
 
-def pretrain(options: VocoOptions) -> Path:
+Draw = Callable[[VolumeSample, torch.Tensor, tuple[int, int, int]], np.ndarray]
+"""A picture (H, W, 3) of a batch, its similarities (B, R, N) and the grid (z, y, x)."""
+
+
+def pretrain(options: VocoOptions, draw: Draw | None = None) -> Path:
     """Pre-train as `options` say, from the start or from a checkpoint, and export the encoder.
 
     Under torchrun every process calls this; rank 0 alone writes.
+
+    Args:
+        draw: makes the pictures of `--picture-every`; without it there are none.
 
     Returns:
         The path of `encoder.safetensors`.
@@ -63,7 +71,7 @@ def pretrain(options: VocoOptions) -> Path:
             require_true_bf16(state.student.encoder, len(options.windows), options.tile)
         state.teacher.to(runtime.device)
         state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
-        run = PretrainingRun(options, dataset, runtime, state, checkpoint)
+        run = PretrainingRun(options, dataset, runtime, state, checkpoint, draw)
         if not is_main_process():
             run.train(None)
             return output / "encoder.safetensors"
@@ -92,7 +100,9 @@ class PretrainingRun:
         runtime: Runtime,
         state: TrainingState,
         checkpoint: Path | None,
+        draw: Draw | None = None,
     ) -> None:
+        self.draw = draw
         self.options, self.dataset, self.table = options, dataset, dataset.table
         self.runtime, self.state, self.checkpoint = runtime, state, checkpoint
         self.output = Path(options.output)
@@ -173,7 +183,7 @@ class PretrainingRun:
             elapsed = time.perf_counter() - started
             state.seconds += elapsed
             self._report(results, elapsed, lr)
-            if options.picture_every and state.step % options.picture_every == 0:
+            if self.draw and options.picture_every and state.step % options.picture_every == 0:
                 self._draw(batch, result)
             if state.step % options.save_every == 0 or is_last:
                 self._save()
@@ -228,7 +238,7 @@ class PretrainingRun:
         if self.log is None:
             return
         grid = (self.options.grid_z, self.options.grid, self.options.grid)
-        picture = draw_predictions(batch, result.similarity.cpu(), grid)
+        picture = self.draw(batch, result.similarity.cpu(), grid)
         with atomic_path(self.output / "pictures" / f"step_{self.state.step:07d}.png") as temporary:
             write_png(temporary, picture)
 

@@ -1,0 +1,1 @@
+"""CT from files to slices in Hounsfield units, head to feet."""

@@ -1,0 +1,233 @@
+"""What the kit needs of a DICOM image's header, whichever library has read it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.ct.series import SliceError
+from src.ct.storage import StoredFile
+
+KEYWORDS = (
+    "SOPClassUID",
+    "ImageType",
+    "AcquisitionTime",
+    "ContentTime",
+    "Modality",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "ModalityLUTSequence",
+)
+"""What `parse_header` looks at, besides TransferSyntaxUID."""
+
+MALFORMED = object()
+"""Stands for a value that is there and cannot be parsed."""
+
+_HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", which scanners write for HU
+
+
+PREAMBLE_BYTES = 132
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
+_LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: no image begins with a later element
+_PIXEL_MM = (1e-3, 100.0)
+_MOST_PIXELS = 16384  # of a side: a decoder would make room for whatever a damaged header says
+_ABSURD = 1e6  # mm of a position, HU of a rescale
+
+
+class DicomError(SliceError):
+    """A file that cannot be used. The message says why, in a few words."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the kit needs of a CT image's header. Vectors are (x, y, z) in patient space: left, back, head."""
+
+    file: StoredFile
+    instance_number: int
+    rows: int
+    cols: int
+    position_mm: tuple[float, float, float]
+    """Centre of the first pixel: ImagePositionPatient (0020,0032)."""
+    along_cols: tuple[float, float, float]
+    """Unit vector in which the column index grows: first half of ImageOrientationPatient (0020,0037)."""
+    along_rows: tuple[float, float, float]
+    """Unit vector in which the row index grows: second half."""
+    row_mm: float
+    col_mm: float
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    inverted: bool
+    """Whether bright is stored as low: MONOCHROME1 (0028,0004), until a series knows better."""
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+    """Stored values, both included, of pixels outside the reconstructed circle: PixelPaddingValue (0028,0120)
+    to PixelPaddingRangeLimit (0028,0121). Bit patterns: of 16 bits, their sign is not to be trusted."""
+    transfer_syntax: str
+    modality: str
+    patient_id: str
+    study_uid: str
+    series_uid: str
+    acquisition_number: int | None
+    acquisition_time: str
+    content_time: str
+    image_type: str
+    """Values joined by backslashes, as stored."""
+    pixels_at: int | None = field(default=None, compare=False)
+    """Where in the file the pixel data element begins, if known."""
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the pixels are grey levels of a CT window: 8 bits, and no rescale to HU."""
+        return self.bits_stored <= 8 and self.slope == 1 and self.intercept == 0
+
+
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether a file begins as DICOM does: with the mark after its preamble, or, in old files, with a tag."""
+    if start[128:PREAMBLE_BYTES] == b"DICM":
+        return True
+    order = "big" if start[:1] == b"\0" else "little"
+    return start[:2] in _FIRST_GROUPS and int.from_bytes(start[2:4], order) <= _LAST_FIRST_ELEMENT
+
+
+def parse_header(
+    values: Mapping[str, Any], file: StoredFile, transfer_syntax: str, pixels_at: int | None
+) -> Header:
+    """Build the header of one slice from the values of `KEYWORDS`: None where there are none, or `MALFORMED`.
+
+    Raises:
+        DicomError: not a CT slice, or a value that the kit needs is missing or makes no sense.
+    """
+    _check_kind(values)
+    orientation = _floats(values, "ImageOrientationPatient", 6)
+    row_mm, col_mm = _floats(values, "PixelSpacing", 2)
+    # Where the tag is empty dicomsdl reads 0, which is refused, so pydicom decides whether there is a slope.
+    slope = 1.0 if values["RescaleSlope"] is None else _number(values, "RescaleSlope")
+    header = Header(
+        file=file,
+        instance_number=_optional_int(values["InstanceNumber"]) or 0,
+        rows=int(_number(values, "Rows")),
+        cols=int(_number(values, "Columns")),
+        position_mm=_floats(values, "ImagePositionPatient", 3),
+        along_cols=orientation[:3],
+        along_rows=orientation[3:],
+        row_mm=row_mm,
+        col_mm=col_mm,
+        bits_allocated=int(_number(values, "BitsAllocated")),
+        bits_stored=int(_number(values, "BitsStored" if values["BitsStored"] else "BitsAllocated")),
+        signed=values["PixelRepresentation"] not in (None, 0),
+        inverted=values["PhotometricInterpretation"] == "MONOCHROME1",
+        slope=slope,
+        intercept=0.0 if values["RescaleIntercept"] is None else _number(values, "RescaleIntercept"),
+        padding=_padding(values),
+        transfer_syntax=transfer_syntax,
+        modality=_text(values["Modality"]),
+        patient_id=_text(values["PatientID"]),
+        study_uid=_text(values["StudyInstanceUID"]),
+        series_uid=_text(values["SeriesInstanceUID"]),
+        acquisition_number=_optional_int(values["AcquisitionNumber"]) or None,  # empty reads as 0 or as None
+        acquisition_time=_text(values["AcquisitionTime"]),
+        content_time=_text(values["ContentTime"]),
+        image_type=_image_type(values),
+        pixels_at=pixels_at,
+    )
+    numbers = (*header.position_mm, *orientation, row_mm, col_mm, slope, header.intercept)
+    upright = all(abs(math.hypot(*axis) - 1) < 0.01 for axis in (header.along_cols, header.along_rows))
+    across = sum(a * b for a, b in zip(header.along_cols, header.along_rows, strict=True))
+    bits = 1 <= header.bits_stored <= min(16, header.bits_allocated)
+    sizes = bits and all(0 < side <= _MOST_PIXELS for side in (header.rows, header.cols))
+    pixels = all(_PIXEL_MM[0] <= side <= _PIXEL_MM[1] for side in (row_mm, col_mm))
+    plausible = all(abs(number) < _ABSURD for number in numbers)  # false for nan as well
+    if not (plausible and upright and abs(across) < 0.01 and sizes and pixels and slope != 0):
+        raise DicomError("size, position, orientation, spacing or rescale makes no sense")
+    if header.windowed and header.signed:
+        raise DicomError("signed 8-bit pixels are neither HU nor grey levels")
+    if values["RescaleIntercept"] is None and not (header.signed or header.windowed):
+        raise DicomError("no rescale and no value below 0: pixels are not known to be HU")
+    return header
+
+
+def _check_kind(values: Mapping[str, Any]) -> None:
+    """Refuse what is not a slice of HU. A file without Modality is judged by the rest."""
+    modality = _text(values["Modality"])
+    if modality not in ("", "CT"):
+        raise DicomError(f"modality {modality}, not CT")
+    if _image_type(values).upper().split("\\")[2:3] == ["LOCALIZER"]:
+        raise DicomError("localizer, not a slice")
+    colours = _text(values["PhotometricInterpretation"])
+    if values["SamplesPerPixel"] not in (None, 0, 1) or not (colours + "MONOCHROME").startswith("MONOCHROME"):
+        raise DicomError("colour image, not CT")
+    if values["Rows"] is None:
+        raise DicomError("holds no image")
+    if not values["SamplesPerPixel"]:
+        raise DicomError("SamplesPerPixel is missing")
+    if (_optional_int(values["NumberOfFrames"]) or 1) != 1:
+        raise DicomError(f"holds {values['NumberOfFrames']} frames without a position each")
+    unit = _text(values["RescaleType"])
+    if unit.upper() not in _HU_TYPES:
+        raise DicomError(f"pixels are {unit}, not HU")
+    if values["ModalityLUTSequence"]:
+        raise DicomError("pixels become HU by a table, not by a rescale")
+
+
+def _padding(values: Mapping[str, Any]) -> tuple[int, int] | None:
+    first = values["PixelPaddingValue"]
+    if not isinstance(first, int) or abs(first) >= 1 << 16:
+        return None
+    last = values["PixelPaddingRangeLimit"]
+    return (first, last if isinstance(last, int) and abs(last) < 1 << 16 else first)
+
+
+def _image_type(values: Mapping[str, Any]) -> str:
+    parts = values["ImageType"]
+    return (
+        _text(parts) if isinstance(parts, str) or parts in (None, MALFORMED) else "\\".join(map(str, parts))
+    )
+
+
+def _text(value: Any) -> str:
+    return str(value).strip(" \0") if isinstance(value, str) else ""
+
+
+def _optional_int(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _number(values: Mapping[str, Any], keyword: str) -> float:
+    try:
+        return float(values[keyword])
+    except (TypeError, ValueError):
+        raise DicomError(f"{keyword} is missing or malformed") from None
+
+
+def _floats(values: Mapping[str, Any], keyword: str, count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values[keyword])
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count:
+        raise DicomError(f"{keyword} is missing or malformed")
+    return numbers

@@ -1,0 +1,171 @@
+"""A CT series in one NIfTI volume, whatever the order and direction of its axes.
+
+Everything follows from the affine. Values are Hounsfield units where some lie below 0, as fat and air do in
+every CT. Grey levels of 0 to 255 become them again where the window is known that they were made with.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+
+from src.ct.geometry import Plane, SliceGrid
+from src.ct.nifti import NiftiError, Volume, open_volume
+from src.ct.series import Rejected, SeriesError
+from src.ct.storage import StoredFile
+from src.ct.windows import AIR_HU, Window
+
+_SKEW_COSINE = 0.05  # of rows against columns
+_BLOCK_SLICES = 32  # int16 values that share a cache line, and more that share a page
+_BLOCK_BYTES = 32 << 20
+_INT16 = np.iinfo(np.int16)
+
+
+class NiftiSeries:
+    """Slices of a volume, head to feet: a `CtSeries`. `open_nifti` makes one."""
+
+    rejected: tuple[Rejected, ...] = ()
+
+    def __init__(self, name: str, volume: Volume, source_window: Window | None):
+        """Find the slices' axis, and what the values are.
+
+        Raises:
+            SeriesError: not axial, skewed, or values that are not Hounsfield units.
+        """
+        self._name, self._volume = name, volume
+        axes = volume.lps_from_voxel[:3, :3]
+        lengths = np.linalg.norm(axes, axis=0)
+        directions = axes / lengths
+        self._axis = int(np.abs(directions[2]).argmax())
+        cols_axis, rows_axis = (axis for axis in range(3) if axis != self._axis)  # the first is contiguous
+        self._slices = volume.stored.transpose(self._axis, rows_axis, cols_axis)  # (slices, rows, cols)
+        self._grid = SliceGrid(
+            rows=self._slices.shape[1],
+            cols=self._slices.shape[2],
+            row_mm=float(lengths[rows_axis]),
+            col_mm=float(lengths[cols_axis]),
+            along_rows=tuple(directions[:, rows_axis].tolist()),
+            along_cols=tuple(directions[:, cols_axis].tolist()),
+        )
+        if abs(directions[:, rows_axis] @ directions[:, cols_axis]) > _SKEW_COSINE:
+            raise SeriesError("rows and columns are not at right angles")
+        if not self._grid.is_axial:
+            raise SeriesError("not axial")
+        self._headwards = bool(axes[:, self._axis] @ self._grid.normal > 0)
+        self._block: tuple[int, np.ndarray] | None = None
+        self._grey_window = source_window if self._is_grey(source_window) else None
+        self.source_window = self._grey_window or self._expressible()
+
+    @cached_property
+    def z_mm(self) -> np.ndarray:
+        indices = np.array([self._stored_index(index) for index in range(len(self._slices))])
+        origin, step = self._volume.lps_from_voxel[:3, 3], self._volume.lps_from_voxel[:3, self._axis]
+        return (origin + indices[:, None] * step) @ self._grid.normal
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._grid.shape
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        return self._grid.pixel_mm
+
+    @property
+    def orientation(self) -> str:
+        return self._grid.orientation
+
+    def read(self, index: int) -> np.ndarray:
+        """A slice in HU, (rows, cols): int16, or float32 where there are fractions."""
+        stored = self._stored(self._stored_index(index))
+        if self._grey_window is not None:
+            share = self._scaled(stored) / np.float32(255) - np.float32(0.5)
+            hu = share * np.float32(self._grey_window.width_hu) + np.float32(self._grey_window.centre_hu)
+        elif self._volume.is_integer:
+            slope, intercept = int(self._volume.slope), int(self._volume.intercept)
+            if (slope, intercept) == (1, 0) and stored.dtype == np.int16:  # as most files are: no detour
+                hu = np.maximum(stored, np.int16(AIR_HU))
+            else:
+                scaled = stored.astype(np.int64) * slope + intercept
+                hu = np.clip(scaled, AIR_HU, _INT16.max).astype(np.int16)
+        else:
+            hu = np.nan_to_num(self._scaled(stored), nan=AIR_HU, neginf=AIR_HU, posinf=_INT16.max)
+            hu = np.maximum(hu, np.float32(AIR_HU))
+        return self._grid.orient(hu)
+
+    def plane(self, index: int) -> Plane:
+        origin, step = self._volume.lps_from_voxel[:3, 3], self._volume.lps_from_voxel[:3, self._axis]
+        return self._grid.plane(tuple((origin + self._stored_index(index) * step).tolist()))
+
+    def instance_number(self, index: int) -> int:
+        return self._stored_index(index) + 1
+
+    def source(self, index: int) -> str:
+        return f"{self._name} slice {self._stored_index(index) + 1}"
+
+    def _stored_index(self, index: int) -> int:
+        return len(self._slices) - 1 - index if self._headwards else index
+
+    def _stored(self, index: int) -> np.ndarray:
+        """A slice as stored, (rows, cols).
+
+        Along the first axis neighbouring slices lie in the same bytes, so that they are read together: one by
+        one, each would touch the whole file.
+        """
+        if self._axis != 0:
+            return np.array(self._slices[index])
+        count = max(1, min(_BLOCK_SLICES, _BLOCK_BYTES // self._slices[0].nbytes))
+        first = index - index % count
+        if self._block is None or self._block[0] != first:
+            self._block = first, np.array(self._slices[first : first + count])
+        return self._block[1][index - first]
+
+    def _scaled(self, stored: np.ndarray) -> np.ndarray:
+        return stored.astype(np.float32) * np.float32(self._volume.slope) + np.float32(self._volume.intercept)
+
+    def _is_grey(self, source_window: Window | None) -> bool:
+        """Whether the values are grey levels rather than HU; most volumes tell by their first slice.
+
+        Raises:
+            SeriesError: no value lies below 0, and they are not of 0 to 255, or it is not known how HU became
+                grey levels.
+        """
+        highest = -np.inf
+        for index in range(len(self._slices)):
+            values = self._scaled(self._stored(index))
+            values = values[np.isfinite(values)]
+            if values.size and values.min() < 0:
+                return False
+            highest = max(highest, values.max(initial=-np.inf))
+        if highest > 255:
+            raise SeriesError("no value below 0: not Hounsfield units, in which fat and air are negative")
+        if highest <= 1:
+            raise SeriesError("no value below 0 and none above 1: neither Hounsfield units nor grey levels")
+        if source_window is None:
+            raise SeriesError("8-bit volume: say with --source-window which CT window it was made with")
+        return True
+
+    def _expressible(self) -> Window | None:
+        """What 8 bits with a rescale to HU can hold; None for wider types."""
+        stored, slope = self._volume.stored.dtype, self._volume.slope
+        if stored.itemsize > 1:
+            return None
+        ends = np.array([np.iinfo(stored).min, np.iinfo(stored).max]) * slope + self._volume.intercept
+        return Window.of_range(ends.min(), ends.max(), abs(slope))
+
+
+@contextmanager
+def open_nifti(file: StoredFile, source_window: Window | None = None) -> Iterator[NiftiSeries]:
+    """Open a .nii or .nii.gz for as long as the context lasts. One slice of it is in memory at a time.
+
+    Args:
+        source_window: that a volume of grey levels 0 to 255 was made with; ignored where values are HU.
+
+    Raises:
+        SeriesError: it cannot be read, is not axial, or its values are neither HU nor known grey levels.
+    """
+    try:
+        with open_volume(file) as volume:
+            yield NiftiSeries(file.name, volume, source_window)
+    except NiftiError as error:
+        raise SeriesError(f"volume {error}") from error

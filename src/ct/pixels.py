@@ -1,0 +1,151 @@
+"""DICOM images: their headers, and their pixels in Hounsfield units.
+
+What stored bits mean is decided here, once for every library that reads them.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from src.ct.dicom_header import DicomError, Header
+from src.ct.dicom_readers import (
+    FAST_READERS,
+    HEADER_BYTES,
+    SAFE_READERS,
+    DicomsdlReader,
+    Reader,
+    read_bytes,
+)
+from src.ct.multiframe import is_enhanced, read_frames
+from src.ct.storage import StoredFile
+from src.ct.windows import AIR_HU
+
+__all__ = [
+    "FAST_READERS",
+    "SAFE_READERS",
+    "DicomError",
+    "DicomsdlReader",
+    "Header",
+    "Reader",
+    "read_headers",
+    "read_hu",
+    "stored_to_hu",
+]
+
+_INT16 = np.iinfo(np.int16)
+_EMPTY_ABOVE_HU = -500  # an empty slice that is denser would pass for a body as wide as the image
+
+Result = TypeVar("Result")
+
+
+def read_headers(file: StoredFile, readers: tuple[Reader, ...] = FAST_READERS) -> list[Header]:
+    """Header of each slice in a file, by the first reader that can: one, or one a frame of an enhanced CT.
+
+    Raises:
+        DicomError: no reader can, or a tag that the kit needs is missing or makes no sense.
+    """
+    head = read_bytes(file, HEADER_BYTES)
+    if is_enhanced(head):
+        return read_frames(file)
+    return [_first_success(readers, lambda reader: reader.read_header(file, head))]
+
+
+def read_hu(header: Header, readers: tuple[Reader, ...] = FAST_READERS) -> np.ndarray:
+    """Pixels in Hounsfield units, (rows, cols): int16, or float32 where the rescale gives fractions.
+
+    Padding and everything below -1024 HU is air at -1024 HU.
+
+    Raises:
+        DicomError: no reader decodes the file, its pixels do not agree with its header, or all are zero and
+            zero is not air.
+    """
+    hu = stored_to_hu(_first_success(readers, lambda reader: reader.read_stored(header)), header)
+    corner = hu[0, 0]  # which nearly always tells without a look at the rest
+    if corner == header.intercept > _EMPTY_ABOVE_HU and (hu == corner).all():
+        raise DicomError("every pixel is zero")
+    return hu
+
+
+def stored_to_hu(stored: np.ndarray, header: Header) -> np.ndarray:
+    """Stored bits (rows, cols) to Hounsfield units: Modality LUT of DICOM PS3.3 C.11.1 on the valid bits.
+
+    Only the low BitsStored bits count (PS3.5 8.1.1): scanners leave garbage above them. `stored` is worked on
+    in place where it may be written to, since new memory costs more than the sums.
+
+    Raises:
+        DicomError: the shape is not the header's.
+    """
+    if stored.shape != (header.rows, header.cols):
+        raise DicomError(f"pixels are {stored.shape}, the header says {(header.rows, header.cols)}")
+    dtype = np.dtype(f"{'i' if header.signed else 'u'}{max(2, stored.dtype.itemsize)}")
+    value = stored.astype(dtype, copy=False)
+    is_padding = None if header.padding is None else _is_padding(value, header)
+    if header.inverted:
+        value = np.invert(value, out=_room(value))
+    value = _keep_valid_bits(value, header)
+    hu = _rescale(value, header)
+    if is_padding is not None:
+        np.copyto(hu, AIR_HU, where=is_padding)
+    return hu
+
+
+def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
+    slope, intercept = header.slope, header.intercept
+    if not (slope.is_integer() and intercept.is_integer()):
+        hu = value.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+        return np.maximum(hu, AIR_HU, out=hu)
+    low, high = AIR_HU - int(intercept), _INT16.max - int(intercept)
+    limits = np.iinfo(value.dtype)
+    if slope != 1 or value.dtype.itemsize > 2 or low > limits.max or high < limits.min:
+        hu = value.astype(np.int64) * int(slope) + int(intercept)
+        return np.clip(hu, AIR_HU, _INT16.max).astype(np.int16)
+    # Clipped first to where the sum fits into 16 bits, so that it may be taken in them: modulo 65,536 it is
+    # the same whatever the sign. The limits are rows: numpy compares with a lone number six times slower.
+    if low > limits.min:
+        value = np.maximum(value, np.full(header.cols, low, dtype=value.dtype), out=_room(value))
+    if high < limits.max:
+        value = np.minimum(value, np.full(header.cols, high, dtype=value.dtype), out=_room(value))
+    if not value.flags.writeable:
+        value = value.copy()
+    hu = value.view(np.int16)
+    if intercept:
+        hu += np.array(int(intercept) & 0xFFFF, dtype=np.uint16).view(np.int16)
+    return hu
+
+
+def _room(value: np.ndarray) -> np.ndarray | None:
+    """Where the next step may write: over its input if that is ours, else to new memory."""
+    return value if value.flags.writeable else None
+
+
+def _keep_valid_bits(value: np.ndarray, header: Header) -> np.ndarray:
+    """Clear the bits above BitsStored, and extend the sign from the highest valid one."""
+    free = value.dtype.itemsize * 8 - header.bits_stored
+    if free and header.signed:
+        value = np.left_shift(value, free, out=_room(value))
+        return np.right_shift(value, free, out=value)
+    if free:
+        valid = np.array((1 << header.bits_stored) - 1, dtype=value.dtype)
+        return np.bitwise_and(value, valid, out=_room(value))
+    return value
+
+
+def _is_padding(value: np.ndarray, header: Header) -> np.ndarray:
+    """Which words are padding. It lies in the valid bits, or needs all 16: -3024 in a file of 12 bits."""
+    words = np.array(header.padding).astype(np.int16 if header.signed else np.uint16)
+    valid = _keep_valid_bits(words.copy(), header)
+    if (valid == words).all() and header.bits_stored < value.dtype.itemsize * 8:
+        value = _keep_valid_bits(value.copy(), header)
+    low, high = np.sort(words).tolist()
+    return value == low if low == high else (value >= low) & (value <= high)
+
+
+def _first_success(readers: tuple[Reader, ...], read: Callable[[Reader], Result]) -> Result:
+    """The last reader's error is the one reported: it is the one that knows most formats."""
+    for reader in readers[:-1]:
+        try:
+            return read(reader)
+        except DicomError:
+            continue
+    return read(readers[-1])

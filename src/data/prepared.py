@@ -1,0 +1,173 @@
+"""A prepared data set on disk: 8-bit slice stacks as PNG, their tables, and the reading of both.
+
+    dataset.json                               windows, size, slice policy, source, version
+    series.csv                                 a row a series that was found
+    rejected.csv                               a row a file that was left out of its series
+    images/<patient_id>/<series_id>/0000.png   channel k = window k; with slices.csv and series.json
+    masks/<patient_id>/<series_id>/0000.png    label map, where there is a segmentation
+
+Slices run from head to feet, the patient's left is on the image's right, the front is up.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+from src.core.files import read_exact, whole_folder
+from src.data.png import decode_png, write_png
+
+VERSION = 1
+"""Of the layout above; a reader refuses another."""
+
+TEXT_COLUMNS = MappingProxyType({"patient_id": str, "series_id": str, "reason": str})
+
+
+def as_channels(images: np.ndarray) -> np.ndarray:
+    """Neighbouring slices (..., T, H, W, C) -> (..., H, W, T * C), the windows of a slice together."""
+    moved = np.moveaxis(images, -4, -2)  # (..., H, W, T, C)
+    return moved.reshape(*moved.shape[:-2], -1)
+
+
+def slice_name(index: int) -> str:
+    return f"{index:04d}.png"
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A prepared data set, open for reading. `open` makes one."""
+
+    folder: Path
+    windows: tuple[str, ...]
+    size: int
+    series: pd.DataFrame
+    """Series that can be used, sorted by patient_id and series_id (both text)."""
+    all_series: pd.DataFrame
+    """Every series that was found, with `status` and `reason`."""
+    slice_policy: Any = "all"
+    """Which slices of a series were kept, as `SliceSelection.describe` tells it."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "PreparedDataset":
+        """Open the folder that `prepare_data.py` wrote.
+
+        Raises:
+            UserError: no such folder, not a prepared data set, an unfinished one, or of another version.
+        """
+        folder = Path(folder)
+        description = read_description(folder)
+        all_series, series = read_series_tables(folder)
+        windows = tuple(window["name"] for window in description["windows"])
+        policy = description.get("slices", "all")
+        return cls(folder, windows, description["size"], series, all_series, policy)
+
+    def read_slices(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
+        """Slices by index, uint8 (T, H, W, C) with one channel a window."""
+        folder = image_folder(self.folder, patient_id, series_id)
+        return read_slices(folder, indices, self.size, len(self.windows))
+
+    def read_slice_table(self, patient_id: str, series_id: str) -> pd.DataFrame:
+        """A row a slice: index, instance_number, z_mm (head positive), source (file name)."""
+        folder = image_folder(self.folder, patient_id, series_id)
+        return read_exact(folder / "slices.csv", dtype={"source": str})
+
+    def has_masks(self, patient_id: str, series_id: str) -> bool:
+        return mask_folder(self.folder, patient_id, series_id).is_dir()
+
+    def read_masks(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
+        """Label maps by slice index, uint8 (T, H, W); the labels are those of `ORGANS`."""
+        return read_slices(mask_folder(self.folder, patient_id, series_id), indices, self.size, 1)[..., 0]
+
+    def write_masks(self, patient_id: str, series_id: str, masks: Iterable[np.ndarray]) -> None:
+        """Write one label map (H, W) uint8 for every slice of a series, replacing what is there."""
+        write_masks(mask_folder(self.folder, patient_id, series_id), masks)
+
+
+def image_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
+    return dataset / "images" / patient_id / series_id
+
+
+def mask_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
+    return dataset / "masks" / patient_id / series_id
+
+
+def read_slices(folder: Path, indices: Sequence[int], size: int, channels: int) -> np.ndarray:
+    """Slices of a series' folder, uint8 (T, size, size, channels)."""
+    return read_windows(folder, indices, size, range(channels))
+
+
+def read_windows(folder: Path, indices: Sequence[int], size: int, windows: Sequence[int]) -> np.ndarray:
+    """Some windows, by their place, of slices of a series' folder, uint8 (T, size, size, len(windows)).
+
+    Raises:
+        UserError: a slice is missing, damaged, or of another size or number of windows.
+    """
+    stack = np.empty((len(indices), size, size, len(windows)), dtype=np.uint8)
+    for row, index in enumerate(indices):
+        path = folder / slice_name(index)
+        image = decode_png(path)
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        if image.shape[:2] != (size, size) or image.dtype != np.uint8 or max(windows) >= channels:
+            raise UserError(f"{path} is not as dataset.json says; prepare the data set again")
+        # from OpenCV's order, BGR: only what is asked for is copied, straight to its place
+        pairs = [place for k, window in enumerate(windows) for place in (channels - 1 - window, k)]
+        cv2.mixChannels([image], [stack[row]], pairs)
+    return stack
+
+
+def write_masks(folder: Path, masks: Iterable[np.ndarray]) -> None:
+    """Write label maps (H, W) uint8, head to feet, as the whole folder of a series."""
+    with whole_folder(folder) as partial:
+        for index, mask in enumerate(masks):
+            write_png(partial / slice_name(index), mask)
+
+
+def read_series_tables(
+    folder: Path, columns: Sequence[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`series.csv` of a prepared data set: every series that was found, and those that can be used.
+
+    Args:
+        columns: those that are needed, with `slices` and `status` among them; all of them by default.
+
+    Raises:
+        UserError: preparation was not finished, or the file is damaged.
+    """
+    path = folder / "series.csv"
+    if not path.is_file():
+        raise UserError(f"{folder} is not completely prepared; run prepare_data.py on it again")
+    try:
+        every = read_exact(path, dtype=dict(TEXT_COLUMNS), usecols=columns)
+        usable = every[every["status"] == "ok"].reset_index(drop=True)
+        usable["slices"] = usable["slices"].astype("int64")
+    except (KeyError, ValueError):
+        raise UserError(f"{path} is damaged; delete it and run prepare_data.py again") from None
+    return every, usable
+
+
+def read_description(folder: Path) -> dict:
+    """`dataset.json` of a prepared data set.
+
+    Raises:
+        UserError: no such folder, not a prepared data set, or of another version.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; make it with prepare_data.py")
+    try:
+        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        version = description["version"]
+        _ = description["size"], [window["name"] for window in description["windows"]]
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not a prepared data set (no dataset.json)") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{folder / 'dataset.json'} is damaged; prepare the data set again") from None
+    if version != VERSION:
+        raise UserError(f"{folder} has layout version {version}, not {VERSION}; prepare the data set again")
+    return description

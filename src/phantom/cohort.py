@@ -1,0 +1,96 @@
+"""The cohort on paper: patients and their series, who is injured and how, before any voxel is drawn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from src.core.targets import GROUPS, LABEL_COLUMNS
+from src.phantom.options import PhantomOptions
+from src.phantom.phase import PHASES
+
+STRATIFY_FROM = 20  # patients; from here on every class with a rate above 0 occurs
+ID_RANGE = (1_000, 65_536)
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """One series: its id, contrast phase, and whether a segmentation of it is published."""
+
+    series_id: int
+    phase: str
+    segmented: bool
+
+
+@dataclass(frozen=True)
+class PatientPlan:
+    """One patient. `grades` maps each target to the class that is true, such as ``{"liver": "low"}``."""
+
+    index: int  # the seed of the patient's anatomy and injuries
+    patient_id: int
+    split: str  # "train" or "test"
+    grades: dict[str, str]
+    series: tuple[SeriesPlan, ...]
+
+    def labels(self) -> dict[str, int]:
+        """The row of train.csv: `patient_id` and the 14 columns as 0 or 1."""
+        row = {"patient_id": self.patient_id} | dict.fromkeys(LABEL_COLUMNS, 0)
+        for group, grade in self.grades.items():
+            row[f"{group}_{grade}"] = 1
+        row["any_injury"] = int(any(grade != "healthy" for grade in self.grades.values()))
+        return row
+
+
+def stream(seed: int, index: int, subject: str) -> np.random.Generator:
+    """A generator for each (seed, patient, subject), so that nothing depends on the order of work."""
+    return np.random.default_rng([seed, index, *subject.encode()])
+
+
+def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
+    """Draw all patients. Counts per class are exact (rounded) in train and in test, not coin flips."""
+    rng = stream(options.seed, 0, "cohort")
+    count = options.patients + options.test_patients
+    patient_ids = rng.permutation(np.arange(*ID_RANGE))[:count].tolist()
+    series_ids = iter(rng.permutation(np.arange(*ID_RANGE))[: 2 * count].tolist())
+    plans: list[PatientPlan] = []
+    for split, size in (("train", options.patients), ("test", options.test_patients)):
+        grades = {group: draw_grades(group, size, options.rates()[group], rng) for group in GROUPS}
+        two_phases = _choose(size, options.two_phase_rate, rng)
+        phases = [list(PHASES) if two else [str(rng.choice(PHASES))] for two in two_phases]
+        segmented = iter(_choose(sum(map(len, phases)), options.segmentation_rate * (split == "train"), rng))
+        for i in range(size):
+            plans.append(
+                PatientPlan(
+                    index=len(plans),
+                    patient_id=patient_ids[len(plans)],
+                    split=split,
+                    grades={group: grades[group][i] for group in GROUPS},
+                    series=tuple(SeriesPlan(next(series_ids), phase, next(segmented)) for phase in phases[i]),
+                )
+            )
+    return sorted(plans, key=lambda plan: (plan.split == "test", plan.patient_id))
+
+
+def draw_grades(group: str, size: int, rates: tuple[float, ...], rng: np.random.Generator) -> list[str]:
+    """Give `size` patients a class of `group`; `rates` are the shares of its injured classes, in order."""
+    names = [column.split("_")[1] for column in GROUPS[group]]
+    drawn: list[str] = []
+    for name, rate in zip(names[1:], rates, strict=True):
+        drawn += [name] * _share(size, rate)
+    drawn = (drawn + [names[0]] * size)[:size]
+    return [drawn[i] for i in rng.permutation(size)]
+
+
+def label_table(plans: list[PatientPlan], split: str) -> pd.DataFrame:
+    """The labels of one split in the columns of train.csv."""
+    rows = [plan.labels() for plan in plans if plan.split == split]
+    return pd.DataFrame(rows, columns=["patient_id", *LABEL_COLUMNS])
+
+
+def _share(size: int, rate: float) -> int:
+    count = int(np.floor(rate * size + 0.5))
+    return max(count, 1) if rate > 0 and size >= STRATIFY_FROM else count
+
+
+def _choose(size: int, rate: float, rng: np.random.Generator) -> list[bool]:
+    return (rng.permutation(size) < _share(size, rate)).tolist()

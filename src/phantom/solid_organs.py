@@ -1,0 +1,101 @@
+"""Solid organs, gallbladder, pancreas and bladder, and harmless cysts, which are no injuries."""
+
+import numpy as np
+
+from src.phantom.body import KIDNEYS, ORGAN_LABELS, Body
+from src.phantom.phase import Enhancement
+from src.phantom.shapes import Array, capsule, ellipsoid, smoothstep
+from src.phantom.voxel_grid import Canvas, bounds
+
+CYST_HU = (0.0, 10.0)
+CYST_RADII_MM = {"liver": (4.0, 11.0), "left_kidney": (4.0, 11.0), "right_kidney": (4.0, 11.0)}
+CYST_RATE = 0.15  # per organ
+
+
+def paint_organs(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
+    """Paint pancreas and bladder, then kidneys, spleen, liver and gallbladder over them."""
+    _paint_pancreas(canvas, body, enhancement)
+    _paint_bladder(canvas, body)
+    for side in KIDNEYS:
+        _paint_kidney(canvas, body, side, enhancement)
+    for name, hu in (("spleen", enhancement.spleen), ("liver", enhancement.liver)):
+        box = canvas.box(*body.organ_box(name))
+        distance = body.organ(name, *canvas.coordinates(box))
+        canvas.paint(box, distance, hu, ORGAN_LABELS[name])
+    _paint_gallbladder(canvas, body)
+
+
+def _paint_kidney(canvas: Canvas, body: Body, side: str, enhancement: Enhancement) -> None:
+    """Cortex around pyramids of medulla around the fat and the collecting system of the sinus."""
+    box = canvas.box(*body.organ_box(side))
+    x, y, z = canvas.coordinates(box)
+    distance = body.kidney(side, x, y, z)
+    sinus = body.renal_sinus(side, x, y, z)
+    pyramids = np.sin(x / 3.6) * np.sin(y / 3.6) + np.sin(z / 5.0)
+    medulla = smoothstep(-distance, 5, 9) * smoothstep(pyramids, -0.9, 0.1)
+    tissue = enhancement.renal_cortex + medulla * (enhancement.renal_medulla - enhancement.renal_cortex)
+    canvas.paint(box, distance, tissue, ORGAN_LABELS[side])
+    inside = np.maximum(sinus, distance)
+    canvas.paint(box, inside, -40, ORGAN_LABELS[side])
+    canvas.paint(box, np.maximum(sinus + 4.5, distance), enhancement.collecting_system, ORGAN_LABELS[side])
+
+
+def _paint_pancreas(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
+    """Head beside the duodenum, body over the aorta, tail towards the spleen."""
+    y0, w = body.half_depth_mm - 68, body.half_width_mm
+    joints = [(-26, y0 + 6, 6), (-10, y0, 20), (24, y0 + 2, 36), (w - 62, 0.2 * body.half_depth_mm, 58)]
+    box = canvas.box(*bounds(joints, 14))
+    x, y, z = canvas.coordinates(box)
+    radii = (14.0, 11.0, 10.0, 7.5)
+    parts = [
+        capsule(x, y, z, joints[i], joints[i + 1], (radii[i], radii[i + 1])) for i in range(len(joints) - 1)
+    ]
+    lobules = 1.8 * np.sin(x / 2.6) * np.sin(y / 2.4 + z / 4)
+    canvas.paint(box, np.minimum.reduce(parts) + lobules, enhancement.liver - 4)
+
+
+def _paint_gallbladder(canvas: Canvas, body: Body) -> None:
+    centre = (-44 * body.half_width_mm / 125, -0.42 * body.half_depth_mm, 18)
+    box = canvas.box(np.subtract(centre, 26), np.add(centre, 26))
+    distance = ellipsoid(*canvas.coordinates(box), centre, (12, 15, 24))
+    canvas.paint(box, distance, 70)
+    canvas.paint(box, distance + 2, 8)
+
+
+def _paint_bladder(canvas: Canvas, body: Body) -> None:
+    centre = (0, -0.25 * body.half_depth_mm, -190)
+    box = canvas.box(np.subtract(centre, 50), np.add(centre, 50))
+    distance = ellipsoid(*canvas.coordinates(box), centre, (46, 34, 34))
+    canvas.paint(box, distance, 45)
+    canvas.paint(box, distance + 3, 6)
+
+
+def paint_cysts(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
+    """Simple cysts in some livers and kidneys: round, sharp and water-like, unlike any laceration."""
+    for name, (small, large) in CYST_RADII_MM.items():
+        has_cyst, radius, hu = rng.uniform() < CYST_RATE, rng.uniform(small, large), rng.uniform(*CYST_HU)
+        centre = point_in_organ(body, name, rng, depth_mm=(2.0, 0.8 * radius + 4))
+        if has_cyst:
+            box = canvas.box(np.subtract(centre, radius), np.add(centre, radius))
+            distance = ellipsoid(*canvas.coordinates(box), centre, (radius,) * 3)
+            canvas.paint(box, distance, hu, ORGAN_LABELS[name])
+
+
+def point_in_organ(
+    body: Body,
+    name: str,
+    rng: np.random.Generator,
+    depth_mm: tuple[float, float],
+    z_limits_mm: tuple[float, float] = (-np.inf, np.inf),
+) -> Array:
+    """Draw a point (x, y, z in mm) that lies between two depths below an organ's surface.
+
+    The choice uses the organ's formula and never a voxel grid, so both series of a patient agree on it. Where
+    the organ is too thin for the depth asked, the deepest of the points tried is taken.
+    """
+    low, high = (np.array(corner) for corner in body.organ_box(name))
+    low[2], high[2] = max(low[2], z_limits_mm[0]), min(high[2], z_limits_mm[1])
+    points = rng.uniform(low, np.maximum(low, high), (4000, 3)).astype(np.float32)
+    depth = -body.organ(name, *points.T)
+    fits = np.flatnonzero((depth > depth_mm[0]) & (depth < depth_mm[1]))
+    return points[fits[0] if fits.size else np.argmax(depth)]

@@ -1,0 +1,146 @@
+"""DICOM files in any folders under any names, put together by what their headers say.
+
+A series is what shares a PatientID (0010,0020) and a SeriesInstanceUID (0020,000E). What can be used of it is
+decided where it is read; here nothing is refused but what is not DICOM.
+"""
+
+import hashlib
+import os
+import re
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+from joblib import Parallel, delayed
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from src.core.log import progress
+from src.ct.dicom_header import looks_like_dicom
+from src.ct.file_tree import FileTree, join
+from src.ct.storage import FileSet, StoredFile, UnreadableFile, printable
+from src.prepare.series_source import LeftOut, SeriesSource
+
+_TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
+_HEAD_BYTES = 1 << 16  # holds these tags in nearly every file
+_FILES_A_TASK = 512
+_SUFFIXES = (".dcm", ".dicom", ".ima")  # what is named so and is no DICOM file is a loss to report
+_ID_BYTES = 100
+
+Ids = tuple[str, str]
+
+
+@dataclass
+class _Scan:
+    """What a few files of one folder are, by their indices."""
+
+    series: dict[Ids, list[int]] = field(default_factory=lambda: defaultdict(list))
+    unreadable: dict[int, str] = field(default_factory=dict)
+    others: int = 0
+
+
+def find_dicom(
+    tree: FileTree, folders: list[tuple[str, tuple[str, ...]]], jobs: int
+) -> tuple[list[SeriesSource], list[LeftOut], int]:
+    """Group files by patient and series, from the first 64 KB of each.
+
+    Read with pydicom, whose parser no file can crash: dicomsdl's lead is small where no pixel is decoded.
+
+    Args:
+        folders: with the names of the files to look at.
+        jobs: processes.
+
+    Returns:
+        The series, sorted; unreadable files; and the number of files that are not DICOM images.
+    """
+    tasks = [
+        (folder, names[start : start + _FILES_A_TASK])
+        for folder, names in folders
+        for start in range(0, len(names), _FILES_A_TASK)
+    ]
+    path = Path(os.path.abspath(tree.path))
+    fallback = path.stem if path.is_file() else path.name  # the same for a folder and its archive
+    calls = (delayed(_scan)(tree.files(folder, names), folder or fallback) for folder, names in tasks)
+    work = Parallel(n_jobs=jobs if len(tasks) > 1 else 1, return_as="generator")(calls)
+    paths: dict[Ids, list[str]] = defaultdict(list)
+    left_out, others = [], 0
+    for (folder, names), scan in zip(tasks, progress(work, total=len(tasks), desc="headers"), strict=True):
+        for ids, indices in scan.series.items():
+            paths[ids].extend(join(folder, names[index]) for index in indices)
+        left_out += [
+            LeftOut(printable(join(folder, names[index])), why) for index, why in scan.unreadable.items()
+        ]
+        others += scan.others
+    return [SeriesSource(*ids, _file_set(tree, paths[ids])) for ids in sorted(paths)], left_out, others
+
+
+def _file_set(tree: FileTree, paths: list[str]) -> FileSet:
+    """The files named by their paths below the innermost folder that holds them all."""
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return tree.files(folder, sorted(path[len(folder) :].lstrip("/") for path in paths))
+
+
+def _scan(files: FileSet, folder: str) -> _Scan:
+    scan = _Scan()
+    with warnings.catch_warnings(action="ignore"):  # what is odd about a header is of no concern here
+        for index, file in enumerate(files.list()):
+            try:
+                ids = _read_ids(file, folder)
+            except UnreadableFile as error:
+                scan.unreadable[index] = str(error)
+                continue
+            if ids is None:
+                scan.others += 1
+            else:
+                scan.series[ids].append(index)
+    return scan
+
+
+def _read_ids(file: StoredFile, folder: str) -> Ids | None:
+    """Patient and series of a file as safe folder names, None where it is not a DICOM image.
+
+    A file without PatientID goes by its StudyInstanceUID (0020,000D), one without SeriesInstanceUID by its
+    folder.
+    """
+    content = file.read(_HEAD_BYTES)
+    if not looks_like_dicom(content):
+        if file.name.lower().endswith(_SUFFIXES):
+            raise UnreadableFile("not a readable DICOM file")
+        return None
+    values = _read_tags(content)
+    if "SeriesInstanceUID" not in values and len(content) == _HEAD_BYTES:
+        values = _read_tags(file.read())  # a long private element stands before it
+    if values.get("directory"):
+        return None
+    patient_id = values.get("PatientID") or values.get("StudyInstanceUID") or folder
+    return safe_id(patient_id), safe_id(values.get("SeriesInstanceUID") or folder)
+
+
+def _read_tags(content: bytes) -> dict[str, str]:
+    """The tags that are there and not empty; none of a header that cannot be parsed."""
+    # Damaged headers fail in pydicom with errors of many kinds, some when a value is asked for.
+    try:
+        dataset = pydicom.dcmread(
+            BytesIO(content), stop_before_pixels=True, specific_tags=list(_TAGS), force=True
+        )
+        values = {tag: str(dataset.get(tag) or "").strip(" \0") for tag in _TAGS}
+        directory = dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    except Exception:
+        return {}
+    return {tag: value for tag, value in values.items() if value} | (
+        {"directory": "yes"} if directory else {}
+    )
+
+
+def safe_id(text: str) -> str:
+    """`text` as a folder name, never empty, of at most 109 bytes.
+
+    What had to be changed gets a check sum, so that no two become the same.
+    """
+    safe = re.sub(r"[^\w.-]", "_", text).lstrip(".")
+    name = safe.encode()[:_ID_BYTES].decode(errors="ignore") or "unnamed"
+    if name == text:
+        return name
+    return f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

@@ -1,0 +1,110 @@
+"""NIfTI volumes in any folders, named by their paths, and the segmentations that belong to them."""
+
+import re
+from collections import Counter
+from pathlib import PurePosixPath
+
+from src.core.errors import UserError
+from src.ct.file_tree import FileTree, join, single, walk
+from src.ct.nifti import nifti_stem
+from src.ct.storage import FileList, StoredFile, printable
+from src.prepare.dicom_tree import safe_id
+from src.prepare.series_source import SeriesSource
+
+_LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)
+_ID_BYTES = 200  # of the 255 that a file name may have
+_CHANNEL = "_0000"  # nnU-Net ends the names of images, and not those of labels, with the number of a channel
+
+
+def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tuple[list[SeriesSource], int]:
+    """A series for every volume, sorted by ids, and the number of files left out as labels.
+
+    The ids follow from the path alone: series_id is the name without .nii or .nii.gz, patient_id the folders
+    joined by "_", or the series_id where there is none; what is no name for a folder goes through `safe_id`.
+    Folders whose names begin with labels, masks or segmentations hold no volumes.
+
+    Raises:
+        UserError: two volumes would have the same ids.
+    """
+    paths: dict[tuple[str, str], str] = {}
+    labels = 0
+    for folder, names in folders:
+        volumes = [name for name in names if nifti_stem(name) is not None]
+        if any(_LABEL_FOLDER.match(part) for part in folder.split("/")):
+            labels += len(volumes)
+            continue
+        for name in volumes:
+            stem, path = nifti_stem(name), join(folder, name)
+            ids = (_folder_name(folder.replace("/", "_") or stem), _folder_name(stem))
+            if ids in paths:
+                raise UserError(
+                    f"{paths[ids]} and {path} would both be series {ids[1]} of patient {ids[0]}: rename one"
+                )
+            paths[ids] = path
+    sources = [
+        SeriesSource(*ids, FileList((single(tree, "", path),)), kind="nifti")
+        for ids, path in sorted(paths.items())
+    ]
+    return sources, labels
+
+
+def _folder_name(text: str) -> str:
+    return text if printable(text) == text and len(text.encode()) <= _ID_BYTES else safe_id(text)
+
+
+class MaskFiles:
+    """Segmentations of a tree, found by the name of what they belong to."""
+
+    def __init__(self, tree: FileTree):
+        self._tree = tree
+        self.count = 0
+        self._by_path: dict[str, str] = {}
+        self._by_folder: dict[str, list[str]] = {}
+        for folder, names in walk(tree):
+            paths = [join(folder, name) for name in names if nifti_stem(name) is not None]
+            self._by_folder[printable(folder)] = paths
+            self.count += len(paths)
+            for path in reversed(paths):  # .nii goes before .nii.gz
+                self._by_path[printable(nifti_stem(path))] = path
+
+    def of_volumes(self, sources: list[SeriesSource]) -> list[StoredFile | None]:
+        """The segmentation of each volume, None where there is none.
+
+        It has the volume's path; or its name, where no other volume has that name; or it is the only one in a
+        folder of the volume's name, or in the volume's own folder where this is not the root and holds one
+        volume. A volume's name counts without a trailing _0000 too.
+        """
+        paths = [PurePosixPath(nifti_stem(source.files.list()[0].name)) for source in sources]
+        in_folder, of_name = Counter(path.parent for path in paths), Counter(path.name for path in paths)
+        found = []
+        for path in paths:
+            named = [path, path.with_name(path.name.removesuffix(_CHANNEL) or path.name)]
+            alone = [PurePosixPath(item.name) for item in named] if of_name[path.name] == 1 else []
+            folders = [
+                *named,
+                *alone,
+                *([path.parent] if path.parent.name and in_folder[path.parent] == 1 else []),
+            ]
+            found.append(self._first([*named, *alone], folders))
+        return found
+
+    def of_series(self, sources: list[SeriesSource]) -> list[StoredFile | None]:
+        """The segmentation of each DICOM series, None where there is none.
+
+        Its name is <series_id> or <patient_id>/<series_id>, or it is alone in a folder of such a name.
+        """
+        found = []
+        for source in sources:
+            named = [PurePosixPath(source.series_id), PurePosixPath(source.patient_id, source.series_id)]
+            found.append(self._first(named, named))
+        return found
+
+    def _first(self, named: list[PurePosixPath], folders: list[PurePosixPath]) -> StoredFile | None:
+        paths = [self._by_path[str(path)] for path in named if str(path) in self._by_path]
+        inside = [self._by_folder.get(_key(folder), []) for folder in folders]
+        paths += [only[0] for only in inside if len(only) == 1]
+        return single(self._tree, "", paths[0]) if paths else None
+
+
+def _key(folder: PurePosixPath) -> str:
+    return "" if str(folder) == "." else str(folder)

@@ -1,0 +1,224 @@
+"""A whole run of preparation: series in parallel, resumed, with tables of what came of each."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from joblib import delayed
+
+from src.core.errors import UserError
+from src.core.files import discard, only_writer, write_json, write_table
+from src.core.log import format_table, progress
+from src.ct.series import SeriesError
+from src.data.prepared import VERSION, PreparedDataset, image_folder, read_description
+from src.prepare.cluster import workers
+from src.prepare.retries import with_caution
+from src.prepare.series_source import FoundSources, SeriesSource
+from src.prepare.write_series import (
+    SERIES_COLUMNS,
+    PrepareJob,
+    finished,
+    prepare_series,
+    preview_path,
+    read_outcome,
+)
+
+_CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
+"""In the order of deletion: a set that is half deleted says so by having no series.csv. Its dataset.json
+stays, so that it is known for a set, until the new one takes its place."""
+_BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
+"""Files at the top that a killed run leaves."""
+_REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """What a run has made."""
+
+    dataset: PreparedDataset
+    kept: int
+    """Series that an earlier run had finished."""
+    stored_bytes: int
+    """Images and masks of all series."""
+    seconds: float
+
+    def summary(self) -> str:
+        """Tables for the end: series and slices prepared, and what was left out, by reason."""
+        every, usable = self.dataset.all_series, self.dataset.series
+        totals = {
+            "series": len(usable),
+            "of an earlier run": self.kept,
+            "skipped": len(every) - len(usable),
+            "slices": usable["slices"].sum(),
+            "with masks": int(usable["masks"].astype(bool).sum()),
+            "MB": round(self.stored_bytes / 1e6, 1),
+            "seconds": round(self.seconds, 1),
+        }
+        parts = [format_table([totals], digits=1)]
+        skipped = every.loc[every["status"] == "skipped", "reason"].value_counts()
+        if len(skipped):
+            parts.append(format_table([{"series": n, "skipped because": why} for why, n in skipped.items()]))
+        rejected = pd.read_csv(self.dataset.folder / "rejected.csv")["reason"].value_counts()
+        if len(rejected):
+            parts.append(format_table([{"files": n, "left out because": why} for why, n in rejected.items()]))
+        return "\n\n".join(parts)
+
+
+def prepare_all(
+    found: FoundSources,
+    job: PrepareJob,
+    jobs: int = 1,
+    *,
+    cluster: str | None = None,
+    overwrite: bool = False,
+) -> PreparedRun:
+    """Prepare every series into `job.output`, skipping those that an earlier run finished.
+
+    A series that cannot be prepared is recorded in series.csv with its reason, and the run goes on.
+
+    Args:
+        jobs: series at the same time, each in a process of its own.
+        cluster: address of a Dask scheduler whose workers prepare instead.
+        overwrite: delete the prepared data set that is there first.
+
+    Raises:
+        UserError: the output holds something else, was made with other options, or cannot be written.
+    """
+    start = time.monotonic()
+    try:
+        job.output.mkdir(parents=True, exist_ok=True)
+        with only_writer(job.output):
+            _claim_output(job, found.name, overwrite)
+            remove_leftovers(job.output)
+            outcomes, kept = _outcomes(found, job, jobs, cluster)
+            remove_leftovers(job.output)  # of cluster workers that were lost on the way
+            _write_tables(job.output, outcomes, found)
+    except OSError as error:
+        raise UserError(f"cannot write {job.output}: {error.strerror or error}") from error
+    return PreparedRun(
+        PreparedDataset.open(job.output),
+        kept=kept,
+        stored_bytes=sum(outcome.get("stored_bytes", 0) for outcome in outcomes),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _outcomes(
+    found: FoundSources, job: PrepareJob, jobs: int, cluster: str | None
+) -> tuple[list[dict[str, Any]], int]:
+    """What came of each series, in this run or before, sorted; and how many were finished before."""
+    pending, there, kept = [], [], 0
+    for source in found.series:
+        outcome = finished(source, job)
+        kept += outcome is not None
+        if outcome is None or (job.preview and not preview_path(source, job.output).exists()):
+            pending.append(source)
+        else:
+            there.append(outcome)
+    with workers(jobs, cluster) as parallel:
+        results = parallel(delayed(prepare_or_skip)(source, job) for source in pending)
+        new = list(progress(results, total=len(pending), desc="prepare"))
+    every = [*there, *new, *_earlier(found.series, job)]
+    return sorted(
+        every, key=lambda outcome: (outcome["row"]["patient_id"], outcome["row"]["series_id"])
+    ), kept
+
+
+def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
+    """Prepare a series in a child process; what came of it, whatever happens.
+
+    Raises:
+        OSError: the output cannot be written, nor could that of the next series.
+    """
+    try:
+        return with_caution(prepare_series, source, job, silence_limit_s=job.silence_limit_s)
+    except SeriesError as error:
+        return _skipped(source, str(error))
+    except OSError as error:
+        if error.filename is None or Path(error.filename).is_relative_to(job.output):
+            raise
+        return _skipped(source, f"{Path(error.filename).name}: {error.strerror}")
+    # One series in thousands must not end the run: whatever it is, the tables tell it.
+    except Exception as error:
+        return _skipped(source, f"unexpected {type(error).__name__}: {error}")
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what killed runs and lost workers began and did not finish."""
+    for pattern in (".*.partial", "images/*/.*.partial", "masks/*/.*.partial"):
+        for folder in output.glob(pattern):
+            discard(folder)
+    for pattern in (*_BEGUN, "preview/*/.*.png"):
+        for path in output.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
+    """Make sure that the output is ours to write, and holds nothing made with other options."""
+    description = {
+        "version": VERSION,
+        "source": source_name,
+        "windows": [asdict(window) for window in job.windows],
+        "size": job.size,
+        "slices": job.selection.describe(),
+    }
+    if (job.output / "dataset.json").is_file():
+        if overwrite:
+            for name in _CONTENT:
+                discard(job.output / name)
+        else:
+            there = read_description(job.output)
+            other = [key for key, value in description.items() if there.get(key) != value]
+            if other:
+                raise UserError(
+                    f"{job.output} has another {', '.join(other)}: give --overwrite or a new --output"
+                )
+    elif set(job.output.iterdir()) - {path for pattern in _BEGUN for path in job.output.glob(pattern)}:
+        raise UserError(f"{job.output} exists and is not a prepared data set: give another --output")
+    write_json(description, job.output / "dataset.json")
+
+
+def _earlier(sources: list[SeriesSource], job: PrepareJob) -> Iterator[dict[str, Any]]:
+    """Finished series of earlier runs that are not among the sources: they stay in the tables."""
+    current = {image_folder(job.output, source.patient_id, source.series_id) for source in sources}
+    for path in sorted((job.output / "images").glob("*/*/series.json")):
+        if path.parent not in current and (outcome := read_outcome(path.parent)) is not None:
+            yield outcome
+
+
+def _skipped(source: SeriesSource, reason: str) -> dict[str, Any]:
+    row = {
+        "patient_id": source.patient_id,
+        "series_id": source.series_id,
+        "status": "skipped",
+        "reason": reason,
+    }
+    return {"row": row, "rejected": []}
+
+
+def _write_tables(output: Path, outcomes: list[dict[str, Any]], found: FoundSources) -> None:
+    files = [*_with_rejected(outcomes), *map(asdict, found.left_out)]
+    rejected = pd.DataFrame(files, columns=_REJECTED_COLUMNS)
+    write_table(rejected.sort_values(list(_REJECTED_COLUMNS), kind="stable"), output / "rejected.csv")
+    table = pd.DataFrame([outcome["row"] for outcome in outcomes], columns=SERIES_COLUMNS)
+    counts = [column for column in table if column.startswith(("crop_", "source_")) or column == "slices"]
+    table = table.astype(dict.fromkeys(counts, "Int64"))
+    table["masks"] = table["masks"].eq(True)
+    write_table(table, output / "series.csv")
+    if (table["status"] == "skipped").all():
+        first = table.iloc[0]
+        raise UserError(
+            f"none of {len(table)} series can be prepared (see {output / 'series.csv'}); patient "
+            f"{first['patient_id']}, series {first['series_id']}: {first['reason']}"
+        )
+
+
+def _with_rejected(outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"patient_id": outcome["row"]["patient_id"], "series_id": outcome["row"]["series_id"], **item}
+        for outcome in outcomes
+        for item in outcome["rejected"]
+    ]

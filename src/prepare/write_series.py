@@ -1,0 +1,224 @@
+"""One series written to disk: images, tables, masks on the same grid, and a picture to check them by."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.core.files import atomic_path, discard, whole_folder, write_json, write_table
+from src.core.isolation import SILENCE_LIMIT_S, report_step
+from src.ct.nifti import LabelVolume, NiftiError
+from src.ct.series import CtSeries, Rejected, SeriesError, SliceError, spacing_z_mm
+from src.ct.storage import StoredFile, UnreadableFile
+from src.ct.windows import Window
+from src.data.png import write_png
+from src.data.prepared import image_folder, mask_folder, slice_name, write_masks
+from src.data.preview import contact_sheet
+from src.data.selection import ALL_SLICES, SliceSelection
+from src.prepare.crop import Crop
+from src.prepare.grey_slices import (
+    NO_CAUTION,
+    Caution,
+    GreySlices,
+    open_series,
+    output_pixel_mm,
+    slice_table,
+)
+from src.prepare.series_source import SeriesSource
+
+SERIES_COLUMNS = (
+    *("patient_id", "series_id", "slices", "spacing_z_mm", "pixel_mm"),
+    *("crop_left", "crop_top", "crop_width", "crop_height", "source_rows", "source_cols"),
+    *("orientation", "masks", "status", "reason"),
+)
+"""Of series.csv. spacing_z_mm is the source's, whatever slices are kept."""
+
+_BEGINNING_BYTES = 1 << 16
+_GAP = 1.5  # neighbouring slices further apart than this times the median have one missing between them
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """What is the same for every series of a run."""
+
+    output: Path
+    windows: tuple[Window, ...]
+    size: int
+    selection: SliceSelection = ALL_SLICES
+    source_window: Window | None = None
+    """The window that 8-bit sources were made with."""
+    mask_ids: Mapping[int, int] | None = None
+    """Label of each id of a segmentation; None where they are the kit's own."""
+    preview: bool = False
+    silence_limit_s: float = SILENCE_LIMIT_S
+    """How long a decoder may be busy with one slice before it is stopped."""
+
+
+def prepare_series(source: SeriesSource, job: PrepareJob, caution: Caution = NO_CAUTION) -> dict[str, Any]:
+    """Write the images, tables and masks of one series; a series that is there already is left as it is.
+
+    Returns:
+        What series.json holds: {"row": the series' row of series.csv, "rejected": rows of rejected.csv, ...}.
+
+    Raises:
+        SeriesError: the series cannot be prepared; nothing of it is left behind.
+    """
+    folder = image_folder(job.output, source.patient_id, source.series_id)
+    if finished(source, job) is None:
+        _prepare_folder(folder, source, job, caution)
+    if job.preview:
+        _write_preview(source, job)
+    return json.loads((folder / "series.json").read_text(encoding="utf-8"))
+
+
+def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution: Caution) -> None:
+    with whole_folder(folder) as partial, open_series(source, job.source_window, caution) as series:
+        slices = GreySlices(series, job.windows, job.size)
+        used, unreadable = _write_slices(partial, series, slices, job)
+        write_table(slice_table(series, used), partial / "slices.csv")
+        masks_at = mask_folder(job.output, source.patient_id, source.series_id)
+        discard(masks_at)
+        masks_problem = _write_source_masks(masks_at, source, series, used, slices.crop, job)
+        rejected = sorted([*series.rejected, *caution.left_out, *unreadable], key=lambda item: item.source)
+        gaps_mm = -np.diff(series.z_mm)
+        wide_gaps = int((gaps_mm > _GAP * np.median(gaps_mm)).sum()) if len(gaps_mm) else 0
+        notes = {
+            "a decoder crashed or hung: read with pydicom": caution.pydicom_only,
+            f"files left out: {len(rejected)}": rejected,
+            f"gaps of missing slices: {wide_gaps}": wide_gaps,
+            masks_problem: masks_problem,
+        }
+        row = {
+            "patient_id": source.patient_id,
+            "series_id": source.series_id,
+            "slices": len(used),
+            "spacing_z_mm": round(spacing_z_mm(series), 4),
+            "pixel_mm": output_pixel_mm(series, slices.crop, job.size),
+            **{f"crop_{key}": value for key, value in asdict(slices.crop).items()},
+            "source_rows": series.shape[0],
+            "source_cols": series.shape[1],
+            "orientation": series.orientation,
+            "masks": source.segmentation is not None and masks_problem is None,
+            "status": "ok",
+            "reason": "; ".join(note for note, applies in notes.items() if applies),
+        }
+        outcome = {
+            "row": row,
+            "rejected": [asdict(item) for item in rejected],
+            "stored_bytes": _stored_bytes(partial) + _stored_bytes(masks_at),
+            **_fingerprint(source, job),
+        }
+        write_json(outcome, partial / "series.json")
+
+
+def _stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.png"))
+
+
+def preview_path(source: SeriesSource, output: Path) -> Path:
+    """Where the contact sheet of a series is."""
+    return output / "preview" / source.patient_id / f"{source.series_id}.png"
+
+
+def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
+    """A contact sheet at preview/<patient_id>/<series_id>.png, unless it is newer than the series."""
+    path = preview_path(source, job.output)
+    series = image_folder(job.output, source.patient_id, source.series_id) / "series.json"
+    if path.exists() and path.stat().st_mtime_ns >= series.stat().st_mtime_ns:
+        return
+    names = [window.name for window in job.windows]
+    with atomic_path(path) as temporary:
+        write_png(temporary, contact_sheet(job.output, source.patient_id, source.series_id, names, job.size))
+
+
+def finished(source: SeriesSource, job: PrepareJob) -> dict[str, Any] | None:
+    """What an earlier run wrote of a series, or None where it must be prepared.
+
+    A folder that exists is whole, so the check is cheap: a series is prepared again only where its number of
+    files, its segmentation, or what either is taken for, is another than it was.
+    """
+    outcome = read_outcome(image_folder(job.output, source.patient_id, source.series_id))
+    if outcome is None:
+        return None
+    try:
+        fingerprint = _fingerprint(source, job)
+    except UnreadableFile:
+        return outcome
+    return outcome if all(outcome.get(key) == value for key, value in fingerprint.items()) else None
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """series.json of a series' folder, None where it is not there, damaged, or tells of other images."""
+    try:
+        outcome = json.loads((folder / "series.json").read_text(encoding="utf-8"))
+        n_images = sum(1 for _ in folder.glob("*.png"))
+        return outcome if outcome["row"]["slices"] == n_images else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
+    """What tells whether a finished series is still the one to prepare, as JSON gives it back."""
+    window = job.source_window
+    ids = None if source.segmentation is None or job.mask_ids is None else sorted(job.mask_ids.items())
+    files = source.files.list()
+    return {
+        "files": len(files),
+        "volume": _beginning(files[0]) if source.kind == "nifti" else None,
+        "segmentation": source.segmentation and [source.segmentation.name, _beginning(source.segmentation)],
+        "mask_ids": ids and [list(pair) for pair in ids],
+        "source_window": window and [window.centre_hu, window.width_hu],
+    }
+
+
+def _beginning(file: StoredFile) -> str:
+    """Check sum of a file's first bytes: a volume's size and place and, packed, much of its content."""
+    return hashlib.sha256(file.read(_BEGINNING_BYTES)).hexdigest()[:16]
+
+
+def _write_slices(
+    folder: Path, series: CtSeries, slices: GreySlices, job: PrepareJob
+) -> tuple[list[int], list[Rejected]]:
+    """Write every selected slice that can be decoded, numbered without gaps; its indices, and what failed."""
+    used: list[int] = []
+    unreadable: list[Rejected] = []
+    for index, image in slices.read_all(job.selection.choose(series.z_mm).tolist()):
+        if isinstance(image, SliceError):
+            unreadable.append(Rejected(series.source(index), str(image)))
+        else:
+            write_png(folder / slice_name(len(used)), image)
+            used.append(index)
+    if not used:
+        raise SeriesError(f"no slice can be decoded: {unreadable[0].reason}")
+    return used, unreadable
+
+
+def _write_source_masks(
+    folder: Path, source: SeriesSource, series: CtSeries, used: Sequence[int], crop: Crop, job: PrepareJob
+) -> str | None:
+    """Write the segmentation on the grid of the images; what is wrong with it, if anything."""
+    if source.segmentation is None:
+        return None
+    found = False
+
+    def masks(volume: LabelVolume) -> Iterator[np.ndarray]:
+        nonlocal found
+        for index in used:
+            report_step(f"mask of {series.source(index)}")
+            mask = volume.sample(crop.plane(series.plane(index), job.size), job.size, job.size)
+            found = found or bool(mask.any())
+            yield mask
+
+    try:
+        with LabelVolume.open(source.segmentation, job.mask_ids) as volume:
+            write_masks(folder, masks(volume))
+    except NiftiError as error:
+        return str(error)
+    if not found:  # of another patient, or with a damaged affine: no masks are better than empty ones
+        discard(folder)
+        return "no organ of the segmentation lies on the slices"
+    return None

@@ -1,0 +1,191 @@
+"""Features for a probe: of tiles, with the organ at their centre, and of slices, with their height.
+
+A 2D network sees one slice of a tile. A 3D network sees `slices` of them around it, as far apart as the
+pixels of its tile, so that a voxel is a cube; beyond the ends of a series the end slices repeat.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from src.core.log import progress
+from src.core.runtime import sample_rng
+from src.ct.organ_labels import ORGANS
+from src.ct.windows import WINDOWS
+from src.data.selection import even_indices
+from src.probe.frozen import FrozenNet
+from src.probe.held_out import GRID, HeldOut, cut, grid_starts
+
+BLOCKS = 6
+"""Parts of a series along the body, of equally many slices."""
+SLICES, LEAST_SLICES = 24, 200
+"""Slices of a series, and in all: a set of few series gives more of each."""
+TILES, LEAST_TILES = 16, 400
+"""Tiles of a series and organ, and of an organ in all."""
+_BODY_HU = -150
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """M labelled features."""
+
+    features: np.ndarray
+    """float32 (M, width)"""
+    target: np.ndarray
+    """(M,): int64 organ label, 0 for other tissue; or float64 relative height, 0 head to 1 feet"""
+    patient: np.ndarray
+    """(M,) patient_id"""
+    block: np.ndarray
+    """int64 (M,), 0 head to `BLOCKS` - 1 feet"""
+    extent_mm: np.ndarray
+    """float64 (M,), first to last slice of the series"""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, chosen: np.ndarray) -> "ProbeSet":
+        """The rows of a mask or of indices."""
+        return ProbeSet(*(value[chosen] for value in vars(self).values()))
+
+
+def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, ProbeSet]:
+    """Features for the two probes: tiles of the series with masks, slices of all series.
+
+    Tiles are a third of the image wide, as in the shared geometry of placing. Their centres are drawn from
+    all pixels of an organ, or of body tissue that is none, equally many for each. Which ones follows from the
+    seed and the set, not from the network.
+    """
+    series = held_out.series
+    count = max(SLICES, -(-LEAST_SLICES // len(series)))
+    ids = zip(series["patient_id"], series["series_id"], strict=True)
+    has_masks = [held_out.dataset.has_masks(*pair) for pair in ids]
+    per_organ = max(TILES, -(-LEAST_TILES // max(1, sum(has_masks))))
+    tile = net.options.tile
+    organ_parts, slice_parts = [], []
+    for number in progress(range(len(series)), desc="probe"):
+        stack = read_stack(net, held_out, series.iloc[number], count)
+        tiles = np.concatenate(
+            [cut(images, grid_starts(tile), tile) for images in stack.images]
+        )  # (9 S, T, ...)
+        features = net.embed(tiles)["features"].reshape(len(stack.indices), GRID**2, -1).mean(axis=1)
+        slice_parts.append(_label(features, stack.height, np.arange(len(stack.indices)), stack))
+        if not has_masks[number]:
+            continue
+        rng = sample_rng(seed, 0, number)
+        place, centre, organ = choose_centres(held_out, stack, per_organ, rng)
+        tiles = centred_tiles(stack.images, place, centre, tile)
+        organ_parts.append(_label(net.embed(tiles)["features"], organ, place, stack))
+    return join(organ_parts), join(slice_parts)
+
+
+def join(parts: Sequence[ProbeSet]) -> ProbeSet:
+    """One set of several; an empty one of none."""
+    if not parts:
+        none = np.empty(0)
+        return ProbeSet(np.empty((0, 0), np.float32), none.astype(np.int64), none.astype(str), none, none)
+    return ProbeSet(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+def slice_neighbours(z_mm: np.ndarray, indices: np.ndarray, count: int, step_mm: float) -> np.ndarray:
+    """The slices nearest to `count` heights `step_mm` apart, centred on each slice of `indices`.
+
+    Args:
+        z_mm: (n,) heights of all slices of the series, falling.
+
+    Returns:
+        int64 (S, count), head to feet; the end slices repeat where the series ends.
+    """
+    steps = (np.arange(count) - (count - 1) / 2) * step_mm
+    heights = z_mm[indices][:, None] - steps  # (S, count)
+    return np.abs(heights[:, :, None] - z_mm).argmin(axis=-1)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Some slices of a series."""
+
+    row: pd.Series
+    indices: np.ndarray
+    """int64 (S,) of the slices, head to feet"""
+    images: np.ndarray
+    """uint8 (S, T, 3 tiles, 3 tiles, C), what the network sees around each slice"""
+    height: np.ndarray
+    """float64 (S,), 0 head to 1 feet"""
+    extent_mm: float
+
+
+def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -> Stack:
+    indices = even_indices(int(row["slices"]), min(count, int(row["slices"])))
+    z_mm = held_out.dataset.read_slice_table(row["patient_id"], row["series_id"])["z_mm"].to_numpy(np.float64)
+    depth, side = net.options.slices if net.is_volume else 1, GRID * net.options.tile
+    voxel_mm = float(row["pixel_mm"]) * held_out.dataset.size / side
+    shown = slice_neighbours(z_mm, indices, depth, voxel_mm)  # (S, T)
+    images = held_out.read(row["patient_id"], row["series_id"], shown.ravel(), side)
+    extent_mm = float(z_mm[0] - z_mm[-1])
+    height = (z_mm[0] - z_mm[indices]) / max(extent_mm, 1e-6)
+    return Stack(row, indices, images.reshape(*shown.shape, *images.shape[1:]), height, extent_mm)
+
+
+def choose_centres(
+    held_out: HeldOut, stack: Stack, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of each organ and of other tissue, `count` of each where there are so many.
+
+    Returns:
+        int64 (M,) place in `stack.indices`, float64 (M, 2) row and column as shares of the image, int64 (M,)
+        label.
+    """
+    ids = (stack.row["patient_id"], stack.row["series_id"])
+    masks = held_out.dataset.read_masks(*ids, stack.indices)  # (S, size, size)
+    greys = held_out.dataset.read_slices(*ids, stack.indices)[..., 0]
+    is_body = np.stack([body_tissue(grey, held_out.dataset.windows[0]) for grey in greys])
+    chosen, labels = [], []
+    for label in (0, *ORGANS.values()):
+        pixels = np.argwhere((masks == label) & (is_body | (label > 0)))
+        chosen.append(rng.permutation(pixels)[:count])
+        labels.append(np.full(len(chosen[-1]), label))
+    pixels = np.concatenate(chosen)  # (M, 3)
+    return pixels[:, 0], (pixels[:, 1:] + 0.5) / held_out.dataset.size, np.concatenate(labels)
+
+
+def centred_tiles(images: np.ndarray, place: np.ndarray, centre: np.ndarray, tile: int) -> np.ndarray:
+    """Cut tiles around given points.
+
+    Args:
+        images: (S, T, side, side, C).
+        place: (M,) which of the S a tile is cut from.
+        centre: (M, 2) row and column as shares of the side.
+
+    Returns:
+        (M, T, tile, tile, C).
+    """
+    starts = np.floor(centre * images.shape[2] - tile / 2).astype(np.int64)
+    pairs = zip(place, starts, strict=True)
+    return np.concatenate([cut(images[at], start[None], tile) for at, start in pairs])
+
+
+def body_tissue(grey: np.ndarray, window: str) -> np.ndarray:
+    """Pixels of the body but for its air: bool (H, W) of a slice (H, W) in a window of that name.
+
+    The largest part that is denser than -150 HU; the opening cuts the patient from the table.
+    """
+    dense = (grey > WINDOWS[window].grey(np.float64(_BODY_HU))).astype(np.uint8)
+    opened = cv2.morphologyEx(dense, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+    if len(stats) == 1:
+        return np.zeros(grey.shape, dtype=bool)
+    return parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+
+
+def _label(features: np.ndarray, target: np.ndarray, place: np.ndarray, stack: Stack) -> ProbeSet:
+    """A set of one series; `place` (M,) is that of each row's slice in `stack.indices`."""
+    return ProbeSet(
+        features,
+        target,
+        np.full(len(target), stack.row["patient_id"]),
+        place * BLOCKS // len(stack.indices),
+        np.full(len(target), stack.extent_mm),
+    )

@@ -1,0 +1,144 @@
+"""The study of few labels: who teaches, what is continued, and what its tables say."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import segmentation_study
+from segmentation_study import METHODS, StudyOptions, compare, draw_labelled, summarise_runs
+
+from src.core.errors import UserError
+from src.data.prepared import PreparedDataset
+
+TINY = "--matrix 64 --spacing-z-mm 20 --test-patients 0 --segmentation-rate 1 --two-phase-rate 1 --jobs 1"
+TINY_PHANTOMS = {"train": f"--patients 2 --seed 1 {TINY}", "test": f"--patients 1 --seed 2 {TINY}"}
+PRESET = """\
+backbones: [test_efficientnet, test_resnet]
+decoders: [linknet, fpn]
+batch: 2
+unlabelled_batch: 2
+verification: 0.5
+pseudo: 1.0
+contrast: 0.1
+embedding: 8
+steps: 2
+log_every: 1
+save_every: 1
+workers: 0
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of one seed and two shares, made once: its folder and arguments."""
+    work = tmp_path_factory.mktemp("study")
+    (work / "tiny.yaml").write_text(PRESET)
+    arguments = [
+        *("--work", str(work), "--size", "32", "--preset", str(work / "tiny.yaml"), "--seeds", "0"),
+        *("--shares", "0.25", "0.5", "--ablated", "0.25"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation_study, "PHANTOMS", TINY_PHANTOMS)
+        segmentation_study.main([*arguments, "--json", str(work / "study.json")])
+    return SimpleNamespace(work=work, arguments=arguments)
+
+
+def test_every_method_is_trained_and_scored(study):
+    figures = json.loads((study.work / "study.json").read_text())
+    runs = pd.DataFrame(figures["runs"])
+    assert figures["missing"] == []
+    assert set(runs.loc[runs["share"] == 0.25, "method"]) == set(METHODS)
+    assert set(runs.loc[runs["share"] == 0.5, "method"]) == {"supervised", "dual"}
+    assert runs["labelled"].tolist() == [1] * len(METHODS) + [2, 2]
+    assert runs["seconds"].gt(0).all() and runs["dice"].between(0, 1).all()
+
+
+def test_methods_of_a_share_learn_from_the_same_labels_and_differ_in_their_terms(study):
+    splits, terms = [], {}
+    for run in sorted((study.work / "runs").glob("*-0.25-s0")):
+        splits.append((run / "split.csv").read_text())
+        columns = pd.read_csv(run / "metrics.csv").columns
+        terms[run.name.removesuffix("-0.25-s0")] = {
+            name for name in ("verification", "pseudo", "contrast") if f"loss_{name}" in columns
+        }
+    assert len(splits) == len(METHODS) and len(set(splits)) == 1
+    assert terms == {
+        "supervised": set(),
+        "dual": {"verification", "pseudo", "contrast"},
+        "without-verification": {"pseudo", "contrast"},
+        "without-pseudo-labels": {"verification", "contrast"},
+        "without-contrast": {"verification", "pseudo"},
+        "verification-alone": {"verification"},
+    }
+
+
+def test_the_same_command_keeps_what_is_finished(study, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in (study.work / "runs").rglob("segmenter.safetensors")}
+    monkeypatch.setattr(segmentation_study, "PHANTOMS", TINY_PHANTOMS)
+    segmentation_study.main(study.arguments)
+    assert len(before) == len(METHODS) + 2
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_larger_shares_hold_the_smaller_and_patients_come_before_second_series(study, tmp_path):
+    dataset = PreparedDataset.open(study.work / "train")
+    tables = [
+        pd.read_csv(draw_labelled(tmp_path, dataset, share, 3), dtype=str) for share in (0.25, 0.5, 1.0)
+    ]
+    assert [len(table) for table in tables] == [1, 2, 4]
+    assert tables[0].equals(tables[2].head(1)) and tables[1].equals(tables[2].head(2))
+    assert tables[1]["patient_id"].is_unique
+    draws = {pd.read_csv(draw_labelled(tmp_path, dataset, 0.25, seed)).iloc[0, 1] for seed in range(8)}
+    assert len(draws) > 1
+
+
+def test_tables_are_means_over_seeds_and_differences_seed_by_seed():
+    rows = []
+    for seed, (supervised, dual) in enumerate([(0.5, 0.6), (0.7, 0.72), (0.6, 0.58)]):
+        for method, dice in (("supervised", supervised), ("dual", dual)):
+            distances = {"hd95_mm": 10 - 5 * dice, "asd_mm": 1.0}
+            scores = {"dice": dice, "jaccard": dice, **distances, "missed": 0, "seconds": 1.0, "labelled": 1}
+            rows.append({"method": method, "share": 0.1, "seed": seed, **scores})
+    table = pd.DataFrame(rows)
+    means = summarise_runs(table).set_index("method")
+    assert means.loc["dual", "dice"] == pytest.approx(0.6333, abs=1e-4)
+    assert means.loc["supervised", "dice_sd"] == pytest.approx(0.1)
+    (gain,) = compare(table).to_dict("records")
+    assert gain["method"] == "dual" and gain["seeds"] == 3
+    assert gain["dice"] == pytest.approx(0.1 / 3) and gain["dice_sd"] == pytest.approx(0.0611, abs=1e-4)
+    assert (gain["dice_better"], gain["hd95_mm_better"]) == (2, 2)
+    assert gain["hd95_mm"] == pytest.approx(-0.5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shares": (1.5,)}, "between 0 and 1"),
+        ({"ablated": (0.3,)}, "among --shares"),
+        ({"jobs": 0}, "at least 1"),
+    ],
+)
+def test_a_mistake_is_told(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        StudyOptions(work=tmp_path, **changes)
+
+
+def test_a_table_of_nothing_is_one_line(study):
+    with pytest.raises(UserError, match=r"no run of .* is finished"):
+        segmentation_study.main(
+            [
+                "--work",
+                str(study.work),
+                "--stage",
+                "table",
+                "--seeds",
+                "9",
+                "--preset",
+                str(study.work / "tiny.yaml"),
+            ]
+        )

@@ -1,0 +1,121 @@
+"""Losses of the classifier: the metric's own values, smoothing, mixtures, slices, organs."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from src.cls.losses import StackLoss, organ_loss, slice_loss
+from src.cls.model import probabilities
+from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS, INJURIES, LABEL_COLUMNS
+from src.score.metric import LOSSES, score
+from tests.helpers.cls_labels import draw_labels
+
+LABELS = draw_labels(40)
+TARGETS = torch.tensor(LABELS[list(LABEL_COLUMNS)].to_numpy(), dtype=torch.float32)
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(40, 13, generator=torch.Generator().manual_seed(0))
+
+
+def official(logits: torch.Tensor) -> dict[str, float]:
+    predicted = pd.DataFrame(probabilities(logits.double()).numpy(), columns=list(COLUMNS))
+    return score(LABELS, predicted.assign(patient_id=LABELS.patient_id)).losses
+
+
+def test_weighted_over_all_patients_is_the_metric_without_any_injury(logits):
+    losses = StackLoss(LABELS)(logits, TARGETS)
+    assert losses.tolist() == pytest.approx([official(logits)[group] for group in GROUPS], rel=1e-5)
+
+
+def test_metric_over_all_patients_is_the_metric(logits):
+    losses = StackLoss(LABELS, "metric")(logits, TARGETS)
+    assert losses.tolist() == pytest.approx([official(logits)[name] for name in LOSSES], rel=1e-5)
+
+
+def test_any_injury_pulls_at_the_most_injured_target_alone(logits):
+    logits = logits.requires_grad_()
+    StackLoss(LABELS, "metric")(logits, TARGETS)[-1].backward()
+    touched = [(logits.grad[:, span].abs().sum(dim=1) > 0) for span in _spans()]
+    assert (torch.stack(touched).sum(dim=0) == 1).all()
+
+
+def test_plain_is_cross_entropy(logits):
+    losses = StackLoss(LABELS, "plain")(logits, TARGETS)
+    for loss, span, names in zip(losses, _spans(), GROUPS.values(), strict=True):
+        truth = torch.tensor(LABELS[list(names)].to_numpy().argmax(1))
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[:, span], truth))
+
+
+def test_the_metric_needs_all_targets():
+    with pytest.raises(ValueError, match="all targets"):
+        StackLoss(LABELS, "metric", targets=("liver",))
+
+
+def test_one_target_has_the_loss_that_it_has_among_all(logits):
+    alone = StackLoss(LABELS, targets=("liver",))(logits[:, _spans()[3]], TARGETS)
+    torch.testing.assert_close(alone[0], StackLoss(LABELS)(logits, TARGETS)[3])
+
+
+@pytest.mark.parametrize("kind", ["weighted", "metric"])
+def test_batches_of_any_split_average_to_the_whole(logits, kind):
+    loss = StackLoss(LABELS, kind)
+    parts = torch.stack([loss(logits[i : i + 8], TARGETS[i : i + 8]) for i in range(0, 40, 8)])
+    torch.testing.assert_close(parts.mean(0), loss(logits, TARGETS))
+
+
+def test_smoothing_changes_the_loss_of_a_confident_answer():
+    confident = TARGETS[:, :13] * 20.0
+    assert StackLoss(LABELS)(confident, TARGETS).mean() < 1e-4
+    assert StackLoss(LABELS, smoothing=0.1)(confident, TARGETS).mean() > 0.5
+
+
+@pytest.mark.parametrize("kind", ["weighted", "metric", "plain"])
+def test_a_mixture_of_two_patients_has_the_mixture_of_their_losses(logits, kind):
+    loss = StackLoss(LABELS, kind, smoothing=0.1)
+    same = logits[:1].expand(2, -1)
+    single = [loss(same[:1], TARGETS[[place]]) for place in (0, 1)]
+    mixed = loss(same[:1], 0.3 * TARGETS[[0]] + 0.7 * TARGETS[[1]])
+    torch.testing.assert_close(mixed, 0.3 * single[0] + 0.7 * single[1])
+
+
+def test_importance_weighs_patients(logits):
+    loss = StackLoss(LABELS)
+    importance = torch.zeros(40)
+    importance[:10] = 4.0
+    torch.testing.assert_close(loss(logits, TARGETS, importance), loss(logits[:10], TARGETS[:10]))
+
+
+def test_slices_that_nothing_is_known_of_have_no_loss():
+    slice_logits = torch.randn(2, 4, 8, requires_grad=True)
+    targets = torch.full((2, 4, 8), torch.nan)
+    targets[0, 1, 2] = 1.0
+    loss = slice_loss(slice_logits, targets)
+    loss.backward()
+    expected = CLASS_WEIGHTS[INJURIES[2]] * torch.nn.functional.softplus(-slice_logits[0, 1, 2])
+    torch.testing.assert_close(loss, expected)
+    assert (slice_logits.grad != 0).sum() == 1
+    assert slice_loss(slice_logits, torch.full((2, 4, 8), torch.nan)) == 0
+
+
+def test_slices_without_an_injury_count_once():
+    loss = slice_loss(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8))
+    assert loss.item() == pytest.approx(np.log(2))
+
+
+def test_series_without_masks_have_no_organ_loss():
+    organ_logits = torch.randn(3, 5, 4, 4)
+    organs = torch.randint(0, 5, (3, 4, 4), dtype=torch.uint8)
+    only = organ_loss(organ_logits, organs, torch.tensor([False, True, False]))
+    expected = torch.nn.functional.cross_entropy(organ_logits[1:2], organs[1:2].long())
+    torch.testing.assert_close(only, expected)
+    assert organ_loss(organ_logits, organs, torch.zeros(3, dtype=torch.bool)) == 0
+
+
+def _spans() -> list[slice]:
+    starts = np.cumsum([0, *map(len, GROUPS.values())])
+    return [slice(a, b) for a, b in pairwise(starts)]

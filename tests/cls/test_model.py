@@ -1,0 +1,145 @@
+"""The CNN-LSTM: shapes, probabilities, what is predicted with, and what a file of it holds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from src.cls.losses import StackLoss
+from src.cls.model import (
+    ClassifierSpec,
+    TraumaClassifier,
+    group_spans,
+    load_classifier,
+    predict_stack,
+    probabilities,
+    save_classifier,
+)
+from src.cls.views import StackView
+from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS, LABEL_COLUMNS
+from src.score.prior import weight_aware_prior
+from tests.helpers.cls_labels import draw_labels
+
+VIEW = StackView(windows=("soft", "organ"), size=48, crop=32, slices=5)
+SPEC = ClassifierSpec(
+    backbone="test_efficientnet",
+    view=VIEW,
+    mean=(0.5, 0.5),
+    std=(0.25, 0.25),
+    hidden=8,
+    prior={column: 1 / 2 if len(names) == 2 else 1 / 3 for names in GROUPS.values() for column in names},
+)
+UNPADDED = torch.zeros(2, 5, dtype=torch.bool)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return TraumaClassifier(SPEC).eval()
+
+
+def stacks(count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 5, 2, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+def test_a_stack_gives_probabilities_that_sum_to_one_in_every_target(model):
+    with torch.inference_mode():
+        predicted = probabilities(model(stacks()).logits)
+    assert predicted.shape == (2, 13)
+    for span in group_spans().values():
+        torch.testing.assert_close(predicted[:, span].sum(dim=1), torch.ones(2))
+
+
+def test_every_target_and_the_encoder_get_a_gradient(model):
+    labels = draw_labels(50)
+    targets = torch.tensor(labels[list(LABEL_COLUMNS)].to_numpy())[:2]
+    losses = StackLoss(labels)(model(stacks()).logits, targets)
+    losses.mean().backward()
+    assert losses.shape == (5,) and (losses > 0).all()
+    assert (model.classifier.weight.grad.abs().sum(dim=1) > 0).all(), "a column is never trained"
+    assert next(model.encoder.parameters()).grad.abs().sum() > 0
+
+
+def test_a_classifier_of_one_target_tells_its_columns_alone():
+    torch.manual_seed(0)
+    spec = replace(SPEC, targets=("spleen",))
+    model = TraumaClassifier(spec).eval()
+    predicted = predict_stack(model, spec, stacks(), UNPADDED, ("none",))
+    assert predicted.shape == (2, 3) and spec.columns == GROUPS["spleen"]
+    torch.testing.assert_close(predicted.sum(dim=1), torch.ones(2))
+
+
+def test_slices_and_organs_are_told_where_they_are_trained():
+    torch.manual_seed(0)
+    model = TraumaClassifier(replace(SPEC, tells_slices=True), with_decoder=True)
+    answer = model(stacks(), None, torch.tensor([0, 7, 9]))
+    assert answer.slice_logits.shape == (2, 5, 8) and answer.weights.shape == (2, 5)
+    assert answer.organ_logits.shape == (3, 5, 32, 32)
+    plain = TraumaClassifier(SPEC)(stacks())
+    assert plain.slice_logits is None and plain.organ_logits is None
+
+
+def test_the_decoder_leaves_the_answer_as_it_is():
+    torch.manual_seed(0)
+    model = TraumaClassifier(SPEC, with_decoder=True).eval()
+    with torch.inference_mode():
+        plain, decoding = model(stacks()), model(stacks(), None, torch.tensor([3]))
+    torch.testing.assert_close(plain.logits, decoding.logits)
+
+
+def test_mask_channels_pass_unchanged_and_neighbours_share_the_windows_greys():
+    view = replace(VIEW, neighbours=3, masks="each")
+    model = TraumaClassifier(replace(SPEC, view=view, mean=(0.4, 0.5), std=(0.2, 0.25)))
+    assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5] * 3 + [0.0] * 4)
+    assert model.std.flatten().tolist() == pytest.approx([0.2, 0.25] * 3 + [1.0] * 4)
+    assert model(torch.zeros(1, 5, 10, 32, 32, dtype=torch.uint8)).logits.shape == (1, 13)
+
+
+def test_training_begins_at_the_prior():
+    prior = weight_aware_prior(draw_labels(30)).to_dict()
+    model = TraumaClassifier(replace(SPEC, prior=prior)).eval()
+    torch.nn.init.zeros_(model.classifier.weight)
+    with torch.inference_mode():
+        predicted = probabilities(model(stacks(1)).logits)[0]
+    torch.testing.assert_close(predicted, torch.tensor([prior[column] for column in COLUMNS]))
+
+
+def test_flips_are_averaged(model):
+    images, padding = stacks(1), UNPADDED[:1]
+    single = [predict_stack(model, SPEC, images, padding, (flip,)) for flip in ("none", "h", "v", "hv")]
+    every = predict_stack(model, SPEC, images, padding, ("none", "h", "v", "hv"))
+    torch.testing.assert_close(every, torch.stack(single).mean(0))
+    torch.testing.assert_close(single[1], predict_stack(model, SPEC, images.flip(-1), padding, ("none",)))
+    assert not torch.allclose(single[0], single[1])
+
+
+def test_padding_counts_where_stacks_have_any(model):
+    images, padding = stacks(), UNPADDED.clone()
+    padding[0, 3:] = True
+    spec = replace(SPEC, view=replace(VIEW, spacing_mm=5.0))
+    padded, whole = (predict_stack(model, each, images, padding, ("none",)) for each in (spec, SPEC))
+    assert not torch.allclose(padded[0], whole[0])
+    torch.testing.assert_close(padded[1], whole[1])
+
+
+def test_a_model_without_class_weights_is_weighed_when_predicting(model):
+    spec = replace(SPEC, class_weights=True)
+    plain, weighed = (predict_stack(model, each, stacks(), UNPADDED, ("none",)) for each in (SPEC, spec))
+    weights = torch.tensor([CLASS_WEIGHTS[name] for name in COLUMNS])
+    expected = plain * weights
+    for span in group_spans().values():
+        expected[:, span] /= expected[:, span].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(weighed, expected)
+
+
+def test_a_saved_model_predicts_the_same(tmp_path):
+    torch.manual_seed(0)
+    spec = replace(SPEC, tells_slices=True, sequence="transformer", view=replace(VIEW, z_range="liver"))
+    model = TraumaClassifier(spec, with_decoder=True).eval()
+    save_classifier(tmp_path / "model.safetensors", model, spec, fold=3)
+    loaded, read = load_classifier(tmp_path / "model.safetensors")
+    assert read == spec and loaded.decoder is None
+    with torch.inference_mode():
+        for mine, other in zip(model(stacks())[:3], loaded(stacks())[:3], strict=True):
+            torch.testing.assert_close(other, mine, rtol=0, atol=1e-5)

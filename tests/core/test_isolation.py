@@ -1,0 +1,200 @@
+"""A function in a child gives its result or its exception, and its crash costs one call."""
+
+import os
+import pickle
+import resource
+import signal
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from src.core.errors import UserError
+from src.core.isolation import Child, ChildCrashed, ChildStalled, report_step
+from tests.helpers.isolation_work import (
+    cost_of_a_step,
+    crash,
+    fail,
+    fail_unpicklably,
+    fork_and_exit,
+    large_array,
+    make_noise,
+    work_slowly,
+)
+
+CORE_LIMIT = resource.getrlimit(resource.RLIMIT_CORE)
+
+
+@pytest.fixture
+def child():
+    with closing(Child(silence_limit_s=30)) as child:
+        yield child
+
+
+# Results and exceptions.
+
+
+def test_a_result_comes_from_a_child_that_lives_on(child):
+    pid = child.call(os.getpid)
+    assert pid != os.getpid()
+    assert child.call(os.getpid) == pid
+    assert child.call(sorted, [3, 1, 2], reverse=True) == [3, 2, 1]
+
+
+def test_time_between_calls_is_not_silence(child):
+    pid = child.call(os.getpid)
+    child.silence_limit_s = 0.2
+    child.call(abs, -3)
+    time.sleep(0.8)
+    assert child.call(os.getpid) == pid
+
+
+def test_an_exception_keeps_its_type_and_brings_the_childs_traceback(child):
+    with pytest.raises(UserError) as caught:
+        child.call(fail, UserError("no such folder"))
+    assert str(caught.value) == "no such folder"
+    assert "in fail" in caught.value.__notes__[0]
+    with pytest.raises(FileNotFoundError) as caught:
+        child.call(os.stat, "/no/such/file")
+    assert caught.value.filename == "/no/such/file"
+
+
+def test_an_exception_that_cannot_be_pickled_comes_as_a_runtime_error(child):
+    with pytest.raises(RuntimeError, match="NeedsTwo: this and that"):
+        child.call(fail_unpicklably)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_the_function_cannot_end_the_parent(child, error):
+    pid = child.call(os.getpid)
+    with pytest.raises(RuntimeError, match=type(error).__name__):
+        child.call(fail, error)
+    assert child.call(os.getpid) == pid
+
+
+def test_what_cannot_be_pickled_is_an_error_of_that_call_alone(child):
+    pid = child.call(os.getpid)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        child.call(lambda: None)
+    with pytest.raises(TypeError, match="pickle"):
+        child.call(threading.Lock)
+    assert child.call(os.getpid) == pid
+
+
+def test_a_large_result_comes_back(child):
+    array = child.call(large_array, 20)
+    assert array.nbytes == 20_000_000
+    assert (array == large_array(20)).all()
+
+
+def test_large_arguments_arrive(child):
+    assert child.call(len, b"x" * 20_000_000) == 20_000_000
+
+
+def test_printing_in_the_child_harms_and_shows_nothing(child, capfd):
+    assert child.call(make_noise) == "done"
+    assert capfd.readouterr() == ("", "")
+
+
+# Crashes.
+
+
+@pytest.mark.parametrize(
+    ("how", "description"),
+    [
+        ("abort", f"killed by signal {signal.SIGABRT:d} (SIGABRT)"),
+        ("segfault", f"killed by signal {signal.SIGSEGV:d} (SIGSEGV)"),
+        ("exit", "ended with exit status 11"),
+    ],
+)
+def test_a_crash_names_its_kind_and_last_step_and_the_next_call_works(child, how, description):
+    with pytest.raises(ChildCrashed) as caught:
+        child.call(crash, how)
+    assert caught.value.how == description
+    assert caught.value.last_step == "slice 7"
+    assert str(caught.value) == f"child process {description} at: slice 7"
+    assert child.call(abs, -3) == 3
+
+
+def test_a_crash_before_the_first_step_does_not_name_an_older_one(child):
+    child.call(work_slowly, 2, 0)
+    with pytest.raises(ChildCrashed) as caught:
+        child.call(os.abort)
+    assert caught.value.last_step == ""
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["", "Bauch, venös", "caf\udce9.dcm", "x" * 100_000, "é" * 100_000],
+    ids=["nothing", "accents", "not UTF-8", "long", "long accents"],  # pytest hands them to processes
+)
+def test_any_text_can_be_a_step(child, step):
+    with pytest.raises(ChildCrashed) as caught:
+        child.call(crash, "exit", step)
+    last_step = caught.value.last_step
+    last_step.encode()  # fit for a table
+    expected = step.encode("utf-8", "backslashreplace").decode()
+    assert expected.startswith(last_step.rstrip("\ufffd"))
+    assert len(last_step) >= min(len(step), 4000)
+
+
+def test_a_step_costs_little(child):
+    assert child.call(cost_of_a_step, 20_000) < 30e-6
+
+
+def test_steps_outside_a_child_are_ignored():
+    report_step("slice 0")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_child_killed_between_calls_is_replaced_unnoticed(child):
+    pid = child.call(os.getpid)
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)
+    assert child.call(os.getpid) != pid
+
+
+def test_a_kill_is_noticed_although_another_child_started_later(child):
+    with closing(Child()) as later:
+        pid = child.call(os.getpid)
+        assert later.call(os.getpid) != pid
+        timer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(ChildCrashed, match="SIGKILL"):
+            child.call(time.sleep, 60)
+        assert time.monotonic() - start < 10
+        timer.join()
+
+
+def test_an_end_is_noticed_although_a_process_of_the_function_lives_on(child, tmp_path):
+    with pytest.raises(ChildCrashed, match="exit status 11"):
+        child.call(fork_and_exit, tmp_path / "pid")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.skipif(CORE_LIMIT[1] == 0, reason="this system forbids core files anyway")
+def test_a_crash_leaves_no_core_file(child):
+    resource.setrlimit(resource.RLIMIT_CORE, (CORE_LIMIT[1], CORE_LIMIT[1]))
+    try:
+        assert child.call(resource.getrlimit, resource.RLIMIT_CORE) == (0, CORE_LIMIT[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, CORE_LIMIT)
+
+
+def test_the_child_can_time_itself_out_whatever_its_parent_ignores(child):
+    handler = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    try:
+        assert child.call(signal.getsignal, signal.SIGALRM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+
+
+def test_failures_can_be_pickled():
+    for error in (
+        ChildCrashed("killed by signal 9 (SIGKILL)", "slice 7"),
+        ChildStalled("gave up", "slice 8"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), copy.how, copy.last_step) == (type(error), error.how, error.last_step)

@@ -1,0 +1,232 @@
+"""A hang ends its child, and no child outlives its call, its thread or its parent."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from src.core.isolation import Child, ChildCrashed, ChildStalled, call_isolated
+from tests.helpers.isolation_work import sleep_with_the_lock_held, work_slowly
+
+ROOT = Path(__file__).resolve().parents[2]
+PARENT_IMPORTS = """from pathlib import Path
+from tests.helpers.isolation_work import hold, own_child
+from src.core.isolation import ChildStalled, call_isolated"""
+
+
+@pytest.fixture
+def child():
+    with closing(Child(silence_limit_s=30)) as child:
+        yield child
+
+
+def is_free(lock: Path, within_s: float) -> bool:
+    end = time.monotonic() + within_s
+    with lock.open() as file:
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                time.sleep(0.01)
+    return False
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def is_reaped(pid: int) -> bool:
+    """Whether this process has no such child any more, not even a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def run_python(code: str, folder: Path, **options) -> subprocess.Popen:
+    """A parent that finds `isolation_work` and, from its working directory, nothing else of the project."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, "-c", f"{PARENT_IMPORTS}\n{code}"]
+    return subprocess.Popen(command, cwd=folder, env=environment, **options)
+
+
+# Silence.
+
+
+def test_silence_is_ended_and_the_next_call_works(child):
+    pid = child.call(os.getpid)
+    child.silence_limit_s = 0.5
+    start = time.monotonic()
+    with pytest.raises(ChildStalled, match=r"no sign of life for 0.5 s at: slice 0") as caught:
+        child.call(work_slowly, 1, 60)
+    assert 0.5 <= time.monotonic() - start < 10
+    assert caught.value.last_step == "slice 0"
+    assert is_reaped(pid)
+    child.silence_limit_s = 30
+    assert child.call(abs, -3) == 3
+
+
+def test_a_child_that_was_stopped_is_ended(child):
+    pid = child.call(os.getpid)
+    child.silence_limit_s = 0.5
+    with pytest.raises(ChildStalled):
+        child.call(os.kill, pid, signal.SIGSTOP)
+    assert is_reaped(pid)
+
+
+def test_a_hang_with_the_interpreters_lock_held_is_ended(child):
+    child.call(work_slowly, 1, 0)  # so that importing its module is not part of the silence
+    child.silence_limit_s = 0.5
+    with pytest.raises(ChildStalled) as caught:
+        child.call(sleep_with_the_lock_held)
+    assert caught.value.last_step == "hanging"
+
+
+def test_steps_keep_a_long_call_alive(child):
+    child.call(work_slowly, 1, 0)
+    child.silence_limit_s = 1.0
+    start = time.monotonic()
+    assert child.call(work_slowly, 30, 0.1) == "done"
+    assert time.monotonic() - start > 2.5
+
+
+# The life of the children.
+
+
+def test_each_thread_has_its_own_child_which_ends_with_it():
+    pids, barrier = {}, threading.Barrier(4)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        pids[number] = {call_isolated(os.getpid) for _ in range(20)}
+        with pytest.raises(ChildCrashed):
+            call_isolated(os.abort)
+        pids[number] |= {call_isolated(os.getpid)}
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [len(pids[number]) for number in range(4)] == [2, 2, 2, 2]
+    assert len(set.union(*pids.values())) == 8
+    assert all(is_reaped(pid) for pid in set.union(*pids.values()))
+
+
+def test_the_children_stay_within_one_core_and_see_the_callers_folder(child, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert child.call(os.getenv, "OMP_NUM_THREADS") == "1"
+    assert child.call(os.getcwd) == os.getcwd()
+    monkeypatch.chdir(tmp_path)
+    assert child.call(os.getcwd) == os.getcwd()
+
+
+def test_ctrl_c_and_the_terminal_pass_the_child_by(child):
+    assert child.call(os.getsid, 0) != os.getsid(0)
+
+
+@pytest.fixture
+def heeds_ctrl_c():
+    """Python's own handler, which processes that run tests side by side do without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("seconds", [0.8, 60])
+def test_an_abandoned_call_is_ended_at_once_and_does_not_answer_the_next_one(child, seconds, heeds_ctrl_c):
+    pid = child.call(os.getpid)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        child.call(sleep_with_the_lock_held, seconds)
+    assert time.monotonic() - start < 3
+    assert is_reaped(pid)
+    timer.join()
+    assert child.call(abs, -3) == 3
+
+
+def test_a_fork_leaves_its_parents_child_alone():
+    pid = call_isolated(os.getpid)
+    forked = os.fork()
+    if forked == 0:
+        code = 1
+        try:
+            code = 0 if call_isolated(os.getpid) != pid else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 0
+    assert call_isolated(os.getpid) == pid
+
+
+def test_it_works_from_another_folder_even_one_with_a_package_of_the_same_name(tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    (tmp_path / "queue.py").write_text("raise SystemExit('the wrong module')")
+    script = f"""import os, sys
+sys.path[0] = {str(ROOT)!r}
+from src.core.isolation import call_isolated
+print(call_isolated(os.getcwd))"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (os.path.realpath(tmp_path), "")
+
+
+def test_children_end_with_the_interpreter(tmp_path):
+    parent = run_python("print(own_child())", tmp_path, stdout=subprocess.PIPE)
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode == 0
+    assert is_reaped(int(output))
+
+
+@pytest.mark.parametrize(
+    ("then", "limit_s", "within_s"),
+    [("sleep", 60, 1.0), ("hang", 1, 5.0)],
+    ids=["at once", "in a hang with the interpreter's lock held, by the limit of silence"],
+)
+def test_a_killed_parent_takes_its_child_along(tmp_path, then, limit_s, within_s):
+    lock = tmp_path / "lock"
+    code = f"call_isolated(hold, Path({str(lock)!r}), {then!r}, silence_limit_s={limit_s})"
+    parent = run_python(code, tmp_path)
+    wait_for(lock.with_suffix(".held"))
+    assert not is_free(lock, 0.1)
+    parent.kill()
+    parent.wait()
+    assert is_free(lock, within_s)
+
+
+def test_a_hang_while_the_parent_sleeps_counts_as_silence(tmp_path):
+    lock = tmp_path / "lock"
+    code = f"""try:
+    call_isolated(hold, Path({str(lock)!r}), "hang", silence_limit_s=1)
+except ChildStalled as error:
+    print(error)"""
+    parent = run_python(code, tmp_path, stdout=subprocess.PIPE, text=True)
+    wait_for(lock.with_suffix(".held"))
+    parent.send_signal(signal.SIGSTOP)
+    assert is_free(lock, 5.0)
+    parent.send_signal(signal.SIGCONT)
+    assert parent.communicate(timeout=60)[0] == "child process gave no sign of life for 1 s at: hanging\n"
+
+
+def test_a_child_that_cannot_start_says_why(child, monkeypatch, tmp_path):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'no module named site' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(RuntimeError, match="could not be started: no module named site"):
+        child.call(abs, -3)
+    monkeypatch.undo()
+    assert child.call(abs, -3) == 3

@@ -1,0 +1,102 @@
+"""The precision that is chosen where nobody chooses one, and what processes of a run share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.core.errors import UserError
+from src.core.runtime import Runtime, fastest_precision
+
+ROOT = Path(__file__).parents[2]
+SHARING = """
+import sys
+from pathlib import Path
+import torch
+from src.core.runtime import Runtime
+
+with Runtime.create("fp32") as runtime:
+    norm = torch.nn.BatchNorm2d(3)
+    norm.running_mean.fill_(1.0 + runtime.rank)
+    norm.num_batches_tracked.fill_(5 + runtime.rank)
+    runtime.share_buffers(norm)
+    assert norm.running_mean.tolist() == [1.0] * 3 and norm.num_batches_tracked == 5, norm.running_mean
+    # not printed: lines of two processes may mix
+    (Path(sys.argv[1]) / f"process {runtime.rank} of {runtime.world}").touch()
+"""
+LEAVING = """
+import gc, sys, weakref
+from pathlib import Path
+from torch import distributed
+from src.core.runtime import Runtime
+
+barriers, wait = [], distributed.barrier
+
+def remember(*given, **named):
+    if (barrier := wait(*given, **named)) is not None:  # one that the caller waits for himself
+        barriers.append(weakref.ref(barrier))
+    return barrier
+
+def train():
+    with Runtime.create("fp32"):
+        distributed.barrier = remember
+        return weakref.ref(distributed.group.WORLD)
+
+group = train()
+gc.collect()
+assert group() is not None and not distributed.is_initialized()
+assert len(barriers) == 1 and barriers[0]() is not None
+(Path(sys.argv[1]) / "left, not freed").touch()
+"""
+
+
+@pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, in_hardware, expected):
+    """torch counts emulation as support unless it is asked not to."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: in_hardware or including_emulation
+    )
+    assert fastest_precision(on_gpu=True) == expected
+
+
+def test_a_cpu_computes_in_full():
+    assert fastest_precision(on_gpu=False) == "fp32"
+    assert Runtime.create().precision == "fp32"
+
+
+def test_a_process_keeps_its_precision():
+    """accelerate has one for all of a process; a notebook may ask for a second."""
+    Runtime.create("fp32")
+    assert Runtime.create("fp32").precision == "fp32"
+    with pytest.raises(UserError, match="computes in fp32 already: start a new one for bf16"):
+        Runtime.create("bf16")
+
+
+def launch(script: str, folder: Path, processes: int) -> Path:
+    """Run a script in several processes; the folder that it is given."""
+    (folder / "script.py").write_text(script)
+    (given := folder / "given").mkdir()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    done = subprocess.run(
+        [*launcher, str(processes), str(folder / "script.py"), str(given)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return given
+
+
+def test_processes_without_a_gpu_share_the_statistics_of_the_first(tmp_path):
+    ended = launch(SHARING, tmp_path, processes=2)
+    assert sorted(path.name for path in ended.iterdir()) == ["process 0 of 2", "process 1 of 2"]
+
+
+def test_the_exchange_is_left_but_never_freed(tmp_path):
+    """The destructor of the group may wait for a thread that waits for Python; a thread that frees the last
+    barrier may want Python when it has ended."""
+    assert (launch(LEAVING, tmp_path, processes=1) / "left, not freed").exists()

@@ -1,0 +1,292 @@
+"""A series is ordered and turned by its positions and orientations alone."""
+
+import itertools
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import RLELossless
+
+from src.ct import dicom_series
+from src.ct.series import SeriesError, spacing_z_mm
+from src.ct.storage import LocalFolder
+from src.ct.windows import WINDOWS
+from tests.helpers.dicom_files import SPACING_Z_MM, write_series, write_slice
+from tests.helpers.dicom_syntaxes import ramp, write_enhanced
+
+IN_PLANE = [
+    (cols, rows)
+    for a, b in itertools.product(((1, 0, 0), (-1, 0, 0)), ((0, 1, 0), (0, -1, 0)))
+    for cols, rows in ((a, b), (b, a))
+]
+
+
+def scan_series(folder, **options):
+    return dicom_series.scan_series(LocalFolder(folder).list(), **options)
+
+
+def oriented_volume(series):
+    return np.stack([series.read(index) for index in range(len(series.z_mm))])
+
+
+@pytest.mark.parametrize(("along_cols", "along_rows"), IN_PLANE)
+def test_every_axial_orientation_gives_the_same_volume(tmp_path, along_cols, along_rows):
+    """Front up, the patient's left on the right, head first; off-centre, so that no flip goes unseen."""
+    shift = (12, -8, 3)
+    reference = scan_series(write_series(tmp_path / "reference", shift_mm=shift))
+    turned = scan_series(
+        write_series(tmp_path / "turned", shift_mm=shift, along_cols=along_cols, along_rows=along_rows)
+    )
+    volume = oriented_volume(turned)
+    np.testing.assert_array_equal(volume, oriented_volume(reference))
+    np.testing.assert_allclose(turned.z_mm, reference.z_mm)
+    for one, other in ((turned.plane(k), reference.plane(k)) for k in (0, 11)):
+        np.testing.assert_allclose(one.origin, other.origin, atol=1e-6)
+        np.testing.assert_allclose(one.row_step, other.row_step, atol=1e-6)
+        np.testing.assert_allclose(one.col_step, other.col_step, atol=1e-6)
+
+
+def test_the_abdomen_lies_as_a_radiologist_expects(tmp_path):
+    series = scan_series(write_series(tmp_path / "s", along_cols=(-1, 0, 0), along_rows=(0, -1, 0)))
+    volume = oriented_volume(series)
+    liver, spine = np.argwhere(volume == 120).mean(0), np.argwhere(volume == 600).mean(0)
+    middle = (np.array(volume.shape) - 1) / 2
+    assert liver[2] < middle[2] - 5  # the liver is on the image's left
+    assert spine[1] > middle[1] + 5  # the spine is below
+    assert liver[0] < middle[0] - 1  # the liver is on the side of the head, and the head comes first
+    assert series.orientation == "RA"
+
+
+def test_order_follows_positions_not_names_or_instance_numbers(tmp_path):
+    for stem, z_mm in enumerate((10.0, -5.0, 5.0, 0.0), start=1):
+        write_slice(
+            tmp_path / f"{stem}.dcm", np.zeros((8, 8)), position_mm=(0, 0, z_mm), instance_number=stem
+        )
+    series = scan_series(tmp_path)
+    assert [header.instance_number for header in series.headers] == [1, 3, 4, 2]
+    assert series.z_mm.tolist() == [10, 5, 0, -5]
+    assert spacing_z_mm(series) == 5
+
+
+def test_a_tilted_gantry_is_ordered_along_the_slice_normal(tmp_path):
+    tilt = np.deg2rad(20)
+    rows_axis = (0, np.cos(tilt), -np.sin(tilt))
+    series = scan_series(write_series(tmp_path / "s", along_rows=rows_axis))
+    np.testing.assert_allclose(-np.diff(series.z_mm), SPACING_Z_MM, atol=1e-6)
+
+
+def test_duplicate_positions_keep_the_lowest_instance_number(tmp_path):
+    for stem, z_mm in ((9, 0.0), (2, 0.0), (5, 3.0), (7, 0.004)):
+        write_slice(
+            tmp_path / f"{stem}.dcm", np.zeros((8, 8)), position_mm=(0, 0, z_mm), instance_number=stem
+        )
+    series = scan_series(tmp_path)
+    assert [header.instance_number for header in series.headers] == [5, 2]
+    assert [(r.source, r.reason) for r in series.rejected] == [
+        ("7.dcm", "same position as another slice"),
+        ("9.dcm", "same position as another slice"),
+    ]
+
+
+def test_files_that_do_not_belong_are_left_out_with_a_reason(tmp_path):
+    folder = write_series(tmp_path / "s", n_slices=4)
+    (folder / "5.dcm").write_bytes(b"junk")
+    write_slice(folder / "6.dcm", np.zeros((10, 12)), position_mm=(0, 0, 99), instance_number=6)
+    series = scan_series(folder)
+    assert len(series.z_mm) == 4
+    reasons = {item.source: item.reason for item in series.rejected}
+    assert "not a readable DICOM file" in reasons["5.dcm"]
+    assert "another size" in reasons["6.dcm"]
+
+
+def test_coronal_and_empty_series_are_refused(tmp_path):
+    coronal = write_series(tmp_path / "coronal", n_slices=3, along_rows=(0, 0, -1))
+    with pytest.raises(SeriesError, match="not axial"):
+        scan_series(coronal)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SeriesError, match=r"no \.dcm file"):
+        scan_series(tmp_path / "empty")
+
+
+def test_a_reformat_that_calls_itself_axial_is_left_out(tmp_path):
+    folder = write_series(tmp_path / "s", n_slices=6)
+    axial = ["DERIVED", "SECONDARY", "AXIAL"]
+    write_series(folder, n_slices=20, first=7, along_rows=(0, 0, -1), ImageType=axial)
+    write_series(folder, n_slices=20, first=27, along_cols=(0, 1, 0), along_rows=(0, 0, -1), ImageType=axial)
+    series = scan_series(folder)
+    assert len(series.z_mm) == 6
+    assert {item.reason for item in series.rejected} == {"not axial"}
+
+
+def test_one_slice_is_a_series(tmp_path):
+    series = scan_series(write_series(tmp_path / "s", n_slices=1))
+    assert series.z_mm.shape == (1,)
+    assert np.isnan(spacing_z_mm(series))
+
+
+def test_gaps_stay_and_nothing_fills_them(tmp_path):
+    folder = write_series(tmp_path / "s", n_slices=12)
+    for stem in (4, 5, 9):
+        (folder / f"{stem}.dcm").unlink()
+    gaps = -np.diff(scan_series(folder).z_mm) / SPACING_Z_MM
+    np.testing.assert_allclose(sorted(gaps), [1, 1, 1, 1, 1, 1, 2, 3])
+
+
+def test_an_orientation_that_jitters_is_one_and_another_one_is_not(tmp_path):
+    """Twelve slices 0.05 degrees to either side of where two decimals change, and five of another tilt."""
+    edge = np.arcsin(0.005)
+    for stem in range(1, 18):
+        angle = edge + np.deg2rad(0.05 * (-1) ** stem if stem <= 12 else 3)
+        orientation = (1, 0, 0, 0, np.cos(angle), np.sin(angle))
+        place = {"position_mm": (0, 0, 5 * stem), "instance_number": stem, "orientation": orientation}
+        write_slice(tmp_path / f"{stem}.dcm", np.zeros((8, 8)), **place)
+    series = scan_series(tmp_path)
+    assert len(series.z_mm) == 12
+    assert {item.source for item in series.rejected} == {f"{stem}.dcm" for stem in range(13, 18)}
+    assert all("another size, spacing, orientation" in item.reason for item in series.rejected)
+
+
+def write_places(folder, places_mm, **tags):
+    for stem, place in enumerate(places_mm, start=1):
+        write_slice(folder / f"{stem}.dcm", np.zeros((8, 8)), position_mm=place, instance_number=stem, **tags)
+    return folder
+
+
+@pytest.mark.parametrize("drift", [0, 0.3])
+@pytest.mark.parametrize("moved", [range(13, 21), range(1, 21, 3)], ids=["at the end", "every third"])
+def test_slices_moved_across_the_patient_are_left_out(tmp_path, drift, moved):
+    if drift and moved == range(1, 21, 3):
+        pytest.skip("a drift among slices that jump to and fro is not told from the jumps")
+    places = [(-200 + 60 * (k in moved), drift * 5 * k, 5 * k) for k in range(1, 21)]
+    series = scan_series(write_places(tmp_path, places))
+    assert {item.source for item in series.rejected} == {f"{k}.dcm" for k in moved}
+    assert {item.reason for item in series.rejected} == {"another place across the patient than the series"}
+
+
+@pytest.mark.parametrize("stacked", ["along the table", "in a line", "with a little jitter"])
+def test_slices_that_drift_evenly_or_jitter_are_one_series(tmp_path, stacked):
+    tilt = np.deg2rad(25)
+    rows_axis = (0, np.cos(tilt), -np.sin(tilt))
+    jitter = np.random.default_rng(0).uniform(-2, 2, (20, 2))
+    places, orientation = {
+        "along the table": ([(-200, -200, 5 * k) for k in range(20)], (1, 0, 0, *rows_axis)),
+        "in a line": ([(-200 + k, 3 * k, 5 * k) for k in range(20)], (1, 0, 0, 0, 1, 0)),
+        "with a little jitter": ([(x, y, 5 * k) for k, (x, y) in enumerate(jitter)], (1, 0, 0, 0, 1, 0)),
+    }[stacked]
+    series = scan_series(write_places(tmp_path, places, orientation=orientation))
+    assert len(series.z_mm) == 20
+    assert series.rejected == ()
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+@pytest.mark.parametrize(
+    "encoding",
+    [{}, {"bits_stored": 12}, {"bits_stored": 12, "signed": False, "intercept": -1024}],
+    ids=["16 bits signed", "12 bits signed", "12 bits unsigned"],
+)
+def test_monochrome1_gives_the_same_patient_whether_its_values_are_inverted_or_not(
+    tmp_path, inverted, encoding
+):
+    plain = scan_series(write_series(tmp_path / "plain", **encoding))
+    folder = write_series(tmp_path / "s", photometric="MONOCHROME1", inverted=inverted, **encoding)
+    np.testing.assert_array_equal(oriented_volume(scan_series(folder)), oriented_volume(plain))
+
+
+def write_windowed(folder, window, **encoding):
+    """8-bit images of the grey levels that a window shows, without a rescale."""
+    for path in write_series(folder / "hu").iterdir():
+        dataset = pydicom.dcmread(path)
+        tags = {"position_mm": dataset.ImagePositionPatient, "instance_number": dataset.InstanceNumber}
+        grey = window.grey(dataset.pixel_array)
+        write_slice(folder / path.name, grey, bits_stored=8, signed=False, **tags, **encoding)
+    return folder
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_8_bit_images_show_what_their_window_showed(tmp_path, photometric):
+    window = WINDOWS["wide"]
+    series = scan_series(write_windowed(tmp_path, window, photometric=photometric), source_window=window)
+    assert series.source_window == window
+    truth = oriented_volume(scan_series(tmp_path / "hu"))
+    volume = oriented_volume(series)
+    np.testing.assert_array_equal(window.grey(volume), window.grey(truth))
+    inside = abs(truth - window.centre_hu) < window.width_hu / 2
+    np.testing.assert_allclose(volume[inside], truth[inside], atol=window.width_hu / 255 / 2 + 1e-3)
+
+
+def test_8_bit_images_without_a_window_are_refused(tmp_path):
+    with pytest.raises(SeriesError, match="--source-window"):
+        scan_series(write_windowed(tmp_path, WINDOWS["soft"]))
+
+
+def test_a_stated_window_does_not_touch_hu(tmp_path):
+    folder = write_series(tmp_path / "s", n_slices=4)
+    series = scan_series(folder, source_window=WINDOWS["soft"])
+    assert series.source_window is None
+    np.testing.assert_array_equal(oriented_volume(series), oriented_volume(scan_series(folder)))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ({"slope": 400 / 255, "intercept": -150}, {"soft", "organ"}),
+        ({"slope": 1.5686, "intercept": -150}, {"soft", "organ"}),  # 249.99 HU at the most, as it was rounded
+        ({"slope": -400 / 255, "intercept": 250}, {"soft", "organ"}),
+        ({"slope": 1, "intercept": -90}, {"organ"}),
+        ({"slope": 8, "intercept": -1024}, {"soft", "organ", "wide"}),
+    ],
+)
+def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path, encoding, shown):
+    hu = np.full((8, 8), 40)
+    write_slice(tmp_path / "1.dcm", hu, bits_stored=8, signed=False, **encoding)
+    series = scan_series(tmp_path)
+    assert {name for name, window in WINDOWS.items() if series.source_window.contains(window)} == shown
+    assert abs(series.read(0) - 40).max() <= 4  # and are HU by themselves
+    write_slice(tmp_path / "2.dcm", hu, bits_stored=8, signed=False, position_mm=(0, 0, 5), intercept=-20)
+    narrow = scan_series(tmp_path).source_window  # what every slice can hold
+    assert narrow.lowest_hu >= -20
+    assert not narrow.contains(WINDOWS["wide"])
+
+
+def test_black_of_8_bits_with_a_rescale_is_no_body(tmp_path):
+    """Level 0 of a narrow range lies above air, and at or below what the series calls its lowest."""
+    hu = np.full((8, 8), -150.4)
+    hu[4, 4] = 40
+    write_slice(tmp_path / "1.dcm", hu, bits_stored=8, signed=False, intercept=-150.4)
+    series = scan_series(tmp_path)
+    assert np.median(series.read(0)) <= series.source_window.lowest_hu == -150
+
+
+def test_hu_and_grey_levels_do_not_mix(tmp_path):
+    folder = write_windowed(tmp_path, WINDOWS["soft"])
+    for stem in range(1, 8):
+        (folder / "hu" / f"{stem}.dcm").replace(folder / f"{stem}.dcm")
+    series = scan_series(folder, source_window=WINDOWS["soft"])
+    assert series.source_window is None
+    assert len(series.z_mm) == 7
+    assert all("kind of pixels" in item.reason for item in series.rejected)
+
+
+def test_frames_of_one_file_are_a_series(tmp_path):
+    stored = np.stack([ramp(12, False)] * 4)
+    heights = [(0, 0, z) for z in (3, 9, 0, 6)]
+    write_enhanced(
+        tmp_path / "1.dcm", stored, RLELossless, bits_stored=12, signed=False, positions_mm=heights
+    )
+    series = scan_series(tmp_path)
+    assert series.z_mm.tolist() == [9, 6, 3, 0]
+    assert series.source(0) == "1.dcm frame 2"
+    assert series.instance_number(0) == 2
+    np.testing.assert_array_equal(series.read(3), stored[0])
+
+
+def test_named_files_and_frames_are_passed_over(tmp_path):
+    folder = write_series(tmp_path / "s", n_slices=3)
+    stored = np.stack([np.zeros((64, 64), int)] * 2)
+    heights = [(-126, -126, z) for z in (50, 55)]
+    where = {"positions_mm": heights, "pixel_mm": (4, 4)}
+    write_enhanced(folder / "9.dcm", stored, RLELossless, bits_stored=12, signed=False, **where)
+    (folder / "4.dcm").write_bytes(b"what crashes a reader")
+    series = scan_series(folder, left_out={"2.dcm", "4.dcm", "9.dcm frame 1"})
+    assert series.rejected == ()
+    assert [series.source(index) for index in range(3)] == ["9.dcm frame 2", "3.dcm", "1.dcm"]

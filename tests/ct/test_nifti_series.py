@@ -1,0 +1,255 @@
+"""NIfTI volumes as CT series: the affine decides where everything lies, and HU stay HU."""
+
+import gzip
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from src.ct.nifti_series import open_nifti
+from src.ct.series import SeriesError, spacing_z_mm
+from src.ct.storage import LocalFile
+from src.ct.windows import AIR_HU, WINDOWS, Window
+from tests.helpers.nifti_files import (
+    RAS_FROM_LPS,
+    SHAPE,
+    STEP_MM,
+    lps_affine,
+    on_plane,
+    patient,
+    save,
+    set_header,
+)
+
+SOFT = Window("soft", 50, 400)
+
+
+def refusal(file):
+    with pytest.raises(SeriesError) as caught, open_nifti(file):
+        pass
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_any_voxel_axes_come_out_head_first_with_left_on_the_right_and_front_up(tmp_path, order):
+    for number, signs in enumerate(product((1, -1), repeat=3)):
+        affine = lps_affine(order, signs)
+        file = save(tmp_path / f"{number}.nii", patient(affine, order), affine)
+        with open_nifti(file) as series:
+            assert series.shape == (SHAPE[1], SHAPE[0])
+            assert series.pixel_mm == pytest.approx((STEP_MM[1], STEP_MM[0]))
+            assert (np.diff(series.z_mm) < 0).all() and spacing_z_mm(series) == pytest.approx(STEP_MM[2])
+            for index in range(len(series.z_mm)):
+                plane = series.plane(index)
+                assert plane.col_step[0] > 0 and plane.row_step[1] > 0
+                assert plane.origin[2] == pytest.approx(series.z_mm[index])
+                np.testing.assert_array_equal(series.read(index), on_plane(plane, series.shape))
+
+
+@pytest.mark.parametrize("turn_degrees", [-30, 20])
+def test_tilted_slices_keep_their_place(tmp_path, turn_degrees):
+    affine = lps_affine((1, 2, 0), (1, -1, -1), turn_degrees)
+    with open_nifti(save(tmp_path / "1.nii", patient(affine, (1, 2, 0)), affine)) as series:
+        assert spacing_z_mm(series) == pytest.approx(STEP_MM[2], rel=1e-5)
+        for index in range(len(series.z_mm)):
+            expected = on_plane(series.plane(index), series.shape)
+            assert (series.read(index) == expected).mean() > 0.995  # float32 moves an edge or two
+
+
+def test_slices_too_oblique_are_refused(tmp_path):
+    affine = lps_affine(turn_degrees=45)
+    with (
+        pytest.raises(SeriesError, match="not axial"),
+        open_nifti(save(tmp_path / "1.nii", patient(affine), affine)),
+    ):
+        pass
+
+
+def test_skewed_axes_are_refused(tmp_path):
+    affine = lps_affine()
+    affine[0, 1] = 2.0
+    with (
+        pytest.raises(SeriesError, match="right angles"),
+        open_nifti(save(tmp_path / "1.nii", patient(affine), affine)),
+    ):
+        pass
+
+
+def test_a_gantry_tilt_written_as_shear_is_kept(tmp_path):
+    affine = lps_affine()
+    affine[1, 2] = 3.0  # each slice is shifted to the back
+    with open_nifti(save(tmp_path / "1.nii", patient(affine), affine)) as series:
+        assert series.z_mm[0] - series.z_mm[1] == pytest.approx(STEP_MM[2])
+        for index in range(len(series.z_mm)):
+            np.testing.assert_array_equal(series.read(index), on_plane(series.plane(index), series.shape))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, ">i2", np.int32, np.int64, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_hu_are_the_same_in_every_type(tmp_path, dtype, suffix):
+    hu = patient(lps_affine())
+    with open_nifti(save(tmp_path / f"1{suffix}", hu, dtype=dtype)) as series:
+        image = series.read(3)
+        assert image.dtype == (np.int16 if np.dtype(dtype).kind == "i" else np.float32)
+        np.testing.assert_array_equal(image, on_plane(series.plane(3), series.shape))
+
+
+def test_nifti_2_is_read(tmp_path):
+    with open_nifti(save(tmp_path / "1.nii", patient(lps_affine()), kind=nib.Nifti2Image)) as series:
+        np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
+
+
+def test_slope_and_intercept_are_applied(tmp_path):
+    hu = patient(lps_affine())
+    save(tmp_path / "1.nii", hu + 1024, dtype=np.uint16)
+    with open_nifti(set_header(tmp_path / "1.nii", scl_slope=1, scl_inter=-1024)) as series:
+        assert series.read(3).dtype == np.int16
+        np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
+    save(tmp_path / "2.nii", np.rint(hu / 0.5), dtype=np.int16)
+    with open_nifti(set_header(tmp_path / "2.nii", scl_slope=0.5, scl_inter=0.25)) as series:
+        assert series.read(3).dtype == np.float32
+        np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape) + 0.25)
+
+
+def test_what_is_no_number_or_below_air_is_air(tmp_path):
+    hu = patient(lps_affine())
+    hu[0, 0], hu[1, 0], hu[2, 0], hu[3, 0] = np.nan, -np.inf, -3024, np.inf
+    with open_nifti(save(tmp_path / "1.nii", hu, dtype=np.float32)) as series:
+        np.testing.assert_array_equal(series.read(0)[0, :4], [AIR_HU, AIR_HU, AIR_HU, 32767])
+    with open_nifti(
+        save(tmp_path / "2.nii", np.nan_to_num(hu, posinf=40000, neginf=-9000), dtype=np.int32)
+    ) as series:
+        np.testing.assert_array_equal(series.read(0)[0, 1:4], [AIR_HU, AIR_HU, 32767])
+    with open_nifti(save(tmp_path / "3.nii", np.where(hu > -900, 40, -3024), dtype=np.int16)) as series:
+        assert series.read(0).min() == AIR_HU
+
+
+def test_trailing_axes_of_length_one_do_not_matter(tmp_path):
+    with open_nifti(save(tmp_path / "1.nii", patient(lps_affine())[..., None, None])) as series:
+        assert series.shape == (SHAPE[1], SHAPE[0])
+
+
+def test_missing_units_are_mm_and_metres_are_metres(tmp_path):
+    save(tmp_path / "1.nii", patient(lps_affine()))
+    with open_nifti(set_header(tmp_path / "1.nii", xyzt_units=0)) as series:
+        assert series.pixel_mm[1] == pytest.approx(STEP_MM[0])
+    with open_nifti(set_header(tmp_path / "1.nii", xyzt_units=1)) as series:
+        assert series.pixel_mm[1] == pytest.approx(STEP_MM[0] * 1000)
+
+
+def test_a_slice_names_its_file_and_its_number_there(tmp_path):
+    with open_nifti(save(tmp_path / "ct.nii", patient(lps_affine()))) as series:
+        assert (series.source(0), series.instance_number(0)) == (f"ct.nii slice {SHAPE[2]}", SHAPE[2])
+        assert (series.source(SHAPE[2] - 1), series.instance_number(SHAPE[2] - 1)) == ("ct.nii slice 1", 1)
+
+
+# Grey levels
+
+
+def test_grey_levels_become_hu_again_through_their_window(tmp_path):
+    hu = patient(lps_affine())
+    for number, dtype in enumerate((np.uint8, np.int16, np.float32)):
+        with open_nifti(save(tmp_path / f"{number}.nii", SOFT.grey(hu), dtype=dtype), SOFT) as series:
+            assert series.source_window == SOFT
+            expected = np.clip(on_plane(series.plane(3), series.shape), -150, 250)
+            assert series.read(3).dtype == np.float32
+            assert np.abs(series.read(3) - expected).max() <= 400 / 255 / 2 + 1e-4
+
+
+def test_grey_levels_without_a_window_are_refused(tmp_path):
+    grey = SOFT.grey(patient(lps_affine()))
+    for number, dtype in enumerate((np.uint8, np.float32)):
+        file = save(tmp_path / f"{number}.nii", grey, dtype=dtype)
+        with pytest.raises(SeriesError, match="8-bit volume: say with --source-window"), open_nifti(file):
+            pass
+
+
+def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path):
+    hu = np.clip(patient(lps_affine()), -150, 250)
+    save(tmp_path / "1.nii", np.rint((hu + 150) * 255 / 400), dtype=np.uint8)
+    for given in (None, SOFT):
+        with open_nifti(set_header(tmp_path / "1.nii", scl_slope=400 / 255, scl_inter=-150), given) as series:
+            shown = {name for name, window in WINDOWS.items() if series.source_window.contains(window)}
+            assert shown == {"soft", "organ"}
+            expected = np.clip(on_plane(series.plane(3), series.shape), -150, 250)
+            assert np.abs(series.read(3) - expected).max() <= 400 / 255 / 2 + 1e-4
+    with open_nifti(set_header(tmp_path / "1.nii", scl_slope=8, scl_inter=-1024)) as series:
+        assert all(series.source_window.contains(window) for window in WINDOWS.values())
+
+
+def test_levels_of_0_to_1_are_refused(tmp_path):
+    for window in (None, SOFT):
+        file = save(tmp_path / "1.nii", SOFT.grey(patient(lps_affine())) / 255, dtype=np.float32)
+        with pytest.raises(SeriesError, match="none above 1"), open_nifti(file, window):
+            pass
+
+
+def test_a_stated_window_leaves_hu_alone(tmp_path):
+    with open_nifti(save(tmp_path / "1.nii", patient(lps_affine())), SOFT) as series:
+        assert series.source_window is None
+        np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
+
+
+def test_values_that_are_never_negative_are_no_hu(tmp_path):
+    file = save(tmp_path / "1.nii", patient(lps_affine()) + 1024)
+    with pytest.raises(SeriesError, match="no value below 0"), open_nifti(file, SOFT):
+        pass
+
+
+# Refusals and damage
+
+
+def test_what_is_no_volume_is_refused_with_a_reason(tmp_path):
+    hu = patient(lps_affine())
+    assert refusal(save(tmp_path / "1.nii", np.stack([hu, hu], axis=-1))) == "volume has 4 dimensions, not 3"
+    assert refusal(save(tmp_path / "2.nii", hu[..., 0])) == "volume has 2 dimensions, not 3"
+    colour = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    assert "colours" in refusal(save(tmp_path / "3.nii", colour, dtype=colour.dtype))
+    assert "complex" in refusal(save(tmp_path / "4.nii", hu, dtype=np.complex64))
+
+
+def test_a_volume_without_a_place_in_the_patient_is_refused(tmp_path):
+    hu = patient(lps_affine())
+    path = tmp_path / "1.nii"
+    save(path, hu)
+    assert "affine is missing" in refusal(set_header(path, sform_code=0, qform_code=0))
+    assert "the identity" in refusal(save(path, hu, affine=RAS_FROM_LPS))
+    save(path, hu)
+    zero = {f"srow_{axis}": 0 for axis in "xyz"}
+    assert "singular" in refusal(set_header(path, **zero))
+    flat = {"srow_z": [5, 0, 0, 0], "srow_x": [5, 0, 0, 0]}
+    assert "singular" in refusal(set_header(path, **flat))
+    assert "singular" in refusal(set_header(path, srow_x=[np.nan, 0, 0, 0]))
+
+
+def test_damaged_files_are_refused_with_a_reason(tmp_path):
+    whole = save(tmp_path / "1.nii", patient(lps_affine())).path.read_bytes()
+    packed = gzip.compress(whole)
+    for content, reason in {
+        b"": "not a NIfTI file",
+        b"no volume at all": "not a NIfTI file",
+        whole[:200]: "damaged header",
+        whole[:-10]: "cut short",
+        packed[:-20]: "gzip content is cut short",
+        packed[:400] + b"12345678" + packed[408:]: "gzip content is damaged",
+    }.items():
+        (tmp_path / "2.nii.gz").write_bytes(content)
+        assert reason in refusal(LocalFile(tmp_path / "2.nii.gz"))
+    assert "No such file" in refusal(LocalFile(tmp_path / "3.nii"))
+
+
+def test_compression_is_seen_by_content_not_by_name(tmp_path):
+    whole = save(tmp_path / "1.nii", patient(lps_affine())).path.read_bytes()
+    (tmp_path / "2.nii").write_bytes(gzip.compress(whole))
+    (tmp_path / "3.nii.gz").write_bytes(whole)
+    for name in ("2.nii", "3.nii.gz"):
+        with open_nifti(LocalFile(tmp_path / name)) as series:
+            np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
+
+
+def test_nothing_unpacked_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with open_nifti(save(tmp_path / "1.nii.gz", patient(lps_affine()))) as series:
+        assert series.read(0) is not None
+        assert [path.name for path in tmp_path.iterdir()] == ["1.nii.gz"]  # not even while it is open

@@ -1,0 +1,217 @@
+"""Pixels come out in Hounsfield units whatever their encoding; damaged files are refused, not crashed on."""
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import RLELossless
+
+from src.ct.pixels import FAST_READERS, SAFE_READERS, DicomError, read_headers, read_hu
+from src.ct.storage import LocalFile
+from tests.helpers.dicom_files import write_slice
+
+
+def read_header(file, readers=FAST_READERS):
+    (header,) = read_headers(file, readers)
+    return header
+
+
+HU = np.random.default_rng(0).integers(-1000, 1000, (24, 20))
+ENCODINGS = {
+    "16-bit signed": {},
+    "12-bit signed under dirty bits": {"bits_stored": 12, "dirty_bits": 0x5000},
+    "13-bit unsigned under dirty bits": {
+        "bits_stored": 13,
+        "signed": False,
+        "intercept": -1024,
+        "dirty_bits": 0xE000,
+    },
+    "intercept -8192": {"signed": False, "intercept": -8192},
+    "intercept -32768": {"signed": False, "intercept": -32768},
+    "MONOCHROME1 unsigned": {
+        "bits_stored": 12,
+        "signed": False,
+        "intercept": -1024,
+        "photometric": "MONOCHROME1",
+    },
+    "MONOCHROME1 signed": {"bits_stored": 12, "photometric": "MONOCHROME1"},
+    "slope 0.5": {"slope": 0.5, "intercept": -1024, "signed": False},
+    "RLE": {"rle": True},
+    "RLE, 12-bit signed under dirty bits": {"rle": True, "bits_stored": 12, "dirty_bits": 0xA000},
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@pytest.mark.parametrize("readers", [FAST_READERS[:1], SAFE_READERS], ids=["dicomsdl", "pydicom"])
+def test_hu_are_restored_from_every_encoding(tmp_path, name, readers):
+    path = write_slice(tmp_path / "1.dcm", HU, **ENCODINGS[name])
+    hu = read_hu(read_header(LocalFile(path), readers), readers)
+    np.testing.assert_array_equal(hu, HU)
+    assert hu.dtype == (np.float32 if name == "slope 0.5" else np.int16)
+
+
+def test_both_readers_see_the_same_header(tmp_path):
+    path = write_slice(tmp_path / "7.dcm", HU, position_mm=(-1.5, 2, 3.25), instance_number=7, padding=-2000)
+    assert read_header(LocalFile(path), FAST_READERS[:1]) == read_header(LocalFile(path), SAFE_READERS)
+
+
+def test_padding_and_values_below_air_are_air(tmp_path):
+    hu = np.array([[-2000, 40], [-3024, 1500]])
+    by_value = write_slice(tmp_path / "1.dcm", hu, padding=1500)
+    np.testing.assert_array_equal(read_hu(read_header(LocalFile(by_value))), [[-1024, 40], [-1024, -1024]])
+
+
+def read_written(path, hu, **options):
+    return read_hu(read_header(LocalFile(write_slice(path, hu, **options))))
+
+
+def test_a_range_of_padding_is_air(tmp_path):
+    hu = np.array([[-1000, 40, 41], [42, 43, 44]])
+    path = write_slice(tmp_path / "1.dcm", hu, padding=43)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new("PixelPaddingRangeLimit", "SS", 41)
+    dataset.save_as(path)
+    expected = [[-1000, 40, -1024], [-1024, -1024, 44]]
+    np.testing.assert_array_equal(read_hu(read_header(LocalFile(path))), expected)
+
+
+@pytest.mark.parametrize("padding", [-2000, -2048, -3024, -32768])
+@pytest.mark.parametrize("rle", [False, True])
+def test_padding_that_the_stored_bits_cannot_hold_is_air_and_hides_nothing(tmp_path, padding, rle):
+    """12 bits of it may look like bone, and bone of that value must stay."""
+    low_bits = padding & 0xFFF
+    hu = np.array([[100, low_bits - (low_bits >> 11 << 12)], [0, -1000]])
+    path = write_slice(tmp_path / "1.dcm", hu, bits_stored=12, padding=padding)
+    dataset = pydicom.dcmread(path)
+    words = np.frombuffer(dataset.PixelData, np.int16).copy()
+    words[0] = padding
+    dataset.PixelData = words.tobytes()
+    if rle:
+        dataset.compress(RLELossless)
+    dataset.save_as(path)
+    expected = np.maximum(hu, -1024)
+    expected[0, 0] = -1024
+    np.testing.assert_array_equal(read_hu(read_header(LocalFile(path))), expected)
+
+
+def test_an_image_of_zeros_alone_is_refused_unless_zero_is_air(tmp_path):
+    with pytest.raises(DicomError, match="every pixel is zero"):
+        read_written(tmp_path / "1.dcm", np.zeros((4, 4)))
+    assert (
+        read_written(tmp_path / "2.dcm", np.full((4, 4), -1024), signed=False, intercept=-1024) == -1024
+    ).all()
+    half = np.pad(HU, ((0, 0), (8, 0)))
+    np.testing.assert_array_equal(read_written(tmp_path / "3.dcm", half), half)
+
+
+@pytest.mark.parametrize("intercept", [-65536, -40000, -1024, -1, 1, 1024, 31744, 32700, 40000])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("slope", [1, 2, -1])
+def test_every_intercept_gives_the_sum_clipped_to_16_bits(tmp_path, intercept, signed, slope):
+    stored = np.arange(-32768, 32768, 7) + (32768 if signed is False else 0)
+    hu = read_written(
+        tmp_path / "1.dcm", stored[None], signed=signed, RescaleIntercept=intercept, RescaleSlope=slope
+    )
+    np.testing.assert_array_equal(hu[0], np.clip(stored * slope + intercept, -1024, 32767))
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"Modality": "MR"}, "modality MR, not CT"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+        ({"NumberOfFrames": 3}, "holds 3 frames"),
+        ({"ImagePositionPatient": None}, "ImagePositionPatient is missing"),
+        ({"ImageOrientationPatient": [1, 0, 0]}, "ImageOrientationPatient is missing or malformed"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "makes no sense"),
+        ({"PixelSpacing": [0, 0]}, "makes no sense"),
+        ({"Rows": 65535, "Columns": 65535}, "makes no sense"),
+        ({"RescaleType": "MGML"}, "pixels are MGML, not HU"),
+    ],
+)
+def test_what_is_no_slice_of_hu_is_refused_with_a_reason(tmp_path, tags, reason):
+    path = write_slice(tmp_path / "1.dcm", HU, **tags)
+    with pytest.raises(DicomError, match=reason):
+        read_header(LocalFile(path))
+
+
+def test_signed_pixels_of_8_bits_are_refused(tmp_path):
+    path = write_slice(tmp_path / "1.dcm", np.array([[-100, 100]]), bits_stored=8)
+    with pytest.raises(DicomError, match="neither HU nor grey levels"):
+        read_header(LocalFile(path))
+
+
+@pytest.mark.parametrize("readers", [FAST_READERS[:1], SAFE_READERS], ids=["dicomsdl", "pydicom"])
+def test_unsigned_pixels_without_a_rescale_are_refused_and_signed_ones_taken(tmp_path, readers):
+    """From 0 up they hold no air: they are 1024 too high, or anything else."""
+    for name, signed, intercept in (("shifted", False, 0), ("signed", True, 0), ("stated", False, -1024)):
+        path = write_slice(tmp_path / f"{name}.dcm", abs(HU), signed=signed, intercept=intercept)
+        if name != "stated":
+            dataset = pydicom.dcmread(path)
+            del dataset.RescaleIntercept, dataset.RescaleSlope
+            dataset.save_as(path)
+        if name == "shifted":
+            with pytest.raises(DicomError, match="no rescale and no value below 0"):
+                read_header(LocalFile(path), readers)
+        else:
+            header = read_header(LocalFile(path), readers)
+            np.testing.assert_array_equal(read_hu(header, readers), abs(HU))
+
+
+def test_a_slice_without_modality_or_a_derived_one_is_taken(tmp_path):
+    hu = read_written(tmp_path / "1.dcm", HU, Modality=None, ImageType=["DERIVED", "SECONDARY", "AXIAL"])
+    np.testing.assert_array_equal(hu, HU)
+
+
+def test_a_header_longer_than_what_is_read_first_is_read_whole(tmp_path):
+    path = write_slice(tmp_path / "1.dcm", HU, ImageComments="x" * 10000)
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x00091001, "OB", bytes(100_000))
+    dataset.save_as(path)
+    header = read_header(LocalFile(path), FAST_READERS[:1])
+    np.testing.assert_array_equal(read_hu(header, FAST_READERS[:1]), HU)
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+@pytest.mark.parametrize("readers", [FAST_READERS[:1], SAFE_READERS], ids=["dicomsdl", "pydicom"])
+def test_rle_segments_that_disagree_with_the_header_are_refused(tmp_path, at, readers):
+    path = write_slice(tmp_path / "1.dcm", np.tile(HU, (8, 8)), rle=True)
+    header = read_header(LocalFile(path))
+    content = bytearray(path.read_bytes())
+    start = content.index(bytes([2, 0, 0, 0, 64, 0, 0, 0]), header.pixels_at)
+    content[start + at : start + at + 4] = (0xFFFFFF).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DicomError):
+        read_hu(header, readers)
+
+
+def test_a_rescale_with_fractions_keeps_them(tmp_path):
+    path = write_slice(tmp_path / "1.dcm", np.array([[0.25, 100.75]]), slope=0.25)
+    hu = read_hu(read_header(LocalFile(path)))
+    assert hu.dtype == np.float32
+    np.testing.assert_allclose(hu, [[0.25, 100.75]])
+
+
+def test_values_beyond_int16_are_clipped_not_wrapped(tmp_path):
+    path = write_slice(tmp_path / "1.dcm", np.array([[40000, 0]]), signed=False)
+    np.testing.assert_array_equal(read_hu(read_header(LocalFile(path))), [[32767, 0]])
+
+
+@pytest.mark.parametrize("rle", [False, True])
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.999])
+def test_a_file_cut_short_is_refused(tmp_path, rle, kept):
+    path = write_slice(tmp_path / "1.dcm", np.tile(HU, (8, 8)), rle=rle)
+    header = read_header(LocalFile(path))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(DicomError):
+        read_hu(header)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", bytes(500)])
+def test_a_file_that_is_not_dicom_is_refused(tmp_path, content):
+    path = tmp_path / "1.dcm"
+    path.write_bytes(content)
+    with pytest.raises(DicomError, match="not a readable DICOM file"):
+        read_header(LocalFile(path))

@@ -1,0 +1,234 @@
+"""Whatever a CT is encoded with, its HU are those of pydicom's own decoding, or it is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import apply_rescale
+from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, RLELossless
+
+from src.ct.pixels import FAST_READERS, SAFE_READERS, DicomError, read_headers, read_hu
+from src.ct.storage import LocalFile
+from tests.helpers.dicom_syntaxes import (
+    LOSSY,
+    NATIVE,
+    SYNTAXES,
+    can_write,
+    ramp,
+    tolerance,
+    write_encoded,
+    write_enhanced,
+)
+
+SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
+NOT_IN_PYDICOM = {"JPEG extended"}  # its plugins decode the 8-bit kind alone
+PACKED = ("explicit big endian", "deflated")  # as a whole, or word by word
+INTERCEPT = -1024
+
+
+def encodings():
+    for name, syntax in SYNTAXES.items():
+        for bits_stored in (10, 12, 13, 16):
+            for signed in (False, True):
+                if can_write(syntax, bits_stored, signed):
+                    sign = "signed" if signed else "unsigned"
+                    yield pytest.param(name, bits_stored, signed, id=f"{name}, {bits_stored} bits {sign}")
+
+
+def write(path, name, bits_stored, signed, **options):
+    stored = ramp(bits_stored, signed)
+    tags = {"RescaleIntercept": INTERCEPT}
+    return write_encoded(
+        path, stored, SYNTAXES[name], bits_stored=bits_stored, signed=signed, **options, **tags
+    )
+
+
+def hu_of(path, readers=FAST_READERS):
+    (header,) = read_headers(LocalFile(path), readers)
+    return read_hu(header, readers)
+
+
+def expected_hu(bits_stored, signed):
+    return np.clip(ramp(bits_stored, signed) + INTERCEPT, -1024, 32767)
+
+
+@pytest.mark.parametrize(("name", "bits_stored", "signed"), list(encodings()))
+def test_every_syntax_gives_the_hu_that_were_written(tmp_path, name, bits_stored, signed):
+    options = {"dirty_bits": 0xFFFF} if SYNTAXES[name] in {*NATIVE, RLELossless} else {}
+    path = write(tmp_path / "1.dcm", name, bits_stored, signed, **options)
+    allowed = tolerance(SYNTAXES[name], bits_stored)
+    np.testing.assert_allclose(hu_of(path), expected_hu(bits_stored, signed), atol=allowed)
+    if name not in NOT_IN_PYDICOM:
+        np.testing.assert_allclose(hu_of(path, SAFE_READERS), hu_of(path), atol=1 if allowed else 0)
+
+
+@pytest.mark.parametrize(("name", "bits_stored", "signed"), list(encodings()))
+def test_fragments_without_an_offset_table_make_the_same_image(tmp_path, name, bits_stored, signed):
+    if SYNTAXES[name] in {*NATIVE, RLELossless}:
+        return
+    whole = write(tmp_path / "1.dcm", name, bits_stored, signed)
+    pieces = write(tmp_path / "2.dcm", name, bits_stored, signed, fragments=3, offset_table=False)
+    np.testing.assert_array_equal(hu_of(pieces), hu_of(whole))
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000, JPEG2000Lossless], ids=lambda syntax: syntax.name)
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_header_decides_where_a_codestream_states_another_sign(tmp_path, syntax, signed):
+    stored = np.clip(ramp(12, signed), 0, 2000)  # the same bits whatever the sign
+    path = write_encoded(
+        tmp_path / "1.dcm", stored, syntax, bits_stored=12, signed=signed, codestream_signed=not signed
+    )
+    np.testing.assert_allclose(hu_of(path), stored, atol=tolerance(syntax, 12))
+
+
+@pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1], ids=lambda syntax: syntax.name)
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_codestream_may_be_deeper_than_the_stored_bits(tmp_path, syntax, signed):
+    stored = ramp(12, signed)
+    path = write_encoded(tmp_path / "1.dcm", stored, syntax, bits_stored=12, signed=signed, precision=16)
+    np.testing.assert_array_equal(hu_of(path), np.maximum(stored, -1024))
+
+
+@pytest.mark.parametrize("name", ["JPEG lossless", "JPEG lossless SV1", "JPEG-LS lossless"])
+def test_pydicom_decides_where_a_signed_codestream_is_shallower_than_stated(tmp_path, name):
+    path = write(tmp_path / "1.dcm", name, 12, True, BitsStored=16, HighBit=15)
+    np.testing.assert_array_equal(hu_of(path), hu_of(path, SAFE_READERS))
+
+
+@pytest.mark.parametrize("name", [name for name in SYNTAXES if SYNTAXES[name] not in NATIVE])
+def test_8_bits_in_16_are_decoded_rightly_or_refused(tmp_path, name):
+    """dicomsdl alone fills half of such an image and leaves the rest unset."""
+    stored = ramp(8, False)
+    try:
+        path = write_encoded(
+            tmp_path / "1.dcm", stored, SYNTAXES[name], bits_stored=8, signed=False, bits_allocated=16
+        )
+        hu = hu_of(path)
+    except DicomError:
+        return
+    np.testing.assert_allclose(hu, stored, atol=tolerance(SYNTAXES[name], 8))
+
+
+@pytest.mark.parametrize("name", ["CT_small", "J2K_pixelrep_mismatch", "693_J2KI"])
+def test_real_scans_have_the_hu_that_pydicom_gives_them(tmp_path, name):
+    dataset = pydicom.dcmread(SHIPPED / f"{name}.dcm")
+    expected = np.maximum(apply_rescale(dataset.pixel_array, dataset), -1024)
+    if "PixelPaddingValue" in dataset:
+        expected[dataset.pixel_array == dataset.PixelPaddingValue] = -1024
+    np.testing.assert_array_equal(hu_of(SHIPPED / f"{name}.dcm"), expected)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.dcm")), ids=lambda path: path.stem)
+def test_every_file_that_pydicom_ships_is_read_alike_or_refused(path):
+    """Among them damaged ones, colour, other modalities, dose grids, segmentations and waveforms."""
+    try:
+        (header,) = read_headers(LocalFile(path))
+    except DicomError as error:
+        assert 0 < len(str(error)) < 100
+        return
+    dataset = pydicom.dcmread(path)
+    assert dataset.get("Modality", "CT") == "CT"
+    expected = np.maximum(apply_rescale(dataset.pixel_array, dataset), -1024)
+    if header.padding is None:
+        np.testing.assert_array_equal(read_hu(header), expected)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SYNTAXES if name not in ("explicit big endian", "deflated")]
+)
+@pytest.mark.parametrize("layout", ["a table", "no table", "fragments", "fragments without a table"])
+def test_frames_are_slices(tmp_path, name, layout):
+    syntax, n_frames, bits_stored = SYNTAXES[name], 3, 8 if name == "JPEG baseline" else 12
+    pieces = "fragments" in layout
+    if pieces and (syntax in NATIVE or (syntax == RLELossless and "without" in layout)):  # no end to be seen
+        return
+    stored = np.stack([ramp(bits_stored, False) // (index + 1) for index in range(n_frames)])
+    path = write_enhanced(
+        tmp_path / "1.dcm",
+        stored,
+        syntax,
+        bits_stored=bits_stored,
+        signed=False,
+        positions_mm=[(-20, -10, 5 * index) for index in range(n_frames)],
+        pixel_mm=(0.7, 0.8),
+        intercept=-1000,
+        fragments=2 if pieces else 1,
+        offset_table="no table" not in layout and "without" not in layout,
+    )
+    headers = read_headers(LocalFile(path))
+    assert [header.position_mm[2] for header in headers] == [0, 5, 10]
+    assert {(header.row_mm, header.col_mm) for header in headers} == {(0.7, 0.8)}
+    assert headers[2].file.name == "1.dcm frame 3"
+    for header, frame in zip(headers, stored, strict=True):
+        np.testing.assert_allclose(read_hu(header), frame - 1000, atol=tolerance(syntax, bits_stored))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_frames_in_a_syntax_that_must_be_unpacked_first_are_refused(tmp_path, name):
+    stored = np.stack([ramp(12, False)] * 2)
+    where = {"positions_mm": [(0, 0, 0), (0, 0, 5)]}
+    path = write_enhanced(tmp_path / "1.dcm", stored, SYNTAXES[name], bits_stored=12, signed=False, **where)
+    with pytest.raises(DicomError, match="many frames in the transfer syntax"):
+        read_headers(LocalFile(path))
+
+
+def test_lossy_syntaxes_are_among_those_tested():
+    assert set(SYNTAXES.values()) >= LOSSY
+
+
+JPEG_FAMILY = [name for name in SYNTAXES if name.startswith("JPEG")]
+
+
+def encapsulated(path, change):
+    """Rewrite the codestream of a file."""
+    dataset = pydicom.dcmread(path)
+    (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    dataset.PixelData = encapsulate([change(frame)])
+    dataset.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("readers", [FAST_READERS, SAFE_READERS], ids=["dicomsdl first", "pydicom"])
+@pytest.mark.parametrize("name", JPEG_FAMILY)
+def test_a_codestream_of_another_size_is_refused_not_shuffled(tmp_path, name, readers):
+    bits_stored = next(bits for bits in (12, 8) if can_write(SYNTAXES[name], bits, signed=False))
+    path = write(tmp_path / "1.dcm", name, bits_stored, signed=False)
+    dataset = pydicom.dcmread(path)
+    dataset.Rows, dataset.Columns = dataset.Columns, dataset.Rows
+    dataset.RescaleIntercept = -1024
+    dataset.save_as(path)
+    with pytest.raises(DicomError):
+        hu_of(path, readers)
+
+
+@pytest.mark.parametrize("name", [name for name in JPEG_FAMILY if "2000" not in name])
+def test_a_jpeg_without_its_end_is_refused_not_filled_up(tmp_path, name):
+    bits_stored = next(bits for bits in (12, 8) if can_write(SYNTAXES[name], bits, signed=False))
+    path = write(tmp_path / "1.dcm", name, bits_stored, signed=False)
+    encapsulated(path, lambda frame: frame[: int(len(frame) * 0.9)])
+    with pytest.raises(DicomError):
+        hu_of(path)
+
+
+@pytest.mark.parametrize("name", ["implicit little endian", "explicit little endian", "explicit big endian"])
+def test_an_old_file_without_preamble_is_read(tmp_path, name):
+    path = write(tmp_path / "1.dcm", name, bits_stored=12, signed=False)
+    dataset = pydicom.dcmread(path)
+    implicit, little = name.startswith("implicit"), "little" in name
+    dataset.file_meta, dataset.preamble = FileMetaDataset(), None
+    with path.open("wb") as file:
+        pydicom.dcmwrite(file, dataset, implicit_vr=implicit, little_endian=little, enforce_file_format=False)
+    assert path.read_bytes()[128:132] != b"DICM"
+    np.testing.assert_array_equal(hu_of(path), expected_hu(12, signed=False))
+
+
+def test_more_bits_stored_than_allocated_are_refused(tmp_path):
+    path = write(tmp_path / "1.dcm", "explicit little endian", bits_stored=8, signed=False, BitsStored=12)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated = 8
+    dataset.save_as(path)
+    with pytest.raises(DicomError, match="makes no sense"):
+        hu_of(path)

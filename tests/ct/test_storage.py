@@ -1,0 +1,268 @@
+"""Bytes from disk and from zip archives: the same files either way, and damage that stays where it is."""
+
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.core.errors import UserError
+from src.ct.file_tree import LocalTree, open_tree, walk
+from src.ct.storage import LocalFile, LocalFolder, UnreadableFile, unpacked
+from src.ct.zip_archive import ZipTree
+
+NOISE = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
+CONTENTS = {
+    "b/2.dcm": NOISE,
+    "b/10.DCM": b"ten",
+    "b/note.txt": b"",
+    "b/deep/er/zeros.bin": bytes(3 << 20),
+    "a.dcm": b"root",
+}
+
+
+def write_folder(folder, contents=CONTENTS):
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_zip(path, contents=CONTENTS, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def read_all(tree):
+    return {
+        f"{folder}/{file.name}": file.read()
+        for folder, _ in walk(tree)
+        for file in tree.folder(folder).list()
+    }
+
+
+METHODS = pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+
+
+@METHODS
+def test_an_archive_reads_like_the_folder_it_was_made_of(tmp_path, method):
+    folder, archive = write_folder(tmp_path / "x"), write_zip(tmp_path / "x.zip", method=method)
+    local, zipped = LocalTree(folder), ZipTree(archive)
+    assert list(walk(zipped)) == list(walk(local))
+    assert list(walk(zipped, "b/deep")) == [("b/deep", ()), ("b/deep/er", ("zeros.bin",))]
+    assert read_all(zipped) == read_all(local) and len(read_all(local)) == len(CONTENTS)
+    for tree in (local, zipped):
+        assert [file.name for file in tree.folder("b").list()] == ["10.DCM", "2.dcm", "note.txt"]
+        chosen = tree.files("b", ["2.dcm", "deep/er/zeros.bin"]).list()
+        assert [file.name for file in chosen] == ["2.dcm", "deep/er/zeros.bin"]
+        assert chosen[1].read() == CONTENTS["b/deep/er/zeros.bin"]
+        assert tree.folder("b/deep").list() == ()
+
+
+@METHODS
+@pytest.mark.parametrize("limit", [0, 1, 1000, 299_999, 300_000, 400_000])
+def test_the_beginning_of_a_file_is_its_beginning(tmp_path, method, limit):
+    for tree in (LocalTree(write_folder(tmp_path)), ZipTree(write_zip(tmp_path / "x.zip", method=method))):
+        assert tree.files("b", ["2.dcm"]).list()[0].read(limit) == NOISE[:limit]
+
+
+@METHODS
+def test_pieces_are_small_and_complete(tmp_path, method):
+    for tree in (LocalTree(write_folder(tmp_path)), ZipTree(write_zip(tmp_path / "x.zip", method=method))):
+        pieces = list(tree.files("b/deep/er", ["zeros.bin"]).list()[0].chunks())
+        assert max(map(len, pieces)) <= 1 << 20
+        assert b"".join(pieces) == CONTENTS["b/deep/er/zeros.bin"]
+
+
+@pytest.mark.parametrize("size", [258, 1 << 20, *range((1 << 20) + 1, (1 << 20) + 260, 20), 3_000_000])
+def test_highly_compressible_members_are_whole(tmp_path, size):
+    archive = write_zip(tmp_path / "x.zip", {"zeros": bytes(size)}, zipfile.ZIP_DEFLATED)
+    member = ZipTree(archive).folder("").list()[0]
+    assert member.read() == bytes(size)
+    assert member.read(size - 1) == bytes(size - 1)
+
+
+@METHODS
+def test_a_damaged_member_is_one_unreadable_file(tmp_path, method):
+    archive = write_zip(tmp_path / "x.zip", {"1.dcm": NOISE, "2.dcm": NOISE}, method)
+    content = bytearray(archive.read_bytes())
+    content[1000] ^= 0x55
+    archive.write_bytes(content)
+    first, second = ZipTree(archive).folder("").list()
+    with pytest.raises(UnreadableFile, match="damaged"):
+        first.read()
+    with pytest.raises(UnreadableFile, match="damaged"):
+        list(first.chunks())
+    assert second.read() == NOISE
+
+
+def test_a_member_whose_own_header_is_gone_is_unreadable(tmp_path):
+    archive = write_zip(tmp_path / "x.zip", {"1.dcm": b"one", "2.dcm": b"two"})
+    archive.write_bytes(b"XX" + archive.read_bytes()[2:])
+    first, second = ZipTree(archive).folder("").list()
+    with pytest.raises(UnreadableFile, match="damaged"):
+        first.read()
+    assert second.read() == b"two"
+
+
+def test_an_archive_that_vanishes_makes_its_members_unreadable(tmp_path):
+    archive = write_zip(tmp_path / "x.zip", {"1.dcm": b"one"})
+    member = ZipTree(archive).folder("").list()[0]
+    archive.unlink()
+    with pytest.raises(UnreadableFile, match="No such file"):
+        member.read()
+
+
+def test_members_beyond_4_gb_are_found(tmp_path):
+    """A sparse archive: the second member begins after 5 GB of which the disk holds next to nothing."""
+    path, gap = tmp_path / "x.zip", 5 << 30
+    write_zip(path, {"1.dcm": b"one"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.fp.seek(gap)
+        archive.start_dir = gap
+        archive.writestr("2.dcm", NOISE)
+        archive._didModify = True
+    assert path.stat().st_size > gap > path.stat().st_blocks * 512
+    members = ZipTree(path).folder("").list()
+    assert [member.read() for member in members] == [b"one", NOISE]
+
+
+def test_of_two_members_with_one_name_the_later_counts(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("1.dcm", b"old")
+        archive.writestr("1.dcm", b"new")
+    assert [file.read() for file in ZipTree(tmp_path / "x.zip").folder("").list()] == [b"new"]
+
+
+def test_hidden_files_are_left_out_everywhere(tmp_path):
+    contents = {
+        "a/1.dcm": b"one",
+        "a/._1.dcm": b"",
+        ".git/2.dcm": b"",
+        "a/.x/3.dcm": b"",
+        "__MACOSX/a/._1.dcm": b"",
+    }
+    for tree in (
+        LocalTree(write_folder(tmp_path / "x", contents)),
+        ZipTree(write_zip(tmp_path / "x.zip", contents)),
+    ):
+        assert list(walk(tree)) == [("", ()), ("a", ("1.dcm",))]
+        assert [file.name for file in tree.folder("a").list()] == ["1.dcm"]
+
+
+def test_empty_folders_of_an_archive_are_there(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.mkdir("a/b")
+        archive.writestr("./c/1.dcm", b"one")
+    tree = ZipTree(tmp_path / "x.zip")
+    assert [folder for folder, _ in walk(tree)] == ["", "a", "a/b", "c"]
+    assert tree.folder("a/b").list() == ()
+
+
+def test_an_encrypted_archive_is_a_mistake_of_the_user(tmp_path):
+    path = write_zip(tmp_path / "x.zip", {"1.dcm": b"one"})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"1\.dcm is encrypted; unpack"):
+        ZipTree(path)
+
+
+def test_a_compression_that_cannot_be_read_in_place_is_a_mistake_of_the_user(tmp_path):
+    path = write_zip(tmp_path / "x.zip", {"1.dcm": b"one"}, zipfile.ZIP_BZIP2)
+    with pytest.raises(UserError, match=r"1\.dcm is compressed in a way"):
+        ZipTree(path)
+
+
+def test_what_is_no_archive_is_a_mistake_of_the_user(tmp_path):
+    path = write_zip(tmp_path / "x.zip")
+    for content in (b"", b"no archive", path.read_bytes()[:-40]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a readable zip archive"):
+            open_tree(path, "--input")
+    with pytest.raises(UserError, match=r"no folder or file .*none \(--input\)"):
+        open_tree(tmp_path / "none", "--input")
+
+
+def test_a_folder_named_like_a_file_is_not_read(tmp_path):
+    (tmp_path / "1.dcm").mkdir()
+    assert LocalFolder(tmp_path).list() == ()
+
+
+def test_files_that_cannot_be_read_say_why(tmp_path):
+    with pytest.raises(UnreadableFile, match="No such file"):
+        LocalFile(tmp_path / "none").read()
+    with pytest.raises(UnreadableFile, match="No such file"):
+        list(LocalFile(tmp_path / "none").chunks())
+    with pytest.raises(UnreadableFile, match="folder cannot be read"):
+        LocalFolder(tmp_path / "none").list()
+
+
+def test_links_are_followed_but_never_in_a_circle(tmp_path):
+    write_folder(tmp_path / "data", {"a/1.dcm": b"one"})
+    os.symlink(tmp_path / "data", tmp_path / "data" / "a" / "up")
+    os.symlink(tmp_path / "data" / "a", tmp_path / "data" / "a" / "self")
+    write_folder(tmp_path / "elsewhere", {"2.dcm": b"two"})
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "b")
+    assert list(walk(LocalTree(tmp_path / "data"))) == [("", ()), ("a", ("1.dcm",)), ("b", ("2.dcm",))]
+
+
+def test_folders_that_link_to_each_other_are_walked_once_round(tmp_path):
+    write_folder(tmp_path, {"a/1.dcm": b"one", "b/2.dcm": b"two"})
+    os.symlink(tmp_path / "a", tmp_path / "b/link")
+    os.symlink(tmp_path / "b", tmp_path / "a/link")
+    os.symlink("itself", tmp_path / "itself")
+    assert [folder for folder, _ in walk(LocalTree(tmp_path))] == ["", "a", "a/link", "b", "b/link"]
+
+
+def test_only_files_are_read(tmp_path):
+    write_folder(tmp_path, {"1.dcm": b"one"})
+    os.mkfifo(tmp_path / "pipe")
+    for name, target in (("2.dcm", "1.dcm"), ("lost", "nowhere"), ("to_pipe", "pipe")):
+        os.symlink(target, tmp_path / name)
+    expected = ["1.dcm", "2.dcm", "lost"]  # a broken link is reported where it is read
+    assert list(walk(LocalTree(tmp_path))) == [("", tuple(expected))]
+    assert [file.name for file in LocalFolder(tmp_path).list()] == expected
+
+
+def test_names_that_are_not_utf_8_are_printable_and_readable(tmp_path):
+    name = os.fsdecode(b"caf\xe9.dcm")
+    write_folder(tmp_path, {name: b"one", "Zo\u00eb.dcm": b"two"})
+    files = LocalFolder(tmp_path).list() + LocalTree(tmp_path).files("", [name]).list()
+    read = {file.name: file.read() for file in files}
+    assert read == {"caf\\xe9.dcm": b"one", "Zo\u00eb.dcm": b"two"}
+
+
+def test_unpacking_without_room_says_where(tmp_path, monkeypatch):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    archive = write_zip(tmp_path / "x.zip", {"1.nii": NOISE})
+    full = Path("/dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full.open("wb"))
+    with (
+        pytest.raises(UnreadableFile, match=r"unpacked to .*No space left"),
+        unpacked(ZipTree(archive).folder("").list()[0]),
+    ):
+        pass
+
+
+def test_a_million_members_cost_some_dozen_bytes_each(tmp_path):
+    path = write_zip(tmp_path / "x.zip", {f"s/{index}.dcm": b"" for index in range(2000)})
+    files = ZipTree(path).folder("s")
+    assert len(files.list()) == 2000
+    assert files.numbers.nbytes + len(files.names) < 60 * 2000
+
+
+def test_a_size_that_the_directory_gets_wrong_is_damage(tmp_path):
+    path = write_zip(tmp_path / "x.zip", {"1.dcm": bytes(5000)}, zipfile.ZIP_DEFLATED)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 24, 100)
+    path.write_bytes(content)
+    pieces = []
+    with pytest.raises(UnreadableFile, match="damaged"):
+        pieces.extend(ZipTree(path).folder("").list()[0].chunks())
+    assert sum(map(len, pieces)) <= 100  # nor does a small member fill the memory

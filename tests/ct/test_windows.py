@@ -1,0 +1,65 @@
+"""Grey levels follow the formula exactly, by table or not, and window names are checked."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from src.core.errors import UserError
+from src.ct.windows import WINDOWS, apply_windows, get_windows
+
+ORDERS = [names for count in (1, 2, 3) for names in permutations(WINDOWS, count)]
+
+
+def test_grey_levels_of_every_int16_equal_the_formula():
+    hu = np.arange(-32768, 32768).astype(np.int16).reshape(256, 256)
+    windows = get_windows(("soft", "organ", "wide"))
+    grey = apply_windows(hu, windows)
+    assert grey.shape == (256, 256, 3)
+    assert grey.dtype == np.uint8
+    for channel, window in enumerate(windows):
+        c, w = window.centre_hu, window.width_hu
+        expected = [round(255 * min(max((int(v) - c + w / 2) / w, 0), 1)) for v in hu.ravel()]
+        np.testing.assert_array_equal(grey[..., channel].ravel(), expected)
+
+
+@pytest.mark.parametrize("names", ORDERS, ids="-".join)
+def test_channel_k_is_window_k_for_one_to_three_windows_in_any_order(names):
+    hu = np.arange(-1100, 1300).astype(np.int16).reshape(40, 60)
+    windows = get_windows(names)
+    grey = apply_windows(hu, windows)
+    assert grey.shape == (40, 60, len(names))
+    assert grey.flags.c_contiguous
+    for channel, window in enumerate(windows):
+        np.testing.assert_array_equal(grey[..., channel], window.grey(hu))
+
+
+def test_a_turned_image_gives_the_turned_greys():
+    hu = np.arange(-1100, 1300).astype(np.int16).reshape(40, 60)
+    windows = get_windows(("wide", "soft", "organ"))
+    grey = apply_windows(hu, windows)
+    np.testing.assert_array_equal(apply_windows(hu.T[::-1, ::2], windows), grey.swapaxes(0, 1)[::-1, ::2])
+
+
+def test_fractions_of_hu_go_through_the_same_formula():
+    hu = np.linspace(-1100, 1000, 4096).reshape(64, 64)
+    soft = (WINDOWS["soft"],)
+    np.testing.assert_array_equal(
+        apply_windows(hu.astype(np.float32), soft)[..., 0],
+        np.round(255 * np.clip((hu.astype(np.float32).astype(np.float64) + 150) / 400, 0, 1)),
+    )
+    whole = np.arange(-200, 312).reshape(16, 32)
+    np.testing.assert_array_equal(
+        apply_windows(whole.astype(np.float32), soft), apply_windows(whole.astype(np.int16), soft)
+    )
+
+
+def test_the_ends_of_a_window_are_black_and_white():
+    hu = np.array([[-1024, -150, 250, 3000]], dtype=np.int16)
+    assert apply_windows(hu, get_windows(("soft",)))[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+@pytest.mark.parametrize("names", [(), ("soft", "soft"), ("bone",), ("soft", "organ", "wide", "soft")])
+def test_wrong_window_names_are_refused(names):
+    with pytest.raises(UserError, match="window"):
+        get_windows(names)

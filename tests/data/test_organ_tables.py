@@ -1,0 +1,140 @@
+"""Areas, volumes and boxes of organs are those that a hand counts."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.core.files import read_exact, write_table
+from src.ct.organ_labels import ORGANS
+from src.data.organ_tables import (
+    ORGAN_TYPES,
+    OrganMeasures,
+    slice_areas,
+    slice_thickness_mm,
+    voxel_volumes_ml,
+)
+
+Z_MM = np.array([50.0, 48.0, 45.0, 35.0])  # distances of 2, 3 and 10
+THICKNESS_MM = [2.0, 2.5, 6.5, 10.0]
+MISSING = list(ORGAN_TYPES)[2:]
+
+
+@pytest.fixture
+def masks():
+    """Four slices: a liver in three of them, in parts, and a left kidney in the last."""
+    masks = np.zeros((4, 20, 30), dtype=np.uint8)
+    masks[0, 5:10, 3:7] = ORGANS["liver"]  # 20 pixels
+    masks[2, 4:6, 8:11] = ORGANS["liver"]  # 6
+    masks[3, 7, 5] = ORGANS["liver"]
+    masks[3, 0:20, 20:30] = ORGANS["left kidney"]  # 200, up to the edges of the image
+    return masks
+
+
+def measure(masks):
+    measures = OrganMeasures()
+    for mask in masks:
+        measures.add(mask)
+    return measures
+
+
+def test_a_slice_reaches_half_way_to_its_neighbours():
+    np.testing.assert_allclose(slice_thickness_mm(Z_MM), THICKNESS_MM)
+    np.testing.assert_allclose(slice_thickness_mm(-5.0 * np.arange(7)), np.full(7, 5.0))
+    np.testing.assert_allclose(slice_thickness_mm([3, 1]), [2, 2])
+    assert slice_thickness_mm([]).tolist() == []
+
+
+def test_a_single_slice_needs_to_be_told_its_thickness():
+    with pytest.raises(ValueError, match="single slice"):
+        slice_thickness_mm([7.0])
+    assert slice_thickness_mm([7.0], 5).tolist() == [5.0]
+    np.testing.assert_allclose(slice_thickness_mm(Z_MM, 5), THICKNESS_MM)  # which others are not
+
+
+@pytest.mark.parametrize("z_mm", [[1, 2, 3], [3, 2, 2], [3, float("nan"), 1]])
+def test_positions_that_do_not_fall_are_refused(z_mm):
+    with pytest.raises(ValueError, match="must fall from head to feet"):
+        slice_thickness_mm(z_mm)
+
+
+def test_a_voxel_is_a_pixel_of_the_slices_thickness():
+    np.testing.assert_allclose(voxel_volumes_ml(2.0, Z_MM), [0.008, 0.01, 0.026, 0.04])
+    np.testing.assert_allclose(voxel_volumes_ml(0.5, [7.0], 4.0), [0.001])
+
+
+def test_areas_are_pixels_times_the_area_of_one(masks):
+    expected = pd.DataFrame(
+        {
+            "index": [0, 1, 2, 3],
+            "z_mm": Z_MM,
+            "liver_mm2": [45.0, 0.0, 13.5, 2.25],
+            "spleen_mm2": 0.0,
+            "left_kidney_mm2": [0.0, 0.0, 0.0, 450.0],
+            "right_kidney_mm2": 0.0,
+            "bowel_mm2": 0.0,
+        }
+    )
+    pd.testing.assert_frame_equal(measure(masks).areas(1.5, Z_MM), expected)
+    pd.testing.assert_frame_equal(slice_areas(iter(masks), 1.5, Z_MM), expected)  # which come once only
+
+
+def test_organs_are_measured_over_uneven_slices(masks):
+    organs = measure(masks).organs(2.0, Z_MM)
+    assert organs["organ"].tolist() == list(ORGANS)
+    liver, kidney = organs.iloc[0], organs.iloc[2]
+    assert liver["volume_ml"] == pytest.approx((20 * 2.0 + 6 * 6.5 + 1 * 10.0) * 4 / 1000)
+    assert (liver["first_slice"], liver["last_slice"]) == (0, 3)
+    assert (liver["top_z_mm"], liver["bottom_z_mm"]) == (50, 35)
+    assert liver[["left", "top", "right", "bottom"]].tolist() == [3, 4, 11, 10]
+    assert kidney["volume_ml"] == pytest.approx(200 * 10.0 * 4 / 1000)
+    assert (kidney["first_slice"], kidney["last_slice"]) == (3, 3)
+    assert (kidney["top_z_mm"], kidney["bottom_z_mm"]) == (35, 35)
+    assert kidney[["left", "top", "right", "bottom"]].tolist() == [20, 0, 30, 20]
+
+
+def test_an_absent_organ_has_no_volume_and_no_place(masks):
+    organs = measure(masks).organs(2.0, Z_MM).set_index("organ")
+    absent = organs.loc[["spleen", "right kidney", "bowel"]]
+    assert absent["volume_ml"].tolist() == [0, 0, 0]
+    assert absent[MISSING].isna().all(axis=None)
+
+
+def test_the_volume_is_the_sum_of_areas_times_thickness():
+    masks = np.random.default_rng(0).integers(0, 6, (4, 9, 9), dtype=np.uint8)
+    measures = measure(masks)
+    areas = measures.areas(0.7, Z_MM).iloc[:, 2:].to_numpy()
+    np.testing.assert_allclose(measures.organs(0.7, Z_MM)["volume_ml"], THICKNESS_MM @ areas / 1000)
+    assert areas.sum() == pytest.approx(np.count_nonzero(masks) * 0.7**2)
+
+
+@pytest.mark.parametrize("shown", ["some organs", "no organ", "one slice", "no slice"])
+def test_tables_come_back_from_csv_as_they_were(tmp_path, masks, shown):
+    z_mm = Z_MM.astype(int)
+    if shown == "no organ":
+        masks = np.zeros_like(masks)
+    elif shown.endswith("slice"):
+        count = ["no slice", "one slice"].index(shown)
+        masks, z_mm = masks[:count], z_mm[:count]
+    measures = measure(masks)
+    organs, areas = measures.organs(1.3, z_mm, single_slice_mm=5), measures.areas(1.3, z_mm)
+    assert all(organs[name].dtype == pd.Series(dtype=kind).dtype for name, kind in ORGAN_TYPES.items())
+    assert areas.dtypes.astype(str).tolist() == ["int64"] + ["float64"] * 6
+    write_table(organs, tmp_path / "organs.csv")
+    write_table(areas, tmp_path / "areas.csv")
+    back = read_exact(tmp_path / "organs.csv", dtype=dict(ORGAN_TYPES))
+    pd.testing.assert_frame_equal(back, organs, check_exact=True)
+    if shown != "no slice":  # a header alone has no types
+        pd.testing.assert_frame_equal(read_exact(tmp_path / "areas.csv"), areas, check_exact=True)
+
+
+def test_what_does_not_fit_the_slices_is_refused(masks):
+    measures = measure(masks)
+    with pytest.raises(ValueError, match="shape"):
+        measures.add(masks[0, :10])
+    for wrong in (Z_MM[:3], Z_MM[:, None], 5.0):
+        with pytest.raises(ValueError, match="for 4 slices"):
+            measures.areas(1.0, wrong)
+        with pytest.raises(ValueError, match="for 4 slices"):
+            measures.organs(1.0, wrong)
+    with pytest.raises(ValueError, match="single slice"):
+        measure(masks[:1]).organs(1.0, Z_MM[:1])

@@ -1,0 +1,1 @@
+"""Files, networks and servers that tests share."""

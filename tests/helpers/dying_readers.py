@@ -1,0 +1,61 @@
+"""Readers that end their process or never end, as C decoders do on damaged files. A child can import them."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from src.core.isolation import report_step
+from src.prepare.grey_slices import Caution, load_stack
+from src.prepare.sources import SeriesSource
+
+
+@dataclass(frozen=True)
+class DieOn:
+    """`load_stack`, whose process ends on one series."""
+
+    series_id: str
+
+    def __call__(self, source: SeriesSource, *rest: Any, **more: Any) -> Any:
+        if source.series_id == self.series_id:
+            os._exit(11)
+        return load_stack(source, *rest, **more)
+
+
+@dataclass(frozen=True)
+class Misbehave:
+    """`load_stack`, whose process ends on some series and hangs on others."""
+
+    crash: frozenset[str]
+    hang: frozenset[str] = frozenset()
+
+    def __call__(self, source: SeriesSource, *rest: Any, **more: Any) -> Any:
+        if source.series_id in self.crash:
+            os.abort()
+        if source.series_id in self.hang:
+            time.sleep(600)
+        return load_stack(source, *rest, **more)
+
+
+def read_files(names: tuple[str, ...], harm: dict[str, str], caution: Caution) -> tuple[list[str], Caution]:
+    """Names read, with what caution. `harm` of a file: crash, hang or memory, in dicomsdl alone or "both"."""
+    skip = {item.source for item in caution.left_out}
+    for name in names:
+        if name in skip:
+            continue
+        report_step(name)
+        how, _, where = harm.get(name, "").partition(" in ")
+        if how and not (caution.pydicom_only and where == "dicomsdl"):
+            {"crash": os.abort, "hang": lambda: time.sleep(60), "memory": _die_of_memory}[how]()
+    return [name for name in names if name not in skip], caution
+
+
+def be_silent(caution: Caution) -> None:
+    """Without a word about files, as where listing a folder does not end."""
+    time.sleep(60)
+
+
+def _die_of_memory() -> None:
+    """As the system ends a process that has taken too much."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,89 @@
+"""What the children of the tests run: a child can import it."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from src.core.isolation import call_isolated, report_step
+
+
+def crash(how: str, step: str = "slice 7") -> None:
+    report_step("slice 6")
+    report_step(step)
+    if how == "abort":
+        os.abort()
+    elif how == "exit":
+        os._exit(11)
+    else:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def work_slowly(steps: int, step_s: float) -> str:
+    for step in range(steps):
+        report_step(f"slice {step}")
+        time.sleep(step_s)
+    return "done"
+
+
+def sleep_with_the_lock_held(seconds: float = 60) -> None:
+    """Hang as a C decoder can: no other Python thread of the process runs."""
+    report_step("hanging")
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def hold(lock: Path, then: str) -> None:
+    """Hold a file lock, which the system gives back when the process ends, zombie or not."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        lock.with_suffix(".held").touch()
+        sleep_with_the_lock_held() if then == "hang" else time.sleep(60)
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+class NeedsTwo(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+def fail_unpicklably() -> None:
+    raise NeedsTwo("this", "that")
+
+
+def make_noise() -> str:
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        print("noise " * 50_000, file=stream, flush=True)
+        os.write(descriptor, b"noise")
+    return "done"
+
+
+def large_array(megabytes: int):
+    import numpy as np
+
+    return np.arange(megabytes * 250_000, dtype=np.int32)
+
+
+def cost_of_a_step(steps: int) -> float:
+    start = time.perf_counter()
+    for step in range(steps):
+        report_step(f"1.2.840.113619.2/{step}.dcm")
+    return (time.perf_counter() - start) / steps
+
+
+def own_child() -> int:
+    return call_isolated(os.getpid)
+
+
+def fork_and_exit(pid_file: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    pid_file.write_text(str(pid))
+    os._exit(11)

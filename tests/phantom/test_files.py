@@ -1,0 +1,296 @@
+"""The phantom on disk: the competition's layout, true DICOM with its quirks, the same bytes every time."""
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+
+from src.core.errors import UserError
+from src.core.targets import COLUMNS, LABEL_COLUMNS
+from src.data.labels import read_image_level_labels, read_labels, read_series_meta
+from src.phantom.__main__ import main
+from src.phantom.cohort import plan_cohort
+from src.phantom.dicom_writer import ENCODINGS, Storage, write_series
+from src.phantom.generate import generate_dataset
+from src.phantom.options import PhantomOptions
+from src.phantom.scan import generate_series
+from src.phantom.voxel_grid import Scan
+
+REAL_TABLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "rsna2023"
+SMALL = {"matrix": 64, "spacing_z_mm": 12.0, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> PhantomOptions:
+    """A small data set on disk: 8 training and 3 test patients, half with two series and a segmentation."""
+    folder = tmp_path_factory.mktemp("phantom") / "raw"
+    options = PhantomOptions(
+        folder, patients=8, test_patients=3, two_phase_rate=0.5, segmentation_rate=0.5, jobs=1, **SMALL
+    )
+    generate_dataset(options)
+    return options
+
+
+def read_slices(folder: Path) -> list[tuple[pydicom.Dataset, np.ndarray]]:
+    """(header, HU as int32) of every file, sign-extended from BitsStored as the standard asks."""
+    slices = []
+    for path in sorted(folder.glob("*.dcm")):
+        dataset = pydicom.dcmread(path)
+        words = dataset.pixel_array.astype(np.uint16)
+        shift = 16 - dataset.BitsStored
+        words = (words << shift).view(np.int16 if dataset.PixelRepresentation else np.uint16) >> shift
+        hu = words.astype(np.int32) * int(dataset.RescaleSlope) + int(dataset.RescaleIntercept)
+        slices.append((dataset, hu))
+    return slices
+
+
+def restore_volume(folder: Path) -> np.ndarray:
+    """HU (Z, Y, X) from the head down, in head-first supine axes, by position and orientation alone."""
+    by_height = {}
+    for dataset, hu in read_slices(folder):
+        flip = int(dataset.ImageOrientationPatient[0])
+        by_height[float(dataset.ImagePositionPatient[2])] = hu[::flip, ::flip]
+    return np.stack([by_height[z_mm] for z_mm in sorted(by_height, reverse=True)])
+
+
+def series_of(options: PhantomOptions):
+    """(plan, number, folder) of every series of a data set."""
+    for plan in plan_cohort(options):
+        for number, series in enumerate(plan.series):
+            split = options.output / f"{plan.split}_images"
+            yield plan, number, split / str(plan.patient_id) / str(series.series_id)
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+# Tables
+
+
+def test_label_tables_are_consistent_and_cover_every_patient(phantom):
+    for name, split in (("train.csv", "train"), ("test_labels.csv", "test")):
+        labels = read_labels(phantom.output / name)  # checks one class a target, and any_injury
+        folders = {path.name for path in (phantom.output / f"{split}_images").iterdir()}
+        assert set(labels.patient_id) == folders
+    test = set(read_labels(phantom.output / "test_labels.csv").patient_id)
+    assert not test & set(read_labels(phantom.output / "train.csv").patient_id)
+
+
+def test_series_tables_list_every_series_and_only_training_knows_incomplete_organs(phantom):
+    for split in ("train", "test"):
+        meta = read_series_meta(phantom.output / f"{split}_series_meta.csv")
+        folders = {path.name for path in (phantom.output / f"{split}_images").glob("*/*")}
+        assert set(meta.series_id) == folders
+        assert ("incomplete_organ" in meta) == (split == "train")
+        assert meta.aortic_hu.between(100, 450).all()
+
+
+def test_sample_submission_has_the_competitions_columns_and_constant_values(phantom):
+    sample = pd.read_csv(phantom.output / "sample_submission.csv")
+    assert list(sample.columns) == ["patient_id", *COLUMNS]
+    assert (sample[list(COLUMNS)].nunique() == 1).all()
+    assert sample.liver_low[0] == 1 / 3 and len(sample) == 3
+
+
+def test_image_level_labels_name_existing_slices_of_injured_training_patients(phantom):
+    marks = read_image_level_labels(phantom.output / "image_level_labels.csv")
+    labels = read_labels(phantom.output / "train.csv").set_index("patient_id")
+    for mark in marks.itertuples():
+        folder = phantom.output / "train_images" / mark.patient_id / mark.series_id
+        assert (folder / f"{mark.instance_number}.dcm").is_file()
+    for name, column in (("Active_Extravasation", "extravasation_injury"), ("Bowel", "bowel_injury")):
+        assert set(marks.patient_id[marks.injury_name == name]) == set(labels.index[labels[column] == 1])
+
+
+@pytest.mark.skipif(not REAL_TABLES.is_dir(), reason="the competition's own tables are not at hand")
+@pytest.mark.parametrize(
+    "name",
+    ["train", "train_series_meta", "test_series_meta", "image_level_labels", "sample_submission"],
+)
+def test_tables_have_the_columns_and_types_of_the_real_ones(phantom, name):
+    ours, real = (pd.read_csv(folder / f"{name}.csv") for folder in (phantom.output, REAL_TABLES))
+    assert list(ours.columns) == list(real.columns)
+    assert ours.dtypes.equals(real.dtypes)
+
+
+def test_counts_follow_the_rates_exactly_and_no_class_is_empty_in_a_cohort_of_twenty():
+    labels = {}
+    for patients, rate in ((40, 0.2), (20, 0.01)):
+        options = PhantomOptions(
+            Path("unused"),
+            patients=patients,
+            bowel_rate=rate,
+            extravasation_rate=rate,
+            liver_rates=(rate, rate),
+            two_phase_rate=0.35,
+        )
+        plans = [plan for plan in plan_cohort(options) if plan.split == "train"]
+        labels[patients] = pd.DataFrame([plan.labels() for plan in plans])[list(LABEL_COLUMNS)].sum()
+        assert sum(len(plan.series) == 2 for plan in plans) == round(0.35 * patients)
+    for column in ("bowel_injury", "extravasation_injury", "liver_low", "liver_high"):
+        assert labels[40][column] == 8 and labels[20][column] == 1
+    assert labels[40]["kidney_low"] == labels[40]["spleen_high"] == 4
+
+
+# DICOM
+
+
+def test_dicom_gives_back_the_generated_hu_of_every_series(phantom):
+    for plan, number, folder in series_of(phantom):
+        volume = generate_series(plan, number, phantom)
+        np.testing.assert_array_equal(restore_volume(folder), volume.hu)
+
+
+def test_headers_carry_geometry_and_file_names_are_instance_numbers(phantom):
+    for plan, number, folder in series_of(phantom):
+        scan = generate_series(plan, number, phantom).scan
+        for path in folder.glob("*.dcm"):
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            assert header.InstanceNumber == int(path.stem)
+            assert (header.PatientID, header.Modality) == (str(plan.patient_id), "CT")
+            assert tuple(header.PixelSpacing) == pytest.approx(scan.spacing_mm[1:])
+            assert (header.WindowCenter, header.WindowWidth) == (50, 400)
+
+
+def test_file_order_is_not_the_order_of_the_slices(phantom):
+    runs_with_z = []
+    for _, _, folder in series_of(phantom):
+        headers = sorted((header for header, _ in read_slices(folder)), key=lambda h: int(h.InstanceNumber))
+        heights = [float(header.ImagePositionPatient[2]) for header in headers]
+        runs_with_z.append(heights == sorted(heights, reverse=True))
+    assert sum(runs_with_z) < len(runs_with_z) / 2
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize(("bits_stored", "signed", "intercept"), ENCODINGS)
+@pytest.mark.parametrize("dirty", [False, True])
+def test_every_encoding_is_lossless_over_the_whole_range(
+    tmp_path, syntax, bits_stored, signed, intercept, dirty
+):
+    if dirty and (bits_stored == 16 or syntax == JPEG2000Lossless):
+        pytest.skip("no unused bits to soil")
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-1024, 2001, (3, 40, 44), np.int16)
+    scan = Scan(hu.shape, (5.0, 0.7, 0.7), (-10.0, -20.0, 300.0), (0.0, 0.0), 0.0)
+    storage = Storage(syntax, bits_stored, signed, intercept, dirty, True, "FFS", (9, 4, 5), None)
+    write_series(tmp_path, hu, scan, storage, 11, 22, rng)
+    np.testing.assert_array_equal(restore_volume(tmp_path), hu)
+    header = pydicom.dcmread(tmp_path / "9.dcm")
+    assert (header.file_meta.TransferSyntaxUID, header.BitsStored) == (syntax, bits_stored)
+    assert list(header.ImagePositionPatient) == pytest.approx([-10 + 43 * 0.7, -20 + 39 * 0.7, 300])
+
+
+def test_dirty_series_hold_garbage_above_bits_stored(tmp_path):
+    rng = np.random.default_rng(0)
+    hu = np.zeros((1, 16, 16), np.int16)
+    scan = Scan(hu.shape, (5.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0), 0.0)
+    storage = Storage(ExplicitVRLittleEndian, 12, 1, 0, True, False, "HFS", (1,), None)
+    write_series(tmp_path, hu, scan, storage, 1, 2, rng)
+    words = np.frombuffer(pydicom.dcmread(tmp_path / "1.dcm").PixelData, "<u2")
+    assert len(np.unique(words >> 12)) > 8 and not (words & 0xFFF).any()
+
+
+def test_the_quirks_of_the_archive_occur_across_a_cohort():
+    rng = np.random.default_rng(0)
+    drawn = [Storage.draw(40, rng) for _ in range(200)]
+    assert len({(s.bits_stored, s.signed, s.intercept) for s in drawn}) == len(ENCODINGS)
+    assert {s.syntax for s in drawn} == {ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless}
+    assert {s.patient_position for s in drawn} == {"FFS", "HFS"}
+    for quirk in ("dirty_high_bits", "turned"):
+        assert {getattr(s, quirk) for s in drawn} == {True, False}
+    repeated = [s for s in drawn if s.duplicate_of is not None]
+    assert 0 < len(repeated) < len(drawn)
+    assert all(len(s.instances()) == 41 for s in repeated)
+
+
+def test_a_duplicated_position_is_the_same_slice_under_another_number(phantom):
+    found = 0
+    for _, _, folder in series_of(phantom):
+        by_height: dict[float, np.ndarray] = {}
+        for dataset, hu in read_slices(folder):
+            z_mm = float(dataset.ImagePositionPatient[2])
+            if z_mm in by_height:
+                found += 1
+                np.testing.assert_array_equal(hu, by_height[z_mm])
+            by_height[z_mm] = hu
+    assert found
+
+
+# Segmentations
+
+
+def test_segmentations_land_on_the_organs_through_their_affine(phantom):
+    placed = 0
+    for plan, number, folder in series_of(phantom):
+        path = phantom.output / "segmentations" / f"{folder.name}.nii"
+        assert path.exists() == plan.series[number].segmented
+        if not path.exists():
+            continue
+        volume = generate_series(plan, number, phantom)
+        image = nibabel.load(path)
+        mask = np.asarray(image.dataobj)
+        voxels = np.argwhere(mask > 0)
+        x, y, z = (nibabel.affines.apply_affine(image.affine, voxels) * (-1, -1, 1)).T  # RAS to LPS
+        first, (dz, dy, dx) = volume.scan.first_voxel_mm, volume.scan.spacing_mm
+        at = (first[2] - z) / dz, (y - first[1]) / dy, (x - first[0]) / dx
+        at = tuple(np.rint(axis).astype(int) for axis in at)
+        np.testing.assert_array_equal(volume.labels[at], mask[tuple(voxels.T)])
+        liver = mask[tuple(voxels.T)] == 1
+        assert 60 < restore_volume(folder)[at][liver].mean() < 130
+        assert mask.shape != volume.labels.shape or not np.array_equal(mask, volume.labels)
+        placed += 1
+    assert placed == round(0.5 * len(list((phantom.output / "train_images").glob("*/*"))))
+
+
+# The folder
+
+
+def test_the_bytes_depend_on_the_seed_and_not_on_the_number_of_jobs(phantom, tmp_path):
+    again = dataclasses.replace(phantom, output=tmp_path / "again", jobs=2)
+    generate_dataset(again)
+    assert file_hashes(again.output) == file_hashes(phantom.output)
+    other = dataclasses.replace(phantom, output=tmp_path / "other", seed=4, patients=1, test_patients=0)
+    generate_dataset(other)
+    assert not set(file_hashes(other.output).values()) & set(file_hashes(phantom.output).values())
+
+
+def test_an_interrupted_run_is_finished_to_the_same_bytes(phantom, tmp_path):
+    broken = dataclasses.replace(phantom, output=tmp_path / "broken")
+    shutil.copytree(phantom.output, broken.output)
+    first, last = next((broken.output / "train_images").glob("*/*")), broken.output / "sample_submission.csv"
+    shutil.rmtree(first)
+    (broken.output / ".partial" / first.name).mkdir(parents=True)
+    last.unlink()
+    generate_dataset(broken)
+    assert file_hashes(broken.output) == file_hashes(phantom.output)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(phantom, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    arguments = ["--output", str(tmp_path), "--patients", "1"]
+    with pytest.raises(UserError, match="not empty and no phantom"):
+        main(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match="made with patients 8, not 9"):
+        generate_dataset(dataclasses.replace(phantom, patients=9))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--patients", "0"), ("--matrix", "7"), ("--bowel-rate", "1.5"), ("--spacing-z-mm", "0")],
+)
+def test_impossible_options_are_refused_by_name(tmp_path, option, value):
+    with pytest.raises(UserError, match=option.strip("-").split("-")[0]):
+        main(["--output", str(tmp_path / "new"), option, value])
+
+
+# Anatomy

@@ -1,0 +1,188 @@
+"""`python -m src.probe.evaluate` from a run's folder to its figures, and real CT where there is some."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import prepare_data
+from src.core.errors import UserError
+from src.ct.organ_labels import ORGANS
+from src.data.prepared import PreparedDataset
+from src.phantom import __main__ as phantom
+from src.probe import evaluate
+from src.probe.frozen import load_run
+from tests.helpers.frozen_runs import write_run
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = ROOT.parent / "shared" / "data" / "ct"
+PLACING = [
+    f"placing/{geometry}/{kind}/{name}"
+    for geometry in ("standard", "own")
+    for kind in ("cross", "intra")
+    for name in ("features", "features_centred", "projection")
+]
+Z_POSITION = [f"probe/z_position/{name}/{what}" for name in ("ridge", "knn") for what in ("r2", "mae_mm")]
+ORGAN = ["probe/organ/logistic", "probe/organ/knn"]
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory) -> Path:
+    """5 patients of the phantom at 48 px, all with masks."""
+    folder = tmp_path_factory.mktemp("heldout")
+    size = "--patients 5 --test-patients 0 --matrix 96 --spacing-z-mm 12 --segmentation-rate 1"
+    phantom.main(f"--output {folder}/raw --seed 3 --jobs 2 --two-phase-rate 0.2 {size}".split())
+    prepare_data.main(f"--input {folder}/raw --output {folder}/prepared --size 48 --jobs 2".split())
+    return folder / "prepared"
+
+
+def run_evaluate(data: Path, run: Path, output: Path, *more: str) -> dict:
+    evaluate.main(["--data", str(data), "--run", str(run), "--json", str(output), *more])
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "voco")
+
+
+@pytest.fixture(scope="module")
+def found(held_out, run, tmp_path_factory) -> dict:
+    return run_evaluate(held_out, run, tmp_path_factory.mktemp("found") / "out.json")
+
+
+def test_every_figure_has_its_name_trials_chance_and_interval(held_out, found):
+    assert list(found["figures"]) == [*PLACING, *ORGAN, *Z_POSITION] and found["absent"] == {}
+    series = PreparedDataset.open(held_out).series
+    draws = -(-400 // (8 * len(series)))
+    pairs = sum((series["patient_id"] != patient).sum() for patient in series["patient_id"])
+    for name, figure in found["figures"].items():
+        assert figure["patients"] == 5 and figure["over"] == "patients"
+        assert figure["low"] <= figure["value"] <= figure["high"]
+        if name.startswith("placing"):
+            assert figure["chance"] == pytest.approx(1 / 9)
+            assert figure["trials"] == 8 * draws * (pairs if "cross" in name else len(series))
+    assert found["figures"]["probe/organ/knn"]["chance"] == pytest.approx(1 / (1 + len(ORGANS)))
+
+
+def test_the_same_command_prints_the_same_figures_again(held_out, run, found, tmp_path, capsys):
+    assert run_evaluate(held_out, run, tmp_path / "out.json") == found
+    table = capsys.readouterr().out
+    assert all(name in table for name in found["figures"])
+
+
+def test_random_weights_are_those_of_the_seed_and_not_of_the_run(run, tmp_path):
+    other = write_run(tmp_path / "other", seed=5)
+    random, same, differs = (
+        load_run(folder, seed).network.state_dict()["encoder.conv_stem.weight"]
+        for folder, seed in ((run, 0), (other, 0), (run, 1))
+    )
+    assert torch.equal(random, same) and not torch.equal(random, differs)
+    assert not torch.equal(random, load_run(run).network.state_dict()["encoder.conv_stem.weight"])
+
+
+def test_a_network_of_volumes_gives_the_same_figures_with_random_weights(held_out, tmp_path):
+    folder = write_run(tmp_path / "run", backbone="resnet10_3d", tile=16)
+    found = run_evaluate(held_out, folder, tmp_path / "out.json", "--patients", "2", "--random-weights")
+    assert set(found["figures"]) >= {*PLACING, *ORGAN, *Z_POSITION} and found["weights"] == "random"
+
+
+def test_the_teacher_is_measured_and_not_the_student(run):
+    saved = torch.load(run / "last.pt", weights_only=True)
+    network = load_run(run).network.state_dict()
+    for name, tensor in saved["teacher"].items():
+        assert torch.equal(network[name], tensor)
+    assert any((saved["student"][name] != tensor).any() for name, tensor in saved["teacher"].items())
+
+
+def test_a_teacher_that_is_a_head_stands_on_the_students_backbone(tmp_path):
+    folder = write_run(tmp_path / "run", shared_backbone=True)
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    for name, tensor in load_run(folder).network.state_dict().items():
+        assert torch.equal(tensor, saved["teacher" if name.startswith("head.") else "student"][name])
+
+
+def test_an_embedding_does_not_depend_on_its_neighbours(run):
+    net = load_run(run)
+    crops = np.random.default_rng(0).integers(0, 256, (300, 1, 32, 32, 2)).astype(np.uint8)
+    together, alone = net.embed(crops), net.embed(crops[260:261])
+    for name, values in alone.items():
+        np.testing.assert_allclose(together[name][260:261], values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_patient_that_the_run_has_seen_is_told(held_out, tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    series = PreparedDataset.open(held_out).series
+    evaluate.warn_of_seen(folder, series)
+    assert capsys.readouterr().err == ""
+    series.tail(1).to_csv(folder / "patients.csv", index=False)
+    evaluate.warn_of_seen(folder, series)
+    assert f"has seen 1 of 5 patients ({series['patient_id'].iloc[-1]})" in capsys.readouterr().err
+
+
+def test_one_patient_without_masks_gives_what_there_is(tmp_path, held_out, run):
+    folder = tmp_path / "one"
+    shutil.copytree(held_out, folder)
+    shutil.rmtree(folder / "masks")
+    found = run_evaluate(folder, run, tmp_path / "out.json", "--patients", "1")
+    assert [name for name in PLACING if "intra" in name] == list(found["figures"])
+    assert found["absent"] == {
+        "placing/standard/cross": "a single patient",
+        "placing/own/cross": "a single patient",
+        "probe/organ": "no series has masks",
+        "probe/z_position": "a single patient",
+    }
+
+
+def test_mistakes_are_told_in_one_line(held_out, run, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        run_evaluate(held_out, tmp_path / "nothing", tmp_path / "out.json")
+    torch.save({"model": {}}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match="not a checkpoint of train_voco"):
+        run_evaluate(held_out, tmp_path, tmp_path / "out.json")
+    with pytest.raises(UserError, match="--patients must be at least 1"):
+        run_evaluate(held_out, run, tmp_path / "out.json", "--patients", "0")
+    broken = write_run(tmp_path / "broken")
+    saved = torch.load(broken / "last.pt", weights_only=True)
+    saved["teacher"]["head.layers.6.bias"].fill_(torch.nan)
+    torch.save(saved, broken / "last.pt")
+    with pytest.raises(UserError, match="not finite"):
+        run_evaluate(held_out, broken, tmp_path / "out.json")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real CT in ../shared/data/ct")
+def test_real_ct_is_upright_masked_and_measured(tmp_path):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import real_ct
+
+    real_ct.main(["--ct", str(REAL), "--output", str(tmp_path / "ct"), "--size", "96"])
+    dataset = PreparedDataset.open(tmp_path / "ct")
+    assert dataset.series["patient_id"].tolist() == ["chaos", "rsna", "totalsegmentator"]
+    for patient in dataset.series["patient_id"]:
+        slices = range(dataset.series.set_index("patient_id").loc[patient, "slices"])
+        images = dataset.read_slices(patient, "1", slices)[..., 0]
+        bone = np.argwhere(images[len(slices) // 4] > 250)
+        body = np.argwhere(images[len(slices) // 4] > 0)
+        assert bone[:, 0].mean() > body[:, 0].mean()  # the spine is below
+        lung = (images[:, 30:66, 10:86] == 0).mean(axis=(1, 2))
+        assert patient == "totalsegmentator" or lung[:5].mean() > lung[-5:].mean()  # that one has no lung
+        if dataset.has_masks(patient, "1"):
+            masks = dataset.read_masks(patient, "1", slices)
+            _, rows, columns = np.nonzero(masks == ORGANS["liver"])
+            assert columns.mean() < 48 and 15 < rows.mean() < 75
+            assert images[masks == ORGANS["liver"]].std() < 45 < images[images > 0].std()
+    assert not dataset.has_masks("rsna", "1")
+
+    run = write_run(tmp_path / "run", windows=("soft",))
+    found = run_evaluate(tmp_path / "ct", run, tmp_path / "out.json")
+    figures = found["figures"]
+    assert figures["placing/standard/cross/projection"]["over"] == "draws"
+    assert figures["probe/organ/logistic"]["chance"] == 0.5  # liver against the rest
+    assert figures["probe/organ_within/totalsegmentator/knn"]["chance"] == pytest.approx(1 / 6)
+    assert figures["probe/z_position/ridge/r2"]["patients"] == 3
+    with pytest.raises(UserError, match="has no window organ"):
+        run_evaluate(tmp_path / "ct", write_run(tmp_path / "more"), tmp_path / "out.json")

@@ -1,0 +1,125 @@
+"""The curves of a run, drawn from the table that the run itself writes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from src.core.errors import UserError
+from src.core.log import MetricsLog
+from src.report.curves import main, plot_metrics, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = {
+    "loss": 0.9,
+    "loss_positive": 0.5,
+    "loss_negative": 0.4,
+    "intra_placing": 0.6,
+    "cross_placing": 0.4,
+    "cross_low": 0.3,
+    "cross_high": 0.5,
+    "positive_similarity": 0.7,
+    "negative_similarity": 0.2,
+    "embedding_std": 0.8,
+    "teacher_distance": 0.01,
+    "lr": 1e-4,
+}
+BAND = (210, 228, 240)  # matplotlib's first colour at a fifth, over white
+
+
+def write_run(folder, rows, config="grid: 3\ngrid_z: 1\n"):
+    """A run's folder with one row a dict, ten steps apart."""
+    log = MetricsLog(folder)
+    for number, row in enumerate(rows, start=1):
+        log.log(10 * number, **row)
+    log.close()
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+def read_image(path):
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(int)
+
+
+def band_pixels(path):
+    return int((np.abs(read_image(path) - BAND).max(-1) <= 3).sum())
+
+
+def test_six_panels_are_drawn_and_panels_without_figures_left_out(tmp_path):
+    whole = read_image(plot_metrics(write_run(tmp_path / "a", [FIGURES] * 5)))
+    only_losses = {name: value for name, value in FIGURES.items() if name.startswith("loss")}
+    short = read_image(plot_metrics(write_run(tmp_path / "b", [only_losses] * 5)))
+    assert whole.shape[0] == 3 * short.shape[0] and whole.shape[1] == short.shape[1]
+    assert (short[:, short.shape[1] // 2 + 40 :] == 255).all(), "one panel fills the left half alone"
+
+
+def test_the_interval_is_a_band_as_high_as_it_is_wide(tmp_path):
+    narrow = [FIGURES | {"cross_low": 0.38, "cross_high": 0.42}] * 5
+    none = [{name: value for name, value in FIGURES.items() if name not in ("cross_low", "cross_high")}] * 5
+    sizes = [
+        band_pixels(plot_metrics(write_run(tmp_path / name, rows)))
+        for name, rows in (("wide", [FIGURES] * 5), ("narrow", narrow), ("none", none))
+    ]
+    assert sizes[0] > 3 * sizes[1] > 0 and sizes[2] < sizes[1] / 3
+
+
+def test_chance_is_that_of_the_grid(tmp_path):
+    pictures = [
+        read_image(plot_metrics(write_run(tmp_path / f"{grid}{planes}", [FIGURES] * 5, config)))
+        for grid, planes, config in ((3, 1, "grid: 3\n"), (3, 4, "grid: 3\ngrid_z: 4\n"), (6, 1, "grid: 6\n"))
+    ]
+    assert (pictures[0] != pictures[1]).any()  # 1 in 9, 1 in 36
+    np.testing.assert_array_equal(pictures[1], pictures[2])  # 1 in 36 both
+
+
+def test_one_row_and_figures_that_appear_late_are_drawn(tmp_path):
+    only_in_legend = band_pixels(plot_metrics(write_run(tmp_path / "one", [FIGURES])))
+    late = [{"loss": 1.0}, FIGURES, {"loss": 0.8, "cross_placing": float("nan")}, FIGURES]
+    metrics = read_metrics(write_run(tmp_path / "late", late) / "metrics.csv")
+    assert metrics["cross_placing"].isna().tolist() == [True, False, True, False]
+    # two measured rows make a band over the gap between them
+    assert band_pixels(plot_metrics(tmp_path / "late")) > 10 * only_in_legend > 0
+
+
+def test_a_run_without_rows_is_one_clear_line(tmp_path):
+    with pytest.raises(UserError, match=r"no .*metrics\.csv"):
+        plot_metrics(tmp_path)
+    write_run(tmp_path / "empty", [])
+    with pytest.raises(UserError, match="has no rows yet"):
+        plot_metrics(tmp_path / "empty")
+    with pytest.raises(UserError, match="no figures of train_voco"):
+        plot_metrics(write_run(tmp_path / "other", [{"score": 0.5}]))
+    command = [sys.executable, "-m", "src.report.curves", "--run", str(tmp_path / "empty")]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2 and len(finished.stderr.strip().splitlines()) == 1
+
+
+def test_the_command_names_the_file_and_leaves_nothing_else(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [FIGURES] * 2)
+    before = set(run.iterdir())
+    main(["--run", str(run)])
+    assert capsys.readouterr().out == f"wrote {run / 'curves.png'}\n"
+    assert set(run.iterdir()) - before == {run / "curves.png"}
+
+
+def test_a_full_disk_leaves_the_old_picture_and_drawing_no_global_state(tmp_path):
+    run = write_run(tmp_path / "run", [FIGURES] * 2)
+    old = plot_metrics(run).read_bytes()
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from src.report.curves import plot_metrics
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    plot_metrics(Path(sys.argv[1]))
+except OSError:
+    sys.exit(3 if "matplotlib.pyplot" not in sys.modules else 4)
+"""
+    finished = subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT, check=False)
+    assert finished.returncode == 3
+    assert (run / "curves.png").read_bytes() == old
+    assert not list(run.glob(".curves*"))

@@ -1,0 +1,103 @@
+"""The rules about imports, checked by reading the source."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+
+FLOORS = {
+    "core": 0,
+    "ct": 1,
+    "score": 1,
+    "data": 2,
+    "prepare": 3,
+    "phantom": 3,
+    "nn": 3,
+    "voco": 4,
+    "seg": 4,
+    "cls": 4,
+    "probe": 5,
+    "infer": 5,
+    "report": 5,
+    "submit": 6,  # bundles infer.py and checks what it would say
+}
+WITHOUT_TORCH = (
+    "src.core.config",
+    "src.core.log",
+    "src.core.files",
+    "src.core.targets",
+    "src.core.isolation",
+    "src.cls.plans",  # goes to processes that decode
+    "src.ct",
+    "src.data",
+    "src.prepare",
+    "src.phantom",
+    "src.score",
+    *(f"src.submit.{name}" for name in ("bundle_folder", "kernel_folder", "options", "packages", "wheels")),
+    *(f"src.submit.{name}" for name in ("push", "dataset_upload", "notebook_run", "competition")),
+    *(f"src.submit.{name}" for name in ("kaggle_program", "failures", "waiting")),
+)
+ONE_IMPORT_SITE = {"albumentations": 1, "accelerate": 1, "dicomsdl": 1, "monai": 2, "nibabel": 1}
+TORCH_PACKAGES = {"torch", "torchvision", "timm", "accelerate", "segmentation_models_pytorch", "monai"}
+
+
+def modules() -> Iterator[tuple[str, set[str]]]:
+    """Every module of src with the full names that it imports, at whatever depth."""
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name} imports relatively"
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        yield name, imported
+
+
+MODULES = dict(modules())
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_floor_imports_lower_floors_only(name):
+    parts = name.split(".")
+    if len(parts) < 3:
+        return
+    for imported in MODULES[name]:
+        if imported.startswith("src."):
+            other = imported.split(".")[1]
+            assert other == parts[1] or FLOORS[other] < FLOORS[parts[1]], f"{name} imports {imported}"
+        assert imported.split(".")[0] not in SCRIPTS, f"{name} imports the script {imported}"
+
+
+@pytest.mark.parametrize("library", sorted(ONE_IMPORT_SITE))
+def test_a_library_with_quirks_has_one_import_site(library):
+    sites = [
+        name for name, imported in MODULES.items() if library in {item.split(".")[0] for item in imported}
+    ]
+    assert len(sites) == ONE_IMPORT_SITE[library], sites
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(MODULES) if name.startswith(WITHOUT_TORCH)])
+def test_what_is_to_start_quickly_names_no_torch(name):
+    packages = {imported.split(".")[0] for imported in MODULES[name]}
+    assert not packages & TORCH_PACKAGES
+
+
+@pytest.mark.parametrize(
+    "script", ["prepare_data", "score", "src.cls.plans", "src.submit.push", "src.submit.competition"]
+)
+def test_what_is_to_start_quickly_loads_no_torch_through_others(script):
+    code = f"import sys, {script}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_short(script):
+    assert len((ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()) <= 150

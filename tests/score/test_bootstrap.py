@@ -1,0 +1,77 @@
+"""Bootstrap intervals are those of resampled patients, paired, reproducible and fast."""
+
+import time
+
+import numpy as np
+import pytest
+
+from src.score.bootstrap import bootstrap_difference, bootstrap_score
+from src.score.metric import LOSSES, loss_terms, score
+from tests.helpers.score_frames import draw_labels, draw_predictions
+
+
+def test_counted_patients_score_as_repeated_rows_would():
+    labels = draw_labels(30)
+    predictions = draw_predictions(labels)
+    drawn = np.random.default_rng(0).integers(0, 30, 30)
+    repeated = [
+        frame.iloc[drawn].assign(patient_id=[str(row) for row in range(30)])
+        for frame in (labels, predictions)
+    ]
+    counts = np.bincount(drawn, minlength=30)
+    by_counts = loss_terms(labels, predictions).average(counts)
+    assert by_counts == pytest.approx([score(*repeated).losses[name] for name in LOSSES])
+
+
+def test_the_interval_holds_the_observed_score_and_widens_with_its_level():
+    labels = draw_labels(200)
+    predictions = draw_predictions(labels)
+    narrow, wide = (bootstrap_score(labels, predictions, rounds=300, level=level) for level in (0.5, 0.95))
+    assert narrow.observed == pytest.approx(score(labels, predictions).score)
+    assert wide.low < narrow.low < narrow.observed < narrow.high < wide.high
+
+
+def test_the_width_is_that_of_the_spread_over_fresh_patients():
+    scores, widths = [], []
+    for seed in range(60):
+        labels = draw_labels(150, seed)
+        predictions = draw_predictions(labels, seed + 1000)
+        scores.append(score(labels, predictions).score)
+        interval = bootstrap_score(labels, predictions, rounds=200, level=0.9)
+        widths.append(interval.high - interval.low)
+    expected = np.quantile(scores, 0.95) - np.quantile(scores, 0.05)
+    assert np.mean(widths) == pytest.approx(expected, rel=0.3)
+
+
+def test_a_better_table_differs_below_zero_and_equal_ones_not_at_all():
+    labels = draw_labels(300)
+    good, poor = draw_predictions(labels, skill=2.0), draw_predictions(labels, skill=0.5)
+    difference = bootstrap_difference(labels, good, poor.iloc[::-1])
+    assert difference.low < difference.observed < difference.high < 0
+    assert difference.observed == pytest.approx(score(labels, good).score - score(labels, poor).score)
+    same = bootstrap_difference(labels, good, good)
+    assert (same.low, same.mean, same.high) == (0, 0, 0)
+
+
+def test_both_tables_are_scored_on_the_same_draws():
+    labels = draw_labels(200)
+    predictions = draw_predictions(labels)
+    slightly_worse = predictions.assign(liver_healthy=predictions.liver_healthy * 1.05)
+    paired = bootstrap_difference(labels, predictions, slightly_worse, rounds=300)
+    alone = bootstrap_score(labels, predictions, rounds=300)
+    assert paired.high - paired.low < 0.1 * (alone.high - alone.low)
+
+
+def test_the_seed_fixes_the_interval():
+    labels = draw_labels(50)
+    predictions = draw_predictions(labels)
+    assert bootstrap_score(labels, predictions, seed=3) == bootstrap_score(labels, predictions, seed=3)
+    assert bootstrap_score(labels, predictions, seed=3) != bootstrap_score(labels, predictions, seed=4)
+
+
+def test_a_thousand_rounds_of_the_whole_competition_take_seconds():
+    labels = draw_labels(3147)
+    good, poor = draw_predictions(labels), draw_predictions(labels, seed=2)
+    began = time.perf_counter()
+    bootstrap_difference(labels, good, poor, rounds=1000)
+    assert time.perf_counter() - began < 10

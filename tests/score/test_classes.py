@@ -1,0 +1,122 @@
+"""mAP, AUC, precision, recall and F1: worked by hand, equal to scikit-learn, and shown by score.py."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, classification_report, roc_auc_score
+
+import score as score_script
+from src.core.errors import UserError
+from src.core.targets import COLUMNS, GROUPS
+from src.score.classes import class_means, class_metrics
+from src.score.prior import constant, weight_aware_prior
+from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
+
+HEALTHY = {column: float(column.endswith("_healthy")) for column in COLUMNS}
+
+
+def patients(*changes: dict[str, float]) -> pd.DataFrame:
+    """Patients 0, 1, ... who are healthy for certain, but for the changes."""
+    return pd.DataFrame([{"patient_id": str(n), **HEALTHY, **change} for n, change in enumerate(changes)])
+
+
+INJURED = {"bowel_healthy": 0, "bowel_injury": 1}
+LABELS = patients(INJURED, INJURED, {}, {})
+PREDICTED = patients(
+    {"bowel_healthy": 0.1, "bowel_injury": 0.9},  # found, ranked first
+    {"bowel_healthy": 1.4, "bowel_injury": 0.6},  # 0.3 once normalised: missed, ranked third
+    {"bowel_healthy": 0.2, "bowel_injury": 0.3},  # 0.6: a false alarm, ranked second
+    {"bowel_healthy": 0.9, "bowel_injury": 0.1},
+)
+
+
+def test_a_case_worked_by_hand():
+    table = class_metrics(LABELS, PREDICTED).set_index("class")
+    bowel = table.loc["bowel_injury"]
+    assert (bowel.positives, bowel.predicted) == (2, 2)
+    assert bowel.average_precision == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert bowel.auc == 3 / 4  # of four pairs of an injured and a healthy patient, one is ranked wrongly
+    assert (bowel.precision, bowel.recall, bowel.f1) == (0.5, 0.5, 0.5)
+
+
+def test_classes_that_nobody_or_everybody_has_are_left_out_of_the_means():
+    table = class_metrics(LABELS, PREDICTED)
+    measured = table[table.recall.notna()]
+    assert list(measured["class"]) == ["bowel_healthy", "bowel_injury"]
+    injuries = class_means(table, injuries_only=True)
+    assert injuries == pytest.approx({"map": 5 / 6, "auc": 0.75, "precision": 0.5, "recall": 0.5, "f1": 0.5})
+    assert class_means(table)["map"] == pytest.approx(
+        (5 / 6 + 5 / 6) / 2
+    )  # healthy ranks 1 of 2 above as well
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_scikit_learn_on_random_data(seed):
+    labels = draw_labels(80, seed)
+    predictions = draw_predictions(labels, seed)
+    table = class_metrics(labels, predictions.sample(frac=1, random_state=seed)).set_index("class")
+    for members in map(list, GROUPS.values()):
+        values = predictions[members].to_numpy()
+        values = values / values.sum(axis=1, keepdims=True)
+        truth = labels[members].to_numpy()
+        expected = classification_report(
+            truth.argmax(axis=1), values.argmax(axis=1), output_dict=True, zero_division=0
+        )
+        for index, name in enumerate(members):
+            assert table.precision[name] == pytest.approx(expected[str(index)]["precision"])
+            assert table.recall[name] == pytest.approx(expected[str(index)]["recall"])
+            precision = average_precision_score(truth[:, index], values[:, index])
+            assert table.average_precision[name] == pytest.approx(precision)
+            assert table.auc[name] == pytest.approx(roc_auc_score(truth[:, index], values[:, index]))
+            assert table.f1[name] == pytest.approx(expected[str(index)]["f1-score"])
+
+
+def test_a_constant_prediction_has_the_prevalence_as_average_precision():
+    labels = draw_labels(60)
+    predicted = constant(weight_aware_prior(labels), labels.patient_id)
+    table = class_metrics(labels, predicted)
+    assert table.average_precision.to_numpy() == pytest.approx(labels[list(COLUMNS)].mean().to_numpy())
+    assert class_means(table)["recall"] == pytest.approx(5 / 13)  # one class a target is always given
+
+
+def test_a_class_that_is_never_given_has_precision_0_and_counts():
+    labels = draw_labels(60)
+    healthy = class_metrics(labels, patients(*[{}] * 60).assign(patient_id=labels.patient_id))
+    injuries = class_means(healthy, injuries_only=True)
+    assert (injuries["precision"], injuries["recall"]) == (0, 0)
+
+
+def test_other_patients_are_refused():
+    with pytest.raises(UserError, match="lack 1 of the 4 patients"):
+        class_metrics(LABELS, PREDICTED.iloc[1:])
+
+
+def test_score_prints_the_means_and_writes_them_as_json(tmp_path, capsys):
+    labels = draw_labels(40)
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    predictions = draw_predictions(labels)
+    as_submission(predictions).to_csv(tmp_path / "submission.csv", index=False)
+    files = f"--labels {tmp_path}/labels.csv --submission {tmp_path}/submission.csv"
+    score_script.main(f"{files} --json {tmp_path}/score.json".split())
+    classes = json.loads((tmp_path / "score.json").read_text())["classes"]
+    means = class_means(class_metrics(labels, predictions))
+    assert classes["all"] == pytest.approx(means) and classes["left_out"] == []
+    assert set(classes["per_class"]) == set(COLUMNS)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "mean of all" in line)
+    assert line.split()[-5:] == [f"{value:.4f}" for value in means.values()]
+
+
+def test_score_says_which_classes_are_left_out(tmp_path, capsys):
+    labels = draw_labels(40).assign(bowel_healthy=1, bowel_injury=0).drop(columns="any_injury")
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    as_submission(draw_predictions(labels)).to_csv(tmp_path / "submission.csv", index=False)
+    files = f"--labels {tmp_path}/labels.csv --submission {tmp_path}/submission.csv"
+    score_script.main(f"{files} --json {tmp_path}/score.json".split())
+    classes = json.loads((tmp_path / "score.json").read_text())["classes"]
+    assert classes["per_class"]["bowel_injury"]["recall"] is None
+    assert "left out, as no patient or every patient has it: bowel_healthy, bowel_injury" in (
+        capsys.readouterr().out
+    )
+    assert not any(math.isnan(value) for value in classes["all"].values())

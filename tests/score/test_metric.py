@@ -1,0 +1,184 @@
+"""The metric equals the official rules, and each broken rule is named."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import log_loss
+
+from src.core.errors import UserError
+from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS
+from src.data.labels import read_labels, read_probabilities
+from src.score.metric import any_injury, normalise, score, weighted_log_loss
+from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
+from src.score.ranking import auc_per_grade
+from tests.helpers.score_frames import RSNA_TABLES, draw_labels, draw_predictions, needs_rsna_tables
+
+HEALTHY = {column: float(column.endswith("_healthy")) for column in COLUMNS}
+
+
+def one_patient(patient_id: str = "7", **values: float) -> pd.DataFrame:
+    """A patient who is healthy for certain, but for `values`."""
+    return pd.DataFrame([{"patient_id": patient_id, **HEALTHY, **values}])
+
+
+def official_score(labels: pd.DataFrame, predictions: pd.DataFrame) -> float:
+    """The competition's rules by scikit-learn, rows already in the same order."""
+    losses = []
+    probabilities = {}
+    for group, columns in GROUPS.items():
+        values = predictions[list(columns)].to_numpy()
+        probabilities[group] = values / values.sum(axis=1, keepdims=True)
+        truth = labels[list(columns)].to_numpy()
+        weights = truth @ np.array([CLASS_WEIGHTS[column] for column in columns])
+        losses.append(log_loss(truth, probabilities[group], sample_weight=weights))
+    predicted = np.max([1 - values[:, 0] for values in probabilities.values()], axis=0)
+    weights = np.where(labels.any_injury == 1, 6, 1)
+    losses.append(log_loss(labels.any_injury, predicted, sample_weight=weights))
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_scikit_learn_on_random_data(seed):
+    labels = draw_labels(60, seed)
+    predictions = draw_predictions(labels, seed)
+    assert score(labels, predictions).score == pytest.approx(official_score(labels, predictions), abs=1e-9)
+
+
+def test_a_hand_worked_case():
+    # One patient with a low-grade liver injury, one healthy; only the liver and the bowel are in doubt.
+    labels = pd.concat([one_patient("1", liver_healthy=0, liver_low=1), one_patient("2")], ignore_index=True)
+    predictions = pd.concat(
+        [
+            one_patient("1", liver_healthy=0.5, liver_low=0.25, liver_high=0.25),
+            one_patient("2", bowel_healthy=3.0, bowel_injury=1.0),  # normalised to 0.75, 0.25
+        ],
+        ignore_index=True,
+    )
+    result = score(labels, predictions)
+    assert result.losses["bowel"] == pytest.approx(-np.log(0.75) / 2)
+    assert result.losses["liver"] == pytest.approx(-2 * np.log(0.25) / 3)  # low weighs 2, healthy 1
+    assert result.losses["any_injury"] == pytest.approx((-6 * np.log(0.5) - np.log(0.75)) / 7)
+    assert result.losses["kidney"] == pytest.approx(0, abs=1e-12)
+    assert result.score == pytest.approx(sum(result.losses.values()) / 6)
+
+
+@pytest.mark.parametrize(
+    ("column", "weight"),
+    [("bowel_injury", 2), ("extravasation_injury", 6), ("spleen_low", 2), ("spleen_high", 4)],
+)
+def test_each_injury_has_its_weight(column, weight):
+    target = column.split("_")[0]
+    injured = one_patient("1", **{f"{target}_healthy": 0, column: 1})
+    labels = pd.concat([injured, one_patient("2")], ignore_index=True)
+    probability = 1 / len(GROUPS[target])
+    predictions = labels.assign(**dict.fromkeys(GROUPS[target], probability))
+    predictions.loc[1, list(GROUPS[target])] = [1.0] + [0.0] * (len(GROUPS[target]) - 1)
+    assert score(labels, predictions).losses[target] == pytest.approx(
+        -weight * np.log(probability) / (weight + 1)
+    )
+
+
+def test_any_injury_is_the_largest_injury_probability_after_normalisation():
+    predictions = one_patient(
+        liver_healthy=2.0, liver_low=1.0, liver_high=1.0, bowel_healthy=0.9, bowel_injury=0.1
+    )
+    assert any_injury(normalise(predictions)) == pytest.approx([0.5])
+
+
+def test_a_certain_mistake_costs_the_logarithm_of_the_float64_epsilon():
+    truth, probabilities = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    assert weighted_log_loss(truth, probabilities, np.ones(1)) == pytest.approx(-np.log(np.finfo(float).eps))
+
+
+def test_rows_are_matched_by_patient_not_by_position():
+    labels = draw_labels(30)
+    predictions = draw_predictions(labels)
+    shuffled = predictions.sample(frac=1, random_state=3)
+    assert score(labels, shuffled) == score(labels, predictions)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="liver_low"), "liver_low"),
+        (lambda frame: frame.assign(liver_low="much"), "liver_low"),
+        (
+            lambda frame: frame.assign(liver_low=[0.1, np.nan, 0.1]),
+            "liver_low of patient 101 is not a finite",
+        ),
+        (
+            lambda frame: frame.assign(bowel_injury=[np.inf, 1, 1]),
+            "bowel_injury of patient 100 is not a finite",
+        ),
+        (lambda frame: frame.assign(kidney_high=[0.1, 0.1, -0.1]), "kidney_high of patient 102 is negative"),
+        (
+            lambda frame: frame.assign(bowel_healthy=[0, 1, 1], bowel_injury=[0, 1, 1]),
+            "bowel.* of patient 100 is 0",
+        ),
+        (
+            lambda frame: frame.iloc[:2],
+            "the predictions lack 1 of the 3 patients of the labels, the first is 102",
+        ),
+        (lambda frame: frame.assign(patient_id=["100", "101", "9"]), "first is 102"),
+        (lambda frame: pd.concat([frame, frame.iloc[:1].assign(patient_id="9")]), "the labels lack .* is 9"),
+        (lambda frame: pd.concat([frame, frame.iloc[:1]]), "patient 100 more than once"),
+        (lambda frame: frame.drop(columns="patient_id"), "patient_id"),
+    ],
+)
+def test_a_broken_rule_is_named_with_its_column_or_patient(change, message):
+    labels = draw_labels(3)
+    with pytest.raises(UserError, match=message):
+        score(labels, change(draw_predictions(labels)))
+
+
+def test_labels_without_exactly_one_class_are_refused():
+    labels = draw_labels(3)
+    with pytest.raises(UserError, match="labels: spleen of patient 101"):
+        score(labels.assign(spleen_healthy=[1, 0, 1], spleen_low=0, spleen_high=0), draw_predictions(labels))
+
+
+def test_auc_ranks_each_grade_against_healthy_patients_only():
+    labels = pd.concat(
+        [
+            one_patient("1"),
+            one_patient("2", liver_healthy=0, liver_low=1),
+            one_patient("3", liver_healthy=0, liver_high=1),
+        ]
+    )
+    predictions = labels.assign(liver_healthy=[0.5, 0.8, 0.1], liver_low=0.1, liver_high=[0.4, 0.1, 0.8])
+    auc = auc_per_grade(labels, predictions).set_index("injury")
+    assert auc.auc["liver_low"] == 0  # the low-grade patient is ranked below the healthy one
+    assert auc.auc["liver_high"] == 1
+    assert (auc.positives["liver_low"], auc.negatives["liver_low"]) == (1, 1)
+    assert np.isnan(auc.auc["kidney_low"])  # nobody has one
+
+
+def test_the_weight_aware_prior_is_the_best_constant_for_every_target():
+    labels = draw_labels(400, injury_rate=0.1)
+    best = score(labels, constant(weight_aware_prior(labels), labels.patient_id)).losses
+    for target, (healthy, *_) in GROUPS.items():
+        for factor in (0.9, 1.1):
+            other = weight_aware_prior(labels)
+            other[healthy] *= factor
+            assert score(labels, constant(other, labels.patient_id)).losses[target] > best[target]
+
+
+def test_the_prior_of_a_fold_knows_only_the_other_folds():
+    labels = draw_labels(40)
+    folds = pd.DataFrame({"patient_id": labels.patient_id, "fold": [0, 1] * 20})
+    prior = cross_fitted_prior(labels, folds, weight_aware_prior).set_index("patient_id")
+    others = weight_aware_prior(labels[folds.fold == 1])
+    assert prior.loc["100", list(COLUMNS)].to_numpy() == pytest.approx(others.to_numpy())
+
+
+@needs_rsna_tables
+def test_reference_scores_on_the_competition_labels():
+    labels = read_labels(RSNA_TABLES / "train.csv")
+    sample = read_probabilities(RSNA_TABLES / "sample_submission.csv")
+    for prediction, expected in (
+        (sample[list(COLUMNS)].iloc[0], 0.884),
+        (labels[list(COLUMNS)].mean(), 0.786),
+        (weight_aware_prior(labels), 0.609),
+        (raised_prior(labels), 0.579),
+    ):
+        assert round(score(labels, constant(prediction, labels.patient_id)).score, 3) == expected

@@ -1,0 +1,153 @@
+"""score.py on tables of few targets and of patients without series: joined and fitted as infer.py joins."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import score as score_script
+from src.core.errors import UserError
+from src.core.targets import COLUMNS, GROUPS
+from src.score.metric import score
+from src.score.postprocess import PatientRows, read_post
+from src.score.prior import cross_fitted_prior, weight_aware_prior
+from tests.helpers.score_frames import draw_labels, draw_predictions
+
+LIVER = list(GROUPS["liver"])
+OTHERS = [column for column in COLUMNS if column not in LIVER]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Labels, folds, and tables `all.csv`, `liver.csv` and `others.csv` with two series for half of them."""
+    labels = draw_labels(300)
+    folds = pd.DataFrame({"patient_id": labels.patient_id, "fold": np.arange(300) % 3})
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    folds.to_csv(tmp_path / "folds.csv", index=False)
+    for seed, (name, untold) in enumerate((("all", []), ("liver", OTHERS), ("others", LIVER))):
+        series = [
+            draw_predictions(labels, 2 * seed + own, skill=3.0).merge(folds).assign(series_id=str(own))
+            for own in (0, 1)
+        ]
+        table = pd.concat([series[0], series[1].iloc[::2]]).assign(**dict.fromkeys(untold, np.nan))
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    return tmp_path, labels, folds
+
+
+def run(folder: Path, tables: str, *more: str) -> dict:
+    """The JSON of one run on these tables."""
+    paths = [str(folder / f"{name}.csv") for name in tables.split()]
+    given = ["--oof", *paths, "--labels", f"{folder}/labels.csv", "--json", f"{folder}/out.json"]
+    score_script.main([*given, "--rounds", "20", *more])
+    return json.loads((folder / "out.json").read_text())
+
+
+def read(folder: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(folder / f"{name}.csv", dtype={"patient_id": str})
+
+
+def means(folder: Path, name: str) -> pd.DataFrame:
+    return read(folder, name).groupby("patient_id")[list(COLUMNS)].mean().reset_index()
+
+
+def test_a_target_is_averaged_over_the_tables_that_tell_it(study, capsys):
+    folder, labels, _ = study
+    report = run(folder, "all liver")
+    everything, liver = means(folder, "all"), means(folder, "liver")
+    expected = everything.assign(**(everything[LIVER] + liver[LIVER]) / 2)
+    assert report["losses"] == pytest.approx(score(labels, expected).losses)
+    assert report["untold"] == []
+    told = capsys.readouterr().out
+    assert "liver.csv does not tell bowel, extravasation, kidney, spleen: it takes no part there" in told
+
+
+def test_alone_a_table_of_few_targets_gets_the_prior_in_the_others(study):
+    folder, labels, folds = study
+    second = run(folder, "all liver")["tables"][1]
+    prior = cross_fitted_prior(labels, folds, weight_aware_prior).set_index("patient_id")
+    liver = means(folder, "liver")
+    alone = liver.assign(**prior.loc[liver.patient_id, OTHERS].reset_index(drop=True))
+    assert second["losses"] == pytest.approx(score(labels, alone).losses)
+
+
+def test_what_no_table_tells_gets_the_prior_of_the_other_folds_and_it_is_said(study, capsys):
+    folder, labels, folds = study
+    report = run(folder, "liver")
+    prior = cross_fitted_prior(labels, folds, weight_aware_prior)
+    assert report["losses"]["kidney"] == pytest.approx(score(labels, prior).losses["kidney"])
+    assert report["losses"]["liver"] < score(labels, prior).losses["liver"]
+    assert report["untold"] == ["bowel", "extravasation", "kidney", "spleen"]
+    told = capsys.readouterr().out
+    assert "no table tells bowel, extravasation, kidney, spleen: the prior of the other folds" in told
+
+
+def test_two_tables_may_share_the_targets_between_them(study):
+    folder, labels, _ = study
+    report = run(folder, "liver others")
+    both = means(folder, "others").assign(**means(folder, "liver")[LIVER])
+    assert report["losses"] == pytest.approx(score(labels, both).losses)
+
+
+def test_without_folds_there_is_no_prior_to_stand_in(study):
+    folder, *_ = study
+    read(folder, "liver").drop(columns="fold").to_csv(folder / "bare.csv", index=False)
+    with pytest.raises(UserError, match=r"no prior can stand in for bowel, .* without folds: give --folds"):
+        run(folder, "bare")
+    assert run(folder, "bare", "--folds", f"{folder}/folds.csv")["untold"]
+
+
+def test_a_target_that_is_empty_in_some_rows_is_refused_in_one_line(study):
+    folder, *_ = study
+    table = read(folder, "all")
+    table.loc[5, LIVER] = np.nan
+    table.to_csv(folder / "gap.csv", index=False)
+    with pytest.raises(
+        UserError, match=r"gap.csv: predictions: liver_healthy of patient \d+ is not"
+    ) as caught:
+        run(folder, "gap")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tables", ["all liver", "liver others", "liver"])
+def test_what_is_fitted_is_what_is_scored(study, tables):
+    folder, labels, folds = study
+    post = folder / "post.json"
+    report = run(folder, tables, "--fit", str(post))
+    told = json.loads(post.read_text())["about"]
+    assert told["raw_score"] == pytest.approx(report["score"])
+    assert told["cross_fitted_score"] == pytest.approx(report["fitted_score"])
+    assert report["fitted_score"] < report["score"]
+    frames = [read(folder, name) for name in tables.split()]
+    if tables == "liver":
+        prior = cross_fitted_prior(labels, folds, weight_aware_prior).set_index("patient_id")
+        frames = [
+            frame.assign(**prior.loc[frame.patient_id, OTHERS].set_index(frame.index)) for frame in frames
+        ]
+    fitted = PatientRows.read(frames, labels.patient_id).apply(read_post(post))
+    assert score(labels, fitted).score < report["score"]
+
+
+def test_a_patient_without_series_is_scored_with_the_prior_and_keeps_it_through_a_fit(study):
+    folder, labels, folds = study
+    prior = cross_fitted_prior(labels, folds, weight_aware_prior)
+    for name in ("all", "liver"):
+        table = read(folder, name)
+        is_lost = table.patient_id == "107"
+        row = prior[prior.patient_id == "107"].assign(series_id="")
+        row = row.assign(**{column: np.nan for column in COLUMNS if table[column].isna().all()})
+        pd.concat([table[~is_lost], row]).to_csv(folder / f"{name}.csv", index=False)
+    post = folder / "post.json"
+    report = run(folder, "all liver", "--fit", str(post))
+    assert report["patients"] == 300
+    assert json.loads(post.read_text())["about"]["patients"] == 299
+    # the fit moved everybody else: were he moved too, the scores would be another patient's
+    without = [read(folder, name).query("patient_id != '107'") for name in ("all", "liver")]
+    for name, table in zip(("a", "l"), without, strict=True):
+        table.to_csv(folder / f"{name}.csv", index=False)
+    labels[labels.patient_id != "107"].to_csv(folder / "labels.csv", index=False)
+    run(folder, "a l", "--fit", str(folder / "others.json"))
+    numbers = [json.loads(path.read_text()) for path in (post, folder / "others.json")]
+    for key in ("weights", "series_max", "any_injury", "temperature", "multipliers"):
+        assert numbers[0][key] == pytest.approx(numbers[1][key])

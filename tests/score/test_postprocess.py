@@ -1,0 +1,178 @@
+"""Post-processing worked by hand: series, tables, probabilities, and its JSON file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.core.errors import UserError
+from src.core.targets import COLUMNS, GROUPS, INJURIES
+from src.score.metric import any_injury, score
+from src.score.postprocess import PatientRows, PostProcessing, read_post, write_post
+from src.score.submission import combine_series, combine_tables
+from tests.helpers.score_frames import draw_labels, draw_predictions
+
+ONES = {name: 1.0 for name in GROUPS}
+
+
+def patient(**changes: float) -> dict[str, float]:
+    """Nearly healthy, but for what is given; `liver=(0.5, 0.3, 0.2)` sets a target."""
+    row = {column: 0.98 if column.endswith("_healthy") else 0.02 for column in COLUMNS}
+    for target in ("kidney", "liver", "spleen"):
+        row |= {f"{target}_low": 0.01, f"{target}_high": 0.01}
+    for target, values in changes.items():
+        row |= dict(zip(GROUPS[target], values, strict=True))
+    return row
+
+
+def adjusted(rows: list[dict[str, float]], ids: list[str], **numbers) -> pd.Series:
+    """The only patient of one table after post-processing."""
+    table = pd.DataFrame(rows).assign(patient_id=ids)
+    return PatientRows.read([table], pd.Series(ids[:1])).apply(PostProcessing((1.0,), **numbers)).iloc[0]
+
+
+def test_the_identity_is_the_plain_mean_of_series_and_tables():
+    labels = draw_labels(40)
+    tables = [
+        pd.concat([draw_predictions(labels, seed), draw_predictions(labels, seed + 9).iloc[::2]])
+        for seed in (1, 2)
+    ]
+    plain = combine_tables([combine_series(table) for table in tables])
+    post = PatientRows.read(tables, labels.patient_id).apply(PostProcessing.identity(2))
+    assert score(labels, post).score == pytest.approx(score(labels, plain).score, abs=1e-12)
+
+
+def test_series_max_moves_each_target_to_its_most_injured_series():
+    two = [patient(liver=(0.6, 0.3, 0.1)), patient(spleen=(0.5, 0.1, 0.4), liver=(0.9, 0.05, 0.05))]
+    mean, most = (adjusted(two, ["7", "7"], series_max=share) for share in (0.0, 1.0))
+    assert mean[["liver_healthy", "liver_low"]].tolist() == pytest.approx([0.75, 0.175])
+    assert most[["liver_healthy", "liver_low", "liver_high"]].tolist() == pytest.approx([0.6, 0.3, 0.1])
+    assert most[["spleen_healthy", "spleen_high"]].tolist() == pytest.approx([0.5, 0.4])
+    half = adjusted(two, ["7", "7"], series_max=0.5)
+    assert half.liver_healthy == pytest.approx((0.75 + 0.6) / 2)
+
+
+def test_series_max_leaves_patients_of_one_series_alone():
+    one = [patient(liver=(0.6, 0.3, 0.1))]
+    pd.testing.assert_series_equal(adjusted(one, ["7"], series_max=1.0), adjusted(one, ["7"]))
+
+
+def test_weights_mix_the_tables():
+    tables = [pd.DataFrame([patient(bowel=(1 - p, p))]).assign(patient_id="7") for p in (0.2, 0.6)]
+    rows = PatientRows.read(tables, pd.Series(["7"]))
+    mixed = rows.apply(PostProcessing((0.75, 0.25))).iloc[0]
+    assert mixed.bowel_injury == pytest.approx(0.75 * 0.2 + 0.25 * 0.6)
+
+
+def test_temperature_and_multipliers_change_their_own_target_only():
+    row = [patient(liver=(0.6, 0.3, 0.1), kidney=(0.8, 0.1, 0.1))]
+    sharp = adjusted(row, ["7"], temperature={**ONES, "liver": 0.5})
+    expected = np.array([0.6, 0.3, 0.1]) ** 2
+    assert sharp[list(GROUPS["liver"])].tolist() == pytest.approx((expected / expected.sum()).tolist())
+    assert sharp.kidney_low == pytest.approx(0.1)
+    weighed = adjusted(row, ["7"], multipliers={**dict.fromkeys(INJURIES, 1.0), "liver_high": 3.0})
+    assert weighed[list(GROUPS["liver"])].tolist() == pytest.approx([0.5, 0.25, 0.25])
+    assert weighed.kidney_low == pytest.approx(0.1)
+
+
+def test_any_injury_raises_the_most_injured_target_towards_independence():
+    row = [patient(liver=(0.6, 0.3, 0.1), kidney=(0.7, 0.2, 0.1))]
+    before = adjusted(row, ["7"])
+    together = 1 - before[[columns[0] for columns in GROUPS.values()]].prod()
+    for share in (0.5, 1.0):
+        after = adjusted(row, ["7"], any_injury=share)
+        raised = (1 - share) * 0.4 + share * together
+        assert 1 - after.liver_healthy == pytest.approx(raised)
+        assert after.liver_low / after.liver_high == pytest.approx(3.0)
+        assert after.kidney_healthy == pytest.approx(0.7)
+        assert any_injury(after.to_frame().T)[0] == pytest.approx(raised)
+
+
+def test_a_certain_answer_stays_finite():
+    certain = [patient(bowel=(1.0, 0.0), liver=(0.0, 0.0, 1.0))]
+    row = adjusted(certain, ["7"], temperature=dict.fromkeys(GROUPS, 0.1), any_injury=0.5, series_max=0.3)
+    values = row[list(COLUMNS)].astype(float)
+    assert np.isfinite(values).all() and (values >= 0).all()
+    assert all(values[list(columns)].sum() == pytest.approx(1) for columns in GROUPS.values())
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    post = PostProcessing(
+        (0.25, 0.75), 0.5, {**ONES, "liver": 0.8}, {**dict.fromkeys(INJURIES, 1.0), "liver_low": 2.0}, 0.3
+    )
+    tables = ("runs/a/oof_series.csv", "runs/b/oof_series.csv")
+    write_post(post, tmp_path / "post.json", tables, patients=7)
+    assert read_post(tmp_path / "post.json") == replace(post, tables=tables)
+    told = json.loads((tmp_path / "post.json").read_text())
+    assert told["tables"] == list(tables)
+    del told["tables"]  # as another program may write it
+    (tmp_path / "post.json").write_text(json.dumps(told))
+    assert read_post(tmp_path / "post.json") == post
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [0.5, 0.6]}, "weights must be at least 0 and sum to 1"),
+        ({"weights": [1.5, -0.5]}, "weights must be at least 0 and sum to 1"),
+        ({"series_max": 2}, "series_max must be in 0..1"),
+        ({"temperature": {"liver": 1}}, "temperature must give a number above 0 to bowel"),
+        ({"multipliers": dict.fromkeys(INJURIES, 0)}, "multipliers must give a number above 0"),
+        ({"any_injury": "much"}, "values of another kind"),
+        ({"format": 9}, "has format 9, not 1"),
+        ({"tables": ["A"]}, "2 weights for the 1 tables A"),
+        ({"tables": None}, "values of another kind"),
+        ({"temperature": None}, "values of another kind"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, change, message):
+    path = tmp_path / "post.json"
+    write_post(PostProcessing.identity(2), path, ["A", "B"])
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        read_post(path)
+
+
+def test_another_number_of_runs_is_refused():
+    labels = draw_labels(10)
+    rows = PatientRows.read([draw_predictions(labels)], labels.patient_id)
+    with pytest.raises(UserError, match="fitted on 2 tables or runs, there are 1"):
+        rows.apply(PostProcessing.identity(2))
+
+
+@pytest.fixture
+def fitted() -> PostProcessing:
+    """Fitted on three tables."""
+    tables = ("runs/cls/second/oof_series.csv", "/elsewhere/plus/oof.csv", "v2/oof_series.csv")
+    return PostProcessing((0.5, 0.3, 0.2), tables=tables)
+
+
+def test_the_same_runs_in_another_order_are_refused_with_the_right_one(fitted):
+    with pytest.raises(UserError, match=r"in another order .*: give --models runs/cls/second a/plus v2$"):
+        fitted.require_runs([Path("a/plus"), Path("v2"), Path("runs/cls/second")])
+    with pytest.raises(UserError, match="fitted on 3 tables or runs, there are 2"):
+        fitted.require_runs([Path("runs/cls/second"), Path("a/plus")])
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        ("runs/cls/second", "a/plus", "v2"),
+        ("runs/cls/second/../second/", "a/plus/", "b/v2"),
+        ("models/0_second", "models/1_plus", "models/2_v2"),
+        ("moved/a", "moved/b", "moved/c"),
+    ],
+    ids=["as fitted", "written otherwise", "in a bundle", "renamed"],
+)
+def test_the_same_order_and_other_names_are_accepted(fitted, runs):
+    fitted.require_runs([Path(run) for run in runs])
+
+
+def test_runs_of_one_name_and_tables_of_no_folder_tell_nothing_of_their_order():
+    alike = PostProcessing((0.5, 0.5), tables=("a/run/oof.csv", "b/run/oof.csv"))
+    alike.require_runs([Path("b/run"), Path("a/run")])
+    alone = PostProcessing((0.5, 0.5), tables=("a.csv", "b.csv"))
+    alone.require_runs([Path("b"), Path("a")])

@@ -1,0 +1,241 @@
+"""prepare_data.py from its command line: tables, resuming, refusals, crashes survived."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+import prepare_data
+from src.core.errors import UserError
+from src.core.files import only_writer
+from src.data.png import read_png
+from src.data.prepared import PreparedDataset
+from tests.helpers.dicom_files import write_series
+
+SCRIPT = Path(prepare_data.__file__).resolve()
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Three good series of two patients, one coronal series, one that holds junk."""
+    images = tmp_path / "raw" / "train_images"
+    for name in ("10/100", "10/101", "9/90"):
+        write_series(images / name, n_slices=6)
+    write_series(images / "9" / "91", n_slices=3, along_rows=(0, 0, -1))
+    (images / "9" / "92").mkdir()
+    (images / "9" / "92" / "1.dcm").write_bytes(b"junk")
+    (images / "9" / "90" / "77.dcm").write_bytes(b"")
+    return tmp_path / "raw"
+
+
+def run(raw, output, *arguments):
+    arguments = [str(argument) for argument in ("--input", raw, "--output", output, "--size", 32, *arguments)]
+    prepare_data.main([*arguments, "--jobs", "1"])
+    return PreparedDataset.open(output)
+
+
+def content(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_every_series_ends_in_the_tables(raw, tmp_path, capsys):
+    dataset = run(raw, tmp_path / "out")
+    pairs = list(zip(dataset.all_series["patient_id"], dataset.all_series["series_id"], strict=True))
+    assert pairs == [("10", "100"), ("10", "101"), ("9", "90"), ("9", "91"), ("9", "92")]
+    assert dataset.all_series["status"].tolist() == ["ok", "ok", "ok", "skipped", "skipped"]
+    assert dataset.all_series["reason"].tolist()[3] == "not axial"
+    assert dataset.series["slices"].tolist() == [6, 6, 6]
+    assert dataset.series["spacing_z_mm"].tolist() == [5, 5, 5]
+    rejected = pd.read_csv(tmp_path / "out" / "rejected.csv", dtype=str)
+    assert rejected[["patient_id", "series_id", "source"]].values.tolist() == [["9", "90", "77.dcm"]]
+    assert "not axial" in capsys.readouterr().out
+    stack = dataset.read_slices("9", "90", [0, 5, 5])
+    assert stack.shape == (3, 32, 32, 3)
+    np.testing.assert_array_equal(stack[1], stack[2])
+    assert dataset.read_slice_table("9", "90")["z_mm"].is_monotonic_decreasing
+    assert not dataset.has_masks("9", "90")
+
+
+def test_one_window_gives_one_channel(raw, tmp_path):
+    dataset = run(raw, tmp_path / "out", "--windows", "organ")
+    assert dataset.windows == ("organ",)
+    assert dataset.read_slices("9", "90", [0]).shape == (1, 32, 32, 1)
+
+
+def test_a_second_run_keeps_finished_series_and_completes_the_rest(raw, tmp_path):
+    once = content(run(raw, tmp_path / "out").folder)
+    finished = tmp_path / "out" / "images" / "10" / "100" / "0000.png"
+    stamp = finished.stat().st_mtime_ns
+    for path in (tmp_path / "out" / "images" / "10" / "101").iterdir():
+        path.unlink()
+    (tmp_path / "out" / "images" / "10" / "101").rmdir()
+    (tmp_path / "out" / "images" / "10" / ".101.partial").mkdir()  # as a killed run leaves it
+    (tmp_path / "out" / "series.csv").unlink()
+    assert content(run(raw, tmp_path / "out").folder) == once
+    assert finished.stat().st_mtime_ns == stamp
+
+
+def test_a_second_input_joins_what_is_there(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    write_series(tmp_path / "more" / "train_images" / "5" / "50", n_slices=4)
+    together = run(tmp_path / "more", tmp_path / "out")
+    assert set(together.series.series_id) == {"50", "90", "100", "101"}
+
+
+def test_two_processes_write_what_one_does(raw, tmp_path):
+    one = run(raw, tmp_path / "one").folder
+    prepare_data.main(["--input", str(raw), "--output", str(tmp_path / "two"), "--size", "32", "--jobs", "2"])
+    assert content(tmp_path / "two") == content(one)
+
+
+def test_other_options_are_refused_until_overwrite(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    with pytest.raises(UserError, match=r"has another windows.*--overwrite"):
+        run(raw, tmp_path / "out", "--windows", "soft")
+    dataset = run(raw, tmp_path / "out", "--windows", "soft", "--overwrite")
+    assert dataset.read_slices("9", "90", [0]).shape[-1] == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_a_run_killed_before_it_said_what_it_makes_is_repeated(raw, tmp_path, monkeypatch, options):
+    expected = content(run(raw, tmp_path / "undisturbed").folder)
+    if options:
+        run(raw, tmp_path / "out")
+
+    def killed(_, path):
+        (path.parent / ".dataset-x1y2.json").write_text("")  # as atomic_path begins
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("src.prepare.prepare_all.write_json", killed)
+        run(raw, tmp_path / "out", *options)
+    assert content(run(raw, tmp_path / "out").folder) == expected
+
+
+def test_a_folder_of_something_else_is_never_overwritten(raw, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
+    with pytest.raises(UserError, match="not a prepared data set"):
+        run(raw, tmp_path / "thesis", "--overwrite")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
+
+
+def test_the_preview_shows_each_series(raw, tmp_path):
+    dataset = run(raw, tmp_path / "out", "--preview")
+    preview = dataset.folder / "preview"
+    previews = sorted(path.relative_to(preview).as_posix() for path in preview.rglob("*.png"))
+    assert previews == ["10/100.png", "10/101.png", "9/90.png"]
+    assert read_png(preview / "9" / "90.png").max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "missing"], "no folder or file"),
+        (["--input", "empty"], "no CT in"),
+        (["--input", "hollow"], "no series in"),
+        (["--input", "raw", "--split", "test"], "no test_images"),
+        (["--input", "raw", "--windows", "bone"], "unknown window 'bone'"),
+        (["--input", "raw", "--size", "4"], "--size"),
+        (["--input", "raw", "--wind", "soft"], "unknown option --wind"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(raw, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow" / "test_images").mkdir(parents=True)
+    command = [sys.executable, str(SCRIPT), "--output", "out", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_gives_what_its_folder_gives(raw, tmp_path):
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in raw.rglob("*.dcm"):
+            archive.write(path, path.relative_to(raw))
+    folder, archive = (
+        run(raw, tmp_path / "folder", "--preview"),
+        run(tmp_path / "raw.zip", tmp_path / "zip", "--preview"),
+    )
+    assert content(archive.folder) == content(folder.folder)
+
+
+def test_a_series_whose_files_or_segmentation_changed_is_prepared_again(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    volume = nib.Nifti1Image(np.ones((4, 4, 4), dtype=np.uint8), np.diag([100.0, 100.0, 100.0, 1.0]))
+    (raw / "segmentations").mkdir()
+    nib.save(volume, raw / "segmentations" / "90.nii")
+    (raw / "train_images" / "10" / "100" / "6.dcm").unlink()
+    dataset = run(raw, tmp_path / "out")
+    assert dataset.series.set_index("series_id")["slices"].to_dict() == {"100": 5, "101": 6, "90": 6}
+    assert set(np.unique(dataset.read_masks("9", "90", range(6)))) == {0, 1}
+    (tmp_path / "ids.yaml").write_text("spleen: 1\n")
+    dataset = run(raw, tmp_path / "out", "--mask-ids", tmp_path / "ids.yaml")
+    assert set(np.unique(dataset.read_masks("9", "90", range(6)))) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [(("--count", 3), [1, 3, 5]), (("--spacing-z-mm", 9), [0, 2, 4]), ((), range(6))]
+)
+def test_slices_are_selected_as_told(raw, tmp_path, policy, expected):
+    dataset = run(raw, tmp_path / "out", *policy)
+    every = run(raw, tmp_path / "all")
+    table, whole = (found.read_slice_table("9", "90") for found in (dataset, every))
+    assert table["source"].tolist() == whole["source"].iloc[list(expected)].tolist()
+    np.testing.assert_array_equal(
+        dataset.read_slices("9", "90", range(len(table))), every.read_slices("9", "90", list(expected))
+    )
+
+
+def test_an_image_that_is_gone_is_made_again(raw, tmp_path):
+    whole = content(run(raw, tmp_path / "out").folder)
+    (tmp_path / "out" / "images" / "9" / "90" / "0003.png").unlink()
+    (tmp_path / "out" / "images" / "10" / "100" / "series.json").write_text("")
+    assert content(run(raw, tmp_path / "out").folder) == whole
+
+
+def test_a_second_run_on_the_same_output_is_refused(raw, tmp_path):
+    (tmp_path / "out").mkdir()
+    with only_writer(tmp_path / "out"), pytest.raises(UserError, match="another run is writing"):
+        run(raw, tmp_path / "out")
+    run(raw, tmp_path / "out")
+
+
+def test_an_input_inside_the_output_is_refused(raw, tmp_path):
+    with pytest.raises(UserError, match="lies in --output"):
+        run(raw, tmp_path, "--overwrite")
+    assert (raw / "train_images" / "9" / "90" / "1.dcm").exists()
+
+
+def test_where_nothing_can_be_prepared_the_tables_say_why(raw, tmp_path):
+    for name in ("10", "9/90"):
+        shutil.rmtree(raw / "train_images" / name)
+    with pytest.raises(UserError, match=r"none of 2 series.*not axial"):
+        run(raw, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "series.csv", dtype=str)
+    assert table[["series_id", "status"]].values.tolist() == [["91", "skipped"], ["92", "skipped"]]
+
+
+def test_a_ct_is_not_taken_for_its_own_segmentation(tmp_path, capsys):
+    hu = np.full((20, 20, 6), -1000, dtype=np.int16)
+    hu[5:15, 5:15] = 3
+    for folder in ("ct", "masks"):
+        (tmp_path / folder).mkdir()
+        nib.save(nib.Nifti1Image(hu, np.diag([10.0, 10, 5, 1])), tmp_path / folder / "1.nii")
+    table = tmp_path / "ids.yaml"
+    table.write_text("liver: 3\n")
+    with pytest.raises(UserError, match="need a folder of their own"):
+        run(tmp_path / "ct" / "1.nii", tmp_path / "out", "--masks", tmp_path / "ct", "--mask-ids", table)
+    dataset = run(tmp_path / "ct", tmp_path / "out", "--masks", tmp_path / "masks", "--mask-ids", table)
+    assert not dataset.has_masks("1", "1")
+    assert "no label map" in dataset.series.loc[0, "reason"]

@@ -1,0 +1,265 @@
+"""score.py from its command line: figures, JSON, folds that were not trained, and one-line refusals."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+import score as score_script
+from src.core.errors import UserError
+from src.core.targets import COLUMNS
+from src.score.metric import score
+from src.score.postprocess import read_post
+from src.score.prior import cross_fitted_prior, weight_aware_prior
+from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
+
+SCRIPT = Path(__file__).resolve().parents[2] / "score.py"
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Labels, folds and an out-of-fold table with two series for half of the patients, as files."""
+    labels = draw_labels(40)
+    folds = pd.DataFrame({"patient_id": labels.patient_id, "fold": [row % 4 for row in range(40)]})
+    first = draw_predictions(labels).merge(folds).assign(series_id="1")
+    second = draw_predictions(labels, seed=5).merge(folds).assign(series_id="2").iloc[::2]
+    series = pd.concat([first, second])
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    folds.to_csv(tmp_path / "folds.csv", index=False)
+    series.to_csv(tmp_path / "oof_series.csv", index=False)
+    mean = series.groupby("patient_id")[["fold", *COLUMNS]].mean().astype({"fold": int}).reset_index()
+    mean.to_csv(tmp_path / "oof.csv", index=False)
+    return tmp_path, labels, folds, mean
+
+
+def run(folder: Path, *arguments: str) -> dict:
+    """The JSON of one run; arguments that name a file of `folder` become its path."""
+    places = [str(folder / argument) if (folder / argument).is_file() else argument for argument in arguments]
+    score_script.main([*places, "--labels", str(folder / "labels.csv"), "--json", str(folder / "score.json")])
+    return json.loads((folder / "score.json").read_text())
+
+
+def test_the_json_holds_the_metric_overall_and_by_fold(study):
+    folder, labels, folds, mean = study
+    report = run(folder, "--oof", "oof.csv")
+    expected = score(labels, mean)
+    assert report["score"] == pytest.approx(expected.score)
+    assert report["losses"] == pytest.approx(expected.losses)
+    assert [fold["fold"] for fold in report["folds"]] == [0, 1, 2, 3]
+    inside = folds.patient_id[folds.fold == 2]
+    of_fold = score(labels[labels.patient_id.isin(inside)], mean[mean.patient_id.isin(inside)])
+    assert report["folds"][2]["patients"] == 10
+    assert report["folds"][2]["score"] == pytest.approx(of_fold.score)
+    assert report["auc"]["liver_low"]["positives"] == labels.liver_low.sum()
+
+
+def test_the_prior_is_fitted_on_the_other_folds_and_compared(study):
+    folder, labels, folds, _ = study
+    report = run(folder, "--oof", "oof.csv", "--level", "0.8")
+    prior = score(labels, cross_fitted_prior(labels, folds, weight_aware_prior)).score
+    assert report["prior"]["score"] == pytest.approx(prior)
+    assert report["raised_prior"]["score"] < prior
+    assert report["difference"]["observed"] == pytest.approx(report["score"] - prior)
+    assert report["difference"]["level"] == 0.8
+    assert report["difference"]["low"] < report["difference"]["mean"] < report["difference"]["high"]
+
+
+def test_several_series_and_several_tables_are_averaged(study):
+    folder, *_ = study
+    by_series, by_patient = run(folder, "--oof", "oof_series.csv"), run(folder, "--oof", "oof.csv")
+    both = run(folder, "--oof", "oof_series.csv", "oof.csv")
+    assert by_series["score"] == pytest.approx(by_patient["score"])
+    assert both["score"] == pytest.approx(by_patient["score"])
+
+
+def test_a_table_without_folds_is_scored_overall(study, capsys):
+    folder, labels, _, mean = study
+    mean.drop(columns="fold").to_csv(folder / "other_kit.csv", index=False)
+    report = run(folder, "--oof", "other_kit.csv")
+    assert report["score"] == pytest.approx(score(labels, mean).score)
+    assert report["folds"] == [] and "prior" not in report
+    assert "no folds are known" in capsys.readouterr().out
+    assert len(run(folder, "--oof", "other_kit.csv", "--folds", "folds.csv")["folds"]) == 4
+
+
+def test_a_run_of_one_fold_is_scored_on_that_fold_and_says_so(study, capsys):
+    folder, _, _, mean = study
+    mean[mean.fold == 1].to_csv(folder / "fold1.csv", index=False)
+    report = run(folder, "--oof", "fold1.csv", "--folds", "folds.csv")
+    assert (report["patients"], len(report["folds"])) == (10, 1)
+    assert "only the folds in the tables are scored: 1 (10 of 40 patients)" in capsys.readouterr().out
+    assert "difference" in report
+
+
+def test_a_patient_missing_inside_a_fold_is_an_error(study):
+    folder, _, _, mean = study
+    mean[mean.fold == 1].iloc[:-1].to_csv(folder / "gap.csv", index=False)
+    with pytest.raises(UserError, match="the predictions lack 1 of the 10 patients"):
+        run(folder, "--oof", "gap.csv", "--folds", "folds.csv")
+
+
+def test_a_submission_is_scored_beside_the_prior_of_the_training_labels(study):
+    folder, labels, _, mean = study
+    as_submission(mean).to_csv(folder / "submission.csv", index=False)
+    draw_labels(80, seed=3).to_csv(folder / "train.csv", index=False)
+    report = run(folder, "--submission", "submission.csv", "--prior-labels", "train.csv")
+    assert report["score"] == pytest.approx(score(labels, mean).score)
+    assert report["prior"]["score"] > report["score"]
+    assert report["difference"]["high"] < 0
+
+
+def test_patients_of_one_and_of_several_series_are_scored_apart(study, capsys):
+    folder, labels, _, mean = study
+    groups = run(folder, "--oof", "oof_series.csv")["series"]
+    several = labels.patient_id.iloc[::2]
+    chosen = [frame[frame.patient_id.isin(several)] for frame in (labels, mean)]
+    assert groups["several"]["score"] == pytest.approx(score(*chosen).score)
+    assert (groups["one"]["patients"], groups["several"]["patients"]) == (20, 20)
+    assert "Patients by their series" in capsys.readouterr().out
+    assert run(folder, "--oof", "oof.csv")["series"] == {}
+
+
+def test_several_runs_stand_side_by_side(study):
+    folder, labels, folds, mean = study
+    other = draw_predictions(labels, seed=9, skill=2.0).merge(folds)
+    other.to_csv(folder / "other.csv", index=False)
+    first, second = run(folder, "--oof", "oof.csv", "other.csv")["tables"]
+    assert first["score"] == pytest.approx(score(labels, mean).score) and "difference" not in first
+    assert second["name"].endswith("other.csv")
+    observed = score(labels, other).score - score(labels, mean).score
+    assert second["difference"]["observed"] == pytest.approx(observed)
+    assert second["difference"]["low"] < observed < second["difference"]["high"]
+
+
+def test_tables_of_other_folds_are_averaged_without_folds(study, capsys):
+    folder, _, _, mean = study
+    mean.assign(fold=3 - mean.fold).to_csv(folder / "other_folds.csv", index=False)
+    report = run(folder, "--oof", "oof.csv", "other_folds.csv")
+    assert report["folds"] == [] and len(report["tables"]) == 2
+    assert "their folds are left aside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("with_folds", [True, False])
+def test_a_fit_reports_raw_and_cross_fitted_scores_and_writes_its_numbers(tmp_path, capsys, with_folds):
+    labels = draw_labels(300)
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    for name, seed in (("a.csv", 1), ("b.csv", 2)):
+        table = draw_predictions(labels, seed, skill=3.0)
+        table = table.assign(fold=np.arange(300) % 3) if with_folds else table
+        pd.concat([table, table.iloc[::2]]).to_csv(tmp_path / name, index=False)
+    post = tmp_path / "new" / "post.json"
+    report = run(tmp_path, "--oof", "a.csv", "b.csv", "--fit", str(post))
+    assert set(report["losses"]) == set(report["fitted_losses"])
+    assert np.mean(list(report["fitted_losses"].values())) == pytest.approx(report["fitted_score"])
+    change = report["fitted_score"] - report["score"]
+    assert change < 0 and report["fitted_difference"]["observed"] == pytest.approx(change)
+    assert len(report["post"]["by_fold"]) == (3 if with_folds else 5)
+    assert read_post(post).any_injury == report["post"]["any_injury"]
+    assert "Post-processing, every fold by a fit to the others" in capsys.readouterr().out
+
+
+def test_too_few_positives_for_a_fit_leave_no_file(study):
+    folder, *_ = study
+    with pytest.raises(UserError, match="too few positives to fit on"):
+        run(folder, "--oof", "oof.csv", "--fit", str(folder / "post.json"))
+    assert not (folder / "post.json").exists()
+
+
+def test_plots_are_drawn_of_what_is_scored(study):
+    folder, *_ = study
+    run(folder, "--oof", "oof.csv", "--plots", str(folder / "plots"), "--rounds", "10")
+    names = ("roc", "precision_recall", "calibration", "confusion")
+    for picture in (cv2.imread(str(folder / "plots" / f"{name}.png")) for name in names):
+        assert picture.shape[0] > 400 and len(np.unique(picture)) > 50
+
+
+def edit(folder: Path, name: str, change) -> None:
+    change(pd.read_csv(folder / name)).to_csv(folder / name, index=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "oof.csv",
+            lambda frame: frame.iloc[1:],
+            "lack 1 of 40 labelled patients, the first is 100.*--folds",
+        ),
+        (
+            "oof.csv",
+            lambda frame: frame.drop(columns="bowel_injury"),
+            "oof.csv lacks the column bowel_injury",
+        ),
+        (
+            "oof.csv",
+            lambda frame: frame.assign(liver_low=-1),
+            "oof.csv: predictions: liver_low of patient 100",
+        ),
+        (
+            "labels.csv",
+            lambda frame: frame.iloc[1:],
+            "labels lack 1 of 40 predicted patients, the first is 100",
+        ),
+        (
+            "labels.csv",
+            lambda frame: frame.drop(columns="liver_low"),
+            "labels.csv lacks the column liver_low",
+        ),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(study, name, change, message):
+    folder, *_ = study
+    edit(folder, name, change)
+    with pytest.raises(UserError, match=message):
+        run(folder, "--oof", "oof.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.iloc[1:], "no fold for 1 of 40 patients, the first is 100"),
+        (
+            lambda frame: frame.assign(fold=frame.fold.replace({0: 1, 1: 0})),
+            "patient 100 was predicted in fold 0 but 1",
+        ),
+    ],
+)
+def test_folds_that_do_not_fit_are_refused(study, change, message):
+    folder, *_ = study
+    edit(folder, "folds.csv", change)
+    with pytest.raises(UserError, match=message):
+        run(folder, "--oof", "oof.csv", "--folds", "folds.csv")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--labels", "labels.csv"],
+        ["--labels", "labels.csv", "--oof", "oof.csv", "--submission", "oof.csv"],
+        ["--labels", "labels.csv", "--submission", "oof.csv", "--folds", "folds.csv"],
+        ["--labels", "labels.csv", "--oof", "oof.csv", "--prior-labels", "labels.csv"],
+        ["--labels", "labels.csv", "--oof", "oof.csv", "oof.csv"],
+        ["--labels", "labels.csv", "--oof", "oof.csv", "--level", "1.5"],
+        ["--labels", "absent.csv", "--oof", "oof.csv"],
+        ["--label", "labels.csv", "--oof", "oof.csv"],
+        ["--labels", "labels.csv", "--submission", "oof.csv", "--fit", "post.json"],
+        ["--labels", "labels.csv", "--oof", "oof.csv", "--fit", "labels.csv/post.json"],
+    ],
+)
+def test_a_mistake_is_refused_before_anything_is_scored(study, monkeypatch, arguments):
+    monkeypatch.chdir(study[0])
+    with pytest.raises(UserError):
+        score_script.main(arguments)
+
+
+def test_a_mistake_ends_in_one_line_and_status_2(study):
+    command = [sys.executable, str(SCRIPT), "--labels", "absent.csv", "--oof", "oof.csv"]
+    finished = subprocess.run(command, cwd=study[0], capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: no table absent.csv: give the path of a CSV file\n"
+    assert finished.stdout == ""

@@ -1,0 +1,241 @@
+"""train_cls.py on a tiny phantom: tables, resume, refusals, and what it says of the encoder."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import score
+import train_cls
+from src.cls import fold as fold_module
+from src.cls.state import FoldState
+from src.core.errors import UserError
+from src.core.targets import COLUMNS
+from src.data.prepared import PreparedDataset
+from src.nn.encoder import EncoderFile, create_encoder, save_encoder
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> Path:
+    """A run of both folds, trained once for the tests that only look."""
+    output = tmp_path_factory.mktemp("cls") / "run"
+    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output}"
+    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 2 --tta none --workers 1"
+    train_cls.main(f"{given} {small}".split())
+    return output
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"patient_id": str, "series_id": str})
+
+
+def test_every_series_and_every_patient_is_predicted_once_out_of_its_fold(tiny, finished):
+    series, patients, folds = read(finished / "oof_series.csv"), read(finished / "oof.csv"), read(tiny.folds)
+    prepared = PreparedDataset.open(tiny.prepared).series
+    assert list(series) == ["patient_id", "series_id", "fold", *COLUMNS]
+    assert set(zip(series.patient_id, series.series_id, strict=True)) == set(
+        zip(prepared.patient_id, prepared.series_id, strict=True)
+    )
+    assert len(series) == len(prepared)
+    merged = patients.merge(folds, on="patient_id", suffixes=("", "_asked"), validate="1:1")
+    assert len(merged) == len(folds) and (merged.fold == merged.fold_asked).all()
+
+
+def test_a_run_leaves_models_metrics_scores_and_its_options(finished):
+    for name in (
+        "fold0/model.safetensors",
+        "fold1/model.safetensors",
+        "fold0/last.pt",
+        "config.yaml",
+        "run.json",
+    ):
+        assert (finished / name).is_file(), name
+    metrics = pd.read_csv(finished / "fold0" / "metrics.csv")
+    assert list(metrics.step) == [1, 2] and np.isfinite(metrics.loss).all()
+    scores = pd.read_csv(finished / "scores.csv")
+    assert list(scores.fold) == ["fold 0", "fold 1", "all"] and np.isfinite(scores.score).all()
+
+
+def test_one_fold_can_be_trained_alone_and_the_other_added(run_arguments, tmp_path, finished):
+    train_cls.main(run_arguments(fold="1"))
+    assert set(read(tmp_path / "run" / "oof.csv").fold) == {1}
+    train_cls.main(run_arguments(fold="0"))
+    pd.testing.assert_frame_equal(
+        read(tmp_path / "run" / "oof.csv"), read(finished / "oof.csv"), check_exact=False, rtol=1e-4
+    )
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_run_continues_to_the_same_result(run_arguments, tmp_path, monkeypatch, capsys):
+    train_cls.main(run_arguments("whole", fold="0", epochs=3))
+    save = fold_module.save_state
+
+    def save_then_stop(path, state: FoldState, *rest: object) -> None:
+        save(path, state, *rest)
+        if state.epoch == 1:
+            raise Interrupted
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(fold_module, "save_state", save_then_stop)
+        train_cls.main(run_arguments("broken", fold="0", epochs=3))
+    assert not (tmp_path / "broken" / "fold0" / "oof_series.csv").exists()
+    train_cls.main(run_arguments("broken", fold="0", epochs=3))
+    assert "continues after epoch 1" in capsys.readouterr().out
+    for name in ("oof_series.csv", "fold0/metrics.csv"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    whole, broken = (
+        torch.load(tmp_path / run / "fold0/last.pt", weights_only=True) for run in ("whole", "broken")
+    )
+    assert all(torch.equal(whole["model"][name], broken["model"][name]) for name in whole["model"])
+
+
+def test_accumulated_batches_step_like_one_large_batch(run_arguments, tmp_path):
+    """Only with a backbone that normalises each sample alone: batch norms see other batches."""
+    steady = {"backbone": "test_convnext", "fold": "0", "epochs": 1, "dropout": 0.0}
+    train_cls.main(run_arguments("large", batch=4, **steady))
+    train_cls.main(run_arguments("small", batch=2, accumulation=2, **steady))
+    large, small = (
+        torch.load(tmp_path / run / "fold0/last.pt", weights_only=True) for run in ("large", "small")
+    )
+    assert large["step"] == small["step"]
+    for name, tensor in large["model"].items():
+        torch.testing.assert_close(small["model"][name], tensor, rtol=1e-2, atol=2e-4)
+
+
+def test_it_says_when_the_encoder_saw_held_out_patients(tiny, run_arguments, tmp_path, capsys):
+    prepared = PreparedDataset.open(tiny.prepared)
+    patients = tuple(prepared.series.patient_id.unique())
+    windows, path = prepared.windows, tmp_path / "encoder.safetensors"
+    about = EncoderFile("test_efficientnet", 3, (0.5,) * 3, (0.25,) * 3, windows, {}, patients)
+    save_encoder(path, create_encoder("test_efficientnet", 3), about)
+    train_cls.main(run_arguments(encoder=path, fold="0", epochs=1))
+    printed = capsys.readouterr()
+    assert "tensors matched, 0 missing, 0 unused" in printed.out
+    assert "pre-trained on 5 of the 5 held-out patients" in printed.err
+
+
+def test_start_weights_come_from_the_encoder(tiny, run_arguments, tmp_path):
+    prepared = PreparedDataset.open(tiny.prepared)
+    encoder, path = create_encoder("test_efficientnet", 3), tmp_path / "encoder.safetensors"
+    about = EncoderFile("test_efficientnet", 3, (0.5,) * 3, (0.25,) * 3, prepared.windows)
+    save_encoder(path, encoder, about)
+    train_cls.main(
+        run_arguments(encoder=path, fold="0", epochs=1, encoder_lr_scale=0.0, backbone="resnet10t")
+    )
+    trained = torch.load(tmp_path / "run" / "fold0" / "last.pt", weights_only=True)["model"]
+    for name, tensor in encoder.named_parameters():
+        torch.testing.assert_close(trained[f"encoder.{name}"], tensor.detach(), rtol=0, atol=0)
+
+
+def write(frame: pd.DataFrame, path: Path) -> Path:
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"data": "nowhere"}, "no folder nowhere"),
+        ({"crop": "64"}, "larger than the 48 px slices"),
+        ({"fold": "7"}, "--fold 7"),
+        ({"sequence": "rnn"}, "--sequence must be one of lstm, gru, transformer, none"),
+        ({"encoder": "nothing.safetensors"}, "no encoder file"),
+        ({"backbone": "resnet9000"}, "no backbone"),
+    ],
+)
+def test_refusals_are_one_line(run_arguments, changes, part):
+    with pytest.raises(UserError, match=part) as caught:
+        train_cls.main(run_arguments(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_that_miss_a_patient_are_refused(tiny, run_arguments, tmp_path):
+    labels = write(pd.read_csv(tiny.labels).iloc[1:], tmp_path / "labels.csv")
+    with pytest.raises(UserError, match="has no row for 1 patients"):
+        train_cls.main(run_arguments(labels=labels))
+
+
+def test_folds_that_miss_a_patient_are_refused(tiny, run_arguments, tmp_path):
+    folds = write(pd.read_csv(tiny.folds).iloc[1:], tmp_path / "folds.csv")
+    with pytest.raises(UserError, match="has no fold for 1 of 10 patients"):
+        train_cls.main(run_arguments(folds=folds))
+
+
+def test_a_folder_with_a_run_of_other_options_or_data_is_refused(tiny, run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    with pytest.raises(UserError, match="other --hidden"):
+        train_cls.main(run_arguments(fold="1", epochs=1, hidden=4))
+    folds = pd.read_csv(tiny.folds)
+    swapped = write(folds.assign(fold=1 - folds.fold), tmp_path / "swapped.csv")
+    with pytest.raises(UserError, match="other --data"):
+        train_cls.main(run_arguments(fold="1", epochs=1, folds=swapped))
+    copied = write(folds, tmp_path / "copied.csv")  # the same folds elsewhere are the same run
+    train_cls.main(run_arguments(fold="1", epochs=1, folds=copied))
+
+
+def test_a_refused_start_leaves_the_folder_free_for_the_corrected_command(run_arguments):
+    with pytest.raises(UserError):
+        train_cls.main(run_arguments(fold="0", epochs=1, backbone="resnet9000"))
+    with pytest.raises(UserError):
+        train_cls.main(run_arguments(fold="0", lr="1e30", epochs=1, batch=1))
+    train_cls.main(run_arguments(fold="0", epochs=1))
+
+
+def test_resume_never_trains_anew(run_arguments, tmp_path, capsys):
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    assert "fold 0 is finished" in capsys.readouterr().out
+    train_cls.main(run_arguments(fold="0", epochs=1, hidden=4, resume="never"))
+    assert "epoch   1/1" in capsys.readouterr().out
+
+
+def test_a_refused_start_anew_deletes_nothing(run_arguments, tmp_path):
+    train_cls.main(run_arguments(epochs=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="other --hidden"):  # fold 1 would be left as another run's
+        train_cls.main(run_arguments(fold="0", epochs=1, hidden=4, resume="never"))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_patient_without_series_gets_the_prior_so_that_every_patient_is_scored(
+    tiny, run_arguments, tmp_path, capsys
+):
+    prepared = tmp_path / "prepared"
+    shutil.copytree(tiny.prepared, prepared)
+    table = pd.read_csv(prepared / "series.csv", dtype={"patient_id": str})
+    lost = table.patient_id.iloc[0]
+    table.loc[table.patient_id == lost, ["status", "reason"]] = ["skipped", "no slice can be decoded"]
+    write(table, prepared / "series.csv")
+    train_cls.main(run_arguments(data=prepared, epochs=1))
+    assert "1 labelled patients have no prepared series" in capsys.readouterr().err
+    patients = read(tmp_path / "run" / "oof.csv").set_index("patient_id")
+    assert len(patients) == 10 and 0 < patients.loc[lost, "liver_high"] < 1
+    series = read(tmp_path / "run" / "oof_series.csv")
+    own = series[series.patient_id == lost]
+    assert len(own) == 1 and own.series_id.isna().all() and series.series_id.isna().sum() == 1
+    pd.testing.assert_series_equal(
+        own.iloc[0][list(COLUMNS)], patients.loc[lost, list(COLUMNS)], check_names=False, check_dtype=False
+    )
+    for name in ("oof", "oof_series"):
+        score.main(f"--oof {tmp_path}/run/{name}.csv --labels {tiny.labels} --folds {tiny.folds}".split())
+
+
+def test_a_damaged_slice_is_one_line_even_from_a_loader_process(tiny, run_arguments, tmp_path):
+    prepared = tmp_path / "prepared"
+    shutil.copytree(tiny.prepared, prepared)
+    for path in prepared.glob("images/*/*/*.png"):
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="is damaged") as caught:
+        train_cls.main(run_arguments(data=prepared, fold="0", workers=1))
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_names_the_series(run_arguments):
+    with pytest.raises(UserError, match="not finite on series"):
+        train_cls.main(run_arguments(fold="0", lr="1e30", epochs=3, batch=1))

@@ -1,0 +1,257 @@
+"""The training of a pair as a user runs it: whole, interrupted, wrong, and on several processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import train_seg
+import train_voco
+from src.core.errors import UserError
+from src.data.png import read_png, write_png
+from src.data.prepared import image_folder, mask_folder, slice_name
+from src.nn.encoder import EncoderFile, create_encoder, first_kernel, save_encoder
+from src.seg.model import load_segmenter
+from src.seg.task import train_pair
+from tests.helpers.seg_runs import make_options, write_organ_set
+
+SCRIPT = Path(__file__).parents[2] / "train_seg.py"
+COMMON = (
+    *("--windows", "soft", "organ", "wide", "--backbones", "test_efficientnet", "test_resnet"),
+    *("--decoders", "linknet", "fpn", "--batch", "2", "--unlabelled-batch", "2", "--verification", "0.5"),
+    *("--pseudo", "1", "--contrast", "0.1", "--embedding", "8", "--workers", "0", "--validation", "0"),
+    *("--log-every", "1", "--save-every", "1", "--precision", "fp32"),
+)
+
+
+@pytest.fixture(scope="module")
+def organ_set(tmp_path_factory):
+    return write_organ_set(tmp_path_factory.mktemp("organs") / "set")
+
+
+def arguments(data, output, *changes):
+    return ["--data", str(data), "--output", str(output), *COMMON, *map(str, changes)]
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    first, second = (load_file(run / "segmenter.safetensors") for run in (one, two))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_pair_learns_the_organs_and_is_scored_on_the_patient_left_out(tmp_path):
+    data = write_organ_set(tmp_path / "set", series=6, labelled=4)
+    changes = ("--steps", "100", "--lr", "5e-3", "--ema-decay", "0.9", "--leave-out", "13")
+    train_seg.main(arguments(data, tmp_path / "run", *changes, "--score-every", "50", "--save-every", "100"))
+    run = tmp_path / "run"
+    scores = pd.read_csv(run / "scores.csv", dtype={"patient_id": str, "series_id": str})
+    assert set(scores["patient_id"]) == {"13"}
+    assert scores["dice"].mean() > 0.6  # an empty answer scores 0
+    split = pd.read_csv(run / "split.csv", dtype=str)
+    assert dict(zip(split["patient_id"], split["part"], strict=True)) == {
+        **dict.fromkeys(("10", "11", "12"), "labelled"),
+        **dict.fromkeys(("14", "15"), "unlabelled"),
+        "13": "left out",
+    }
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics["step"].tolist() == list(range(1, 101))
+    assert metrics["loss"].iloc[-1] < metrics["loss"].iloc[0]
+    assert metrics["dice"].notna().sum() == 1
+    picture = read_png(run / "sheets" / "13" / "103.png")
+    assert picture.std() > 10
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert yaml.safe_load((run / "config.yaml").read_text())["steps"] == 100
+    pair, spec = load_segmenter(run / "segmenter.safetensors")
+    assert (spec.slices, spec.size, spec.windows) == (3, 64, ("soft", "organ", "wide"))
+    assert not any("projection" in name for name in pair.state_dict())
+
+
+def test_a_killed_run_continues_to_the_same_result(organ_set, tmp_path):
+    steps = ("--steps", "12")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_seg.main(arguments(organ_set, tmp_path / "whole", *steps))
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(SCRIPT), *arguments(organ_set, killed, *steps)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (killed / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = torch.load(killed / "last.pt", weights_only=True)["step"]
+    assert 1 <= done < 12
+    train_seg.main(arguments(organ_set, killed, *steps))
+    torch.set_num_threads(threads)
+    assert_same_weights(tmp_path / "whole", killed)
+    columns = ["step", "loss", "loss_pseudo", "loss_contrast", "agreement"]
+    whole, resumed = (pd.read_csv(tmp_path / name / "metrics.csv")[columns] for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+
+
+def test_results_do_not_depend_on_the_number_of_workers(organ_set, tmp_path):
+    for workers in (0, 2):
+        train_pair(make_options(organ_set, tmp_path / str(workers), workers=workers))
+    assert_same_weights(tmp_path / "0", tmp_path / "2")
+
+
+def test_two_processes_continue_to_the_same_result(organ_set, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = ("--steps", "8", "--leave-out", "12")
+    outcome = start_two(arguments(organ_set, whole, *steps)).wait()
+    assert outcome == 0 and (whole / "scores.csv").exists()
+    process = start_two(arguments(organ_set, killed, *steps))
+    deadline = time.monotonic() + 120
+    while not (killed / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 1 <= torch.load(killed / "last.pt", weights_only=True)["step"] < 8
+    assert start_two(arguments(organ_set, killed, *steps)).wait() == 0
+    assert_same_weights(whole, killed)
+
+
+def start_two(given):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.Popen(
+        [*launcher, str(SCRIPT), *given],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def test_a_series_left_out_that_cannot_be_read_is_told_of_and_the_others_are_scored(tmp_path, capsys):
+    data = write_organ_set(tmp_path / "set", series=6, labelled=4)
+    (image_folder(data, "12", "102") / slice_name(5)).write_bytes(b"")
+    (mask_folder(data, "11", "101") / slice_name(5)).write_bytes(b"")
+    changes = ("--steps", "2", "--leave-out", "11", "12", "13", "--score-every", "1")
+    train_seg.main(arguments(data, tmp_path / "run", *changes))
+    told = capsys.readouterr().err
+    assert "12/102 is not scored: " in told and "11/101 is not scored: " in told
+    scores = pd.read_csv(tmp_path / "run" / "scores.csv", dtype={"patient_id": str, "series_id": str})
+    assert set(scores["patient_id"]) == {"13"}
+    assert [path.stem for path in (tmp_path / "run" / "sheets").glob("*/*.png")] == ["103"]
+
+
+def test_half_precision_trains_and_segments(organ_set, tmp_path):
+    """Each in a process of its own: accelerate keeps the precision of its first use."""
+    given = arguments(organ_set, tmp_path / "run", "--steps", "2", "--precision", "bf16")
+    subprocess.run([sys.executable, str(SCRIPT), *given], check=True, stdout=subprocess.DEVNULL)
+    given = f"--model {tmp_path / 'run'} --data {organ_set} --output {tmp_path / 'masks'} --precision bf16"
+    segmenting = [sys.executable, str(SCRIPT.with_name("segment.py")), *given.split(), "--workers", "0"]
+    subprocess.run(segmenting, check=True, stdout=subprocess.DEVNULL)
+    assert len(list((tmp_path / "masks").glob("*/*/0000.png"))) == 6
+
+
+def test_an_encoder_keeps_its_windows_greys_and_patients(organ_set, tmp_path, capsys):
+    windows = ("soft", "organ", "wide")
+    encoder = create_encoder("test_resnet", 3)
+    about = EncoderFile("test_resnet", 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), windows[::-1], patients=("12",))
+    save_encoder(tmp_path / "encoder.safetensors", encoder, about)
+    changes = {"encoder": str(tmp_path / "encoder.safetensors"), "windows": windows, "leave_out": ("12",)}
+    train_pair(make_options(organ_set, tmp_path / "run", steps=1, lr=1e-9, ema_decay=0.0, **changes))
+    assert "pre-trained on 1 of the 1 patients left out" in capsys.readouterr().err
+    pair, spec = load_segmenter(tmp_path / "run" / "segmenter.safetensors")
+    assert spec.means[0] == (0.3, 0.2, 0.1) and spec.stds[0] == (0.6, 0.5, 0.4)
+    assert pair.a.mean.flatten()[:3].tolist() == pytest.approx([0.3, 0.2, 0.1])
+    own, kernel = (first_kernel(net).detach() for net in (encoder, pair.a.net.encoder.model))
+    assert torch.allclose(kernel[:, :3], own.flip(1) / 3, atol=1e-6)
+
+
+def test_a_label_that_is_no_organ_is_one_line(tmp_path):
+    data = write_organ_set(tmp_path / "set", series=2, labelled=1)
+    for path in mask_folder(data, "10", "100").glob("*.png"):
+        write_png(path, read_png(path) + np.uint8(3))
+    with pytest.raises(UserError, match=r"masks/10/100/00\d\d.png has the label \d, the last organ is 5"):
+        train_pair(make_options(data, tmp_path / "run", steps=1, pseudo=0.0, contrast=0.0))
+
+
+def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_path, capsys):
+    train_voco.main(
+        [
+            *("--data", str(organ_set), "--output", str(tmp_path / "voco"), "--steps", "2", "--batch", "2"),
+            *("--backbone", "test_resnet", "--windows", "soft", "organ", "wide", "--canvas", "48"),
+            *("--depth", "6", "--tile", "32", "--slices", "2", "--projection", "16", "--workers", "0"),
+            *("--log-every", "1", "--save-every", "2", "--foreground", "0"),
+        ]
+    )
+    encoder = tmp_path / "voco" / "encoder.safetensors"
+    train_pair(
+        make_options(
+            organ_set,
+            tmp_path / "run",
+            steps=1,
+            lr=1e-9,
+            encoder=str(encoder),
+            windows=("soft", "organ", "wide"),
+            ema_decay=0.0,
+        )
+    )
+    assert "tensors matched" in capsys.readouterr().out
+    pair, spec = load_segmenter(tmp_path / "run" / "segmenter.safetensors")
+    assert spec.backbones == ("test_resnet", "test_resnet")
+    weights = load_file(encoder)
+    first = next(name for name, value in weights.items() if value.ndim == 4 and value.shape[1] == 3)
+    kernel = next(value for value in pair.a.net.encoder.model.state_dict().values() if value.ndim == 4)
+    # three slices of three windows: the kernel is repeated over the slices and a third of its size
+    assert torch.allclose(kernel[:, :3], weights[first] / 3, atol=1e-6)
+    assert torch.allclose(kernel[:, 3:6], kernel[:, :3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--slices", "2"), "--slices must be odd"),
+        (("--organs", "liver", "heart"), "--organs takes some of liver, spleen"),
+        (("--decoders", "unet", "segnet"), "--decoders"),
+        (("--backbones", "resnet10t", "no_such_net"), "no backbone 'no_such_net'"),
+        (("--decoders", "pan", "fpn"), "cannot take images of 64 px"),
+        (("--pseudo", "-1"), "--pseudo must be at least 0"),
+        (("--save-every", "3", "--log-every", "2"), "--save-every 3 must be a multiple"),
+        (("--encoder", "missing.safetensors"), "no encoder file missing.safetensors"),
+        (
+            ("--backbones", "test_resnet", "test_resnet", "--decoders", "fpn", "fpn"),
+            "both sub-networks are fpn on test_resnet: they must differ",
+        ),
+        (
+            ("--decoders", "deeplabv3plus", "fpn", "--batch", "1", "--pseudo", "0", "--contrast", "0"),
+            "cannot learn from one slice a step",
+        ),
+        (("--leave-out", "10", "11", "12"), "no labelled series"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(organ_set, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train_seg.main(arguments(organ_set, tmp_path / "run", "--steps", "2", *changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_other_options_or_labels_is_refused(organ_set, tmp_path):
+    train_pair(make_options(organ_set, tmp_path / "run", steps=1))
+    with pytest.raises(UserError, match="written with --lr"):
+        train_pair(make_options(organ_set, tmp_path / "run", steps=1, lr=1e-2))
+    table = tmp_path / "few.csv"
+    table.write_text("patient_id,series_id\n10,100\n")
+    with pytest.raises(UserError, match="other series"):
+        train_pair(make_options(organ_set, tmp_path / "run", steps=1, labelled=str(table)))
+    train_pair(make_options(organ_set, tmp_path / "run", steps=1, labelled=str(table), resume="never"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(organ_set, tmp_path):
+    with pytest.raises(UserError, match=r"step \d+: loss or gradient is not finite .* 1\d/10\d"):
+        train_pair(make_options(organ_set, tmp_path / "run", steps=8, lr=1e30, warmup=0.0))

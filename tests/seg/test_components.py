@@ -1,0 +1,249 @@
+"""Masks are cleaned slice by slice as they would be in the whole volume: specks go, kidneys get a side."""
+
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+
+from src.ct.organ_labels import ORGANS
+from src.seg.components import ComponentScan
+from tests.helpers.seg_volumes import (
+    BOWEL,
+    LEFT_KIDNEY,
+    LIVER,
+    RIGHT_KIDNEY,
+    SPLEEN,
+    SWAPPED,
+    VOXEL_ML,
+    clean,
+    clean_whole,
+    draw_blobs,
+    draw_box,
+    scan_of,
+)
+
+
+@pytest.fixture
+def volume():
+    return np.zeros((12, 40, 40), dtype=np.uint8)
+
+
+def test_slice_by_slice_is_as_the_whole_volume():
+    partly = 0
+    for seed in range(60):
+        volume = draw_blobs(seed)
+        voxel_ml = np.random.default_rng(seed).uniform(0.005, 0.2, len(volume))
+        cleaned = clean(volume, voxel_ml)
+        np.testing.assert_array_equal(cleaned, clean_whole(volume, voxel_ml), err_msg=f"seed {seed}")
+        np.testing.assert_array_equal(clean(cleaned, voxel_ml), cleaned, err_msg=f"seed {seed}, again")
+        partly += any(0 < np.sum(cleaned == label) < np.sum(volume == label) for label in ORGANS.values())
+    assert partly > 40  # organs that lose something and keep something
+
+
+def test_the_order_of_slices_rows_and_columns_does_not_matter():
+    """Branches that part and meet are linked in another order from the other end."""
+    for seed in range(60, 75):
+        volume = draw_blobs(seed)
+        cleaned = clean(volume, 0.05)
+        for axes in ((0,), (1,), (2,), (0, 1, 2)):
+            names = SWAPPED if 2 in axes else np.arange(6, dtype=np.uint8)
+            flipped = clean(names[np.flip(volume, axes)], 0.05)
+            np.testing.assert_array_equal(names[np.flip(flipped, axes)], cleaned)
+
+
+def test_both_pieces_of_a_torn_spleen_stay_and_a_distant_speck_goes(volume):
+    whole = draw_box(volume, SPLEEN, (2, 8), (5, 15), (20, 30))
+    piece = draw_box(volume, SPLEEN, (2, 8), (18, 23), (25, 30))
+    assert piece == whole / 4
+    expected = volume.copy()
+    draw_box(volume, SPLEEN, (9, 12), (30, 37), (2, 9))  # above 1 ml, below a quarter
+    np.testing.assert_array_equal(clean(volume), expected)
+
+
+@pytest.mark.parametrize("label", [LIVER, SPLEEN, LEFT_KIDNEY, RIGHT_KIDNEY])
+def test_the_share_is_of_the_organs_own_largest_component(volume, label):
+    draw_box(volume, BOWEL, (0, 12), (0, 20), (0, 40))
+    first = 20 if label == LEFT_KIDNEY else 0
+    assert draw_box(volume, label, (0, 8), (22, 32), (first, first + 10)) == 800
+    assert draw_box(volume, label, (9, 11), (22, 32), (first, first + 10)) == 200
+    expected = volume.copy()
+    assert draw_box(volume, label, (9, 11), (22, 33), (first + 11, first + 20)) == 198
+    np.testing.assert_array_equal(clean(volume), expected)
+
+
+def test_every_loop_of_bowel_of_a_millilitre_stays(volume):
+    draw_box(volume, BOWEL, (0, 12), (0, 20), (0, 40))
+    assert draw_box(volume, BOWEL, (3, 5), (30, 35), (10, 20)) == 100
+    expected = volume.copy()
+    assert draw_box(volume, BOWEL, (8, 9), (30, 39), (10, 21)) == 99
+    np.testing.assert_array_equal(clean(volume), expected)
+
+
+def test_an_organ_of_specks_only_vanishes(volume):
+    draw_box(volume, LIVER, (0, 3), (5, 10), (5, 10))
+    draw_box(volume, LIVER, (8, 9), (20, 29), (5, 16))
+    draw_box(volume, SPLEEN, (0, 3), (5, 15), (25, 35))
+    np.testing.assert_array_equal(clean(volume), np.where(volume == SPLEEN, SPLEEN, 0))
+
+
+def test_organs_that_touch_do_not_hold_each_other(volume):
+    draw_box(volume, LIVER, (0, 6), (5, 25), (5, 25))
+    expected = volume.copy()
+    draw_box(volume, BOWEL, (2, 4), (20, 24), (20, 30))
+    expected[2:4, 20:24, 20:25] = 0  # the speck lies over the liver
+    np.testing.assert_array_equal(clean(volume), expected)
+
+
+def test_a_corner_joins_in_a_slice_and_not_between_slices(volume):
+    draw_box(volume, SPLEEN, (0, 6), (0, 10), (0, 10))
+    draw_box(volume, SPLEEN, (5, 6), (10, 14), (10, 14))
+    expected = volume.copy()
+    draw_box(volume, SPLEEN, (6, 7), (14, 18), (14, 18))  # meets the piece above by a corner only
+    np.testing.assert_array_equal(clean(volume), expected)
+    volume[6, 13, 13] = SPLEEN  # which now reaches under it
+    np.testing.assert_array_equal(clean(volume), volume)
+
+
+def test_an_empty_slice_parts_what_it_lies_between(volume):
+    draw_box(volume, LIVER, (0, 5), (5, 15), (5, 15))
+    expected = volume.copy()
+    draw_box(volume, LIVER, (6, 7), (5, 15), (5, 15))
+    np.testing.assert_array_equal(clean(volume), expected)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 3, 20])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_components_beside_each_other_in_two_slices_are_apart(volume, axis, gap):
+    turned = np.moveaxis(volume, 1, axis)  # the same memory, its rows and columns swapped or not
+    draw_box(turned, LIVER, (4, 5), (0, 15), (0, 40))
+    expected = volume.copy()
+    draw_box(turned, LIVER, (5, 6), (15 + gap, 18 + gap), (0, 40))
+    np.testing.assert_array_equal(clean(volume), expected)
+    np.testing.assert_array_equal(clean(volume[::-1]), expected[::-1])
+
+
+@pytest.mark.parametrize("slices", [0, 1, 5])
+def test_nothing_to_find_is_nothing_to_erase(slices):
+    volume = np.zeros((slices, 16, 16), dtype=np.uint8)
+    np.testing.assert_array_equal(clean(volume), volume)
+
+
+def test_distances_of_slices_decide_what_a_component_weighs(volume):
+    draw_box(volume, LIVER, (0, 1), (0, 5), (0, 10))
+    draw_box(volume, LIVER, (11, 12), (0, 5), (0, 10))
+    voxel_ml = np.full(12, 0.01)
+    voxel_ml[-1] = 0.02
+    expected = volume.copy()
+    expected[0] = 0
+    np.testing.assert_array_equal(clean(volume, voxel_ml), expected)
+
+
+def test_a_component_of_just_the_size_asked_for_stays():
+    """The sum of ten times 0.1 in floats is below 1."""
+    volume = np.ones((10, 10, 10), dtype=np.uint8)
+    np.testing.assert_array_equal(clean(volume, 0.001), volume)
+    assert not clean(volume[:, :, 1:], 0.001).any()
+
+
+def test_swapped_kidneys_are_put_right(volume):
+    draw_box(volume, LEFT_KIDNEY, (0, 12), (10, 20), (5, 15))
+    draw_box(volume, RIGHT_KIDNEY, (0, 12), (10, 20), (25, 35))
+    draw_box(volume, BOWEL, (0, 12), (25, 35), (0, 40))
+    np.testing.assert_array_equal(clean(volume), SWAPPED[volume])
+
+
+@pytest.mark.parametrize(("columns", "own"), [((5, 15), RIGHT_KIDNEY), ((20, 30), LEFT_KIDNEY)])
+@pytest.mark.parametrize("predicted", [LEFT_KIDNEY, RIGHT_KIDNEY])
+def test_a_single_kidney_is_named_by_its_side(volume, columns, own, predicted):
+    draw_box(volume, predicted, (2, 8), (10, 20), columns)
+    np.testing.assert_array_equal(clean(volume), np.where(volume, own, 0))
+
+
+@pytest.mark.parametrize("label", [LEFT_KIDNEY, RIGHT_KIDNEY])
+def test_a_kidney_that_crosses_the_middle_is_named_as_the_network_has_it(volume, label):
+    """The trunk is not in the middle of the image: an arm lies beside it."""
+    draw_box(volume, label, (0, 12), (10, 20), (16, 26))
+    draw_box(volume, SWAPPED[label], (3, 5), (10, 14), (16, 26))  # some of its pixels it takes for the other
+    np.testing.assert_array_equal(clean(volume), np.where(volume, label, 0))
+
+
+def test_two_kidneys_that_touch_stay_two(volume):
+    draw_box(volume, RIGHT_KIDNEY, (0, 12), (10, 20), (8, 20))
+    draw_box(volume, LEFT_KIDNEY, (0, 12), (10, 20), (20, 32))
+    expected = volume.copy()
+    draw_box(volume, LEFT_KIDNEY, (4, 6), (10, 20), (18, 20))  # about the middle labels are mixed
+    np.testing.assert_array_equal(clean(volume), expected)
+
+
+def test_a_kidney_of_both_labels_is_one_component(volume):
+    draw_box(volume, LEFT_KIDNEY, (0, 12), (10, 20), (25, 35))
+    draw_box(volume, RIGHT_KIDNEY, (2, 4), (10, 13), (28, 35))  # of its pixels, taken for the other side
+    np.testing.assert_array_equal(clean(volume), np.where(volume, LEFT_KIDNEY, 0))
+
+
+def test_pieces_have_the_same_numbers_whatever_the_threads():
+    """The second pass relies on it: OpenCV splits a slice among its threads."""
+    threads = cv2.getNumThreads()
+    volume = draw_blobs(3)
+    clean_up = scan_of(volume).clean_up(0.05)
+    try:
+        results = []
+        for count in (1, 2, 7):
+            cv2.setNumThreads(count)
+            results.append([clean_up.apply(mask, index) for index, mask in enumerate(volume)])
+    finally:
+        cv2.setNumThreads(threads)
+    np.testing.assert_array_equal(results[0], clean_whole(volume, 0.05))
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+
+
+def test_memory_does_not_grow_with_slices_but_by_numbers():
+    masks = [draw_blobs(seed)[0] for seed in range(76, 80)]
+    masks = [cv2.resize(mask, (128, 128), interpolation=cv2.INTER_NEAREST) for mask in masks]
+    scan = ComponentScan()
+    held = {}
+    tracemalloc.start()
+    try:
+        for index in range(400):
+            scan.add(masks[index % len(masks)])
+            held[index + 1] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        clean_up = scan.clean_up(VOXEL_ML)
+        for index in range(400):
+            clean_up.apply(masks[index % len(masks)], index)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    pieces = len(clean_up.pixels)
+    assert pieces > 400 * 20
+    # a label, a count, and some links of 16 bytes each; arrays grow by an eighth ahead of need
+    assert held[400] - held[100] < 40 * pieces
+    assert (held[400] - held[100]) / 300 < masks[0].nbytes / 4
+    assert peak < 100 * pieces
+
+
+def test_a_slice_that_was_not_scanned_is_refused(volume):
+    draw_box(volume, LIVER, (0, 2), (5, 10), (5, 10))
+    scan = scan_of(volume[:3])
+    with pytest.raises(ValueError, match="shape"):
+        scan.add(volume[0, :20])
+    clean_up = scan.clean_up(VOXEL_ML)
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match=f"slice {index} of a scan of 3"):
+            clean_up.apply(volume[0], index)
+    larger, parted = volume[0].copy(), volume[0].copy()
+    larger[10, 5] = LIVER
+    parted[9, 9], parted[20, 20] = 0, LIVER
+    for other in (volume[2], larger, parted):
+        with pytest.raises(ValueError, match="slice 1 is not as it was scanned"):
+            clean_up.apply(other, 1)
+
+
+@pytest.mark.parametrize("voxel_ml", [0, float("nan"), np.ones(4), np.array([1, -1, 1])])
+def test_volumes_that_no_voxel_has_are_refused(volume, voxel_ml):
+    scan = scan_of(volume[:3])
+    with pytest.raises(ValueError):
+        scan.clean_up(voxel_ml)

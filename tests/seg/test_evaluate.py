@@ -1,0 +1,252 @@
+"""`python -m src.seg.evaluate` from a prepared set and a folder of predictions to their scores."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.core.errors import UserError, exit_on_user_error
+from src.ct.organ_labels import ORGANS
+from src.data.prepared import PreparedDataset, image_folder, write_masks
+from src.seg import evaluate
+from tests.helpers.voco_files import write_prepared, write_slice_table
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE, SLICES = 16, 8
+FIRST, SECOND, THIRD = ("10", "100"), ("11", "101"), ("12", "102")
+
+
+def true_masks() -> np.ndarray:
+    """(Z, H, W): a liver and a spleen of one slice, a left kidney of two; no right kidney, no bowel."""
+    labels = np.zeros((SLICES, SIZE, SIZE), dtype=np.uint8)
+    labels[2, 2:8, 2:8] = ORGANS["liver"]
+    labels[2, 2:8, 10:14] = ORGANS["spleen"]
+    labels[4:6, 10:12, 10:12] = ORGANS["left kidney"]
+    return labels
+
+
+def write_set(folder: Path, **changes: object) -> Path:
+    """Three series of 5 mm slices and 2 mm pixels, with masks."""
+    blank = np.zeros((SIZE, SIZE, 1), dtype=np.uint8)
+    given = {"series": 3, "slices": SLICES, "windows": ("soft",), "slice_mm": 5.0, "pixel_mm": 2.0} | changes
+    write_prepared(folder, lambda series, index: blank, **given)
+    dataset = PreparedDataset.open(folder)
+    for ids in (FIRST, SECOND, THIRD)[: given["series"]]:
+        dataset.write_masks(*ids, true_masks()[: given["slices"]])
+    return folder
+
+
+def predict(folder: Path, ids: tuple[str, str], maps: np.ndarray) -> None:
+    write_masks(folder.joinpath(*ids), maps)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_set(tmp_path / "prepared")
+
+
+@pytest.fixture
+def predicted(tmp_path) -> Path:
+    """The first series perfect; the second one slice too low and with a bowel for its spleen."""
+    folder = tmp_path / "predicted"
+    predict(folder, FIRST, true_masks())
+    wrong = np.roll(true_masks(), 1, axis=0)
+    wrong[wrong == ORGANS["spleen"]] = ORGANS["bowel"]
+    predict(folder, SECOND, wrong)
+    return folder
+
+
+DIAGONAL = float(np.linalg.norm([SLICES * 5, SIZE * 2, SIZE * 2]))
+
+
+def test_the_command_line_from_masks_to_the_table(data, predicted, tmp_path, capsys):
+    files = f"--output {tmp_path}/scores.csv --json {tmp_path}/found.json"
+    evaluate.main(f"--data {data} --predicted {predicted} {files}".split())
+
+    printed = capsys.readouterr()
+    assert "2 series scored" in printed.out
+    assert [line.split()[0] for line in printed.out.strip().splitlines()[3:]] == [
+        *("liver", "spleen", "left", "right", "bowel", "mean")
+    ]
+    assert printed.err == f"warning: 1 of 3 series with true masks have no prediction in {predicted}\n"
+
+    rows = pd.read_csv(tmp_path / "scores.csv", dtype={"patient_id": str, "series_id": str})
+    assert rows.columns[:3].tolist() == ["patient_id", "series_id", "organ"]
+    assert list(zip(rows["patient_id"], rows["series_id"], strict=True)) == [FIRST] * 5 + [SECOND] * 5
+    cases = ["scored", "missed", "scored", "absent", "invented"]
+    assert rows["case"].tolist() == [*["scored"] * 3, *["absent"] * 2, *cases]
+
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == ["series", "organs", "mean"] and found["series"] == 2
+    assert list(found["organs"]) == list(ORGANS)
+    liver = {"dice": 0.5, "jaccard": 0.5, "hd95_mm": 2.5, "asd_mm": 2.5}
+    assert found["organs"]["liver"] == pytest.approx(liver | {"series": 2, "missed": 0, "invented": 0})
+    half = DIAGONAL / 2  # of a perfect and a missed one
+    spleen = {"dice": 0.5, "jaccard": 0.5, "hd95_mm": half, "asd_mm": half}
+    assert found["organs"]["spleen"] == pytest.approx(spleen | {"series": 2, "missed": 1, "invented": 0})
+    # of two slices one is shared: 4 of 12 voxels; half of the surface is 5 mm off, the rest lies on the other
+    kidney = {"dice": 0.75, "jaccard": (1 + 1 / 3) / 2, "hd95_mm": 2.5, "asd_mm": 1.25}
+    assert found["organs"]["left kidney"] == pytest.approx(kidney | {"series": 2, "missed": 0, "invented": 0})
+    nothing = {"dice": None, "jaccard": None, "hd95_mm": None, "asd_mm": None}
+    assert found["organs"]["right kidney"] == nothing | {"series": 0, "missed": 0, "invented": 0}
+    bowel = {"dice": 0.0, "jaccard": 0.0, "hd95_mm": DIAGONAL, "asd_mm": DIAGONAL}
+    assert found["organs"]["bowel"] == pytest.approx(bowel | {"series": 1, "missed": 0, "invented": 1})
+    assert found["mean"]["dice"] == pytest.approx((0.5 + 0.5 + 0.75 + 0) / 4)
+    assert found["mean"]["hd95_mm"] == pytest.approx((2.5 + half + 2.5 + DIAGONAL) / 4)
+
+
+def test_predictions_are_looked_for_beside_the_masks(data, predicted, capsys):
+    shutil.copytree(predicted, data / "predicted_masks")
+    evaluate.main(["--data", str(data), "--organs", "left kidney", "liver"])
+    printed = capsys.readouterr().out
+    assert f"{data / 'predicted_masks'}: 2 series scored" in printed
+    assert [line.split()[0] for line in printed.strip().splitlines()[3:]] == ["left", "liver", "mean"]
+
+
+def test_a_table_names_the_series_to_score(data, predicted, tmp_path, capsys):
+    predict(predicted, THIRD, true_masks())
+    table = pd.DataFrame([SECOND, ("99", "7"), SECOND], columns=["patient_id", "series_id"])
+    table.to_csv(tmp_path / "some.csv", index=False)
+    argv = f"--data {data} --predicted {predicted} --series {tmp_path}/some.csv --output {tmp_path}/s.csv"
+    evaluate.main(argv.split())
+    rows = pd.read_csv(tmp_path / "s.csv", dtype=str)
+    assert rows["patient_id"].unique().tolist() == ["11"] and len(rows) == len(ORGANS)
+    assert "warning: 1 of 2 series in" in capsys.readouterr().err
+
+
+def test_a_series_that_cannot_be_used_or_has_no_truth_is_left_out(data, predicted, capsys):
+    predict(predicted, THIRD, true_masks())
+    table = pd.read_csv(data / "series.csv")
+    table.loc[1, "status"] = "failed"
+    table.to_csv(data / "series.csv", index=False)
+    shutil.rmtree(data / "masks" / "12")
+    chosen = evaluate.choose_series(PreparedDataset.open(data), predicted)
+    assert chosen["patient_id"].tolist() == ["10"] and capsys.readouterr().err == ""
+
+
+def test_the_spacing_is_that_of_the_prepared_slices(data, predicted):
+    z_mm = [0, -10, -20, -30, -70, -80, -90, -100]  # every other slice kept, and some are missing
+    write_slice_table(image_folder(data, *SECOND), np.array(z_mm, dtype=float))
+    dataset = PreparedDataset.open(data)
+    assert evaluate.series_spacing_mm(dataset, *FIRST) == (5, 2, 2)
+    assert evaluate.series_spacing_mm(dataset, *SECOND) == (10, 2, 2)
+    rows = evaluate.evaluate_predictions(dataset, predicted, dataset.series[:2], ["liver"])
+    assert rows["hd95_mm"].tolist() == pytest.approx([0, 10])
+
+
+@pytest.mark.parametrize(("source_mm", "expected"), [(4.0, 4.0), (float("nan"), 2.0)])
+def test_one_slice_has_the_spacing_of_its_source_or_else_its_pixels(tmp_path, source_mm, expected):
+    folder = write_set(tmp_path / "prepared", series=1, slices=1)
+    table = pd.read_csv(folder / "series.csv").assign(spacing_z_mm=source_mm)
+    table.to_csv(folder / "series.csv", index=False)
+    assert evaluate.series_spacing_mm(PreparedDataset.open(folder), *FIRST) == (expected, 2, 2)
+
+
+def test_scores_of_chosen_series_need_their_ids_only(data, predicted):
+    ids = pd.DataFrame([SECOND], columns=["patient_id", "series_id"])
+    rows = evaluate.evaluate_predictions(PreparedDataset.open(data), predicted, ids)
+    assert rows["organ"].tolist() == list(ORGANS) and set(rows["series_id"]) == {"101"}
+    with pytest.raises(UserError, match="no usable series 10/101"):
+        ids["patient_id"] = "10"
+        evaluate.evaluate_predictions(PreparedDataset.open(data), predicted, ids)
+
+
+def drop_slice(data: Path, predicted: Path) -> None:
+    (predicted.joinpath(*SECOND) / "0003.png").unlink()
+
+
+def misname_slice(data: Path, predicted: Path) -> None:
+    folder = predicted.joinpath(*SECOND)
+    (folder / "0003.png").rename(folder / "3.png")
+
+
+def shrink(data: Path, predicted: Path) -> None:
+    predict(predicted, SECOND, true_masks()[:, ::2, ::2])
+
+
+def write_label_255(data: Path, predicted: Path) -> None:
+    predict(predicted, SECOND, np.where(true_masks() > 0, np.uint8(255), np.uint8(0)))
+
+
+def drop_true_slice(data: Path, predicted: Path) -> None:
+    (data / "masks" / "11" / "101" / "0007.png").unlink()
+
+
+def stack_slices(data: Path, predicted: Path) -> None:
+    write_slice_table(image_folder(data, *SECOND), np.zeros(SLICES))
+
+
+def lose_slice_table(data: Path, predicted: Path) -> None:
+    (image_folder(data, *SECOND) / "slices.csv").unlink()
+
+
+def lose_predictions(data: Path, predicted: Path) -> None:
+    shutil.rmtree(predicted)
+
+
+def lose_masks(data: Path, predicted: Path) -> None:
+    shutil.rmtree(data / "masks")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (drop_slice, r"predicted/11/101 holds 7 slices, its series has 8"),
+        (misname_slice, r"predicted/11/101/0003.png: masks are 8 PNG of 16 x 16 px"),
+        (shrink, r"predicted/11/101/0000.png is not .*: masks are 8 PNG of 16 x 16 px"),
+        (write_label_255, r"predicted/11/101 holds the label 255"),
+        (drop_true_slice, r"masks/11/101 holds 7 slices, its series has 8"),
+        (stack_slices, r"series 11/101 has voxels of 0 x 2 mm"),
+        (lose_slice_table, r"slices.csv of series 11/101 is missing"),
+        (lose_predictions, r"predicted has no prediction for the 3 series with true masks"),
+        (lose_masks, r"no series of \S+prepared has true masks"),
+    ],
+)
+def test_bad_files_end_in_one_line_that_names_them(data, predicted, tmp_path, spoil, message):
+    spoil(data, predicted)
+    output = tmp_path / "scores.csv"
+    with pytest.raises(UserError, match=message):
+        evaluate.main(f"--data {data} --predicted {predicted} --output {output}".split())
+    assert not output.exists()
+
+
+def test_a_table_of_other_series_is_refused(data, predicted, tmp_path, capsys):
+    table = tmp_path / "other.csv"
+    table.write_text("patient_id,series_id\n10,101\n")
+    with pytest.raises(UserError, match=r"no series of \S+other.csv and \S+prepared has true masks"):
+        evaluate.main(f"--data {data} --predicted {predicted} --series {table}".split())
+    assert capsys.readouterr().err == ""  # the error says it all
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            "--organs liver heart",
+            "option --organs: unknown organ 'heart'; there are liver, spleen, left kidney",
+        ),
+        ("--organs liver liver", "option --organs needs one or more organs, each once"),
+        ("--config {data}/none.yaml", "option --organs needs one or more organs, each once"),
+        ("--json {data}", "is a folder: name a file to write"),
+        ("--series {data}/none.csv", "no table"),
+    ],
+)
+def test_wrong_options_end_in_one_line(data, predicted, capsys, more, message):
+    (data / "none.yaml").write_text("organs: []\n")
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
+        evaluate.main(f"--data {data} --predicted {predicted} {more.format(data=data)}".split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert message in error
+
+
+def test_the_module_runs_and_tells_a_mistake_with_status_2(tmp_path):
+    command = [sys.executable, "-m", "src.seg.evaluate", "--data", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"error: no folder {tmp_path / 'nowhere'}; make it with prepare_data.py\n"

@@ -1,0 +1,228 @@
+"""The bundle: what lies in it, what does not, and what is refused."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+import submit
+from src.cls.run_folder import find_folds
+from src.cls.second_model import find_first_level
+from src.core.config import ROOT
+from src.core.errors import UserError
+from src.score.postprocess import PostProcessing, write_post
+from src.submit.bundle import _whole_or_absent
+from src.submit.bundle_folder import read_bundle
+from src.submit.models import check_models, copy_runs, run_files, warn_of_unfinished
+from tests.helpers.cls_runs import write_network, write_run, write_second_run
+from tests.helpers.kaggle_folders import DATASET
+from tests.helpers.seg_files import write_pair
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory) -> Path:
+    """A table that says that Kaggle has all that is installed here: no wheels are then needed."""
+    path = tmp_path_factory.mktemp("packages") / "packages.txt"
+    lines = {f"{each.metadata['Name']}=={each.version}\n" for each in distributions()}
+    path.write_text("".join(sorted(lines)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Path:
+    """Runs to take from, good and bad ones; nobody writes here."""
+    folder = tmp_path_factory.mktemp("stock")
+    run = write_run(folder / "plain run")
+    write_second_run(folder / "second")
+    write_network(folder / "organs" / "fold0" / "model.safetensors", in_plane="liver")
+    write_pair(folder / "seg", size=48)
+    (folder / "seg" / "last.pt").write_bytes(b"checkpoint")
+    write_pair(folder / "seg of 64", size=64)
+    write_post(PostProcessing.identity(2), folder / "two.json", ["a", "b"])
+    (folder / "empty").mkdir()
+    shutil.copytree(run, folder / "broken")
+    (folder / "broken" / "fold1" / "model.safetensors").write_bytes(b"half")
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "text").write_text("years of work")
+    (folder / "a_file").write_text("")
+    return folder
+
+
+def arguments(packages: Path, output: Path, *models: Path, **changes: object) -> list[str]:
+    given = {
+        "output": output,
+        "id": DATASET,
+        "title": "A trauma bundle",
+        "kaggle-packages": packages,
+    } | changes
+    rest = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    return ["bundle", "--models", *map(str, models), *rest]
+
+
+@pytest.fixture(scope="module")
+def made(packages, stock, tmp_path_factory) -> Path:
+    """A bundle of two runs, one of the second level, with all that can be given."""
+    output = tmp_path_factory.mktemp("made") / "bundle"
+    more = {"post": stock / "two.json", "segmenter": stock / "seg"}
+    submit.main(arguments(packages, output, stock / "plain run", stock / "second", **more))
+    return output
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_bundle_holds_what_infer_py_reads_and_no_checkpoint(made):
+    files = files_of(made)
+    assert {name for name in files if not name.startswith("src/")} == {
+        *("infer.py", "requirements.txt", "LICENSE"),
+        *("bundle.json", "SHA256SUMS", "dataset-metadata.json"),
+        *("segmenter/segmenter.safetensors", "post.json"),
+        *(f"models/0_plain_run/fold{fold}/model.safetensors" for fold in range(2)),
+        "models/1_second/fold0/second.safetensors",
+        *(f"models/1_second/fold0/first/{number}/model.safetensors" for number in range(2)),
+    }
+    assert not [name for name in files if name.endswith((".pt", ".pyc", ".csv", ".yaml"))]
+
+
+def test_the_runs_of_the_bundle_are_those_given_in_their_order(made, stock):
+    models = [made / name for name in read_bundle(made).models]
+    for copy, run in zip(models, (stock / "plain run", stock / "second"), strict=True):
+        assert run_files(copy) == run_files(run)
+        assert all((copy / path).read_bytes() == (run / path).read_bytes() for path in run_files(run))
+    assert [len(networks) for networks in find_folds(models[0])] == [1, 1]
+    assert [path.parent.name for path in find_first_level(models[1] / "fold0")] == ["0", "1"]
+    check_models(models, None, made / read_bundle(made).segmenter)  # nothing is missing in the copies
+
+
+def test_the_checksums_are_right_for_sha256sum_and_cover_every_file_that_is_uploaded(made):
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=made, check=True)
+    listed = {line.split("  ", 1)[1] for line in (made / "SHA256SUMS").read_text().splitlines()}
+    # the kaggle program reads the metadata and does not upload them
+    assert listed == files_of(made) - {"SHA256SUMS", "dataset-metadata.json"}
+
+
+def test_the_metadata_are_those_that_kaggle_asks_for(made):
+    metadata = json.loads((made / "dataset-metadata.json").read_text())
+    assert metadata == {"title": "A trauma bundle", "id": DATASET, "licenses": [{"name": "other"}]}
+
+
+def test_the_bundle_tells_what_is_needed_in_which_versions(made):
+    needed = read_bundle(made).needed
+    assert needed["torch"] == ">=2.8" and needed["albumentations"] == "==2.0.8"
+    assert {"dicomsdl", "segmentation-models-pytorch", "pylibjpeg-openjpeg", "pyyaml"} <= set(needed)
+    assert not {"kaggle", "pytest", "nbformat"} & set(needed)
+
+
+def test_no_wheel_is_bundled_for_what_kaggle_has(made):
+    assert read_bundle(made).wheels == {"3.11": [], "3.12": []}
+    assert not (made / "wheels").exists()
+
+
+def test_sizes_are_shown_and_an_older_bundle_is_replaced(packages, stock, tmp_path, capsys):
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "bundle.json").write_text("{}")
+    (output / "old.txt").write_text("old")
+    submit.main(arguments(packages, output, stock / "plain run", python="3.12"))
+    assert not (output / "old.txt").exists() and read_bundle(output).dataset == DATASET
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+    shown = capsys.readouterr().out
+    size = sum((output / name).stat().st_size for name in files_of(output) if name.startswith("models/"))
+    assert re.search(rf"models/0_plain_run +2 +{size / 1e6:.2f}\n", shown), shown
+    assert re.search(r"\n *all +\d+ +\d+\.\d\d\n", shown), shown
+
+
+def test_unfinished_folds_are_left_out_with_a_warning(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    (run / "fold2").mkdir()
+    (run / "fold2" / "last.pt").write_bytes(b"half")
+    write_network(run / "fold3" / "bowel" / "model.safetensors", networks=["bowel", "liver"])
+    assert [path.parts[0] for path in run_files(run)] == ["fold0", "fold1"]
+    warn_of_unfinished(run)
+    assert "fold2, fold3 not finished" in capsys.readouterr().err
+
+
+def test_names_of_folders_travel_in_plain_letters(stock, tmp_path):
+    shutil.copytree(stock / "organs", tmp_path / "größe µ (1)")
+    (folder,) = copy_runs([tmp_path / "größe µ (1)"], tmp_path / "models")
+    assert folder.name == "0_gr_e_1_"
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"models": "nowhere"}, "no run folder nowhere"),
+        ({"models": "empty"}, "no finished fold"),
+        ({"models": "broken"}, "cannot be read as a fold model"),
+        ({"models": "organs"}, "these models look at organs, .*: give --segmenter"),
+        ({"models": "second"}, "these models look at organs, .*: give --segmenter"),
+        ({"models": "organs", "segmenter": "nowhere"}, r"no nowhere: train_seg\.py writes"),
+        (
+            {"models": "organs", "segmenter": "broken/fold1/model.safetensors"},
+            "cannot be read as a segmentation",
+        ),
+        (
+            {"models": "organs", "segmenter": "plain run/fold0/model.safetensors"},
+            "is not a segmentation model",
+        ),
+        ({"models": "organs", "segmenter": "seg of 64"}, "slices of 64 px, the models on 48 px"),
+        ({"segmenter": "seg"}, "none of these models looks at organs: leave --segmenter seg out"),
+        ({"post": "two.json"}, "fitted on 2 tables or runs, there are 1"),
+        ({"kaggle-packages": "nothing.txt"}, "nothing.txt cannot be read"),
+        ({"title": "short"}, "--title takes 6 to 50 characters, got 5"),
+        ({"id": "someone/tiny"}, "--id takes USER/SLUG, the slug 6 to 50"),
+        ({"id": "just-a-slug"}, "--id takes USER/SLUG"),
+        ({"python": "3"}, "--python takes versions such as 3.12"),
+        ({"output": "thesis"}, "holds something else than a bundle"),
+        ({"output": "a_file"}, "a_file is not a folder"),
+    ],
+)
+def test_refusals_are_one_line_and_leave_nothing(packages, stock, tmp_path, monkeypatch, changes, part):
+    monkeypatch.chdir(stock)
+    before = files_of(stock)
+    given = {"models": "plain run", "output": tmp_path / "bundle"} | changes
+    model, output = Path(given.pop("models")), Path(given.pop("output"))
+    with pytest.raises(UserError, match=part) as caught:
+        submit.main(arguments(packages, output, model, **given))
+    assert "\n" not in str(caught.value)
+    assert files_of(stock) == before and not list(tmp_path.iterdir())
+
+
+def test_wheels_that_cannot_be_fetched_leave_the_older_bundle_and_no_part_of_the_new(
+    packages, stock, tmp_path, monkeypatch
+):
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "bundle.json").write_text("the older one")
+    table = tmp_path / "packages.txt"
+    table.write_text("".join(line for line in packages.open() if not line.startswith("dicomsdl==")))
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(UserError, match="is there a network"):
+        submit.main(arguments(table, output, stock / "plain run", python="3.12"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "packages.txt"]
+    assert files_of(output) == {"bundle.json"} and (output / "bundle.json").read_text() == "the older one"
+
+
+def test_a_bundle_that_cannot_take_its_place_leaves_the_older_one(tmp_path):
+    output = tmp_path / "bundle"
+    output.mkdir()
+    (output / "bundle.json").write_text("the older one")
+    with pytest.raises(OSError), _whole_or_absent(output) as folder:
+        folder.rmdir()
+    assert (output / "bundle.json").read_text() == "the older one"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_licence_and_the_requirements_are_the_kits(made):
+    for name in ("LICENSE", "requirements.txt", "infer.py"):
+        assert (made / name).read_bytes() == (ROOT / name).read_bytes()

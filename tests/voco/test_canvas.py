@@ -1,0 +1,162 @@
+"""The canvas shows the slices and the pixels that its extent says, in shares of the series or in mm."""
+
+import numpy as np
+import pytest
+
+from src.core.errors import UserError
+from src.data.prepared import image_folder
+from src.voco.canvas import find_foreground, make_extent
+from src.voco.dataset import open_dataset
+from src.voco.index import open_index
+from src.voco.options import VocoOptions
+from tests.helpers.voco_files import draw_noise, draw_places, write_prepared, write_slice_table
+
+EXTENTS = ("slab", "whole", "box")
+
+
+def options_of(folder, **changes):
+    small = {"canvas": 12, "depth": 8, "grid": 3, "tile": 4, "slices": 4, "foreground": 0.0}
+    return VocoOptions(data=(str(folder),), output="unused", **small | changes)
+
+
+def choose_slices(options, seeds):
+    """(seeds, depth)"""
+    series, extent = open_index(options).series(0), make_extent(options)
+    return np.stack([extent.choose_slices(series, np.random.default_rng(seed)) for seed in range(seeds)])
+
+
+@pytest.fixture(scope="module")
+def places_set(tmp_path_factory):
+    """48 x 48 pixels of 2 mm, 20 slices of 5 mm."""
+    return write_prepared(tmp_path_factory.mktemp("places") / "set", draw_places, series=2, slices=20)
+
+
+def test_a_slab_is_of_consecutive_slices_anywhere(places_set):
+    slabs = choose_slices(options_of(places_set), 200)
+    assert (np.diff(slabs, axis=1) == 1).all()
+    assert set(slabs[:, 0]) == set(range(13))  # places of 8 among 20
+
+
+def test_the_whole_series_is_always_the_same_even_steps(places_set):
+    slices = choose_slices(options_of(places_set, extent="whole", depth=10), 3)
+    assert (slices == np.arange(1, 20, 2)).all()
+
+
+def test_a_slab_stretches_a_short_series_over_its_depth(places_set):
+    slabs = choose_slices(options_of(places_set, depth=40), 5)
+    assert (slabs == np.repeat(np.arange(20), 2)).all()
+
+
+def test_a_box_has_its_depth_in_mm_and_lies_anywhere(places_set):
+    boxes = choose_slices(options_of(places_set, extent="box", spacing_mm=10.0), 200)
+    assert (np.diff(boxes, axis=1) == 2).all()  # 10 mm are two slices
+    assert set(boxes[:, 0]) == set(range(20 - 14))
+    fine = choose_slices(options_of(places_set, extent="box", spacing_mm=2.5), 200)
+    assert (fine[:, 2:] - fine[:, :-2] == 1).all() and fine.min() == 0 and fine.max() == 19
+
+
+def test_a_box_goes_by_the_positions_of_the_slices_that_are_there(tmp_path):
+    folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=6)
+    gap_mm = -np.array([0, 5, 10, 40, 45, 50.0])
+    write_slice_table(image_folder(folder, "10", "100"), gap_mm)
+    box = choose_slices(options_of(folder, extent="box", depth=11, spacing_mm=5.0), 1)[0]
+    assert box.tolist() == [0, 1, 2, 2, 2, 2, 3, 3, 3, 4, 5]
+
+
+def test_a_box_longer_than_the_series_shows_its_ends_beyond_it(tmp_path):
+    folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=3)
+    boxes = choose_slices(options_of(folder, extent="box", depth=12, spacing_mm=5.0), 100)
+    middles = {tuple(np.bincount(box, minlength=3)) for box in boxes}
+    assert all(counts[1] == 1 for counts in middles) and len(middles) > 5
+    assert (np.diff(boxes, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("extent", EXTENTS)
+def test_every_extent_makes_do_with_a_short_series(tmp_path, extent, slices):
+    folder = write_prepared(tmp_path / "set", draw_noise, series=1, slices=slices)
+    options = options_of(folder, extent=extent, grid_z=2, foreground=0.3, windows=("wide", "soft"))
+    dataset = open_dataset(options)
+    for epoch in range(5):
+        sample = dataset[epoch, 0]
+        assert sample.tiles.shape == (2 + 18, 4, 4, 4, 2) and sample.tiles.float().std() > 0
+        np.testing.assert_allclose(sample.label.sum(1), 1, atol=1e-6)
+
+
+def test_a_box_has_its_sides_in_mm(places_set):
+    options = options_of(places_set, extent="box", windows=("soft", "organ"), spacing_mm=4.0)
+    series, extent = open_index(options).series(0), make_extent(options)
+    images = series.read(np.array([0]))
+    corners = []
+    for seed in range(200):
+        rectangle = extent.choose_rectangle(images, series, np.random.default_rng(seed))
+        assert (rectangle.height, rectangle.width) == (24, 24)  # 12 x 4 mm in pixels of 2 mm
+        square = rectangle.resize(images[0], 12)
+        assert (np.diff(square[..., 0].astype(int), axis=0) == 2).all()  # the levels are rows and columns
+        assert (np.diff(square[..., 1].astype(int), axis=1) == 2).all()
+        corners.append((rectangle.top, rectangle.left))
+    assert np.unique(corners, axis=0).shape[0] > 150
+    assert np.min(corners) == 0 and np.max(corners) == 24  # inside the image of 48
+
+
+def test_a_box_wider_than_the_image_is_black_around_it(tmp_path):
+    folder = write_prepared(
+        tmp_path / "set", lambda series, index: np.full((48, 48, 1), 9, np.uint8), windows=("soft",), series=1
+    )
+    options = options_of(folder, extent="box", canvas=60, spacing_mm=2.0)
+    series, extent = open_index(options).series(0), make_extent(options)
+    images = series.read(np.array([0]))
+    corners = set()
+    for seed in range(20):
+        rectangle = extent.choose_rectangle(images, series, np.random.default_rng(seed))
+        square = rectangle.resize(images[0], 60)
+        assert (square == 9).sum() == 48 * 48 and (square == 0).sum() == 60 * 60 - 48 * 48
+        assert square[-rectangle.top, -rectangle.left] == 9
+        corners.add((rectangle.top, rectangle.left))
+    assert len(corners) > 10
+
+
+@pytest.mark.parametrize("windows", [("soft",), ("soft", "organ")])
+def test_the_foreground_is_the_smallest_rectangle_around_bright_pixels(windows):
+    images = np.full((3, 20, 30, len(windows)), 76, np.uint8)
+    images[..., 1:] = 255  # other windows do not count
+    images[0, 4, 7, 0] = images[2, 11, 25, 0] = 77  # 0.3 of 255 is 76.5
+    found = find_foreground(images, 0.3 * 255)
+    assert (found.top, found.left, found.height, found.width) == (4, 7, 8, 19)
+
+
+def test_without_a_foreground_the_whole_image_is_taken(places_set):
+    found = find_foreground(np.full((2, 20, 30, 1), 76, np.uint8), 76.5)
+    assert (found.top, found.left, found.height, found.width) == (0, 0, 20, 30)
+
+
+def test_the_canvas_is_the_foreground_of_the_slices_that_are_shown(tmp_path):
+    def draw(series, index):
+        """A square of 24 pixels on every other slice, hidden in a larger one on the rest."""
+        image = np.zeros((48, 48, 1), np.uint8)
+        image[8:32, 16:40] = 100
+        if index % 2 == 0:
+            image[4:44, 4:44] = 200
+        return image
+
+    folder = write_prepared(tmp_path / "set", draw, series=1, slices=8, windows=("soft",))
+    for foreground, levels in ((0.3, {100}), (0.0, {0, 100})):
+        options = options_of(folder, extent="whole", foreground=foreground, canvas=24, tile=8)
+        bases = open_dataset(options)[0, 0].tiles[2:]  # slices 1, 3, 5, 7
+        assert set(bases[..., :4, :4, 0].flatten().tolist()) == levels
+        assert set(bases[-1].flatten().tolist()) == ({100} if foreground else {0})
+
+
+@pytest.mark.parametrize("damage", ["pixel_mm", "slices.csv", "rows"])
+def test_what_a_box_needs_is_asked_for(tmp_path, damage):
+    folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=6)
+    images, table = image_folder(folder, "10", "100"), folder / "series.csv"
+    if damage == "pixel_mm":
+        table.write_text(table.read_text().replace(",2.0,", ",,"))
+    elif damage == "slices.csv":
+        (images / "slices.csv").unlink()
+    else:
+        write_slice_table(images, -np.arange(5.0))
+    with pytest.raises(UserError, match=damage.replace("rows", "tells of 5 slices, series.csv of 6")):
+        open_dataset(options_of(folder, extent="box"))[0, 0]
+    open_dataset(options_of(folder))[0, 0]

@@ -1,0 +1,202 @@
+"""Samples: the slices, crops and labels that the draws say, the same wherever and whenever they are made."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from src.core.errors import UserError
+from src.data.png import read_png
+from src.data.prepared import image_folder, slice_name
+from src.nn.loading import StackLoader
+from src.voco.crops import overlap_labels
+from src.voco.dataset import VolumeSample, open_dataset
+from src.voco.options import VocoOptions
+from src.voco.order import VolumeOrder
+from tests.helpers.voco_files import draw_indices, draw_noise, draw_places, write_prepared
+
+SMALL = {
+    "windows": ("soft", "organ", "wide"),
+    "canvas": 48,
+    "depth": 8,
+    "tile": 16,
+    "slices": 4,
+    "foreground": 0.0,
+}
+
+
+def open_sets(*folders, **changes):
+    return open_dataset(
+        VocoOptions(data=tuple(map(str, folders)), output="unused", batch=2, **SMALL | changes)
+    )
+
+
+def same(first: VolumeSample, second: VolumeSample) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="module")
+def indices_set(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("indices") / "set", draw_indices, series=5, slices=20)
+
+
+@pytest.fixture(scope="module")
+def places_set(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("places") / "set", draw_places, series=3, slices=12)
+
+
+@pytest.fixture(scope="module")
+def noise_set(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("noise") / "set", draw_noise, series=2, slices=12)
+
+
+def test_labels_say_where_the_tiles_were_cut(places_set):
+    dataset = open_sets(places_set)
+    for epoch in range(10):
+        sample = dataset[epoch, 1]
+        assert sample.tiles.shape == (2 + 9, 4, 16, 16, 3) and sample.tiles.dtype == torch.uint8
+        starts = sample.tiles[:, 0, 0, 0, :2].numpy().astype(int)  # the levels are row and column
+        np.testing.assert_array_equal(starts[2:], dataset.grid.base_starts()[:, 1:])
+        np.testing.assert_array_equal(sample.label, overlap_labels(starts[:2], starts[2:], (16, 16)))
+
+
+@pytest.mark.parametrize("extent", ["slab", "whole"])
+def test_in_three_dimensions_each_crop_shows_the_slices_of_its_height(places_set, extent):
+    dataset = open_sets(places_set, extent=extent, depth=12, grid_z=3)  # twelve slices, three crops of 4
+    heights = set()
+    for epoch in range(10):
+        sample = dataset[epoch, 1]
+        assert sample.tiles.shape == (2 + 27, 4, 16, 16, 3) and sample.label.shape == (2, 27)
+        shown = sample.tiles[:, :, 0, 0, 2].numpy().astype(int)  # (K, T), the levels are slices
+        np.testing.assert_array_equal(shown, shown[:, :1] + np.arange(4))
+        rows_columns = sample.tiles[:, 0, 0, 0, :2].numpy().astype(int)
+        starts = np.concatenate([shown[:, :1], rows_columns], axis=1)  # (K, 3)
+        np.testing.assert_array_equal(starts[2:], dataset.grid.base_starts())
+        np.testing.assert_array_equal(sample.label, overlap_labels(starts[:2], starts[2:], (4, 16, 16)))
+        heights |= set(shown[:2, 0])
+    assert len(heights) > 4
+
+
+def test_a_crop_shows_evenly_spaced_slices_of_its_depth(indices_set):
+    dataset = open_sets(indices_set)
+    slabs = np.array([dataset[epoch, 0].tiles[0, :, 0, 0, 1].numpy() for epoch in range(100)])
+    assert (np.diff(slabs.astype(int)) == 2).all()  # 4 of 8 consecutive slices
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"canvas": 24, "tile": 8, "windows": ("organ",)},
+        {"canvas": 60, "tile": 16, "windows": ("wide", "soft")},
+        {"canvas": 60, "tile": 24, "grid_z": 2},
+    ],
+)
+def test_grey_levels_are_those_of_the_plain_way(noise_set, changes):
+    dataset = open_sets(noise_set, extent="whole", **changes)
+    sample = dataset[0, 1]
+    channels = [SMALL["windows"].index(name) for name in changes.get("windows", SMALL["windows"])]
+    canvas, tile = changes.get("canvas", 48), changes.get("tile", 16)
+    crop_depth, crop, _ = dataset.grid.crop
+    folder = image_folder(noise_set, "11", "101")
+    shown = [read_png(folder / slice_name(int((k + 0.5) * 12 / 8))) for k in range(8)]
+    shrinks = cv2.INTER_AREA if canvas < 48 else cv2.INTER_LINEAR
+    slices = [cv2.resize(image, (canvas, canvas), interpolation=shrinks) for image in shown]
+    for number, (z, y, x) in enumerate(dataset.grid.base_starts()):
+        for place in range(4):
+            image = slices[z + int((place + 0.5) * crop_depth / 4)][y : y + crop, x : x + crop, channels]
+            shrinks = cv2.INTER_AREA if tile < crop else cv2.INTER_LINEAR
+            expected = cv2.resize(np.ascontiguousarray(image), (tile, tile), interpolation=shrinks)
+            np.testing.assert_array_equal(
+                sample.tiles[2 + number, place], expected.reshape(tile, tile, -1), strict=True
+            )
+
+
+def test_only_the_slices_of_the_sample_are_read(tmp_path):
+    folder = write_prepared(tmp_path / "set", draw_indices, series=1, slices=20)
+    dataset = open_sets(folder, grid_z=2, slices=2)
+    used = {slice_name(index) for index in dataset[0, 0].tiles[..., 1].unique().tolist()}
+    assert len(used) < 8
+    for path in image_folder(folder, "10", "100").glob("*.png"):
+        if path.name not in used:
+            path.unlink()
+    dataset[0, 0]
+
+
+def test_a_sample_follows_from_seed_epoch_and_entry(noise_set):
+    changes = {"appearance": 0.5, "crop_flip": 0.5, "crop_shift": 0.5, "crop_rotate90": 0.5}
+    dataset = open_sets(noise_set, **changes)
+    first = dataset[3, 1]
+    dataset[7, 0]  # what was drawn before must not matter
+    assert same(first, dataset[3, 1]) and same(first, open_sets(noise_set, **changes)[3, 1])
+    for other in (dataset[4, 1], open_sets(noise_set, seed=1, **changes)[3, 1]):
+        assert not torch.equal(first.label, other.label)
+
+
+@pytest.mark.parametrize("extent", ["slab", "box"])
+def test_workers_change_nothing(noise_set, extent):
+    batches = []
+    for workers in (0, 2):
+        dataset = open_sets(noise_set, extent=extent, appearance=1.0, crop_flip=0.5, repeat=(2,))
+        order = VolumeOrder(4, 2, seed=0, first_step=0, steps=4, sets=dataset.sets)
+        batches.append(list(StackLoader(dataset, workers, batch_sampler=order)))
+    assert all(same(one, two) for one, two in zip(*batches, strict=True))
+
+
+def test_windows_become_channels_in_the_order_asked_for(indices_set):
+    one = open_sets(indices_set, windows=("organ",))[0, 0]
+    assert one.tiles.shape[-1] == 1 and one.tiles.max() < 20
+    swapped = open_sets(indices_set, windows=("wide", "soft"))[0, 3]
+    assert swapped.tiles[0, 0, 0, 0].tolist() == [255, 3]
+
+
+def test_several_sets_are_one_index_each_with_its_own_windows(tmp_path, indices_set):
+    other = write_prepared(
+        tmp_path / "other", lambda s, i: np.full((48, 48, 1), 77, np.uint8), series=2, windows=("narrow",)
+    )
+    dataset = open_sets(indices_set, other, windows=("soft",), set_windows=("wide", "narrow"))
+    assert len(dataset) == 7
+    assert dataset[0, 4].tiles.unique().tolist() == [255]
+    assert dataset[0, 5].tiles.unique().tolist() == [77]
+    both = open_sets(indices_set, windows=("soft", "organ"), set_windows=("wide+soft",))[0, 2]
+    assert both.tiles[0, 0, 0, 0].tolist() == [255, 2]
+
+
+def test_entries_of_a_repeated_set_visit_its_series_with_other_draws(places_set, indices_set):
+    dataset = open_sets(places_set, indices_set, repeat=(3, 1))
+    assert len(dataset) == 3 * 3 + 5 and len(dataset.table) == 3 + 5 and dataset.sets == ((3, 3), (5, 1))
+    assert [dataset.series_of(entry) for entry in range(14)] == [0, 1, 2] * 3 + [3, 4, 5, 6, 7]
+    visits = [dataset[0, entry] for entry in (1, 4, 7)]
+    assert [int(visit.volume) for visit in visits] == [1, 1, 1]
+    assert not any(torch.equal(visits[0].label, other.label) for other in visits[1:])
+    sample = dataset[0, 11]
+    assert sample.tiles[0, 0, 0, 0, 0] == 2 and dataset.table.series_id[int(sample.volume)] == "102"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"windows": ("soft", "bone")}, "no window bone; it has soft organ wide"),
+        ({"windows": ("soft",), "set_windows": ("bone",)}, "no window bone"),
+    ],
+)
+def test_a_window_that_a_set_lacks_is_refused(indices_set, changes, message):
+    with pytest.raises(UserError, match=message):
+        open_sets(indices_set, **changes)
+
+
+def test_a_set_without_usable_series_is_refused(tmp_path):
+    folder = write_prepared(tmp_path / "set", draw_indices, series=1, slices=1)
+    table = folder / "series.csv"
+    table.write_text(table.read_text().replace(",ok,", ",skipped,"))
+    with pytest.raises(UserError, match="no usable series"):
+        open_sets(folder)
+
+
+def test_images_that_do_not_fit_their_description_are_refused(tmp_path):
+    folder = write_prepared(tmp_path / "set", draw_indices, series=1, slices=1)
+    path = image_folder(folder, "10", "100") / slice_name(0)
+    for image in (np.zeros((48, 48), np.uint8), np.zeros((24, 24, 3), np.uint8)):
+        cv2.imwrite(str(path), image)
+        with pytest.raises(UserError, match=r"0000\.png is not as dataset\.json says"):
+            open_sets(folder)[0, 0]

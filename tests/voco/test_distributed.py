@@ -1,0 +1,116 @@
+"""Several processes that share a batch train as one process does."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train_voco
+from src.voco import task
+from src.voco.state import save_state
+from tests.helpers.voco_files import draw_anatomy, write_prepared
+
+SCRIPT = Path(__file__).parents[2] / "train_voco.py"
+STEPS = 20
+COMMON = (
+    *("--backbone", "test_convnext"),  # it normalises every image by itself
+    *("--windows", "soft", "organ", "wide"),
+    *("--canvas", "96", "--tile", "32", "--depth", "6", "--slices", "2", "--foreground", "0"),
+    *("--batch", "4", "--projection", "32", "--dropout", "0", "--lr", "1e-3", "--warmup", "0.2"),
+    *("--steps", str(STEPS), "--log-every", "1", "--save-every", "10", "--workers", "0"),
+    *("--precision", "fp32"),
+)
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("anatomy") / "set", draw_anatomy, series=6)
+
+
+@pytest.fixture(scope="module", params=["overlap", "softmax"])
+def alone(anatomy, request, tmp_path_factory):
+    """A run of one process, in this one, and its checkpoint of half-way."""
+    folder = tmp_path_factory.mktemp(request.param)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "save_state", lambda path, state, *rest: keep(folder, path, state, *rest))
+        train_voco.main(arguments(anatomy, folder / "run", "--objective", request.param))
+    torch.set_num_threads(threads)
+    return SimpleNamespace(objective=request.param, run=folder / "run", halfway=folder / "10.pt")
+
+
+def keep(folder, path, state, *rest):
+    save_state(path, state, *rest)
+    shutil.copy(path, folder / f"{state.step}.pt")
+
+
+def arguments(data, output, *changes):
+    return ["--data", str(data), "--output", str(output), *COMMON, *map(str, changes)]
+
+
+def share(data, output, *changes):
+    """A run of two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others: time for their own words
+    return subprocess.run(
+        [*launcher, SCRIPT, *arguments(data, output, *changes)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_same_losses(alone, folder):
+    first, second = (list(csv.DictReader((run / "metrics.csv").open())) for run in (alone.run, folder))
+    first = first[-len(second) :]
+    assert second and second[-1]["step"] == str(STEPS)
+    for one, two in zip(first, second, strict=True):
+        assert (one["step"], one["cross_trials"]) == (two["step"], two["cross_trials"])
+        for name in (name for name in one if name.startswith("loss")):
+            assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-4, abs=1e-6), (
+                name,
+                one["step"],
+            )
+
+
+def test_two_processes_give_the_losses_of_one(anatomy, alone, tmp_path):
+    """Each has half of the batch; comparisons between volumes reach across."""
+    run = share(anatomy, tmp_path, "--objective", alone.objective)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count(f"step {STEPS}/{STEPS}") == 1  # one process speaks
+    assert_same_losses(alone, tmp_path)
+
+
+def test_two_processes_go_on_where_one_was(anatomy, alone, tmp_path):
+    run = share(anatomy, tmp_path, "--objective", alone.objective, "--resume", alone.halfway)
+    assert run.returncode == 0 and f"after step 10 of {STEPS}" in run.stdout, run.stderr[-2000:]
+    assert_same_losses(alone, tmp_path)
+
+
+def test_where_one_process_fails_every_process_ends_in_one_line(anatomy, tmp_path):
+    """The other would wait for it for ever, or end in a traceback of the exchange."""
+    data = tmp_path / "set"
+    shutil.copytree(anatomy, data)
+    slices = sorted(data.glob("images/*/*/*.png"))
+    for path in slices[-12:]:  # of the last series: at each step it is one process's, or nobody's
+        path.write_bytes(b"")
+    run = share(data, tmp_path / "run")
+    lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert run.returncode != 0
+    assert len(lines) == 2
+    assert any("is damaged" in line for line in lines)
+    assert any("lost the others" in line for line in lines)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(anatomy, tmp_path):
+    run = share(anatomy, tmp_path, "--batch", "3")
+    assert run.returncode != 0
+    assert "error: option --batch 3" in run.stderr

@@ -1,0 +1,98 @@
+"""Micro-batches save memory and change nothing else."""
+
+import pytest
+import torch
+
+from src.nn.encoder import create_encoder, encoder_width
+from src.voco.model import VocoNet, make_teacher
+from tests.helpers.voco_nets import draw_tiles, embed, make_net, place_loss
+
+
+def gradients(net, tiles):
+    loss = place_loss(embed(net, tiles))
+    loss.backward()
+    return loss.item(), {name: value.grad for name, value in net.named_parameters()}
+
+
+def test_micro_batches_give_the_loss_and_the_gradient_of_the_whole():
+    nets = [make_net("convnext_atto", dropout=0.0, micro_batch=size).double() for size in (0, 4)]
+    (whole, expected), (parts, found) = (gradients(net, draw_tiles(crops=3)) for net in nets)
+    assert parts == pytest.approx(whole, rel=1e-6)
+    for name, value in expected.items():
+        assert (found[name] - value).norm() <= 1e-6 * value.norm() + 1e-12, name
+
+
+def test_micro_batches_of_volumes_give_the_gradient_of_the_whole():
+    """In double precision and without batch statistics, which couple the crops of a part."""
+    tiles = draw_tiles(slices=32, crops=3)
+    nets = [make_net("resnet10_3d", dropout=0.0, micro_batch=size).double().eval() for size in (0, 4)]
+    (whole, expected), (parts, found) = (gradients(net, tiles) for net in nets)
+    assert parts == pytest.approx(whole, rel=1e-6)
+    for name, value in expected.items():
+        assert (found[name] - value).norm() <= 1e-6 * value.norm() + 1e-12, name
+
+
+def test_parts_are_of_even_size():
+    sizes = []
+    net = make_net(micro_batch=16)
+    net.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    net(draw_tiles(crops=3))  # 18 images
+    assert sizes == [9, 9]
+
+
+def test_stochastic_depth_draws_the_same_in_the_second_computation():
+    torch.manual_seed(0)
+    encoder = create_encoder("convnext_atto", 1, drop_path_rate=0.5)
+    settings = {"projection": 32, "dropout": 0.0, "mean": [0.5], "std": [0.25], "micro_batch": 5}
+    net = VocoNet(encoder, encoder_width(encoder), **settings).train()
+    seen = []
+    stage = net.encoder.stages[2]  # the second computation ends as soon as nothing more is needed
+    stage.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    embed(net, draw_tiles(volumes=1)).sum().backward()
+    first, second = seen[:3], seen[3:]
+    assert len(second) == 3 and all(any(torch.equal(a, b) for b in second) for a in first)
+
+
+def test_running_statistics_count_every_image_once():
+    tiles = draw_tiles()
+    with_graph, without_graph = make_net(micro_batch=10), make_net(micro_batch=10)
+    embed(with_graph, tiles).sum().backward()
+    with torch.no_grad():
+        without_graph(tiles)
+    state = with_graph.state_dict()
+    for name, value in without_graph.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=0)
+    assert state["encoder.bn1.num_batches_tracked"] == 3
+    assert with_graph.encoder.bn1.momentum == make_net().encoder.bn1.momentum
+
+
+def held_bytes(net, tiles):
+    """Bytes that the graph of a forward pass holds, other than weights."""
+    held = {}
+    weights = {value.untyped_storage().data_ptr() for value in net.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        embed(net, tiles)
+    return sum(size for size, _ in held.values())
+
+
+def test_micro_batches_hold_the_activations_of_no_part():
+    tiles = draw_tiles(slices=8)
+    assert held_bytes(make_net(micro_batch=8), tiles) < 0.1 * held_bytes(make_net(), tiles)
+
+
+def test_the_teacher_works_in_micro_batches_too():
+    student = make_net("convnext_atto", dropout=0.0)
+    tiles, sizes = draw_tiles(), []
+    expected = make_teacher(student, shared_backbone=False).embed(tiles)
+    student.micro_batch = 10
+    teacher = make_teacher(student, shared_backbone=False)
+    teacher.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    torch.testing.assert_close(teacher.embed(tiles), expected)
+    assert sizes == [10, 10, 10]

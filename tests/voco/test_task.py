@@ -1,0 +1,265 @@
+"""A pre-training run learns, resumes to the same weights, stops on NaN, and hands over an encoder."""
+
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+
+from src.core.checkpoint import load_checkpoint
+from src.core.config import parse_options, save_options
+from src.core.errors import UserError
+from src.core.runtime import Runtime
+from src.nn.encoder import create_encoder, load_encoder, read_encoder_file
+from src.report.voco_pictures import draw_predictions
+from src.voco.dataset import VolumeSample
+from src.voco.monitors import Monitors
+from src.voco.objectives import build_objective
+from src.voco.options import VocoOptions
+from src.voco.state import build_state
+from src.voco.step import take_step, teacher_momentum
+from src.voco.task import pretrain
+from tests.helpers.voco_files import WINDOWS, draw_anatomy, write_prepared
+from tests.helpers.voco_runs import make_options
+
+SCRIPT = Path(__file__).parents[2] / "train_voco.py"
+TIMES = {"seconds", "volumes_per_s"}
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("anatomy") / "set", draw_anatomy, series=6)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def read_metrics(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_equal_states(first, second):
+    for part in ("student", "teacher"):
+        assert first[part].keys() == second[part].keys()
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), (part, name)
+    moments = (first["optimizer"]["state"], second["optimizer"]["state"])
+    for index, state in moments[0].items():
+        assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(anatomy, tmp_path, capsys):
+    """Weights, optimiser and metrics to the last bit, with dropout, across epochs."""
+    whole = make_options(anatomy, tmp_path / "whole", steps=12)
+    pretrain(whole)
+    killed = dataclasses.replace(whole, output=str(tmp_path / "killed"))
+    save_options(killed, tmp_path / "killed.yaml")
+    command = [sys.executable, SCRIPT, "--config", tmp_path / "killed.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if line.startswith("step 5/12"):
+                process.send_signal(signal.SIGKILL)
+                break
+    saved = load_checkpoint(tmp_path / "killed" / "last.pt")["step"]
+    assert 4 <= saved < 12
+
+    capsys.readouterr()
+    pretrain(killed)
+    assert f"after step {saved} of 12" in capsys.readouterr().out
+    first, second = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
+    assert_equal_states(first, second)
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "killed")
+
+
+@pytest.fixture(scope="module")
+def finished(anatomy, tmp_path_factory):
+    options = make_options(anatomy, tmp_path_factory.mktemp("finished") / "run")
+    pretrain(options)
+    return options
+
+
+def test_a_finished_run_is_left_as_it_is(finished, capsys):
+    before = load_checkpoint(Path(finished.output) / "last.pt")
+    pretrain(finished)
+    assert_equal_states(before, load_checkpoint(Path(finished.output) / "last.pt"))
+    assert "step 6/6" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"lr": 2e-3}, {"seed": 1}, {"batch": 2}, {"steps": 9}], ids=str)
+def test_resuming_with_other_options_is_refused(finished, change):
+    name = next(iter(change))
+    with pytest.raises(UserError, match=f"was written with --{name} {getattr(finished, name)}, not"):
+        pretrain(dataclasses.replace(finished, **change))
+
+
+def test_resuming_on_other_series_is_refused(finished, tmp_path):
+    other = write_prepared(tmp_path / "other", draw_anatomy, series=7)
+    with pytest.raises(UserError, match="other series"):
+        pretrain(dataclasses.replace(finished, data=(str(other),)))
+
+
+def test_resume_never_starts_anew_and_a_path_continues_that_file(finished, tmp_path):
+    elsewhere = dataclasses.replace(finished, output=str(tmp_path / "elsewhere"))
+    pretrain(dataclasses.replace(elsewhere, resume=str(Path(finished.output) / "last.pt")))
+    assert not (tmp_path / "elsewhere" / "last.pt").exists()  # it was finished: no step was left
+    pretrain(elsewhere)
+    pretrain(dataclasses.replace(elsewhere, resume="never", seed=3))
+    assert [row["step"] for row in read_metrics(tmp_path / "elsewhere")] == list("123456")
+    assert load_checkpoint(tmp_path / "elsewhere" / "last.pt")["options"]["seed"] == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint"], ids=["empty", "text"])
+def test_a_damaged_checkpoint_is_refused(finished, tmp_path, content):
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint .*last.pt cannot be read"):
+        pretrain(dataclasses.replace(finished, output=str(tmp_path)))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(anatomy, tmp_path):
+    with pytest.raises(
+        UserError, match=r"step \d: loss or gradient is not finite .* series 1\d/10\d, 1\d/10\d"
+    ):
+        pretrain(make_options(anatomy, tmp_path, lr=1e30, warmup=0.0))
+    saved = load_checkpoint(tmp_path / "last.pt")  # what is kept was finite
+    assert saved["step"] < 6
+
+
+def test_a_collapse_is_said_once(tmp_path, capsys):
+    """Images without content look alike to any network; this one does not normalise by the batch."""
+    black = write_prepared(tmp_path / "set", lambda s, i: np.zeros((96, 96, 3), np.uint8), slices=3)
+    pretrain(make_options(black, tmp_path / "run", canvas=96, tile=32, backbone="convnext_atto", steps=3))
+    assert capsys.readouterr().err.count("every crop gets nearly the same embedding") == 1
+
+
+def test_training_finds_places_that_hold_across_patients(anatomy, tmp_path):
+    """All of the chain: read in another order or labelled wrongly, crops would be placed at chance, 0.11."""
+    changes = {"steps": 30, "batch": 6, "dropout": 0.0, "log_every": 5, "save_every": 30}
+    pretrain(make_options(anatomy, tmp_path, backbone="resnet10t", **changes))
+    first, *_, last = read_metrics(tmp_path)
+    assert float(last["loss"]) < float(first["loss"]) / 2
+    assert float(last["cross_placing"]) > 0.6
+    assert float(last["cross_low"]) > float(first["cross_high"])
+
+
+def test_the_encoder_is_the_teachers_and_plain_timm_takes_it(finished):
+    path = Path(finished.output) / "encoder.safetensors"
+    plain = timm.create_model(finished.backbone, in_chans=3, num_classes=0, checkpoint_path=str(path))
+    teacher = load_checkpoint(Path(finished.output) / "last.pt")["teacher"]
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, teacher[f"encoder.{name}"])
+    report = load_encoder(create_encoder(finished.backbone, 3), path)
+    assert not report.missing and not report.unused and not report.adapted
+
+
+def test_the_encoder_file_says_how_and_on_whom_it_was_trained(finished):
+    about = read_encoder_file(Path(finished.output) / "encoder.safetensors")
+    assert (about.name, about.in_channels, about.windows) == (finished.backbone, 3, WINDOWS)
+    assert len(about.mean) == len(about.std) == 3
+    assert about.trained_by["options"]["steps"] == 6
+    listed = pd.read_csv(Path(finished.output) / "patients.csv", dtype=str)
+    assert about.patients == tuple(listed["patient_id"]) == ("10", "11", "12", "13", "14", "15")
+
+
+def test_a_run_saves_its_options_as_a_preset(finished):
+    config = ["--config", str(Path(finished.output) / "config.yaml")]
+    assert parse_options(VocoOptions, config, prog="train_voco.py", description="") == finished
+
+
+def test_tiles_too_small_for_bf16_on_a_cpu_are_refused(anatomy, tmp_path):
+    options = make_options(anatomy, tmp_path / "run", precision="bf16")  # tiles of 16 px, strides of 32
+    save_options(options, tmp_path / "bf16.yaml")
+    command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "bf16 gives wrong gradients for images of 16 px" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_bfloat16_training_stays_finite(anatomy, tmp_path):
+    """In a process of its own, since a process has one precision, whatever lies in its memory."""
+    options = make_options(anatomy, tmp_path / "run", precision="bf16", steps=3, tile=32)
+    save_options(options, tmp_path / "bf16.yaml")
+    command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "128"}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert all(np.isfinite(float(row["loss"])) for row in read_metrics(tmp_path / "run"))
+
+
+def test_the_teacher_moves_once_a_step_towards_the_student_of_after_the_step(anatomy, tmp_path):
+    """The loop's own step: updating before the optimiser, or twice, gives other weights."""
+    options = make_options(anatomy, tmp_path / "run", momentum=0.9)
+    runtime = Runtime.create("fp32")
+    state = build_state(options, runtime)
+    before = {name: value.clone() for name, value in state.teacher.state_dict().items()}
+    start = {name: value.clone() for name, value in state.student.state_dict().items()}
+    tiles = torch.randint(0, 256, (3, 11, 2, 16, 16, len(WINDOWS)), dtype=torch.uint8)
+    batch = VolumeSample(tiles, torch.full((3, 2, 9), 1 / 9), torch.arange(3))
+    state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
+    take_step(state, batch, torch.arange(3), build_objective(options), Monitors(), options, runtime)
+    for name, after in state.student.state_dict().items():
+        if after.is_floating_point():
+            expected = 0.9 * before[name] + 0.1 * after
+            torch.testing.assert_close(state.teacher.state_dict()[name], expected, rtol=1e-5, atol=1e-7)
+    moved = [name for name, value in state.student.named_parameters() if not torch.equal(value, start[name])]
+    assert moved, "the step must have changed the student"
+
+
+def test_the_teachers_momentum_rises_by_half_a_cosine(tmp_path):
+    options = make_options(tmp_path, tmp_path, momentum=0.9, final_momentum=1.0, steps=100)
+    assert teacher_momentum(0, options) == pytest.approx(0.9)
+    assert teacher_momentum(50, options) == pytest.approx(0.95)
+    assert teacher_momentum(100, options) == pytest.approx(1.0)
+    assert teacher_momentum(50, dataclasses.replace(options, final_momentum=None)) == 0.9
+
+
+def test_encoders_of_chosen_steps_and_pictures_stay(anatomy, tmp_path):
+    pretrain(make_options(anatomy, tmp_path, keep_every=2, picture_every=3, steps=4), draw_predictions)
+    kept = sorted(path.name for path in tmp_path.glob("encoder*"))
+    assert kept == ["encoder.safetensors", "encoder_0000002.safetensors", "encoder_0000004.safetensors"]
+    assert read_encoder_file(tmp_path / "encoder_0000002.safetensors").trained_by["steps"] == 2
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["step_0000003.png"]
+
+
+def test_training_starts_from_the_weights_of_a_file(anatomy, finished, tmp_path, capsys):
+    """A run of no learning keeps them."""
+    path = Path(finished.output) / "encoder.safetensors"
+    pretrain(make_options(anatomy, tmp_path, encoder=str(path), lr=1e-12, steps=1))
+    assert "tensors matched" in capsys.readouterr().out
+    first, second = (create_encoder(finished.backbone, 3).requires_grad_(False) for _ in range(2))
+    load_encoder(first, path)
+    load_encoder(second, tmp_path / "encoder.safetensors")
+    for name, value in first.named_parameters():
+        torch.testing.assert_close(value, second.get_parameter(name), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"directions": "both", "inter_volume": False, "batch": 1, "extent": "whole"},
+        {"objective": "softmax", "grid_z": 2, "slices": 1, "appearance": 1.0},
+        {"shared_backbone": True, "negatives": "log", "backbone": "resnet10_3d"},
+        {"micro_batch": 16},
+    ],
+    ids=["v1", "plus", "large", "micro-batches"],
+)
+def test_every_method_trains_and_exports(anatomy, tmp_path, changes):
+    pretrain(make_options(anatomy, tmp_path, steps=2, log_every=2, save_every=2, **changes))
+    rows = read_metrics(tmp_path)
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+    assert "cross_placing" in rows[-1]
+    assert read_encoder_file(tmp_path / "encoder.safetensors").in_channels == 3
