@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo study test fuzz offline test-gpu test-lowest lint clean
+.PHONY: demo study test test-all fuzz offline test-gpu test-lowest lint clean
 
 demo: $(READY)
 	python -m src.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
@@ -25,6 +25,10 @@ study: $(READY)
 	python benchmarks/classifier_study.py --work data/cls_study --jobs 2 --json data/cls_study/classifier.json
 
 test: $(READY)
+	python -m pytest -n 2 --dist loadfile -m 'not slow and not fuzz and not offline and not gpu'
+
+# What `make test` leaves out as well: torchrun, killed runs, trainings of studies.
+test-all: $(READY)
 	python -m pytest -n 2 --dist loadfile
 
 # Damaged DICOM files of every kind in every transfer syntax: under a minute on two cores.

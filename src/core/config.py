@@ -8,6 +8,7 @@ mistake is one line.
 import dataclasses
 import difflib
 import json
+import operator
 import re
 import sys
 import typing
@@ -43,7 +44,7 @@ class _Parser(ArgumentParser):
     def format_help(self) -> str:
         text = super().format_help()
         for name in self.field_types:
-            text = text.replace(f"--{name}", f"--{name.replace('_', '-')}")
+            text = text.replace(f"--{name}", option_flag(name))
         return text
 
     def error(self, message: str, exception: Exception | None = None) -> typing.NoReturn:
@@ -79,11 +80,43 @@ def parse_options(
     namespace = parser.parse_args(arguments)
     missing = [name for name, field in fields.items() if _required(field) and namespace.get(name) is None]
     if missing:
-        raise UserError(f"option --{missing[0].replace('_', '-')} is required (see {prog} --help)")
+        raise UserError(f"option {option_flag(missing[0])} is required (see {prog} --help)")
     try:
         return cls(**{name: namespace.get(name) for name in fields})
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def option_flag(name: str) -> str:
+    """A field's name as it is typed: `warmup_epochs` -> `--warmup-epochs`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_range(
+    options: Any,
+    *names: str,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """For `__post_init__`: every option of `names` lies within the bounds. NaN lies within none.
+
+    Raises:
+        ValueError: one does not; the message names it as it is typed.
+    """
+    bounds = (
+        ("above", above, operator.gt),
+        ("at least", at_least, operator.ge),
+        ("below", below, operator.lt),
+        ("at most", at_most, operator.le),
+    )
+    given = [(words, bound, holds) for words, bound, holds in bounds if bound is not None]
+    for name in names:
+        value = getattr(options, name)
+        if not all(holds(value, bound) for _, bound, holds in given):
+            wanted = " and ".join(f"{words} {bound:g}" for words, bound, _ in given)
+            raise ValueError(f"option {option_flag(name)} must be {wanted}, got {value}")
 
 
 def save_options(options: Any, path: str | Path) -> None:
@@ -143,7 +176,7 @@ def _split_arguments(argv: list[str], cls: type) -> dict[str, list[str]]:
         else:
             given[current].append(token)
     for name, values in given.items():
-        flag = "--" + name.replace("_", "-")
+        flag = option_flag(name)
         if not values and _is_bool(cls, name):
             values.append("true")
         if not values:
@@ -180,7 +213,7 @@ def _explain(message: str, types: dict[str, Any]) -> str:
     values = re.findall(r"(?:Got|Given) value: (.*)", message)
     if named and values and named[1] in types:
         expected = " or ".join(_describe(kind) for kind in _alternatives(types[named[1]]))
-        return f"option --{named[1].replace('_', '-')}: expected {expected}, got {values[0]!r}"
+        return f"option {option_flag(named[1])}: expected {expected}, got {values[0]!r}"
     return " ".join(message.split())
 
 

@@ -1,11 +1,13 @@
 """Options: presets first, command line last, exact names, one line for every mistake."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from src.core.config import parse_options, save_options
+from src.core.config import check_range, parse_options, save_options
 from src.core.errors import UserError
 
 
@@ -123,3 +125,21 @@ def test_help_shows_every_option_as_it_is_typed(capsys):
     assert stopped.value.code == 0
     assert "--test-patients" in text and "_" not in text.split("options:")[1].replace("TEST_PATIENTS", "")
     assert "Channels, in order." in text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "value", "message"),
+    [
+        ({"above": 0}, 0.0, "option --size-mm must be above 0, got 0.0"),
+        ({"above": 0}, float("nan"), "option --size-mm must be above 0, got nan"),
+        ({"at_least": 0, "below": 1}, 1.0, "option --size-mm must be at least 0 and below 1, got 1.0"),
+        ({"at_least": 0, "at_most": 1}, -0.5, "option --size-mm must be at least 0 and at most 1, got -0.5"),
+    ],
+)
+def test_check_range_names_the_option_and_its_bounds(bounds, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_range(SimpleNamespace(size_mm=value), "size_mm", **bounds)
+
+
+def test_check_range_accepts_values_on_closed_bounds():
+    check_range(SimpleNamespace(low=0, high=1), "low", "high", at_least=0, at_most=1)
