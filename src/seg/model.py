@@ -1,4 +1,4 @@
-"""Two sub-networks that segment the same slice: the pair that learns together and answers as one."""
+"""The pair of sub-networks that segment a slice: trained together, their probabilities averaged."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ CLASSES = len(ORGANS) + 1
 
 EMBEDDING_STRIDE = 4
 EMBEDDED = slice(EMBEDDING_STRIDE // 2, None, EMBEDDING_STRIDE)
-"""Rows and columns whose pixels have features: neighbours tell the same, and memory is short."""
+"""Rows and columns whose pixels have features; features of all pixels would take 16 times the memory."""
 
 _UNET = MappingProxyType({"decoder_channels": (256, 128, 64, 32, 16)})
 _CHANNELS = MappingProxyType(
@@ -43,7 +43,7 @@ _CHANNELS = MappingProxyType(
         "linknet": {},  # takes those of its encoder
     }
 )
-"""The library's own channels of every decoder, by the name of its argument."""
+"""The library's default channels of every decoder, by the name of its argument."""
 
 _PAD_TO = 32
 """Encoders halve the image five times."""
@@ -51,16 +51,16 @@ _PAD_TO = 32
 
 @dataclass(frozen=True)
 class SegmenterSpec:
-    """All that is needed to build a pair again and to feed it as it was trained."""
+    """Everything needed to rebuild a pair and to feed it as in training."""
 
     backbones: tuple[str, str]
     decoders: tuple[str, str]
     decoder_width: float
-    """channels of the decoders, over the library's own"""
+    """channels of the decoders, relative to the library's defaults"""
     windows: tuple[str, ...]
     """CT windows of each slice"""
     slices: int
-    """adjacent slices seen together; input channels are slices x windows, the windows of a slice together"""
+    """adjacent slices in the input; its channels are slices x windows, the windows of a slice together"""
     size: int
     """side of the prepared slices in pixels"""
     means: tuple[tuple[float, ...], tuple[float, ...]]
@@ -72,20 +72,21 @@ class SegmenterSpec:
         return self.slices * len(self.windows)
 
 
-class Answer(NamedTuple):
-    """What one sub-network says of a batch."""
+class SliceOutput(NamedTuple):
+    """Output of one sub-network for a batch of slices."""
 
     logits: Tensor
     """(B, CLASSES, H, W)"""
     embedding: Tensor | None
-    """(B, E, h, w) features of the pixels [..., EMBEDDED, EMBEDDED], where the pair has them"""
+    """(B, E, h, w) features of the pixels [..., EMBEDDED, EMBEDDED], in training with a projection"""
 
 
 class SubNetwork(nn.Module):
     """An encoder and a decoder: uint8 slices to logits, and to pixel features if `embedding` is above 0.
 
     Args:
-        mean: per window; shared by all slices.
+        width: channels of the decoder, relative to the library's defaults.
+        mean, std: per window, of grey levels scaled to 0..1; the same for all slices of an input.
     """
 
     def __init__(
@@ -110,15 +111,15 @@ class SubNetwork(nn.Module):
         self.set_greys(mean, std)
 
     def set_greys(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Feed it with grey levels (scaled to 0..1) less `mean`, over `std`; both per window."""
+        """Normalise grey levels (scaled to 0..1) by `mean` and `std`, both per window."""
         self.mean, self.std = (torch.tensor(each * self.slices).view(1, -1, 1, 1) for each in (mean, std))
 
-    def forward(self, images: Tensor) -> Answer:
+    def forward(self, images: Tensor) -> SliceOutput:
         """uint8 (B, H, W, slices * windows) of any size."""
         height, width = images.shape[1:3]
         pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        # behind the right and lower edge, so that pixels keep their place
+        # at the right and lower edge, so that pixels keep their coordinates
         pixels = F.pad(pixels, (0, -width % _PAD_TO, 0, -height % _PAD_TO), mode="replicate")
         decoded = self.net.decoder(self.net.encoder(pixels))
         logits = self.net.segmentation_head(decoded)[..., :height, :width]
@@ -128,13 +129,14 @@ class SubNetwork(nn.Module):
             features = decoded[..., stride // 2 :: stride, stride // 2 :: stride]
             rows, columns = (len(range(side)[EMBEDDED]) for side in (height, width))
             embedding = self.projection(features[..., :rows, :columns])
-        return Answer(logits, embedding)
+        return SliceOutput(logits, embedding)
 
 
 class SegmenterPair(nn.Module):
-    """Sub-networks A and B of different kind.
+    """Sub-networks A and B, of different architectures.
 
     Args:
+        pretrained: start from timm's ImageNet weights.
         embedding: width of the pixel features for the contrast; 0 for none.
     """
 
@@ -147,12 +149,12 @@ class SegmenterPair(nn.Module):
             )
         )
 
-    def forward(self, images_a: Tensor, images_b: Tensor) -> tuple[Answer, Answer]:
-        """Both answers to uint8 (B, H, W, C); training shows A and B other appearances of the same slices."""
+    def forward(self, images_a: Tensor, images_b: Tensor) -> tuple[SliceOutput, SliceOutput]:
+        """Outputs of A and B for uint8 (B, H, W, C); in training each sees its own appearance of a slice."""
         return self.a(images_a), self.b(images_b)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Mean of both softmax, (B, CLASSES, H, W)."""
+        """Mean of the two softmax, (B, CLASSES, H, W)."""
         a, b = self(images, images)
         return (a.logits.float().softmax(1) + b.logits.float().softmax(1)) / 2
 
@@ -164,16 +166,16 @@ def predict_masks(pair: SegmenterPair, images: Tensor) -> Tensor:
 
 
 def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None:
-    """Make sure that both sub-networks take slices of the spec's size, before long work begins.
+    """Try both sub-networks on a slice of the spec's size, before a long run.
 
     Args:
         batch: slices of a training step in this process. Some decoders pool to one pixel and normalise it by
-            the statistics of the batch, which one slice has not.
+            the statistics of the batch, which need more than one slice.
 
     Raises:
-        UserError: one does not (some decoders pool deeper than small slices allow).
+        UserError: one fails (some decoders pool deeper than small slices allow).
     """
-    # a copy: what a network normalises by changes with every slice that it sees in training
+    # on copies: running statistics of normalisation layers change with every training slice
     trials = [(copy.deepcopy(pair).eval(), f"take images of {spec.size} px", "prepare larger ones")]
     if batch == 1:
         trials.append((copy.deepcopy(pair).train(), "learn from one slice a step", "raise --batch"))
@@ -191,12 +193,12 @@ def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None
 
 
 def default_greys(windows: tuple[str, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that a network is fed with where its first weights name no others."""
+    """Mean and standard deviation per window, where the first weights of a network record no others."""
     return (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
 
 
 def save_segmenter(path: str | Path, pair: SegmenterPair, spec: SegmenterSpec, **about: Any) -> None:
-    """Write a pair without its projections, with the spec and what else is told of the run, by one rename."""
+    """Write a pair without its projections, with its spec and `about` (JSON) as metadata, by one rename."""
     metadata = {"spec": json.dumps(asdict(spec)), "about": json.dumps(about)}
     tensors = {
         name: tensor.detach().cpu().contiguous()
@@ -208,7 +210,7 @@ def save_segmenter(path: str | Path, pair: SegmenterPair, spec: SegmenterSpec, *
 
 
 def find_segmenter(path: Path) -> Path:
-    """The file of a trained pair: the one in a run folder, or the one that is named."""
+    """The file of a trained pair: `path` itself, or the one in a run folder."""
     return path / MODEL if path.is_dir() else path
 
 
@@ -216,7 +218,7 @@ def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:
     """Rebuild a trained pair on the CPU, in evaluation mode.
 
     Raises:
-        UserError: there is no such file, or it is no pair of this kit.
+        UserError: there is no such file, or it holds no pair.
     """
     path = Path(path)
     if not path.is_file():
@@ -244,7 +246,7 @@ def _create_net(backbone: str, decoder: str, width: float, channels: int, pretra
     """A network of segmentation_models_pytorch on a timm backbone.
 
     Raises:
-        UserError: timm has no such backbone, its weights cannot be had, or the decoder cannot stand on it.
+        UserError: timm has no such backbone, its weights cannot be loaded, or the decoder does not fit it.
     """
     if not timm.is_model(backbone):
         close = timm.list_models(f"*{backbone.split('_')[0]}*")[:3]
@@ -267,7 +269,7 @@ def _create_net(backbone: str, decoder: str, width: float, channels: int, pretra
 
 
 def _scale(channels: int | tuple[int, ...], width: float) -> int | tuple[int, ...]:
-    """Channels times `width`, in eights: at least 8."""
+    """Channels times `width`, as a multiple of 8, at least 8."""
     if isinstance(channels, tuple):
         return tuple(_scale(each, width) for each in channels)
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))

@@ -10,7 +10,7 @@ from src.seg.dataset import SliceBatch
 from src.seg.losses import label_loss, verification_loss
 from src.seg.options import SegOptions
 from src.seg.state import TrainingState
-from src.seg.unlabelled import MixedBatch, mix_and_ask, unlabelled_terms
+from src.seg.unlabelled import MixedBatch, mix_unlabelled, unlabelled_terms
 
 
 class StepResult(NamedTuple):
@@ -39,7 +39,7 @@ def take_step(state: TrainingState, batch: SliceBatch, options: SegOptions, runt
     if options.uses_unlabelled:
         weak = batch.weak[labelled:].to(runtime.device, non_blocking=True)  # (U, H, W, C)
         with runtime.autocast():
-            mixed = mix_and_ask(state.ema.module, strong, weak, labels, options.mix)
+            mixed = mix_unlabelled(state.ema.module, strong, weak, labels, options.mix)
         strong = mixed.strong
     with runtime.autocast():
         pair = state.pair(strong[:, 0], strong[:, 1])

@@ -1,8 +1,10 @@
-"""What unlabelled slices teach: labels of the averaged weights, and the contrast of uncertain pixels.
+"""What the pair learns from unlabelled slices: pseudo-labels of the EMA weights, and a contrast of pixels.
 
-The averaged weights see a slice as it is. The networks that learn see it with other contrast, sharpness and
-noise, and with a rectangle of another slice in it: a network that had to repeat its own answers to the same
-picture would have nothing to learn.
+The EMA weights see the unchanged slices. The networks in training see them with changed contrast, sharpness
+and noise, and with a rectangle of another slice pasted in: a network that only had to repeat its own
+predictions on the same image would learn nothing. The rectangles follow CutMix (arXiv 1905.04899; for
+semi-supervised segmentation arXiv 1906.01916) and bidirectional copy-paste (arXiv 2305.00673, which also
+pastes labelled into unlabelled slices).
 """
 
 import math
@@ -13,57 +15,108 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.seg.losses import class_prototypes, pixel_loss, prototype_contrast, pseudo_labels, reliable_pixels
-from src.seg.mixing import draw_patches, paste
-from src.seg.model import CLASSES, EMBEDDED, Answer, SegmenterPair
+from src.seg.model import CLASSES, EMBEDDED, SegmenterPair, SliceOutput
 from src.seg.options import SegOptions
+
+PATCH_AREA = (0.1, 0.5)
+"""Smallest and largest share of a slice that a rectangle covers."""
+
+_LARGEST_ASPECT = 2.0
+
+
+class Patch(NamedTuple):
+    """A rectangle that is copied from one slice of the batch into another, at the same place."""
+
+    target: int
+    """row of the batch that receives it"""
+    source: int
+    """row of the batch that it is copied from"""
+    rows: slice
+    columns: slice
 
 
 class MixedBatch(NamedTuple):
-    """The slices as the pair is to see them, and what it is to be taught about those without labels."""
+    """Slices with rectangles pasted in, and the targets of the unlabelled ones."""
 
     strong: Tensor
     """uint8 (B, 2, H, W, C), labelled slices first"""
     targets: tuple[Tensor, Tensor]
-    """of A and of B of the EMA teacher: probabilities (U, CLASSES, H, W); true labels where those were
-    pasted"""
+    """of A's and of B's EMA weights: probabilities (U, CLASSES, H, W); true labels in rectangles from
+    labelled slices"""
 
 
 @torch.no_grad()
-def mix_and_ask(
-    ema_teacher: SegmenterPair, strong: Tensor, weak: Tensor, labels: Tensor, mix: float
+def mix_unlabelled(
+    ema_pair: SegmenterPair, strong: Tensor, weak: Tensor, labels: Tensor, probability: float
 ) -> MixedBatch:
-    """Ask the averaged weights about unlabelled slices, and mix slices.
+    """Predict the unlabelled slices with the EMA weights, then paste rectangles into slices and targets.
 
     Args:
         strong: uint8 (B, 2, H, W, C), labelled slices first.
-        weak: uint8 (U, H, W, C), the unlabelled slices as they are.
+        weak: uint8 (U, H, W, C), the unlabelled slices with their appearance unchanged.
         labels: int64 (L, H, W) of the labelled slices.
-        mix: probability that an unlabelled slice takes a rectangle from another slice of the batch.
+        probability: that an unlabelled slice receives a rectangle from another slice of the batch.
     """
-    answers = ema_teacher.eval()(weak, weak)
+    predicted = ema_pair.eval()(weak, weak)
     truth = F.one_hot(labels, CLASSES).movedim(-1, 1).float()
-    patches = draw_patches(len(strong), len(labels), tuple(strong.shape[2:4]), mix)
+    patches = draw_patches(len(strong), len(labels), tuple(strong.shape[2:4]), probability)
     targets = (
-        paste(torch.cat([truth, answer.logits.float().softmax(1)]), patches)[len(labels) :]
-        for answer in answers
+        paste(torch.cat([truth, output.logits.float().softmax(1)]), patches)[len(labels) :]
+        for output in predicted
     )
     mixed = paste(strong.movedim(-1, 2), patches).movedim(2, -1)  # pasted along its last two axes
     return MixedBatch(mixed, tuple(targets))
 
 
+def draw_patches(batch: int, labelled: int, shape: tuple[int, int], probability: float) -> list[Patch]:
+    """Draw, for each unlabelled slice and with a probability, a rectangle of any other slice of the batch.
+
+    The draws come from torch's CPU generator, so they are the same on every device.
+
+    Args:
+        batch: number of slices; the first `labelled` of them are labelled and receive no rectangle.
+        shape: height and width of a slice.
+    """
+    patches = []
+    for target in range(labelled, batch):
+        chance, area, aspect, top, left = torch.rand(5).tolist()
+        source = int(torch.randint(batch, ()))
+        if chance >= probability or source == target:
+            continue
+        share = PATCH_AREA[0] + area * (PATCH_AREA[1] - PATCH_AREA[0])
+        stretch = _LARGEST_ASPECT ** (2 * aspect - 1)
+        sides = (math.sqrt(share * stretch), math.sqrt(share / stretch))
+        spans = []
+        for side, length, begin in zip(sides, shape, (top, left), strict=True):
+            pixels = max(1, min(length, round(side * length)))
+            first = int(begin * (length - pixels + 1))
+            spans.append(slice(first, first + pixels))
+        patches.append(Patch(target, source, *spans))
+    return patches
+
+
+def paste(rows: Tensor, patches: list[Patch]) -> Tensor:
+    """Copy a batch (B, ..., H, W) and paste every patch into the copy, from the batch as it was."""
+    pasted = rows.clone()
+    for patch in patches:
+        place = (..., patch.rows, patch.columns)
+        pasted[patch.target][place] = rows[patch.source][place]
+    return pasted
+
+
 def unlabelled_terms(
-    pair: tuple[Answer, Answer],
+    pair: tuple[SliceOutput, SliceOutput],
     batch: MixedBatch,
     labels: Tensor,
     teaching: int,
     step: int,
     options: SegOptions,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The terms of the unlabelled slices, with their weights, and what is to be watched.
+    """The weighted loss terms of the unlabelled slices, and shares of pixels to log.
 
     Args:
-        pair: answers to `batch.strong`.
-        labels: int64 (L, H, W), true of the labelled slices, which stand first.
+        pair: outputs of A and B for `batch.strong`.
+        labels: int64 (L, H, W) of the labelled slices, which come first in the batch.
         teaching: 0 or 1, the sub-network with the lower supervised loss on this batch.
         step: optimiser steps done.
     """
@@ -74,18 +127,18 @@ def unlabelled_terms(
     terms = {}
     if options.pseudo:
         pseudo = pseudo_labels(targets[teaching], reliable)
-        # no Dice: it rewards answers that are a little too large, and being taught them adds up
+        # no Dice: it rewards predictions that are slightly too large, and as pseudo-labels these add up
         terms["pseudo"] = options.pseudo * ramp * pixel_loss(pair[1 - teaching].logits[labelled:], pseudo)
     if options.contrast:
-        # the labelled slices vouch for the prototypes, too: their classes are known
+        # labelled slices contribute to the prototypes with their true classes
         classes = torch.cat([labels, (targets[0] + targets[1]).argmax(1)])[:, EMBEDDED, EMBEDDED]
         is_reliable = torch.cat([torch.ones_like(labels, dtype=torch.bool), reliable])
         is_reliable = is_reliable[:, EMBEDDED, EMBEDDED]
         contrasts = []
-        for answer in pair:
-            prototypes = class_prototypes(answer.embedding, classes, is_reliable, CLASSES)
+        for output in pair:
+            prototypes = class_prototypes(output.embedding, classes, is_reliable, CLASSES)
             contrasts.append(
-                prototype_contrast(answer.embedding, classes, ~is_reliable, prototypes, options.temperature)
+                prototype_contrast(output.embedding, classes, ~is_reliable, prototypes, options.temperature)
             )
         terms["contrast"] = options.contrast * ramp * (contrasts[0] + contrasts[1])
     organ = (targets[teaching].argmax(1) > 0).float().mean()

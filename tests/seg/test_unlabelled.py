@@ -1,12 +1,11 @@
-"""Rectangles that unlabelled slices take from others, with what is taught there."""
+"""Rectangles pasted into unlabelled slices, and the targets that go with them."""
 
 import pytest
 import torch
 
 from src.core.runtime import torch_seed
-from src.seg.mixing import AREA, Patch, draw_patches, paste
-from src.seg.model import CLASSES, Answer
-from src.seg.unlabelled import mix_and_ask
+from src.seg.model import CLASSES, SliceOutput
+from src.seg.unlabelled import PATCH_AREA, Patch, draw_patches, mix_unlabelled, paste
 
 SHAPE = (40, 60)
 
@@ -19,34 +18,31 @@ def draw(probability: float = 1.0, batch: int = 8, labelled: int = 3, seeds: int
     return patches
 
 
-def test_unlabelled_slices_take_and_any_other_slice_lends():
+def test_draw_patches_targets_unlabelled_slices_and_copies_from_any_other():
     patches = draw()
     assert {patch.target for patch in patches} == {3, 4, 5, 6, 7}
     assert {patch.source for patch in patches} == set(range(8))
     assert all(patch.source != patch.target for patch in patches)
-
-
-def test_rectangles_lie_inside_and_cover_the_share_they_should():
-    for patch in draw():
+    for patch in patches:
         height, width = (span.stop - span.start for span in (patch.rows, patch.columns))
         assert patch.rows.start >= 0 and patch.rows.stop <= SHAPE[0]
         assert patch.columns.start >= 0 and patch.columns.stop <= SHAPE[1]
         share = height * width / (SHAPE[0] * SHAPE[1])
-        assert AREA[0] - 0.02 < share < AREA[1] + 0.02
+        assert PATCH_AREA[0] - 0.02 < share < PATCH_AREA[1] + 0.02
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5])
-def test_as_many_take_one_as_asked_for(probability):
+def test_draw_patches_keeps_the_probability_and_repeats_with_the_seed(probability):
     expected = probability * 5 * 60 * 7 / 8  # one in eight draws is the slice itself
     assert len(draw(probability)) == pytest.approx(expected, rel=0.15)
+    assert draw(probability, seeds=3) == draw(probability, seeds=3)
 
 
-def test_patches_follow_from_the_seed_and_what_is_pasted_is_what_was_there():
-    assert draw(seeds=3) == draw(seeds=3)
+def test_paste_copies_from_the_batch_as_it_was():
     rows = torch.arange(8).view(8, 1, 1).expand(8, *SHAPE).clone()
     patches = [
         Patch(5, 1, slice(0, 10), slice(0, 10)),
-        Patch(6, 5, slice(5, 20), slice(5, 20)),  # of slice 5 as it was before it took its own
+        Patch(6, 5, slice(5, 20), slice(5, 20)),  # of slice 5 before its own rectangle
     ]
     pasted = paste(rows, patches)
     assert (pasted[5, :10, :10] == 1).all() and (pasted[5, 10:] == 5).all()
@@ -54,27 +50,27 @@ def test_patches_follow_from_the_seed_and_what_is_pasted_is_what_was_there():
     assert torch.equal(pasted[:5], rows[:5]) and torch.equal(rows[5], torch.full(SHAPE, 5))
 
 
-class _Averaged(torch.nn.Module):
-    """Is sure of the class that a slice's grey names."""
+class GreyPair(torch.nn.Module):
+    """Predicts for each pixel the class of its grey level."""
 
     def forward(self, images_a, images_b):
         logits = torch.nn.functional.one_hot(images_a[..., 0].long(), CLASSES).movedim(-1, 1) * 50.0
-        return Answer(logits, None), Answer(logits, None)
+        return SliceOutput(logits, None), SliceOutput(logits, None)
 
 
-def test_views_and_what_is_taught_take_the_same_rectangle_from_the_same_slice():
+def test_mix_unlabelled_pastes_the_same_rectangle_into_slices_and_targets():
     labels = torch.full((2, *SHAPE), 1)
     weak = torch.stack([torch.full((*SHAPE, 1), grey, dtype=torch.uint8) for grey in (2, 3, 4)])
     strong = torch.cat([torch.ones(2, *SHAPE, 1, dtype=torch.uint8), weak])[:, None].expand(5, 2, *SHAPE, 1)
     mixed_slices = 0
     for seed in range(10):
         with torch_seed(seed):
-            mixed = mix_and_ask(_Averaged(), strong, weak, labels, mix=1.0)
+            mixed = mix_unlabelled(GreyPair(), strong, weak, labels, probability=1.0)
         assert torch.equal(mixed.strong[:2], strong[:2])  # labelled slices stay as they are
         for target in mixed.targets:
             assert torch.equal(target.argmax(1), mixed.strong[2:, 0, ..., 0].long())
             assert torch.equal(target.argmax(1), mixed.strong[2:, 1, ..., 0].long())
         mixed_slices += sum(len(slice_.unique()) == 2 for slice_ in mixed.strong[2:, 0])
     assert mixed_slices > 15
-    unmixed = mix_and_ask(_Averaged(), strong, weak, labels, mix=0.0)
+    unmixed = mix_unlabelled(GreyPair(), strong, weak, labels, probability=0.0)
     assert torch.equal(unmixed.strong, strong)
