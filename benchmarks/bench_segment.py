@@ -160,7 +160,7 @@ def compare_memory(options: BenchOptions, phantom: Path, folder: Path) -> dict[s
 def build_forward(options: BenchOptions, dataset: PreparedDataset) -> Callable[[], Any]:
     """The pair on the batches of all series, already on the device."""
     pair, spec, runtime = build_pair(options, dataset.size)
-    stream = SliceStream(dataset, dataset.series, window_places(dataset), spec.slices, BATCH)
+    stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
     batches = [with_neighbours(part, runtime.device) for part in stream.read(0)]
 
     def forward() -> None:
@@ -190,14 +190,14 @@ def build_whole(
 
 def build_read(dataset: PreparedDataset) -> Callable[[], Any]:
     """Decoding of all series, in this process."""
-    stream = SliceStream(dataset, dataset.series, window_places(dataset), SLICES, BATCH)
+    stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), SLICES, BATCH)
     return lambda: deque(stream.read(0), maxlen=0)
 
 
 def build_write(options: BenchOptions, dataset: PreparedDataset, output: Path) -> Callable[[], Any]:
     """All that is done with masks once they are predicted."""
     pair, spec, runtime = build_pair(options, dataset.size)
-    stream = SliceStream(dataset, dataset.series, window_places(dataset), spec.slices, BATCH)
+    stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
     parts = list(stream.read(0))
     masks = [predict_masks(pair, with_neighbours(part, runtime.device)).cpu().numpy() for part in parts]
     numbers = count()
@@ -219,10 +219,6 @@ def build_pair(options: BenchOptions, size: int) -> tuple[SegmenterPair, Segment
     with torch_seed(0):
         pair = OrganPair(spec).eval().to(runtime.device, memory_format=torch.channels_last)
     return pair, spec, runtime
-
-
-def window_places(dataset: PreparedDataset) -> list[int]:
-    return [dataset.windows.index(name) for name in WINDOWS]
 
 
 def draw_organs(size: int) -> np.ndarray:

@@ -176,7 +176,7 @@ def _measure_series(prepared: PreparedDataset, row) -> tuple[pd.DataFrame, pd.Da
     measures = OrganMeasures()
     for index in range(row.slices):
         measures.add(prepared.read_masks(row.patient_id, row.series_id, [index])[0])
-    z_mm = prepared.read_slice_table(row.patient_id, row.series_id)["z_mm"].to_numpy()
+    z_mm = prepared.z_mm(row.patient_id, row.series_id)
     ids = {"patient_id": row.patient_id, "series_id": row.series_id}
     organs = measures.organs(row.pixel_mm, z_mm, row.spacing_z_mm).assign(**ids)
     return organs, measures.areas(row.pixel_mm, z_mm).assign(**ids)

@@ -59,9 +59,6 @@ class StackReader:
         self, prepared: PreparedDataset, organs: OrganIndex | None, packed: PackedSlices | None = None
     ) -> None:
         self.prepared, self.organs, self.packed = prepared, organs, packed
-        series = prepared.series
-        keys = zip(series["patient_id"], series["series_id"], strict=True)
-        self._counts = dict(zip(keys, series["slices"], strict=True))
 
     def read(self, key: Key, view: StackView, offset: float, with_organs: bool = False) -> Stack:
         """The stack of a series.
@@ -77,9 +74,9 @@ class StackReader:
         if self.packed is not None:
             images = self.packed.read(key, plan.wanted)
         else:
-            windows = [self.prepared.windows.index(name) for name in view.windows]
             folder = image_folder(self.prepared.folder, *key)
-            images = read_windows(folder, plan.wanted, self.prepared.size, windows)
+            channels = self.prepared.channels(view.windows)
+            images = read_windows(folder, plan.wanted, self.prepared.size, channels)
         maps = None
         if with_organs or view.mask_channels:
             maps = np.zeros((view.slices, self.prepared.size, self.prepared.size), np.uint8)
@@ -96,8 +93,8 @@ class StackReader:
     def _positions(self, key: Key, view: StackView) -> np.ndarray:
         """In mm; where no distance counts, a table is not read for them."""
         if view.spacing_mm or view.neighbour_mm:
-            return self.prepared.read_slice_table(*key)["z_mm"].to_numpy()
-        return -np.arange(self._counts[key], dtype=np.float64)
+            return self.prepared.z_mm(*key)
+        return -np.arange(self.prepared.slice_counts[key], dtype=np.float64)
 
 
 def cut_stack(

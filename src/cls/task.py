@@ -168,11 +168,7 @@ def _describe_model(
 def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: tuple[str, ...]) -> StackView:
     prepared = inputs.prepared
     windows = options.windows or prepared.windows
-    absent = [name for name in windows if name not in prepared.windows]
-    if absent:
-        raise UserError(
-            f"--windows {absent[0]} is not among those of {prepared.folder}: {' '.join(prepared.windows)}"
-        )
+    prepared.channels(windows)  # refuses one that is not prepared
     if options.in_plane == "body" and options.crop > prepared.size:
         raise UserError(
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"

@@ -29,16 +29,12 @@ class PackedSlices:
 
     def __init__(self, prepared: PreparedDataset, windows: Sequence[str], folder: Path) -> None:
         self.prepared = prepared
-        self.places = [prepared.windows.index(name) for name in windows]
+        self.channels = prepared.channels(windows)
         digest = hashlib.sha256((prepared.folder / "dataset.json").read_bytes())
         digest.update(prepared.series.to_csv(index=False).encode())
         digest.update(str((prepared.folder / "series.csv").stat().st_mtime_ns).encode())
         digest.update(repr((str(prepared.folder.absolute()), *windows)).encode())
         self.folder = folder / digest.hexdigest()[:16]
-        self.slices = {
-            (row.patient_id, row.series_id): int(row.slices)
-            for row in prepared.series.itertuples(index=False)
-        }
 
     def read(self, key: tuple[str, str], indices: Sequence[int]) -> np.ndarray:
         """uint8 (len(indices), size, size, windows).
@@ -53,13 +49,13 @@ class PackedSlices:
 
     def _pack(self, key: tuple[str, str], path: Path) -> None:
         size, source = self.prepared.size, image_folder(self.prepared.folder, *key)
-        shape = (self.slices[key], size, size, len(self.places))
+        shape = (self.prepared.slice_counts[key], size, size, len(self.channels))
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         try:
             # not through a map: a full disk would end the process
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for index in range(shape[0]):
-                    file.write(read_windows(source, [index], size, self.places).tobytes())
+                    file.write(read_windows(source, [index], size, self.channels).tobytes())
         except OSError as error:
             raise UserError(f"cannot write the cache {path}: {error.strerror}") from None

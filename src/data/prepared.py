@@ -12,6 +12,7 @@ Slices run from head to feet, the patient's left is on the image's right, the fr
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -73,10 +74,36 @@ class PreparedDataset:
         folder = image_folder(self.folder, patient_id, series_id)
         return read_slices(folder, indices, self.size, len(self.windows))
 
+    @cached_property
+    def slice_counts(self) -> dict[tuple[str, str], int]:
+        """Slices of every usable series, by (patient_id, series_id)."""
+        keys = zip(self.series["patient_id"], self.series["series_id"], strict=True)
+        return dict(zip(keys, self.series["slices"].tolist(), strict=True))
+
+    def channels(self, windows: Sequence[str]) -> tuple[int, ...]:
+        """The channel of each of these windows in the stored images.
+
+        Raises:
+            UserError: the data set was prepared without one of them.
+        """
+        return find_channels(self.folder, self.windows, windows)
+
     def read_slice_table(self, patient_id: str, series_id: str) -> pd.DataFrame:
-        """A row a slice: index, instance_number, z_mm (head positive), source (file name)."""
+        """One row per slice: index, instance_number, z_mm (head positive), source (file name)."""
         folder = image_folder(self.folder, patient_id, series_id)
         return read_exact(folder / "slices.csv", dtype={"source": str})
+
+    def z_mm(self, patient_id: str, series_id: str) -> np.ndarray:
+        """Positions of the slices of a usable series, float64 (slices,), falling from head to feet.
+
+        These are the positions of the prepared slices: the spacing in series.csv is the source's, and
+        preparation may have kept only some of its slices.
+
+        Raises:
+            UserError: slices.csv is missing, damaged, or does not fit the series.
+        """
+        key = (patient_id, series_id)
+        return read_z_mm(image_folder(self.folder, *key), self.slice_counts[key])
 
     def has_masks(self, patient_id: str, series_id: str) -> bool:
         return mask_folder(self.folder, patient_id, series_id).is_dir()
@@ -96,6 +123,33 @@ def image_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
 
 def mask_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
     return dataset / "masks" / patient_id / series_id
+
+
+def find_channels(folder: Path, prepared: Sequence[str], windows: Sequence[str]) -> tuple[int, ...]:
+    """The place of each of `windows` among the `prepared` ones of the data set in `folder`.
+
+    Raises:
+        UserError: one is not among them.
+    """
+    for name in windows:
+        if name not in prepared:
+            raise UserError(
+                f"{folder} has no window {name}; it has {' '.join(prepared)}: choose among them, or prepare "
+                "the data set with that window"
+            )
+    return tuple(prepared.index(name) for name in windows)
+
+
+def read_z_mm(folder: Path, slices: int) -> np.ndarray:
+    """Positions of the `slices` slices in a series' folder. See `PreparedDataset.z_mm`."""
+    path = folder / "slices.csv"
+    try:
+        z_mm = read_exact(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or damaged; prepare the data set again") from None
+    if len(z_mm) != slices or not (np.diff(z_mm) < 0).all():
+        raise UserError(f"{path} does not fit the {slices} slices of series.csv; prepare the data set again")
+    return z_mm
 
 
 def read_slices(folder: Path, indices: Sequence[int], size: int, channels: int) -> np.ndarray:

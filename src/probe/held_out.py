@@ -33,14 +33,11 @@ class HeldOut:
             UserError: no such set, no usable series in it, or it lacks a window.
         """
         dataset = PreparedDataset.open(folder)
-        missing = [window for window in windows if window not in dataset.windows]
-        if missing:
-            raise UserError(f"{folder} has no window {missing[0]}, which the network was trained on")
+        channels = dataset.channels(windows)
         series = dataset.series
         if series.empty:
             raise UserError(f"{folder} has no usable series")
         chosen = series["patient_id"].drop_duplicates()[:patients]
-        channels = tuple(dataset.windows.index(window) for window in windows)
         return cls(dataset, series[series["patient_id"].isin(chosen)], channels)
 
     @property

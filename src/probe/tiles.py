@@ -119,7 +119,7 @@ class Stack:
 
 def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -> Stack:
     indices = even_indices(int(row["slices"]), min(count, int(row["slices"])))
-    z_mm = held_out.dataset.read_slice_table(row["patient_id"], row["series_id"])["z_mm"].to_numpy(np.float64)
+    z_mm = held_out.dataset.z_mm(row["patient_id"], row["series_id"])
     depth, side = net.options.slices if net.is_volume else 1, GRID * net.options.tile
     voxel_mm = float(row["pixel_mm"]) * held_out.dataset.size / side
     shown = slice_neighbours(z_mm, indices, depth, voxel_mm)  # (S, T)

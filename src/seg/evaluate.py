@@ -158,10 +158,7 @@ def series_spacing_mm(
         UserError: it is not known.
     """
     row = dataset.series.set_index(IDS).loc[(patient_id, series_id)]
-    try:
-        z_mm = dataset.read_slice_table(patient_id, series_id)["z_mm"].to_numpy(np.float64)
-    except (OSError, KeyError, ValueError):
-        raise UserError(f"slices.csv of series {patient_id}/{series_id} is missing or damaged") from None
+    z_mm = dataset.z_mm(patient_id, series_id)
     along, plane = float(row["spacing_z_mm"]), float(row["pixel_mm"])
     if len(z_mm) > 1:
         along = float(np.median(np.abs(np.diff(z_mm))))

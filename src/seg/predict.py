@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.files import read_exact, whole_folder, write_table
+from src.core.files import whole_folder, write_table
 from src.core.log import progress
 from src.core.runtime import Runtime
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
 from src.data.png import read_png, write_png
-from src.data.prepared import PreparedDataset, image_folder, slice_name
+from src.data.prepared import PreparedDataset, slice_name
 from src.seg.components import ComponentScan
 from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
 from src.seg.stream import Chunk, SliceStream, with_neighbours
@@ -76,7 +76,7 @@ def segment_series(
     Yields:
         An outcome a series, in order, once it is written.
     """
-    windows = [dataset.windows.index(name) for name in spec.windows]
+    windows = dataset.channels(spec.windows)
     stream = SliceStream(dataset, series, windows, spec.slices, chunk)
     waiting: deque[Future[Outcome | None]] = deque()
     # left in reverse order: the thread has ended when the folder of an unfinished series is deleted
@@ -154,7 +154,7 @@ class MaskWriter:
 
     def _finish(self, row: pd.Series) -> None:
         """The second pass over the masks of a series: clean them up, measure what is left."""
-        z_mm = read_positions(self.dataset, row)
+        z_mm = self.dataset.z_mm(row["patient_id"], row["series_id"])
         pixel_mm, single_mm = row["pixel_mm"], row["spacing_z_mm"]
         voxel_ml = voxel_volumes_ml(pixel_mm, z_mm, single_mm)
         if not (voxel_ml > 0).all():  # nan is not
@@ -191,19 +191,3 @@ class MaskWriter:
 
 class _Unfinished(Exception):
     """Tells a series' folder that it is to vanish."""
-
-
-def read_positions(dataset: PreparedDataset, series: pd.Series) -> np.ndarray:
-    """(slices,) z_mm of a series, falling from head to feet.
-
-    Raises:
-        UserError: slices.csv is missing, damaged, or does not belong to the series.
-    """
-    path = image_folder(dataset.folder, series["patient_id"], series["series_id"]) / "slices.csv"
-    try:
-        z_mm = read_exact(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing or damaged; prepare the data set again") from None
-    if len(z_mm) != series["slices"] or not (np.diff(z_mm) < 0).all():
-        raise UserError(f"{path} does not fit the slices of series.csv; prepare the data set again")
-    return z_mm

@@ -25,7 +25,7 @@ from src.core.runtime import Runtime
 from src.data.png import write_png
 from src.data.prepared import PreparedDataset
 from src.seg.model import SegmenterSpec, find_segmenter, load_segmenter
-from src.seg.predict import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, read_positions, segment_series
+from src.seg.predict import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, segment_series
 from src.seg.segment_options import SegmentOptions
 from src.seg.sheet import mask_sheet
 from src.seg.split import read_series_list
@@ -73,9 +73,7 @@ def series_folder(output: Path, row: pd.Series) -> Path:
 
 
 def _require_fit(spec: SegmenterSpec, dataset: PreparedDataset) -> None:
-    missing = [name for name in spec.windows if name not in dataset.windows]
-    if missing:
-        raise UserError(f"{dataset.folder} has no window {missing[0]}, which the model was trained on")
+    dataset.channels(spec.windows)  # refuses one that is not prepared
     if spec.size != dataset.size:
         raise UserError(
             f"{dataset.folder} has images of {dataset.size} px, the model was trained on {spec.size} px: "
@@ -188,7 +186,7 @@ def _is_done(dataset: PreparedDataset, row: pd.Series, output: Path) -> bool:
         return False
     try:
         shown_mm = read_exact(areas, usecols=["z_mm"], dtype=float)["z_mm"]
-        z_mm = read_positions(dataset, row)
+        z_mm = dataset.z_mm(row["patient_id"], row["series_id"])
     except (UserError, ValueError):
         return False
     return len(shown_mm) == len(z_mm) and np.allclose(shown_mm, z_mm)

@@ -1,6 +1,5 @@
 """Who teaches, who is left out: every patient of the prepared sets has one part in a segmentation run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def open_data(options: SegOptions) -> SegData:
     if len(sizes) > 1:
         found = " and ".join(map(str, sorted(sizes)))
         raise UserError(f"the sets of --data have images of {found} px: prepare them with one --size")
-    windows = tuple(_find_windows(dataset, options.windows) for dataset in sets)
+    windows = tuple(dataset.channels(options.windows) for dataset in sets)
     series = pd.concat(
         [_list_series(number, dataset) for number, dataset in enumerate(sets)], ignore_index=True
     )
@@ -69,16 +68,6 @@ def open_data(options: SegOptions) -> SegData:
             "no unlabelled series for --pseudo and --contrast: give more --data, or set both to 0"
         )
     return data
-
-
-def _find_windows(dataset: PreparedDataset, wanted: Sequence[str]) -> tuple[int, ...]:
-    for name in wanted:
-        if name not in dataset.windows:
-            raise UserError(
-                f"{dataset.folder} has no window {name}; it has {' '.join(dataset.windows)} "
-                "(choose with --windows)"
-            )
-    return tuple(dataset.windows.index(name) for name in wanted)
 
 
 def _list_series(number: int, dataset: PreparedDataset) -> pd.DataFrame:

@@ -13,8 +13,14 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.files import read_exact
-from src.data.prepared import image_folder, read_description, read_series_tables, read_windows
+from src.data.prepared import (
+    find_channels,
+    image_folder,
+    read_description,
+    read_series_tables,
+    read_windows,
+    read_z_mm,
+)
 from src.voco.options import VocoOptions
 
 
@@ -35,18 +41,8 @@ class Series:
         return read_windows(self.folder, indices, self.size, self.windows)
 
     def depth_mm(self) -> np.ndarray:
-        """(slices,) distance of every slice from the first, rising.
-
-        These are the slices' own positions: the spacing in series.csv is the source's, of which preparation
-        may have left slices out.
-        """
-        path = self.folder / "slices.csv"
-        try:
-            z_mm = read_exact(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
-        except (OSError, ValueError):
-            raise UserError(f"{path} is missing or damaged; prepare the data set again") from None
-        if len(z_mm) != self.slices:
-            raise UserError(f"{path} tells of {len(z_mm)} slices, series.csv of {self.slices}: prepare again")
+        """(slices,) distance of every slice from the first, rising."""
+        z_mm = read_z_mm(self.folder, self.slices)
         return z_mm[0] - z_mm
 
 
@@ -137,13 +133,7 @@ def _open_set(
 ) -> tuple[_Set, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A set, and the columns of its usable series: patient ids, series ids, slices, pixel_mm."""
     description = read_description(folder)
-    windows = [window["name"] for window in description["windows"]]
-    for name in wanted:
-        if name not in windows:
-            raise UserError(
-                f"{folder} has no window {name}; it has {' '.join(windows)} "
-                "(choose with --windows or --set-windows)"
-            )
+    channels = find_channels(folder, [window["name"] for window in description["windows"]], wanted)
     columns = ["patient_id", "series_id", "slices", "status", *(["pixel_mm"] if needs_mm else [])]
     _, table = read_series_tables(folder, columns)
     if table.empty:
@@ -153,13 +143,7 @@ def _open_set(
         raise UserError(
             f"{folder / 'series.csv'} lacks the pixel_mm that --extent box needs; prepare the data set again"
         )
-    source = _Set(
-        folder,
-        description["size"],
-        tuple(windows.index(name) for name in wanted),
-        series=len(table),
-        repeat=repeat,
-    )
+    source = _Set(folder, description["size"], channels, series=len(table), repeat=repeat)
     patient_ids, series_ids = (_to_bytes(table[name]) for name in ("patient_id", "series_id"))
     return (
         source,

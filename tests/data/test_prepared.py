@@ -9,8 +9,9 @@ from src.core.errors import UserError
 from src.core.files import whole_folder
 from src.ct.windows import apply_windows, get_windows
 from src.data.png import read_png, write_png
-from src.data.prepared import PreparedDataset
+from src.data.prepared import PreparedDataset, image_folder
 from src.data.selection import even_indices
+from tests.helpers.voco_files import draw_noise, write_prepared, write_slice_table
 
 
 def test_channel_k_is_window_k_for_any_rgb_reader(tmp_path):
@@ -79,3 +80,25 @@ def test_what_is_not_a_prepared_data_set_is_refused(tmp_path):
         (tmp_path / "series.csv").write_text(content)
         with pytest.raises(UserError, match="is damaged"):
             PreparedDataset.open(tmp_path)
+
+
+def test_channels_finds_windows_and_refuses_those_not_prepared(tmp_path):
+    dataset = PreparedDataset.open(write_prepared(tmp_path / "set", draw_noise, series=1, slices=3))
+    assert dataset.channels(("wide", "soft")) == (2, 0)
+    with pytest.raises(UserError, match="no window bone; it has soft organ wide"):
+        dataset.channels(("soft", "bone"))
+
+
+def test_z_mm_reads_positions_and_refuses_a_table_of_other_slices(tmp_path):
+    dataset = PreparedDataset.open(write_prepared(tmp_path / "set", draw_noise, series=1, slices=3))
+    key = ("10", "100")
+    images = image_folder(dataset.folder, *key)
+    write_slice_table(images, np.array([3, 1, -4]))
+    assert dataset.z_mm(*key).tolist() == [3.0, 1.0, -4.0]
+    for positions in ([3, 1], [3, 1, 1], [3, np.nan, 1], [1, 2, 3]):
+        write_slice_table(images, np.array(positions))
+        with pytest.raises(UserError, match=r"slices.csv does not fit the 3 slices"):
+            dataset.z_mm(*key)
+    (images / "slices.csv").unlink()
+    with pytest.raises(UserError, match=r"slices.csv is missing"):
+        dataset.z_mm(*key)

@@ -82,7 +82,7 @@ def predict_whole(
     pair: SegmenterPair, spec: SegmenterSpec, dataset: PreparedDataset, ids: tuple[str, str], batch: int
 ) -> np.ndarray:
     """The raw masks (Z, H, W) of a series, its slices read at once and cut into batches."""
-    windows = [dataset.windows.index(name) for name in spec.windows]
+    windows = list(dataset.channels(spec.windows))
     count = dataset.series.set_index(["patient_id", "series_id"]).loc[ids, "slices"]
     images = dataset.read_slices(*ids, range(count))[..., windows]
     half = spec.slices // 2

@@ -157,6 +157,6 @@ def test_what_a_box_needs_is_asked_for(tmp_path, damage):
         (images / "slices.csv").unlink()
     else:
         write_slice_table(images, -np.arange(5.0))
-    with pytest.raises(UserError, match=damage.replace("rows", "tells of 5 slices, series.csv of 6")):
+    with pytest.raises(UserError, match=damage.replace("rows", "does not fit the 6 slices")):
         open_dataset(options_of(folder, extent="box"))[0, 0]
     open_dataset(options_of(folder))[0, 0]
