@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from src.cls.order import Draw
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets
-from src.cls.stacks import Stack, StackReader, as_predicted, to_channels
+from src.cls.stacks import Stack, StackReader, crop_centre, to_channels
 from src.cls.views import StackView
 from src.core.runtime import sample_rng
 from src.core.targets import LABEL_COLUMNS
@@ -90,7 +90,7 @@ class StackDataset(Dataset[StackBatch]):
         offset = self.offset if self.augmenter is None else rng.random()
         stack = self.reader.read(key, view, offset, self.with_organs)
         if self.augmenter is None:
-            stack = as_predicted(stack, view)
+            stack = crop_centre(stack, view)
         else:
             images, maps = self.augmenter(stack.images, rng, stack.organs)
             stack = stack._replace(images=images, organs=maps)

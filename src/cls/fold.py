@@ -13,10 +13,10 @@ from torch import Tensor
 from src.cls.dataset import StackBatch, StackDataset
 from src.cls.inputs import TrainingInputs
 from src.cls.losses import StackLoss, organ_loss, slice_loss
-from src.cls.mixing import StackMixer
-from src.cls.model import Answer, ClassifierSpec, predict_stack
+from src.cls.model import ClassifierOutput, ClassifierSpec, predict_stack
 from src.cls.options import ClassifierOptions
 from src.cls.order import RunSampler, SeriesOrder
+from src.cls.stack_mixing import StackMixer
 from src.cls.state import FoldState, restore_state, save_state
 from src.core.errors import UserError
 from src.core.log import MetricsLog, is_main_process, progress, say
@@ -143,7 +143,7 @@ class FoldTraining:
         decoded = choose_slices_to_decode(batch, options.organ_slices, rng) if options.organ_loss else None
         padding = batch.padding if self.spec.view.is_padded else None
         with self.runtime.autocast():
-            answer: Answer = model(batch.images, padding, decoded)
+            answer: ClassifierOutput = model(batch.images, padding, decoded)
         losses = self.loss(answer.logits, batch.targets, importance)
         names = [*self.spec.targets, "any_injury"][: len(losses)]
         figures = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}

@@ -41,7 +41,7 @@ class ClassifierSpec:
     dropout: float = 0.0
     class_weights: bool = False
     """whether its probabilities are to be weighed as the metric weighs classes: its loss was not"""
-    tells_slices: bool = False
+    predicts_slices: bool = False
     """whether it was trained on slices as well, on the injuries of its targets"""
     flips: tuple[str, ...] = ("none",)
     """that its out-of-fold predictions average, see `FLIPS`"""
@@ -62,7 +62,7 @@ class ClassifierSpec:
         return tuple(column for group in self.targets for column in GROUPS[group][1:])
 
 
-class Answer(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """What a classifier says of a batch of stacks."""
 
     logits: Tensor
@@ -102,7 +102,9 @@ class TraumaClassifier(nn.Module):
             encoder_width(self.encoder), spec.hidden, spec.sequence, spec.pooling, spec.dropout
         )
         self.classifier = nn.Linear(self.head.width, len(spec.columns))
-        self.slice_classifier = nn.Linear(self.head.width, len(spec.injuries)) if spec.tells_slices else None
+        self.slice_classifier = (
+            nn.Linear(self.head.width, len(spec.injuries)) if spec.predicts_slices else None
+        )
         self.decoder = OrganDecoder(self.encoder, view.channels, view.crop) if with_decoder else None
         if spec.prior:  # begin at the best constant answer rather than at 1/2 and 1/3
             bias = torch.tensor([spec.prior[column] for column in spec.columns]).log()
@@ -123,7 +125,7 @@ class TraumaClassifier(nn.Module):
         padding: Tensor | None = None,
         decoded: Tensor | None = None,
         slices_at_once: int | None = None,
-    ) -> Answer:
+    ) -> ClassifierOutput:
         """Answers to a batch of stacks.
 
         Args:
@@ -140,7 +142,7 @@ class TraumaClassifier(nn.Module):
             parts = flat.split(slices_at_once or len(flat))
             features = torch.cat([self.encoder(self.normalise(part)) for part in parts])
         summary = self.head(features.unflatten(0, (batch, slices)), padding)
-        return Answer(
+        return ClassifierOutput(
             self.classifier(summary.pooled),
             self.slice_classifier(summary.slices) if self.slice_classifier is not None else None,
             summary.weights,

@@ -1,10 +1,11 @@
-"""The finished folds' predictions, joined and scored."""
+"""Out-of-fold predictions: held-out patients only, and the tables of the finished folds joined and scored."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from src.core.errors import UserError
 from src.core.files import write_table
 from src.core.log import format_table, say, warn
 from src.core.targets import COLUMNS, GROUPS
@@ -15,6 +16,28 @@ from src.score.submission import combine_series
 
 FOLD_TABLE = "oof_series.csv"
 """In a fold's folder: predictions of its held-out series. Its presence marks the fold as finished."""
+
+
+def refuse_shared_patients(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
+    """Make sure that no patient has series on both sides of a split.
+
+    Args:
+        training, held_out: rows with `patient_id, series_id`.
+
+    Raises:
+        UserError: a patient of both.
+    """
+    shared = set(training["patient_id"]) & set(held_out["patient_id"])
+    if shared:
+        patient = min(shared)
+        series = [
+            ", ".join(table.loc[table["patient_id"] == patient, "series_id"])
+            for table in (training, held_out)
+        ]
+        raise UserError(
+            f"patient {patient} is trained on (series {series[0]}) and held out (series {series[1]}): "
+            "folds go by patient"
+        )
 
 
 def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> None:

@@ -181,7 +181,7 @@ def _check_networks(prepared: PreparedDataset, networks: dict[int, tuple[FirstNe
         untold = [name for name in COLUMNS if not any(name in spec.columns for spec in own)]
         if untold:
             raise UserError(f"no network of the runs tells {untold[0]}: a second level needs all targets")
-    kinds = {tuple((spec.view, spec.columns, spec.tells_slices) for spec in own) for own in specs.values()}
+    kinds = {tuple((spec.view, spec.columns, spec.predicts_slices) for spec in own) for own in specs.values()}
     if len(kinds) > 1:
         raise UserError("the folds of the runs give other features: they are not of one run each")
 

@@ -22,9 +22,8 @@ import torch
 from torch import nn
 
 from src.cls.feature_store import FEATURES, FeatureStore, out_of_fold_features
-from src.cls.leaks import refuse_shared_patients
 from src.cls.losses import StackLoss
-from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
+from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
 from src.cls.second_inputs import FeatureSource, SecondInputs, name_inputs
 from src.cls.second_model import FIRST, SECOND, SecondLevel, SecondSpec, predict_described, save_second_level
 from src.cls.second_options import FREE_TO_CHANGE, SecondLevelOptions

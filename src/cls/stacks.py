@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 
 from src.cls.organs import Key, OrganIndex
-from src.cls.plans import StackPlan, plan_stack
-from src.cls.views import ORGAN_GROUPS, Box, StackView, square_around
+from src.cls.views import ORGAN_GROUPS, Box, StackPlan, StackView, plan_stack, square_around
 from src.core.errors import UserError
 from src.data.packed import PackedSlices
 from src.data.prepared import PreparedDataset, as_channels, image_folder, read_windows
@@ -117,7 +116,7 @@ def cut_stack(
     return Stack(plan, images[plan.places], maps)
 
 
-def as_predicted(stack: Stack, view: StackView) -> Stack:
+def crop_centre(stack: Stack, view: StackView) -> Stack:
     """The middle of a stack, where training would take a random crop."""
     if view.in_plane != "body":
         return stack

@@ -12,11 +12,10 @@ import pandas as pd
 
 from src.cls.fold import FoldTraining, predict_series
 from src.cls.inputs import TrainingInputs
-from src.cls.leaks import refuse_shared_patients
 from src.cls.model import ClassifierSpec, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import require_even_share
-from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
+from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
 from src.cls.run_folder import MODEL
 from src.cls.state import build_state
 from src.cls.views import OWN_REGION, StackView
@@ -159,7 +158,7 @@ def _describe_model(
         pooling=options.pooling,
         dropout=options.dropout,
         class_weights=options.reweigh,
-        tells_slices=options.slice_loss > 0,
+        predicts_slices=options.slice_loss > 0,
         flips=options.tta,
         offsets=tuple((index + 0.5) / options.offsets for index in range(options.offsets)),
     )

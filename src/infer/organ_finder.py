@@ -7,9 +7,8 @@ import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.organs import GROUP_OF_LABEL, find_regions
-from src.cls.plans import plan_stack
-from src.cls.stacks import as_predicted, cut_stack
-from src.cls.views import Box
+from src.cls.stacks import crop_centre, cut_stack
+from src.cls.views import Box, plan_stack
 from src.core.errors import UserError
 from src.infer.ensemble import Effort
 from src.infer.placement import Placement
@@ -82,4 +81,4 @@ def _cut(volume: Volume, masks: np.ndarray | None, boxes: dict[str, Box], kind: 
             maps = GROUP_OF_LABEL[masks[plan.indices]]
     images = volume.images[plan.wanted][..., [volume.windows.index(name) for name in view.windows]]
     stack = cut_stack(plan, images, maps, view, boxes.get(view.in_plane))
-    return as_sample(as_predicted(stack, view), view)
+    return as_sample(crop_centre(stack, view), view)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
-from src.cls.plans import SlicesShown, plan_stack
-from src.cls.stacks import as_predicted, cut_stack
+from src.cls.stacks import crop_centre, cut_stack
+from src.cls.views import RequiredSlices, plan_stack
 from src.core.errors import UserError
 from src.ct.file_tree import open_tree
 from src.ct.windows import WINDOWS, get_windows
@@ -144,7 +144,7 @@ class _Request:
         """For `load_stack`; it goes to a process that is to import no networks with the type of `kinds`."""
         if self.is_whole:
             return None if self.selection == ALL_SLICES else self.selection.choose
-        return SlicesShown(tuple((kind.view, kind.offset) for kind in self.kinds))
+        return RequiredSlices(tuple((kind.view, kind.offset) for kind in self.kinds))
 
     @classmethod
     def of(
@@ -168,4 +168,4 @@ def _cut(decoded: GreyStack, windows: Sequence[str], kind: StackKind) -> StackBa
     plan = plan_stack(decoded.z_mm[selected], None, view, kind.offset)
     images = decoded.images[np.searchsorted(decoded.indices, selected[plan.wanted])]
     images = images[..., [windows.index(name) for name in view.windows]]
-    return as_sample(as_predicted(cut_stack(plan, images, None, view, None), view), view)
+    return as_sample(crop_centre(cut_stack(plan, images, None, view, None), view), view)

@@ -9,7 +9,7 @@ import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.organs import OrganIndex
-from src.cls.stacks import StackReader, as_predicted, check_view
+from src.cls.stacks import StackReader, check_view, crop_centre
 from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.isolation import ChildNotStarted
@@ -117,7 +117,7 @@ class PreparedSource:
         stacks = {}
         for kind in self.kinds:
             stack = self._reader.read((patient_id, series_id), kind.view, kind.offset)
-            stacks[kind] = as_sample(as_predicted(stack, kind.view), kind.view)
+            stacks[kind] = as_sample(crop_centre(stack, kind.view), kind.view)
         found = ReadSeries(patient_id, series_id, stacks, decode_s=time.perf_counter() - started)
         return lambda: found
 

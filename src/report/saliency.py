@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, metric_shift
 from src.cls.organs import OrganIndex
-from src.cls.stacks import StackReader, as_predicted, check_view
+from src.cls.stacks import StackReader, check_view, crop_centre
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import atomic_path
@@ -101,7 +101,7 @@ def read_stack(options: SaliencyOptions, spec: ClassifierSpec) -> StackBatch:
     organs = OrganIndex.find(dataset, view.masks_from) if view.needs_masks else None
     offset = min(spec.offsets, key=lambda offset: abs(offset - 0.5))
     key = (found.patient_id.iloc[0], options.series)
-    return as_sample(as_predicted(StackReader(dataset, organs).read(key, view, offset), view), view)
+    return as_sample(crop_centre(StackReader(dataset, organs).read(key, view, offset), view), view)
 
 
 def explain(

@@ -72,7 +72,7 @@ def test_a_classifier_of_one_target_tells_its_columns_alone():
 
 def test_slices_and_organs_are_told_where_they_are_trained():
     torch.manual_seed(0)
-    model = TraumaClassifier(replace(SPEC, tells_slices=True), with_decoder=True)
+    model = TraumaClassifier(replace(SPEC, predicts_slices=True), with_decoder=True)
     answer = model(stacks(), None, torch.tensor([0, 7, 9]))
     assert answer.slice_logits.shape == (2, 5, 8) and answer.weights.shape == (2, 5)
     assert answer.organ_logits.shape == (3, 5, 32, 32)
@@ -135,7 +135,7 @@ def test_a_model_without_class_weights_is_weighed_when_predicting(model):
 
 def test_a_saved_model_predicts_the_same(tmp_path):
     torch.manual_seed(0)
-    spec = replace(SPEC, tells_slices=True, sequence="transformer", view=replace(VIEW, z_range="liver"))
+    spec = replace(SPEC, predicts_slices=True, sequence="transformer", view=replace(VIEW, z_range="liver"))
     model = TraumaClassifier(spec, with_decoder=True).eval()
     save_classifier(tmp_path / "model.safetensors", model, spec, fold=3)
     loaded, read = load_classifier(tmp_path / "model.safetensors")

@@ -12,7 +12,7 @@ from src.cls.dataset import StackDataset
 from src.cls.order import Draw
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets, read_marked_slices
-from src.cls.stacks import StackReader, as_predicted, to_channels
+from src.cls.stacks import StackReader, crop_centre, to_channels
 from src.cls.views import ORGAN_GROUPS, StackView
 from src.core.errors import UserError
 from src.core.targets import INJURIES, LABEL_COLUMNS
@@ -52,7 +52,7 @@ def labels(masked):
 
 
 def stack_of(dataset, organs, key, view, offset=0.5):
-    return as_predicted(StackReader(dataset, organs).read(key, view, offset), view)
+    return crop_centre(StackReader(dataset, organs).read(key, view, offset), view)
 
 
 def test_true_masks_are_measured(masked, organs):

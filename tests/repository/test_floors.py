@@ -33,7 +33,7 @@ WITHOUT_TORCH = (
     "src.core.files",
     "src.core.targets",
     "src.core.isolation",
-    "src.cls.plans",  # goes to processes that decode
+    "src.cls.views",  # goes to processes that decode
     "src.ct",
     "src.data",
     "src.prepare",
@@ -91,7 +91,7 @@ def test_what_is_to_start_quickly_names_no_torch(name):
 
 
 @pytest.mark.parametrize(
-    "script", ["prepare_data", "score", "src.cls.plans", "src.submit.push", "src.submit.competition"]
+    "script", ["prepare_data", "score", "src.cls.views", "src.submit.push", "src.submit.competition"]
 )
 def test_what_is_to_start_quickly_loads_no_torch_through_others(script):
     code = f"import sys, {script}; sys.exit('torch' in sys.modules)"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from src.cls.dataset import StackBatch
-from src.cls.mixing import StackMixer
+from src.cls.stack_mixing import StackMixer
 
 EQUAL = torch.ones(4)
 
