@@ -1,8 +1,8 @@
-"""The clean-up of organ masks, found in 3D and done without the volume in memory: specks, sides of kidneys.
+"""Clean-up of organ masks by 3D components, one slice at a time: removes specks, labels kidneys by side.
 
-A series may have thousands of slices. So they pass twice, one by one: the first pass keeps numbers about the
-pieces (2D components) of each slice and which of them touch, the second erases pieces of what is too small,
-and names those of kidneys.
+A series may have thousands of slices, so the volume is never held in memory. The slices pass twice: the first
+pass counts the pixels of the pieces (2D components) of each slice and records which pieces touch; the second
+erases pieces of components that are too small, and relabels those of kidneys.
 
     scan = ComponentScan()
     for mask in masks:
@@ -23,33 +23,34 @@ from scipy.sparse.csgraph import connected_components
 from src.ct.organ_labels import ORGANS
 from src.data.organ_tables import crop_organ
 
-# A ball of 12 mm, about a hundredth of a kidney and less of the other organs. Left where it is, it would
-# stretch the box of an organ, and the slices that show it, to a place where the organ is not.
+# A ball of 12 mm, about a hundredth of a kidney and less of the other organs. A speck of that size would
+# extend the organ's bounding box and its range of slices to where the organ is not.
 MIN_COMPONENT_ML = 1.0
-"""A component below it never stays."""
+"""Smaller components are removed."""
 
-# An injured organ may be torn in pieces, so its largest component alone is not enough; what a network takes
-# for an organ elsewhere is small beside it. Bowel comes in pieces in every patient: its loops touch or not,
-# and a scan may end in the middle of them.
+# An injured organ may be torn in pieces, so more than the largest component is kept; false positives are
+# small in comparison. Bowel has several components in every patient: its loops touch or not, and a scan may
+# cut them.
 MIN_SHARE = MappingProxyType(
     {"liver": 0.25, "spleen": 0.25, "left kidney": 0.25, "right kidney": 0.25, "bowel": 0.0}
 )
-"""A component below this share of its organ's largest one goes."""
+"""A component below this share of its organ's largest one is removed."""
 
-# The body's middle is near the image's, not on it: an arm beside the trunk moves it. So a kidney that reaches
-# across is named as the network has it.
+# The middle of the body is near the middle of the image, not on it: an arm beside the trunk moves it. So a
+# kidney that crosses the middle of the image keeps the label that the network predicted.
 ONE_SIDED = 0.95
-"""A component of kidney with this share of its pixels in one half of the image is the kidney of that side."""
+"""A kidney component with this share of its pixels in one half of the image is the kidney of that side."""
 ONE_LABEL = 0.75
-"""Of the others, one with this share of its pixels under one label has that label, then one with this share
-on one side is that side's. What is left is taken for two kidneys that touch, and cut in the middle."""
+"""Of the others, a component with this share of its pixels under one label has that label, then one with this
+share in one half of the image has the label of that side. The rest is taken for two kidneys that touch, and
+split at the middle of the image."""
 
 _LEFT_KIDNEY, _RIGHT_KIDNEY = ORGANS["left kidney"], ORGANS["right kidney"]
-_KIDNEYS = _LEFT_KIDNEY  # both of them, while pieces are sought
+_KIDNEYS = _LEFT_KIDNEY  # label of both kidneys while pieces are searched
 _SCANNED = tuple(label for label in ORGANS.values() if label != _RIGHT_KIDNEY)
 _BOTH_KIDNEYS = np.arange(256, dtype=np.uint8)
 _BOTH_KIDNEYS[_RIGHT_KIDNEY] = _KIDNEYS
-_SUM_ERROR = 1e-9  # volumes are sums of floats: a component of just the size asked for stays
+_SUM_ERROR = 1e-9  # relative, of a sum of floats: a component of exactly the limit is kept
 
 
 @dataclass(frozen=True)
@@ -59,31 +60,32 @@ class _Pieces:
     left: int
     top: int
     count: int
-    organ: np.ndarray  # (h, w) 1 in all of them
-    labels: np.ndarray  # (h, w)
+    organ: np.ndarray  # (h, w) 1 in every piece, else 0
+    labels: np.ndarray  # (h, w) number of the piece, 0 outside
 
     def count_pixels(self) -> np.ndarray:
-        """Of each piece, (count,)."""
+        """Pixels of each piece, (count,)."""
         return np.bincount(self.labels[self.organ.view(bool)])[1:]
 
 
 class ComponentScan:
-    """The first pass over a series. It holds some bytes for every piece, and the pieces of one slice."""
+    """First pass over a series. Holds a few numbers per piece, and the pieces of the last slice."""
 
     def __init__(self) -> None:
-        self._first = array("q", [0])  # of each slice: where its pieces begin below; the last: where they end
+        self._first = array("q", [0])  # where the pieces of each slice begin below, then the end
         self._organ = array("B")
         self._pixels = array("q")
-        self._sides = array("q")  # of pieces of kidneys: pixels labelled left, pixels in the half of the left
+        self._sides = array("q")  # per piece of kidney: pixels labelled left, pixels in the half of the left
         self._links = array("q")  # pairs of pieces that touch
-        self._before: dict[int, tuple[int, _Pieces]] = {}  # of the last slice, by label, with its first piece
+        # of the last slice, by label: number of its first piece, and the pieces
+        self._before: dict[int, tuple[int, _Pieces]] = {}
         self._shape: tuple[int, ...] | None = None
 
     def add(self, mask: np.ndarray) -> None:
-        """Take the next slice: (H, W) label map, uint8, the patient's left on the image's right.
+        """Add the next slice: (H, W) label map, uint8, the patient's left on the image's right.
 
-        Pieces touch by sides and corners within a slice, and by overlap with those of the slice before. The
-        two kidneys are one organ here.
+        Pixels connect by sides and corners within a slice, and pieces by overlap with those of the slice
+        before. The two kidneys count as one organ here.
 
         Raises:
             ValueError: a slice of another shape than those before it.
@@ -110,10 +112,10 @@ class ComponentScan:
         self._first.append(len(self._pixels))
 
     def clean_up(self, voxel_ml: float | np.ndarray) -> "CleanUp":
-        """Decide what becomes of the slices so far.
+        """Decide which pieces of the slices so far are kept, and under which label.
 
         Args:
-            voxel_ml: volume of a voxel, or (slices,) where slices lie at uneven distances.
+            voxel_ml: volume of a voxel, or (slices,) for slices at uneven distances.
 
         Raises:
             ValueError: volumes for another number of slices, or not all above 0.
@@ -125,55 +127,55 @@ class ComponentScan:
         links = np.array(self._links).reshape(-1, 2)
         graph = coo_matrix((np.ones(len(links), dtype=bool), tuple(links.T)), shape=(len(pixels),) * 2)
         component = connected_components(graph, directed=False)[1]  # of each piece
-        piece_ml = np.repeat(voxel_ml, np.diff(first))  # of one of its pixels
+        piece_ml = np.repeat(voxel_ml, np.diff(first))  # volume of one pixel of each piece
         labelled_left, on_left = _sides_of_pieces(organ, self._sides)
 
         def total(of_pieces: np.ndarray) -> np.ndarray:
             return np.bincount(component, weights=of_pieces)
 
-        # what each component is called in the left and the right half of the image, and how large it is there
-        called = np.zeros((len(total(pixels)), 2), dtype=np.uint8)
-        called[component] = organ[:, None]
-        is_kidney = called[:, 0] == _KIDNEYS
+        # label of each component in the left and the right half of the image, and its volume there
+        new_labels = np.zeros((len(total(pixels)), 2), dtype=np.uint8)
+        new_labels[component] = organ[:, None]
+        is_kidney = new_labels[:, 0] == _KIDNEYS
         counts = (total(of_pieces)[is_kidney] for of_pieces in (pixels, labelled_left, on_left))
-        called[is_kidney] = _name_kidneys(*counts)
+        new_labels[is_kidney] = _label_kidneys(*counts)
         halves_ml = np.column_stack([total((pixels - on_left) * piece_ml), total(on_left * piece_ml)])
-        is_one = called[:, 0] == called[:, 1]
+        is_one = new_labels[:, 0] == new_labels[:, 1]
         halves_ml[is_one] = total(pixels * piece_ml)[is_one, None]
-        called[halves_ml < _limit_ml(called, halves_ml) * (1 - _SUM_ERROR)] = 0
-        return CleanUp(first, organ, pixels, called[component], labelled_left)
+        new_labels[halves_ml < _limit_ml(new_labels, halves_ml) * (1 - _SUM_ERROR)] = 0
+        return CleanUp(first, organ, pixels, new_labels[component], labelled_left)
 
 
 @dataclass(frozen=True)
 class CleanUp:
-    """What becomes of the pieces of a series. `ComponentScan.clean_up` makes one."""
+    """Second pass over a series, made by `ComponentScan.clean_up`."""
 
     first: np.ndarray
-    """(slices + 1,) where the pieces of each slice begin in the arrays below, and where the last end"""
+    """(slices + 1,) where the pieces of each slice begin in the arrays below, then the end of the last"""
     organ: np.ndarray
-    """(pieces,) label, that of the left kidney for both"""
+    """(pieces,) label; that of the left kidney for both kidneys"""
     pixels: np.ndarray
     """(pieces,) number of pixels"""
-    called: np.ndarray
-    """(pieces, 2) label in the left half of the image and in its right half, 0 where it goes"""
+    new_labels: np.ndarray
+    """(pieces, 2) new label in the left and in the right half of the image, 0 where removed"""
     labelled_left: np.ndarray
     """(pieces,) pixels that were labelled left kidney"""
 
     def apply(self, mask: np.ndarray, index: int) -> np.ndarray:
-        """A copy of a slice without its specks, kidneys named.
+        """A cleaned copy of a slice.
 
         Args:
-            mask: (H, W) label map, uint8, as it was scanned.
+            mask: (H, W) label map, uint8, as given to `ComponentScan.add`.
             index: of the slice, from 0.
 
         Raises:
             IndexError: no such slice was scanned.
-            ValueError: an organ that changes in the slice is not as it was scanned.
+            ValueError: the slice is not the one that was scanned.
         """
         if not 0 <= index < len(self.first) - 1:
             raise IndexError(f"slice {index} of a scan of {len(self.first) - 1}")
         here = slice(self.first[index], self.first[index + 1])
-        organ, pixels, called = self.organ[here], self.pixels[here], self.called[here]
+        organ, pixels, new_labels = self.organ[here], self.pixels[here], self.new_labels[here]
         cleaned = mask.copy()
         for label in np.unique(organ[self._changes(here)]):
             of_organ = organ == label
@@ -185,18 +187,18 @@ class CleanUp:
             part = cleaned[pieces.top :, pieces.left :][:height, :width]
             middle = max(0, mask.shape[1] // 2 - pieces.left)
             for half, columns in enumerate((np.s_[:, :middle], np.s_[:, middle:])):
-                names = np.append(np.uint8(0), called[of_organ, half])
+                replaced = np.append(np.uint8(0), new_labels[of_organ, half])
                 labels = pieces.labels[columns]
-                part[columns] = np.where(labels > 0, names.take(labels), part[columns])
+                part[columns] = np.where(labels > 0, replaced.take(labels), part[columns])
         return cleaned
 
     def _changes(self, here: slice) -> np.ndarray:
-        """(pieces,) bool, which of a slice's pieces do not stay as they are."""
-        organ, called = self.organ[here], self.called[here]
+        """(pieces,) bool, which pieces of a slice are erased or relabelled."""
+        organ, new_labels = self.organ[here], self.new_labels[here]
         left, all_left = self.labelled_left[here], self.labelled_left[here] == self.pixels[here]
         was = np.where((organ == _KIDNEYS) & (left == 0), _RIGHT_KIDNEY, organ)
         is_mixed = (organ == _KIDNEYS) & (left > 0) & ~all_left
-        return is_mixed | (called != was[:, None]).any(axis=1)
+        return is_mixed | (new_labels != was[:, None]).any(axis=1)
 
 
 def _find_pieces(mask: np.ndarray, label: int) -> _Pieces | None:
@@ -209,7 +211,7 @@ def _find_pieces(mask: np.ndarray, label: int) -> _Pieces | None:
 
 
 def _overlaps(a: _Pieces, b: _Pieces) -> np.ndarray:
-    """(pairs, 2) pieces of `a` and `b`, each counted from 0, that share a pixel."""
+    """(pairs, 2) numbers, from 0, of pieces of `a` and of `b` that share a pixel."""
     left, top = max(a.left, b.left), max(a.top, b.top)
     right = max(left, min(piece.left + piece.labels.shape[1] for piece in (a, b)))
     bottom = max(top, min(piece.top + piece.labels.shape[0] for piece in (a, b)))
@@ -220,12 +222,12 @@ def _overlaps(a: _Pieces, b: _Pieces) -> np.ndarray:
     shared = (in_a > 0) & (in_b > 0)
     base = b.count + 1
     pairs = in_a[shared].astype(np.int64) * base + in_b[shared]  # int32 would overflow at 512 px
-    changes = np.flatnonzero(np.diff(pairs, prepend=-1))  # pairs come in runs of pixels: sort one of each
+    changes = np.flatnonzero(np.diff(pairs, prepend=-1))  # pairs come in runs: sort one of each
     return np.column_stack(np.divmod(np.unique(pairs[changes]), base)) - 1
 
 
 def _count_sides(mask: np.ndarray, pieces: _Pieces) -> np.ndarray:
-    """(pieces, 2) pixels labelled left kidney, and pixels in the image's right half, where it lies."""
+    """(pieces, 2) pixels labelled left kidney, and pixels in the image's right half, the patient's left."""
     height, width = pieces.labels.shape
     part = mask[pieces.top :, pieces.left :][:height, :width]
     middle = max(0, mask.shape[1] // 2 - pieces.left)
@@ -234,27 +236,27 @@ def _count_sides(mask: np.ndarray, pieces: _Pieces) -> np.ndarray:
 
 
 def _sides_of_pieces(organ: np.ndarray, sides: array) -> tuple[np.ndarray, np.ndarray]:
-    """(pieces,) each: the two columns of `_count_sides`, 0 for other organs."""
+    """The two columns of `_count_sides` for all pieces, (pieces,) each; 0 for other organs."""
     spread = np.zeros((len(organ), 2), dtype=np.int64)
     spread[organ == _KIDNEYS] = np.array(sides, dtype=np.int64).reshape(-1, 2)
     return spread[:, 0], spread[:, 1]
 
 
-def _name_kidneys(pixels: np.ndarray, labelled_left: np.ndarray, on_left: np.ndarray) -> np.ndarray:
-    """(components, 2) labels of kidneys in the left half of the image and in its right half."""
-    names = np.tile(np.uint8([_RIGHT_KIDNEY, _LEFT_KIDNEY]), (len(pixels), 1))
+def _label_kidneys(pixels: np.ndarray, labelled_left: np.ndarray, on_left: np.ndarray) -> np.ndarray:
+    """(components, 2) labels of kidney components in the left and in the right half of the image."""
+    labels = np.tile(np.uint8([_RIGHT_KIDNEY, _LEFT_KIDNEY]), (len(pixels), 1))
     by_label, by_side = labelled_left / pixels, on_left / pixels
-    # the last one that applies decides
+    # the last rule that applies decides
     for share, least in ((by_side, ONE_LABEL), (by_label, ONE_LABEL), (by_side, ONE_SIDED)):
-        names[share >= least] = _LEFT_KIDNEY
-        names[share <= 1 - least] = _RIGHT_KIDNEY
-    return names
+        labels[share >= least] = _LEFT_KIDNEY
+        labels[share <= 1 - least] = _RIGHT_KIDNEY
+    return labels
 
 
-def _limit_ml(called: np.ndarray, ml: np.ndarray) -> np.ndarray:
-    """The least volume at which each component stays, from labels and volumes of all, (components, 2)."""
+def _limit_ml(new_labels: np.ndarray, ml: np.ndarray) -> np.ndarray:
+    """The least volume at which each component is kept, from labels and volumes (components, 2) of all."""
     largest_ml, share = np.zeros((2, 1 + max(ORGANS.values())))
-    np.maximum.at(largest_ml, called, ml)
+    np.maximum.at(largest_ml, new_labels, ml)
     for name, label in ORGANS.items():
         share[label] = MIN_SHARE[name]
-    return np.maximum(MIN_COMPONENT_ML, (share * largest_ml)[called])
+    return np.maximum(MIN_COMPONENT_ML, (share * largest_ml)[new_labels])

@@ -1,7 +1,7 @@
-"""Training slices: a slice with its neighbours, once for each sub-network, and the label map of the slice.
+"""Training samples: a slice with its neighbours, augmented once per sub-network, and its label map.
 
-Every draw follows from (seed, labelled or not, number), so that a sample is the same in whatever process,
-worker or resumed run it is made.
+Every random draw derives from (seed, labelled or not, number), so that a sample is the same in any process,
+worker or resumed run.
 """
 
 from collections.abc import Iterator
@@ -26,20 +26,20 @@ _MIRRORED = ((ORGANS["left kidney"], ORGANS["right kidney"]),)
 
 
 class SliceBatch(NamedTuple):
-    """One slice, or a batch of them with a leading B, labelled ones first."""
+    """One sample, or a batch with a leading B, labelled samples first."""
 
     strong: Tensor
-    """uint8 (2, H, W, slices * windows), what A and what B sees: other appearances of one place"""
+    """uint8 (2, H, W, slices * windows), the inputs of A and B: one geometry, two appearances"""
     weak: Tensor
-    """uint8 (H, W, slices * windows), the same place with its appearance unchanged"""
+    """uint8 (H, W, slices * windows), the same geometry with its appearance unchanged"""
     mask: Tensor
-    """uint8 (H, W) label map; zeros where the slice is unlabelled"""
+    """uint8 (H, W) label map; zeros for an unlabelled slice"""
     is_labelled: Tensor
     """bool ()"""
 
 
 class Key(NamedTuple):
-    """Which sample: the `number`-th labelled or unlabelled slice of a run."""
+    """A sample of a run: its `number`-th labelled or unlabelled slice."""
 
     is_labelled: bool
     number: int
@@ -48,8 +48,8 @@ class Key(NamedTuple):
 class SliceDataset(Dataset[SliceBatch]):
     """Slices of the labelled and of the unlabelled series of a run.
 
-    The series take turns, as often as their set is repeated, in an order that is new in every round; of each,
-    a random slice is seen.
+    Each round goes once through the series (`repeat` times through those of a repeated set) in a new random
+    order, and takes one random slice of each.
     """
 
     def __init__(self, data: SegData, options: SegOptions) -> None:
@@ -88,25 +88,25 @@ class SliceDataset(Dataset[SliceBatch]):
         )
 
     def series_of(self, key: Key) -> int:
-        """Row of the series of a sample in its part's table."""
+        """Row number, in the table of its part, of the series that a sample comes from."""
         count = len(self.parts[key.is_labelled])
         round_, place = divmod(key.number, count)
         return int(sample_rng(self.seed, 2 + key.is_labelled, round_).permutation(count)[place])
 
     def name_series(self, keys: list[Key]) -> str:
-        """Patient and series of some samples, for messages."""
+        """The patients and series of some samples, for messages."""
         rows = pd.concat([self.parts[key.is_labelled].iloc[[self.series_of(key)]] for key in keys])
         return ", ".join(dict.fromkeys(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples()))
 
 
 class SliceOrder(Sampler[list[Key]]):
-    """A process's share of the keys of every step, labelled ones first.
+    """The keys of every step for one process, labelled ones first.
 
     Args:
-        rank: number of this process, of `world`.
+        rank: of this process, among `world` processes.
 
     Raises:
-        UserError: a batch that the processes cannot share evenly.
+        UserError: a batch that cannot be divided evenly among the processes.
     """
 
     def __init__(self, options: SegOptions, first_step: int, rank: int = 0, world: int = 1) -> None:

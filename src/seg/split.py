@@ -1,4 +1,4 @@
-"""Who teaches, who is left out: every patient of the prepared sets has one part in a segmentation run."""
+"""The labelled, unlabelled and held-out series of a segmentation run, split by patient."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ PARTS = ("labelled", "unlabelled", "left out")
 
 @dataclass(frozen=True)
 class SegData:
-    """The prepared sets of a run, open, and the part of every usable series."""
+    """The open prepared sets of a run, and the part of every usable series."""
 
     sets: tuple[PreparedDataset, ...]
     series: pd.DataFrame
-    """A row a series: set (its number), patient_id, series_id, slices, has_masks, part (one of PARTS)."""
+    """One row per series: set (its number), patient_id, series_id, slices, has_masks, part (one of PARTS)."""
     windows: tuple[tuple[int, ...], ...]
-    """Of each set, the places of the wanted windows in the stored images."""
+    """For each set, the channels of the requested windows in the stored images."""
 
     @property
     def size(self) -> int:
@@ -36,14 +36,14 @@ class SegData:
 
 
 def open_data(options: SegOptions) -> SegData:
-    """Open `--data` and give every series its part.
+    """Open `--data` and assign every series to a part.
 
-    A patient who is left out is left out with every series. The second series of a labelled patient, if it
-    is not labelled itself, is unlabelled.
+    All series of a held-out patient are held out. A series without masks is unlabelled, also if another
+    series of its patient is labelled.
 
     Raises:
-        UserError: a set that cannot be used, sets of several sizes, a missing window, a patient to leave out
-            or a labelled series that is not there, or nothing to learn from.
+        UserError: a set that cannot be used, sets of several sizes, a missing window, an unknown patient in
+            `--leave-out` or series in `--labelled`, or no series to train on.
     """
     sets = tuple(PreparedDataset.open(folder) for folder in options.data)
     sizes = {dataset.size for dataset in sets}
@@ -79,7 +79,7 @@ def _list_series(number: int, dataset: PreparedDataset) -> pd.DataFrame:
 
 
 def _chosen(series: pd.DataFrame, path: str | None) -> pd.Series:
-    """Which series a table names; all without one."""
+    """bool for each series: whether the table lists it; all True without a table."""
     if path is None:
         return pd.Series(True, index=series.index)
     table = read_series_list(Path(path))
@@ -97,11 +97,7 @@ def _chosen(series: pd.DataFrame, path: str | None) -> pd.Series:
 
 
 def read_series_list(path: Path) -> pd.DataFrame:
-    """`patient_id, series_id` (text) of a table that names series.
-
-    Raises:
-        UserError: no such file, or a column is missing.
-    """
+    """`patient_id` and `series_id` (text) from a table of series."""
     return read_table(path, ("patient_id", "series_id"))[["patient_id", "series_id"]]
 
 

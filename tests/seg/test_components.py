@@ -1,4 +1,4 @@
-"""Masks are cleaned slice by slice as they would be in the whole volume: specks go, kidneys get a side."""
+"""Cleaning masks slice by slice gives the result of cleaning the whole volume."""
 
 import tracemalloc
 
@@ -29,7 +29,7 @@ def volume():
     return np.zeros((12, 40, 40), dtype=np.uint8)
 
 
-def test_slice_by_slice_is_as_the_whole_volume():
+def test_clean_up_equals_components_of_the_whole_volume():
     partly = 0
     for seed in range(60):
         volume = draw_blobs(seed)
@@ -41,8 +41,7 @@ def test_slice_by_slice_is_as_the_whole_volume():
     assert partly > 40  # organs that lose something and keep something
 
 
-def test_the_order_of_slices_rows_and_columns_does_not_matter():
-    """Branches that part and meet are linked in another order from the other end."""
+def test_clean_up_is_symmetric_under_flips():
     for seed in range(60, 75):
         volume = draw_blobs(seed)
         cleaned = clean(volume, 0.05)
@@ -52,7 +51,7 @@ def test_the_order_of_slices_rows_and_columns_does_not_matter():
             np.testing.assert_array_equal(names[np.flip(flipped, axes)], cleaned)
 
 
-def test_both_pieces_of_a_torn_spleen_stay_and_a_distant_speck_goes(volume):
+def test_clean_up_keeps_pieces_of_a_quarter_and_removes_smaller_ones(volume):
     whole = draw_box(volume, SPLEEN, (2, 8), (5, 15), (20, 30))
     piece = draw_box(volume, SPLEEN, (2, 8), (18, 23), (25, 30))
     assert piece == whole / 4
@@ -62,7 +61,7 @@ def test_both_pieces_of_a_torn_spleen_stay_and_a_distant_speck_goes(volume):
 
 
 @pytest.mark.parametrize("label", [LIVER, SPLEEN, LEFT_KIDNEY, RIGHT_KIDNEY])
-def test_the_share_is_of_the_organs_own_largest_component(volume, label):
+def test_clean_up_compares_with_the_largest_component_of_the_same_organ(volume, label):
     draw_box(volume, BOWEL, (0, 12), (0, 20), (0, 40))
     first = 20 if label == LEFT_KIDNEY else 0
     assert draw_box(volume, label, (0, 8), (22, 32), (first, first + 10)) == 800
@@ -72,7 +71,7 @@ def test_the_share_is_of_the_organs_own_largest_component(volume, label):
     np.testing.assert_array_equal(clean(volume), expected)
 
 
-def test_every_loop_of_bowel_of_a_millilitre_stays(volume):
+def test_clean_up_keeps_every_bowel_component_of_1_ml(volume):
     draw_box(volume, BOWEL, (0, 12), (0, 20), (0, 40))
     assert draw_box(volume, BOWEL, (3, 5), (30, 35), (10, 20)) == 100
     expected = volume.copy()
@@ -80,14 +79,14 @@ def test_every_loop_of_bowel_of_a_millilitre_stays(volume):
     np.testing.assert_array_equal(clean(volume), expected)
 
 
-def test_an_organ_of_specks_only_vanishes(volume):
+def test_clean_up_removes_an_organ_of_specks_only(volume):
     draw_box(volume, LIVER, (0, 3), (5, 10), (5, 10))
     draw_box(volume, LIVER, (8, 9), (20, 29), (5, 16))
     draw_box(volume, SPLEEN, (0, 3), (5, 15), (25, 35))
     np.testing.assert_array_equal(clean(volume), np.where(volume == SPLEEN, SPLEEN, 0))
 
 
-def test_organs_that_touch_do_not_hold_each_other(volume):
+def test_clean_up_separates_organs_that_touch(volume):
     draw_box(volume, LIVER, (0, 6), (5, 25), (5, 25))
     expected = volume.copy()
     draw_box(volume, BOWEL, (2, 4), (20, 24), (20, 30))
@@ -95,17 +94,17 @@ def test_organs_that_touch_do_not_hold_each_other(volume):
     np.testing.assert_array_equal(clean(volume), expected)
 
 
-def test_a_corner_joins_in_a_slice_and_not_between_slices(volume):
+def test_clean_up_connects_corners_within_a_slice_only(volume):
     draw_box(volume, SPLEEN, (0, 6), (0, 10), (0, 10))
     draw_box(volume, SPLEEN, (5, 6), (10, 14), (10, 14))
     expected = volume.copy()
-    draw_box(volume, SPLEEN, (6, 7), (14, 18), (14, 18))  # meets the piece above by a corner only
+    draw_box(volume, SPLEEN, (6, 7), (14, 18), (14, 18))  # touches the piece above by a corner only
     np.testing.assert_array_equal(clean(volume), expected)
     volume[6, 13, 13] = SPLEEN  # which now reaches under it
     np.testing.assert_array_equal(clean(volume), volume)
 
 
-def test_an_empty_slice_parts_what_it_lies_between(volume):
+def test_clean_up_separates_components_at_an_empty_slice(volume):
     draw_box(volume, LIVER, (0, 5), (5, 15), (5, 15))
     expected = volume.copy()
     draw_box(volume, LIVER, (6, 7), (5, 15), (5, 15))
@@ -114,7 +113,7 @@ def test_an_empty_slice_parts_what_it_lies_between(volume):
 
 @pytest.mark.parametrize("gap", [0, 1, 3, 20])
 @pytest.mark.parametrize("axis", [1, 2])
-def test_components_beside_each_other_in_two_slices_are_apart(volume, axis, gap):
+def test_clean_up_separates_components_without_overlap(volume, axis, gap):
     turned = np.moveaxis(volume, 1, axis)  # the same memory, its rows and columns swapped or not
     draw_box(turned, LIVER, (4, 5), (0, 15), (0, 40))
     expected = volume.copy()
@@ -124,12 +123,12 @@ def test_components_beside_each_other_in_two_slices_are_apart(volume, axis, gap)
 
 
 @pytest.mark.parametrize("slices", [0, 1, 5])
-def test_nothing_to_find_is_nothing_to_erase(slices):
+def test_clean_up_of_empty_masks(slices):
     volume = np.zeros((slices, 16, 16), dtype=np.uint8)
     np.testing.assert_array_equal(clean(volume), volume)
 
 
-def test_distances_of_slices_decide_what_a_component_weighs(volume):
+def test_clean_up_uses_the_voxel_volume_of_each_slice(volume):
     draw_box(volume, LIVER, (0, 1), (0, 5), (0, 10))
     draw_box(volume, LIVER, (11, 12), (0, 5), (0, 10))
     voxel_ml = np.full(12, 0.01)
@@ -139,14 +138,14 @@ def test_distances_of_slices_decide_what_a_component_weighs(volume):
     np.testing.assert_array_equal(clean(volume, voxel_ml), expected)
 
 
-def test_a_component_of_just_the_size_asked_for_stays():
+def test_clean_up_keeps_a_component_of_exactly_the_limit():
     """The sum of ten times 0.1 in floats is below 1."""
     volume = np.ones((10, 10, 10), dtype=np.uint8)
     np.testing.assert_array_equal(clean(volume, 0.001), volume)
     assert not clean(volume[:, :, 1:], 0.001).any()
 
 
-def test_swapped_kidneys_are_put_right(volume):
+def test_clean_up_corrects_swapped_kidneys(volume):
     draw_box(volume, LEFT_KIDNEY, (0, 12), (10, 20), (5, 15))
     draw_box(volume, RIGHT_KIDNEY, (0, 12), (10, 20), (25, 35))
     draw_box(volume, BOWEL, (0, 12), (25, 35), (0, 40))
@@ -155,35 +154,35 @@ def test_swapped_kidneys_are_put_right(volume):
 
 @pytest.mark.parametrize(("columns", "own"), [((5, 15), RIGHT_KIDNEY), ((20, 30), LEFT_KIDNEY)])
 @pytest.mark.parametrize("predicted", [LEFT_KIDNEY, RIGHT_KIDNEY])
-def test_a_single_kidney_is_named_by_its_side(volume, columns, own, predicted):
+def test_clean_up_labels_a_single_kidney_by_its_side(volume, columns, own, predicted):
     draw_box(volume, predicted, (2, 8), (10, 20), columns)
     np.testing.assert_array_equal(clean(volume), np.where(volume, own, 0))
 
 
 @pytest.mark.parametrize("label", [LEFT_KIDNEY, RIGHT_KIDNEY])
-def test_a_kidney_that_crosses_the_middle_is_named_as_the_network_has_it(volume, label):
+def test_clean_up_keeps_the_label_of_a_kidney_across_the_middle(volume, label):
     """The trunk is not in the middle of the image: an arm lies beside it."""
     draw_box(volume, label, (0, 12), (10, 20), (16, 26))
-    draw_box(volume, SWAPPED[label], (3, 5), (10, 14), (16, 26))  # some of its pixels it takes for the other
+    draw_box(volume, SWAPPED[label], (3, 5), (10, 14), (16, 26))  # some pixels have the other label
     np.testing.assert_array_equal(clean(volume), np.where(volume, label, 0))
 
 
-def test_two_kidneys_that_touch_stay_two(volume):
+def test_clean_up_splits_two_kidneys_that_touch(volume):
     draw_box(volume, RIGHT_KIDNEY, (0, 12), (10, 20), (8, 20))
     draw_box(volume, LEFT_KIDNEY, (0, 12), (10, 20), (20, 32))
     expected = volume.copy()
-    draw_box(volume, LEFT_KIDNEY, (4, 6), (10, 20), (18, 20))  # about the middle labels are mixed
+    draw_box(volume, LEFT_KIDNEY, (4, 6), (10, 20), (18, 20))  # labels are mixed at the middle
     np.testing.assert_array_equal(clean(volume), expected)
 
 
-def test_a_kidney_of_both_labels_is_one_component(volume):
+def test_clean_up_unifies_a_kidney_of_both_labels(volume):
     draw_box(volume, LEFT_KIDNEY, (0, 12), (10, 20), (25, 35))
-    draw_box(volume, RIGHT_KIDNEY, (2, 4), (10, 13), (28, 35))  # of its pixels, taken for the other side
+    draw_box(volume, RIGHT_KIDNEY, (2, 4), (10, 13), (28, 35))  # some pixels have the label of the other side
     np.testing.assert_array_equal(clean(volume), np.where(volume, LEFT_KIDNEY, 0))
 
 
-def test_pieces_have_the_same_numbers_whatever_the_threads():
-    """The second pass relies on it: OpenCV splits a slice among its threads."""
+def test_clean_up_does_not_depend_on_opencv_threads():
+    """The second pass numbers the pieces again, and OpenCV splits a slice among its threads."""
     threads = cv2.getNumThreads()
     volume = draw_blobs(3)
     clean_up = scan_of(volume).clean_up(0.05)
@@ -199,7 +198,7 @@ def test_pieces_have_the_same_numbers_whatever_the_threads():
     np.testing.assert_array_equal(results[2], results[0])
 
 
-def test_memory_does_not_grow_with_slices_but_by_numbers():
+def test_component_scan_memory_grows_by_a_few_numbers_per_piece():
     masks = [draw_blobs(seed)[0] for seed in range(76, 80)]
     masks = [cv2.resize(mask, (128, 128), interpolation=cv2.INTER_NEAREST) for mask in masks]
     scan = ComponentScan()
@@ -225,7 +224,7 @@ def test_memory_does_not_grow_with_slices_but_by_numbers():
     assert peak < 100 * pieces
 
 
-def test_a_slice_that_was_not_scanned_is_refused(volume):
+def test_clean_up_refuses_a_slice_that_was_not_scanned(volume):
     draw_box(volume, LIVER, (0, 2), (5, 10), (5, 10))
     scan = scan_of(volume[:3])
     with pytest.raises(ValueError, match="shape"):
@@ -243,7 +242,7 @@ def test_a_slice_that_was_not_scanned_is_refused(volume):
 
 
 @pytest.mark.parametrize("voxel_ml", [0, float("nan"), np.ones(4), np.array([1, -1, 1])])
-def test_volumes_that_no_voxel_has_are_refused(volume, voxel_ml):
+def test_component_scan_refuses_impossible_voxel_volumes(volume, voxel_ml):
     scan = scan_of(volume[:3])
     with pytest.raises(ValueError):
         scan.clean_up(voxel_ml)
