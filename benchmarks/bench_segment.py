@@ -46,7 +46,8 @@ from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
 from src.ct.organ_labels import ORGANS
 from src.data.prepared import PreparedDataset, image_folder, slice_name
-from src.seg.model import CLASSES, SegmenterPair, SegmenterSpec, default_greys, predict_masks
+from src.nn.encoder import default_greys
+from src.seg.model import CLASSES, SegmenterPair, SegmenterSpec, predict_masks
 from src.seg.predict import MaskWriter, segment_series
 from src.seg.stream import SliceStream, with_neighbours
 

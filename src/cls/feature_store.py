@@ -6,15 +6,12 @@
 The folder of a fold appears by one rename.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.cls.organs import OrganIndex
@@ -26,6 +23,7 @@ from src.core.log import say
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.data.prepared import PreparedDataset
+from src.nn.weights_file import read_weights, save_weights
 
 FEATURES = "features"
 """In a run's folder."""
@@ -55,13 +53,9 @@ class FeatureStore:
         """Write the features of a fold with what they were made of, by one rename."""
         patients = frozenset().union(*(network.patients for network in source.networks))
         made = {"version": VERSION, "identity": source.identity, "training_patients": sorted(patients)}
-        tensors = {
-            "features": described.features.contiguous(),
-            "padding": described.padding.contiguous(),
-            "base": described.base.contiguous(),
-        }
+        tensors = {"features": described.features, "padding": described.padding, "base": described.base}
         with whole_folder(self.folder_of(source.fold)) as partial:
-            save_file(tensors, partial / TENSORS, metadata={"made": json.dumps(made)})
+            save_weights(partial / TENSORS, tensors, made=made)
             write_table(described.series, partial / TABLE)
 
     def read(self, source: FeatureSource) -> SliceFeatures:
@@ -162,12 +156,12 @@ def _load(folder: Path) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, Any]
     """The table, the tensors, and what is told of how they were made."""
     try:
         table = pd.read_csv(folder / TABLE, dtype=_IDS, keep_default_na=False)[[*_IDS, "fold"]]
-        with safe_open(folder / TENSORS, framework="pt") as file:
-            made = json.loads((file.metadata() or {})["made"])
-        tensors = load_file(folder / TENSORS)
+        made, tensors = read_weights(
+            folder / TENSORS, "features of a fold", lambda metadata: metadata["made"]
+        )
         version, patients, _ = made["version"], set(made["training_patients"]), made["identity"].items()
         _ = tensors["features"], tensors["padding"], tensors["base"]
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder} cannot be read as features of a fold ({reason})") from None
     if version != VERSION:

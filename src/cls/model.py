@@ -1,24 +1,21 @@
 """CNN-LSTM: a timm encoder per slice, a sequence head over the slices, linear layers for stack and slices."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from src.cls.run_folder import FOLD_MODEL
 from src.cls.views import StackView
-from src.core.errors import UserError
-from src.core.files import atomic_path
 from src.core.targets import CLASS_WEIGHTS, GROUPS
 from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width, first_kernel
 from src.nn.organ_decoder import OrganDecoder
 from src.nn.sequence import SequenceHead
+from src.nn.weights_file import read_weights, save_weights, to_tuples
 
 _TRAINING_ONLY = "decoder."
 """Where the names of weights begin that a finished model does not need."""
@@ -202,15 +199,11 @@ def metric_shift(spec: ClassifierSpec) -> Tensor:
 
 
 def save_classifier(path: str | Path, model: TraumaClassifier, spec: ClassifierSpec, **about: Any) -> None:
-    """Write the weights, with the spec and what else is told of the run as metadata, by one rename."""
-    metadata = {"spec": json.dumps(asdict(spec)), "about": json.dumps(about)}
+    """Write the weights with the spec, and `about` the run, by one rename."""
     tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(_TRAINING_ONLY)
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TRAINING_ONLY)
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    save_weights(path, tensors, spec=asdict(spec), about=about)
 
 
 def load_classifier(path: str | Path) -> tuple[TraumaClassifier, ClassifierSpec]:
@@ -219,21 +212,12 @@ def load_classifier(path: str | Path) -> tuple[TraumaClassifier, ClassifierSpec]
     Raises:
         UserError: the file is not a classifier of this kit.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a fold model ({error})") from None
-    try:
-        values = _as_tuples(json.loads(metadata["spec"]))
-        spec = ClassifierSpec(**{**values, "view": StackView(**_as_tuples(values["view"]))})
-    except (KeyError, TypeError):
-        raise UserError(f"{path} is not a fold model of this version of train_cls.py") from None
+    spec, weights = read_weights(path, FOLD_MODEL, _parse_spec)
     model = TraumaClassifier(spec)
     model.load_state_dict(weights)
     return model.eval().to(memory_format=torch.channels_last), spec
 
 
-def _as_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _parse_spec(metadata: dict[str, Any]) -> ClassifierSpec:
+    values = to_tuples(metadata["spec"])
+    return ClassifierSpec(**{**values, "view": StackView(**values["view"])})

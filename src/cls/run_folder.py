@@ -1,13 +1,12 @@
 """What a run of the classifier leaves: folds, each with one network or one for each target."""
 
-import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from src.core.errors import UserError
+from src.nn.weights_file import read_description
 
 MODEL = "model.safetensors"
+FOLD_MODEL = "a fold model of train_cls.py"
 
 
 def read_about(path: Path) -> dict:
@@ -16,11 +15,7 @@ def read_about(path: Path) -> dict:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("about", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a fold model ({error})") from None
+    return read_description(path, FOLD_MODEL, lambda metadata: metadata.get("about", {}))
 
 
 def find_networks(fold: Path) -> list[Path]:

@@ -1,21 +1,18 @@
 """The network of the second level, and the file that several of them travel in."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.cls.model import probabilities
 from src.cls.slice_features import SliceFeatures
 from src.core.errors import UserError
-from src.core.files import atomic_path
 from src.core.targets import COLUMNS
 from src.nn.sequence import SequenceHead
+from src.nn.weights_file import read_weights, save_weights
 
 SECOND, FIRST = "second.safetensors", "first"
 """In a fold's folder: the second level, and the first level's networks, `first/<run>/...`."""
@@ -88,12 +85,11 @@ def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpe
     is one.
     """
     tensors = {
-        f"{number}.{name}": tensor.detach().cpu().contiguous()
+        f"{number}.{name}": tensor
         for number, model in enumerate(models)
         for name, tensor in model.state_dict().items()
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"spec": json.dumps(asdict(spec))})
+    save_weights(path, tensors, spec=asdict(spec))
 
 
 def load_second_level(path: Path) -> list[SecondLevel]:
@@ -102,16 +98,10 @@ def load_second_level(path: Path) -> list[SecondLevel]:
     Raises:
         UserError: the file is not a second level of this kit.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load_file(path)
-        spec = SecondSpec(**json.loads(metadata["spec"]))
-        count = 1 + max(int(name.partition(".")[0]) for name in tensors)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a second level ({error})") from None
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is not a second level of this version of the kit") from None
+    spec, tensors = read_weights(
+        path, "a second level of this kit", lambda metadata: SecondSpec(**metadata["spec"])
+    )
+    count = 1 + max(int(name.partition(".")[0]) for name in tensors)
     models = []
     for number in range(count):
         model = SecondLevel(spec)

@@ -27,14 +27,8 @@ from src.core.log import is_main_process, say, warn
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.data.selection import SliceSelection
-from src.nn.encoder import (
-    GREY_MEAN,
-    GREY_STD,
-    check_input_size,
-    create_encoder,
-    load_encoder,
-    require_true_bf16,
-)
+from src.nn.encoder import GREY_MEAN, GREY_STD, check_input_size, create_encoder, require_true_bf16
+from src.nn.encoder_weights import load_encoder
 from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
 

@@ -1,37 +1,23 @@
-"""Slice encoders: timm backbones, and `encoder.safetensors`, the file in which they travel between stages.
+"""Slice encoders: timm backbones, and `encoder.safetensors`, the file that passes them from stage to stage.
 
-The file holds the backbone alone, under timm's own names, so that
-`timm.create_model(name, in_chans=C, num_classes=0, checkpoint_path=...)` takes it as it is.
+The file holds the backbone alone, under timm's own names:
+`timm.create_model(name, in_chans=C, num_classes=0, checkpoint_path=...)` loads it without changes.
 """
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from src.core.errors import UserError
-from src.core.files import atomic_path
-from src.nn.encoder_weights import (
-    adapt_input_channels,
-    existing_encoder,
-    find_backbone,
-    plain_name,
-    read_tensors,
-)
-
-MOST_STRANGE = 0.1
-"""Share of a backbone's parameters that a file may lack, or have beside; with more, it is of another one."""
+from src.nn.weights_file import read_description, save_weights, to_tuples
 
 GREY_MEAN, GREY_STD = 0.5, 0.25
-"""Of a body on an 8-bit window, roughly: constants, so that every data set and every stage shares them."""
+"""Of 8-bit images of a body, scaled to 0..1, roughly: constants, the same for every data set and stage."""
 
 
 @dataclass(frozen=True)
@@ -52,35 +38,6 @@ class EncoderFile:
     """patients whose images it has seen (without labels)"""
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """Which tensors of a file reached the model."""
-
-    matched: tuple[str, ...]
-    adapted: tuple[str, ...]
-    """matched after a change of the number of input channels"""
-    missing: tuple[str, ...]
-    """of the model, not in the file"""
-    unused: tuple[str, ...]
-    """of the file, not in the model"""
-    root: str = ""
-    """what stood before the names of the tensors taken, such as `module.student.`"""
-    reason: str = ""
-    """why these, where the file holds another network as complete"""
-
-    def __str__(self) -> str:
-        text = f"{len(self.matched)} tensors matched"
-        if self.root:
-            text += f" under {self.root}"
-        if self.reason:
-            text += f" ({self.reason})"
-        if self.adapted:
-            text += f", {len(self.adapted)} of them adapted to the input channels"
-        for label, names in (("missing", self.missing), ("unused", self.unused)):
-            text += f", {len(names)} {label}" + (f" ({_count_groups(names)})" if names else "")
-        return text
-
-
 def create_encoder(
     name: str, in_channels: int, pretrained: bool = False, drop_path_rate: float = 0.0
 ) -> nn.Module:
@@ -92,10 +49,7 @@ def create_encoder(
     Raises:
         UserError: timm has no such backbone, or its weights cannot be had.
     """
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
-        hint = f"; close names: {', '.join(close)}" if close else ""
-        raise UserError(f"timm has no backbone {name!r}{hint}")
+    require_backbone(name)
     extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
         return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **extra)
@@ -109,6 +63,18 @@ def create_encoder(
             f"pretrained weights of {name} cannot be had ({reason}): connect once so that timm caches them, "
             "or give --encoder FILE"
         ) from None
+
+
+def require_backbone(name: str) -> None:
+    """Refuse a name that timm does not have.
+
+    Raises:
+        UserError: with the names that come close.
+    """
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        raise UserError(f"timm has no backbone {name!r}{hint}")
 
 
 def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
@@ -163,133 +129,44 @@ def encoder_width(encoder: nn.Module) -> int:
     return int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)
 
 
+def default_greys(windows: Sequence[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per window for networks whose weights do not bring their own."""
+    return (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
+
+
+def first_kernel_name(encoder: nn.Module) -> str:
+    """The name of the first convolution's weights (out, C, ...), which take the image's channels."""
+    return next((name for name, value in encoder.named_parameters() if value.ndim >= 4), "")
+
+
+def first_kernel(encoder: nn.Module) -> nn.Parameter:
+    """The weights (out, C, ...) of the first convolution."""
+    return encoder.get_parameter(first_kernel_name(encoder))
+
+
 def save_encoder(path: str | Path, encoder: nn.Module, about: EncoderFile) -> None:
     """Write the backbone's parameters and buffers with their metadata, by one rename."""
-    metadata = {key: json.dumps(value) for key, value in about.__dict__.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    save_weights(path, encoder.state_dict(), **vars(about))
 
 
 def read_encoder_file(path: str | Path) -> EncoderFile:
     """The metadata of an `encoder.safetensors`.
 
     Raises:
-        UserError: missing, not safetensors, or written by something else.
+        UserError: the file is missing, damaged or not an encoder file.
     """
+    return read_description(path, "an encoder file of train_voco.py", _parse_encoder)
+
+
+def find_encoder_file(path: str | Path) -> EncoderFile | None:
+    """The metadata of an encoder file; None for other files, such as checkpoints and timm's weights."""
     try:
-        with safe_open(existing_encoder(path), framework="pt") as file:
-            raw = file.metadata() or {}
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error})") from None
-    if "name" not in raw or "in_channels" not in raw:
-        raise UserError(f"{path} says no backbone name: give an encoder.safetensors of train_voco.py")
-    values = {key: json.loads(raw[key]) for key in EncoderFile.__dataclass_fields__ if key in raw}
-    return EncoderFile(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
-
-
-def load_encoder(
-    encoder: nn.Module, path: str | Path, mask_channels: int = 0, windows: Sequence[str] = ()
-) -> LoadReport:
-    """Put the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`, in place.
-
-    The file may hold more: heads are left, and of a student and a teacher exactly one is taken, as the report
-    says. Where the input channels differ, the first kernels are taken by window, or else repeated over the
-    new channels, and rescaled, so that responses keep their size.
-
-    Args:
-        encoder: a backbone of `create_encoder` or `create_volume_encoder`, or the `encoder.model` of one of
-            segmentation_models_pytorch's `tu-` networks with all of its stages.
-        mask_channels: the last input channels of `encoder` that are masks, no images; their kernels are zero.
-        windows: of the image channels of `encoder`; the first kernel is adapted to them where the file knows
-            all of them, and not in this order.
-
-    Raises:
-        UserError: the file cannot be read, or holds another backbone.
-    """
-    target = encoder.state_dict()
-    tensors = read_tensors(path)
-    names = {plain_name(name): name for name in target} | {name: name for name in target}  # in the file: here
-    found = find_backbone(names, tensors)
-    source = {names[name]: tensor for name, tensor in found.tensors.items() if name in names}
-    first = _first_kernel(encoder)
-    sources = _channels_by_window(path, windows) if windows else None
-    loaded, adapted = {}, []
-    for name, tensor in source.items():
-        is_input = first in source and _takes_input(tensor, target[name], source[first], target[first])
-        is_other = tensor.shape != target[name].shape or mask_channels > 0 or sources is not None
-        if is_input and is_other and (name == first or tensor.shape != target[name].shape):
-            loaded[name] = adapt_input_channels(tensor, target[name].shape[1], mask_channels, sources)
-            adapted.append(name)
-        elif tensor.shape == target[name].shape:
-            loaded[name] = tensor
-    unused = [name for name in found.tensors if names.get(name) not in loaded]
-    _refuse_another_backbone(encoder, path, loaded, unused)
-    encoder.load_state_dict(loaded, strict=False)
-    wrapper = found.root.rpartition(".")[0].rpartition(".")  # module. of module.student.
-    others = [name.removeprefix("".join(wrapper[:2])) for name in tensors if not name.startswith(found.root)]
-    return LoadReport(
-        matched=tuple(loaded),
-        adapted=tuple(adapted),
-        missing=tuple(name for name in target if name not in loaded),
-        unused=(*unused, *others),
-        root=found.root,
-        reason=found.reason,
-    )
-
-
-def first_kernel(encoder: nn.Module) -> nn.Parameter:
-    """The weights (out, C, ...) of the first convolution, where the image's channels come in."""
-    return encoder.get_parameter(_first_kernel(encoder))
-
-
-def _first_kernel(encoder: nn.Module) -> str:
-    return next((name for name, value in encoder.named_parameters() if value.ndim >= 4), "")
-
-
-def _channels_by_window(path: str | Path, windows: Sequence[str]) -> list[int] | None:
-    """The channel of the file's encoder for each window; None if they are its own, or it lacks one."""
-    try:
-        own = read_encoder_file(path).windows
-    except UserError:  # a checkpoint, which tells no windows
+        return read_encoder_file(path)
+    except UserError:
         return None
-    if tuple(windows) == own or set(windows) - set(own):
-        return None
-    return [own.index(name) for name in windows]
 
 
-def _takes_input(
-    source: torch.Tensor, target: torch.Tensor, first_source: torch.Tensor, first_target: torch.Tensor
-) -> bool:
-    """Whether two kernels differ in their input channels alone, as those of the first convolution do."""
-    return (
-        source.ndim == target.ndim >= 4
-        and source.shape[0] == target.shape[0]
-        and source.shape[2:] == target.shape[2:]
-        and (source.shape[1], target.shape[1]) == (first_source.shape[1], first_target.shape[1])
-    )
-
-
-def _refuse_another_backbone(
-    encoder: nn.Module, path: str | Path, loaded: dict[str, torch.Tensor], unused: list[str]
-) -> None:
-    """A deeper or shallower sibling shares most names and shapes, and would be half loaded without a word."""
-    own = [name for name, _ in encoder.named_parameters()]
-    missing = [name for name in own if name not in loaded]
-    parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in own})
-    strange = [name for name in unused if name.startswith(parts)]
-    problem = ""
-    if len(missing) > MOST_STRANGE * len(own):
-        problem = f"lacks {len(missing)} of the {len(own)} weights of this backbone ({missing[0]}, ...)"
-    elif len(strange) > MOST_STRANGE * len(own):
-        problem = f"holds {len(strange)} weights that this backbone has no place for ({strange[0]}, ...)"
-    if problem:
-        raise UserError(f"{path} {problem}: was it trained with another --backbone?")
-
-
-def _count_groups(names: Iterable[str]) -> str:
-    """Tensors by the part of the file or network they belong to: `teacher 358, classifier 2`."""
-    groups = Counter(name.split(".")[0] for name in names)
-    return ", ".join(f"{group} {count}" for group, count in groups.most_common())
+def _parse_encoder(metadata: dict[str, Any]) -> EncoderFile:
+    known = {name: metadata[name] for name in EncoderFile.__dataclass_fields__ if name in metadata}
+    trained_by = known.pop("trained_by", {})
+    return EncoderFile(**to_tuples(known), trained_by=trained_by)

@@ -1,7 +1,7 @@
-"""Finding a backbone's weights in files of several layouts: our own, timm's and published checkpoints.
+"""Load a backbone's weights from files of several layouts: our own, timm's and published checkpoints.
 
 A file may hold two networks (student and teacher) and heads beside the backbone. The backbone is therefore
-looked up by the names of its own tensors: whatever stands before them is the `root` of a candidate, and one
+looked up by the names of its own tensors: the text before them is the `root` of a candidate, and one
 candidate is taken whole.
 """
 
@@ -9,15 +9,17 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.core.errors import UserError
+from src.nn.encoder import find_encoder_file, first_kernel_name
+from src.nn.weights_file import read_weights, require_weights
 
 PREFERRED_ROOTS = (
     ("teacher.encoder.", "the teacher is what train_voco.py exports"),
@@ -25,14 +27,100 @@ PREFERRED_ROOTS = (
 )
 """Which of two complete networks is taken: the first whose root ends so, and why."""
 
+MOST_STRANGE = 0.1
+"""Largest share of a backbone's parameters that a file may lack, or hold in excess; above it, the file is of
+another backbone."""
+
+_KIND = "weights of an encoder"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which tensors of a file reached the model."""
+
+    matched: tuple[str, ...]
+    adapted: tuple[str, ...]
+    """matched after a change of the number of input channels"""
+    missing: tuple[str, ...]
+    """of the model, not in the file"""
+    unused: tuple[str, ...]
+    """of the file, not in the model"""
+    root: str = ""
+    """what precedes the names of the loaded tensors in the file, such as `module.student.`"""
+    reason: str = ""
+    """why this root, where the file holds several complete backbones"""
+
+    def __str__(self) -> str:
+        text = f"{len(self.matched)} tensors matched"
+        if self.root:
+            text += f" under {self.root}"
+        if self.reason:
+            text += f" ({self.reason})"
+        if self.adapted:
+            text += f", {len(self.adapted)} of them adapted to the input channels"
+        for label, names in (("missing", self.missing), ("unused", self.unused)):
+            text += f", {len(names)} {label}" + (f" ({_count_groups(names)})" if names else "")
+        return text
+
+
+def load_encoder(
+    encoder: nn.Module, path: str | Path, mask_channels: int = 0, windows: Sequence[str] = ()
+) -> LoadReport:
+    """Load the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`, in place.
+
+    The file may hold more: heads are ignored, and of a student and a teacher exactly one is taken, as the
+    report says. Where the input channels differ, the first kernels are taken by window, or else repeated over
+    the new channels, and rescaled, so that responses keep their size.
+
+    Args:
+        encoder: a backbone of `create_encoder` or `create_volume_encoder`, or the `encoder.model` of one of
+            segmentation_models_pytorch's `tu-` networks with all of its stages.
+        mask_channels: the last input channels of `encoder` that are masks, not images; their kernels become
+            zero.
+        windows: of the image channels of `encoder`; the first kernel is adapted to them where the file knows
+            all of them, in another order.
+
+    Raises:
+        UserError: the file cannot be read, or holds another backbone.
+    """
+    target = encoder.state_dict()
+    tensors = read_tensors(path)
+    names = {plain_name(name): name for name in target} | {name: name for name in target}  # in the file: here
+    found = find_backbone(names, tensors)
+    source = {names[name]: tensor for name, tensor in found.tensors.items() if name in names}
+    first = first_kernel_name(encoder)
+    sources = _channels_by_window(path, windows) if windows else None
+    loaded, adapted = {}, []
+    for name, tensor in source.items():
+        is_input = first in source and _takes_input(tensor, target[name], source[first], target[first])
+        is_other = tensor.shape != target[name].shape or mask_channels > 0 or sources is not None
+        if is_input and is_other and (name == first or tensor.shape != target[name].shape):
+            loaded[name] = adapt_input_channels(tensor, target[name].shape[1], mask_channels, sources)
+            adapted.append(name)
+        elif tensor.shape == target[name].shape:
+            loaded[name] = tensor
+    unused = [name for name in found.tensors if names.get(name) not in loaded]
+    _refuse_another_backbone(encoder, path, loaded, unused)
+    encoder.load_state_dict(loaded, strict=False)
+    wrapper = found.root.rpartition(".")[0].rpartition(".")  # module. of module.student.
+    others = [name.removeprefix("".join(wrapper[:2])) for name in tensors if not name.startswith(found.root)]
+    return LoadReport(
+        matched=tuple(loaded),
+        adapted=tuple(adapted),
+        missing=tuple(name for name in target if name not in loaded),
+        unused=(*unused, *others),
+        root=found.root,
+        reason=found.reason,
+    )
+
 
 class Candidate(NamedTuple):
     """A backbone found in a file."""
 
     root: str
-    """what stands before the names of its tensors in the file, such as `module.student.`"""
+    """what precedes the names of its tensors in the file, such as `module.student.`"""
     reason: str
-    """why this one, where the file holds others as complete; else empty"""
+    """why this one, where the file holds several complete ones; else empty"""
     tensors: dict[str, Tensor]
     """all that the file holds under the root, by name without it"""
 
@@ -41,15 +129,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file, those of nested dictionaries under dotted names (`state_dict.conv1.weight`).
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds objects that would have to be unpickled.
+        UserError: the file is missing, damaged, or holds objects that would have to be unpickled.
     """
-    path = existing_encoder(path)
+    path = Path(path)
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a safetensors file ({error})") from None
+        return read_weights(path, _KIND, dict)[1]
+    require_weights(path, _KIND)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -62,26 +147,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return dict(_flatten(content, ""))
 
 
-def existing_encoder(path: str | Path) -> Path:
-    """The path of a file that is there.
-
-    Raises:
-        UserError: it is not.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"no encoder file {path}: train_voco.py writes encoder.safetensors into its run folder"
-        )
-    return path
-
-
 def find_backbone(names: Collection[str], tensors: dict[str, Tensor]) -> Candidate:
-    """The one root of a file under which the most of a backbone's tensors lie.
+    """The root of a file with the most of a backbone's tensors.
 
     Args:
         names: the backbone's own tensor names.
-        tensors: those of the file; where not one is the backbone's, the root is empty.
+        tensors: those of the file; if none is the backbone's, the root is empty.
     """
     counts = Counter(
         name[: len(name) - len(tail)] for name in tensors for tail in _tails(name) if tail in names
@@ -103,14 +174,13 @@ def plain_name(name: str) -> str:
 def adapt_input_channels(
     kernel: Tensor, channels: int, mask_channels: int = 0, sources: Sequence[int] | None = None
 ) -> Tensor:
-    """A first kernel for other input channels.
+    """A first kernel for another number of input channels.
 
     Args:
         kernel: (out, C, ...), of two or three dimensions.
-        channels: input channels that it is to have.
-        mask_channels: the last of these, which are no image.
-        sources: for each image channel the one of the kernel's that it is like; in order, and over again,
-            where None.
+        channels: number of input channels of the result.
+        mask_channels: the last of these, which are masks.
+        sources: the channel of `kernel` for each image channel; if None, they repeat in order.
 
     Returns:
         (out, channels, ...): for image channels, the kernel's own scaled by C / image channels, so that
@@ -123,7 +193,7 @@ def adapt_input_channels(
 
 
 def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Optimisers number their state, so that nothing of it has a name to be taken by."""
+    """Named tensors at any depth. An optimiser's state is keyed by numbers and therefore excluded."""
     if isinstance(content, Tensor):
         yield prefix.removesuffix("."), content
     elif isinstance(content, dict):
@@ -148,3 +218,46 @@ def _prefer(roots: list[str]) -> tuple[str, str]:
                 others = ", ".join(other for other in sorted(roots) if other != root)
                 return root, f"{others} holds another: {reason}"
     return roots[0], "the first of several that are alike"
+
+
+def _channels_by_window(path: str | Path, windows: Sequence[str]) -> list[int] | None:
+    """The channel of the file's encoder for each window; None if they are the same, or if one is missing."""
+    about = find_encoder_file(path)
+    if about is None or tuple(windows) == about.windows or set(windows) - set(about.windows):
+        return None
+    return [about.windows.index(name) for name in windows]
+
+
+def _takes_input(
+    source: torch.Tensor, target: torch.Tensor, first_source: torch.Tensor, first_target: torch.Tensor
+) -> bool:
+    """Whether two kernels differ in their input channels alone, as those of the first convolution do."""
+    return (
+        source.ndim == target.ndim >= 4
+        and source.shape[0] == target.shape[0]
+        and source.shape[2:] == target.shape[2:]
+        and (source.shape[1], target.shape[1]) == (first_source.shape[1], first_target.shape[1])
+    )
+
+
+def _refuse_another_backbone(
+    encoder: nn.Module, path: str | Path, loaded: dict[str, torch.Tensor], unused: list[str]
+) -> None:
+    """A deeper or shallower sibling shares most names and shapes, and would be half loaded silently."""
+    own = [name for name, _ in encoder.named_parameters()]
+    missing = [name for name in own if name not in loaded]
+    parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in own})
+    strange = [name for name in unused if name.startswith(parts)]
+    problem = ""
+    if len(missing) > MOST_STRANGE * len(own):
+        problem = f"lacks {len(missing)} of the {len(own)} weights of this backbone ({missing[0]}, ...)"
+    elif len(strange) > MOST_STRANGE * len(own):
+        problem = f"holds {len(strange)} weights that this backbone has no place for ({strange[0]}, ...)"
+    if problem:
+        raise UserError(f"{path} {problem}: was it trained with another --backbone?")
+
+
+def _count_groups(names: Iterable[str]) -> str:
+    """Tensors by the part of the file or network that they belong to: `teacher 358, classifier 2`."""
+    groups = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{group} {count}" for group, count in groups.most_common())

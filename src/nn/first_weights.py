@@ -1,23 +1,25 @@
-"""Weights that training starts from, and what their file says of them: the greys they know, the patients."""
+"""The weights that training starts from, and what their file records: grey levels and patients seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from src.core.log import warn
-from src.nn.encoder import GREY_MEAN, GREY_STD, LoadReport, load_encoder, read_encoder_file
-from src.nn.encoder_weights import read_tensors
+from src.nn.encoder import default_greys, find_encoder_file
+from src.nn.encoder_weights import LoadReport, load_encoder, read_tensors
 
 PUBLISHED_ROOTS = ("student.", "teacher.", "backbone.")
-"""Before a backbone in published checkpoints, whose networks were fed grey levels from 0 to 1 as they are."""
+"""Prefixes of a backbone in published checkpoints, whose inputs were grey levels from 0 to 1 as they are."""
+
+Greys = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation per window, of grey levels from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class FirstWeights:
-    """What was loaded, and how the network is to be fed."""
+    """What was loaded, and how the network's input is to be normalised."""
 
     report: LoadReport
     mean: tuple[float, ...]
@@ -26,54 +28,57 @@ class FirstWeights:
 
 
 def load_first_weights(
-    encoder: nn.Module, path: str | Path, windows: Sequence[str], slices: int = 1
+    encoder: nn.Module, path: str | Path, windows: Sequence[str], slices: int = 1, mask_channels: int = 0
 ) -> FirstWeights:
     """Load an encoder file, a checkpoint of train_voco.py, a published one, or plain weights of timm.
 
-    A file that tells no grey levels, or those of other windows, gets the kit's own.
+    A file that records no grey levels, or those of other windows, gets the kit's own.
 
     Args:
-        encoder: takes `slices` times the windows as input channels, the windows of a slice together.
-        windows: that it is to be shown. A file that knows all of them gives each its own kernel and greys,
-            whatever the order.
+        encoder: its input channels are `slices` times the windows (the windows of a slice together), then
+            the mask channels.
+        windows: CT windows of its input. A file that knows all of them gives each its own kernel and grey
+            levels, in any order.
+        mask_channels: whose kernels become zero.
 
     Raises:
-        UserError: as `load_encoder`.
+        UserError: the file cannot be read, or holds another backbone.
     """
-    channels = len(windows)
-    report = load_encoder(encoder, path, windows=tuple(windows) * slices)
-    mean, std = (GREY_MEAN,) * channels, (GREY_STD,) * channels
-    if tells_of_itself(path):
-        about = read_encoder_file(path)
-        if not set(windows) - set(about.windows):
-            places = [about.windows.index(name) for name in windows]
-            mean, std = (tuple(values[place] for place in places) for values in (about.mean, about.std))
-        else:
-            warn(
-                f"{path} saw the windows {' '.join(about.windows)}, it is to be shown {' '.join(windows)}: "
-                "its first layer meets other greys"
-            )
-            if about.in_channels == channels:
-                mean, std = about.mean, about.std
-    elif report.root.endswith("encoder."):  # a checkpoint of train_voco.py has them beside its encoder
-        tensors, network = read_tensors(path), report.root.removesuffix("encoder.")
-        stored = [tensors.get(network + name) for name in ("mean", "std")]
-        if all(values is not None and len(values) == channels for values in stored):
-            mean, std = (tuple(values.tolist()) for values in stored)
-    elif report.root.endswith(PUBLISHED_ROOTS):
-        mean, std = (0.0,) * channels, (1.0,) * channels
-    return FirstWeights(report, mean, std)
+    report = load_encoder(encoder, path, mask_channels, tuple(windows) * slices)
+    greys = recorded_greys(path, windows) or _greys_of_checkpoint(path, report.root, windows)
+    return FirstWeights(report, *greys)
+
+
+def recorded_greys(path: str | Path, windows: Sequence[str]) -> Greys | None:
+    """The grey levels that an encoder file records for these windows; None for other files.
+
+    Warns if the encoder was trained on other windows.
+    """
+    about = find_encoder_file(path)
+    if about is None:
+        return None
+    if not set(windows) - set(about.windows):
+        places = [about.windows.index(name) for name in windows]
+        return tuple(about.mean[place] for place in places), tuple(about.std[place] for place in places)
+    warn(
+        f"{path} was trained on the windows {' '.join(about.windows)}, its input is now "
+        f"{' '.join(windows)}: the first layer meets other grey levels"
+    )
+    return (about.mean, about.std) if about.in_channels == len(windows) else default_greys(windows)
 
 
 def patients_seen_by(path: str | Path) -> tuple[str, ...]:
-    """The patients whom an encoder file names; none for files that name nobody."""
-    return read_encoder_file(path).patients if tells_of_itself(path) else ()
+    """The patients that an encoder file names; none for files that name no patients."""
+    about = find_encoder_file(path)
+    return () if about is None else about.patients
 
 
-def tells_of_itself(path: str | Path) -> bool:
-    """Whether a file is an encoder file of this kit, with metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "in_channels" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+def _greys_of_checkpoint(path: str | Path, root: str, windows: Sequence[str]) -> Greys:
+    if root.endswith("encoder."):  # a checkpoint of train_voco.py has them beside its encoder
+        tensors, network = read_tensors(path), root.removesuffix("encoder.")
+        stored = [tensors.get(network + name) for name in ("mean", "std")]
+        if all(values is not None and len(values) == len(windows) for values in stored):
+            return tuple(tuple(values.tolist()) for values in stored)
+    elif root.endswith(PUBLISHED_ROOTS):
+        return (0.0,) * len(windows), (1.0,) * len(windows)
+    return default_greys(windows)

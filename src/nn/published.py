@@ -25,8 +25,9 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable
 from src.core.log import say, warn
 from src.ct.windows import WINDOWS
-from src.nn.encoder import EncoderFile, create_encoder, load_encoder, save_encoder
+from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 from src.nn.encoder3d import VOLUME_BACKBONES, create_volume_encoder
+from src.nn.encoder_weights import load_encoder
 
 
 @dataclass(frozen=True)

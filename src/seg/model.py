@@ -1,27 +1,24 @@
 """The pair of sub-networks that segment a slice: trained together, their probabilities averaged."""
 
 import copy
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
-import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.core.errors import UserError
-from src.core.files import atomic_path
 from src.ct.organ_labels import ORGANS
-from src.nn.encoder import GREY_MEAN, GREY_STD
+from src.nn.encoder import require_backbone
+from src.nn.weights_file import read_weights, save_weights, to_tuples
 
 MODEL = "segmenter.safetensors"
 """In a run folder: the trained pair."""
+SEGMENTER = "a segmentation model of train_seg.py"
 
 CLASSES = len(ORGANS) + 1
 """Background, then the organs in the order of their labels."""
@@ -192,21 +189,10 @@ def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None
                 ) from None
 
 
-def default_greys(windows: tuple[str, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per window, where the first weights of a network record no others."""
-    return (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
-
-
 def save_segmenter(path: str | Path, pair: SegmenterPair, spec: SegmenterSpec, **about: Any) -> None:
-    """Write a pair without its projections, with its spec and `about` (JSON) as metadata, by one rename."""
-    metadata = {"spec": json.dumps(asdict(spec)), "about": json.dumps(about)}
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in pair.state_dict().items()
-        if ".projection." not in name
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    """Write a pair without its projections, with its spec and `about` the run, by one rename."""
+    tensors = {name: tensor for name, tensor in pair.state_dict().items() if ".projection." not in name}
+    save_weights(path, tensors, spec=asdict(spec), about=about)
 
 
 def find_segmenter(path: Path) -> Path:
@@ -220,26 +206,12 @@ def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:
     Raises:
         UserError: there is no such file, or it holds no pair.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no {path}: train_seg.py writes segmenter.safetensors into its run folder")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a segmentation model ({error})") from None
-    values = json.loads(metadata.get("spec", "{}"))
-    if values.keys() != SegmenterSpec.__dataclass_fields__.keys():
-        raise UserError(f"{path} is not a segmentation model of train_seg.py")
-    spec = SegmenterSpec(**{key: _as_tuples(value) for key, value in values.items()})
+    spec, weights = read_weights(
+        path, SEGMENTER, lambda metadata: SegmenterSpec(**to_tuples(metadata["spec"]))
+    )
     pair = SegmenterPair(spec)
     pair.load_state_dict(weights)
     return pair.eval().to(memory_format=torch.channels_last), spec
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _create_net(backbone: str, decoder: str, width: float, channels: int, pretrained: bool) -> nn.Module:
@@ -248,10 +220,7 @@ def _create_net(backbone: str, decoder: str, width: float, channels: int, pretra
     Raises:
         UserError: timm has no such backbone, its weights cannot be loaded, or the decoder does not fit it.
     """
-    if not timm.is_model(backbone):
-        close = timm.list_models(f"*{backbone.split('_')[0]}*")[:3]
-        hint = f"; close names: {', '.join(close)}" if close else ""
-        raise UserError(f"timm has no backbone {backbone!r}{hint}")
+    require_backbone(backbone)
     try:
         return smp.create_model(
             decoder,

@@ -13,9 +13,9 @@ from src.core.config import plain_options
 from src.core.errors import UserError
 from src.core.files import discard
 from src.core.runtime import Runtime, torch_seed
-from src.nn.encoder import read_encoder_file
-from src.nn.first_weights import load_first_weights, tells_of_itself
-from src.seg.model import SegmenterPair, SegmenterSpec, check_pair, default_greys
+from src.nn.encoder import default_greys, find_encoder_file
+from src.nn.first_weights import load_first_weights
+from src.seg.model import SegmenterPair, SegmenterSpec, check_pair
 from src.seg.options import SegOptions
 from src.seg.split import SegData
 
@@ -52,8 +52,8 @@ def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
     """
     first, second = options.backbones
     mean, std = default_greys(options.windows)
-    if options.encoder and tells_of_itself(options.encoder):
-        first = read_encoder_file(options.encoder).name
+    if options.encoder and (about := find_encoder_file(options.encoder)):
+        first = about.name
     if (first, options.decoders[0]) == (second, options.decoders[1]):
         raise UserError(
             f"both sub-networks are {options.decoders[0]} on {first}: they must differ to correct each other "

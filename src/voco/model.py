@@ -18,10 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from src.core.errors import UserError
 from src.core.log import say
 from src.nn.encoder import (
-    GREY_MEAN,
-    GREY_STD,
     check_input_size,
     create_encoder,
+    default_greys,
     encoder_width,
 )
 from src.nn.encoder3d import VOLUME_BACKBONES, check_sides, create_volume_encoder
@@ -193,7 +192,7 @@ def build_network(options: VocoOptions) -> VocoNet:
             f"option --micro-batch must be at least {FEWEST_IN_BATCH_STATISTICS} for {options.backbone}, "
             f"which normalises by the statistics of each part, got {options.micro_batch}"
         )
-    mean, std = (GREY_MEAN,) * channels, (GREY_STD,) * channels
+    mean, std = default_greys(options.windows)
     if options.encoder:  # weights go on with the grey levels that they know
         first = load_first_weights(encoder, options.encoder, options.windows)
         mean, std = first.mean, first.std

@@ -13,7 +13,8 @@ import segment
 from src.core.errors import exit_on_user_error
 from src.ct.organ_labels import ORGANS
 from src.data.prepared import PreparedDataset, as_channels, image_folder, mask_folder, slice_name
-from src.seg.model import SegmenterPair, SegmenterSpec, default_greys, predict_masks, save_segmenter
+from src.nn.encoder import default_greys
+from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks, save_segmenter
 from tests.helpers.voco_files import write_prepared, write_slice_table
 
 SIZE = 32

@@ -8,15 +8,14 @@ import torch
 from src.core.errors import UserError
 from src.nn.encoder import (
     EncoderFile,
-    adapt_input_channels,
     check_input_size,
     create_encoder,
     encoder_width,
-    load_encoder,
     read_encoder_file,
     require_true_bf16,
     save_encoder,
 )
+from src.nn.encoder_weights import adapt_input_channels, load_encoder
 
 NAME = "test_efficientnet"
 

@@ -10,8 +10,9 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from src.core.errors import UserError
-from src.nn.encoder import encoder_width, load_encoder
+from src.nn.encoder import encoder_width
 from src.nn.encoder3d import VOLUME_BACKBONES, SwinEncoder, create_volume_encoder
+from src.nn.encoder_weights import load_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from src.core.errors import UserError
-from src.nn.encoder import create_encoder, load_encoder, read_encoder_file
+from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.encoder3d import SwinEncoder
+from src.nn.encoder_weights import load_encoder
 from src.nn.published import PublishedOptions, convert, main
 
 BACKBONE = "test_efficientnet"  # names of the EfficientNets that 2D-VoCo trains, in small
@@ -162,7 +163,7 @@ def test_the_command_writes_the_file_and_says_what_matched(networks, tmp_path, c
     [
         (["--windows", "bone"], "option --windows takes soft, organ, wide, got bone"),
         (["--output", "encoder.pth"], "option --output must end in .safetensors"),
-        (["--input", "nothing.pth"], "no encoder file nothing.pth"),
+        (["--input", "nothing.pth"], "there is no file nothing.pth: expected weights of an encoder"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path):

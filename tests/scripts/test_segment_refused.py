@@ -112,8 +112,11 @@ def test_what_a_killed_run_left_is_no_file_of_somebody_else(made, tmp_path):
     [
         (("--model", "{small}"), "has images of 32 px, the model was trained on 16 px"),
         (("--model", "{strange}"), "has no window bone"),
-        (("--model", "{here}/absent"), "no {here}/absent: train_seg.py writes"),
-        (("--model", "{here}"), "no {here}/segmenter.safetensors: train_seg.py writes"),
+        (
+            ("--model", "{here}/absent"),
+            "there is no file {here}/absent: expected a segmentation model of train_seg.py",
+        ),
+        (("--model", "{here}"), "there is no file {here}/segmenter.safetensors"),
         (("--model", "{here}/junk"), "{here}/junk cannot be read as a segmentation model"),
         (("--data", "{here}"), "{here} is not a prepared data set"),
         (("--series", "{here}/absent.csv"), "no table {here}/absent.csv"),

@@ -145,7 +145,7 @@ def write(frame: pd.DataFrame, path: Path) -> Path:
         ({"crop": "64"}, "larger than the 48 px slices"),
         ({"fold": "7"}, "--fold 7"),
         ({"sequence": "rnn"}, "--sequence must be one of lstm, gru, transformer, none"),
-        ({"encoder": "nothing.safetensors"}, "no encoder file"),
+        ({"encoder": "nothing.safetensors"}, "there is no file nothing.safetensors"),
         ({"backbone": "resnet9000"}, "no backbone"),
     ],
 )

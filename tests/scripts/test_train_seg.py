@@ -223,7 +223,7 @@ def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_pat
         (("--decoders", "pan", "fpn"), "cannot take images of 64 px"),
         (("--pseudo", "-1"), "--pseudo must be at least 0"),
         (("--save-every", "3", "--log-every", "2"), "--save-every 3 must be a multiple"),
-        (("--encoder", "missing.safetensors"), "no encoder file missing.safetensors"),
+        (("--encoder", "missing.safetensors"), "there is no file missing.safetensors"),
         (
             ("--backbones", "test_resnet", "test_resnet", "--decoders", "fpn", "fpn"),
             "both sub-networks are fpn on test_resnet: they must differ",

@@ -162,7 +162,7 @@ def test_names_of_folders_travel_in_plain_letters(stock, tmp_path):
         ({"models": "broken"}, "cannot be read as a fold model"),
         ({"models": "organs"}, "these models look at organs, .*: give --segmenter"),
         ({"models": "second"}, "these models look at organs, .*: give --segmenter"),
-        ({"models": "organs", "segmenter": "nowhere"}, r"no nowhere: train_seg\.py writes"),
+        ({"models": "organs", "segmenter": "nowhere"}, "there is no file nowhere"),
         (
             {"models": "organs", "segmenter": "broken/fold1/model.safetensors"},
             "cannot be read as a segmentation",

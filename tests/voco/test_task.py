@@ -18,7 +18,8 @@ from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, save_options
 from src.core.errors import UserError
 from src.core.runtime import Runtime
-from src.nn.encoder import create_encoder, load_encoder, read_encoder_file
+from src.nn.encoder import create_encoder, read_encoder_file
+from src.nn.encoder_weights import load_encoder
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample
 from src.voco.monitors import Monitors
