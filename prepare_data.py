@@ -28,7 +28,7 @@ from src.core.log import say, warn
 from src.ct.organ_labels import read_mask_ids
 from src.ct.windows import get_windows, parse_window
 from src.data.selection import SliceSelection
-from src.prepare.prepare_all import prepare_all
+from src.prepare.run import prepare_all
 from src.prepare.sources import find_sources
 from src.prepare.write_series import PrepareJob
 

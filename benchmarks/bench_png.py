@@ -30,7 +30,7 @@ from src.core.log import format_table, say
 from src.ct.windows import apply_windows, get_windows
 from src.data.png import PNG_COLOUR, PNG_GREY
 from src.data.selection import even_indices
-from src.prepare.crop import Crop, body_crop
+from src.prepare.grey_slices import Crop, body_crop
 
 COMPETITION_SLICES = 1_510_373
 WINDOWS = (("soft",), ("soft", "organ", "wide"))

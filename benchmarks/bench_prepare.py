@@ -45,14 +45,15 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, progress, say
+from src.ct.series import SeriesSource
 from src.ct.storage import LocalFolder
 from src.ct.windows import apply_windows, get_windows
 from src.data.png import PNG_COLOUR, encode_png, read_png
 from src.data.prepared import image_folder
 from src.data.selection import even_indices
-from src.prepare.crop import body_crop
-from src.prepare.prepare_all import prepare_all, prepare_or_skip
-from src.prepare.sources import FoundSources, SeriesSource
+from src.prepare.grey_slices import body_crop
+from src.prepare.run import prepare_all, prepare_or_skip
+from src.prepare.sources import FoundSources
 from src.prepare.write_series import PrepareJob
 
 ROOT = Path(__file__).resolve().parents[1]

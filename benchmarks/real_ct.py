@@ -26,10 +26,11 @@ from src.core.log import say
 from src.ct.dicom_series import scan_series
 from src.ct.nifti import write_label_volume
 from src.ct.organ_labels import ORGANS, read_mask_ids
+from src.ct.series import SeriesSource
 from src.ct.storage import FileList, LocalFile, LocalFolder
 from src.ct.windows import WINDOWS, get_windows
-from src.prepare.prepare_all import prepare_all
-from src.prepare.series_source import FoundSources, SeriesSource
+from src.prepare.run import prepare_all
+from src.prepare.sources import FoundSources
 from src.prepare.write_series import PrepareJob
 
 MASK_IDS = read_mask_ids(Path("configs/masks/totalsegmentator.yaml"))

@@ -1,53 +1,52 @@
-"""Work that may crash or hang, done in a child process.
+"""Run functions in a child process, so that a crash or a hang there does not end this one.
 
-A damaged file can take a C decoder down with its whole process, or keep it busy for ever. `call_isolated`
-runs a function in a child that lives on between calls: a crash or a hang ends the child alone, and the next
-call starts another. The children are plain processes in sessions of their own: daemonic workers may have
-them, and Ctrl-C passes them by. They end when their parent ends, however it does. What the function prints
-there is discarded. Linux and macOS.
+A damaged file can crash a C decoder together with its process, or keep it busy without end. `call_isolated`
+runs a function in a child process that is kept between calls: a crash or a hang ends the child only, and the
+next call starts another. The children are plain processes in sessions of their own, so daemonic workers may
+have them and Ctrl-C does not reach them. They end when their parent ends, in whatever way. What the function
+prints there is discarded. Linux and macOS.
 """
 
 import contextlib
+import mmap
 import os
 import pickle
+import queue
+import resource
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, TypeVar
-
-from src.core.isolated_child import Board, report_step
-
-__all__ = [
-    "SILENCE_LIMIT_S",
-    "Child",
-    "ChildCrashed",
-    "ChildFailed",
-    "ChildNotStarted",
-    "ChildStalled",
-    "call_isolated",
-    "report_step",
-]
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+Report = Callable[[str], None]
+"""Tells the parent what the function works on now: a sign of life, and `last_step` should it crash."""
+
+
+def no_report(step: str) -> None:
+    """A `Report` for functions that run in this process."""
+
 
 SILENCE_LIMIT_S = 120.0
-"""A slice takes milliseconds; a decoder that is busy with one for so long will not come back."""
+"""Seconds without a report after which a function is taken to hang."""
 
 START_LIMIT_S = 120.0
 END_LIMIT_S = 5.0
 TICK_S = 0.5
 _SILENT = "gave no sign of life for {:g} s"
 
-# The parent's sys.path goes along whole: the child finds what the parent finds, and nothing else that happens
+# The child gets the parent's whole sys.path: it finds the modules that the parent finds, and none that happen
 # to lie in the working directory.
 BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; "
-    "from src.core.isolated_child import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+    "from src.core.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 )
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -55,8 +54,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 class ChildFailed(Exception):
     """The child ended before it answered.
 
-    `how` says what happened (`killed by signal 11 (SIGSEGV)`), `last_step` what `report_step` said last in
-    this call, empty when it said nothing.
+    `how` describes the end (`killed by signal 11 (SIGSEGV)`); `last_step` is the last report of this call,
+    empty if there was none.
     """
 
     def __init__(self, how: str, last_step: str = "") -> None:
@@ -69,35 +68,36 @@ class ChildFailed(Exception):
 
 
 class ChildCrashed(ChildFailed):
-    """The child died by itself, or another killed it (`SIGKILL` is how a machine short of memory does it)."""
+    """The child died, or was killed (a machine short of memory kills with SIGKILL)."""
 
 
 class ChildStalled(ChildFailed):
-    """No sign of life for the limit of silence; the child was killed."""
+    """The child made no report within the limit of silence and was killed."""
 
 
 class ChildNotStarted(RuntimeError):
-    """A child could not be started: whatever is wrong with the machine, the work is not to blame."""
+    """A child could not be started: the fault is the machine's, not the function's."""
 
 
 class Child:
     """A process that runs functions for one thread, started by the first call and again after a crash."""
 
     def __init__(self, silence_limit_s: float = SILENCE_LIMIT_S) -> None:
-        """silence_limit_s: seconds without a sign of life after which a call is given up; may be changed."""
+        """silence_limit_s: seconds without a report after which a call is given up; may be changed."""
         self.silence_limit_s = silence_limit_s
         self._process: subprocess.Popen | None = None
 
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
-        """Run `function(*args, **kwargs)` in the child, in the working directory of the caller.
+        """Run `function(*args, report=report, **kwargs)` in the child, in the caller's working directory.
 
+        `report` is a `Report` that the function calls with each step of its work; a call takes microseconds.
         Function, arguments and result are pickled, so the function must stand at the top of a module that the
-        child can import. Its exceptions are raised here with their own type where it can be pickled, else as
-        RuntimeError, with the child's traceback as a note.
+        child can import. Its exceptions are raised here with their own type where they can be pickled, else
+        as RuntimeError, with the child's traceback as a note.
 
         Raises:
             ChildCrashed: the child died.
-            ChildStalled: neither result nor `report_step` for `silence_limit_s` seconds.
+            ChildStalled: neither result nor report for `silence_limit_s` seconds.
             ChildNotStarted: a child could not be started.
         """
         work = (self.silence_limit_s, _working_directory(), function, args, kwargs)
@@ -127,7 +127,7 @@ class Child:
     def _start(self) -> None:
         self._connection, theirs = Pipe()
         with theirs, tempfile.TemporaryFile(buffering=0) as board:
-            board.write(bytes(Board.SIZE))  # claims the disk space: a write to a mapped hole could kill
+            board.write(bytes(_Board.SIZE))  # claims the disk space: a write to a mapped hole could kill
             descriptors = theirs.fileno(), board.fileno()
             self._process = subprocess.Popen(
                 [sys.executable, "-c", BOOT, *map(str, descriptors), ROOT, *sys.path],
@@ -139,7 +139,7 @@ class Child:
                 start_new_session=True,
             )
             self._finalizer = weakref.finalize(self, _end, self._process, self._connection, os.getpid())
-            self._board = Board(board.fileno())
+            self._board = _Board(board.fileno())
         try:
             self._receive(START_LIMIT_S)
         except (ChildStalled, EOFError, OSError) as error:
@@ -168,10 +168,10 @@ class Child:
         """The child's next message. Silence is counted in ticks that this process was awake for."""
         tick_s = min(TICK_S, limit_s / 10)
         silent_s, seen = 0.0, self._board.count()
-        # until the child's first sign of life it imports what the function needs, from a cold disk perhaps
+        # Until its first report the child imports what the function needs, perhaps from a slow disk.
         limits_s = {True: max(limit_s, START_LIMIT_S), False: limit_s}
         while not self._connection.poll(tick_s):
-            # End of file tells of an end, unless something that the function started holds the line open.
+            # An end shows as end of file, unless something that the function started holds the line open.
             if self._process.poll() is not None and not self._connection.poll():
                 raise EOFError
             count = self._board.count()
@@ -183,19 +183,19 @@ class Child:
         return self._connection.recv_bytes()
 
 
-class _Own(threading.local):
+class _ThreadsChild(threading.local):
     def __init__(self) -> None:  # runs once in each thread
         self.child = Child()
 
 
-_own = _Own()
+_threads_child = _ThreadsChild()
 
 
 def call_isolated(
     function: Callable[..., T], /, *args: Any, silence_limit_s: float = SILENCE_LIMIT_S, **kwargs: Any
 ) -> T:
     """`Child.call` with the calling thread's own child, which lives until the thread ends."""
-    child = _own.child
+    child = _threads_child.child
     child.silence_limit_s = silence_limit_s
     return child.call(function, *args, **kwargs)
 
@@ -224,3 +224,88 @@ def _how(process: subprocess.Popen) -> str:
         return f"ended with exit status {code}"
     names = {number.value: f" ({number.name})" for number in signal.Signals}
     return f"killed by signal {-code}{names.get(-code, '')}"
+
+
+class _Board:
+    """Memory shared by parent and child: the number of reports in this call, and the latest one."""
+
+    SIZE = 8192
+    HEADER = struct.Struct("=QH")  # count, bytes of text
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, self.SIZE)
+
+    def clear(self) -> None:
+        self.HEADER.pack_into(self._memory, 0, 0, 0)
+
+    def write(self, text: str) -> None:
+        encoded = text.encode("utf-8", "backslashreplace")[: self.SIZE - self.HEADER.size]
+        self._memory[self.HEADER.size : self.HEADER.size + len(encoded)] = encoded
+        self.HEADER.pack_into(self._memory, 0, self.count() + 1, len(encoded))
+
+    def count(self) -> int:
+        return self.HEADER.unpack_from(self._memory)[0]
+
+    def text(self) -> str:
+        length = self.HEADER.unpack_from(self._memory)[1]
+        return self._memory[self.HEADER.size : self.HEADER.size + length].decode("utf-8", "replace")
+
+
+# Inside the child process.
+
+
+def serve(socket_fd: int, board_fd: int) -> NoReturn:
+    """Answer calls until the parent ends. Only for the interpreter that `Child` starts."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # A data set with a thousand damaged files must not leave a thousand core files.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    connection = Connection(socket_fd)
+    board = _Board(board_fd)
+    os.close(board_fd)
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(connection, requests), daemon=True).start()
+    connection.send_bytes(b"ready")
+    os.dup2(1, 2)  # standard error led to the parent while a start could fail; from here it is discarded too
+    while True:
+        connection.send_bytes(_answer(requests.get(), board))
+
+
+def _read_requests(connection: Connection, requests: "queue.SimpleQueue[bytes]") -> NoReturn:
+    """Pass requests on. The line ends with the parent, and so does this process, even in a call."""
+    try:
+        while True:
+            requests.put(connection.recv_bytes())
+    finally:
+        os._exit(1)
+
+
+def _answer(request: bytes, board: _Board) -> bytes:
+    try:
+        limit_s, folder, function, args, kwargs = pickle.loads(request)
+
+        def report(step: str) -> None:
+            board.write(step)
+            # The parent kills a silent child. But when the parent is gone and a C function hangs with the
+            # interpreter's lock held, `_read_requests` cannot run: then the system's alarm ends this process.
+            signal.setitimer(signal.ITIMER_REAL, 2 * limit_s)
+
+        report("")  # what the function needs is imported: from here on silence counts
+        if folder is not None:
+            os.chdir(folder)
+        return pickle.dumps((True, function(*args, report=report, **kwargs)), pickle.HIGHEST_PROTOCOL)
+    except BaseException as error:  # sys.exit in the function is its mistake, not this process's end
+        return _pickled_error(error)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _pickled_error(error: BaseException) -> bytes:
+    text = "".join(traceback.format_exception(error))
+    try:
+        # Only Exception: no error of the function may end the parent, as SystemExit would.
+        faithful = isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        faithful = False
+    if not faithful:
+        error = RuntimeError("".join(traceback.format_exception_only(error)).strip())
+    return pickle.dumps((False, (error, text)))

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from src.core.isolation import report_step
+from src.core.isolation import Report, no_report
 from src.ct.acquisitions import keep_one_acquisition
 from src.ct.geometry import Plane, SliceGrid
 from src.ct.pixels import FAST_READERS, DicomError, Header, Reader, read_headers, read_hu
@@ -33,6 +33,8 @@ class DicomSeries:
     rejected: tuple[Rejected, ...] = ()
     readers: tuple[Reader, ...] = FAST_READERS
     source_window: Window | None = None
+    report: Report = no_report
+    """Called with the name of each slice before it is decoded."""
 
     @cached_property
     def grid(self) -> SliceGrid:
@@ -55,6 +57,7 @@ class DicomSeries:
         return self.grid.orientation
 
     def read(self, index: int) -> np.ndarray:
+        self.report(self.source(index))
         return self.grid.orient(read_hu(self.headers[index], self.readers))
 
     def plane(self, index: int) -> Plane:
@@ -72,6 +75,7 @@ def scan_series(
     readers: tuple[Reader, ...] = FAST_READERS,
     source_window: Window | None = None,
     left_out: Container[str] = (),
+    report: Report = no_report,
 ) -> DicomSeries:
     """Read the headers of DICOM files and put their slices in order.
 
@@ -84,6 +88,7 @@ def scan_series(
         source_window: what 8-bit images without a rescale were windowed with; others are HU, and ignore it.
             Where 8 bits have a rescale, the series' own is the range that they can hold.
         left_out: names of files, or frames of files, to pass over: the caller knows why.
+        report: is called with the name of each file and slice before it is read.
 
     Raises:
         SeriesError: no usable file, no axial slice, or 8-bit images without a window; `UnreachableSeries`
@@ -93,6 +98,7 @@ def scan_series(
     rejected: list[Rejected] = []
     causes: list[BaseException | None] = []
     for file in files:
+        report(file.name)
         if file.name in left_out:
             continue
         try:
@@ -113,10 +119,10 @@ def scan_series(
         if source_window is None:
             raise SeriesError("8-bit images: say with --source-window which CT window they were made with")
         headers = [_with_window(header, source_window) for header in headers]
-    headers = _with_true_polarity(headers, readers)
+    headers = _with_true_polarity(headers, readers, report)
     rejected.sort(key=lambda item: item.source)
     window = source_window if windowed else _expressible(headers)
-    return DicomSeries(tuple(headers), tuple(rejected), readers, window)
+    return DicomSeries(tuple(headers), tuple(rejected), readers, window, report)
 
 
 def _grid(header: Header) -> SliceGrid:
@@ -252,7 +258,7 @@ def _expressible(headers: Sequence[Header]) -> Window | None:
     return Window.of_range(max(lows), min(highs), min(abs(header.slope) for header in few_bits))
 
 
-def _with_true_polarity(headers: list[Header], readers: tuple[Reader, ...]) -> list[Header]:
+def _with_true_polarity(headers: list[Header], readers: tuple[Reader, ...], report: Report) -> list[Header]:
     """Decide whether MONOCHROME1 (0028,0004) means inverted values.
 
     By the standard it is about display alone, yet some writers invert the values with it. Air around the
@@ -261,7 +267,7 @@ def _with_true_polarity(headers: list[Header], readers: tuple[Reader, ...]) -> l
     flagged = [header for header in headers if header.inverted]
     contrast = 0.0
     for index in np.unique(np.linspace(0, len(flagged) - 1, _POLARITY_SLICES).astype(int)) if flagged else ():
-        report_step(flagged[index].file.name)
+        report(flagged[index].file.name)
         try:
             contrast += _middle_over_surroundings(read_hu(flagged[index], readers))
         except DicomError:

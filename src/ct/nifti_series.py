@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from src.core.isolation import Report, no_report
 from src.ct.geometry import Plane, SliceGrid
 from src.ct.nifti import NiftiError, Volume, open_volume
 from src.ct.series import Rejected, SeriesError
@@ -23,17 +24,19 @@ _INT16 = np.iinfo(np.int16)
 
 
 class NiftiSeries:
-    """Slices of a volume, head to feet: a `CtSeries`. `open_nifti` makes one."""
+    """Slices of a volume, head to feet: a `CtSeries`. `open_nifti` makes one.
+
+    Args:
+        name: of the file.
+        report: is called with the name of each slice before it is read.
+    """
 
     rejected: tuple[Rejected, ...] = ()
+    source_window: Window | None = None
 
-    def __init__(self, name: str, volume: Volume, source_window: Window | None):
-        """Find the slices' axis, and what the values are.
-
-        Raises:
-            SeriesError: not axial, skewed, or values that are not Hounsfield units.
-        """
-        self._name, self._volume = name, volume
+    def __init__(self, name: str, volume: Volume, report: Report = no_report) -> None:
+        """Find the slices' axis. Raises `SeriesError`: not axial, or skewed."""
+        self._name, self._volume, self._report = name, volume, report
         axes = volume.lps_from_voxel[:3, :3]
         lengths = np.linalg.norm(axes, axis=0)
         directions = axes / lengths
@@ -54,6 +57,14 @@ class NiftiSeries:
             raise SeriesError("not axial")
         self._headwards = bool(axes[:, self._axis] @ self._grid.normal > 0)
         self._block: tuple[int, np.ndarray] | None = None
+        self._grey_window: Window | None = None
+
+    def find_value_range(self, source_window: Window | None) -> None:
+        """Read slices until the values are known to be HU, or grey levels of `source_window`.
+
+        Raises:
+            SeriesError: no value lies below 0, and they are no grey levels, or of an unknown window.
+        """
         self._grey_window = source_window if self._is_grey(source_window) else None
         self.source_window = self._grey_window or self._expressible()
 
@@ -77,6 +88,7 @@ class NiftiSeries:
 
     def read(self, index: int) -> np.ndarray:
         """A slice in HU, (rows, cols): int16, or float32 where there are fractions."""
+        self._report(self.source(index))
         stored = self._stored(self._stored_index(index))
         if self._grey_window is not None:
             share = self._scaled(stored) / np.float32(255) - np.float32(0.5)
@@ -124,12 +136,7 @@ class NiftiSeries:
         return stored.astype(np.float32) * np.float32(self._volume.slope) + np.float32(self._volume.intercept)
 
     def _is_grey(self, source_window: Window | None) -> bool:
-        """Whether the values are grey levels rather than HU; most volumes tell by their first slice.
-
-        Raises:
-            SeriesError: no value lies below 0, and they are not of 0 to 255, or it is not known how HU became
-                grey levels.
-        """
+        """Whether the values are grey levels: a value below 0, often in the first slice, shows HU."""
         highest = -np.inf
         for index in range(len(self._slices)):
             values = self._scaled(self._stored(index))
@@ -155,17 +162,22 @@ class NiftiSeries:
 
 
 @contextmanager
-def open_nifti(file: StoredFile, source_window: Window | None = None) -> Iterator[NiftiSeries]:
+def open_nifti(
+    file: StoredFile, source_window: Window | None = None, report: Report = no_report
+) -> Iterator[NiftiSeries]:
     """Open a .nii or .nii.gz for as long as the context lasts. One slice of it is in memory at a time.
 
     Args:
         source_window: that a volume of grey levels 0 to 255 was made with; ignored where values are HU.
+        report: is called with the name of each slice before it is read.
 
     Raises:
         SeriesError: it cannot be read, is not axial, or its values are neither HU nor known grey levels.
     """
     try:
         with open_volume(file) as volume:
-            yield NiftiSeries(file.name, volume, source_window)
+            series = NiftiSeries(file.name, volume, report)
+            series.find_value_range(source_window)
+            yield series
     except NiftiError as error:
         raise SeriesError(f"volume {error}") from error

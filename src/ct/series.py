@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from src.core.errors import UserError
 from src.ct.geometry import Plane
-from src.ct.storage import UnreachableFile
+from src.ct.storage import FileSet, StoredFile, UnreachableFile
 from src.ct.windows import Window
 
 
@@ -35,8 +35,20 @@ def unusable_series(reason: str, causes: Iterable[BaseException | None]) -> Seri
 
 
 @dataclass(frozen=True)
+class SeriesSource:
+    """A series as found, before a file is read: its files, and its segmentation where there is one."""
+
+    patient_id: str
+    series_id: str
+    files: FileSet
+    """DICOM files, or one NIfTI volume."""
+    segmentation: StoredFile | None = None
+    kind: Literal["dicom", "nifti"] = "dicom"
+
+
+@dataclass(frozen=True)
 class Rejected:
-    """A file or slice left out of its series, and why."""
+    """A file or slice that is not used, and why."""
 
     source: str
     reason: str
@@ -78,8 +90,3 @@ class CtSeries(Protocol):
 
     def source(self, index: int) -> str:
         """Name of the file that a slice comes from, with its frame where there are several."""
-
-
-def spacing_z_mm(series: CtSeries) -> float:
-    """Median distance of neighbouring slices; nan for a single slice."""
-    return float(np.median(-np.diff(series.z_mm))) if len(series.z_mm) > 1 else float("nan")

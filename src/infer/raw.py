@@ -15,10 +15,9 @@ from src.ct.file_tree import open_tree
 from src.ct.windows import WINDOWS, get_windows
 from src.data.selection import ALL_SLICES, SliceSelection
 from src.infer.sources import ReadSeries, StackKind, Volume
-from src.prepare.grey_slices import GreyStack, load_stack
-from src.prepare.retries import with_caution
-from src.prepare.rsna import find_root, find_series
-from src.prepare.series_source import FoundSources
+from src.prepare.grey_stack import GreyStack, load_stack
+from src.prepare.retries import run_with_retries
+from src.prepare.sources import FoundSources, find_competition, find_competition_series
 from src.seg.model import SegmenterSpec
 
 SILENCE_LIMIT_S = 30.0
@@ -64,10 +63,10 @@ class RawSource:
                 f"no folder {path}: --input takes raw data with test_images/, or a prepared data set"
             )
         tree = open_tree(path, "--input")
-        root = find_root(tree)
+        root = find_competition(tree)
         if root is None or "test_images" not in tree.list_folder(root)[0]:
             raise UserError(f"{path} holds neither test_images/ nor a prepared data set (dataset.json)")
-        series, left_out = find_series(tree, root, "test")
+        series, left_out = find_competition_series(tree, root, "test")
         return cls(FoundSources("rsna test", series, tuple(left_out)), kinds, segmenter)
 
     def series_of(self, patient_id: str) -> list[str]:
@@ -80,7 +79,7 @@ class RawSource:
     def decode(self, patient_id: str, series_id: str) -> Callable[[], ReadSeries]:
         started = time.perf_counter()
         decoded = [
-            with_caution(
+            run_with_retries(
                 load_stack,
                 self._series[patient_id, series_id],
                 get_windows(request.windows),

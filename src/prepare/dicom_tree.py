@@ -20,8 +20,8 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from src.core.log import progress
 from src.ct.dicom_header import looks_like_dicom
 from src.ct.file_tree import FileTree, join
+from src.ct.series import Rejected, SeriesSource
 from src.ct.storage import FileSet, StoredFile, UnreadableFile, printable
-from src.prepare.series_source import LeftOut, SeriesSource
 
 _TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
 _HEAD_BYTES = 1 << 16  # holds these tags in nearly every file
@@ -43,7 +43,7 @@ class _Scan:
 
 def find_dicom(
     tree: FileTree, folders: list[tuple[str, tuple[str, ...]]], jobs: int
-) -> tuple[list[SeriesSource], list[LeftOut], int]:
+) -> tuple[list[SeriesSource], list[Rejected], int]:
     """Group files by patient and series, from the first 64 KB of each.
 
     Read with pydicom, whose parser no file can crash: dicomsdl's lead is small where no pixel is decoded.
@@ -70,7 +70,7 @@ def find_dicom(
         for ids, indices in scan.series.items():
             paths[ids].extend(join(folder, names[index]) for index in indices)
         left_out += [
-            LeftOut(printable(join(folder, names[index])), why) for index, why in scan.unreadable.items()
+            Rejected(printable(join(folder, names[index])), why) for index, why in scan.unreadable.items()
         ]
         others += scan.others
     return [SeriesSource(*ids, _file_set(tree, paths[ids])) for ids in sorted(paths)], left_out, others

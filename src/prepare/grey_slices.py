@@ -1,187 +1,257 @@
-"""A series of whatever kind as grey slices: cut to the body, resized, windowed.
+"""A CT series as grey slices: cut to one square around the body, resized, windowed.
 
-What is written to disk and what inference keeps in memory both come from here, so a model sees at inference
-what it saw in training. Slices stream: whatever the length of a series, a few are in memory at a time.
+Prepared images and the images that inference keeps in memory are both made here, so a model sees at inference
+what it saw in training. Slices stream: four of them are in memory at a time, whatever the length of a series.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pandas as pd
 
-from src.core.isolation import report_step
+from src.core.isolation import Report, no_report
 from src.ct.dicom_series import scan_series
+from src.ct.geometry import Plane
 from src.ct.nifti_series import open_nifti
 from src.ct.pixels import FAST_READERS, SAFE_READERS
-from src.ct.series import CtSeries, Rejected, SeriesError, SliceError, unusable_series
-from src.ct.storage import StoredFile, UnreadableFile
+from src.ct.series import CtSeries, SeriesError, SeriesSource, SliceError, unusable_series
+from src.ct.storage import UnreadableFile
 from src.ct.windows import AIR_HU, Window, apply_windows
 from src.data.selection import even_indices
-from src.prepare.crop import RESIZED_TOGETHER, Crop, body_crop
-from src.prepare.series_source import SeriesSource
+from src.prepare.retries import ReadSettings
+
+RESIZED_TOGETHER = 4
+"""Slices that `Crop.resize_all` takes: the channels that OpenCV resizes at once."""
 
 POSITION_DIGITS = 4
 """Of mm, in every table of positions."""
 
-_CROP_SLICES = 64  # enough to find the body
-_KEPT_BYTES = 64 << 20  # of slices decoded for the crop, so that most need not be decoded again
-
-
-@dataclass(frozen=True)
-class Caution:
-    """What earlier attempts at a series have taught: how to read it without a crash."""
-
-    pydicom_only: bool = False
-    left_out: tuple[Rejected, ...] = ()
-    """Files that crash every reader, or keep it busy forever."""
-
-
-NO_CAUTION = Caution()
+_BODY_SLICES = 64  # enough to find the body
+_KEPT_BYTES = 64 << 20  # of slices decoded to find the body, so that most need not be decoded again
+_BODY_HU = -300  # above lung, blankets and the foam of the table; below fat
+_COARSE_MM = 3.0  # step of the grid on which the body is sought
+_MIN_BODY_MM2 = 2000.0
+_MARGIN_MM = 6.0  # the coarse grid and the opening may shave this off the skin
 
 
 @contextmanager
 def open_series(
-    source: SeriesSource, source_window: Window | None = None, caution: Caution = NO_CAUTION
+    source: SeriesSource,
+    source_window: Window | None = None,
+    settings: ReadSettings | None = None,
+    report: Report = no_report,
 ) -> Iterator[CtSeries]:
-    """Open the series of a source, without decoding a pixel.
+    """Open the series of a source: DICOM headers are read, or a NIfTI volume is mapped.
+
+    Args:
+        source_window: the window that 8-bit images were made with.
+        settings: which readers and which files to use; by default all.
+        report: is called with the name of each file and slice that is read, from here on.
 
     Raises:
         SeriesError: no usable file, or not axial.
     """
+    settings = settings or ReadSettings()
     try:
         files = source.files.list()
     except UnreadableFile as error:
         raise unusable_series(str(error), [error]) from error
     if source.kind == "nifti":
-        with open_nifti(files[0], source_window) as series:
+        with open_nifti(files[0], source_window, report) as series:
             yield series
-        return
-    readers = SAFE_READERS if caution.pydicom_only else FAST_READERS
-    left_out = {item.source for item in caution.left_out}
-    yield scan_series(_announced(files), readers, source_window, left_out)
+    else:
+        readers = SAFE_READERS if settings.pydicom_only else FAST_READERS
+        left_out = {item.source for item in settings.left_out}
+        yield scan_series(files, readers, source_window, left_out, report)
 
 
-def _announced(files: Sequence[StoredFile]) -> Iterator[StoredFile]:
-    for file in files:
-        report_step(file.name)
-        yield file
+def read_grey_slices(
+    series: CtSeries,
+    indices: Sequence[int],
+    crop: "Crop",
+    windows: tuple[Window, ...],
+    size: int,
+    decoded: dict[int, np.ndarray] | None = None,
+) -> Iterator[tuple[int, np.ndarray | SliceError]]:
+    """Decode, cut, resize and window slices.
 
+    Args:
+        crop: of the whole series, from `find_body`.
+        decoded: slices that `find_body` has decoded; each is removed once it is used.
 
-class GreySlices:
-    """Grey slices of an open series: cut to the body, resized, windowed."""
-
-    def __init__(self, series: CtSeries, windows: tuple[Window, ...], size: int):
-        """Find the body.
-
-        Raises:
-            SeriesError: an 8-bit source does not hold what a window shows.
-        """
-        for window in windows:
-            if series.source_window is not None and not series.source_window.contains(window):
-                raise SeriesError(
-                    f"window {window.name} shows HU outside of the window {series.source_window.name} "
-                    "that the 8-bit source was made with"
-                )
-        self._series, self._windows, self._size = series, windows, size
-        self._decoded: dict[int, np.ndarray] = {}
-        lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
-        self.crop = body_crop(self._crop_slices(), series.pixel_mm, series.shape, lowest_hu)
-
-    def read(self, index: int) -> np.ndarray:
-        """uint8 (size, size, C). Raises `SliceError`."""
-        return apply_windows(self.crop.resize(self._hu(index), self._size), self._windows)
-
-    def read_all(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray | SliceError]]:
-        """Each index with what `read` gives or raises; faster, and four slices are in memory at a time."""
-        for start in range(0, len(indices), RESIZED_TOGETHER):
-            few = indices[start : start + RESIZED_TOGETHER]
-            hu: dict[int, np.ndarray] = {}
-            failed: dict[int, SliceError] = {}
-            for index in few:
-                try:
-                    hu[index] = self._hu(index)
-                except SliceError as error:
-                    failed[index] = error
-            cuts = dict(zip(hu, self.crop.resize_all(list(hu.values()), self._size), strict=True))
-            for index in few:
-                yield index, failed.get(index) or apply_windows(cuts[index], self._windows)
-
-    def _crop_slices(self) -> Iterator[np.ndarray]:
-        n_slices, kept_bytes = len(self._series.z_mm), 0
-        for index in even_indices(n_slices, min(n_slices, _CROP_SLICES)):
+    Yields:
+        Each index with its image, uint8 (size, size, windows), or with the reason why it cannot be decoded.
+    """
+    decoded = {} if decoded is None else decoded
+    for start in range(0, len(indices), RESIZED_TOGETHER):
+        together = indices[start : start + RESIZED_TOGETHER]
+        hu: dict[int, np.ndarray] = {}
+        failed: dict[int, SliceError] = {}
+        for index in together:
             try:
-                hu = self._read(int(index))
+                hu[index] = decoded.pop(index) if index in decoded else series.read(index)
+            except SliceError as error:
+                failed[index] = error
+        resized = dict(zip(hu, crop.resize_all(list(hu.values()), size), strict=True))
+        for index in together:
+            yield index, failed.get(index) or apply_windows(resized[index], windows)
+
+
+def find_body(series: CtSeries) -> tuple["Crop", dict[int, np.ndarray]]:
+    """Decode up to 64 slices, spread evenly, and find the square around the body in them.
+
+    Returns:
+        The crop for all slices of the series, and decoded slices in HU by index, 64 MB at most.
+    """
+    decoded: dict[int, np.ndarray] = {}
+
+    def some_slices() -> Iterator[np.ndarray]:
+        n_slices, bytes_seen = len(series.z_mm), 0
+        for index in even_indices(n_slices, min(n_slices, _BODY_SLICES)).tolist():
+            try:
+                hu = series.read(index)
             except SliceError:
                 continue
-            kept_bytes += hu.nbytes
-            if kept_bytes <= _KEPT_BYTES:
-                self._decoded[int(index)] = hu
+            bytes_seen += hu.nbytes
+            if bytes_seen <= _KEPT_BYTES:
+                decoded[index] = hu
             yield hu
 
-    def _hu(self, index: int) -> np.ndarray:
-        hu = self._decoded.pop(index, None)
-        return self._read(index) if hu is None else hu
+    lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
+    return body_crop(some_slices(), series.pixel_mm, series.shape, lowest_hu), decoded
 
-    def _read(self, index: int) -> np.ndarray:
-        report_step(self._series.source(index))
-        return self._series.read(index)
+
+def check_windows(series: CtSeries, windows: tuple[Window, ...]) -> None:
+    """Refuse windows that show more than an 8-bit source holds.
+
+    Raises:
+        SeriesError: a window reaches outside of the one that the source was made with.
+    """
+    for window in windows:
+        if series.source_window is not None and not series.source_window.contains(window):
+            raise SeriesError(
+                f"window {window.name} shows HU outside of the window {series.source_window.name} "
+                "that the 8-bit source was made with"
+            )
 
 
 @dataclass(frozen=True)
-class GreyStack:
-    """Slices of a series in memory."""
+class Crop:
+    """A rectangle of source pixels, square in mm. It may reach outside the image, where there is air."""
 
-    images: np.ndarray
-    """uint8 (U, size, size, C), head to feet"""
-    table: pd.DataFrame
-    """as `slice_table` gives it, a row an image"""
-    indices: np.ndarray
-    """int64 (U,) of the images among the slices of the series: those that were asked for"""
-    z_mm: np.ndarray
-    """(slices,) positions of the series, falling"""
-    pixel_mm: float
-    """of the images"""
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def resize(self, hu: np.ndarray, size: int) -> np.ndarray:
+        """Cut (rows, cols) HU and resize to (size, size), same type.
+
+        The HU are resized, not the grey levels: that is one channel instead of three, and averaging before a
+        window clips is what a scanner with larger pixels would have measured.
+        """
+        return self._resized(self._cut(hu), size)
+
+    def resize_all(self, slices: Sequence[np.ndarray], size: int) -> Sequence[np.ndarray]:
+        """`resize` of up to four slices, to the same values.
+
+        OpenCV averages areas of the four channels of one image in less time than those of four images. A
+        whole number of pixels has a way that is faster still, and enlarging rounds differently.
+        """
+        whole_factor = self.width % size == 0 and self.height % size == 0
+        alike = len({hu.dtype for hu in slices}) == 1
+        if not self._shrinks(size) or whole_factor or not alike:
+            return [self.resize(hu, size) for hu in slices]
+        return cv2.split(self._resized(cv2.merge([self._cut(hu) for hu in slices]), size))
+
+    def _shrinks(self, size: int) -> bool:
+        return self.width >= size and self.height >= size
+
+    def _resized(self, cut: np.ndarray, size: int) -> np.ndarray:
+        how = cv2.INTER_AREA if self._shrinks(size) else cv2.INTER_LINEAR
+        return cv2.resize(cut, (size, size), interpolation=how)
+
+    def _cut(self, hu: np.ndarray) -> np.ndarray:
+        rows, cols = hu.shape
+        top, bottom = max(self.top, 0), min(self.top + self.height, rows)
+        left, right = max(self.left, 0), min(self.left + self.width, cols)
+        cut = hu[top:bottom, left:right]
+        outside = (
+            top - self.top,
+            self.top + self.height - bottom,
+            left - self.left,
+            self.left + self.width - right,
+        )
+        if any(outside):
+            cut = cv2.copyMakeBorder(cut, *outside, borderType=cv2.BORDER_CONSTANT, value=AIR_HU)
+        return cut
+
+    def plane(self, source: Plane, size: int) -> Plane:
+        """Where the (size, size) image lies that `resize` makes of a slice at `source`."""
+        row_scale, col_scale = self.height / size, self.width / size
+        # Resizing maps pixel edges to pixel edges, so centre 0 moves by half of what a pixel grew.
+        first_row, first_col = self.top + (row_scale - 1) / 2, self.left + (col_scale - 1) / 2
+        origin = source.origin + first_row * source.row_step + first_col * source.col_step
+        return Plane(origin, source.row_step * row_scale, source.col_step * col_scale)
 
 
-def load_stack(
-    source: SeriesSource,
-    windows: tuple[Window, ...],
-    size: int,
-    choose: Callable[[np.ndarray], np.ndarray] | None = None,
-    caution: Caution = NO_CAUTION,
-) -> GreyStack:
-    """Prepare a series in memory, equal to the PNGs and tables that `prepare_series` writes.
+def body_crop(
+    slices: Iterable[np.ndarray],
+    pixel_mm: tuple[float, float],
+    shape: tuple[int, int],
+    lowest_hu: float = AIR_HU,
+) -> Crop:
+    """The smallest square with a margin of 6 mm that holds the body in all of `slices` (rows, cols; HU).
 
     Args:
-        size: of the square output, in pixels.
-        choose: gives the indices of the slices to take, rising, from the positions of all in mm, head to
-            feet; only these are decoded, and one that cannot be is replaced by the nearest one that can. If
-            None, all are taken that can be decoded: the series of the result has no others.
-
-    Raises:
-        SeriesError: no usable file, not axial, or no slice that can be decoded.
+        pixel_mm: distance of rows and of columns.
+        shape: of a slice; where no slice shows a body, the square around whole slices is returned.
+        lowest_hu: the lowest HU that an 8-bit source can hold.
     """
-    with open_series(source, caution=caution) as series:
-        slices = GreySlices(series, windows, size)
-        z_mm = np.round(np.asarray(series.z_mm, dtype=np.float64), POSITION_DIGITS)
-        wanted = np.arange(len(z_mm)) if choose is None else choose(z_mm)
-        read = dict(slices.read_all(np.asarray(wanted).tolist()))
-        if choose is None:
-            used = [index for index, image in read.items() if not isinstance(image, SliceError)]
-            if not used:
-                raise _no_slice(read)
-            wanted, z_mm = np.arange(len(used)), z_mm[used]
-        else:
-            used = [_nearest_decodable(int(index), len(z_mm), slices, read) for index in wanted]
-        return GreyStack(
-            np.stack([read[index] for index in used]),
-            slice_table(series, used),
-            np.asarray(wanted, dtype=np.int64),
-            z_mm,
-            output_pixel_mm(series, slices.crop, size),
-        )
+    threshold_hu = max(_BODY_HU, lowest_hu)
+    boxes = [box for box in (_body_box(hu, pixel_mm, threshold_hu) for hu in slices) if box is not None]
+    row_mm, col_mm = pixel_mm
+    if boxes:
+        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
+        right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)
+        margin_mm = _MARGIN_MM
+    else:
+        left, top, right, bottom, margin_mm = 0, 0, shape[1], shape[0], 0.0
+    side_mm = max((right - left) * col_mm, (bottom - top) * row_mm) + 2 * margin_mm
+    width, height = round(side_mm / col_mm), round(side_mm / row_mm)
+    return Crop(
+        left=(left + right - width) // 2, top=(top + bottom - height) // 2, width=width, height=height
+    )
+
+
+def _body_box(
+    hu: np.ndarray, pixel_mm: tuple[float, float], threshold_hu: float
+) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom (exclusive) of the largest connected part denser than lung, or None.
+
+    The opening cuts the thin bridges between the patient and the table's shell.
+    """
+    row_step, col_step = (max(1, round(_COARSE_MM / mm)) for mm in pixel_mm)
+    dense = (hu[::row_step, ::col_step] > threshold_hu).astype(np.uint8)
+    opened = cv2.morphologyEx(dense, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
+    _, _, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+    parts = stats[1:]  # the first is the background
+    if len(parts) == 0:
+        return None
+    body = parts[np.argmax(parts[:, cv2.CC_STAT_AREA])]
+    if body[cv2.CC_STAT_AREA] * row_step * col_step * pixel_mm[0] * pixel_mm[1] < _MIN_BODY_MM2:
+        return None
+    left, top, width, height = (int(value) for value in body[:4])
+    right, bottom = (left + width) * col_step, (top + height) * row_step
+    return left * col_step, top * row_step, min(right, hu.shape[1]), min(bottom, hu.shape[0])
+
+
+def spacing_z_mm(series: CtSeries) -> float:
+    """Median distance of neighbouring slices; NaN for a single slice."""
+    return float(np.median(-np.diff(series.z_mm))) if len(series.z_mm) > 1 else float("nan")
 
 
 def output_pixel_mm(series: CtSeries, crop: Crop, size: int) -> float:
@@ -190,7 +260,7 @@ def output_pixel_mm(series: CtSeries, crop: Crop, size: int) -> float:
 
 
 def slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
-    """slices.csv: a row a used slice, with index, instance_number, z_mm (head positive) and source."""
+    """slices.csv: one row per slice used, with index, instance_number, z_mm (head positive) and source."""
     return pd.DataFrame(
         {
             "index": range(len(used)),
@@ -199,26 +269,3 @@ def slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
             "source": [series.source(index) for index in used],
         }
     )
-
-
-def _nearest_decodable(
-    index: int, n_slices: int, slices: GreySlices, read: dict[int, np.ndarray | SliceError]
-) -> int:
-    """The slice itself where it was read, else the nearest that can be; what is tried joins `read`."""
-    for distance in range(n_slices):
-        for neighbour in (index - distance, index + distance):
-            if not 0 <= neighbour < n_slices:
-                continue
-            if neighbour not in read:
-                try:
-                    read[neighbour] = slices.read(neighbour)
-                except SliceError as error:
-                    read[neighbour] = error
-            if not isinstance(read[neighbour], SliceError):
-                return neighbour
-    raise _no_slice(read)
-
-
-def _no_slice(read: dict[int, np.ndarray | SliceError]) -> SeriesError:
-    errors = [error for error in read.values() if isinstance(error, SliceError)]
-    return unusable_series("no slice can be decoded", [error.__cause__ for error in errors])

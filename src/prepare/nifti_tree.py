@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 from src.core.errors import UserError
 from src.ct.file_tree import FileTree, join, single, walk
 from src.ct.nifti import nifti_stem
+from src.ct.series import SeriesSource
 from src.ct.storage import FileList, StoredFile, printable
 from src.prepare.dicom_tree import safe_id
-from src.prepare.series_source import SeriesSource
 
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)
 _ID_BYTES = 200  # of the 255 that a file name may have

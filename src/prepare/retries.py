@@ -1,63 +1,74 @@
-"""Work on a series that survives its files: what crashes or hangs a decoder costs an attempt, not the run."""
+"""Run a function on a series in a child process; after a crash or a hang, retry with safer readers."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import cv2
 
-from src.core.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, call_isolated
+from src.core.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, Report, call_isolated
 from src.ct.series import Rejected, SeriesError, UnreachableSeries
-from src.prepare.grey_slices import Caution
 
 _MOST_LEFT_OUT = 8
-
-
-class KilledTwice(UnreachableSeries):
-    """The process that read the series was killed, and again: the machine may be short of memory."""
-
 
 Result = TypeVar("Result")
 
 
-def with_caution(
+@dataclass(frozen=True)
+class ReadSettings:
+    """How to read a series so that no file crashes its decoder."""
+
+    pydicom_only: bool = False
+    left_out: tuple[Rejected, ...] = ()
+    """Files that crash every reader, or keep it busy forever."""
+
+
+def run_with_retries(
     function: Callable[..., Result], *args: object, silence_limit_s: float = SILENCE_LIMIT_S
 ) -> Result:
-    """Run `function(*args, caution=...)` in a child process, more carefully after each crash or hang.
+    """Run `function(*args, settings=..., report=...)` in a child process, and again after a crash or a hang.
 
-    First with dicomsdl and pydicom, then with pydicom alone, then without the files that pydicom's decoders
-    crash or hang on as well.
+    First with dicomsdl and pydicom, then with pydicom alone, then without the files that crash or hang
+    pydicom's decoders too.
+
+    Args:
+        function: takes `ReadSettings` and a `Report`, which it calls with the name of each file it reads.
 
     Raises:
-        SeriesError: raised by the function, or nothing helped; `UnreachableSeries` against silence.
-        KilledTwice: not by a decoder, as it seems.
+        SeriesError: raised by the function, or every retry failed.
+        UnreachableSeries: a hang at no file, for which a disk may be the cause; or the child was killed twice
+            by SIGKILL, which a machine short of memory sends.
     """
-    caution, killed = Caution(), False
+    settings, killed = ReadSettings(), False
     while True:
         try:
             return call_isolated(
-                _on_one_thread, function, *args, caution=caution, silence_limit_s=silence_limit_s
+                _on_one_thread, function, *args, settings=settings, silence_limit_s=silence_limit_s
             )
         except (ChildCrashed, ChildStalled) as failure:
             if "SIGKILL" in failure.how:  # no decoder does that, but a machine that is short of memory
                 if killed:
-                    raise KilledTwice("its process was killed twice: is there memory enough?") from None
+                    raise UnreachableSeries("its process was killed twice: is there memory enough?") from None
                 killed = True
             else:
-                caution = _more_careful(caution, failure)
+                settings = _safer(settings, failure)
 
 
-def _on_one_thread(function: Callable[..., Result], *args: object, caution: Caution) -> Result:
+def _on_one_thread(
+    function: Callable[..., Result], *args: object, settings: ReadSettings, report: Report
+) -> Result:
     cv2.setNumThreads(1)  # several children share the cores
-    return function(*args, caution=caution)
+    return function(*args, settings=settings, report=report)
 
 
-def _more_careful(caution: Caution, failure: ChildCrashed | ChildStalled) -> Caution:
-    if not caution.pydicom_only:
-        return Caution(pydicom_only=True)
+def _safer(settings: ReadSettings, failure: ChildCrashed | ChildStalled) -> ReadSettings:
+    if not settings.pydicom_only:
+        return ReadSettings(pydicom_only=True)
     what = "crashes" if isinstance(failure, ChildCrashed) else "hangs"
-    known = {item.source for item in caution.left_out}
+    known = {item.source for item in settings.left_out}
     if not failure.last_step or failure.last_step in known or len(known) == _MOST_LEFT_OUT:
         # a mount that does not answer looks like a decoder that hangs
         kind = UnreachableSeries if isinstance(failure, ChildStalled) else SeriesError
         raise kind(f"every decoder {what} on it")
-    return Caution(True, (*caution.left_out, Rejected(failure.last_step, f"every decoder {what} on it")))
+    rejected = Rejected(failure.last_step, f"every decoder {what} on it")
+    return ReadSettings(True, (*settings.left_out, rejected))

@@ -1,40 +1,58 @@
-"""What there is to prepare at a path: the competition's data, DICOM files in any order, or NIfTI volumes."""
+"""Find every series to prepare: the competition's data, DICOM files in any folders, or NIfTI volumes."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.core.errors import UserError
-from src.ct.file_tree import FileTree, join, open_tree, walk
+from src.ct.file_tree import FileTree, join, open_tree, single, walk
 from src.ct.nifti import nifti_stem
+from src.ct.series import Rejected, SeriesSource
+from src.ct.storage import printable
 from src.prepare.dicom_tree import find_dicom
 from src.prepare.nifti_tree import MaskFiles, find_nifti
-from src.prepare.rsna import choose_split, find_root, find_series
-from src.prepare.series_source import FoundSources, LeftOut, SeriesSource
 
-__all__ = ["FoundSources", "LeftOut", "SeriesSource", "find_sources"]
+SPLITS = ("train", "test")
+
+_STRAY = "not in <patient>/<series>/"
+
+
+@dataclass(frozen=True)
+class FoundSources:
+    """The series to prepare, and the files that belong to none."""
+
+    name: str
+    """Kind of the series, for messages and dataset.json: `rsna train`, `DICOM`, `NIfTI`."""
+    series: list[SeriesSource]
+    """Sorted by patient and series; no pair of ids occurs twice."""
+    left_out: tuple[Rejected, ...] = ()
+    """Files that belong to no series, by their paths below the input."""
+    other_files: int = 0
+    """Number of files that are no images: texts, pictures, DICOMDIR, labels."""
+    unused_masks: int = 0
+    """Number of files in `--masks` that belong to no series."""
 
 
 def find_sources(
     path: Path, split: str | None = None, masks: Path | None = None, jobs: int = 1
 ) -> FoundSources:
-    """Every series at `path`, a folder, a zip archive that is read in place, or a single file.
+    """Every series at `path`: a folder, a zip archive (read in place), or a single file.
 
-    An archive and the folder that it was made of, or is unpacked to, give the same.
+    An archive gives the same result as the folder that it was made from.
 
     Args:
-        split: train or test, for the competition's layout alone; by default train where there is one.
-        masks: folder or zip of segmentations, see `MaskFiles`; a series that none belongs to keeps the one
-            that its own layout has.
-        jobs: processes that read headers where only these tell which files are a series.
+        split: train or test, for the competition's layout only; by default train where there is one.
+        masks: folder or zip of segmentations, see `MaskFiles`; a series without one there keeps the
+            segmentation that its own layout has.
+        jobs: processes that read headers where file names do not define the series.
 
     Raises:
-        UserError: nothing to prepare, ambiguous names, or `masks` that belong to nothing.
+        UserError: nothing to prepare, ambiguous names, or `masks` that match no series.
     """
     tree = open_tree(path, "--input")
-    root = find_root(tree)
+    root = find_competition(tree)
     if root is not None:
-        split = choose_split(tree, root, split)
-        series, left_out = find_series(tree, root, split)
+        split = _choose_split(tree, root, split)
+        series, left_out = find_competition_series(tree, root, split)
         if not series:
             images = join(root, f"{split}_images")
             expected = f"{images}/<patient_id>/<series_id>/*.dcm"
@@ -47,8 +65,76 @@ def find_sources(
     return found if masks is None else _with_masks(found, masks, path)
 
 
+# The competition's layout: <split>_images/<patient_id>/<series_id>/<instance>.dcm and segmentations/.
+
+
+def find_competition(tree: FileTree) -> str | None:
+    """The folder that holds train_images or test_images, or None.
+
+    It is the root, or the only entry of the root, or the only entry of that: archives often hold one folder
+    that holds all the rest.
+    """
+    folder, (folders, files) = "", tree.list_folder("")
+    while not _has_images(folders) and len(folders) == 1 and not files:
+        folder = join(folder, folders[0])
+        folders, files = tree.list_folder(folder)
+    return folder if _has_images(folders) else None
+
+
+def find_competition_series(
+    tree: FileTree, root: str, split: str
+) -> tuple[list[SeriesSource], list[Rejected]]:
+    """Every series folder of a split, sorted by patient and series, and the files outside of such folders.
+
+    No image is listed yet: files are checked when the series is read, whatever their names.
+    """
+    images = join(root, f"{split}_images")
+    segmentations = _segmentations(tree, root) if split == "train" else {}
+    patients, stray = tree.list_folder(images)
+    sources = []
+    left_out = [Rejected(printable(join(images, name)), _STRAY) for name in stray]
+    for patient_id in patients:
+        patient = join(images, patient_id)
+        try:
+            folders, stray = tree.list_folder(patient)
+        except UserError as error:  # of one patient, which must not end the run
+            left_out.append(Rejected(printable(patient), str(error)))
+            continue
+        left_out += [Rejected(printable(join(patient, name)), _STRAY) for name in stray]
+        for series_id in folders:
+            files = tree.folder(join(patient, series_id))
+            name = segmentations.get(series_id)
+            segmentation = single(tree, join(root, "segmentations"), name) if name else None
+            sources.append(SeriesSource(printable(patient_id), printable(series_id), files, segmentation))
+    return sources, left_out
+
+
+def _choose_split(tree: FileTree, root: str, split: str | None) -> str:
+    """The requested split, else "train" where there is one, else "test"."""
+    folders, _ = tree.list_folder(root)
+    there = [name for name in SPLITS if f"{name}_images" in folders]
+    if split is not None and split not in there:
+        raise UserError(f"{tree.path} has no {split}_images; --split {there[0]} is there")
+    return split or there[0]
+
+
+def _has_images(folders: tuple[str, ...]) -> bool:
+    return any(f"{split}_images" in folders for split in SPLITS)
+
+
+def _segmentations(tree: FileTree, root: str) -> dict[str, str]:
+    """File name by series; .nii goes before .nii.gz."""
+    if "segmentations" not in tree.list_folder(root)[0]:
+        return {}
+    _, names = tree.list_folder(join(root, "segmentations"))
+    return {stem: name for name in reversed(names) if (stem := nifti_stem(name)) is not None}
+
+
+# Any other layout.
+
+
 def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSources:
-    """NIfTI volumes by their names, DICOM files by their content."""
+    """NIfTI volumes by their names, DICOM files by their headers."""
     inside = _path_inside(masks, tree.path) if masks is not None else None
     folders = [
         (folder, names)
@@ -77,6 +163,12 @@ def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSource
     return FoundSources(name, every, tuple(left_out), labels + no_images)
 
 
+def _path_inside(inner: Path, outer: Path) -> str | None:
+    """`inner` as a path below the folder `outer`, None where it lies elsewhere."""
+    inner, outer = inner.resolve(), outer.resolve()
+    return inner.relative_to(outer).as_posix() if inner.is_relative_to(outer) and inner != outer else None
+
+
 def _with_masks(sources: FoundSources, masks: Path, path: Path) -> FoundSources:
     own_folder = path if path.is_dir() else path.parent
     if masks.resolve() == own_folder.resolve():
@@ -94,9 +186,3 @@ def _with_masks(sources: FoundSources, masks: Path, path: Path) -> FoundSources:
     paired.sort(key=lambda source: (source.patient_id, source.series_id))
     used = {file.name for file in found if file is not None}
     return replace(sources, series=paired, unused_masks=files.count - len(used))
-
-
-def _path_inside(inner: Path, outer: Path) -> str | None:
-    """`inner` as a path below the folder `outer`, None where it lies elsewhere."""
-    inner, outer = inner.resolve(), outer.resolve()
-    return inner.relative_to(outer).as_posix() if inner.is_relative_to(outer) and inner != outer else None

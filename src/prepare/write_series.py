@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 
 from src.core.files import atomic_path, discard, whole_folder, write_json, write_table
-from src.core.isolation import SILENCE_LIMIT_S, report_step
+from src.core.isolation import SILENCE_LIMIT_S, Report, no_report
 from src.ct.nifti import LabelVolume, NiftiError
-from src.ct.series import CtSeries, Rejected, SeriesError, SliceError, spacing_z_mm
+from src.ct.series import CtSeries, Rejected, SeriesError, SeriesSource, SliceError
 from src.ct.storage import StoredFile, UnreadableFile
 from src.ct.windows import Window
 from src.data.png import write_png
 from src.data.prepared import image_folder, mask_folder, slice_name, write_masks
 from src.data.preview import contact_sheet
 from src.data.selection import ALL_SLICES, SliceSelection
-from src.prepare.crop import Crop
 from src.prepare.grey_slices import (
-    NO_CAUTION,
-    Caution,
-    GreySlices,
+    Crop,
+    check_windows,
+    find_body,
     open_series,
     output_pixel_mm,
+    read_grey_slices,
     slice_table,
+    spacing_z_mm,
 )
-from src.prepare.series_source import SeriesSource
+from src.prepare.retries import ReadSettings
 
 SERIES_COLUMNS = (
     *("patient_id", "series_id", "slices", "spacing_z_mm", "pixel_mm"),
@@ -58,36 +59,49 @@ class PrepareJob:
     """How long a decoder may be busy with one slice before it is stopped."""
 
 
-def prepare_series(source: SeriesSource, job: PrepareJob, caution: Caution = NO_CAUTION) -> dict[str, Any]:
-    """Write the images, tables and masks of one series; a series that is there already is left as it is.
+def prepare_series(
+    source: SeriesSource, job: PrepareJob, settings: ReadSettings | None = None, report: Report = no_report
+) -> dict[str, Any]:
+    """Write the images, tables and masks of one series, unless an earlier run has written them.
+
+    Args:
+        settings: which readers and which files to use; by default all.
+        report: is called with the name of each file and slice that is read.
 
     Returns:
-        What series.json holds: {"row": the series' row of series.csv, "rejected": rows of rejected.csv, ...}.
+        The content of series.json: {"row": the row of series.csv, "rejected": rows of rejected.csv, ...}.
 
     Raises:
         SeriesError: the series cannot be prepared; nothing of it is left behind.
     """
     folder = image_folder(job.output, source.patient_id, source.series_id)
     if finished(source, job) is None:
-        _prepare_folder(folder, source, job, caution)
+        _write_series(folder, source, job, settings or ReadSettings(), report)
     if job.preview:
         _write_preview(source, job)
     return json.loads((folder / "series.json").read_text(encoding="utf-8"))
 
 
-def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution: Caution) -> None:
-    with whole_folder(folder) as partial, open_series(source, job.source_window, caution) as series:
-        slices = GreySlices(series, job.windows, job.size)
-        used, unreadable = _write_slices(partial, series, slices, job)
+def _write_series(
+    folder: Path, source: SeriesSource, job: PrepareJob, settings: ReadSettings, report: Report
+) -> None:
+    with (
+        whole_folder(folder) as partial,
+        open_series(source, job.source_window, settings, report) as series,
+    ):
+        check_windows(series, job.windows)
+        crop, decoded = find_body(series)
+        used, unreadable = _write_slices(partial, series, crop, decoded, job)
         write_table(slice_table(series, used), partial / "slices.csv")
         masks_at = mask_folder(job.output, source.patient_id, source.series_id)
         discard(masks_at)
-        masks_problem = _write_source_masks(masks_at, source, series, used, slices.crop, job)
-        rejected = sorted([*series.rejected, *caution.left_out, *unreadable], key=lambda item: item.source)
+        masks_problem = _write_source_masks(masks_at, source, series, used, crop, job, report)
+        rejected = [*series.rejected, *settings.left_out, *unreadable]
+        rejected.sort(key=lambda item: item.source)
         gaps_mm = -np.diff(series.z_mm)
         wide_gaps = int((gaps_mm > _GAP * np.median(gaps_mm)).sum()) if len(gaps_mm) else 0
         notes = {
-            "a decoder crashed or hung: read with pydicom": caution.pydicom_only,
+            "a decoder crashed or hung: read with pydicom": settings.pydicom_only,
             f"files left out: {len(rejected)}": rejected,
             f"gaps of missing slices: {wide_gaps}": wide_gaps,
             masks_problem: masks_problem,
@@ -97,8 +111,8 @@ def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution
             "series_id": source.series_id,
             "slices": len(used),
             "spacing_z_mm": round(spacing_z_mm(series), 4),
-            "pixel_mm": output_pixel_mm(series, slices.crop, job.size),
-            **{f"crop_{key}": value for key, value in asdict(slices.crop).items()},
+            "pixel_mm": output_pixel_mm(series, crop, job.size),
+            **{f"crop_{key}": value for key, value in asdict(crop).items()},
             "source_rows": series.shape[0],
             "source_cols": series.shape[1],
             "orientation": series.orientation,
@@ -113,6 +127,61 @@ def _prepare_folder(folder: Path, source: SeriesSource, job: PrepareJob, caution
             **_fingerprint(source, job),
         }
         write_json(outcome, partial / "series.json")
+
+
+def _write_slices(
+    folder: Path, series: CtSeries, crop: Crop, decoded: dict[int, np.ndarray], job: PrepareJob
+) -> tuple[list[int], list[Rejected]]:
+    """Write every selected slice that can be decoded, numbered without gaps.
+
+    Returns:
+        Indices of the slices written, and the slices that cannot be decoded.
+    """
+    used: list[int] = []
+    unreadable: list[Rejected] = []
+    chosen = job.selection.choose(series.z_mm).tolist()
+    for index, image in read_grey_slices(series, chosen, crop, job.windows, job.size, decoded):
+        if isinstance(image, SliceError):
+            unreadable.append(Rejected(series.source(index), str(image)))
+        else:
+            write_png(folder / slice_name(len(used)), image)
+            used.append(index)
+    if not used:
+        raise SeriesError(f"no slice can be decoded: {unreadable[0].reason}")
+    return used, unreadable
+
+
+def _write_source_masks(
+    folder: Path,
+    source: SeriesSource,
+    series: CtSeries,
+    used: Sequence[int],
+    crop: Crop,
+    job: PrepareJob,
+    report: Report,
+) -> str | None:
+    """Write the segmentation on the grid of the images; returns the reason if it cannot be used."""
+    if source.segmentation is None:
+        return None
+    found = False
+
+    def masks(volume: LabelVolume) -> Iterator[np.ndarray]:
+        nonlocal found
+        for index in used:
+            report(f"mask of {series.source(index)}")
+            mask = volume.sample(crop.plane(series.plane(index), job.size), job.size, job.size)
+            found = found or bool(mask.any())
+            yield mask
+
+    try:
+        with LabelVolume.open(source.segmentation, job.mask_ids) as volume:
+            write_masks(folder, masks(volume))
+    except NiftiError as error:
+        return str(error)
+    if not found:  # of another patient, or with a damaged affine: no masks are better than empty ones
+        discard(folder)
+        return "no organ of the segmentation lies on the slices"
+    return None
 
 
 def _stored_bytes(folder: Path) -> int:
@@ -152,7 +221,7 @@ def finished(source: SeriesSource, job: PrepareJob) -> dict[str, Any] | None:
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """series.json of a series' folder, None where it is not there, damaged, or tells of other images."""
+    """series.json of a series' folder, or None if it is missing, damaged, or does not match the images."""
     try:
         outcome = json.loads((folder / "series.json").read_text(encoding="utf-8"))
         n_images = sum(1 for _ in folder.glob("*.png"))
@@ -178,47 +247,3 @@ def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
 def _beginning(file: StoredFile) -> str:
     """Check sum of a file's first bytes: a volume's size and place and, packed, much of its content."""
     return hashlib.sha256(file.read(_BEGINNING_BYTES)).hexdigest()[:16]
-
-
-def _write_slices(
-    folder: Path, series: CtSeries, slices: GreySlices, job: PrepareJob
-) -> tuple[list[int], list[Rejected]]:
-    """Write every selected slice that can be decoded, numbered without gaps; its indices, and what failed."""
-    used: list[int] = []
-    unreadable: list[Rejected] = []
-    for index, image in slices.read_all(job.selection.choose(series.z_mm).tolist()):
-        if isinstance(image, SliceError):
-            unreadable.append(Rejected(series.source(index), str(image)))
-        else:
-            write_png(folder / slice_name(len(used)), image)
-            used.append(index)
-    if not used:
-        raise SeriesError(f"no slice can be decoded: {unreadable[0].reason}")
-    return used, unreadable
-
-
-def _write_source_masks(
-    folder: Path, source: SeriesSource, series: CtSeries, used: Sequence[int], crop: Crop, job: PrepareJob
-) -> str | None:
-    """Write the segmentation on the grid of the images; what is wrong with it, if anything."""
-    if source.segmentation is None:
-        return None
-    found = False
-
-    def masks(volume: LabelVolume) -> Iterator[np.ndarray]:
-        nonlocal found
-        for index in used:
-            report_step(f"mask of {series.source(index)}")
-            mask = volume.sample(crop.plane(series.plane(index), job.size), job.size, job.size)
-            found = found or bool(mask.any())
-            yield mask
-
-    try:
-        with LabelVolume.open(source.segmentation, job.mask_ids) as volume:
-            write_masks(folder, masks(volume))
-    except NiftiError as error:
-        return str(error)
-    if not found:  # of another patient, or with a damaged affine: no masks are better than empty ones
-        discard(folder)
-        return "no organ of the segmentation lies on the slices"
-    return None

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from src.core.isolation import Child, ChildCrashed, ChildStalled, call_isolated
-from tests.helpers.isolation_work import sleep_with_the_lock_held, work_slowly
+from tests.helpers.isolation_work import plainly, sleep_with_the_lock_held, work_slowly
 
 ROOT = Path(__file__).resolve().parents[2]
 PARENT_IMPORTS = """from pathlib import Path
-from tests.helpers.isolation_work import hold, own_child
+from tests.helpers.isolation_work import hold, own_child, plainly
 from src.core.isolation import ChildStalled, call_isolated"""
 
 
@@ -66,7 +66,7 @@ def run_python(code: str, folder: Path, **options) -> subprocess.Popen:
 
 
 def test_silence_is_ended_and_the_next_call_works(child):
-    pid = child.call(os.getpid)
+    pid = child.call(plainly, os.getpid)
     child.silence_limit_s = 0.5
     start = time.monotonic()
     with pytest.raises(ChildStalled, match=r"no sign of life for 0.5 s at: slice 0") as caught:
@@ -75,14 +75,14 @@ def test_silence_is_ended_and_the_next_call_works(child):
     assert caught.value.last_step == "slice 0"
     assert is_reaped(pid)
     child.silence_limit_s = 30
-    assert child.call(abs, -3) == 3
+    assert child.call(plainly, abs, -3) == 3
 
 
 def test_a_child_that_was_stopped_is_ended(child):
-    pid = child.call(os.getpid)
+    pid = child.call(plainly, os.getpid)
     child.silence_limit_s = 0.5
     with pytest.raises(ChildStalled):
-        child.call(os.kill, pid, signal.SIGSTOP)
+        child.call(plainly, os.kill, pid, signal.SIGSTOP)
     assert is_reaped(pid)
 
 
@@ -110,10 +110,10 @@ def test_each_thread_has_its_own_child_which_ends_with_it():
 
     def work(number: int) -> None:
         barrier.wait()
-        pids[number] = {call_isolated(os.getpid) for _ in range(20)}
+        pids[number] = {call_isolated(plainly, os.getpid) for _ in range(20)}
         with pytest.raises(ChildCrashed):
-            call_isolated(os.abort)
-        pids[number] |= {call_isolated(os.getpid)}
+            call_isolated(plainly, os.abort)
+        pids[number] |= {call_isolated(plainly, os.getpid)}
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -127,14 +127,14 @@ def test_each_thread_has_its_own_child_which_ends_with_it():
 
 def test_the_children_stay_within_one_core_and_see_the_callers_folder(child, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert child.call(os.getenv, "OMP_NUM_THREADS") == "1"
-    assert child.call(os.getcwd) == os.getcwd()
+    assert child.call(plainly, os.getenv, "OMP_NUM_THREADS") == "1"
+    assert child.call(plainly, os.getcwd) == os.getcwd()
     monkeypatch.chdir(tmp_path)
-    assert child.call(os.getcwd) == os.getcwd()
+    assert child.call(plainly, os.getcwd) == os.getcwd()
 
 
 def test_ctrl_c_and_the_terminal_pass_the_child_by(child):
-    assert child.call(os.getsid, 0) != os.getsid(0)
+    assert child.call(plainly, os.getsid, 0) != os.getsid(0)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def heeds_ctrl_c():
 
 @pytest.mark.parametrize("seconds", [0.8, 60])
 def test_an_abandoned_call_is_ended_at_once_and_does_not_answer_the_next_one(child, seconds, heeds_ctrl_c):
-    pid = child.call(os.getpid)
+    pid = child.call(plainly, os.getpid)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     start = time.monotonic()
@@ -156,20 +156,20 @@ def test_an_abandoned_call_is_ended_at_once_and_does_not_answer_the_next_one(chi
     assert time.monotonic() - start < 3
     assert is_reaped(pid)
     timer.join()
-    assert child.call(abs, -3) == 3
+    assert child.call(plainly, abs, -3) == 3
 
 
 def test_a_fork_leaves_its_parents_child_alone():
-    pid = call_isolated(os.getpid)
+    pid = call_isolated(plainly, os.getpid)
     forked = os.fork()
     if forked == 0:
         code = 1
         try:
-            code = 0 if call_isolated(os.getpid) != pid else 2
+            code = 0 if call_isolated(plainly, os.getpid) != pid else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 0
-    assert call_isolated(os.getpid) == pid
+    assert call_isolated(plainly, os.getpid) == pid
 
 
 def test_it_works_from_another_folder_even_one_with_a_package_of_the_same_name(tmp_path):
@@ -179,7 +179,8 @@ def test_it_works_from_another_folder_even_one_with_a_package_of_the_same_name(t
     script = f"""import os, sys
 sys.path[0] = {str(ROOT)!r}
 from src.core.isolation import call_isolated
-print(call_isolated(os.getcwd))"""
+from tests.helpers.isolation_work import plainly
+print(call_isolated(plainly, os.getcwd))"""
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == (os.path.realpath(tmp_path), "")
 
@@ -227,6 +228,6 @@ def test_a_child_that_cannot_start_says_why(child, monkeypatch, tmp_path):
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(RuntimeError, match="could not be started: no module named site"):
-        child.call(abs, -3)
+        child.call(plainly, abs, -3)
     monkeypatch.undo()
-    assert child.call(abs, -3) == 3
+    assert child.call(plainly, abs, -3) == 3

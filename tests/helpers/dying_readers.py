@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from src.core.isolation import report_step
-from src.prepare.grey_slices import Caution, load_stack
-from src.prepare.sources import SeriesSource
+from src.core.isolation import Report
+from src.ct.series import SeriesSource
+from src.prepare.grey_stack import load_stack
+from src.prepare.retries import ReadSettings
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,22 @@ class Misbehave:
         return load_stack(source, *rest, **more)
 
 
-def read_files(names: tuple[str, ...], harm: dict[str, str], caution: Caution) -> tuple[list[str], Caution]:
-    """Names read, with what caution. `harm` of a file: crash, hang or memory, in dicomsdl alone or "both"."""
-    skip = {item.source for item in caution.left_out}
+def read_files(
+    names: tuple[str, ...], harm: dict[str, str], settings: ReadSettings, report: Report
+) -> tuple[list[str], ReadSettings]:
+    """Names read, and the settings. `harm` of a file: crash, hang or memory, in dicomsdl alone or "both"."""
+    skip = {item.source for item in settings.left_out}
     for name in names:
         if name in skip:
             continue
-        report_step(name)
+        report(name)
         how, _, where = harm.get(name, "").partition(" in ")
-        if how and not (caution.pydicom_only and where == "dicomsdl"):
+        if how and not (settings.pydicom_only and where == "dicomsdl"):
             {"crash": os.abort, "hang": lambda: time.sleep(60), "memory": _die_of_memory}[how]()
-    return [name for name in names if name not in skip], caution
+    return [name for name in names if name not in skip], settings
 
 
-def be_silent(caution: Caution) -> None:
+def be_silent(settings: ReadSettings, report: Report) -> None:
     """Without a word about files, as where listing a folder does not end."""
     time.sleep(60)
 

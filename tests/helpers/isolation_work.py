@@ -6,14 +6,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from src.core.isolation import call_isolated, report_step
+from src.core.isolation import Report, call_isolated
 
 
-def crash(how: str, step: str = "slice 7") -> None:
-    report_step("slice 6")
-    report_step(step)
+def plainly(function: Callable[..., Any], *args: Any, report: Report, **kwargs: Any) -> Any:
+    """Run a function that makes no reports."""
+    return function(*args, **kwargs)
+
+
+def crash(how: str, step: str = "slice 7", *, report: Report) -> None:
+    report("slice 6")
+    report(step)
     if how == "abort":
         os.abort()
     elif how == "exit":
@@ -22,28 +29,28 @@ def crash(how: str, step: str = "slice 7") -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def work_slowly(steps: int, step_s: float) -> str:
+def work_slowly(steps: int, step_s: float, report: Report) -> str:
     for step in range(steps):
-        report_step(f"slice {step}")
+        report(f"slice {step}")
         time.sleep(step_s)
     return "done"
 
 
-def sleep_with_the_lock_held(seconds: float = 60) -> None:
+def sleep_with_the_lock_held(seconds: float = 60, *, report: Report) -> None:
     """Hang as a C decoder can: no other Python thread of the process runs."""
-    report_step("hanging")
+    report("hanging")
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
-def hold(lock: Path, then: str) -> None:
+def hold(lock: Path, then: str, report: Report) -> None:
     """Hold a file lock, which the system gives back when the process ends, zombie or not."""
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         lock.with_suffix(".held").touch()
-        sleep_with_the_lock_held() if then == "hang" else time.sleep(60)
+        sleep_with_the_lock_held(report=report) if then == "hang" else time.sleep(60)
 
 
-def fail(error: BaseException) -> None:
+def fail(error: BaseException, report: Report) -> None:
     raise error
 
 
@@ -52,11 +59,11 @@ class NeedsTwo(Exception):
         super().__init__(f"{first} and {second}")
 
 
-def fail_unpicklably() -> None:
+def fail_unpicklably(report: Report) -> None:
     raise NeedsTwo("this", "that")
 
 
-def make_noise() -> str:
+def make_noise(report: Report) -> str:
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         print("noise " * 50_000, file=stream, flush=True)
         os.write(descriptor, b"noise")
@@ -69,18 +76,18 @@ def large_array(megabytes: int):
     return np.arange(megabytes * 250_000, dtype=np.int32)
 
 
-def cost_of_a_step(steps: int) -> float:
+def cost_of_a_step(steps: int, report: Report) -> float:
     start = time.perf_counter()
     for step in range(steps):
-        report_step(f"1.2.840.113619.2/{step}.dcm")
+        report(f"1.2.840.113619.2/{step}.dcm")
     return (time.perf_counter() - start) / steps
 
 
 def own_child() -> int:
-    return call_isolated(os.getpid)
+    return call_isolated(plainly, os.getpid)
 
 
-def fork_and_exit(pid_file: Path) -> None:
+def fork_and_exit(pid_file: Path, report: Report) -> None:
     pid = os.fork()
     if pid == 0:
         time.sleep(60)

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from src.prepare.series_source import SeriesSource
+from src.ct.series import SeriesSource
 from src.prepare.sources import FoundSources
 from tests.helpers.dicom_files import write_slice
 

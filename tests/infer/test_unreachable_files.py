@@ -17,7 +17,7 @@ from src.ct.series import SeriesError, UnreachableSeries
 from src.ct.storage import LocalFile, LocalFolder, UnreachableFile, UnreachableTree, UnreadableFile
 from src.infer import inputs, pipeline
 from src.infer import raw as raw_images
-from src.prepare.grey_slices import load_stack
+from src.prepare.grey_stack import load_stack
 from tests.helpers.infer_runs import read_report, submit, train_small
 
 

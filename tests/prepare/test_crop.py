@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from src.ct.windows import AIR_HU
-from src.prepare.crop import RESIZED_TOGETHER, Crop
+from src.prepare.grey_slices import RESIZED_TOGETHER, Crop
 
 
 @pytest.mark.parametrize(("left", "top"), [(-2, 0), (3, 0), (0, -1), (0, 2), (-3, 1)])

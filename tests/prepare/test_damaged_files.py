@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from src.ct.windows import WINDOWS
-from src.prepare.prepare_all import PreparedRun, prepare_all
+from src.prepare.run import PreparedRun, prepare_all
 from src.prepare.sources import find_sources
 from src.prepare.write_series import PrepareJob
 from tests.helpers.dicom_files import PIXEL_MM, SIDE, SPACING_Z_MM, hu_at

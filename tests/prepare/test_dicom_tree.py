@@ -7,8 +7,9 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from src.ct.series import Rejected
 from src.prepare.dicom_tree import safe_id
-from src.prepare.sources import LeftOut, find_sources
+from src.prepare.sources import find_sources
 from tests.helpers.source_trees import described, dicom, hospital_disk, ids, names, nifti, text, zipped
 
 
@@ -91,7 +92,7 @@ def test_unreadable_members_are_named(hospital):
     content[at : at + 4] = b"XXXX"
     (hospital.parent / "disk.zip").write_bytes(content)
     found = find_sources(hospital.parent / "disk.zip")
-    assert found.left_out == (LeftOut("A/IM0002", "member of the zip archive is damaged"),)
+    assert found.left_out == (Rejected("A/IM0002", "member of the zip archive is damaged"),)
     assert ids(found) == [("p1", "1.7"), ("p1", "1.8"), ("p2", "1.9")]
 
 

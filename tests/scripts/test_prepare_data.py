@@ -115,7 +115,7 @@ def test_a_run_killed_before_it_said_what_it_makes_is_repeated(raw, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("src.prepare.prepare_all.write_json", killed)
+        patch.setattr("src.prepare.run.write_json", killed)
         run(raw, tmp_path / "out", *options)
     assert content(run(raw, tmp_path / "out").folder) == expected
 

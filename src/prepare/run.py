@@ -2,21 +2,23 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from joblib import delayed
+from joblib import Parallel, delayed, parallel_config
 
+from src.core.config import ROOT
 from src.core.errors import UserError
 from src.core.files import discard, only_writer, write_json, write_table
 from src.core.log import format_table, progress
-from src.ct.series import SeriesError
+from src.ct.series import SeriesError, SeriesSource
 from src.data.prepared import VERSION, PreparedDataset, image_folder, read_description
-from src.prepare.cluster import workers
-from src.prepare.retries import with_caution
-from src.prepare.series_source import FoundSources, SeriesSource
+from src.prepare.retries import run_with_retries
+from src.prepare.sources import FoundSources
 from src.prepare.write_series import (
     SERIES_COLUMNS,
     PrepareJob,
@@ -118,7 +120,7 @@ def _outcomes(
             pending.append(source)
         else:
             there.append(outcome)
-    with workers(jobs, cluster) as parallel:
+    with _workers(jobs, cluster) as parallel:
         results = parallel(delayed(prepare_or_skip)(source, job) for source in pending)
         new = list(progress(results, total=len(pending), desc="prepare"))
     every = [*there, *new, *_earlier(found.series, job)]
@@ -134,7 +136,7 @@ def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
         OSError: the output cannot be written, nor could that of the next series.
     """
     try:
-        return with_caution(prepare_series, source, job, silence_limit_s=job.silence_limit_s)
+        return run_with_retries(prepare_series, source, job, silence_limit_s=job.silence_limit_s)
     except SeriesError as error:
         return _skipped(source, str(error))
     except OSError as error:
@@ -144,6 +146,36 @@ def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
     # One series in thousands must not end the run: whatever it is, the tables tell it.
     except Exception as error:
         return _skipped(source, f"unexpected {type(error).__name__}: {error}")
+
+
+@contextmanager
+def _workers(jobs: int, cluster: str | None) -> Iterator[Parallel]:
+    """Yield a `Parallel` whose results come as they are ready: threads, or a Dask cluster's workers.
+
+    Each thread or worker keeps a child process for decoding.
+    """
+    if cluster is None:
+        yield Parallel(n_jobs=jobs, backend="threading", return_as="generator_unordered")
+        return
+    from distributed import Client  # takes half a second to import, and few runs need it
+
+    if "://" not in cluster:
+        raise UserError(f"--cluster takes an address such as tcp://10.0.0.1:8786, got {cluster}")
+    try:
+        client = Client(cluster, timeout="10s", set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise UserError(f"no Dask scheduler answers at {cluster} (--cluster): {error}") from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise UserError(f"the Dask scheduler at {cluster} has no workers (--cluster)")
+        # Asked with a function of the standard library: one that cannot be imported there never comes back.
+        found = [client.run_on_scheduler(find_spec, "src"), *client.run(find_spec, "src").values()]
+        if None in found:
+            raise UserError(
+                f"the Dask scheduler or a worker cannot import the kit: start all with PYTHONPATH={ROOT}"
+            )
+        with parallel_config(backend="dask", client=client):
+            yield Parallel(return_as="generator_unordered")
 
 
 def remove_leftovers(output: Path) -> None:
@@ -200,7 +232,8 @@ def _skipped(source: SeriesSource, reason: str) -> dict[str, Any]:
 
 
 def _write_tables(output: Path, outcomes: list[dict[str, Any]], found: FoundSources) -> None:
-    files = [*_with_rejected(outcomes), *map(asdict, found.left_out)]
+    no_series = {"patient_id": "", "series_id": ""}
+    files = [*_with_rejected(outcomes), *(no_series | asdict(item) for item in found.left_out)]
     rejected = pd.DataFrame(files, columns=_REJECTED_COLUMNS)
     write_table(rejected.sort_values(list(_REJECTED_COLUMNS), kind="stable"), output / "rejected.csv")
     table = pd.DataFrame([outcome["row"] for outcome in outcomes], columns=SERIES_COLUMNS)

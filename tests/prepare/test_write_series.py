@@ -6,15 +6,14 @@ import pytest
 
 from src.ct.dicom_series import scan_series
 from src.ct.geometry import Plane
-from src.ct.series import SeriesError
+from src.ct.series import SeriesError, SeriesSource
 from src.ct.storage import LocalFile, LocalFolder
 from src.ct.windows import WINDOWS, get_windows
 from src.data.png import read_png
 from src.data.prepared import image_folder, mask_folder
 from src.data.selection import even_indices
-from src.prepare import grey_slices
-from src.prepare.crop import Crop, body_crop
-from src.prepare.sources import SeriesSource
+from src.prepare import grey_stack
+from src.prepare.grey_slices import Crop, body_crop
 from src.prepare.write_series import PrepareJob, prepare_series
 from tests.helpers.dicom_files import PIXEL_MM, SIDE, hu_at, write_series, write_slice
 
@@ -29,7 +28,7 @@ def source_of(folder, segmentation=None):
 
 def load_stack(folder, windows, size, count=None):
     choose = None if count is None else lambda z_mm: even_indices(len(z_mm), count)
-    return grey_slices.load_stack(source_of(folder), get_windows(windows), size, choose)
+    return grey_stack.load_stack(source_of(folder), get_windows(windows), size, choose)
 
 
 def prepare(folder, output, segmentation=None, size=48):
