@@ -1,7 +1,9 @@
 """A bundle and a notebook's folder made by hand: what the commands read that take finished ones."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from src.score.postprocess import PostProcessing, write_post
 from src.submit.bundle_folder import CONTENT, METADATA, read_fingerprint, write_checksums
@@ -12,8 +14,13 @@ DATASET, KERNEL = "someone/trauma-bundle", "someone/trauma-predict"
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
 
 
-def write_bundle(folder: Path, **changes: object) -> Path:
-    """A bundle of two runs with post-processing, without their networks."""
+def write_bundle(folder: Path, files: Mapping[str, bytes] = MappingProxyType({}), **changes: object) -> Path:
+    """A bundle of two runs with post-processing, without their networks.
+
+    Args:
+        files: that it holds besides, path -> content.
+        changes: of `bundle.json`.
+    """
     folder.mkdir(parents=True)
     content = {
         "dataset": DATASET,
@@ -25,6 +32,9 @@ def write_bundle(folder: Path, **changes: object) -> Path:
     } | changes
     (folder / CONTENT).write_text(json.dumps(content))
     write_post(PostProcessing.identity(2), folder / "post.json", ["run", "other"])
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
     write_checksums(folder)
     metadata = {"title": "A bundle", "id": content["dataset"], "licenses": [{"name": "other"}]}
     (folder / METADATA).write_text(json.dumps(metadata))
