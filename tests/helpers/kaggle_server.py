@@ -1,14 +1,15 @@
 """Kaggle's side of push and submit: a small server that the real kaggle program talks to, without a network.
 
-Where this process may make a network namespace (root on Linux), server and program have one of their own, in
-which nothing else can be reached. Elsewhere they meet on the loopback of the machine.
+With KAGGLE_API_ENVIRONMENT=LOCALHOST the program calls http://localhost, port 80. Server and program run in a
+network namespace of their own, where that port is free and nothing else can be reached: root on Linux only.
 """
 
 import ctypes
+import fcntl
 import io
 import json
 import os
-import shutil
+import socket
 import struct
 import subprocess
 import threading
@@ -52,7 +53,6 @@ class KaggleServer:
     answers: dict[str, list[tuple[int, dict]]] = field(default_factory=dict)
     """name of a request -> status and content of its next answers, in place of the usual ones"""
     requests: list[tuple[str, dict]] = field(default_factory=list)
-    port: int = 80
     _uploads: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     _runs: dict[str, list[str]] = field(default_factory=dict)
     _numbers: list[int] = field(default_factory=lambda: [1])
@@ -93,7 +93,7 @@ class KaggleServer:
     def _StartBlobUpload(self, name: str, **_: Any) -> dict:
         token = f"token{len(self._uploads)}"
         self._uploads[token] = (name, b"")
-        return {"token": token, "createUrl": f"http://localhost:{self.port}/upload/{token}"}
+        return {"token": token, "createUrl": f"http://localhost/upload/{token}"}
 
     def _GetDatasetStatus(self, ownerSlug: str, datasetSlug: str) -> dict:
         if len(self._versions(ownerSlug, datasetSlug)) > 1:
@@ -174,7 +174,7 @@ class KaggleMachine:
     """A server, and `submit.py` beside it, which runs the real kaggle program.
 
     Raises:
-        OSError: no port to serve on.
+        OSError: namespaces are not permitted here.
     """
 
     user, key = "someone", "1234"
@@ -182,18 +182,17 @@ class KaggleMachine:
     def __init__(self, home: Path, monkeypatch) -> None:
         self.server = KaggleServer()
         self._thread = ThreadPoolExecutor(1)
-        environment, self.server.port = self._thread.submit(_enter_network).result()
+        self._thread.submit(_enter_network).result()
         login = b64encode(f"{self.user}:{self.key}".encode()).decode()
         handler = type("Handler", (_Handler,), {"kaggle": self.server, "authorization": f"Basic {login}"})
-        place = ("127.0.0.1", self.server.port)
-        self._http = self._thread.submit(ThreadingHTTPServer, place, handler).result()
+        self._http = self._thread.submit(ThreadingHTTPServer, ("127.0.0.1", 80), handler).result()
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
         for name in [*os.environ]:
             if name.startswith("KAGGLE_") or name.lower().endswith("_proxy") or name == "XDG_CONFIG_HOME":
                 monkeypatch.delenv(name)
         monkeypatch.setenv("HOME", str(home))
         monkeypatch.setenv("TMPDIR", str(home))  # where the program notes unfinished uploads
-        monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", environment)
+        monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
         monkeypatch.setenv("KAGGLE_USERNAME", self.user)
         monkeypatch.setenv("KAGGLE_KEY", self.key)
 
@@ -225,22 +224,15 @@ def _run_submit(arguments: list[str]) -> int:
     return 0
 
 
-def _enter_network() -> tuple[str, int]:
-    """Give this thread, and the processes that it starts, a network of its own, with a loopback only.
-
-    Returns:
-        Name of Kaggle's environment for the program, and the port that it then calls on localhost.
-    """
-    if not hasattr(os, "geteuid") or os.geteuid() or not shutil.which("unshare"):
-        return "TEST", 7777
-    if ctypes.CDLL(None).unshare(_CLONE_NEWNET):
-        return "TEST", 7777
-    import fcntl
-    import socket
-
+def _enter_network() -> None:
+    """Give this thread, and the processes that it starts, a network of its own, with a loopback only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "unshare"):
+        raise OSError("only Linux has network namespaces")
+    if libc.unshare(_CLONE_NEWNET):
+        raise OSError(f"network namespaces are not permitted: {os.strerror(ctypes.get_errno())}")
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", _IFF_UP))
-    return "LOCALHOST", 80
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,6 +15,6 @@ def machine(tmp_path, monkeypatch) -> Iterator[KaggleMachine]:
     try:
         machine = KaggleMachine(home, monkeypatch)
     except OSError as error:
-        pytest.skip(f"no port for a server that the kaggle program would call: {error}")
+        pytest.skip(f"the kaggle program needs a network of its own: {error}")
     yield machine
     machine.close()
