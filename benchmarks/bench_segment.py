@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -47,9 +48,10 @@ from src.core.runtime import Runtime, torch_seed
 from src.ct.organ_labels import ORGANS
 from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.nn.encoder import default_greys
+from src.nn.loading import StackLoader
+from src.seg.mask_writer import MaskWriter, segment_series
 from src.seg.model import CLASSES, SegmenterPair, SegmenterSpec, predict_masks
-from src.seg.predict import MaskWriter, segment_series
-from src.seg.stream import SliceStream, with_neighbours
+from src.seg.predict import SliceStream, with_neighbours
 
 TIME_LIMIT = 1.2
 WINDOWS, SLICES, BATCH = ("soft", "organ", "wide"), 3, 16
@@ -162,7 +164,7 @@ def build_forward(options: BenchOptions, dataset: PreparedDataset) -> Callable[[
     """The pair on the batches of all series, already on the device."""
     pair, spec, runtime = build_pair(options, dataset.size)
     stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
-    batches = [with_neighbours(part, runtime.device) for part in stream.read(0)]
+    batches = [with_neighbours(part, runtime.device) for part in StackLoader(stream, 0, batch_size=None)]
 
     def forward() -> None:
         for images in batches:
@@ -192,19 +194,19 @@ def build_whole(
 def build_read(dataset: PreparedDataset) -> Callable[[], Any]:
     """Decoding of all series, in this process."""
     stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), SLICES, BATCH)
-    return lambda: deque(stream.read(0), maxlen=0)
+    return lambda: deque(StackLoader(stream, 0, batch_size=None), maxlen=0)
 
 
 def build_write(options: BenchOptions, dataset: PreparedDataset, output: Path) -> Callable[[], Any]:
     """All that is done with masks once they are predicted."""
     pair, spec, runtime = build_pair(options, dataset.size)
     stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
-    parts = list(stream.read(0))
+    parts = list(StackLoader(stream, 0, batch_size=None))
     masks = [predict_masks(pair, with_neighbours(part, runtime.device)).cpu().numpy() for part in parts]
     numbers = count()
 
     def write() -> None:
-        with MaskWriter(dataset, dataset.series, output / str(next(numbers))) as writer:
+        with closing(MaskWriter(dataset, dataset.series, output / str(next(numbers)))) as writer:
             for part, mask in zip(parts, masks, strict=True):
                 writer.add(part, mask)
 

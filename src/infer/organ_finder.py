@@ -14,7 +14,7 @@ from src.infer.ensemble import Effort
 from src.infer.placement import Placement
 from src.infer.sources import StackKind, Volume
 from src.seg.model import find_segmenter, load_segmenter
-from src.seg.volume import segment_volume
+from src.seg.predict import segment_volume
 
 CHUNK = 16
 """Slices that pass the networks together, as segment.py does it."""

@@ -158,8 +158,15 @@ class SegmenterPair(nn.Module):
 
 @torch.inference_mode()
 def predict_masks(pair: SegmenterPair, images: Tensor) -> Tensor:
-    """Label maps uint8 (B, H, W) of uint8 slices (B, H, W, slices * windows)."""
-    return pair.probabilities(images).argmax(1).to(torch.uint8)
+    """Label maps uint8 (B, H, W) of uint8 slices (B, H, W, slices * windows).
+
+    Raises:
+        FloatingPointError: the pair predicts probabilities that are not finite.
+    """
+    probabilities = pair.probabilities(images)
+    if not probabilities.isfinite().all():
+        raise FloatingPointError("the segmenter gives probabilities that are not finite")
+    return probabilities.argmax(1).to(torch.uint8)
 
 
 def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None:

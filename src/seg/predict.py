@@ -1,193 +1,190 @@
-"""Masks for the series of a prepared set by a trained pair: predicted, cleaned, measured, written.
+"""Masks of one series by a trained pair: chunks of slices to label maps, then cleaned in 3D and measured.
 
-The model works on one chunk of slices while the next ones are decoded in worker processes and the masks of
-the last ones are cleaned and written in a thread. No more than a few chunks are held, however long a series.
+A series in memory (`segment_volume`) and those of a prepared set (`mask_writer.segment_series`) take the same
+steps:
+
+    masks = SeriesMasks(store)  # an array in memory, or a folder of PNG files
+    for part in chunks:
+        masks.add(part.first, predict_masks(pair, with_neighbours(part, device)).cpu().numpy())
+    measures = masks.clean(pixel_mm, z_mm)
 """
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from src.core.errors import UserError
-from src.core.files import whole_folder, write_table
-from src.core.log import progress
-from src.core.runtime import Runtime
-from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures, voxel_volumes_ml
-from src.data.png import read_png, write_png
-from src.data.prepared import PreparedDataset, slice_name
+from src.data.organ_tables import OrganMeasures, voxel_volumes_ml
+from src.data.prepared import PreparedDataset, image_folder, read_windows
+from src.data.selection import neighbour_indices
 from src.seg.components import ComponentScan
 from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
-from src.seg.stream import Chunk, SliceStream, with_neighbours
-
-ORGAN_TABLE, AREA_TABLE = "organs.csv", "areas.csv"
-"""In the folder of every series that was segmented."""
-
-_IDS = ("patient_id", "series_id")
-TABLE_COLUMNS = MappingProxyType(
-    {
-        ORGAN_TABLE: (*_IDS, *ORGAN_TYPES),
-        AREA_TABLE: (*_IDS, "index", "z_mm", *AREA_COLUMNS.values()),
-    }
-)
-"""Of each table."""
-
-_MOST_WAITING = 2
-"""Chunks whose masks wait to be written: the writer never falls further behind."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a series."""
+class Chunk(NamedTuple):
+    """Some consecutive slices of a series, with the neighbours that their 2.5D input needs."""
 
-    patient_id: str
-    series_id: str
-    reason: str = ""
-    """why it has no masks; empty if it has"""
+    row: int
+    """of the series in its table"""
+    first: int
+    """index of the first slice to segment"""
+    is_last: bool
+    """whether the series ends with this chunk"""
+    images: Tensor
+    """uint8 (U, H, W, C), each slice once; empty after an error"""
+    places: Tensor
+    """int64 (N, T): for each slice to segment, the places of its neighbours in `images`"""
+    error: str
+    """why the slices cannot be read; empty if they can"""
 
 
-def segment_series(
-    pair: SegmenterPair,
-    spec: SegmenterSpec,
-    runtime: Runtime,
-    dataset: PreparedDataset,
-    series: pd.DataFrame,
-    output: Path,
-    *,
-    chunk: int = 16,
-    workers: int = 1,
-) -> Iterator[Outcome]:
-    """Write the masks and tables of every series to `output/<patient_id>/<series_id>`, one rename a series.
-
-    What stands there is replaced. A series that cannot be read leaves nothing and is told of.
+def cut_chunk(
+    read: Callable[[np.ndarray], np.ndarray], span: range, count: int, slices: int, row: int = 0
+) -> Chunk:
+    """Read some consecutive slices and their neighbours, each slice once.
 
     Args:
-        pair: on the device, in evaluation mode.
-        series: usable rows of `dataset.series`.
-        chunk: slices that pass the networks together.
-        workers: processes that read ahead.
-
-    Yields:
-        An outcome a series, in order, once it is written.
+        read: slices by index, uint8 (U, H, W, C).
+        span: indices of the slices to segment.
+        count: slices of the series.
+        slices: adjacent slices in the input of the networks.
     """
-    windows = dataset.channels(spec.windows)
-    stream = SliceStream(dataset, series, windows, spec.slices, chunk)
-    waiting: deque[Future[Outcome | None]] = deque()
-    # left in reverse order: the thread has ended when the folder of an unfinished series is deleted
-    with ExitStack() as stack:
-        writer = stack.enter_context(MaskWriter(dataset, series, output))
-        background = ThreadPoolExecutor(max_workers=1)
-        stack.callback(background.shutdown, cancel_futures=True)
-        for part in progress(stream.read(workers), len(stream), "slices"):
-            if part.error:
-                waiting.append(background.submit(writer.give_up, part))
-            else:
-                images = with_neighbours(part, runtime.device)  # (N, H, W, T * C)
-                with runtime.autocast():
-                    masks = predict_masks(pair, images)
-                waiting.append(background.submit(writer.add, part, masks.cpu().numpy()))
-            while len(waiting) > _MOST_WAITING:
-                if outcome := waiting.popleft().result():
-                    yield outcome
-        for future in waiting:
-            if outcome := future.result():
-                yield outcome
+    neighbours = neighbour_indices(np.array(span), slices, count)
+    used, places = np.unique(neighbours, return_inverse=True)
+    try:
+        images, error = read(used), ""
+    except UserError as failure:
+        images, error = np.empty((0, 1, 1, 1), dtype=np.uint8), str(failure)
+    places = torch.from_numpy(places.reshape(neighbours.shape))
+    return Chunk(row, span.start, span.stop == count, torch.from_numpy(images), places, error)
 
 
-class MaskWriter:
-    """Takes the masks of one series after another, in order, chunk by chunk."""
+def with_neighbours(chunk: Chunk, device: torch.device) -> Tensor:
+    """The input of the networks, uint8 (N, H, W, T * C), of a chunk; gathered on the device."""
+    images = chunk.images.to(device, non_blocking=True)[chunk.places.to(device)]  # (N, T, H, W, C)
+    return images.permute(0, 2, 3, 1, 4).flatten(3)
 
-    def __init__(self, dataset: PreparedDataset, series: pd.DataFrame, output: Path) -> None:
-        self.dataset, self.series, self.output = dataset, series, output
-        self.scan = ComponentScan()
-        self._failed = -1  # row of the last series that was given up
-        self._open: AbstractContextManager[Path] | None = None
-        self._folder = Path()  # of the open series
 
-    def __enter__(self) -> "MaskWriter":
-        return self
+class SliceStream(Dataset[Chunk]):
+    """The chunks of all series of a table, in order; no chunk holds slices of two series.
 
-    def __exit__(self, *_: object) -> None:
-        self._drop()
+    A slice that cannot be read gives a chunk with its `error`.
 
-    def add(self, part: Chunk, masks: np.ndarray) -> Outcome | None:
-        """Write the raw masks (N, H, W) of a chunk; with the last one of a series, clean and measure it."""
-        if part.row == self._failed:
-            return None
-        try:
-            return self._add(part, masks)
-        except UserError as error:
-            return self._fail(part, str(error))
-        except Exception:
-            self._fail(part, "")  # the chunks that wait behind this one would write on
-            raise
+    Args:
+        series: rows with patient_id, series_id and slices.
+        channels: of the windows in the stored images.
+        slices: adjacent slices in the input of the networks.
+        chunk: slices to segment in each chunk.
+    """
 
-    def give_up(self, part: Chunk) -> Outcome | None:
-        """Drop the series of a chunk that could not be read."""
-        return self._fail(part, part.error) if part.row != self._failed else None
+    def __init__(
+        self, dataset: PreparedDataset, series: pd.DataFrame, channels: Sequence[int], slices: int, chunk: int
+    ) -> None:
+        self.dataset, self.series, self.channels, self.slices = dataset, series, tuple(channels), slices
+        self.spans = [
+            (row, range(first, min(first + chunk, count)))
+            for row, count in enumerate(series["slices"])
+            for first in range(0, count, chunk)
+        ]
 
-    def _add(self, part: Chunk, masks: np.ndarray) -> Outcome | None:
-        row = self.series.iloc[part.row]
-        if self._open is None:
-            self._begin(row)
-        for number, mask in enumerate(masks):
-            self.scan.add(mask)
-            write_png(self._folder / slice_name(part.first + number), mask)
-        if not part.is_last:
-            return None
-        self._finish(row)
-        self._open.__exit__(None, None, None)
-        self._open = None
-        return Outcome(row["patient_id"], row["series_id"])
+    def __len__(self) -> int:
+        return len(self.spans)
 
-    def _begin(self, row: pd.Series) -> None:
-        self.scan = ComponentScan()
-        partial = whole_folder(self.output / row["patient_id"] / row["series_id"])
-        self._folder = partial.__enter__()
-        self._open = partial
+    def __getitem__(self, number: int) -> Chunk:
+        row, span = self.spans[number]
+        series = self.series.iloc[row]
+        folder = image_folder(self.dataset.folder, series["patient_id"], series["series_id"])
 
-    def _finish(self, row: pd.Series) -> None:
-        """The second pass over the masks of a series: clean them up, measure what is left."""
-        z_mm = self.dataset.z_mm(row["patient_id"], row["series_id"])
-        pixel_mm, single_mm = row["pixel_mm"], row["spacing_z_mm"]
-        voxel_ml = voxel_volumes_ml(pixel_mm, z_mm, single_mm)
-        if not (voxel_ml > 0).all():  # nan is not
+        def read(indices: np.ndarray) -> np.ndarray:
+            return read_windows(folder, indices, self.dataset.size, self.channels)
+
+        return cut_chunk(read, span, int(series["slices"]), self.slices, row)
+
+
+class MaskStore(Protocol):
+    """Label maps (H, W) uint8 by index of the slice, such as an array (Z, H, W)."""
+
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    def __setitem__(self, index: int, mask: np.ndarray) -> None: ...
+
+
+class SeriesMasks:
+    """The masks of one series, in two passes: predicted ones are added, then all are cleaned and measured."""
+
+    def __init__(self, store: MaskStore) -> None:
+        self._store, self._scan = store, ComponentScan()
+
+    def add(self, first: int, masks: np.ndarray) -> None:
+        """Add the masks (N, H, W) of the next slices, of which the first has this index."""
+        for index, mask in enumerate(masks, first):
+            self._scan.add(mask)
+            self._store[index] = mask
+
+    def clean(self, pixel_mm: float, z_mm: np.ndarray, single_slice_mm: float | None = None) -> OrganMeasures:
+        """Remove specks and label kidneys by side, in all slices.
+
+        Args:
+            pixel_mm: side of a pixel.
+            z_mm: (Z,) positions, falling from head to feet.
+            single_slice_mm: thickness of the slice of a series of one.
+
+        Raises:
+            UserError: voxels of unknown size.
+        """
+        voxel_ml = voxel_volumes_ml(pixel_mm, z_mm, single_slice_mm)
+        if not (voxel_ml > 0).all():  # also rejects NaN
             raise UserError("its voxels have no known size: a single slice, or no pixel_mm in series.csv")
-        clean_up = self.scan.clean_up(voxel_ml)
-        measures = OrganMeasures()
+        clean_up, measures = self._scan.clean_up(voxel_ml), OrganMeasures()
         for index in range(len(z_mm)):
-            path = self._folder / slice_name(index)
-            mask = read_png(path)
+            mask = self._store[index]
             cleaned = clean_up.apply(mask, index)
             if not np.array_equal(cleaned, mask):
-                write_png(path, cleaned)
+                self._store[index] = cleaned
             measures.add(cleaned)
-        ids = {"patient_id": row["patient_id"], "series_id": row["series_id"]}
-        tables = {
-            ORGAN_TABLE: measures.organs(pixel_mm, z_mm, single_mm),
-            AREA_TABLE: measures.areas(pixel_mm, z_mm),
-        }
-        for name, table in tables.items():
-            write_table(pd.DataFrame(ids, index=table.index).join(table), self._folder / name)
-
-    def _fail(self, part: Chunk, reason: str) -> Outcome:
-        self._failed = part.row
-        self._drop()
-        row = self.series.iloc[part.row]
-        return Outcome(row["patient_id"], row["series_id"], reason)
-
-    def _drop(self) -> None:
-        """Leave nothing of a series that did not come to its end."""
-        if self._open is not None:
-            self._open.__exit__(_Unfinished, _Unfinished(), None)
-            self._open = None
+        return measures
 
 
-class _Unfinished(Exception):
-    """Tells a series' folder that it is to vanish."""
+def segment_volume(
+    pair: SegmenterPair,
+    spec: SegmenterSpec,
+    images: np.ndarray,
+    z_mm: np.ndarray,
+    pixel_mm: float,
+    *,
+    device: torch.device,
+    chunk: int = 16,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Predict, clean and measure the organs of a series in memory.
+
+    Args:
+        pair: on `device`, in evaluation mode.
+        images: uint8 (Z, H, W, windows of the spec), head to feet.
+        z_mm: (Z,) positions, falling.
+        pixel_mm: side of a pixel.
+        chunk: slices per forward pass.
+        check: called before each chunk; an exception that it raises ends the work.
+
+    Returns:
+        Label maps uint8 (Z, H, W), and one row per organ as in `OrganMeasures.organs`.
+
+    Raises:
+        UserError: a single slice, whose voxels have no known size.
+        FloatingPointError: probabilities that are not finite.
+    """
+    count = len(z_mm)
+    if count < 2:
+        raise UserError("organs of a single slice have no volume to judge them by")
+    label_maps = np.empty(images.shape[:3], dtype=np.uint8)
+    masks = SeriesMasks(label_maps)
+    for first in range(0, count, chunk):
+        check()
+        part = cut_chunk(images.__getitem__, range(first, min(first + chunk, count)), count, spec.slices)
+        masks.add(first, predict_masks(pair, with_neighbours(part, device)).cpu().numpy())
+    return label_maps, masks.clean(pixel_mm, z_mm).organs(pixel_mm, z_mm)

@@ -20,9 +20,9 @@ from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
 from src.seg.evaluate import score_series
+from src.seg.mask_writer import segment_series
 from src.seg.model import MODEL, save_segmenter
 from src.seg.options import SegOptions
-from src.seg.predict import segment_series
 from src.seg.sheet import mask_sheet
 from src.seg.split import PARTS, SegData, open_data
 from src.seg.state import (

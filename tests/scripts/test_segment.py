@@ -229,7 +229,7 @@ def test_what_cannot_be_written_leaves_whole_series_only(made, run, tmp_path, mo
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     if problem == "full disk":
-        monkeypatch.setattr("src.seg.predict.write_png", write_until_full)
+        monkeypatch.setattr("src.seg.mask_writer.write_png", write_until_full)
     else:
         (output / second[0]).write_bytes(b"")
     with pytest.raises(OSError, match=r"No space left|Not a directory"):

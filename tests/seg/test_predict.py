@@ -1,0 +1,133 @@
+"""Chunks of slices with their neighbours, and masks of a series in memory."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from src.core.errors import UserError
+from src.data.prepared import PreparedDataset, as_channels, image_folder, slice_name
+from src.nn.loading import StackLoader
+from src.seg import predict
+from src.seg.model import load_segmenter
+from src.seg.predict import SliceStream, segment_volume, with_neighbours
+from tests.helpers.seg_files import PIXEL_MM, predict_whole, series_ids, write_masked, write_pair
+from tests.helpers.seg_volumes import clean
+from tests.helpers.voco_files import draw_noise, write_prepared
+
+COUNTS = (7, 12, 1, 2)  # slices of the series: fewer than a chunk, or than the networks' input
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = write_prepared(tmp_path_factory.mktemp("noise") / "set", draw_noise, series=4, slices=12)
+    table = pd.read_csv(folder / "series.csv", dtype={"patient_id": str, "series_id": str})
+    table.assign(slices=COUNTS).to_csv(folder / "series.csv", index=False)
+    return PreparedDataset.open(folder)
+
+
+def read_chunks(dataset, slices=3, chunk=4, channels=(0, 1, 2), workers=0):
+    stream = SliceStream(dataset, dataset.series, channels, slices, chunk)
+    chunks = list(StackLoader(stream, workers, batch_size=None))
+    assert len(chunks) == len(stream)
+    return chunks
+
+
+def inputs_of(chunks, row):
+    return torch.cat([with_neighbours(part, CPU) for part in chunks if part.row == row]).numpy()
+
+
+@pytest.mark.parametrize("channels", [(0, 1, 2), (2, 0), (1,)], ids=str)
+@pytest.mark.parametrize("slices", [1, 3, 5])
+def test_slice_stream_gives_each_slice_with_its_neighbours(dataset, slices, channels):
+    chunks = read_chunks(dataset, slices, channels=channels)
+    for row, (ids, count) in enumerate(zip(series_ids(dataset), COUNTS, strict=True)):
+        images = dataset.read_slices(*ids, range(count))[..., list(channels)]
+        stacks = [
+            [images[min(max(index + step, 0), count - 1)] for step in range(-(slices // 2), slices // 2 + 1)]
+            for index in range(count)
+        ]
+        expected = as_channels(np.array(stacks))
+        assert expected.shape == (count, 48, 48, slices * len(channels))
+        np.testing.assert_array_equal(inputs_of(chunks, row), expected)
+
+
+def test_with_neighbours_orders_channels_as_in_training(dataset):
+    """Channel by channel: the windows of a slice together, the end slices repeated."""
+    inputs = inputs_of(read_chunks(dataset, channels=(2, 0)), row=0)
+    images = dataset.read_slices(*series_ids(dataset)[0], range(7))
+    for index, neighbours in ((0, (0, 0, 1)), (3, (2, 3, 4)), (4, (3, 4, 5)), (6, (5, 6, 6))):
+        wanted = [images[neighbour, ..., window] for neighbour in neighbours for window in (2, 0)]
+        np.testing.assert_array_equal(inputs[index], np.dstack(wanted))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_slice_stream_chunks_hold_slices_of_one_series(dataset, chunk):
+    chunks = read_chunks(dataset, chunk=chunk)
+    covered = [(part.row, part.first + place) for part in chunks for place in range(len(part.places))]
+    assert covered == [(row, index) for row, count in enumerate(COUNTS) for index in range(count)]
+    for part in chunks:
+        assert len(part.places) <= chunk
+        assert part.is_last == (part.first + len(part.places) == COUNTS[part.row])
+
+
+def test_slice_stream_reads_each_slice_once_per_chunk(dataset, monkeypatch):
+    read = []
+
+    def note(folder, indices, *rest):
+        read.append(list(indices))
+        return read_windows(folder, indices, *rest)
+
+    read_windows = predict.read_windows
+    monkeypatch.setattr(predict, "read_windows", note)
+    chunks = read_chunks(dataset, slices=5)
+    assert read == [
+        [0, 1, 2, 3, 4, 5],
+        [2, 3, 4, 5, 6],
+        [0, 1, 2, 3, 4, 5],
+        [2, 3, 4, 5, 6, 7, 8, 9],
+        [6, 7, 8, 9, 10, 11],
+        [0],
+        [0, 1],
+    ]
+    assert [len(part.images) for part in chunks] == [len(indices) for indices in read]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_slice_stream_does_not_depend_on_workers(dataset, workers):
+    for one, other in zip(read_chunks(dataset), read_chunks(dataset, workers=workers), strict=True):
+        assert one[:3] == other[:3] and one.error == other.error
+        assert torch.equal(with_neighbours(one, CPU), with_neighbours(other, CPU))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_slice_stream_marks_chunks_with_a_damaged_slice_and_goes_on(tmp_path, workers):
+    folder = write_prepared(tmp_path / "set", draw_noise, series=2, slices=12)
+    dataset = PreparedDataset.open(folder)
+    damaged = image_folder(folder, *series_ids(dataset)[0]) / slice_name(8)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    chunks = read_chunks(dataset, workers=workers)
+    assert [bool(part.error) for part in chunks] == [False, True, True, False, False, False]
+    assert all(f"{damaged} is damaged" in part.error for part in chunks[1:3])  # one as a neighbour
+    assert [part.is_last for part in chunks] == [False, False, True] * 2
+
+
+def test_segment_volume_cleans_and_measures_the_masks_of_the_pair(tmp_path):
+    dataset = PreparedDataset.open(write_masked(tmp_path / "set", series=2))
+    pair, spec = load_segmenter(write_pair(tmp_path / "run") / "segmenter.safetensors")
+    ids = series_ids(dataset)[0]
+    z_mm = dataset.z_mm(*ids)
+    images = dataset.read_slices(*ids, range(len(z_mm)))[..., list(dataset.channels(spec.windows))]
+    masks, organs = segment_volume(pair, spec, images, z_mm, PIXEL_MM, device=CPU, chunk=5)
+    voxel_ml = PIXEL_MM**2 * 5 / 1000
+    expected = clean(predict_whole(pair, spec, dataset, ids, 5), voxel_ml)
+    np.testing.assert_array_equal(masks, expected)
+    volumes_ml = [voxel_ml * np.sum(expected == label) for label in range(1, 6)]
+    np.testing.assert_allclose(organs["volume_ml"], volumes_ml)
+    with pytest.raises(UserError, match="organs of a single slice"):
+        segment_volume(pair, spec, images[:1], z_mm[:1], PIXEL_MM, device=CPU)
+    with torch.no_grad():
+        pair.a.net.segmentation_head[0].weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        segment_volume(pair, spec, images, z_mm, PIXEL_MM, device=CPU)
