@@ -31,9 +31,9 @@ from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
 from src.voco.crops import CropGrid, overlap_labels
 from src.voco.dataset import VolumeSample
+from src.voco.losses import build_objective
 from src.voco.model import build_network, make_teacher
 from src.voco.monitors import Monitors
-from src.voco.objectives import build_objective
 from src.voco.options import VocoOptions
 from src.voco.state import build_state
 from src.voco.step import take_step

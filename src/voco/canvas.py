@@ -1,8 +1,8 @@
 """Which slices and which pixels of a series make the canvas that crops are cut from.
 
-A canvas has `depth` positions along the body and a square of `canvas` pixels in the plane. An extent says
-which slice each position shows, and which rectangle of the slices becomes the square. One rectangle serves
-all slices of a sample: its crops of equal size show the same number of millimetres.
+A canvas has `depth` positions along the body and a square of `canvas` pixels in the plane. An extent chooses
+the slice at each position and the rectangle of the slices that becomes the square. All slices of a sample
+share one rectangle: crops of equal size show the same number of millimetres.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from src.voco.options import VocoOptions
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Pixels of a slice. It may reach outside, where a slice counts as air: 0."""
+    """Pixels of a slice. It may reach outside of the slice, where pixels are air: 0."""
 
     top: int
     left: int
@@ -45,26 +45,26 @@ class Rectangle:
 
 
 class Extent(ABC):
-    """What a canvas shows of a series."""
+    """The part of a series that becomes a canvas."""
 
     @abstractmethod
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        """The slice at every position along the body, int64 (depth,), not falling: head to feet."""
+        """The slice at every position along the body, int64 (depth,), never decreasing: head to feet."""
 
     @abstractmethod
     def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
         """The part of the slices that becomes the square.
 
         Args:
-            images: uint8 (U, S, S, C), the slices that some crop of the sample shows.
+            images: uint8 (U, S, S, C), the slices that the crops of the sample show.
         """
 
 
 class ForegroundExtent(Extent):
-    """The rectangle is the foreground: it leaves the air out, and patients of any girth fill the canvas.
+    """An extent whose rectangle is the foreground: air is cut off, and patients of any size fill the canvas.
 
-    It is that of the slices that were read, so that no other slice need be decoded for it; where crops show
-    only some slices of the canvas, the others may reach outside of it.
+    It is found in the slices that were read, so that no other slice is decoded for it; where crops show only
+    some slices of the canvas, the others may have foreground outside of it.
     """
 
     def __init__(self, depth: int, foreground: float):
@@ -94,9 +94,9 @@ class Slab(ForegroundExtent):
 class Box(Extent):
     """A box of `depth` x `canvas` x `canvas` voxels of one size in mm, somewhere in the series.
 
-    It lies inside the images where they are large enough, else around them: what is outside the slices is 0,
-    and positions above the first slice or below the last one show that slice. Sides in the plane are rounded
-    to whole pixels.
+    It lies inside the images where they are large enough, else around them: pixels outside of the slices are
+    0, and positions above the first slice or below the last one show that slice. Sides in the plane are
+    rounded to whole pixels.
     """
 
     def __init__(self, depth: int, canvas: int, spacing_mm: float):
@@ -118,7 +118,7 @@ class Box(Extent):
 
 
 def make_extent(options: VocoOptions) -> Extent:
-    """The extent that `--extent` names."""
+    """The extent of `--extent`."""
     if options.extent == "box":
         return Box(options.depth, options.canvas, options.spacing_mm)
     foreground = {"slab": Slab, "whole": Whole}[options.extent]
@@ -126,9 +126,9 @@ def make_extent(options: VocoOptions) -> Extent:
 
 
 def find_foreground(images: np.ndarray, level: float) -> Rectangle:
-    """The smallest rectangle that holds every pixel above `level` in the first window of any slice.
+    """The smallest rectangle around all pixels above `level` in the first window of any slice.
 
-    This is the foreground crop of the published recipe, in the plane. Without such a pixel it is the whole
+    This is the foreground crop of the published recipe, in the plane. Without such pixels it is the whole
     image.
 
     Args:

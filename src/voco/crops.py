@@ -3,7 +3,7 @@
 A canvas is cut into a grid of base crops that touch and cover it whole; random crops of the same size lie
 anywhere on it. The share of a random crop that each base crop covers is its position label (VoCo, arXiv
 2402.17300, section 3.2). Grids and labels hold for any number of dimensions; a canvas of slices has three,
-(z, y, x). One cell along z, as in 2D-VoCo, puts every crop at z = 0: the labels are those of (y, x) alone.
+(z, y, x). With one cell along z, as in 2D-VoCo, every crop lies at z = 0, and labels depend on (y, x) alone.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def overlap_labels(random_starts: ArrayLike, base_starts: ArrayLike, crop: tuple
 def cut_tiles(
     canvas: np.ndarray, shown: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
 ) -> np.ndarray:
-    """Cut crops out of slices of a canvas, each out of slices of its own, and resize them in their plane.
+    """Cut crops out of slices of a canvas, each from its own slices, and resize them in their plane.
 
     Args:
         canvas: uint8 (U, H, W, C) slices.
@@ -93,10 +93,10 @@ def cut_tiles(
 
 
 def resize_plane(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W, C) -> (side, side, C): averages of areas where both axes shrink, else linear.
+    """uint8 (H, W, C) -> (side, side, C): area averages if no axis grows, else linear.
 
-    Averaging what it enlarges, OpenCV would repeat pixels. Slices are resized one by one: several at once, as
-    channels, took no less time.
+    With area averages OpenCV repeats pixels where it enlarges. Slices are resized one by one: several at
+    once, as channels, took no less time.
     """
     rows, columns, channels = image.shape
     if rows == columns == side:

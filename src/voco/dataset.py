@@ -1,7 +1,7 @@
-"""Samples for pre-training: a canvas of a prepared series, cut into crops with their position labels.
+"""Samples for pre-training: crops of a prepared series, with their position labels.
 
 Only the slices that a crop shows are read, each once. Every draw follows from (seed, epoch, entry), so that a
-sample is the same in whatever process, worker or resumed run it is made.
+sample is the same in every process, worker and resumed run.
 """
 
 from typing import NamedTuple
@@ -14,38 +14,31 @@ from torch.utils.data import Dataset
 
 from src.core.runtime import sample_rng
 from src.data.selection import even_indices
+from src.nn.augmentation import AppearanceChange
 from src.voco.canvas import make_extent
-from src.voco.crop_augmentation import CropChanges
 from src.voco.crops import CropGrid, cut_tiles, overlap_labels
 from src.voco.index import SeriesIndex, open_index
 from src.voco.options import VocoOptions
+
+_LARGEST_SHIFT = 0.1 * 255
 
 
 class VolumeSample(NamedTuple):
     """One volume, or a batch of them with a leading B."""
 
     tiles: Tensor
-    """uint8 (R + N, T, tile, tile, C): R random crops, then N base crops, of T slices each."""
+    """uint8 (R + N, T, tile, tile, C): R random crops, then N base crops, of T slices each"""
     label: Tensor
-    """float32 (R, N) position labels."""
+    """float32 (R, N) position labels"""
     volume: Tensor
-    """int64 (), row of `VocoDataset.table`."""
-
-
-def open_dataset(options: VocoOptions) -> "VocoDataset":
-    """The samples of the prepared sets of `--data`.
-
-    Raises:
-        UserError: a set cannot be used, has no usable series, or lacks a window.
-    """
-    return VocoDataset(open_index(options), options)
+    """int64 (), row of `VocoDataset.table`"""
 
 
 class VocoDataset(Dataset[VolumeSample]):
-    """Samples of the series of an index, asked for by `(epoch, entry)`; a length of the entries of an epoch.
+    """Samples of the series of an index, by `(epoch, entry)`; its length is the entries of an epoch.
 
-    An entry is a visit to a series: a set with a repeat factor has several of each series, which differ in
-    their draws.
+    An entry is a visit to a series: a set with a repeat factor has several per series, which differ in their
+    draws.
     """
 
     def __init__(self, index: SeriesIndex, options: VocoOptions) -> None:
@@ -87,9 +80,12 @@ class VocoDataset(Dataset[VolumeSample]):
         row = self.index.row_of(entry)
         series = self.index.series(row)
         canvas_slices = self.extent.choose_slices(series, rng)  # (depth,)
+        # where crops lie on the canvas: K = R random crops, then the N bases
         bases = self.grid.base_starts()
         randoms = self.grid.random_starts(rng, self.random_crops)
         starts = np.concatenate([randoms, bases])  # (K, 3)
+        label = overlap_labels(randoms, bases, self.grid.crop)  # (R, N)
+        # the slices that they show, read and resized once each
         crop_depth, *crop = self.grid.crop
         shown = canvas_slices[starts[:, :1] + even_indices(crop_depth, self.slices)]  # (K, T)
         used, places = np.unique(shown, return_inverse=True)
@@ -99,5 +95,50 @@ class VocoDataset(Dataset[VolumeSample]):
         canvas = np.stack([rectangle.resize(image, side) for image in images])  # (U, canvas, canvas, C)
         tiles = cut_tiles(canvas, places.reshape(shown.shape), starts[:, 1:], tuple(crop), self.tile)
         self.changes.apply(tiles, rng)
-        label = overlap_labels(randoms, bases, self.grid.crop)
         return VolumeSample(torch.from_numpy(tiles), torch.from_numpy(label), torch.tensor(row))
+
+
+class CropChanges:
+    """Random changes of single crops, drawn once per crop and shared by its slices; labels stay.
+
+    A turned or recoloured crop still shows the place where it was cut, and the network has to find that place
+    in spite of the change. Random crops and base crops are changed alike.
+
+    Args:
+        flip: probability along each of z, y and x.
+        rotate90: probability of one to three quarter turns in the plane.
+        shift: probability of adding one number to the grey levels, up to a tenth of their range, clipped at
+            black and white (VoCo 3D).
+        appearance: strength of `AppearanceChange`.
+    """
+
+    def __init__(self, *, flip: float, rotate90: float, shift: float, appearance: float) -> None:
+        self.flip, self.rotate90, self.shift = flip, rotate90, shift
+        self.appearance = AppearanceChange(appearance) if appearance else None
+
+    def apply(self, tiles: np.ndarray, rng: np.random.Generator) -> None:
+        """Change uint8 tiles (K, T, tile, tile, C) in place, each crop separately."""
+        crops = len(tiles)
+        # all of them are drawn, used or not: switching one change on leaves the others as they were
+        flips = rng.random((crops, 3)) < self.flip
+        turns = rng.integers(1, 4, crops) * (rng.random(crops) < self.rotate90)
+        shifts = rng.uniform(-_LARGEST_SHIFT, _LARGEST_SHIFT, crops) * (rng.random(crops) < self.shift)
+        for crop in range(crops):
+            tile = tiles[crop]  # (T, tile, tile, C)
+            if flips[crop].any():
+                tiles[crop] = np.flip(tile, axis=np.flatnonzero(flips[crop]))
+            if turns[crop]:
+                tiles[crop] = np.rot90(tile, turns[crop], axes=(1, 2))
+            if shifts[crop]:
+                tiles[crop] = np.clip(tile + np.int16(round(shifts[crop])), 0, 255)
+            if self.appearance:
+                tiles[crop] = self.appearance(tile, rng)
+
+
+def open_dataset(options: VocoOptions) -> VocoDataset:
+    """The samples of the prepared sets of `--data`.
+
+    Raises:
+        UserError: a set cannot be used, has no usable series, or lacks a window.
+    """
+    return VocoDataset(open_index(options), options)

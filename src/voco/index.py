@@ -1,8 +1,8 @@
 """The usable series of several prepared data sets as one index, and how often an epoch visits each of them.
 
-An index may hold hundreds of thousands of series, in every worker process. So it is a few arrays of numbers
-and bytes: Python objects would take more, and counting references to them would copy the pages that forked
-workers share.
+An index may hold hundreds of thousands of series, in every worker process. It therefore consists of a few
+arrays of numbers and bytes: Python objects take more memory, and counting references to them copies the pages
+that forked workers share.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ class Series:
     folder: Path
     slices: int
     pixel_mm: float
-    """Side of a prepared pixel; nan in an index that was opened without it."""
+    """side of a prepared pixel; NaN in an index opened without it"""
     size: int
     windows: tuple[int, ...]
-    """Place of each wanted window in the stored images."""
+    """channel of each requested window in the stored images"""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Slices by index, uint8 (U, size, size, C)."""
@@ -56,10 +56,10 @@ class _Set:
 
 
 class SeriesIndex:
-    """Series by row, in the order of the sets and of their sorted tables; an epoch's entries by number.
+    """Series by row, in the order of the sets and of their sorted tables; entries of an epoch by number.
 
-    An epoch has `repeat` entries for every series of a set: the entries of the first set come first, in as
-    many runs through its series.
+    An epoch has `repeat` entries for every series of a set. Those of the first set come first, as `repeat`
+    runs through its series.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SeriesIndex:
         slices: np.ndarray,
         pixel_mm: np.ndarray,
     ) -> None:
-        """`patient_ids`, `series_ids`: UTF-8 bytes, dtype S; each array has an element a series."""
+        """`patient_ids`, `series_ids`: UTF-8 bytes, dtype S; each array has one element per series."""
         self._sets = tuple(sets)
         self._patient_ids, self._series_ids = patient_ids, series_ids
         self._slices, self._pixel_mm = slices, pixel_mm
@@ -100,7 +100,10 @@ class SeriesIndex:
         return Series(folder, int(self._slices[row]), float(self._pixel_mm[row]), source.size, source.windows)
 
     def table(self) -> pd.DataFrame:
-        """A row a series: set (its number), patient_id, series_id. Made anew: text takes much memory."""
+        """One row per series: set (its number), patient_id, series_id.
+
+        The table is made at each call, since its text takes much memory: keep it where it is used often.
+        """
         return pd.DataFrame(
             {
                 "set": np.repeat(np.arange(len(self._sets)), [source.series for source in self._sets]),
@@ -131,7 +134,7 @@ def open_index(options: VocoOptions) -> SeriesIndex:
 def _open_set(
     folder: Path, wanted: Sequence[str], repeat: int, needs_mm: bool
 ) -> tuple[_Set, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A set, and the columns of its usable series: patient ids, series ids, slices, pixel_mm."""
+    """A set, and columns of its usable series: patient ids, series ids, slices, pixel_mm."""
     description = read_description(folder)
     channels = find_channels(folder, [window["name"] for window in description["windows"]], wanted)
     columns = ["patient_id", "series_id", "slices", "status", *(["pixel_mm"] if needs_mm else [])]
@@ -155,5 +158,5 @@ def _open_set(
 
 
 def _to_bytes(text: pd.Series) -> np.ndarray:
-    """UTF-8 in one block, each as wide as the longest, dtype S."""
+    """UTF-8 in one block, dtype S, each element as wide as the longest."""
     return np.array([value.encode() for value in text], dtype="S")

@@ -1,18 +1,25 @@
-"""The terms of contextual position prediction, each reduced per volume.
+"""What a step minimises: the terms of contextual position prediction, and the objectives made of them.
 
 Sources: VoCo (arXiv 2402.17300) for the overlap terms, large-scale VoCo (arXiv 2410.09890) for the
-logarithmic negatives, 2D-VoCo (arXiv 2601.14593) for their use on slab embeddings. `src/voco/objectives.py`
-puts them together. `y` is a position label, `cos` the cosine similarity of two projections and
-`l = relu(cos)` the predicted similarity.
+logarithmic negatives, 2D-VoCo (arXiv 2601.14593) for their use on slab embeddings; `PlacingObjective` is our
+own. `y` is a position label, `cos` the cosine similarity of two projections and `l = relu(cos)` the predicted
+similarity; `s` is the student, `t` the teacher (which gets no gradient), `r` a random crop, `b` a base crop.
 
-Shapes: R random crops, N base crops, D embedding width; `...` is usually the B volumes. Every function
-computes in float32 whatever it is given, because `log(1 - |y - l|)` has its steepest part within a
-half-precision rounding error of 1.
+Shapes: B volumes of this process, G volumes of all processes, R random crops, N base crops, D embedding
+width; `...` is usually B. Each term has one value per volume, and a step minimises the mean over volumes of
+their sum. All terms are computed in float32 for any input type, because `log(1 - |y - l|)` is steepest within
+a half-precision rounding error of 1.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from src.voco.options import VocoOptions
 
 EPSILON = 1e-6
 """Keeps the logarithm and the division finite; the published value."""
@@ -34,8 +41,8 @@ def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
 def positive_loss(label: Tensor, *cosines: Tensor) -> Tensor:
     """Pull the similarity of overlapping crops towards their overlap.
 
-    `sum(y * (-log(1 - |y - l| + eps) + relu(-cos))) / (sum(y) + eps)` with `l = relu(cos)`; of several
-    cosines (student to teacher, teacher to student) `l` and `relu(-cos)` are the means.
+    `sum(y * (-log(1 - |y - l| + eps) + relu(-cos))) / (sum(y) + eps)` with `l = relu(cos)`; with several
+    cosines (student to teacher, teacher to student) `l` and `relu(-cos)` are their means.
 
     The logarithm is the published term. With the bare cosine it is undefined as soon as `y - cos > 1`; with
     `l = relu(cos)` it is always defined, but a positive whose cosine is negative then has no gradient and
@@ -71,7 +78,7 @@ def squared_negatives(label: Tensor, *cosines: Tensor) -> Tensor:
 
 
 def log_negatives(label: Tensor, *cosines: Tensor) -> Tensor:
-    """The same by `-log(1 - l + eps)`, which grows without bound where `l^2` is mild (large-scale VoCo).
+    """Push crops apart by `-log(1 - l + eps)`, which is much steeper than `l^2` near 1 (large-scale VoCo).
 
     Returns:
         float32 (...), from 0 (`-eps` to be exact) to `-log(eps)`; 0 where every pair overlaps.
@@ -80,10 +87,10 @@ def log_negatives(label: Tensor, *cosines: Tensor) -> Tensor:
 
 
 def base_regulariser(bases: Tensor) -> Tensor:
-    """Base crops of one volume must differ: mean over ordered pairs i != j of `relu(cos(b_i, sg b_j))^2`.
+    """Push base crops of one volume apart: mean over ordered pairs i != j of `relu(cos(b_i, sg b_j))^2`.
 
-    Published as a mean over i < j, which gives the last base no gradient at all. Over both orders the value
-    is the same, and every base is pushed from every other.
+    It is published as a mean over i < j, which gives the last base no gradient. Over both orders the value is
+    the same, and every base is pushed away from every other.
 
     Args:
         bases: (..., N, D) student embeddings of the base crops.
@@ -98,15 +105,15 @@ def base_regulariser(bases: Tensor) -> Tensor:
 def placing_loss(label: Tensor, cosine: Tensor, temperature: float, planes: int = 1) -> Tensor:
     """Choose the right base among all: cross-entropy between the label and `softmax(cos / temperature)`.
 
-    Each row competes among its bases, so that a crop is placed by what sets it apart there, and a label of 0
-    needs no loss of its own.
+    The bases of a row compete, so that a crop is placed by what distinguishes them, and pairs with label 0
+    need no term of their own.
 
     Args:
         label: (..., R, N), rows that sum to 1; no gradient flows into it.
         cosine: (..., R, N) in [-1, 1].
         temperature: above 0.
-        planes: the N bases are `planes` equal groups of one height each, and the height does not count: label
-            and prediction are summed over the planes. 1 makes every base count.
+        planes: the N bases are `planes` equal groups of one height each. Label and prediction are summed over
+            the planes, so that height does not count; with 1, every base counts.
 
     Returns:
         float32 (...), mean over the R crops; at least the mean entropy of the labels.
@@ -118,10 +125,123 @@ def placing_loss(label: Tensor, cosine: Tensor, temperature: float, planes: int 
     return -(label.detach().float() * log_probability).sum(-1).mean(-1)
 
 
-def _mean_relu(cosines) -> Tensor:
+NEGATIVES = {"square": squared_negatives, "log": log_negatives}
+
+Objective = Callable[["Embeddings", "Embeddings", Tensor, "GlobalBases"], dict[str, Tensor]]
+
+
+class Embeddings(NamedTuple):
+    """What one network makes of the crops of a batch."""
+
+    randoms: Tensor
+    """(B, R, D)"""
+    bases: Tensor
+    """(B, N, D)"""
+
+    @classmethod
+    def split(cls, embeddings: Tensor, crops: int) -> "Embeddings":
+        """(B, R + N, D), the random crops first, with R = `crops`."""
+        return cls(embeddings[:, :crops], embeddings[:, crops:])
+
+
+class GlobalBases(NamedTuple):
+    """The base crops of every process: (G, N, D) each, in the order of the global batch."""
+
+    student: Tensor
+    teacher: Tensor
+    first: int
+    """place of this process's first volume among the G"""
+
+
+@dataclass(frozen=True)
+class OverlapObjective:
+    """The published objective: predict the overlap itself.
+
+    Intra-volume: random crops against the bases of their own volume, with the overlap as label. Inter-volume:
+    volume i against the bases of volume `(i + 1) mod G`. The overlap across patients is unknown, so the
+    teacher's own `relu(cos)` is the label; without the relu no label would be exactly 0 and the negative term
+    would be empty.
+    """
+
+    both_directions: bool
+    """predict by the mean of (s r, t b) and (t r, s b) (2D-VoCo v1, VoCo 3D), or by the first alone (v2)"""
+
+    negatives: str
+    """`square` or `log`"""
+
+    inter_volume: bool
+
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
+    ) -> dict[str, Tensor]:
+        cosines = [cosine_similarity(student.randoms, teacher.bases)]
+        if self.both_directions:
+            cosines.append(cosine_similarity(teacher.randoms, student.bases))
+        negative_loss = NEGATIVES[self.negatives]
+        terms = {"positive": positive_loss(label, *cosines), "negative": negative_loss(label, *cosines)}
+        if self.inter_volume:
+            volumes = len(all_bases.student)
+            following = (all_bases.first + 1 + torch.arange(len(label), device=label.device)) % volumes
+            cosine = cosine_similarity(student.randoms, all_bases.student[following])
+            similar = cosine_similarity(teacher.randoms, all_bases.teacher[following]).relu()
+            terms["inter_positive"] = positive_loss(similar, cosine)
+            terms["inter_negative"] = negative_loss(similar, cosine)
+        return terms | {"regulariser": base_regulariser(student.bases)}
+
+
+@dataclass(frozen=True)
+class PlacingObjective:
+    """Our own objective, `plus`: choose the right base by cross-entropy, in the own volume and in all others.
+
+    The overlap label is exact inside a volume. Across patients it holds as far as bodies are alike: a crop in
+    front on the patient's right shows liver in both. This makes the task anatomical: patients share no pixel,
+    so only anatomy can be matched. Heights are not compared across patients, because scans begin and end at
+    different places (`placing_loss` sums over the planes there).
+    """
+
+    temperature: float
+    inter_volume: bool
+    planes: int
+    """base crops along the body"""
+
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
+    ) -> dict[str, Tensor]:
+        own = [
+            placing_loss(label, cosine_similarity(student.randoms, teacher.bases), self.temperature),
+            placing_loss(label, cosine_similarity(teacher.randoms, student.bases), self.temperature),
+        ]
+        terms = {"placing": torch.stack(own).mean(0)}
+        if self.inter_volume:
+            terms["inter_placing"] = self._among_others(student, teacher, label, all_bases)
+        return terms
+
+    def _among_others(
+        self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
+    ) -> Tensor:
+        volumes = len(all_bases.student)
+        own = all_bases.first + torch.arange(len(label), device=label.device)
+        is_other = torch.arange(volumes, device=label.device) != own[:, None]  # (B, G)
+        losses = [
+            placing_loss(
+                label[:, None], cosine_similarity(randoms[:, None], bases), self.temperature, self.planes
+            )  # (B, G)
+            for randoms, bases in ((student.randoms, all_bases.teacher), (teacher.randoms, all_bases.student))
+        ]
+        return (torch.stack(losses).mean(0) * is_other).sum(1) / (volumes - 1)
+
+
+def build_objective(options: VocoOptions) -> Objective:
+    """The objective of `--objective`, with its options."""
+    if options.objective == "softmax":
+        return PlacingObjective(options.temperature, options.inter_volume, options.grid_z)
+    return OverlapObjective(options.directions == "both", options.negatives, options.inter_volume)
+
+
+def _mean_relu(cosines: Sequence[Tensor]) -> Tensor:
     return torch.stack([cosine.float().relu() for cosine in cosines]).mean(0)
 
 
 def _mean_where(chosen: Tensor, values: Tensor) -> Tensor:
-    """Mean over the last two axes of the chosen values, 0 where none is."""
+    """Mean of the chosen values over the last two axes; 0 if none is chosen."""
     return (values * chosen).sum((-2, -1)) / chosen.sum((-2, -1)).clamp(min=1)

@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.voco.losses import cosine_similarity
-from src.voco.objectives import Embeddings
+from src.voco.losses import Embeddings, cosine_similarity
 
 COLLAPSE_STD = 0.03
-"""`embedding_std` below this means that every crop gets the same embedding: the mean cosine exceeds 0.999."""
+"""Below it, `embedding_std` means that all crops get the same embedding: their mean cosine exceeds 0.999."""
 
 
 class Monitors:
-    """Running sums over the batches since the last `read`, kept on the device so that a step waits for
-    nothing."""
+    """Sums over the batches since the last `read`, kept on the device so that no step waits for them."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -40,18 +38,18 @@ class Monitors:
         """Add a batch.
 
         Args:
-            student, teacher: what both made of the crops of B volumes.
+            student, teacher: their embeddings of the crops of B volumes.
             label: (B, R, N) position labels.
             patient: (B,) integers, equal for series of one patient.
-            all_bases: (G, N, D) the teacher's bases of all processes, in which those of `teacher` are. Where
-                that is a single volume, the bases of the last step are the other patient's.
+            all_bases: (G, N, D) the teacher's bases of all processes, those of `teacher` included. With a
+                single volume, the bases of the step before serve as another patient's.
             all_patients: (G,) their patients.
         """
         predicted = cosine_similarity(student.randoms, teacher.bases)  # (B, R, N), as in the loss
         self._add("positive_similarity", predicted * label, label)
         self._add("negative_similarity", predicted * (label == 0), label == 0)
 
-        # placing and spread are the teacher's: it is what the run saves, and no dropout blurs it
+        # placing and spread are the teacher's: the run saves the teacher, and it has no dropout
         is_right = label == label.amax(-1, keepdim=True)  # (B, R, N); two bases may share the largest overlap
         own = cosine_similarity(teacher.randoms, teacher.bases)  # (B, R, N)
         self._add_placing("intra", own, is_right, torch.ones(len(label), dtype=torch.bool, device=own.device))
@@ -69,10 +67,10 @@ class Monitors:
         self._add("embedding_std", spread, torch.ones_like(spread))
 
     def read(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
-        """The figures since the last call, which starts them anew.
+        """The figures since the last call; the next ones start from zero.
 
         Args:
-            total: adds the sums of all processes up.
+            total: adds up the sums of all processes.
 
         Returns:
             `cross_placing` and `intra_placing`, the share of random crops whose most similar base is the one
@@ -95,7 +93,7 @@ class Monitors:
         return figures
 
     def forget_previous(self) -> None:
-        """Start as a run that is resumed here does, without the bases of the step before."""
+        """Drop the bases of the step before, which a run resumed here would not have."""
         self.previous = None
 
     def _add_placing(self, name: str, similarity: Tensor, is_right: Tensor, is_trial: Tensor) -> None:
@@ -113,8 +111,8 @@ class Monitors:
 def wilson_interval(hits: float, trials: float, z_score: float = 1.96) -> tuple[float, float]:
     """Interval of a share (Wilson 1927), 95 % by default.
 
-    It takes the trials for independent. Those of one crop among several patients are not quite, so that the
-    true interval is somewhat wider.
+    It assumes independent trials. Those of one crop among several patients are not quite independent, so that
+    the true interval is somewhat wider.
     """
     share, spread = hits / trials, z_score**2 / trials
     middle = share + spread / 2

@@ -12,17 +12,17 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
     """A process's share of the batches of `(epoch, entry)` of the steps `first_step <= step < steps`.
 
     Each epoch is a new random order, drawn from (seed, epoch), so that the pairs of the inter-volume loss
-    change; what is left over after its last full batch is dropped. The batches of a step are those of one
-    process, cut into consecutive parts, whatever the number of processes.
+    change; the remainder after its last full batch is dropped. The global batch of a step is the same for any
+    number of processes, which share it in consecutive parts.
 
-    Repeats of a volume stand far apart: an epoch runs through each set `repeat` times, with its first half
-    and its second half shuffled on their own in every run, and the sets are then shuffled into each other.
-    Between two visits to a volume lie at least as many others as half of its set has. So no batch holds a
-    volume twice where every repeated set has at least 2 * (`batch` - 1) series; of a smaller one it may.
+    Repeats of a volume are far apart: an epoch runs through each set `repeat` times, its first half and its
+    second half shuffled separately in every run, and the sets are then shuffled into each other. Between two
+    visits to a volume there are at least half as many others as its set has series. So no batch contains a
+    volume twice if every repeated set has at least 2 * (`batch` - 1) series; with a smaller set it may.
 
     Args:
         entries: of an epoch, `len(dataset)`.
-        batch: volumes a step over all processes.
+        batch: volumes per step over all processes.
         rank: number of this process, of `world`.
         sets: series and repeat factor of every set, in the order of the entries; by default one set of
             `entries` series, visited once.
@@ -90,7 +90,7 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
 
 
 def _run_through(series: int, repeat: int, rng: np.random.Generator) -> np.ndarray:
-    """Entries of one set: `repeat` shuffled runs, two visits to a series more than `series // 2` apart."""
+    """Entries of one set: `repeat` shuffled runs, visits to the same series more than `series // 2` apart."""
     order = rng.permutation(series)
     halves = np.array_split(order, 2)
     runs = [order, *(np.concatenate([rng.permutation(half) for half in halves]) for _ in range(repeat - 1))]

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from src.core.runtime import Runtime
 from src.voco.dataset import VolumeSample
-from src.voco.losses import cosine_similarity
+from src.voco.losses import Embeddings, GlobalBases, Objective, cosine_similarity
 from src.voco.model import embed_by_both, update_teacher
 from src.voco.monitors import Monitors
-from src.voco.objectives import Embeddings, GlobalBases, Objective
 from src.voco.options import VocoOptions
 from src.voco.state import TrainingState
 

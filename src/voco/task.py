@@ -21,9 +21,9 @@ from src.nn.encoder import require_true_bf16
 from src.nn.loading import StackLoader
 from src.nn.schedule import set_lr, warmup_cosine
 from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
+from src.voco.losses import Objective, build_objective
 from src.voco.model import VocoNet, teacher_distance
 from src.voco.monitors import COLLAPSE_STD, Monitors
-from src.voco.objectives import Objective, build_objective
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 from src.voco.state import (

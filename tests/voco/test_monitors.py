@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from src.voco.crops import CropGrid, overlap_labels
+from src.voco.losses import Embeddings
 from src.voco.monitors import COLLAPSE_STD, Monitors, wilson_interval
-from src.voco.objectives import Embeddings
 
 BASES = 9
 

@@ -22,8 +22,8 @@ from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.encoder_weights import load_encoder
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample
+from src.voco.losses import build_objective
 from src.voco.monitors import Monitors
-from src.voco.objectives import build_objective
 from src.voco.options import VocoOptions
 from src.voco.state import build_state
 from src.voco.step import take_step, teacher_momentum

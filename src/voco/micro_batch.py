@@ -1,0 +1,70 @@
+"""Encode a batch in parts that fit into small memories, with the gradient of the whole (`--micro-batch`).
+
+Each part is computed again in the backward pass (gradient checkpointing), so that the activations of one part
+are held at a time. Where a backbone normalises by batch statistics, those of a part replace those of the
+batch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from src.core.errors import UserError
+
+FEWEST_IN_BATCH_STATISTICS = 4
+"""Fewest images of a part that a BatchNorm may normalise; fewer do not represent the batch."""
+
+
+def encode_in_parts(
+    encode: Callable[[Tensor], Tensor], images: Tensor, size: int, encoder: nn.Module
+) -> Tensor:
+    """`encode(images)` of at most `size` images at a time, concatenated; all at once if `size` is 0.
+
+    Args:
+        encoder: the network that `encode` calls, whose running statistics count every image once.
+    """
+    if not 0 < size < len(images):
+        return encode(images)
+    # parts of even size: a last part of few images would have poor batch statistics
+    parts = images.tensor_split(-(-len(images) // size))
+    if not torch.is_grad_enabled():
+        return torch.cat([encode(part) for part in parts])
+
+    def contexts():  # of the first and of the second computation
+        return nullcontext(), _kept_statistics(encoder)
+
+    return torch.cat([checkpoint(encode, part, use_reentrant=False, context_fn=contexts) for part in parts])
+
+
+def require_enough_statistics(encoder: nn.Module, backbone: str, size: int) -> None:
+    """Refuse parts too small for an encoder that normalises by batch statistics.
+
+    Raises:
+        UserError: `--micro-batch` must be larger.
+    """
+    couples_images = any(isinstance(module, _BatchNorm) for module in encoder.modules())
+    if couples_images and 0 < size < FEWEST_IN_BATCH_STATISTICS:
+        raise UserError(
+            f"option --micro-batch must be at least {FEWEST_IN_BATCH_STATISTICS} for {backbone}, "
+            f"which normalises by the statistics of each part, got {size}"
+        )
+
+
+@contextmanager
+def _kept_statistics(encoder: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of BatchNorms, which still normalise by the batch: the second computation
+    of the same images must not count twice."""
+    layers = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    try:
+        for layer, (_, counter) in zip(layers, before, strict=True):
+            layer.momentum = 0.0
+            layer.num_batches_tracked = None if counter is None else counter.clone()
+        yield
+    finally:
+        for layer, (momentum, counter) in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, counter
