@@ -3,14 +3,14 @@
     python -m src.seg.evaluate --data data/prepared --predicted runs/seg/few/masks --json few.json
     python -m src.seg.evaluate --data data/prepared --organs liver spleen --series held_out.csv --output s.csv
 
-Series are scored that have true masks and a prediction. `dice` and `jaccard` are shares of 1, `hd95_mm` and
-`asd_mm` distances between the surfaces; `series` counts those in which the organ is present, predicted or
-both. An organ that was `missed` or `invented` scores 0 and the diagonal of the volume. The last row holds the
-means over the organs, and the sums of the counts.
+Scores every series that has true masks and a prediction. `dice` and `jaccard` are fractions, `hd95_mm` and
+`asd_mm` distances between the surfaces; `series` counts those with the organ in either mask. An organ that
+was `missed` (no prediction) or `invented` (no truth) has overlaps of 0 and the diagonal of the volume as its
+distances. The last row holds the means over the organs, and the sums of the counts.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ IDS = ["patient_id", "series_id"]
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class MaskScoreOptions:
     data: Path
     """prepared data set with true masks"""
     predicted: Path | None = None
@@ -38,9 +38,9 @@ class EvaluateOptions:
     organs: tuple[str, ...] = tuple(ORGANS)
     """organs to score"""
     series: Path | None = None
-    """table with patient_id and series_id: score these alone"""
+    """table with patient_id and series_id: score only these"""
     output: Path | None = None
-    """CSV for the scores, a row a series and organ"""
+    """CSV for the scores, one row per series and organ"""
     json: Path | None = None
     """file for the means"""
 
@@ -54,47 +54,50 @@ class EvaluateOptions:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the options, score, print the table."""
-    options = parse_options(EvaluateOptions, argv, prog="python -m src.seg.evaluate", description=__doc__)
+    options = parse_options(MaskScoreOptions, argv, prog="python -m src.seg.evaluate", description=__doc__)
     for path in filter(None, (options.output, options.json)):
         require_writable(path)
     dataset = PreparedDataset.open(options.data)
     predicted = options.predicted or options.data / "predicted_masks"
     series = choose_series(dataset, predicted, options.series)
-    rows = evaluate_predictions(dataset, predicted, series, options.organs)
+    scores = [
+        score_series(dataset, row, predicted, options.organs)
+        for _, row in progress(series.iterrows(), total=len(series), desc="score")
+    ]
+    rows = pd.concat(scores, ignore_index=True)
     summary = summarise(rows)
     say(f"{predicted}: {len(series)} series scored\n\n{format_table(summary)}")
     if options.output:
         write_table(rows, options.output)
     if options.json:
-        write_json(summary_figures(len(series), summary), options.json)
+        write_json(summary_as_json(len(series), summary), options.json)
 
 
 def choose_series(dataset: PreparedDataset, predicted: Path, table: Path | None = None) -> pd.DataFrame:
     """The usable series with true masks and a prediction: rows of `dataset.series`.
 
-    Warns of series of the table that have no true masks, and of series with true masks but no prediction.
+    Warns of series in the table without true masks, and of series with true masks but no prediction.
 
     Args:
         predicted: folder of predictions.
-        table: CSV with patient_id and series_id of the only series to choose from.
+        table: CSV with patient_id and series_id, to choose only these series.
 
     Raises:
         UserError: no series has true masks, or none of those has a prediction, or a bad table.
     """
-    series = dataset.series
-    true = _keep(series, [dataset.has_masks(*ids) for ids in _ids(series)])
+    true = _keep(dataset.series, dataset.has_masks)
     where = str(dataset.folder)
     if table is not None:
-        wanted = read_table(table, tuple(IDS))[IDS].drop_duplicates()
-        true = true.merge(wanted, on=IDS)
-        if 0 < len(true) < len(wanted):
+        listed = read_table(table, tuple(IDS))[IDS].drop_duplicates()
+        true = true.merge(listed, on=IDS)
+        if 0 < len(true) < len(listed):
             warn(
-                f"{len(wanted) - len(true)} of {len(wanted)} series in {table} have no true masks in {where}"
+                f"{len(listed) - len(true)} of {len(listed)} series in {table} have no true masks in {where}"
             )
         where = f"{table} and {where}"
     if true.empty:
         raise UserError(f"no series of {where} has true masks: there is nothing to compare with")
-    chosen = _keep(true, [predicted.joinpath(*ids).is_dir() for ids in _ids(true)])
+    chosen = _keep(true, lambda *ids: predicted.joinpath(*ids).is_dir())
     missing = len(true) - len(chosen)
     if chosen.empty:
         raise UserError(
@@ -105,76 +108,57 @@ def choose_series(dataset: PreparedDataset, predicted: Path, table: Path | None 
     return chosen
 
 
-def evaluate_predictions(
-    dataset: PreparedDataset, predicted: Path, series: pd.DataFrame, organs: Iterable[str] = ORGANS
-) -> pd.DataFrame:
-    """Score the predictions of some series.
-
-    Args:
-        predicted: folder of label maps, <patient_id>/<series_id>/0000.png ..., on the grid of the data set.
-        series: patient_id and series_id (text) of usable series with true masks and a prediction.
-        organs: names of `ORGANS`.
-
-    Returns:
-        The rows of `score_volumes` for every series, with patient_id and series_id first.
-
-    Raises:
-        UserError: a series is not usable, has no true masks or no prediction, or its prediction has another
-            number of slices, another size or unknown labels; or the spacing of its voxels is not known.
-        ValueError: no series, or an unknown organ.
-    """
-    usable = dataset.series.set_index(IDS, drop=False)
-    organs = list(organs)
-    scores = []
-    for ids in progress(_ids(series), total=len(series), desc="score"):
-        if ids not in usable.index:
-            raise UserError(f"{dataset.folder} has no usable series {'/'.join(ids)}")
-        scores.append(score_series(dataset, usable.loc[ids], predicted, organs))
-    return pd.concat(scores, ignore_index=True)
-
-
 def score_series(
     dataset: PreparedDataset, series: pd.Series, predicted: Path, organs: Iterable[str] = ORGANS
 ) -> pd.DataFrame:
-    """Score the prediction of one series, a row of `dataset.series`. See `evaluate_predictions`."""
+    """Score the prediction of one series.
+
+    Args:
+        series: a row of `dataset.series`, with true masks.
+        predicted: folder of label maps, <patient_id>/<series_id>/0000.png ..., on the grid of the data set.
+        organs: names of `ORGANS`.
+
+    Returns:
+        The rows of `score_volumes`, with patient_id and series_id first.
+
+    Raises:
+        UserError: masks with another number of slices, another size or unknown labels, or voxels of unknown
+            size.
+    """
     ids, slices = (series["patient_id"], series["series_id"]), int(series["slices"])
     truth = _read_label_maps(mask_folder(dataset.folder, *ids), slices, dataset.size)
     maps = _read_label_maps(predicted.joinpath(*ids), slices, dataset.size)
-    rows = score_volumes(truth, maps, series_spacing_mm(dataset, *ids), list(organs))
+    rows = score_volumes(truth, maps, spacing_mm(dataset, series), list(organs))
     rows.insert(0, "patient_id", ids[0])
     rows.insert(1, "series_id", ids[1])
     return rows
 
 
-def series_spacing_mm(
-    dataset: PreparedDataset, patient_id: str, series_id: str
-) -> tuple[float, float, float]:
-    """Of the prepared voxels of a usable series along z, y and x.
+def spacing_mm(dataset: PreparedDataset, series: pd.Series) -> tuple[float, float, float]:
+    """Spacing along z, y and x of the prepared voxels of a series, a row of `dataset.series`.
 
-    Along z it is the median distance of neighbouring slices: that in series.csv is the source's, of which
-    preparation may have left slices out.
+    Along z it is the median distance of neighbouring prepared slices. The spacing in series.csv is that of
+    the source, of which preparation may have kept some slices only.
 
     Raises:
         UserError: it is not known.
     """
-    row = dataset.series.set_index(IDS).loc[(patient_id, series_id)]
-    z_mm = dataset.z_mm(patient_id, series_id)
-    along, plane = float(row["spacing_z_mm"]), float(row["pixel_mm"])
+    z_mm = dataset.z_mm(series["patient_id"], series["series_id"])
+    along, plane = float(series["spacing_z_mm"]), float(series["pixel_mm"])
     if len(z_mm) > 1:
         along = float(np.median(np.abs(np.diff(z_mm))))
     elif math.isnan(along):
-        along = (
-            plane  # the source has one slice too: no distance runs along z, only the diagonal needs a number
-        )
+        along = plane  # a single slice has no distance along z; any length does for the diagonal
     if not (0 < along < math.inf and 0 < plane < math.inf):
         raise UserError(
-            f"series {patient_id}/{series_id} has voxels of {along:g} x {plane:g} mm: prepare it again"
+            f"series {series['patient_id']}/{series['series_id']} has voxels of {along:g} x {plane:g} mm: "
+            "prepare it again"
         )
     return along, plane, plane
 
 
-def summary_figures(n_series: int, summary: pd.DataFrame) -> dict:
-    """What `--json` holds, of a table of `summarise`; a mean that is nan is None."""
+def summary_as_json(n_series: int, summary: pd.DataFrame) -> dict:
+    """The content of `--json`, from a table of `summarise`; a mean that is NaN becomes None."""
     rows = {
         row["organ"]: {name: None if pd.isna(row[name]) else float(row[name]) for name in SCORES}
         | {name: int(row[name]) for name in COUNTS}
@@ -184,12 +168,9 @@ def summary_figures(n_series: int, summary: pd.DataFrame) -> dict:
     return {"series": n_series, "organs": rows, "mean": mean}
 
 
-def _keep(series: pd.DataFrame, which: list[bool]) -> pd.DataFrame:
-    return series[np.array(which, dtype=bool)].reset_index(drop=True)
-
-
-def _ids(series: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(series["patient_id"], series["series_id"], strict=True))
+def _keep(series: pd.DataFrame, is_kept: Callable[[str, str], bool]) -> pd.DataFrame:
+    kept = [is_kept(*ids) for ids in zip(series["patient_id"], series["series_id"], strict=True)]
+    return series[np.array(kept, dtype=bool)].reset_index(drop=True)
 
 
 def _read_label_maps(folder: Path, slices: int, size: int) -> np.ndarray:
@@ -200,7 +181,7 @@ def _read_label_maps(folder: Path, slices: int, size: int) -> np.ndarray:
     try:
         maps = read_slices(folder, range(slices), size, 1)[..., 0]
     except UserError as error:
-        # its advice is for images: masks may come from elsewhere
+        # the advice of read_slices is for prepared images; these masks may come from other programs
         problem = str(error).rpartition(";")[0]
         raise UserError(f"{problem}: masks are {slices} PNG of {size} x {size} px, 0000.png on") from None
     if maps.max() > max(ORGANS.values()):

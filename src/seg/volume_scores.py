@@ -1,4 +1,4 @@
-"""How well predicted organs match true ones, in whole volumes: Dice, Jaccard and surface distances in mm."""
+"""Agreement of predicted and true organs in whole volumes: Dice, Jaccard and surface distances in mm."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,11 @@ def score_volumes(
 ) -> pd.DataFrame:
     """Compare two label maps of one series, organ by organ.
 
-    Dice and Jaccard count voxels. `hd95_mm` is the Hausdorff distance at its 95th percentile: that of each
-    surface's distances to the other surface, and the larger of the two. `asd_mm` is the average symmetric
-    surface distance: the mean over the distances of both surfaces together. A surface is the voxels of an
-    organ with a face towards its outside; the border of the volume is outside. Distances run between centres
-    of voxels (MONAI, after https://github.com/deepmind/surface-distance).
+    Dice and Jaccard count voxels. `hd95_mm` is the 95 % Hausdorff distance: the 95th percentile of the
+    distances from each surface to the other, and the larger of the two. `asd_mm` is the average symmetric
+    surface distance: the mean over the distances in both directions. The surface of an organ is its voxels
+    with a face towards the outside, which includes the border of the volume. Distances are between centres of
+    voxels (MONAI, after https://github.com/deepmind/surface-distance).
 
     Args:
         truth: (Z, H, W) uint8, labels of `ORGANS`.
@@ -34,11 +34,11 @@ def score_volumes(
         organs: names of `ORGANS`.
 
     Returns:
-        A row an organ: organ, dice, jaccard, hd95_mm, asd_mm, case. The case says how the scores came about:
-        `scored`: it is in both.
-        `missed`: it is in the truth alone. `invented`: it is in the prediction alone. Dice and Jaccard are
-        then 0, both distances the diagonal of the volume, which no prediction can exceed.
-        `absent`: it is in neither. All scores are nan.
+        One row per organ: organ, dice, jaccard, hd95_mm, asd_mm, case. The case is
+        `scored` for an organ in both volumes;
+        `missed` for one in the truth only, `invented` for one in the prediction only: Dice and Jaccard are
+        then 0 and both distances the diagonal of the volume, which no prediction can exceed;
+        `absent` for one in neither: all scores are NaN.
 
     Raises:
         ValueError: two shapes, not three axes, a spacing that is not three lengths, or an unknown organ.
@@ -57,22 +57,22 @@ def score_volumes(
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over series, an organ at a time, then over the organs.
+    """Mean scores over series for each organ, then over the organs.
 
     Args:
         rows: of `score_volumes`, of any number of series.
 
     Returns:
-        A row an organ, in the order of `rows`: organ, series (in which it is present, predicted or both),
-        missed and invented (how many of them), and the mean of each score over them: nan where it is in none.
-        The last row, `mean`, holds the means over the organs that have a value, and the sums of the counts.
+        One row per organ, in the order of `rows`: organ, series (number of those with the organ in either
+        volume), missed and invented (how many of these), and the mean of each score over them, NaN without
+        any. The last row, `mean`, holds the means over the organs that have a value, and the sums of counts.
     """
     counted = rows.assign(
         series=rows["case"] != "absent", missed=rows["case"] == "missed", invented=rows["case"] == "invented"
     )
     grouped = counted.groupby("organ", sort=False)
     counts = grouped[list(COUNTS)].sum()
-    means = grouped[list(SCORES)].mean()  # skips the nan of absent organs
+    means = grouped[list(SCORES)].mean()  # skips the NaN of absent organs
     table = pd.concat([counts, means], axis=1).reset_index()
     last = {"organ": "mean", **counts.sum(), **means.mean()}
     return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
@@ -99,7 +99,7 @@ def _score(truth: np.ndarray, predicted: np.ndarray, spacing: np.ndarray) -> tup
 
 
 def _box(organ: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box around the voxels of an organ that is there."""
+    """The smallest box around the voxels of an organ."""
     axes = range(organ.ndim)
     filled = [np.flatnonzero(organ.any(axis=tuple(set(axes) - {axis}))) for axis in axes]
     return tuple(slice(indices[0], indices[-1] + 1) for indices in filled)
@@ -108,13 +108,13 @@ def _box(organ: np.ndarray) -> tuple[slice, ...]:
 def surface_distances_mm(
     truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
-    """(hd95_mm, asd_mm) of one organ that both volumes hold, as `score_volumes` says.
+    """(hd95_mm, asd_mm) of one organ that is in both volumes, as defined in `score_volumes`.
 
-    What lies around the organ has no say: cutting it off changes nothing but the time.
+    Cropping the volumes to the organ changes nothing but the time.
 
     Args:
-        truth: (Z, H, W) bool, with a voxel at least.
-        predicted: (Z, H, W) bool, with a voxel at least.
+        truth: (Z, H, W) bool, with at least one voxel.
+        predicted: (Z, H, W) bool, with at least one voxel.
         spacing_mm: along z, y and x.
     """
     # imported here, as MONAI takes seconds to load
@@ -124,7 +124,7 @@ def surface_distances_mm(
     pair = [torch.from_numpy(np.ascontiguousarray(volume))[None, None] for volume in (predicted, truth)]
     common = {"include_background": True, "spacing": [float(length) for length in spacing_mm]}
     with warnings.catch_warnings():
-        # MONAI calls a function of its own with an argument that it has deprecated
+        # MONAI passes an argument that it has deprecated itself
         warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
         hd95 = compute_hausdorff_distance(*pair, percentile=95, **common)
         asd = compute_average_surface_distance(*pair, symmetric=True, **common)

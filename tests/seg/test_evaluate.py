@@ -1,4 +1,4 @@
-"""`python -m src.seg.evaluate` from a prepared set and a folder of predictions to their scores."""
+"""`python -m src.seg.evaluate`: scores of a folder of predictions."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def data(tmp_path) -> Path:
 
 @pytest.fixture
 def predicted(tmp_path) -> Path:
-    """The first series perfect; the second one slice too low and with a bowel for its spleen."""
+    """The first series perfect; the second one slice too low, its spleen labelled bowel."""
     folder = tmp_path / "predicted"
     predict(folder, FIRST, true_masks())
     wrong = np.roll(true_masks(), 1, axis=0)
@@ -64,7 +64,7 @@ def predicted(tmp_path) -> Path:
 DIAGONAL = float(np.linalg.norm([SLICES * 5, SIZE * 2, SIZE * 2]))
 
 
-def test_the_command_line_from_masks_to_the_table(data, predicted, tmp_path, capsys):
+def test_main_writes_scores_and_means(data, predicted, tmp_path, capsys):
     files = f"--output {tmp_path}/scores.csv --json {tmp_path}/found.json"
     evaluate.main(f"--data {data} --predicted {predicted} {files}".split())
 
@@ -100,7 +100,7 @@ def test_the_command_line_from_masks_to_the_table(data, predicted, tmp_path, cap
     assert found["mean"]["hd95_mm"] == pytest.approx((2.5 + half + 2.5 + DIAGONAL) / 4)
 
 
-def test_predictions_are_looked_for_beside_the_masks(data, predicted, capsys):
+def test_main_finds_predicted_masks_in_the_data_set(data, predicted, capsys):
     shutil.copytree(predicted, data / "predicted_masks")
     evaluate.main(["--data", str(data), "--organs", "left kidney", "liver"])
     printed = capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_predictions_are_looked_for_beside_the_masks(data, predicted, capsys):
     assert [line.split()[0] for line in printed.strip().splitlines()[3:]] == ["left", "liver", "mean"]
 
 
-def test_a_table_names_the_series_to_score(data, predicted, tmp_path, capsys):
+def test_main_scores_the_series_of_a_table(data, predicted, tmp_path, capsys):
     predict(predicted, THIRD, true_masks())
     table = pd.DataFrame([SECOND, ("99", "7"), SECOND], columns=["patient_id", "series_id"])
     table.to_csv(tmp_path / "some.csv", index=False)
@@ -119,7 +119,7 @@ def test_a_table_names_the_series_to_score(data, predicted, tmp_path, capsys):
     assert "warning: 1 of 2 series in" in capsys.readouterr().err
 
 
-def test_a_series_that_cannot_be_used_or_has_no_truth_is_left_out(data, predicted, capsys):
+def test_choose_series_needs_status_ok_and_true_masks(data, predicted, capsys):
     predict(predicted, THIRD, true_masks())
     table = pd.read_csv(data / "series.csv")
     table.loc[1, "status"] = "failed"
@@ -129,31 +129,23 @@ def test_a_series_that_cannot_be_used_or_has_no_truth_is_left_out(data, predicte
     assert chosen["patient_id"].tolist() == ["10"] and capsys.readouterr().err == ""
 
 
-def test_the_spacing_is_that_of_the_prepared_slices(data, predicted):
+def test_spacing_mm_is_that_of_the_prepared_slices(data, predicted):
     z_mm = [0, -10, -20, -30, -70, -80, -90, -100]  # every other slice kept, and some are missing
     write_slice_table(image_folder(data, *SECOND), np.array(z_mm, dtype=float))
     dataset = PreparedDataset.open(data)
-    assert evaluate.series_spacing_mm(dataset, *FIRST) == (5, 2, 2)
-    assert evaluate.series_spacing_mm(dataset, *SECOND) == (10, 2, 2)
-    rows = evaluate.evaluate_predictions(dataset, predicted, dataset.series[:2], ["liver"])
-    assert rows["hd95_mm"].tolist() == pytest.approx([0, 10])
+    rows = [row for _, row in dataset.series[:2].iterrows()]
+    assert [evaluate.spacing_mm(dataset, row) for row in rows] == [(5, 2, 2), (10, 2, 2)]
+    scores = [evaluate.score_series(dataset, row, predicted, ["liver"])["hd95_mm"].item() for row in rows]
+    assert scores == pytest.approx([0, 10])
 
 
 @pytest.mark.parametrize(("source_mm", "expected"), [(4.0, 4.0), (float("nan"), 2.0)])
-def test_one_slice_has_the_spacing_of_its_source_or_else_its_pixels(tmp_path, source_mm, expected):
+def test_spacing_mm_of_one_slice_is_that_of_its_source_or_its_pixels(tmp_path, source_mm, expected):
     folder = write_set(tmp_path / "prepared", series=1, slices=1)
     table = pd.read_csv(folder / "series.csv").assign(spacing_z_mm=source_mm)
     table.to_csv(folder / "series.csv", index=False)
-    assert evaluate.series_spacing_mm(PreparedDataset.open(folder), *FIRST) == (expected, 2, 2)
-
-
-def test_scores_of_chosen_series_need_their_ids_only(data, predicted):
-    ids = pd.DataFrame([SECOND], columns=["patient_id", "series_id"])
-    rows = evaluate.evaluate_predictions(PreparedDataset.open(data), predicted, ids)
-    assert rows["organ"].tolist() == list(ORGANS) and set(rows["series_id"]) == {"101"}
-    with pytest.raises(UserError, match="no usable series 10/101"):
-        ids["patient_id"] = "10"
-        evaluate.evaluate_predictions(PreparedDataset.open(data), predicted, ids)
+    dataset = PreparedDataset.open(folder)
+    assert evaluate.spacing_mm(dataset, dataset.series.iloc[0]) == (expected, 2, 2)
 
 
 def drop_slice(data: Path, predicted: Path) -> None:
@@ -207,7 +199,7 @@ def lose_masks(data: Path, predicted: Path) -> None:
         (lose_masks, r"no series of \S+prepared has true masks"),
     ],
 )
-def test_bad_files_end_in_one_line_that_names_them(data, predicted, tmp_path, spoil, message):
+def test_main_names_bad_files_in_one_line(data, predicted, tmp_path, spoil, message):
     spoil(data, predicted)
     output = tmp_path / "scores.csv"
     with pytest.raises(UserError, match=message):
@@ -215,12 +207,12 @@ def test_bad_files_end_in_one_line_that_names_them(data, predicted, tmp_path, sp
     assert not output.exists()
 
 
-def test_a_table_of_other_series_is_refused(data, predicted, tmp_path, capsys):
+def test_main_refuses_a_table_without_masked_series(data, predicted, tmp_path, capsys):
     table = tmp_path / "other.csv"
     table.write_text("patient_id,series_id\n10,101\n")
     with pytest.raises(UserError, match=r"no series of \S+other.csv and \S+prepared has true masks"):
         evaluate.main(f"--data {data} --predicted {predicted} --series {table}".split())
-    assert capsys.readouterr().err == ""  # the error says it all
+    assert capsys.readouterr().err == ""  # no warning besides the error
 
 
 @pytest.mark.parametrize(
@@ -236,7 +228,7 @@ def test_a_table_of_other_series_is_refused(data, predicted, tmp_path, capsys):
         ("--series {data}/none.csv", "no table"),
     ],
 )
-def test_wrong_options_end_in_one_line(data, predicted, capsys, more, message):
+def test_main_refuses_wrong_options_in_one_line(data, predicted, capsys, more, message):
     (data / "none.yaml").write_text("organs: []\n")
     with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         evaluate.main(f"--data {data} --predicted {predicted} {more.format(data=data)}".split())
@@ -245,8 +237,11 @@ def test_wrong_options_end_in_one_line(data, predicted, capsys, more, message):
     assert message in error
 
 
-def test_the_module_runs_and_tells_a_mistake_with_status_2(tmp_path):
-    command = [sys.executable, "-m", "src.seg.evaluate", "--data", str(tmp_path / "nowhere")]
+def test_module_runs_without_torch_and_exits_with_status_2(tmp_path):
+    command = [sys.executable, "-X", "importtime", "-m", "src.seg.evaluate"]
+    command += ["--data", str(tmp_path / "nowhere")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"error: no folder {tmp_path / 'nowhere'}; make it with prepare_data.py\n"
+    *imports, error = done.stderr.splitlines()
+    assert error == f"error: no folder {tmp_path / 'nowhere'}; make it with prepare_data.py"
+    assert not any(line.endswith("| torch") for line in imports)

@@ -1,4 +1,4 @@
-"""Scores of predicted organs: what they are by hand, and that no empty prediction can look good."""
+"""Scores of predicted organs against values computed by hand."""
 
 import subprocess
 import sys
@@ -48,7 +48,7 @@ def all_organs() -> np.ndarray:
     )
 
 
-def test_a_perfect_prediction_has_dice_1_and_no_distance():
+def test_score_volumes_of_a_perfect_prediction():
     table = score_volumes(all_organs(), all_organs(), SPACING)
     assert table.columns.tolist() == ["organ", "dice", "jaccard", "hd95_mm", "asd_mm", "case"]
     assert table["organ"].tolist() == list(ORGANS)
@@ -58,7 +58,7 @@ def test_a_perfect_prediction_has_dice_1_and_no_distance():
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_an_organ_of_one_slice_that_moves_k_slices_is_5k_mm_away(k):
+def test_score_volumes_of_an_organ_k_slices_away(k):
     truth = volume(liver=box((4, 5), (3, 9), (3, 9)))
     predicted = volume(liver=box((4 + k, 5 + k), (3, 9), (3, 9)))
     row = one(score_volumes(truth, predicted, SPACING, LIVER))
@@ -67,7 +67,7 @@ def test_an_organ_of_one_slice_that_moves_k_slices_is_5k_mm_away(k):
 
 
 @pytest.mark.parametrize(("axis", "distance"), [(0, 5), (1, 2), (2, 3)])
-def test_every_axis_has_its_own_spacing(axis, distance):
+def test_score_volumes_uses_the_spacing_of_each_axis(axis, distance):
     limits = [(3, 9), (3, 9), (3, 9)]
     limits[axis] = (4, 5)
     truth = volume(liver=box(*limits))
@@ -78,23 +78,23 @@ def test_every_axis_has_its_own_spacing(axis, distance):
 @pytest.mark.parametrize(
     ("spacing", "hd95", "asd"),
     [
-        # 4 slices of 6 x 6 have 36 + 20 + 20 + 36 voxels at the surface. One slice further, the last 36 are a
-        # slice from the truth. The first 36 lie on a slice of which the truth has but the rim of 20: to that
-        # go 12 voxels over one pixel and 4 over two, or all 16 to the slice above if it is nearer. The
-        # truth's surface has the same distances.
+        # 4 slices of 6 x 6 have 36 + 20 + 20 + 36 voxels at the surface. After a shift by one slice, the last
+        # 36 are one slice from the truth. The first 36 lie on a slice where the surface of the truth is only
+        # the rim of 20: 12 of the inner 16 are one pixel from it and 4 two pixels, or all 16 are one slice
+        # from the first slice if that is nearer. The distances from the truth's surface are the same.
         ((5.0, 2.0, 2.0), 5.0, (36 * 5 + 12 * 2 + 4 * 4) / 112),
         ((1.0, 2.0, 2.0), 1.0, (36 + 16) / 112),
         ((3.0, 2.0, 2.0), 3.0, (36 * 3 + 12 * 2 + 4 * 3) / 112),
     ],
 )
-def test_a_thick_organ_that_moves_one_slice_is_scored_as_by_hand(spacing, hd95, asd):
+def test_score_volumes_of_a_thick_organ_one_slice_away(spacing, hd95, asd):
     truth = volume(liver=box((2, 6), (3, 9), (3, 9)))
     row = one(score_volumes(truth, np.roll(truth, 1, axis=0), spacing, LIVER))
     assert row["dice"] == pytest.approx(2 * 3 / (4 + 4)) and row["jaccard"] == pytest.approx(3 / 5)
     assert row["hd95_mm"] == pytest.approx(hd95) and row["asd_mm"] == pytest.approx(asd)
 
 
-def test_the_95th_percentile_leaves_out_a_stray_voxel_and_the_mean_does_not():
+def test_score_volumes_hd95_ignores_a_stray_voxel_and_asd_does_not():
     truth = volume(liver=box((4, 5), (2, 12), (2, 12)))  # 100 voxels
     predicted = truth.copy()
     predicted[4, 2, 19] = ORGANS["liver"]  # 8 pixels of 3 mm beside
@@ -104,16 +104,16 @@ def test_the_95th_percentile_leaves_out_a_stray_voxel_and_the_mean_does_not():
     assert row["dice"] == pytest.approx(200 / 201)
 
 
-def test_hd95_is_that_of_the_worse_surface():
+def test_score_volumes_hd95_is_the_larger_of_both_directions():
     truth = volume(liver=box((4, 5), (2, 12), (2, 12)))
-    part = volume(liver=box((4, 5), (2, 12), (2, 7)))  # all of it in the truth, which goes on for 5 pixels
+    part = volume(liver=box((4, 5), (2, 12), (2, 7)))  # inside the truth, which extends 5 pixels further
     for pair in ((truth, part), (part, truth)):
         row = one(score_volumes(*pair, SPACING, LIVER))
         assert row["hd95_mm"] == pytest.approx(5 * 3)  # 10 of the truth's 100 voxels are so far
         assert row["asd_mm"] == pytest.approx(10 * (3 + 6 + 9 + 12 + 15) / 150)
 
 
-def test_dice_and_jaccard_are_shares_of_voxels_whatever_the_spacing():
+def test_score_volumes_dice_and_jaccard_do_not_depend_on_spacing():
     truth, predicted = volume(), volume()
     truth[0, 0, :4] = predicted[0, 0, 1:7] = ORGANS["spleen"]  # 4 and 6 voxels, 3 in both
     for spacing in ((1.0, 1.0, 1.0), SPACING):
@@ -121,7 +121,7 @@ def test_dice_and_jaccard_are_shares_of_voxels_whatever_the_spacing():
         assert row["dice"] == pytest.approx(6 / 10) and row["jaccard"] == pytest.approx(3 / 7)
 
 
-def test_missed_and_invented_organs_get_the_worst_and_absent_ones_nothing():
+def test_score_volumes_of_missed_invented_and_absent_organs():
     shape, spacing = (4, 8, 6), (3.0, 0.5, 0.5)  # 12 x 4 x 3 mm, 13 from corner to corner
     truth = volume(shape, liver=box((1, 2), (1, 3), (1, 3)))
     predicted = volume(shape, bowel=box((1, 2), (1, 3), (1, 3)))
@@ -134,7 +134,7 @@ def test_missed_and_invented_organs_get_the_worst_and_absent_ones_nothing():
     assert table.loc[1:3, list(SCORES)].isna().all(axis=None)
 
 
-def test_no_prediction_is_farther_than_none():
+def test_score_volumes_scores_a_missed_organ_worse_than_any_prediction():
     shape = (4, 8, 6)
     truth, corner = volume(shape), volume(shape)
     truth[0, 0, 0] = corner[-1, -1, -1] = ORGANS["liver"]
@@ -143,7 +143,7 @@ def test_no_prediction_is_farther_than_none():
     assert 0 < farthest["hd95_mm"] < missed["hd95_mm"] and 0 < farthest["asd_mm"] < missed["asd_mm"]
 
 
-def test_a_flipped_prediction_has_the_kidneys_on_the_wrong_sides():
+def test_score_volumes_of_a_flipped_prediction():
     truth = all_organs()
     table = score_volumes(truth, truth[:, :, ::-1], SPACING)
     for organ in ("left kidney", "right kidney"):
@@ -154,7 +154,7 @@ def test_a_flipped_prediction_has_the_kidneys_on_the_wrong_sides():
     assert one(table, "spleen")["dice"] == 0
 
 
-def test_an_empty_prediction_misses_every_organ():
+def test_score_volumes_of_an_empty_prediction():
     table = score_volumes(all_organs(), volume(), SPACING)
     assert (table["case"] == "missed").all() and (table[["dice", "jaccard"]] == 0).all(axis=None)
     last = summarise(table).iloc[-1]
@@ -163,8 +163,8 @@ def test_an_empty_prediction_misses_every_organ():
 
 @pytest.mark.parametrize("place", ["inside", "border"])
 @pytest.mark.parametrize("seed", range(4))
-def test_cutting_to_the_organ_changes_nothing(seed, place):
-    """MONAI on the whole volume says the same, also where an organ is cut by the volume's border."""
+def test_surface_distances_equal_monai_on_the_whole_volume(seed, place):
+    """score_volumes crops to the organ; also for an organ at the border of the volume."""
     noise = np.random.default_rng(seed).normal(size=(2, 16, 24, 28))
     noise[1] += noise[0]  # the two overlap in part
     blobs = np.stack([gaussian_filter(part, 2) for part in noise]) > 0.08
@@ -187,7 +187,7 @@ def test_cutting_to_the_organ_changes_nothing(seed, place):
     assert row["dice"] == pytest.approx(2 * both / sizes) and 0.2 < row["dice"] < 0.95
 
 
-def test_the_border_of_the_volume_is_an_organs_outside():
+def test_score_volumes_counts_the_border_of_the_volume_as_outside():
     truth = volume((3, 3, 3), liver=box((0, 3), (0, 3), (0, 3)))
     predicted = volume((3, 3, 3), liver=box((1, 2), (1, 2), (1, 2)))
     row = one(score_volumes(truth, predicted, (1.0, 1.0, 1.0), LIVER))
@@ -195,7 +195,7 @@ def test_the_border_of_the_volume_is_an_organs_outside():
     assert row["asd_mm"] == pytest.approx((6 + 12 * 2**0.5 + 8 * 3**0.5 + 1) / 27)
 
 
-def test_only_the_organs_asked_for_are_scored_in_that_order():
+def test_score_volumes_scores_the_requested_organs_in_order():
     table = score_volumes(all_organs(), all_organs(), SPACING, ["bowel", "liver"])
     assert table["organ"].tolist() == ["bowel", "liver"]
 
@@ -212,13 +212,13 @@ def test_only_the_organs_asked_for_are_scored_in_that_order():
         ({"organs": ["heart"]}, "unknown organ 'heart'"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(change, message):
+def test_score_volumes_refuses_bad_arguments(change, message):
     given = {"truth": volume(), "predicted": volume(), "spacing_mm": SPACING} | change
     with pytest.raises(ValueError, match=message):
         score_volumes(**given)
 
 
-def test_nothing_is_printed_and_monai_waits_until_it_is_needed():
+def test_score_volumes_loads_monai_late_and_prints_nothing():
     code = """
 import sys, numpy as np
 from src.seg.volume_scores import score_volumes
@@ -232,12 +232,12 @@ assert score_volumes(a, a, (1, 1, 1)).dice[0] == 1
 
 
 def rows(*given: tuple[str, float, float, str]) -> pd.DataFrame:
-    """Rows as score_volumes makes them, of organ, an overlap, a distance and the case."""
+    """A table of `score_volumes`, from organ, an overlap, a distance and the case."""
     table = [(organ, overlap, overlap / 2, far, far / 2, case) for organ, overlap, far, case in given]
     return pd.DataFrame(table, columns=["organ", *SCORES, "case"])
 
 
-def test_the_summary_means_over_series_then_over_organs():
+def test_summarise_averages_over_series_then_over_organs():
     nan = float("nan")
     table = summarise(
         rows(
