@@ -1,4 +1,4 @@
-"""Train the pair of networks that segments the organs, on labelled series and on those without labels.
+"""Train the pair of networks that segments the organs, on labelled and on unlabelled series.
 
     python train_seg.py --config configs/seg/dual.yaml --data data/prepared \\
         --encoder runs/voco/plus/encoder.safetensors --output runs/seg/dual
@@ -6,12 +6,13 @@
     torchrun --nproc-per-node 4 train_seg.py --config configs/seg/dual.yaml --data data/prepared --batch 32 \\
         --unlabelled-batch 32 --output runs/seg/dual
 
-Presets: dual (two sub-networks that correct and teach each other), supervised (the same two without the
-unlabelled terms), each with a _small twin for CPUs; docs/segmentation.md compares them. Every series with
-masks teaches, save those of --validation's share of patients, who are scored in 3D at the end. The same
-command again continues an interrupted run from its last checkpoint, to the same result. The run's folder gets
-segmenter.safetensors (for segment.py), last.pt, metrics.csv, curves.png, TensorBoard events, split.csv (who
-taught, who was left out), scores.csv, sheets (the patients left out, drawn) and config.yaml.
+Presets: dual (two sub-networks that correct and teach each other) and supervised (the same two without the
+unlabelled terms), each with a _small twin for CPUs; docs/studies/segmentation.md compares them. All series
+with masks are used for training, except those of --validation's share of patients, which are scored in 3D at
+the end. The same command again continues an interrupted run from its last checkpoint, to the same result.
+The run's folder gets segmenter.safetensors (for segment.py), last.pt, metrics.csv, curves.png, TensorBoard
+events, split.csv (the part of every series), scores.csv, sheets (pictures of the held-out patients) and
+config.yaml.
 """
 
 from pathlib import Path

@@ -17,19 +17,10 @@ import torch
 from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = (
-    *("README.md", "Makefile", "folds/README.md"),
-    *(
-        "docs/results.md",
-        "docs/prepare.md",
-        "docs/pretraining.md",
-        "docs/segmentation.md",
-        "docs/classifier.md",
-        "docs/inference.md",
-        "docs/submission.md",
-        "docs/experiments.md",
-    ),
-)
+PAGES = [
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
+]
+FILES = (*PAGES, "folds/README.md", "Makefile")
 
 
 def commands() -> list[str]:
@@ -92,9 +83,9 @@ def test_a_shown_command_exists_with_its_options(command):
 
 
 LINKS = [
-    (path.relative_to(ROOT).as_posix(), link)
-    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "folds" / "README.md")
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", path.read_text(encoding="utf-8"))
+    (page, link)
+    for page in (*PAGES, "folds/README.md")
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
 ]
 
 
