@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from src.cls.model import group_spans, probabilities
 from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS, INJURIES
 
-LOSSES = ("weighted", "metric", "plain")
-
 
 class StackLoss(nn.Module):
     """Mean over the targets of the cross-entropy of each patient.

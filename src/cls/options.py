@@ -2,38 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from src.cls.losses import LOSSES
-from src.cls.organs import SOURCES
-from src.cls.views import MASK_CHANNELS, REGIONS
-from src.core.runtime import PRECISIONS
+from src.core.config import Precision, check_range
 from src.core.targets import GROUPS
-from src.nn.augmentation import FLIPS
-from src.nn.sequence import POOLINGS, SEQUENCES
 
-RESUME_MODES = ("auto", "never")
-MODES = ("multi", "single")
-_CHOICES = {
-    "mode": MODES,
-    "z_range": (*REGIONS, "own"),
-    "in_plane": (*REGIONS, "own"),
-    "masks": tuple(MASK_CHANNELS),
-    "masks_from": SOURCES,
-    "sequence": SEQUENCES,
-    "pooling": POOLINGS,
-    "loss": LOSSES,
-    "precision": PRECISIONS,
-    "resume": RESUME_MODES,
-}
-_COUNTS = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")
-_SHARES = (
-    *("dropout", "drop_path", "smoothing", "flip", "rotate90", "affine", "gamma", "coarse_dropout"),
-    *("mixup", "cutmix", "class_balance"),
-)
-_NOT_NEGATIVE = (
-    *("workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale"),
-    *("spacing_mm", "neighbour_mm", "slice_loss", "organ_loss"),
-)
+Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
+Region = Literal["body", "organs", "liver", "spleen", "kidneys", "bowel", "own"]
+SequenceModel = Literal["lstm", "gru", "transformer", "none"]
+Pooling = Literal["max", "mean", "attention"]
+Flip = Literal["none", "h", "v", "hv"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +42,10 @@ class ClassifierOptions:
     pretrained: bool = False
     """Start from timm's ImageNet weights (its cache or the network); not together with --encoder."""
 
-    mode: str = "multi"
+    mode: Literal["multi", "single"] = "multi"
     """multi: one network tells all targets. single: one network each, which see only their own labels."""
 
-    targets: tuple[str, ...] = tuple(GROUPS)
+    targets: tuple[Target, ...] = tuple(GROUPS)
     """What is told. A run of fewer targets gives the others the prior."""
 
     windows: tuple[str, ...] | None = None
@@ -79,11 +57,11 @@ class ClassifierOptions:
     spacing_mm: float = 0.0
     """Distance of the slices; 0 spreads them evenly over the z range."""
 
-    z_range: str = "body"
+    z_range: Region = "body"
     """Where slices are taken: body, organs, liver, spleen, kidneys, bowel, or in single mode own, the
     target's. All but body need masks (segment.py)."""
 
-    in_plane: str = "body"
+    in_plane: Region = "body"
     """What of a slice is shown: body is a crop of the prepared slice, random in training and the middle when
     predicting; the other regions, as in --z-range, are cut out and resized."""
 
@@ -96,19 +74,19 @@ class ClassifierOptions:
     neighbour_mm: float = 0.0
     """Distance of the neighbours; 0 takes the next slices, whatever their distance."""
 
-    masks: str = "none"
+    masks: Literal["none", "any", "each"] = "none"
     """Channels that show organ masks: none, any (all organs), each (liver, spleen, kidneys, bowel)."""
 
-    masks_from: str = "auto"
+    masks_from: Literal["auto", "true", "predicted"] = "auto"
     """true, predicted (segment.py), or auto: predicted where there are any."""
 
-    sequence: str = "lstm"
+    sequence: SequenceModel = "lstm"
     """Sequence model over the slices: lstm, gru (both bidirectional), transformer, or none."""
 
     hidden: int = 128
     """Width of the sequence model, for each direction."""
 
-    pooling: str = "max"
+    pooling: Pooling = "max"
     """From slices to the series: max, mean or attention."""
 
     epochs: int = 20
@@ -120,7 +98,7 @@ class ClassifierOptions:
     accumulation: int = 1
     """Batches an optimiser step: raise it when a larger batch does not fit."""
 
-    loss: str = "weighted"
+    loss: Literal["weighted", "metric", "plain"] = "weighted"
     """weighted: cross-entropy with the metric's weights. metric: any injury as well, so the score itself.
     plain: no weights; give --reweigh with it."""
 
@@ -194,13 +172,13 @@ class ClassifierOptions:
     coarse_dropout: float = 0.25
     """Probability of blacking out a few rectangles."""
 
-    tta: tuple[str, ...] = ("none", "h", "v", "hv")
+    tta: tuple[Flip, ...] = ("none", "h", "v", "hv")
     """Flips averaged when predicting, here and in infer.py: none, h, v, hv."""
 
     offsets: int = 1
     """Stacks averaged when predicting, each of other slices."""
 
-    precision: str = "auto"
+    precision: Precision = "auto"
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
 
     cache: Path | None = None
@@ -212,35 +190,28 @@ class ClassifierOptions:
     seed: int = 42
     """Start weights, order, slices and augmentation follow from it."""
 
-    resume: str = "auto"
+    resume: Literal["auto", "never"] = "auto"
     """auto continues what an interrupted run left in --output, never trains the folds asked for anew."""
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                _refuse(name, f"must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, allowed in (("tta", FLIPS), ("targets", GROUPS)):
+        counts = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")
+        check_range(self, *counts, "neighbours", at_least=1)
+        check_range(self, "lr", "clip", above=0)
+        check_range(self, "workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale", at_least=0)
+        check_range(self, "spacing_mm", "neighbour_mm", "slice_loss", "organ_loss", at_least=0)
+        changes = ("flip", "rotate90", "affine", "gamma", "coarse_dropout", "mixup", "cutmix")
+        check_range(self, *changes, "class_balance", at_least=0, at_most=1)
+        check_range(self, "dropout", "drop_path", "smoothing", at_least=0, at_most=1)
+        check_range(self, "ema_decay", at_least=0, below=1)
+        check_range(self, "layer_decay", above=0, at_most=1)
+        if self.neighbours % 2 == 0:
+            raise ValueError(
+                f"option --neighbours must be odd, the slice itself in the middle, got {self.neighbours}"
+            )
+        for name in ("tta", "targets"):
             values = getattr(self, name)
-            if not values or set(values) - set(allowed) or len(set(values)) < len(values):
-                _refuse(name, f"takes each of {', '.join(allowed)} once at most, got {' '.join(values)}")
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                _refuse(name, f"must be at least 1, got {getattr(self, name)}")
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                _refuse(name, f"must be in 0..1, got {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                _refuse(name, f"must be at least 0, got {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if getattr(self, name) <= 0:
-                _refuse(name, f"must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            _refuse("ema_decay", f"must be at least 0 and below 1, got {self.ema_decay}")
-        if not 0 < self.layer_decay <= 1:
-            _refuse("layer_decay", f"must be above 0 and at most 1, got {self.layer_decay}")
-        if self.neighbours % 2 == 0 or self.neighbours < 1:
-            _refuse("neighbours", f"must be odd, the slice itself in the middle, got {self.neighbours}")
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"option --{name} takes each value once at most, got {' '.join(values)}")
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
@@ -266,7 +237,3 @@ class ClassifierOptions:
         regions = {self.z_range, self.in_plane} != {"body"}
         unmarked = self.slice_loss > 0 and self.image_labels is None
         return regions or self.masks != "none" or self.organ_loss > 0 or unmarked
-
-
-def _refuse(name: str, why: str) -> None:
-    raise ValueError(f"--{name.replace('_', '-')} {why}")

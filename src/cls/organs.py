@@ -17,7 +17,6 @@ from src.ct.organ_labels import ORGANS
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures
 from src.data.prepared import PreparedDataset, read_slices
 
-SOURCES = ("auto", "true", "predicted")
 _FOLDERS = {"true": "masks", "predicted": "predicted_masks"}
 _IDS = {"patient_id": str, "series_id": str}
 

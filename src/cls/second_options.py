@@ -2,19 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from src.core.runtime import PRECISIONS
-from src.nn.sequence import POOLINGS, SEQUENCES
+from src.cls.options import Pooling, SequenceModel
+from src.core.config import Precision, check_range
 
 FREE_TO_CHANGE = ("runs", "data", "labels", "folds", "output", "precision", "workers", "resume")
 """Options that may change within a run: networks, data and precision are known by what they come to."""
-
-_CHOICES = {
-    "sequence": SEQUENCES,
-    "pooling": POOLINGS,
-    "precision": PRECISIONS,
-    "resume": ("auto", "never"),
-}
 
 
 @dataclass(frozen=True)
@@ -36,14 +30,14 @@ class SecondLevelOptions:
     output: Path
     """Folder of the run."""
 
-    sequence: str = "gru"
+    sequence: SequenceModel = "gru"
     """Sequence model over the slices: lstm, gru, transformer, or none."""
 
     hidden: int = 8
     """Its width, for each direction. The defaults are those that did not learn 100 patients by heart, see
     docs/experiments.md; with thousands, try a wider one and more epochs."""
 
-    pooling: str = "attention"
+    pooling: Pooling = "attention"
     """From slices to the series: max, mean or attention."""
 
     dropout: float = 0.5
@@ -67,24 +61,18 @@ class SecondLevelOptions:
     seed: int = 42
     """Start weights and order follow from it."""
 
-    precision: str = "auto"
+    precision: Precision = "auto"
     """Of the first level's networks."""
 
     workers: int = 1
     """Processes that read stacks."""
 
-    resume: str = "auto"
+    resume: Literal["auto", "never"] = "auto"
     """auto continues what an interrupted run left in --output; never trains all folds anew, from the features
     that are there as far as they fit."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "epochs", "batch", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"--{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
-        if min(self.workers, self.seed, self.weight_decay) < 0 or self.lr <= 0:
-            raise ValueError("--workers, --seed and --weight-decay must be at least 0, --lr above 0")
+        check_range(self, "hidden", "epochs", "batch", "seeds", at_least=1)
+        check_range(self, "dropout", at_least=0, below=1)
+        check_range(self, "workers", "seed", "weight_decay", at_least=0)
+        check_range(self, "lr", above=0)

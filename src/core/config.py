@@ -14,7 +14,7 @@ import sys
 import typing
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -22,6 +22,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from src.core.errors import UserError
 
 Options = TypeVar("Options")
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Type of every `--precision`; `auto` is bf16 or fp16 on a GPU and fp32 on a CPU."""
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository's root: presets named relative to it are found from any working directory."""
@@ -218,12 +221,17 @@ def _explain(message: str, types: dict[str, Any]) -> str:
 
 
 def _describe(kind: Any) -> str:
-    if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is Literal:
+        *others, last = map(str, typing.get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
     if kind is type(None):
         return "nothing"
-    names = {argument.__name__ for argument in typing.get_args(kind) if isinstance(argument, type)}
-    return f"{' or '.join(sorted(names))} values" if names else kind.__name__
+    items = typing.get_args(kind)
+    if not items:
+        return kind.__name__
+    kinds = dict.fromkeys(_describe(item) for item in items if item is not ...)
+    count = "" if ... in items else f"{len(items)} "
+    return f"{count}values ({' or '.join(kinds)})"
 
 
 def _field_type(cls: type, name: str) -> Any:

@@ -9,15 +9,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from src.core.errors import UserError
 
-_PANDAS = tuple(map(int, pd.__version__.split(".")[:2]))
-_EXACT_FLOATS = {} if _PANDAS >= (3, 1) else {"float_precision": "round_trip"}
-"""pandas is off in the last digit before 3.1, and objects to being asked from then on."""
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -100,15 +97,20 @@ def _umask() -> int:
     return mask
 
 
-def write_table(frame: pd.DataFrame, path: str | Path) -> None:
+def write_table(frame: "pd.DataFrame", path: str | Path) -> None:
     """Write a CSV without the index, floats in their shortest exact form, by one rename."""
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
-def read_exact(path: str | Path, **options: Any) -> pd.DataFrame:
-    """`pandas.read_csv`, with floats as they were written, whichever pandas it is."""
-    return pd.read_csv(path, **_EXACT_FLOATS, **options)
+def read_exact(path: str | Path, **options: Any) -> "pd.DataFrame":
+    """`pandas.read_csv`, with floats as they were written, in every version of pandas."""
+    import pandas as pd  # not for --help
+
+    # before 3.1, the default is off in the last digit; from then on, the option is deprecated
+    version = tuple(map(int, pd.__version__.split(".")[:2]))
+    exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}
+    return pd.read_csv(path, **exact, **options)
 
 
 def write_json(content: Any, path: str | Path) -> None:

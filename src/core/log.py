@@ -5,11 +5,12 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
-from tensorboard.summary import Writer
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Item = TypeVar("Item")
 
@@ -37,8 +38,10 @@ def progress(iterable: Iterable[Item] | None, total: int | None = None, desc: st
     return tqdm(iterable, total=total, desc=desc, disable=hidden)
 
 
-def format_table(rows: list[dict[str, Any]] | pd.DataFrame, digits: int = 4) -> str:
+def format_table(rows: "list[dict[str, Any]] | pd.DataFrame", digits: int = 4) -> str:
     """Aligned plain text: floats with `digits` decimals, missing values as `-`."""
+    import pandas as pd  # not for --help
+
     frame = pd.DataFrame(rows)
     return frame.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.{digits}f}")
 
@@ -51,6 +54,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str | Path, drop_after: int | None = None):
+        from tensorboard.summary import Writer  # not for --help
+
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "metrics.csv"

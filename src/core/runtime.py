@@ -20,10 +20,10 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import distributed, nn
 
 from src.core.allocator import keep_freed_memory
+from src.core.config import Precision
 from src.core.errors import UserError
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-PRECISIONS = ("auto", *_MIXED)
 _PATIENCE = timedelta(hours=6)
 """That processes wait for one that has more to do, as to score patients. torch's own is ten minutes."""
 
@@ -36,7 +36,7 @@ class Runtime:
         self._first_scale = self.scaler_state()
 
     @classmethod
-    def create(cls, precision: str = "auto", *, one_process: bool = False) -> "Runtime":
+    def create(cls, precision: Precision = "auto", *, one_process: bool = False) -> "Runtime":
         """Set up the device, the precision, and under torchrun the exchange between processes.
 
         On a CPU the process keeps its memory from then on, see `keep_freed_memory`.
@@ -46,11 +46,9 @@ class Runtime:
             one_process: the caller cannot share its work out.
 
         Raises:
-            UserError: an unknown precision, fp16 without a GPU, another precision than this process had
+            UserError: fp16 without a GPU, another precision than this process had
                 before, or a start under torchrun with `one_process`.
         """
-        if precision not in PRECISIONS:
-            raise UserError(f"option --precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         on_gpu = torch.cuda.is_available()
         if precision == "auto":
             precision = fastest_precision(on_gpu)
@@ -206,7 +204,7 @@ class Runtime:
 
 
 def _precision_of(state: Accelerator | AcceleratorState) -> str:
-    """As `PRECISIONS` names it."""
+    """fp32, bf16 or fp16."""
     return next(name for name, mixed in _MIXED.items() if mixed == state.mixed_precision)
 
 

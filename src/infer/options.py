@@ -3,13 +3,16 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from src.core.runtime import PRECISIONS
-from src.nn.augmentation import FLIPS
-from src.score.postprocess import PostProcessing, read_post
+from src.cls.options import Flip
+from src.core.config import Precision, check_range
+
+if TYPE_CHECKING:
+    from src.score.postprocess import PostProcessing
 
 MOST_JOBS = 8
-"""By default: each may hold a whole series."""
+"""Default limit of --jobs: each may hold a whole series."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class InferOptions:
     """Post-processing of score.py --fit, fitted on the out-of-fold tables of the same runs in the same
     order; it has weights of its own."""
 
-    tta: tuple[str, ...] | None = None
+    tta: tuple[Flip, ...] | None = None
     """Flips averaged for each model: none, h, v, hv. By default those of its out-of-fold predictions."""
 
-    precision: str = "auto"
+    precision: Precision = "auto"
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
 
     max_hours: float | None = None
@@ -64,16 +67,14 @@ class InferOptions:
     more than 8."""
 
     def __post_init__(self) -> None:
-        if self.tta is not None and (not self.tta or set(self.tta) - set(FLIPS)):
-            raise ValueError(f"--tta takes {', '.join(FLIPS)}, got {' '.join(self.tta)}")
+        if self.max_hours is not None:
+            check_range(self, "max_hours", above=0)
+        if self.jobs is not None:
+            check_range(self, "jobs", at_least=1)
+        if self.tta == ():
+            raise ValueError("option --tta needs at least one flip; none predicts without flips")
         if self.weights is not None and self.post is not None:
             raise ValueError("--post has weights of its own: leave --weights out")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"--precision takes {', '.join(PRECISIONS)}, got {self.precision}")
-        if self.max_hours is not None and not self.max_hours > 0:
-            raise ValueError(f"--max-hours must be above 0, got {self.max_hours:g}")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         if self.output.name == "report.csv":
             raise ValueError("--output report.csv is the report's own name: choose another")
         weights = self.weights or (1.0,) * len(self.models)
@@ -89,12 +90,14 @@ class InferOptions:
         return self.jobs or min(MOST_JOBS, max(1, cores - 1))
 
 
-def choose_post(options: InferOptions) -> PostProcessing:
+def choose_post(options: InferOptions) -> "PostProcessing":
     """How runs and series are joined.
 
     Raises:
         UserError: post-processing that cannot be read, or of other runs or the same ones in another order.
     """
+    from src.score.postprocess import PostProcessing, read_post  # pandas: not for --help
+
     if options.post is not None:
         post = read_post(options.post)
         post.require_runs(options.models)

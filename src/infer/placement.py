@@ -24,7 +24,7 @@ class Placement:
 
     @classmethod
     def fastest(cls, precision: str) -> "Placement":
-        """The GPU in a precision of `PRECISIONS`; where there is none the CPU, in full instead of in fp16.
+        """The GPU in the given precision; where there is none the CPU, in full instead of in fp16.
 
         Raises:
             UserError: the program was started in several processes.

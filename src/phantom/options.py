@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.core.config import check_range
+
 
 @dataclass(frozen=True)
 class PhantomOptions:
@@ -10,52 +12,57 @@ class PhantomOptions:
 
     output: Path
     """Folder to write; new, empty, or begun by the same command (what is missing is then finished)."""
+
     patients: int = 40
     """Training patients."""
+
     test_patients: int = 10
     """Test patients, whose labels go to test_labels.csv."""
+
     seed: int = 0
     """Same seed and options, same bytes."""
+
     matrix: int = 256
     """Columns of an image; rows vary around it. Doubling it makes everything four times slower."""
+
     spacing_z_mm: float = 5.0
     """Distance between slices (mm); the scans are 280 to 400 mm long."""
+
     bowel_rate: float = 0.2
     """Share of patients with a bowel injury."""
+
     extravasation_rate: float = 0.2
     """Share of patients with active extravasation."""
+
     kidney_rates: tuple[float, float] = (0.1, 0.1)
     """Shares of patients with a low-grade and a high-grade kidney injury."""
+
     liver_rates: tuple[float, float] = (0.1, 0.1)
     """Shares of patients with a low-grade and a high-grade liver injury."""
+
     spleen_rates: tuple[float, float] = (0.1, 0.1)
     """Shares of patients with a low-grade and a high-grade spleen injury."""
+
     two_phase_rate: float = 0.35
     """Share of patients with two series, one arterial and one portal venous."""
+
     segmentation_rate: float = 0.3
     """Share of training series with a published segmentation."""
+
     jobs: int = 2
     """Processes; the result does not depend on it."""
 
     def __post_init__(self) -> None:
-        for name in ("kidney_rates", "liver_rates", "spleen_rates"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.patients < 1 or self.test_patients < 0:
-            raise ValueError("--patients must be at least 1 and --test-patients at least 0")
-        if not 48 <= self.matrix <= 1024:
-            raise ValueError(f"--matrix must lie between 48 and 1024, not {self.matrix}")
-        if not 0.5 <= self.spacing_z_mm <= 20:
-            raise ValueError(f"--spacing-z-mm must lie between 0.5 and 20, not {self.spacing_z_mm}")
-        if self.jobs < 1 or self.seed < 0:
-            raise ValueError("--jobs must be at least 1 and --seed at least 0")
-        shares = self.rates() | {
-            "two-phase": (self.two_phase_rate,),
-            "segmentation": (self.segmentation_rate,),
-        }
-        for name, values in shares.items():
+        check_range(self, "patients", "jobs", at_least=1)
+        check_range(self, "test_patients", "seed", at_least=0)
+        check_range(self, "matrix", at_least=48, at_most=1024)
+        check_range(self, "spacing_z_mm", at_least=0.5, at_most=20)
+        check_range(self, "two_phase_rate", "segmentation_rate", at_least=0, at_most=1)
+        for name, values in self.rates().items():
             if min(values) < 0 or sum(values) > 1:
                 raise ValueError(
-                    f"the {name} rate(s) must lie between 0 and 1 in sum, not {' '.join(map(str, values))}"
+                    f"the {name} rate(s) must be at least 0 and their sum at most 1, got "
+                    f"{' '.join(map(str, values))}"
                 )
 
     def rates(self) -> dict[str, tuple[float, ...]]:

@@ -1,29 +1,31 @@
 """Options of `train_seg.py`."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
 
-from src.ct.organ_labels import ORGANS
+from src.core.config import Precision, check_range, option_flag
 
-DECODERS = ("unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet")
-"""Of segmentation_models_pytorch."""
+Decoder = Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet"]
+Organ = Literal["liver", "spleen", "left kidney", "right kidney", "bowel"]
 
 
 @dataclass(frozen=True)
 class SegOptions:
     """Options of a segmentation run; the defaults learn from labelled series alone."""
 
-    data: tuple[str, ...]
+    data: tuple[Path, ...]
     """Prepared data sets (folders that prepare_data.py wrote), all of one image size. Series with masks are
     labelled, the others unlabelled."""
 
-    output: str
+    output: Path
     """Folder of the run: segmenter.safetensors, last.pt, metrics.csv, split.csv, scores.csv, config.yaml."""
 
     repeat: tuple[int, ...] = ()
     """How often the series of each set of --data take their turn in a round, one number a set; 1 by default.
     For a few real scans among many phantoms, say."""
 
-    labelled: str | None = None
+    labelled: Path | None = None
     """Table with patient_id and series_id: only these series are labelled, and the masks of all others are
     never read for training. By default every series with masks is."""
 
@@ -39,7 +41,7 @@ class SegOptions:
     backbones: tuple[str, str] = ("efficientnetv2_rw_s", "resnet34")
     """timm backbones of sub-networks A and B. They must differ in kind to correct each other."""
 
-    decoders: tuple[str, str] = ("unet", "fpn")
+    decoders: tuple[Decoder, Decoder] = ("unet", "fpn")
     """segmentation_models_pytorch decoders of A and B: unet, unetplusplus, fpn, deeplabv3plus, linknet,
     manet, pan, upernet."""
 
@@ -49,7 +51,7 @@ class SegOptions:
     pretrained: bool = False
     """Start both backbones from timm's ImageNet weights rather than from random ones."""
 
-    encoder: str | None = None
+    encoder: Path | None = None
     """Start A's backbone from an encoder.safetensors (its name then replaces the first of --backbones) or
     from a published 2D-VoCo checkpoint."""
 
@@ -125,7 +127,7 @@ class SegOptions:
     seed: int = 0
     """First weights and every draw follow from it."""
 
-    precision: str = "auto"
+    precision: Precision = "auto"
     """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
     workers: int = 2
@@ -140,10 +142,10 @@ class SegOptions:
     score_every: int = 0
     """Steps between two scores of the patients left out, a multiple of --log-every; 0 scores at the end."""
 
-    organs: tuple[str, ...] = tuple(ORGANS)
+    organs: tuple[Organ, ...] = get_args(Organ)
     """Organs to score: fewer where the masks of the patients left out do not hold all."""
 
-    resume: str = "auto"
+    resume: Literal["auto", "never"] | Path = "auto"
     """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
 
     @property
@@ -152,53 +154,33 @@ class SegOptions:
         return self.pseudo > 0 or self.contrast > 0
 
     def __post_init__(self) -> None:
-        self._check_ranges()
-        self._check_combinations()
-
-    def _check_ranges(self) -> None:
-        positive = ("steps", "batch", "unlabelled_batch", "temperature", "embedding", "ramp")
-        for name in (*positive, "decoder_width", "lr", "clip_norm", "log_every", "save_every"):
-            if not getattr(self, name) > 0:  # nan is not
-                raise ValueError(f"option {_flag(name)} must be above 0, got {getattr(self, name)}")
-        for name in ("validation", "unreliable", "confidence", "warmup", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"option {_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}"
-                )
-        for name in ("flip", "affine", "appearance", "ramp", "mix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"option {_flag(name)} must lie between 0 and 1, got {getattr(self, name)}")
-        for name in ("verification", "pseudo", "contrast", "weight_decay", "seed", "workers", "score_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"option {_flag(name)} must be at least 0, got {getattr(self, name)}")
-
-    def _check_combinations(self) -> None:
-        if not self.data or not self.windows:
-            raise ValueError("options --data and --windows need at least one value each")
+        check_range(self, "steps", "batch", "unlabelled_batch", "embedding", "slices", at_least=1)
+        check_range(self, "log_every", "save_every", at_least=1)
+        check_range(self, "temperature", "decoder_width", "lr", "clip_norm", above=0)
+        check_range(self, "ramp", above=0, at_most=1)
+        check_range(
+            self, "validation", "unreliable", "confidence", "warmup", "ema_decay", at_least=0, below=1
+        )
+        check_range(self, "flip", "affine", "appearance", "mix", at_least=0, at_most=1)
+        check_range(self, "verification", "pseudo", "contrast", "weight_decay", at_least=0)
+        check_range(self, "seed", "workers", "score_every", at_least=0)
+        for name in ("data", "windows", "organs"):
+            if not getattr(self, name):
+                raise ValueError(f"option --{name} needs at least one value")
         if self.repeat and len(self.repeat) != len(self.data):
-            raise ValueError(f"option --repeat needs one value a set of --data ({len(self.data)})")
+            raise ValueError(f"option --repeat needs one value per set of --data ({len(self.data)})")
         if any(count < 1 for count in self.repeat):
             raise ValueError(f"option --repeat must be at least 1, got {min(self.repeat)}")
-        if self.slices < 1 or self.slices % 2 == 0:
+        if self.slices % 2 == 0:
             raise ValueError(f"option --slices must be odd, so that one is in the middle, got {self.slices}")
         for name in ("backbones", "decoders"):
             if len(getattr(self, name)) != 2:
-                raise ValueError(f"option {_flag(name)} takes two values, one a sub-network")
-        unknown = [organ for organ in self.organs if organ not in ORGANS]
-        if unknown or not self.organs:
-            raise ValueError(f"option --organs takes some of {', '.join(ORGANS)}, got {' '.join(unknown)}")
-        for name in self.decoders:
-            if name not in DECODERS:
-                raise ValueError(f"option --decoders must be among {', '.join(DECODERS)}, got {name}")
+                raise ValueError(f"option --{name} takes two values, one per sub-network")
         if self.pretrained and self.encoder:
             raise ValueError("options --pretrained and --encoder both give first weights: choose one")
         for name in ("save_every", "score_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
-                    f"option {_flag(name)} {getattr(self, name)} must be a multiple of --log-every "
+                    f"option {option_flag(name)} {getattr(self, name)} must be a multiple of --log-every "
                     f"{self.log_every}"
                 )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

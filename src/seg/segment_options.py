@@ -3,28 +3,40 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.core.config import Precision, check_range
+
 
 @dataclass(frozen=True)
 class SegmentOptions:
+    """Options of `segment.py`."""
+
     model: Path
-    """run folder of train_seg.py, or its segmenter.safetensors"""
+    """Run folder of train_seg.py, or its segmenter.safetensors."""
+
     data: Path
-    """prepared data set whose series are to be segmented"""
+    """Prepared data set whose series are segmented."""
+
     output: Path | None = None
-    """folder for masks and tables; by default predicted_masks in --data"""
+    """Folder for masks and tables; by default predicted_masks in --data."""
+
     series: Path | None = None
-    """table with patient_id and series_id: segment these alone"""
+    """Table with patient_id and series_id: only these series are segmented."""
+
     batch: int = 16
-    """slices that pass the networks together; more is faster on a GPU and takes more memory"""
+    """Slices that pass the networks together; more is faster on a GPU and takes more memory."""
+
     workers: int = 1
-    """processes that read slices; 0 reads between the forward passes"""
-    precision: str = "auto"
-    """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16"""
+    """Processes that read slices; 0 reads between the forward passes."""
+
+    precision: Precision = "auto"
+    """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
+
     preview: bool = False
-    """write a picture of every series to preview/, the true organs above the predicted ones"""
+    """Write a picture of every series to preview/, the true organs above the predicted ones."""
+
     overwrite: bool = False
-    """discard the masks and tables in the output and start anew"""
+    """Delete the masks and tables in the output and start anew."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.workers < 0:
-            raise ValueError("--batch must be at least 1 and --workers at least 0")
+        check_range(self, "batch", at_least=1)
+        check_range(self, "workers", at_least=0)

@@ -1,17 +1,20 @@
 """Options of `train_voco.py`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from src.core.config import Precision, check_range, option_flag
 
 
 @dataclass(frozen=True)
 class VocoOptions:
     """Options of a pre-training run; the defaults are those of 2D-VoCo v2."""
 
-    data: tuple[str, ...]
+    data: tuple[Path, ...]
     """Prepared data sets to learn from (folders that prepare_data.py wrote); labels are never read."""
 
-    output: str
+    output: Path
     """Folder of the run: last.pt, encoder.safetensors, metrics.csv, patients.csv, config.yaml."""
 
     steps: int = 250_000
@@ -24,7 +27,7 @@ class VocoOptions:
     pretrained: bool = False
     """Start from timm's ImageNet weights, as the published runs do, rather than from random ones."""
 
-    encoder: str | None = None
+    encoder: Path | None = None
     """Start from the weights of a file: an encoder.safetensors, or a published 2D-VoCo or VoCo checkpoint."""
 
     windows: tuple[str, ...] = ("soft",)
@@ -134,7 +137,7 @@ class VocoOptions:
     seed: int = 0
     """Every draw follows from it, the epoch and the volume's place in the index."""
 
-    precision: str = "auto"
+    precision: Precision = "auto"
     """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
     compile: bool = False
@@ -157,7 +160,7 @@ class VocoOptions:
     """Steps between two pictures of crops, labels and predictions in pictures/, a multiple of --log-every; 0
     draws none."""
 
-    resume: str = "auto"
+    resume: Literal["auto", "never"] | Path = "auto"
     """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
 
     @property
@@ -173,58 +176,30 @@ class VocoOptions:
         return tuple("|".join(dict.fromkeys(names)) for names in channels)
 
     def __post_init__(self) -> None:
-        self._check_ranges()
-        self._check_combinations()
-
-    def _check_ranges(self) -> None:
-        positive = ("steps", "canvas", "depth", "grid", "grid_z", "tile", "slices", "random_crops", "batch")
-        for name in (
-            *positive,
-            "projection",
-            "spacing_mm",
-            "temperature",
-            "log_every",
-            "save_every",
-            "lr",
-            "clip_norm",
-        ):
-            if not getattr(self, name) > 0:  # nan is not
-                raise ValueError(f"option {_flag(name)} must be above 0, got {getattr(self, name)}")
-        for name in ("dropout", "momentum", "warmup", "foreground"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"option {_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}"
-                )
-        for name in ("crop_flip", "crop_rotate90", "crop_shift", "appearance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"option {_flag(name)} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.final_momentum is not None and not self.momentum <= self.final_momentum <= 1:
-            raise ValueError(
-                f"option --final-momentum must lie between --momentum and 1, got {self.final_momentum}"
-            )
-        for name in ("workers", "weight_decay", "seed", "micro_batch", "keep_every", "picture_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"option {_flag(name)} must be at least 0, got {getattr(self, name)}")
-
-    def _check_combinations(self) -> None:
-        if not self.data or not self.windows:
-            raise ValueError("options --data and --windows need at least one value each")
+        check_range(self, "steps", "canvas", "depth", "grid", "grid_z", "tile", "slices", at_least=1)
+        check_range(self, "random_crops", "batch", "projection", "log_every", "save_every", at_least=1)
+        check_range(self, "spacing_mm", "temperature", "lr", "clip_norm", above=0)
+        check_range(self, "dropout", "momentum", "warmup", "foreground", at_least=0, below=1)
+        check_range(self, "crop_flip", "crop_rotate90", "crop_shift", "appearance", at_least=0, at_most=1)
+        check_range(self, "workers", "weight_decay", "seed", "micro_batch", at_least=0)
+        check_range(self, "keep_every", "picture_every", at_least=0)
+        if self.final_momentum is not None:
+            check_range(self, "final_momentum", at_least=self.momentum, at_most=1)
+        for name in ("data", "windows"):
+            if not getattr(self, name):
+                raise ValueError(f"option --{name} needs at least one value")
         for name in ("set_windows", "repeat"):
             if getattr(self, name) and len(getattr(self, name)) != len(self.data):
-                raise ValueError(f"option {_flag(name)} needs one value a set of --data ({len(self.data)})")
+                raise ValueError(
+                    f"option {option_flag(name)} needs one value per set of --data ({len(self.data)})"
+                )
         if any(count < 1 for count in self.repeat):
             raise ValueError(f"option --repeat must be at least 1, got {min(self.repeat)}")
         channels = {len(windows.split("+")) for windows in self.set_windows}
         if channels - {len(self.windows)}:
             raise ValueError(
-                f"option --set-windows must name as many windows a set as --windows ({len(self.windows)})"
+                f"option --set-windows must name as many windows per set as --windows ({len(self.windows)})"
             )
-        for name, cells in (("canvas", "grid"), ("depth", "grid_z")):
-            if getattr(self, name) % getattr(self, cells):
-                raise ValueError(
-                    f"option {_flag(name)} {getattr(self, name)} must be a multiple of {_flag(cells)} "
-                    f"{getattr(self, cells)}"
-                )
         if self.pretrained and self.encoder:
             raise ValueError("options --pretrained and --encoder both give first weights: choose one")
         if self.batch < 2 and self.inter_volume:
@@ -232,17 +207,15 @@ class VocoOptions:
                 f"option --batch must be at least 2 (volumes are compared), got {self.batch}; "
                 "or turn --inter-volume off"
             )
-        for name, every in (
+        for name, of in (
+            ("canvas", "grid"),
+            ("depth", "grid_z"),
             ("save_every", "log_every"),
             ("keep_every", "save_every"),
             ("picture_every", "log_every"),
         ):
-            if getattr(self, name) % getattr(self, every):
+            if getattr(self, name) % getattr(self, of):
                 raise ValueError(
-                    f"option {_flag(name)} {getattr(self, name)} must be a multiple of {_flag(every)} "
-                    f"{getattr(self, every)}"
+                    f"option {option_flag(name)} {getattr(self, name)} must be a multiple of "
+                    f"{option_flag(of)} {getattr(self, of)}"
                 )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

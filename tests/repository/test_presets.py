@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import timm
 
-from src.cls.options import ClassifierOptions
+from src.cls.options import ClassifierOptions, Flip, Pooling, Region, SequenceModel, Target
+from src.cls.views import MASK_CHANNELS, REGIONS
 from src.core.config import parse_options
+from src.core.targets import GROUPS
 from src.ct.organ_labels import ORGANS, read_mask_ids
+from src.nn.augmentation import FLIPS
 from src.nn.encoder3d import VOLUME_BACKBONES
-from src.seg.options import SegOptions
+from src.nn.sequence import POOLINGS, SEQUENCES
+from src.seg.options import Organ, SegOptions
 from src.voco.options import VocoOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +48,24 @@ def test_a_preset_loads(path):
     for backbone in options.backbones if stage == "seg" else (options.backbone,):
         assert timm.is_model(backbone) or backbone in VOLUME_BACKBONES
     assert path.read_text(encoding="utf-8").startswith("# "), "a preset says what it is for"
+
+
+@pytest.mark.parametrize(
+    ("choices", "known"),
+    [
+        (Target, GROUPS),
+        (Region, (*REGIONS, "own")),
+        (get_type_hints(ClassifierOptions)["masks"], MASK_CHANNELS),
+        (SequenceModel, SEQUENCES),
+        (Pooling, POOLINGS),
+        (Flip, FLIPS),
+        (Organ, ORGANS),
+    ],
+    ids=str,
+)
+def test_options_offer_what_the_code_knows(choices, known):
+    """Options modules spell their choices out, since they import no torch."""
+    assert get_args(choices) == tuple(known)
 
 
 COMMON = {

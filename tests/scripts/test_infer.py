@@ -188,7 +188,7 @@ def test_without_a_gpu_fp16_is_done_in_full(tiny, run, tmp_path, capsys):
         ({"models": "nowhere"}, "no run folder"),
         ({"models": "empty"}, "no finished fold"),
         ({"sample": "nothing.csv"}, "nothing.csv"),
-        ({"tta": "z"}, "--tta takes"),
+        ({"tta": "z"}, "--tta: expected values"),
     ],
 )
 def test_refusals_are_one_line(tiny, run, tmp_path, monkeypatch, changes, part):

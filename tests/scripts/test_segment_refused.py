@@ -122,7 +122,7 @@ def test_what_a_killed_run_left_is_no_file_of_somebody_else(made, tmp_path):
         (("--series", "{here}/absent.csv"), "no table {here}/absent.csv"),
         (("--output", "{here}/junk"), "cannot make the folder {here}/junk"),
         (("--batch", 0), "--batch must be at least 1"),
-        (("--precision", "int4"), "--precision must be one of"),
+        (("--precision", "int4"), "--precision: expected auto, fp32, bf16 or fp16"),
     ],
     ids=str,
 )

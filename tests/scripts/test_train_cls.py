@@ -144,7 +144,7 @@ def write(frame: pd.DataFrame, path: Path) -> Path:
         ({"data": "nowhere"}, "no folder nowhere"),
         ({"crop": "64"}, "larger than the 48 px slices"),
         ({"fold": "7"}, "--fold 7"),
-        ({"sequence": "rnn"}, "--sequence must be one of lstm, gru, transformer, none"),
+        ({"sequence": "rnn"}, "--sequence: expected lstm, gru, transformer or none"),
         ({"encoder": "nothing.safetensors"}, "there is no file nothing.safetensors"),
         ({"backbone": "resnet9000"}, "no backbone"),
     ],

@@ -217,7 +217,7 @@ def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_pat
     ("changes", "message"),
     [
         (("--slices", "2"), "--slices must be odd"),
-        (("--organs", "liver", "heart"), "--organs takes some of liver, spleen"),
+        (("--organs", "liver", "heart"), "--organs: expected values"),
         (("--decoders", "unet", "segnet"), "--decoders"),
         (("--backbones", "resnet10t", "no_such_net"), "no backbone 'no_such_net'"),
         (("--decoders", "pan", "fpn"), "cannot take images of 64 px"),

@@ -77,7 +77,7 @@ def test_a_mistake_ends_in_one_line_and_status_2(tmp_path):
         (["--momentum", "1"], "--momentum must be at least 0 and below 1"),
         (["--save-every", "75"], "--save-every 75 must be a multiple of --log-every 50"),
         (["--backbone", "resnet10000"], "timm has no backbone"),
-        (["--precision", "int4"], "--precision must be one of"),
+        (["--precision", "int4"], "--precision: expected auto, fp32, bf16 or fp16"),
         (["--resume", "absent.pt"], "no checkpoint absent.pt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
