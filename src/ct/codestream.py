@@ -1,16 +1,29 @@
-"""What compressed pixels say of themselves, before a decoder is trusted with them.
+"""Checks of compressed pixels before a decoder gets them.
 
-Decoders believe a codestream rather than the DICOM header around it: one of another size comes back as an
-image of shuffled pixels, or is written past the end of its memory.
+Decoders follow the codestream rather than the DICOM header around it: one of another size comes back as an
+image of shuffled pixels, or is written past the end of the decoder's memory.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from pydicom.uid import (
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from src.ct.dicom_header import DicomError, Header
+
+PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
+ITEM_TAG = b"\xfe\xff\x00\xe0"
+DELIMITER_TAG = b"\xfe\xff\xdd\xe0"
 
 _JPEG_END = b"\xff\xd9"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ; a JP2 file has boxes before them
-RLE_HEADER_BYTES = 64
+_RLE_HEADER_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,78 @@ class CodedImage:
     bits: int
 
 
-def jpeg_image(codestream: bytes) -> CodedImage | None:
+def check_codestream(content: bytes, value_at: int, header: Header) -> None:
+    """Refuse compressed pixels that are cut short or state another image than the header does.
+
+    dicomsdl (0.109.4) writes as many bytes as the codestream states: one of 8 bits for a 16-bit image leaves
+    half of the image unset, and one of 16 bits for an 8-bit image corrupts the memory.
+
+    Args:
+        content: of the file.
+        value_at: where the value of the pixel data begins.
+
+    Raises:
+        DicomError: dicomsdl must not decode it.
+    """
+    (_, *fragments), whole = find_fragments(content, value_at)
+    if not (fragments and whole):
+        raise DicomError("pixel data is cut short")
+    if header.transfer_syntax == RLELossless:
+        start, length = fragments[0]
+        rle_header = content[start : start + _RLE_HEADER_BYTES]
+        if len(fragments) > 1 or not _rle_segments_fit(rle_header, length, header.bits_allocated // 8):
+            raise DicomError("RLE segments disagree with the header")
+        return
+    codestream = b"".join(content[start : start + length] for start, length in fragments)
+    image = _jpeg_image(codestream)
+    _check_image(image, header)
+    if (image.bits > 8) != (header.bits_allocated == 16):
+        raise DicomError("codestream disagrees with the header")
+    if not codestream.rstrip(b"\0").endswith(_JPEG_END):  # a decoder fills what is missing with grey
+        raise DicomError("pixel data is cut short")
+    if header.signed and image.bits < header.bits_stored:  # dicomsdl reads signed JPEG-LS as unsigned here
+        raise DicomError("sign of the codestream is left to pydicom")
+
+
+def check_image_size(codestream: bytes, transfer_syntax: str, header: Header) -> None:
+    """Refuse a JPEG, JPEG-LS or JPEG 2000 codestream that states another size than the header does.
+
+    Raises:
+        DicomError: it does, or states none.
+    """
+    if transfer_syntax in JPEG2000TransferSyntaxes:
+        _check_image(_jpeg_2000_image(codestream), header)
+    elif transfer_syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
+        _check_image(_jpeg_image(codestream), header)
+
+
+def find_fragments(content: Any, value_at: int) -> tuple[list[tuple[int, int]], bool]:
+    """The items of encapsulated pixels (PS3.5 A.4).
+
+    Args:
+        content: of the file, bytes or a memory map.
+        value_at: where the value of the pixel data begins.
+
+    Returns:
+        Start and length of each item, the offset table first; and whether the last item is complete.
+    """
+    fragments = []
+    at = value_at
+    while content[at : at + 4] == ITEM_TAG:
+        length = int.from_bytes(content[at + 4 : at + 8], "little")
+        fragments.append((at + 8, length))
+        at += 8 + length
+    return fragments or [(value_at, 0)], content[at : at + 4] == DELIMITER_TAG
+
+
+def _check_image(image: CodedImage | None, header: Header) -> None:
+    if image is None:
+        raise DicomError("codestream has no frame header")
+    if (image.rows, image.cols, image.samples) != (header.rows, header.cols, 1):
+        raise DicomError("codestream disagrees with the header")
+
+
+def _jpeg_image(codestream: bytes) -> CodedImage | None:
     """From the frame header (SOF) of JPEG or JPEG-LS; None where there is none."""
     at = 2
     while at + 10 <= len(codestream) and codestream[at] == 0xFF:
@@ -35,7 +119,7 @@ def jpeg_image(codestream: bytes) -> CodedImage | None:
     return None
 
 
-def jpeg_2000_image(codestream: bytes) -> CodedImage | None:
+def _jpeg_2000_image(codestream: bytes) -> CodedImage | None:
     """From the size segment (SIZ) of JPEG 2000; None where there is none."""
     at = codestream.find(_JPEG_2000_START)
     if at < 0 or at + 43 > len(codestream):
@@ -45,18 +129,13 @@ def jpeg_2000_image(codestream: bytes) -> CodedImage | None:
     return CodedImage(bottom - top, right - left, samples, bits=(codestream[at + 42] & 0x7F) + 1)
 
 
-def is_whole_jpeg(codestream: bytes) -> bool:
-    """Whether JPEG or JPEG-LS ends as it must. A decoder fills what is missing with grey, without a word."""
-    return codestream.rstrip(b"\0").endswith(_JPEG_END)
+def _rle_segments_fit(start: bytes, length: int, bytes_allocated: int) -> bool:
+    """Whether the header of an RLE frame (PS3.5 G.5) states one segment per byte, in order, within `length`.
 
-
-def rle_segments_fit(start: bytes, length: int, bytes_allocated: int) -> bool:
-    """Whether the header of an RLE frame (PS3.5 G.5) states a segment a byte, in order, within its `length`.
-
-    `start` holds the frame's first `RLE_HEADER_BYTES`.
+    `start` holds the frame's first 64 bytes.
     """
-    if len(start) < RLE_HEADER_BYTES or length < RLE_HEADER_BYTES:
+    if len(start) < _RLE_HEADER_BYTES or length < _RLE_HEADER_BYTES:
         return False
     n_segments, *offsets = np.frombuffer(start, "<u4", 16).tolist()
     bounds = [*offsets[:bytes_allocated], length]
-    return n_segments == bytes_allocated and bounds[0] == RLE_HEADER_BYTES and sorted(set(bounds)) == bounds
+    return n_segments == bytes_allocated and bounds[0] == _RLE_HEADER_BYTES and sorted(set(bounds)) == bounds

@@ -1,12 +1,15 @@
-"""What the kit needs of a DICOM image's header, whichever library has read it."""
+"""The header of a CT slice: the DICOM tags that the kit needs, checked, whichever library has read them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from src.ct.geometry import SliceGrid
 from src.ct.series import SliceError
-from src.ct.storage import StoredFile
+from src.ct.storage import StoredFile, UnreadableFile
 
 KEYWORDS = (
     "SOPClassUID",
@@ -42,14 +45,16 @@ KEYWORDS = (
 MALFORMED = object()
 """Stands for a value that is there and cannot be parsed."""
 
-_HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", which scanners write for HU
-
+HEADER_BYTES = 1 << 14
+"""Read of a file first; a slice's header is hardly ever longer."""
 
 PREAMBLE_BYTES = 132
+
+_HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", which scanners write for HU
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
 _LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: no image begins with a later element
 _PIXEL_MM = (1e-3, 100.0)
-_MOST_PIXELS = 16384  # of a side: a decoder would make room for whatever a damaged header says
+_MOST_PIXELS = 16384  # of a side: a decoder would allocate whatever a damaged header states
 _ABSURD = 1e6  # mm of a position, HU of a rescale
 
 
@@ -59,7 +64,7 @@ class DicomError(SliceError):
 
 @dataclass(frozen=True)
 class Header:
-    """What the kit needs of a CT image's header. Vectors are (x, y, z) in patient space: left, back, head."""
+    """Header of a CT slice. Vectors are (x, y, z) in patient space: left, back, head."""
 
     file: StoredFile
     instance_number: int
@@ -77,12 +82,12 @@ class Header:
     bits_stored: int
     signed: bool
     inverted: bool
-    """Whether bright is stored as low: MONOCHROME1 (0028,0004), until a series knows better."""
+    """Whether bright is stored as low: MONOCHROME1 (0028,0004), unless its series shows otherwise."""
     slope: float
     intercept: float
     padding: tuple[int, int] | None
     """Stored values, both included, of pixels outside the reconstructed circle: PixelPaddingValue (0028,0120)
-    to PixelPaddingRangeLimit (0028,0121). Bit patterns: of 16 bits, their sign is not to be trusted."""
+    to PixelPaddingRangeLimit (0028,0121). Bit patterns of 16 bits: their sign is not reliable."""
     transfer_syntax: str
     modality: str
     patient_id: str
@@ -101,9 +106,28 @@ class Header:
         """Whether the pixels are grey levels of a CT window: 8 bits, and no rescale to HU."""
         return self.bits_stored <= 8 and self.slope == 1 and self.intercept == 0
 
+    @property
+    def grid(self) -> SliceGrid:
+        """Pixel grid of the slice."""
+        sides = (self.rows, self.cols, self.row_mm, self.col_mm)
+        return SliceGrid(*sides, self.along_rows, self.along_cols)
+
+
+def positions_along_normal(headers: Sequence[Header]) -> np.ndarray:
+    """(slices,) mm along the normal of the first slice, head positive."""
+    return np.array([header.position_mm for header in headers]) @ headers[0].grid.normal
+
+
+def read_bytes(file: StoredFile, limit: int | None = None) -> bytes:
+    """Content of a file, or its first `limit` bytes. Raises `DicomError`."""
+    try:
+        return file.read(limit)
+    except UnreadableFile as error:
+        raise DicomError(str(error)) from error
+
 
 def looks_like_dicom(start: bytes) -> bool:
-    """Whether a file begins as DICOM does: with the mark after its preamble, or, in old files, with a tag."""
+    """Whether a file begins as DICOM does: with DICM after its preamble or, in old files, with a tag."""
     if start[128:PREAMBLE_BYTES] == b"DICM":
         return True
     order = "big" if start[:1] == b"\0" else "little"
@@ -113,7 +137,11 @@ def looks_like_dicom(start: bytes) -> bool:
 def parse_header(
     values: Mapping[str, Any], file: StoredFile, transfer_syntax: str, pixels_at: int | None
 ) -> Header:
-    """Build the header of one slice from the values of `KEYWORDS`: None where there are none, or `MALFORMED`.
+    """Build the header of one slice.
+
+    Args:
+        values: of `KEYWORDS`; None where missing, `MALFORMED` where they cannot be parsed.
+        pixels_at: where in the file the pixel data element begins, if known.
 
     Raises:
         DicomError: not a CT slice, or a value that the kit needs is missing or makes no sense.
@@ -151,24 +179,14 @@ def parse_header(
         image_type=_image_type(values),
         pixels_at=pixels_at,
     )
-    numbers = (*header.position_mm, *orientation, row_mm, col_mm, slope, header.intercept)
-    upright = all(abs(math.hypot(*axis) - 1) < 0.01 for axis in (header.along_cols, header.along_rows))
-    across = sum(a * b for a, b in zip(header.along_cols, header.along_rows, strict=True))
-    bits = 1 <= header.bits_stored <= min(16, header.bits_allocated)
-    sizes = bits and all(0 < side <= _MOST_PIXELS for side in (header.rows, header.cols))
-    pixels = all(_PIXEL_MM[0] <= side <= _PIXEL_MM[1] for side in (row_mm, col_mm))
-    plausible = all(abs(number) < _ABSURD for number in numbers)  # false for nan as well
-    if not (plausible and upright and abs(across) < 0.01 and sizes and pixels and slope != 0):
-        raise DicomError("size, position, orientation, spacing or rescale makes no sense")
-    if header.windowed and header.signed:
-        raise DicomError("signed 8-bit pixels are neither HU nor grey levels")
+    _check_numbers(header)
     if values["RescaleIntercept"] is None and not (header.signed or header.windowed):
         raise DicomError("no rescale and no value below 0: pixels are not known to be HU")
     return header
 
 
 def _check_kind(values: Mapping[str, Any]) -> None:
-    """Refuse what is not a slice of HU. A file without Modality is judged by the rest."""
+    """Refuse images that are not CT slices in HU. A file without Modality may be one."""
     modality = _text(values["Modality"])
     if modality not in ("", "CT"):
         raise DicomError(f"modality {modality}, not CT")
@@ -188,6 +206,22 @@ def _check_kind(values: Mapping[str, Any]) -> None:
         raise DicomError(f"pixels are {unit}, not HU")
     if values["ModalityLUTSequence"]:
         raise DicomError("pixels become HU by a table, not by a rescale")
+
+
+def _check_numbers(header: Header) -> None:
+    """Refuse sizes, positions, directions and rescales that no scanner writes."""
+    numbers = (*header.position_mm, *header.along_cols, *header.along_rows)
+    numbers += (header.row_mm, header.col_mm, header.slope, header.intercept)
+    plausible = all(abs(number) < _ABSURD for number in numbers)  # also rejects NaN
+    unit = all(abs(math.hypot(*axis) - 1) < 0.01 for axis in (header.along_cols, header.along_rows))
+    cosine = sum(a * b for a, b in zip(header.along_cols, header.along_rows, strict=True))
+    bits = 1 <= header.bits_stored <= min(16, header.bits_allocated)
+    sizes = all(0 < side <= _MOST_PIXELS for side in (header.rows, header.cols))
+    pixels = all(_PIXEL_MM[0] <= side <= _PIXEL_MM[1] for side in (header.row_mm, header.col_mm))
+    if not (plausible and unit and abs(cosine) < 0.01 and bits and sizes and pixels and header.slope != 0):
+        raise DicomError("size, position, orientation, spacing or rescale makes no sense")
+    if header.windowed and header.signed:
+        raise DicomError("signed 8-bit pixels are neither HU nor grey levels")
 
 
 def _padding(values: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -1,69 +1,37 @@
-"""The two libraries that read DICOM, behind one protocol. Both hand over the bits as they lie in the file.
+"""Read DICOM files: with dicomsdl, and with pydicom where dicomsdl cannot or must not.
 
-dicomsdl is some ten times faster. On damaged input it reads past ends, and on a few unusual encodings it
-gives wrong values without a word; cheap looks at the raw bytes leave those to pydicom, the reference.
+dicomsdl is some ten times faster. On damaged input it reads past ends, and a few unusual encodings it decodes
+to wrong values without an error; cheap checks of the raw bytes leave those to pydicom, the reference. Both
+return the bits as they are stored.
 """
 
-import warnings
 from collections import deque
-from io import BytesIO
-from typing import Any, Protocol
 
 import dicomsdl
 import numpy as np
-import pydicom
-from pydicom.encaps import generate_frames
-from pydicom.pixels import pixel_array
 from pydicom.uid import (
-    ExplicitVRBigEndian,
+    EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
     JPEGLSNearLossless,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
+    LegacyConvertedEnhancedCTImageStorage,
     RLELossless,
 )
 
-from src.ct.codestream import (
-    RLE_HEADER_BYTES,
-    CodedImage,
-    is_whole_jpeg,
-    jpeg_2000_image,
-    jpeg_image,
-    rle_segments_fit,
-)
-from src.ct.dicom_header import (
-    KEYWORDS,
-    MALFORMED,
-    PREAMBLE_BYTES,
-    DicomError,
-    Header,
-    looks_like_dicom,
-    parse_header,
-)
-from src.ct.storage import StoredFile, UnreadableFile
+from src.ct import pydicom_reader
+from src.ct.codestream import PIXEL_DATA_TAG, check_codestream
+from src.ct.dicom_header import HEADER_BYTES, KEYWORDS, DicomError, Header, parse_header, read_bytes
+from src.ct.multiframe import read_frames
+from src.ct.storage import StoredFile
 
-HEADER_BYTES = 1 << 14
-"""What a scan reads of a file first; a slice's header is hardly ever longer."""
-
-PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"  # (7FE0,0010), little endian
 _BEFORE_PIXELS = 0x7FDFFFFF
-_ITEM_TAG = b"\xfe\xff\x00\xe0"
-_DELIMITER_TAG = b"\xfe\xff\xdd\xe0"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _VALUES = ["TransferSyntaxUID", *KEYWORDS]
-_SYNTAX_OF = {
-    (True, True): ImplicitVRLittleEndian,
-    (False, True): ExplicitVRLittleEndian,
-    (False, False): ExplicitVRBigEndian,
-}
-"""By (implicit VR, little endian), as pydicom found them."""
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
 # Not JPEG 2000: no faster than pydicom (the same decoder), and without its care for signs that disagree.
 _READ_WITH_DICOMSDL = (
@@ -76,140 +44,68 @@ _READ_WITH_DICOMSDL = (
     JPEGLSLossless,
     JPEGLSNearLossless,
 )
-_SIZES = {
-    **dict.fromkeys((*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes), jpeg_image),
-    **dict.fromkeys(JPEG2000TransferSyntaxes, jpeg_2000_image),
-}
+_ENHANCED = tuple(
+    uid.encode() + b"\0" * (len(uid) % 2)
+    for uid in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+)
+_FILE_META_BYTES = 1024  # the SOP class of a file is among its first elements
+
+dicomsdl.set_loglevel(dicomsdl.LogLevel.DISABLE)  # it prints what it also raises
 
 
-class Reader(Protocol):
-    """A library that reads DICOM. Both functions raise `DicomError`."""
+def read_headers(file: StoredFile, pydicom_only: bool = False) -> list[Header]:
+    """Header of each slice in a file: one, or one per frame of an enhanced CT.
 
-    def read_header(self, file: StoredFile, head: bytes) -> Header:
-        """`head` holds the first `HEADER_BYTES` of the file, or all of them."""
-
-    def read_stored(self, header: Header) -> np.ndarray:
-        """The image as stored, uint16 or int16 or their 8-bit kin, (rows, cols); not to be written to."""
-
-
-class DicomsdlReader:
-    """Reads with dicomsdl, whose compiled parser must be kept from input that crashes the whole process."""
-
-    def __init__(self) -> None:
-        dicomsdl.set_loglevel(dicomsdl.LogLevel.DISABLE)  # it prints what it also raises
-
-    def read_header(self, file: StoredFile, head: bytes) -> Header:
+    Raises:
+        DicomError: not a readable CT slice.
+    """
+    head = read_bytes(file, HEADER_BYTES)
+    if any(uid in head[:_FILE_META_BYTES] for uid in _ENHANCED):
+        return read_frames(file)
+    if not pydicom_only:
         try:
-            return _header_from(head, file)
-        except _HeaderIncomplete as incomplete:
-            if len(head) < HEADER_BYTES:
-                raise DicomError(str(incomplete)) from None
+            return [dicomsdl_header(file, head)]
+        except DicomError:
+            pass  # the error of pydicom, which knows more formats, is the one to report
+    return [pydicom_reader.read_header(file, head)]
+
+
+def read_stored(header: Header, pydicom_only: bool = False) -> np.ndarray:
+    """Pixels of a slice as stored: uint16 or int16, or 8 bits, (rows, cols); not to be written to.
+
+    Raises:
+        DicomError: they cannot be decoded.
+    """
+    if not pydicom_only:
         try:
-            return _header_from(read_bytes(file), file)
-        except _HeaderIncomplete as incomplete:
-            raise DicomError(str(incomplete)) from None
-
-    def read_stored(self, header: Header) -> np.ndarray:
-        if header.pixels_at is None or header.transfer_syntax not in _READ_WITH_DICOMSDL:
-            raise DicomError("transfer syntax is left to pydicom")
-        content = read_bytes(header.file)
-        value_at = _check_pixel_element(content, header)
-        if header.transfer_syntax in _NATIVE:  # nothing to decode
-            dtype = np.dtype(f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
-            n_pixels = header.rows * header.cols
-            return np.frombuffer(content, dtype, n_pixels, value_at).reshape(header.rows, header.cols)
-        _check_codestream(content, value_at, header)
-        try:
-            dataset = dicomsdl.open_memory(content, copy_data=False)
-            info = dataset.getPixelDataInfo()
-            stored = np.empty((info["Rows"], info["Cols"]), dtype=info["dtype"])
-            dataset.copyFrameData(0, stored)
-        except MemoryError:  # the machine's, not the file's
-            raise
-        # Beside its DicomException, dicomsdl lets errors of its binding through, a RuntimeError among them.
-        except Exception as error:
-            raise DicomError("pixels cannot be decoded") from error
-        return stored
-
-
-class PydicomReader:
-    """Reads with pydicom: slower, knows every transfer syntax that its plugins decode."""
-
-    def read_header(self, file: StoredFile, head: bytes) -> Header:
-        content = BytesIO(head if len(head) < HEADER_BYTES else read_bytes(file))
-        dataset = open_with_pydicom(content, pixels=False)
-        syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-        at = content.tell()
-        known = content.getbuffer()[at : at + 4] == PIXEL_DATA_TAG
-        return parse_header(pydicom_values(dataset), file, syntax, at if known else None)
-
-    def read_stored(self, header: Header) -> np.ndarray:
-        dataset = open_with_pydicom(BytesIO(read_bytes(header.file)), pixels=True)
-        syntax = dataset.file_meta.TransferSyntaxUID
-        # GDCM, which pydicom would ask first, aborts on damaged JPEG-LS.
-        plugin = "pyjpegls" if syntax in JPEGLSTransferSyntaxes else ""
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                if syntax in _SIZES:
-                    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
-                    _check_image(_SIZES[syntax](frame), header)
-                stored = pixel_array(dataset, decoding_plugin=plugin)
-        except (DicomError, MemoryError):
-            raise
-        # Each decoder plugin raises errors of its own; whichever it is, this file has no pixels for us.
-        except Exception as error:
-            raise DicomError("pixels cannot be decoded") from error
-        return stored.astype(stored.dtype.newbyteorder("="), copy=False)
-
-
-FAST_READERS: tuple[Reader, ...] = (DicomsdlReader(), PydicomReader())
-SAFE_READERS: tuple[Reader, ...] = (PydicomReader(),)
-
-
-def open_with_pydicom(content: Any, pixels: bool) -> pydicom.Dataset:
-    """Parse a file-like object. Raises `DicomError`."""
-    try:
-        start = content.read(PREAMBLE_BYTES)
-        content.seek(0)
-        with warnings.catch_warnings(action="ignore"):  # what is wrong with a file is ours to report
-            dataset = pydicom.dcmread(content, stop_before_pixels=not pixels, force=looks_like_dicom(start))
-        if (
-            "TransferSyntaxUID" not in dataset.file_meta
-        ):  # a file of before 1993, without the meta information
-            dataset.file_meta.TransferSyntaxUID = _SYNTAX_OF[dataset.original_encoding]
-        return dataset
-    except MemoryError:
-        raise
-    # A damaged file fails in pydicom with errors of many kinds, a zlib.error or a KeyError among them.
-    except Exception as error:
-        raise DicomError("not a readable DICOM file") from error
-
-
-def pydicom_values(dataset: pydicom.Dataset) -> dict[str, Any]:
-    """Values of `KEYWORDS`, `MALFORMED` where they are."""
-    values = {}
-    with warnings.catch_warnings(action="ignore"):
-        for keyword in KEYWORDS:
-            try:
-                values[keyword] = dataset.get(keyword)
-            except Exception:  # parsed only now, and damaged ones raise errors of many kinds
-                values[keyword] = MALFORMED
-    return values
-
-
-def read_bytes(file: StoredFile, limit: int | None = None) -> bytes:
-    """Content of a file. Raises `DicomError`."""
-    try:
-        return file.read(limit)
-    except UnreadableFile as error:
-        raise DicomError(str(error)) from error
+            return dicomsdl_stored(header)
+        except DicomError:
+            pass
+    return pydicom_reader.read_stored(header)
 
 
 class _HeaderIncomplete(Exception):
-    """The bytes at hand do not reach the pixels; the message is the reason, if they are all."""
+    """The given bytes end before the pixels; the message is the reason to report if the file does too."""
 
 
-def _header_from(content: bytes, file: StoredFile) -> Header:
+def dicomsdl_header(file: StoredFile, head: bytes) -> Header:
+    """Header of a slice; `head` holds the first `HEADER_BYTES` of the file, or all of it.
+
+    Raises:
+        DicomError: dicomsdl cannot read it, or it is not a CT slice.
+    """
+    try:
+        return _parse_with_dicomsdl(head, file)
+    except _HeaderIncomplete as incomplete:
+        if len(head) < HEADER_BYTES:
+            raise DicomError(str(incomplete)) from None
+    try:
+        return _parse_with_dicomsdl(read_bytes(file), file)
+    except _HeaderIncomplete as incomplete:
+        raise DicomError(str(incomplete)) from None
+
+
+def _parse_with_dicomsdl(content: bytes, file: StoredFile) -> Header:
     if content[128:132] != b"DICM":  # an empty file aborts the process inside dicomsdl (0.109.4)
         raise DicomError("not a readable DICOM file")
     try:
@@ -224,6 +120,34 @@ def _header_from(content: bytes, file: StoredFile) -> Header:
     if content[pixels_at : pixels_at + 4] != PIXEL_DATA_TAG:
         raise _HeaderIncomplete("pixel data is not where the header ends")
     return parse_header(dict(zip(KEYWORDS, values, strict=True)), file, syntax or "", pixels_at)
+
+
+def dicomsdl_stored(header: Header) -> np.ndarray:
+    """Pixels as stored, (rows, cols).
+
+    Raises:
+        DicomError: dicomsdl cannot decode them, or might crash on them.
+    """
+    if header.pixels_at is None or header.transfer_syntax not in _READ_WITH_DICOMSDL:
+        raise DicomError("transfer syntax is left to pydicom")
+    content = read_bytes(header.file)
+    value_at = _check_pixel_element(content, header)
+    if header.transfer_syntax in _NATIVE:  # nothing to decode
+        dtype = np.dtype(f"<{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+        n_pixels = header.rows * header.cols
+        return np.frombuffer(content, dtype, n_pixels, value_at).reshape(header.rows, header.cols)
+    check_codestream(content, value_at, header)
+    try:
+        dataset = dicomsdl.open_memory(content, copy_data=False)
+        info = dataset.getPixelDataInfo()
+        stored = np.empty((info["Rows"], info["Cols"]), dtype=info["dtype"])
+        dataset.copyFrameData(0, stored)
+    except MemoryError:  # the machine's fault, not the file's
+        raise
+    # Beside its DicomException, dicomsdl lets errors of its binding through, a RuntimeError among them.
+    except Exception as error:
+        raise DicomError("pixels cannot be decoded") from error
+    return stored
 
 
 def _check_pixel_element(content: bytes, header: Header) -> int:
@@ -241,52 +165,3 @@ def _check_pixel_element(content: bytes, header: Header) -> int:
     elif length != _UNDEFINED_LENGTH:
         raise DicomError("pixel data is not encapsulated")
     return length_at + 4
-
-
-def _check_codestream(content: bytes, value_at: int, header: Header) -> None:
-    """Refuse compressed pixels that are cut short or state another image than the header does.
-
-    dicomsdl (0.109.4) writes as many bytes as the codestream says, whatever the room: a codestream of 8 bits
-    for a 16-bit image leaves half of it unset, and one of 16 bits for an 8-bit image corrupts the memory.
-    """
-    (_, *fragments), whole = find_fragments(content, value_at)
-    if not (fragments and whole):
-        raise DicomError("pixel data is cut short")
-    if header.transfer_syntax == RLELossless:
-        start, length = fragments[0]
-        rle_header = content[start : start + RLE_HEADER_BYTES]
-        if len(fragments) > 1 or not rle_segments_fit(rle_header, length, header.bits_allocated // 8):
-            raise DicomError("RLE segments disagree with the header")
-        return
-    codestream = b"".join(content[start : start + length] for start, length in fragments)
-    image = jpeg_image(codestream)
-    _check_image(image, header)
-    if (image.bits > 8) != (header.bits_allocated == 16):
-        raise DicomError("codestream disagrees with the header")
-    if not is_whole_jpeg(codestream):
-        raise DicomError("pixel data is cut short")
-    if (
-        header.signed and image.bits < header.bits_stored
-    ):  # dicomsdl takes JPEG-LS of 12 signed bits for unsigned
-        raise DicomError("sign of the codestream is left to pydicom")
-
-
-def _check_image(image: CodedImage | None, header: Header) -> None:
-    if image is None:
-        raise DicomError("codestream has no frame header")
-    if (image.rows, image.cols, image.samples) != (header.rows, header.cols, 1):
-        raise DicomError("codestream disagrees with the header")
-
-
-def find_fragments(content: Any, value_at: int) -> tuple[list[tuple[int, int]], bool]:
-    """Start and length of each item of encapsulated pixels, the offset table first; and whether all is there.
-
-    `content` may be bytes or a memory map.
-    """
-    fragments = []
-    at = value_at
-    while content[at : at + 4] == _ITEM_TAG:
-        length = int.from_bytes(content[at + 4 : at + 8], "little")
-        fragments.append((at + 8, length))
-        at += 8 + length
-    return fragments or [(value_at, 0)], content[at : at + 4] == _DELIMITER_TAG

@@ -1,7 +1,7 @@
-"""Enhanced CT: one file that holds every slice, taken apart into files of one slice each.
+"""Enhanced CT: one file that holds every slice, split into files of one slice each.
 
 The parts exist in memory only, one at a time: a header of a few hundred bytes before one frame's own bytes.
-So whatever reads single slices reads frames too, and the file is parsed once, however many frames it has.
+So what reads single slices reads frames too, and the file is parsed once, whatever its number of frames.
 """
 
 import mmap
@@ -12,23 +12,14 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.uid import (
-    EnhancedCTImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    LegacyConvertedEnhancedCTImageStorage,
-)
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from src.ct.archives import unpacked
+from src.ct.codestream import DELIMITER_TAG, ITEM_TAG, PIXEL_DATA_TAG, find_fragments
 from src.ct.dicom_header import MALFORMED, DicomError, Header, parse_header
-from src.ct.dicom_readers import PIXEL_DATA_TAG, find_fragments, open_with_pydicom, pydicom_values
-from src.ct.storage import StoredFile, UnreadableFile, unpacked
+from src.ct.pydicom_reader import header_values, open_with_pydicom
+from src.ct.storage import StoredFile, UnreadableFile
 
-_CLASSES = tuple(
-    uid.encode() + b"\0" * (len(uid) % 2)
-    for uid in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-)
-_FILE_META_BYTES = 1024  # the file's own SOP class stands among its first elements
 _LAYOUT = ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _FUNCTIONAL_GROUPS = {
     "ImagePositionPatient": "PlanePositionSequence",
@@ -58,7 +49,7 @@ class FrameFile:
     spans: tuple[tuple[int, int], ...]
     """Start and length of the frame's pieces in it."""
     prefix: bytes
-    """What comes before the frame's bytes: a header, and the beginning of the pixel data element."""
+    """The bytes before the frame's own: a header, and the beginning of the pixel data element."""
     suffix: bytes
 
     def read(self, limit: int | None = None) -> bytes:
@@ -73,11 +64,6 @@ class FrameFile:
         yield self.read()
 
 
-def is_enhanced(head: bytes) -> bool:
-    """Whether the first bytes of a file say that it is an enhanced CT, or was converted to one."""
-    return any(uid in head[:_FILE_META_BYTES] for uid in _CLASSES)
-
-
 def read_frames(file: StoredFile) -> list[Header]:
     """Header of each frame.
 
@@ -85,7 +71,7 @@ def read_frames(file: StoredFile) -> list[Header]:
     from SharedFunctionalGroupsSequence (5200,9229), else from the file itself.
 
     Raises:
-        DicomError: damaged, not CT slices, deflated or big endian, or with frames that cannot be told apart.
+        DicomError: damaged, not CT slices, deflated or big endian, or with frames of unknown boundaries.
     """
     content = _map(file)
     dataset = open_with_pydicom(content, pixels=False)
@@ -97,7 +83,7 @@ def read_frames(file: StoredFile) -> list[Header]:
         n_frames = int(dataset.get("NumberOfFrames") or 1)
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
         frames = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
-        values = pydicom_values(dataset)
+        values = header_values(dataset)
         spans = _spans(content, pixels_at, dataset, n_frames)
         prefix, suffix, part_pixels_at = _envelope(dataset, spans[0])
     # The sequences are parsed here, and damaged ones raise errors of many kinds.
@@ -116,7 +102,7 @@ def read_frames(file: StoredFile) -> list[Header]:
 
 
 def _map(file: StoredFile) -> mmap.mmap:
-    """The file, mapped, and unpacked first where need be. A map outlives the file that it is made of."""
+    """The file mapped into memory, unpacked first if it is compressed. The map outlives the open file."""
     try:
         with unpacked(file) as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -127,13 +113,13 @@ def _map(file: StoredFile) -> mmap.mmap:
 
 
 def _group_values(groups: tuple[pydicom.Dataset, ...]) -> dict[str, Any]:
-    """What the functional groups say of a frame, by the keyword of a single slice; its own come first."""
+    """Values of a frame in its functional groups, by the keyword of a single slice; its own come first."""
     values = {}
     for keyword, sequence in _FUNCTIONAL_GROUPS.items():
         for group in groups:
             try:
                 value = group[sequence][0].get(keyword) if sequence in group else None
-            except Exception:  # pydicom parses a value when it is asked for
+            except Exception:  # pydicom parses a value on access
                 value = MALFORMED
             if value is not None:
                 name = _KEYWORD_OF_A_SLICE.get(keyword, keyword)
@@ -170,7 +156,7 @@ def _spans(
 
 
 def _envelope(dataset: pydicom.Dataset, span: tuple[tuple[int, int], ...]) -> tuple[bytes, bytes, int]:
-    """What stands before and after a frame's bytes in a file of its own, and where its pixel data begin."""
+    """The bytes before and after a frame's own in a file of its own, and where its pixel data begins."""
     part = pydicom.Dataset()
     part.file_meta = pydicom.dataset.FileMetaDataset()
     part.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
@@ -187,9 +173,6 @@ def _envelope(dataset: pydicom.Dataset, span: tuple[tuple[int, int], ...]) -> tu
         return header + PIXEL_DATA_TAG + span[0][1].to_bytes(4, "little"), b"", len(header)
     if syntax == ExplicitVRLittleEndian:
         return header + PIXEL_DATA_TAG + b"OW\0\0" + span[0][1].to_bytes(4, "little"), b"", len(header)
-    item, delimiter, nothing = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", bytes(4)
-    return (
-        header + PIXEL_DATA_TAG + b"OB\0\0\xff\xff\xff\xff" + item + nothing + item,
-        delimiter + nothing,
-        len(header),
-    )
+    empty_table = ITEM_TAG + bytes(4)
+    prefix = header + PIXEL_DATA_TAG + b"OB\0\0\xff\xff\xff\xff" + empty_table + ITEM_TAG
+    return prefix, DELIMITER_TAG + bytes(4), len(header)

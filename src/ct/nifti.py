@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 
 from src.core.files import atomic_path
+from src.ct.archives import unpacked
 from src.ct.geometry import Plane
 from src.ct.organ_labels import ORGANS
-from src.ct.storage import StoredFile, UnreadableFile, unpacked
+from src.ct.storage import StoredFile, UnreadableFile
 
 _LPS_FROM_RAS = np.diag(
     [-1.0, -1.0, 1.0, 1.0]

@@ -1,67 +1,26 @@
-"""DICOM images: their headers, and their pixels in Hounsfield units.
-
-What stored bits mean is decided here, once for every library that reads them.
-"""
-
-from collections.abc import Callable
-from typing import TypeVar
+"""Pixels of a DICOM slice in Hounsfield units: what stored bits mean, whichever library has read them."""
 
 import numpy as np
 
 from src.ct.dicom_header import DicomError, Header
-from src.ct.dicom_readers import (
-    FAST_READERS,
-    HEADER_BYTES,
-    SAFE_READERS,
-    DicomsdlReader,
-    Reader,
-    read_bytes,
-)
-from src.ct.multiframe import is_enhanced, read_frames
-from src.ct.storage import StoredFile
+from src.ct.dicom_readers import read_stored
 from src.ct.windows import AIR_HU
-
-__all__ = [
-    "FAST_READERS",
-    "SAFE_READERS",
-    "DicomError",
-    "DicomsdlReader",
-    "Header",
-    "Reader",
-    "read_headers",
-    "read_hu",
-    "stored_to_hu",
-]
 
 _INT16 = np.iinfo(np.int16)
 _EMPTY_ABOVE_HU = -500  # an empty slice that is denser would pass for a body as wide as the image
 
-Result = TypeVar("Result")
 
-
-def read_headers(file: StoredFile, readers: tuple[Reader, ...] = FAST_READERS) -> list[Header]:
-    """Header of each slice in a file, by the first reader that can: one, or one a frame of an enhanced CT.
-
-    Raises:
-        DicomError: no reader can, or a tag that the kit needs is missing or makes no sense.
-    """
-    head = read_bytes(file, HEADER_BYTES)
-    if is_enhanced(head):
-        return read_frames(file)
-    return [_first_success(readers, lambda reader: reader.read_header(file, head))]
-
-
-def read_hu(header: Header, readers: tuple[Reader, ...] = FAST_READERS) -> np.ndarray:
+def read_hu(header: Header, pydicom_only: bool = False) -> np.ndarray:
     """Pixels in Hounsfield units, (rows, cols): int16, or float32 where the rescale gives fractions.
 
     Padding and everything below -1024 HU is air at -1024 HU.
 
     Raises:
-        DicomError: no reader decodes the file, its pixels do not agree with its header, or all are zero and
+        DicomError: the file cannot be decoded, its pixels do not agree with its header, or all are zero and
             zero is not air.
     """
-    hu = stored_to_hu(_first_success(readers, lambda reader: reader.read_stored(header)), header)
-    corner = hu[0, 0]  # which nearly always tells without a look at the rest
+    hu = stored_to_hu(read_stored(header, pydicom_only), header)
+    corner = hu[0, 0]  # nearly always sufficient, without a look at the rest
     if corner == header.intercept > _EMPTY_ABOVE_HU and (hu == corner).all():
         raise DicomError("every pixel is zero")
     return hu
@@ -70,8 +29,8 @@ def read_hu(header: Header, readers: tuple[Reader, ...] = FAST_READERS) -> np.nd
 def stored_to_hu(stored: np.ndarray, header: Header) -> np.ndarray:
     """Stored bits (rows, cols) to Hounsfield units: Modality LUT of DICOM PS3.3 C.11.1 on the valid bits.
 
-    Only the low BitsStored bits count (PS3.5 8.1.1): scanners leave garbage above them. `stored` is worked on
-    in place where it may be written to, since new memory costs more than the sums.
+    Only the low BitsStored bits count (PS3.5 8.1.1): scanners leave garbage above them. Works in place where
+    `stored` is writeable, since new memory costs more than the arithmetic.
 
     Raises:
         DicomError: the shape is not the header's.
@@ -115,7 +74,7 @@ def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _room(value: np.ndarray) -> np.ndarray | None:
-    """Where the next step may write: over its input if that is ours, else to new memory."""
+    """Output of the next step: its input where that is writeable, else new memory."""
     return value if value.flags.writeable else None
 
 
@@ -139,13 +98,3 @@ def _is_padding(value: np.ndarray, header: Header) -> np.ndarray:
         value = _keep_valid_bits(value.copy(), header)
     low, high = np.sort(words).tolist()
     return value == low if low == high else (value >= low) & (value <= high)
-
-
-def _first_success(readers: tuple[Reader, ...], read: Callable[[Reader], Result]) -> Result:
-    """The last reader's error is the one reported: it is the one that knows most formats."""
-    for reader in readers[:-1]:
-        try:
-            return read(reader)
-        except DicomError:
-            continue
-    return read(readers[-1])

@@ -1,4 +1,4 @@
-"""What preparation asks of a CT series, whatever it is stored as."""
+"""A CT series: where it is found, what it offers whatever it is stored as, and why one cannot be used."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SeriesError(UserError):
 
 
 class UnreachableSeries(SeriesError):
-    """The series is not to blame but the disk or the machine: another try may have it."""
+    """A series that cannot be read now, by fault of the disk or the machine: another try may succeed."""
 
 
 class SliceError(Exception):
@@ -28,7 +28,7 @@ def unusable_series(reason: str, causes: Iterable[BaseException | None]) -> Seri
     """The error to raise for a series of which nothing can be used.
 
     Args:
-        causes: why its files or slices could not be read, as far as that is known.
+        causes: the errors of its files or slices, None where there was none.
     """
     kind = UnreachableSeries if any(isinstance(cause, UnreachableFile) for cause in causes) else SeriesError
     return kind(reason)
@@ -54,14 +54,30 @@ class Rejected:
     reason: str
 
 
+@dataclass(frozen=True)
+class ReadSettings:
+    """How to read a series whose files have crashed a decoder."""
+
+    pydicom_only: bool = False
+    left_out: tuple[Rejected, ...] = ()
+    """Files, or frames of files, that crash every decoder or keep it busy without end."""
+
+
+READ_ALL = ReadSettings()
+"""Every file, with every reader."""
+
+
 class CtSeries(Protocol):
-    """Slices of one grid, head to feet, each with the patient's left on its right and the front up."""
+    """Slices of one grid, head to feet, each with the patient's left on its right and the front up.
+
+    `DicomSeries` and `NiftiSeries` are the two kinds.
+    """
 
     rejected: tuple[Rejected, ...]
-    """What was left out before a pixel was decoded, sorted by source."""
+    """Files and slices left out before a pixel was decoded, sorted by source."""
 
     source_window: Window | None
-    """The window that an 8-bit source was made with: no HU outside of it are known. None where all are."""
+    """The window that an 8-bit source was made with, outside of which no HU are known; None for others."""
 
     @property
     def z_mm(self) -> np.ndarray:
@@ -80,7 +96,7 @@ class CtSeries(Protocol):
         """Where the stored columns and rows run, as two patient directions; "LP" needed no turning."""
 
     def read(self, index: int) -> np.ndarray:
-        """A slice in HU, (rows, cols), int16, or float32 where there are fractions. Raises `SliceError`."""
+        """Decode a slice: HU (rows, cols), int16, or float32 with fractions. Raises `SliceError`."""
 
     def plane(self, index: int) -> Plane:
         """Where a slice lies."""

@@ -1,47 +1,43 @@
-"""Where bytes come from: files on disk, and what every store of files has in common."""
+"""Files and folders on disk, and what files in an archive have in common with them."""
 
 import errno
 import os
-import tempfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from src.core.errors import UserError
 
 CHUNK = 1 << 20
 """Bytes that are read at a time."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_PASSING = {
+_TEMPORARY = {
     *(errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN),
     *(errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
     *(errno.EAGAIN, errno.EINTR, errno.EBUSY),
 }
-"""What the system says of a disk or mount that is away for a moment, and of its own want of resources."""
+"""Errors of a disk or mount that is away for a moment, and of a lack of memory or descriptors."""
 
 
 class UnreadableFile(Exception):
-    """A file whose bytes cannot be had. The message says why, in a few words."""
+    """A file that cannot be read. The message is the reason, in a few words."""
 
 
 class UnreachableFile(UnreadableFile):
-    """The file is not to blame but the disk, the network or the machine: another try may have its bytes."""
+    """A file that cannot be read now, by fault of the disk, the network or the machine: a retry may help."""
 
 
 class UnreachableTree(UserError):
-    """Folders that cannot be listed, by fault of the disk or the machine: another try may help."""
+    """Folders that cannot be listed now, by fault of the disk or the machine: a retry may help."""
 
 
 class StoredFile(Protocol):
-    """A file to read, wherever it lies."""
+    """A file to read: on disk, in an archive, or a frame of another file."""
 
     @property
     def name(self) -> str:
-        """What tables call it: unique in its set, without the folders that all files of the set share."""
+        """Name in tables: unique in its set, without the folders that all files of the set share."""
 
     def read(self, limit: int | None = None) -> bytes:
         """Its content, or the first `limit` bytes of it. Raises `UnreadableFile`."""
@@ -57,13 +53,33 @@ class FileSet(Protocol):
         """The files, sorted by name. Raises `UnreadableFile`."""
 
 
+class FileTree(Protocol):
+    """Folders and files below a root, named by their paths from it with "/" between; the root is ""."""
+
+    path: Path
+    """The folder or archive itself."""
+
+    def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the folders, and of the files, in a folder, sorted, without hidden ones.
+
+        Raises:
+            UserError: it cannot be read; `UnreachableTree` where a retry may help.
+        """
+
+    def folder(self, folder: str) -> FileSet:
+        """The files in a folder. Nothing is listed yet."""
+
+    def files(self, folder: str, names: Sequence[str]) -> FileSet:
+        """The files with these sorted paths below a folder."""
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """A file on disk."""
 
     path: Path
     label: str = ""
-    """Its name in tables, where that is not the last part of its path."""
+    """Name in tables, if not the last part of the path."""
 
     @property
     def name(self) -> str:
@@ -114,7 +130,7 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files below a folder, a few dozen bytes each however many there are."""
+    """Files below a folder, in a few dozen bytes per file."""
 
     folder: Path
     names: str
@@ -122,6 +138,79 @@ class LocalFiles:
 
     def list(self) -> tuple[StoredFile, ...]:
         return tuple(LocalFile(self.folder / name, name) for name in self.names.split("\0") if name)
+
+
+@dataclass(frozen=True)
+class LocalTree:
+    """A folder on disk."""
+
+    path: Path
+
+    def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        folders, files = [], []
+        try:
+            with os.scandir(self.path / folder) as entries:
+                for entry in entries:
+                    kind = None if is_hidden(entry.name) else _kind(entry)
+                    if kind is not None:
+                        (files if kind == "file" else folders).append(entry.name)
+        except OSError as error:
+            kind = UnreachableTree if is_temporary(error) else UserError
+            raise kind(f"cannot read the folder {self.path / folder}: {error.strerror}") from None
+        return tuple(sorted(folders)), tuple(sorted(files))
+
+    def folder(self, folder: str) -> FileSet:
+        return LocalFolder(self.path / folder)
+
+    def files(self, folder: str, names: Sequence[str]) -> FileSet:
+        return LocalFiles(self.path / folder, "\0".join(names))
+
+
+@dataclass(frozen=True)
+class SingleFile(LocalTree):
+    """A folder on disk of which only one file is used."""
+
+    name: str
+
+    def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (), (self.name,)
+
+
+def _kind(entry: os.DirEntry) -> str | None:
+    """Kind of an entry: file, folder, or None. One that cannot be examined is a file, to be reported."""
+    try:
+        if is_to_read(entry):
+            return "file"
+        is_folder = entry.is_dir() and not (entry.is_symlink() and _leads_back(Path(entry.path)))
+        return "folder" if is_folder else None
+    except OSError:
+        return "file"
+
+
+def _leads_back(link: Path) -> bool:
+    """Whether a link leads to a folder on its own path, or above one: a walk would never end."""
+    target = link.resolve()
+    return any(folder.resolve().is_relative_to(target) for folder in link.absolute().parents)
+
+
+def walk(tree: FileTree, folder: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every folder with the names of its files, from `folder` on, sorted."""
+    waiting = [folder]
+    while waiting:
+        folder = waiting.pop()
+        folders, files = tree.list_folder(folder)
+        yield folder, files
+        waiting.extend(join(folder, name) for name in reversed(folders))
+
+
+def join(folder: str, name: str) -> str:
+    """A path below the root of a tree."""
+    return f"{folder}/{name}" if folder else name
+
+
+def single(tree: FileTree, folder: str, name: str) -> StoredFile:
+    """One file of a tree."""
+    return tree.files(folder, (name,)).list()[0]
 
 
 def is_hidden(name: str) -> bool:
@@ -132,7 +221,7 @@ def is_hidden(name: str) -> bool:
 def is_to_read(entry: os.DirEntry) -> bool:
     """Whether an entry is a file, or a link to one or to nothing, which is reported where it is read.
 
-    Pipes, sockets and devices are not: to open one may take for ever.
+    Pipes, sockets and devices are not: opening one may block without end.
     """
     if not entry.is_symlink():
         return entry.is_file()
@@ -144,71 +233,12 @@ def printable(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-@contextmanager
-def unpacked(file: StoredFile) -> Iterator[BinaryIO]:
-    """Yield `file` open on disk and not compressed, for readers that map it into memory.
-
-    What lies in an archive or is compressed with gzip is unpacked, into a temporary file that has no name: it
-    vanishes with the process, however that ends. The folder is that of TMPDIR.
-
-    Raises:
-        UnreadableFile: it cannot be read, its compression is damaged, or there is no room to unpack it.
-    """
-    compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-    in_place = isinstance(file, LocalFile) and not compressed
-    with _open(file.path) if in_place else tempfile.TemporaryFile(prefix="unpacked-") as stream:
-        if not in_place:
-            _unpack(_gunzip(file.chunks()) if compressed else file.chunks(), stream)
-        yield stream
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise unreadable("file", error) from error
-
-
-def _unpack(chunks: Iterator[bytes], stream: BinaryIO) -> None:
-    try:
-        for chunk in chunks:
-            stream.write(chunk)
-        stream.flush()
-    except OSError as error:
-        folder = tempfile.gettempdir()
-        raise UnreadableFile(f"cannot be unpacked to {folder}: {error.strerror or error}") from error
-    stream.seek(0)
-
-
-def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Unpack gzip, of several members too, with their check sums checked; zeros after the end are padding."""
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    begun = False
-    try:
-        for stored in chunks:
-            while stored:
-                if inflater.eof:
-                    stored = stored.lstrip(b"\0")
-                    if not stored:
-                        break
-                    inflater, begun = zlib.decompressobj(zlib.MAX_WBITS | 16), False
-                begun = True
-                yield inflater.decompress(stored, CHUNK)
-                stored = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-        if not inflater.eof:
-            yield inflater.flush()
-    except zlib.error as error:
-        raise UnreadableFile("gzip content is damaged") from error
-    if begun and not inflater.eof:
-        raise UnreadableFile("gzip content is cut short")
-
-
 def unreadable(what: str, error: OSError) -> UnreadableFile:
-    """The error to raise for a file, a folder or an archive that the system does not give."""
-    kind = UnreachableFile if is_passing(error) else UnreadableFile
+    """The error to raise for a file, a folder or an archive that the system cannot read."""
+    kind = UnreachableFile if is_temporary(error) else UnreadableFile
     return kind(f"{what} cannot be read: {error.strerror or error}")
 
 
-def is_passing(error: OSError) -> bool:
-    """Whether the disk, the network or the machine is to blame for it rather than a file."""
-    return error.errno in _PASSING
+def is_temporary(error: OSError) -> bool:
+    """Whether the error is the fault of the disk, the network or the machine rather than of a file."""
+    return error.errno in _TEMPORARY

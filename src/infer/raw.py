@@ -11,13 +11,12 @@ from src.cls.dataset import StackBatch, as_sample
 from src.cls.stacks import crop_centre, cut_stack
 from src.cls.views import RequiredSlices, plan_stack
 from src.core.errors import UserError
-from src.ct.file_tree import open_tree
 from src.ct.windows import WINDOWS, get_windows
 from src.data.selection import ALL_SLICES, SliceSelection
 from src.infer.sources import ReadSeries, StackKind, Volume
 from src.prepare.grey_stack import GreyStack, load_stack
 from src.prepare.retries import run_with_retries
-from src.prepare.sources import FoundSources, find_competition, find_competition_series
+from src.prepare.sources import FoundSources, find_competition, find_competition_series, open_tree
 from src.seg.model import SegmenterSpec
 
 SILENCE_LIMIT_S = 30.0

@@ -19,9 +19,8 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from src.core.log import progress
 from src.ct.dicom_header import looks_like_dicom
-from src.ct.file_tree import FileTree, join
 from src.ct.series import Rejected, SeriesSource
-from src.ct.storage import FileSet, StoredFile, UnreadableFile, printable
+from src.ct.storage import FileSet, FileTree, StoredFile, UnreadableFile, join, printable
 
 _TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
 _HEAD_BYTES = 1 << 16  # holds these tags in nearly every file

@@ -16,12 +16,18 @@ from src.core.isolation import Report, no_report
 from src.ct.dicom_series import scan_series
 from src.ct.geometry import Plane
 from src.ct.nifti_series import open_nifti
-from src.ct.pixels import FAST_READERS, SAFE_READERS
-from src.ct.series import CtSeries, SeriesError, SeriesSource, SliceError, unusable_series
+from src.ct.series import (
+    READ_ALL,
+    CtSeries,
+    ReadSettings,
+    SeriesError,
+    SeriesSource,
+    SliceError,
+    unusable_series,
+)
 from src.ct.storage import UnreadableFile
 from src.ct.windows import AIR_HU, Window, apply_windows
 from src.data.selection import even_indices
-from src.prepare.retries import ReadSettings
 
 RESIZED_TOGETHER = 4
 """Slices that `Crop.resize_all` takes: the channels that OpenCV resizes at once."""
@@ -41,20 +47,19 @@ _MARGIN_MM = 6.0  # the coarse grid and the opening may shave this off the skin
 def open_series(
     source: SeriesSource,
     source_window: Window | None = None,
-    settings: ReadSettings | None = None,
+    settings: ReadSettings = READ_ALL,
     report: Report = no_report,
 ) -> Iterator[CtSeries]:
     """Open the series of a source: DICOM headers are read, or a NIfTI volume is mapped.
 
     Args:
         source_window: the window that 8-bit images were made with.
-        settings: which readers and which files to use; by default all.
+        settings: which readers to use, and which files to pass over.
         report: is called with the name of each file and slice that is read, from here on.
 
     Raises:
         SeriesError: no usable file, or not axial.
     """
-    settings = settings or ReadSettings()
     try:
         files = source.files.list()
     except UnreadableFile as error:
@@ -63,9 +68,7 @@ def open_series(
         with open_nifti(files[0], source_window, report) as series:
             yield series
     else:
-        readers = SAFE_READERS if settings.pydicom_only else FAST_READERS
-        left_out = {item.source for item in settings.left_out}
-        yield scan_series(files, readers, source_window, left_out, report)
+        yield scan_series(files, source_window, settings, report)
 
 
 def read_grey_slices(

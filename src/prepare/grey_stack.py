@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.isolation import Report, no_report
-from src.ct.series import SeriesError, SeriesSource, SliceError, unusable_series
+from src.ct.series import READ_ALL, ReadSettings, SeriesError, SeriesSource, SliceError, unusable_series
 from src.ct.windows import Window
 from src.prepare.grey_slices import (
     POSITION_DIGITS,
@@ -18,7 +18,6 @@ from src.prepare.grey_slices import (
     read_grey_slices,
     slice_table,
 )
-from src.prepare.retries import ReadSettings
 
 Image = np.ndarray
 
@@ -44,7 +43,7 @@ def load_stack(
     windows: tuple[Window, ...],
     size: int,
     choose: Callable[[np.ndarray], np.ndarray] | None = None,
-    settings: ReadSettings | None = None,
+    settings: ReadSettings = READ_ALL,
     report: Report = no_report,
 ) -> GreyStack:
     """Prepare a series in memory, equal to the images and tables that `prepare_series` writes.

@@ -5,10 +5,9 @@ from collections import Counter
 from pathlib import PurePosixPath
 
 from src.core.errors import UserError
-from src.ct.file_tree import FileTree, join, single, walk
 from src.ct.nifti import nifti_stem
 from src.ct.series import SeriesSource
-from src.ct.storage import FileList, StoredFile, printable
+from src.ct.storage import FileList, FileTree, StoredFile, join, printable, single, walk
 from src.prepare.dicom_tree import safe_id
 
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)

@@ -1,26 +1,16 @@
 """Run a function on a series in a child process; after a crash or a hang, retry with safer readers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import cv2
 
 from src.core.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, Report, call_isolated
-from src.ct.series import Rejected, SeriesError, UnreachableSeries
+from src.ct.series import READ_ALL, ReadSettings, Rejected, SeriesError, UnreachableSeries
 
 _MOST_LEFT_OUT = 8
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ReadSettings:
-    """How to read a series so that no file crashes its decoder."""
-
-    pydicom_only: bool = False
-    left_out: tuple[Rejected, ...] = ()
-    """Files that crash every reader, or keep it busy forever."""
 
 
 def run_with_retries(
@@ -39,7 +29,7 @@ def run_with_retries(
         UnreachableSeries: a hang at no file, for which a disk may be the cause; or the child was killed twice
             by SIGKILL, which a machine short of memory sends.
     """
-    settings, killed = ReadSettings(), False
+    settings, killed = READ_ALL, False
     while True:
         try:
             return call_isolated(

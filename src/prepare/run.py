@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 
 from src.core.config import ROOT
 from src.core.errors import UserError
 from src.core.files import discard, only_writer, write_json, write_table
-from src.core.log import format_table, progress
+from src.core.log import format_table, progress, say, warn
+from src.ct.organ_labels import read_mask_ids
 from src.ct.series import SeriesError, SeriesSource
+from src.ct.windows import get_windows, parse_window
 from src.data.prepared import VERSION, PreparedDataset, image_folder, read_description
+from src.data.selection import SliceSelection
+from src.prepare.options import PrepareOptions
 from src.prepare.retries import run_with_retries
-from src.prepare.sources import FoundSources
+from src.prepare.sources import FoundSources, find_sources
 from src.prepare.write_series import (
     SERIES_COLUMNS,
     PrepareJob,
@@ -67,6 +71,34 @@ class PreparedRun:
         if len(rejected):
             parts.append(format_table([{"files": n, "left out because": why} for why, n in rejected.items()]))
         return "\n\n".join(parts)
+
+
+def run_preparation(options: PrepareOptions) -> None:
+    """Find the series of `--input`, prepare them into `--output`, and print what came of them.
+
+    Raises:
+        UserError: nothing to prepare, or an output that cannot be written.
+    """
+    source, output = options.input.absolute(), options.output.absolute()  # workers have their own folders
+    if source.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"--input {options.input} lies in --output {options.output}")
+    job = PrepareJob(
+        output=output,
+        windows=get_windows(options.windows),
+        size=options.size,
+        selection=SliceSelection(options.spacing_z_mm, options.count),
+        source_window=parse_window(options.source_window) if options.source_window else None,
+        mask_ids=read_mask_ids(options.mask_ids) if options.mask_ids else None,
+        preview=options.preview,
+    )
+    jobs = options.jobs or cpu_count()
+    found = find_sources(source, options.split, options.masks and options.masks.absolute(), jobs)
+    others = f", and {found.other_files} files that are no images" if found.other_files else ""
+    say(f"{found.name}: {len(found.series)} series{others}")
+    if found.unused_masks:
+        warn(f"{found.unused_masks} files in {options.masks} (--masks) belong to no series")
+    run = prepare_all(found, job, jobs, cluster=options.cluster, overwrite=options.overwrite)
+    say(f"\n{run.summary()}\n\nprepared data set: {options.output}")
 
 
 def prepare_all(

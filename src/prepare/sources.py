@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from src.core.errors import UserError
-from src.ct.file_tree import FileTree, join, open_tree, single, walk
+from src.ct.archives import ZipTree
 from src.ct.nifti import nifti_stem
 from src.ct.series import Rejected, SeriesSource
-from src.ct.storage import printable
+from src.ct.storage import FileTree, LocalTree, SingleFile, join, printable, single, walk
 from src.prepare.dicom_tree import find_dicom
 from src.prepare.nifti_tree import MaskFiles, find_nifti
 
@@ -63,6 +63,24 @@ def find_sources(
     else:
         found = _find_anywhere(tree, masks, jobs)
     return found if masks is None else _with_masks(found, masks, path)
+
+
+def open_tree(path: Path, option: str) -> FileTree:
+    """The tree at `path`: a folder, a zip archive, or a single file.
+
+    Args:
+        option: that named the path, for the error.
+
+    Raises:
+        UserError: nothing there, or not a readable archive.
+    """
+    if path.is_dir():
+        return LocalTree(path)
+    if not path.is_file():
+        raise UserError(f"no folder or file {path} ({option})")
+    if path.name.lower().endswith(".zip"):
+        return ZipTree(path)
+    return SingleFile(path.parent, path.name)
 
 
 # The competition's layout: <split>_images/<patient_id>/<series_id>/<instance>.dcm and segmentations/.

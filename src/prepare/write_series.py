@@ -12,7 +12,7 @@ import numpy as np
 from src.core.files import atomic_path, discard, whole_folder, write_json, write_table
 from src.core.isolation import SILENCE_LIMIT_S, Report, no_report
 from src.ct.nifti import LabelVolume, NiftiError
-from src.ct.series import CtSeries, Rejected, SeriesError, SeriesSource, SliceError
+from src.ct.series import READ_ALL, CtSeries, ReadSettings, Rejected, SeriesError, SeriesSource, SliceError
 from src.ct.storage import StoredFile, UnreadableFile
 from src.ct.windows import Window
 from src.data.png import write_png
@@ -29,7 +29,6 @@ from src.prepare.grey_slices import (
     slice_table,
     spacing_z_mm,
 )
-from src.prepare.retries import ReadSettings
 
 SERIES_COLUMNS = (
     *("patient_id", "series_id", "slices", "spacing_z_mm", "pixel_mm"),
@@ -60,12 +59,12 @@ class PrepareJob:
 
 
 def prepare_series(
-    source: SeriesSource, job: PrepareJob, settings: ReadSettings | None = None, report: Report = no_report
+    source: SeriesSource, job: PrepareJob, settings: ReadSettings = READ_ALL, report: Report = no_report
 ) -> dict[str, Any]:
     """Write the images, tables and masks of one series, unless an earlier run has written them.
 
     Args:
-        settings: which readers and which files to use; by default all.
+        settings: which readers to use, and which files to pass over.
         report: is called with the name of each file and slice that is read.
 
     Returns:
@@ -76,7 +75,7 @@ def prepare_series(
     """
     folder = image_folder(job.output, source.patient_id, source.series_id)
     if finished(source, job) is None:
-        _write_series(folder, source, job, settings or ReadSettings(), report)
+        _write_series(folder, source, job, settings, report)
     if job.preview:
         _write_preview(source, job)
     return json.loads((folder / "series.json").read_text(encoding="utf-8"))

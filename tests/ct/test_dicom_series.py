@@ -8,7 +8,7 @@ import pytest
 from pydicom.uid import RLELossless
 
 from src.ct import dicom_series
-from src.ct.series import SeriesError
+from src.ct.series import ReadSettings, Rejected, SeriesError
 from src.ct.storage import LocalFolder
 from src.ct.windows import WINDOWS
 from tests.helpers.dicom_files import SPACING_Z_MM, write_series, write_slice
@@ -285,6 +285,7 @@ def test_named_files_and_frames_are_passed_over(tmp_path):
     where = {"positions_mm": heights, "pixel_mm": (4, 4)}
     write_enhanced(folder / "9.dcm", stored, RLELossless, bits_stored=12, signed=False, **where)
     (folder / "4.dcm").write_bytes(b"what crashes a reader")
-    series = scan_series(folder, left_out={"2.dcm", "4.dcm", "9.dcm frame 1"})
+    left_out = tuple(Rejected(name, "crashes") for name in ("2.dcm", "4.dcm", "9.dcm frame 1"))
+    series = scan_series(folder, settings=ReadSettings(left_out=left_out))
     assert series.rejected == ()
     assert [series.source(index) for index in range(3)] == ["9.dcm frame 2", "3.dcm", "1.dcm"]

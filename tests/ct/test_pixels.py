@@ -5,14 +5,33 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
-from src.ct.pixels import FAST_READERS, SAFE_READERS, DicomError, read_headers, read_hu
+from src.ct import dicom_readers, pydicom_reader
+from src.ct.dicom_header import DicomError
+from src.ct.dicom_readers import read_headers
+from src.ct.pixels import read_hu, stored_to_hu
 from src.ct.storage import LocalFile
 from tests.helpers.dicom_files import write_slice
 
 
-def read_header(file, readers=FAST_READERS):
-    (header,) = read_headers(file, readers)
+def read_header(file):
+    (header,) = read_headers(file)
     return header
+
+
+READERS = {
+    "dicomsdl": (dicom_readers.dicomsdl_header, dicom_readers.dicomsdl_stored),
+    "pydicom": (pydicom_reader.read_header, pydicom_reader.read_stored),
+}
+EACH_READER = pytest.mark.parametrize("reader", READERS)
+
+
+def header_with(reader, path):
+    return READERS[reader][0](LocalFile(path), path.read_bytes()[: dicom_readers.HEADER_BYTES])
+
+
+def hu_with(reader, path):
+    header = header_with(reader, path)
+    return stored_to_hu(READERS[reader][1](header), header)
 
 
 HU = np.random.default_rng(0).integers(-1000, 1000, (24, 20))
@@ -41,17 +60,17 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-@pytest.mark.parametrize("readers", [FAST_READERS[:1], SAFE_READERS], ids=["dicomsdl", "pydicom"])
-def test_hu_are_restored_from_every_encoding(tmp_path, name, readers):
+@EACH_READER
+def test_hu_are_restored_from_every_encoding(tmp_path, name, reader):
     path = write_slice(tmp_path / "1.dcm", HU, **ENCODINGS[name])
-    hu = read_hu(read_header(LocalFile(path), readers), readers)
+    hu = hu_with(reader, path)
     np.testing.assert_array_equal(hu, HU)
     assert hu.dtype == (np.float32 if name == "slope 0.5" else np.int16)
 
 
 def test_both_readers_see_the_same_header(tmp_path):
     path = write_slice(tmp_path / "7.dcm", HU, position_mm=(-1.5, 2, 3.25), instance_number=7, padding=-2000)
-    assert read_header(LocalFile(path), FAST_READERS[:1]) == read_header(LocalFile(path), SAFE_READERS)
+    assert header_with("dicomsdl", path) == header_with("pydicom", path)
 
 
 def test_padding_and_values_below_air_are_air(tmp_path):
@@ -142,8 +161,8 @@ def test_signed_pixels_of_8_bits_are_refused(tmp_path):
         read_header(LocalFile(path))
 
 
-@pytest.mark.parametrize("readers", [FAST_READERS[:1], SAFE_READERS], ids=["dicomsdl", "pydicom"])
-def test_unsigned_pixels_without_a_rescale_are_refused_and_signed_ones_taken(tmp_path, readers):
+@EACH_READER
+def test_unsigned_pixels_without_a_rescale_are_refused_and_signed_ones_taken(tmp_path, reader):
     """From 0 up they hold no air: they are 1024 too high, or anything else."""
     for name, signed, intercept in (("shifted", False, 0), ("signed", True, 0), ("stated", False, -1024)):
         path = write_slice(tmp_path / f"{name}.dcm", abs(HU), signed=signed, intercept=intercept)
@@ -153,10 +172,9 @@ def test_unsigned_pixels_without_a_rescale_are_refused_and_signed_ones_taken(tmp
             dataset.save_as(path)
         if name == "shifted":
             with pytest.raises(DicomError, match="no rescale and no value below 0"):
-                read_header(LocalFile(path), readers)
+                header_with(reader, path)
         else:
-            header = read_header(LocalFile(path), readers)
-            np.testing.assert_array_equal(read_hu(header, readers), abs(HU))
+            np.testing.assert_array_equal(hu_with(reader, path), abs(HU))
 
 
 def test_a_slice_without_modality_or_a_derived_one_is_taken(tmp_path):
@@ -169,13 +187,12 @@ def test_a_header_longer_than_what_is_read_first_is_read_whole(tmp_path):
     dataset = pydicom.dcmread(path)
     dataset.add_new(0x00091001, "OB", bytes(100_000))
     dataset.save_as(path)
-    header = read_header(LocalFile(path), FAST_READERS[:1])
-    np.testing.assert_array_equal(read_hu(header, FAST_READERS[:1]), HU)
+    np.testing.assert_array_equal(hu_with("dicomsdl", path), HU)
 
 
 @pytest.mark.parametrize("at", [0, 4, 8])
-@pytest.mark.parametrize("readers", [FAST_READERS[:1], SAFE_READERS], ids=["dicomsdl", "pydicom"])
-def test_rle_segments_that_disagree_with_the_header_are_refused(tmp_path, at, readers):
+@EACH_READER
+def test_rle_segments_that_disagree_with_the_header_are_refused(tmp_path, at, reader):
     path = write_slice(tmp_path / "1.dcm", np.tile(HU, (8, 8)), rle=True)
     header = read_header(LocalFile(path))
     content = bytearray(path.read_bytes())
@@ -183,7 +200,7 @@ def test_rle_segments_that_disagree_with_the_header_are_refused(tmp_path, at, re
     content[start + at : start + at + 4] = (0xFFFFFF).to_bytes(4, "little")
     path.write_bytes(content)
     with pytest.raises(DicomError):
-        read_hu(header, readers)
+        hu_with(reader, path)
 
 
 def test_a_rescale_with_fractions_keeps_them(tmp_path):
@@ -215,3 +232,22 @@ def test_a_file_that_is_not_dicom_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(DicomError, match="not a readable DICOM file"):
         read_header(LocalFile(path))
+
+
+@EACH_READER
+def test_readers_let_a_lack_of_memory_through(tmp_path, monkeypatch, reader):
+    path = write_slice(tmp_path / "1.dcm", HU, rle=True)
+    header = header_with(reader, path)
+
+    def no_room(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(pydicom_reader.pydicom, "dcmread", no_room)
+    monkeypatch.setattr(dicom_readers.dicomsdl, "open_memory", no_room)
+    with pytest.raises(MemoryError):
+        header_with(reader, path)
+    if reader == "pydicom":
+        monkeypatch.undo()
+        monkeypatch.setattr(pydicom_reader, "pixel_array", no_room)
+    with pytest.raises(MemoryError):
+        READERS[reader][1](header)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from src.core.errors import UserError
-from src.ct.file_tree import LocalTree, open_tree, walk
-from src.ct.storage import LocalFile, LocalFolder, UnreadableFile, unpacked
-from src.ct.zip_archive import ZipTree
+from src.ct.archives import ZipTree, unpacked
+from src.ct.storage import LocalFile, LocalFolder, LocalTree, UnreadableFile, walk
 
 NOISE = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 CONTENTS = {
@@ -183,9 +182,7 @@ def test_what_is_no_archive_is_a_mistake_of_the_user(tmp_path):
     for content in (b"", b"no archive", path.read_bytes()[:-40]):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a readable zip archive"):
-            open_tree(path, "--input")
-    with pytest.raises(UserError, match=r"no folder or file .*none \(--input\)"):
-        open_tree(tmp_path / "none", "--input")
+            ZipTree(path)
 
 
 def test_a_folder_named_like_a_file_is_not_read(tmp_path):

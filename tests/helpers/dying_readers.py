@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.core.isolation import Report
-from src.ct.series import SeriesSource
+from src.ct.series import ReadSettings, SeriesSource
 from src.prepare.grey_stack import load_stack
-from src.prepare.retries import ReadSettings
 
 
 @dataclass(frozen=True)

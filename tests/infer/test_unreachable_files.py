@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from src.core.errors import UserError
-from src.ct import dicom_readers
 from src.ct.dicom_series import scan_series
-from src.ct.file_tree import LocalTree
 from src.ct.series import SeriesError, UnreachableSeries
-from src.ct.storage import LocalFile, LocalFolder, UnreachableFile, UnreachableTree, UnreadableFile
+from src.ct.storage import LocalFile, LocalFolder, LocalTree, UnreachableFile, UnreachableTree, UnreadableFile
 from src.infer import inputs, pipeline
 from src.infer import raw as raw_images
 from src.prepare.grey_stack import load_stack
@@ -60,25 +58,6 @@ def test_a_disk_that_is_away_is_told_from_a_file_that_is_gone(tiny, monkeypatch,
             scan_series(files)
         assert isinstance(caught.value, UnreachableSeries) == passes
     assert len(scan_series([*files, LocalFile(folder / "gone.dcm")]).z_mm) == len(files)
-
-
-@pytest.mark.parametrize("reader", dicom_readers.FAST_READERS)
-def test_want_of_memory_is_not_a_damaged_file(tiny, monkeypatch, reader):
-    file = LocalFile(next((tiny.raw / "test_images").glob("*/*/*.dcm")))
-    (header,) = [reader.read_header(file, file.read(dicom_readers.HEADER_BYTES))]
-
-    def no_room(*_, **__):
-        raise MemoryError
-
-    monkeypatch.setattr(dicom_readers.pydicom, "dcmread", no_room)
-    monkeypatch.setattr(dicom_readers.dicomsdl, "open_memory", no_room)
-    with pytest.raises(MemoryError):
-        reader.read_header(file, file.read(dicom_readers.HEADER_BYTES))
-    monkeypatch.undo()
-    monkeypatch.setattr(dicom_readers, "pixel_array", no_room)
-    if isinstance(reader, dicom_readers.PydicomReader):
-        with pytest.raises(MemoryError):
-            reader.read_stored(header)
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def test_the_preview_shows_each_series(raw, tmp_path):
         (["--input", "empty"], "no CT in"),
         (["--input", "hollow"], "no series in"),
         (["--input", "raw", "--split", "test"], "no test_images"),
-        (["--input", "raw", "--windows", "bone"], "unknown window 'bone'"),
+        (["--input", "raw", "--windows", "bone"], "option --windows: expected values (soft, organ or wide)"),
         (["--input", "raw", "--size", "4"], "--size"),
         (["--input", "raw", "--wind", "soft"], "unknown option --wind"),
     ],

@@ -1,10 +1,12 @@
-"""Members of a zip archive, read in place: nobody needs room for the archive and its content both."""
+"""Compressed files: zip archives read in place, and gzip unpacked to a temporary file."""
 
+import tempfile
 import zipfile
 import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -15,11 +17,12 @@ from src.core.errors import UserError
 from src.ct.storage import (
     CHUNK,
     FileSet,
+    LocalFile,
     StoredFile,
     UnreachableTree,
     UnreadableFile,
     is_hidden,
-    is_passing,
+    is_temporary,
     unreadable,
 )
 
@@ -28,12 +31,13 @@ _LOCAL_HEADER = (
 )
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 0x1
+_GZIP_MAGIC = b"\x1f\x8b"
 _NUMBERS = 5  # of a member: offset, stored size, size, method, CRC
 
 
 @dataclass(frozen=True)
 class ZipMember:
-    """A member, found again by its offset: the archive's directory is read only once a run."""
+    """A member, found again by its offset: the archive's directory is read only once per run."""
 
     archive: Path
     name: str
@@ -93,12 +97,12 @@ def _inflate(chunks: Iterator[bytes], step: int) -> Iterator[bytes]:
         while stored and not inflater.eof:
             yield inflater.decompress(stored, step)
             stored = inflater.unconsumed_tail
-    yield inflater.flush()  # the last of the input may be read before the last of the output is asked for
+    yield inflater.flush()  # the input may be read to its end before all of the output is returned
 
 
 @dataclass(frozen=True, eq=False)
 class ZipFiles:
-    """Members below one folder of an archive, a few dozen bytes each however many there are."""
+    """Members below one folder of an archive, in a few dozen bytes per member."""
 
     archive: Path
     names: str
@@ -120,25 +124,25 @@ class ZipTree:
     def __init__(self, path: Path):
         """Read the archive's directory, all of it in memory for a moment.
 
-        Where a name occurs twice the later member counts, as after unpacking.
+        Of two members with one name the later counts, as after unpacking.
 
         Raises:
             UserError: not a zip archive, damaged, or with members that cannot be read in place;
-                `UnreachableTree` where another try may help.
+                `UnreachableTree` where a retry may help.
         """
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.filelist
         except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-            kind = UnreachableTree if isinstance(error, OSError) and is_passing(error) else UserError
+            kind = UnreachableTree if isinstance(error, OSError) and is_temporary(error) else UserError
             raise kind(f"{path} is not a readable zip archive: {error}") from None
         del archive  # with its second list of every member
         self._subfolders: dict[str, set[str]] = defaultdict(set, {"": set()})
         self._names: dict[str, dict[str, int]] = defaultdict(dict)
         self._numbers: dict[str, array] = defaultdict(lambda: array("q"))
         members.reverse()
-        while members:  # let go of each at once: a million of them fill a gigabyte
+        while members:  # freed one by one: a million of them take a gigabyte
             self._add(members.pop())
 
     def _add(self, member: zipfile.ZipInfo) -> None:
@@ -182,3 +186,62 @@ class ZipTree:
         folder, _, name = path.rpartition("/")
         first = self._names[folder][name] * _NUMBERS
         return self._numbers[folder][first : first + _NUMBERS]
+
+
+@contextmanager
+def unpacked(file: StoredFile) -> Iterator[BinaryIO]:
+    """Yield `file` open on disk and uncompressed, to be mapped into memory.
+
+    A member of an archive, or a file compressed with gzip, is unpacked to a temporary file without a name,
+    which vanishes with the process, in whatever way that ends. The folder is that of TMPDIR.
+
+    Raises:
+        UnreadableFile: it cannot be read, its compression is damaged, or there is no room to unpack it.
+    """
+    compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+    in_place = isinstance(file, LocalFile) and not compressed
+    with _open(file.path) if in_place else tempfile.TemporaryFile(prefix="unpacked-") as stream:
+        if not in_place:
+            _unpack(_gunzip(file.chunks()) if compressed else file.chunks(), stream)
+        yield stream
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise unreadable("file", error) from error
+
+
+def _unpack(chunks: Iterator[bytes], stream: BinaryIO) -> None:
+    try:
+        for chunk in chunks:
+            stream.write(chunk)
+        stream.flush()
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise UnreadableFile(f"cannot be unpacked to {folder}: {error.strerror or error}") from error
+    stream.seek(0)
+
+
+def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack gzip, of several members too, with their check sums checked; zeros after the end are padding."""
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    begun = False
+    try:
+        for stored in chunks:
+            while stored:
+                if inflater.eof:
+                    stored = stored.lstrip(b"\0")
+                    if not stored:
+                        break
+                    inflater, begun = zlib.decompressobj(zlib.MAX_WBITS | 16), False
+                begun = True
+                yield inflater.decompress(stored, CHUNK)
+                stored = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+        if not inflater.eof:
+            yield inflater.flush()
+    except zlib.error as error:
+        raise UnreadableFile("gzip content is damaged") from error
+    if begun and not inflater.eof:
+        raise UnreadableFile("gzip content is cut short")
