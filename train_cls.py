@@ -19,7 +19,7 @@ from src.core.errors import exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(ClassifierOptions, argv, prog="train_cls.py", description=__doc__)
     # imported here, so that --help and a wrong option answer before torch is loaded
-    from src.cls.task import train_folds
+    from src.cls.run import train_folds
 
     train_folds(options)
 

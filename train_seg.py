@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(SegOptions, argv, prog="train_seg.py", description=__doc__)
     # imported here, so that --help and a wrong option answer before torch is loaded
     from src.report.curves import plot_metrics
-    from src.seg.task import train_pair
+    from src.seg.run import train_pair
 
     train_pair(options)
     if is_main_process():

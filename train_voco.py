@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     # imported here, so that --help and a wrong option answer before torch is loaded
     from src.report.curves import plot_metrics
     from src.report.voco_pictures import draw_predictions
-    from src.voco.task import pretrain
+    from src.voco.run import pretrain
 
     pretrain(options, draw_predictions)
     if is_main_process():

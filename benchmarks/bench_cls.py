@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,11 @@ from ct_files import machine
 from measuring import alternate, device_name
 
 from src.cls.dataset import StackBatch, StackDataset
-from src.cls.fold import FoldTraining, augmentation
+from src.cls.fold import NetworkTraining, augmentation
 from src.cls.inputs import TrainingInputs
 from src.cls.options import ClassifierOptions
 from src.cls.order import Draw
-from src.cls.state import FoldState, build_state
-from src.cls.task import describe_members
+from src.cls.run import build_model, describe_members
 from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
 from src.core.files import write_json
@@ -49,6 +49,7 @@ from src.core.targets import COLUMNS
 from src.data.packed import PackedSlices
 from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.nn.augmentation import Augmentation
+from src.nn.training import LoopSettings, TrainingLoop
 
 TIME_LIMIT = 1.15
 STILL = Augmentation(flip=0, rotate90=0, affine=0, gamma=0, dropout=0)
@@ -124,7 +125,7 @@ def write_set(phantom: Path, folder: Path) -> PreparedDataset:
     return PreparedDataset.open(folder)
 
 
-def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -> FoldTraining:
+def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -> NetworkTraining:
     given = ClassifierOptions(
         data=data.folder,
         labels=data.folder / "train.csv",
@@ -139,12 +140,15 @@ def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -
     )
     inputs = TrainingInputs.read(given)
     spec = describe_members(given, inputs)[0].spec
-    return FoldTraining(Runtime.create(), spec, given, inputs, inputs.series, folder / "run")
+    model = build_model(spec, given, inputs, fold=0)
+    return NetworkTraining(Runtime.create(), model, spec, given, inputs, inputs.series, "run")
 
 
-def compare_times(options: BenchOptions, training: FoldTraining) -> dict[str, Any]:
+def compare_times(options: BenchOptions, training: NetworkTraining) -> dict[str, Any]:
     """Seconds of a step both ways, and their ratio."""
-    epochs = {"step": build_step(training), "model": build_model(training)}
+    settings = LoopSettings(10**6, 0, training.options.lr, training.options.clip, 0, 1, 1)
+    loop = TrainingLoop(training, settings, training.runtime, training.options.output, {})
+    epochs = {"step": read_and_train(loop), "model": train_from_memory(loop)}
     works = {name: partial(_repeat, epoch) for name, epoch in epochs.items()}
     seconds = alternate(works, options.repeats or (2 if options.quick else 3))
     ratio = statistics.median(a / b for a, b in zip(seconds["step"], seconds["model"], strict=True))
@@ -167,50 +171,35 @@ def _repeat(epoch: Callable[[], Any]) -> None:
         epoch()
 
 
-def build_model(training: FoldTraining) -> Callable[[], Any]:
+def train_from_memory(loop: TrainingLoop) -> Callable[[], Any]:
     """An epoch on batches in memory."""
-    state, model, optimizer = prepare(training)
-    dataset = training.dataset()
+    training = loop.method
     draws = training.order.share(0, 0)
-    batches = [stack([dataset[Draw(0, int(number))] for number in own]) for own in draws]
+    batches = [stack([training.dataset[Draw(0, int(number))] for number in own]) for own in draws]
 
     def epoch() -> None:
-        model.train()
         for index, batch in enumerate(batches):
-            loss = training.losses(model, batch, draws[index], 0, index)["loss"]
-            training.runtime.backward(loss)
-            training.runtime.clip_grad_norm(model.parameters(), training.options.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            state.step += 1
-            state.ema.update(training.runtime.unwrap(model), step=state.step)
+            loop.train_on(batch, index)
 
     return epoch
 
 
-def build_step(training: FoldTraining) -> Callable[[], Any]:
+def read_and_train(loop: TrainingLoop) -> Callable[[], Any]:
     """An epoch as training runs it."""
-    batches = training.read(range(training.options.epochs))
-    state, model, optimizer = prepare(training)
+    batches = enumerate(loop.method.read(0))
 
     def epoch() -> None:
-        training.train_epoch(state, model, optimizer, batches)
-        state.epoch += 1
+        for number, batch in islice(batches, loop.method.order.batches):
+            loop.train_on(batch, number)
 
     return epoch
-
-
-def prepare(training: FoldTraining) -> tuple[FoldState, torch.nn.Module, torch.optim.Optimizer]:
-    state = build_state(training.spec, training.options, 0)
-    state.ema.to(training.runtime.device)
-    return state, *training.runtime.prepare(state.model, state.optimizer)
 
 
 def stack(samples: list[StackBatch]) -> StackBatch:
     return StackBatch(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
 
 
-def compare_loading(options: BenchOptions, training: FoldTraining, cache: Path) -> list[dict[str, Any]]:
+def compare_loading(options: BenchOptions, training: NetworkTraining, cache: Path) -> list[dict[str, Any]]:
     """Samples a second of one process, by where slices come from and what is done with them."""
     packed = PackedSlices(training.inputs.prepared, training.spec.view.windows, cache)
     changes = {"whole": augmentation(training.options), "without augmentation": STILL}

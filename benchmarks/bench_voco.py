@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,14 +30,12 @@ from src.core.errors import exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
+from src.nn.training import LoopSettings, TrainingLoop
 from src.voco.crops import CropGrid, overlap_labels
 from src.voco.dataset import VolumeSample
-from src.voco.losses import build_objective
 from src.voco.model import build_network, make_teacher
-from src.voco.monitors import Monitors
 from src.voco.options import VocoOptions
-from src.voco.state import build_state
-from src.voco.step import take_step
+from src.voco.run import Pretraining
 
 TIME_LIMIT, MEMORY_LIMIT = 1.15, 1.2
 MICRO_BATCH = 64
@@ -101,18 +100,23 @@ def time_builders(
 def build_step(options: VocoOptions) -> Callable[[], Any]:
     """The whole optimiser step, as `train_voco.py` takes it, on one batch of noise."""
     runtime = Runtime.create(options.precision)
-    state = build_state(options, runtime)
-    state.teacher.to(runtime.device)
-    state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
-    objective, monitors = build_objective(options), Monitors()
-    batch, patient_of = draw_batch(options), torch.arange(options.batch)
+    ids = [str(number) for number in range(options.batch)]
+    table = pd.DataFrame({"set": 0, "patient_id": ids, "series_id": ids})
+    method = Pretraining(options, NoiseVolumes(table), runtime)
+    settings = LoopSettings(10**6, 0, options.lr, options.clip_norm, options.seed, log_every=1, save_every=1)
+    loop = TrainingLoop(method, settings, runtime, Path(options.output), {})
+    batch = draw_batch(options)
+    return lambda: loop.train_on(batch, loop.step)
 
-    def step() -> None:
-        with torch_seed(options.seed, state.step, runtime.rank):
-            take_step(state, batch, patient_of, objective, monitors, options, runtime)
-        state.step += 1
 
-    return step
+class NoiseVolumes:
+    """In place of a `VocoDataset`: as many series as a batch has."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table, self.sets = table, ((len(table), 1),)
+
+    def __len__(self) -> int:
+        return len(self.table)
 
 
 def build_backbone(options: VocoOptions) -> Callable[[], Any]:

@@ -36,8 +36,9 @@ import prepare_data
 from src.cls import second_level
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import only_writer, write_json
+from src.core.files import write_json
 from src.core.log import format_table, say
+from src.core.run_folder import only_writer
 from src.data import folds as fold_maker
 from src.data.labels import read_labels, read_probabilities
 from src.phantom import __main__ as phantom

@@ -33,8 +33,9 @@ from study_table import format_spread, markdown, spread
 from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, plain_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import only_writer, write_json
+from src.core.files import write_json
 from src.core.log import say
+from src.core.run_folder import only_writer
 from src.probe.frozen import load_run
 from src.probe.held_out import HeldOut
 from src.probe.measure import measure

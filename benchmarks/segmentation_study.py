@@ -32,8 +32,9 @@ from study_pieces import Piece, make_all
 import prepare_data
 from src.core.config import parse_options, plain_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import only_writer, write_json, write_table
+from src.core.files import write_json, write_table
 from src.core.log import format_table, say
+from src.core.run_folder import only_writer
 from src.data.prepared import PreparedDataset
 from src.phantom import __main__ as phantom
 from src.seg.options import SegOptions

@@ -17,16 +17,17 @@ from measuring import begin_process
 from study_sets import StudyFolders, draw_labelled, draw_name, take_first_patients
 
 from src.cls.options import ClassifierOptions
-from src.cls.task import train_folds
-from src.core.checkpoint import differing_options, load_checkpoint
+from src.cls.run import train_folds
+from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, plain_options
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import say
+from src.core.run_folder import differing_options
 from src.seg.options import SegOptions
-from src.seg.task import train_pair
+from src.seg.run import train_pair
 from src.voco.options import VocoOptions
-from src.voco.task import pretrain
+from src.voco.run import pretrain
 
 _TRAININGS = MappingProxyType({VocoOptions: pretrain, ClassifierOptions: train_folds, SegOptions: train_pair})
 RECORD = "piece.json"

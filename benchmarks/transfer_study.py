@@ -43,8 +43,9 @@ from study_table import compare, comparisons, format_differences, format_means, 
 
 from src.core.config import parse_options, plain_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import only_writer, write_json
+from src.core.files import write_json
 from src.core.log import say
+from src.core.run_folder import only_writer
 
 STAGES = ("data", "pretrain", "classify", "table")
 

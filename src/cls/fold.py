@@ -1,140 +1,148 @@
-"""Training of one network of a fold, epoch by epoch, and the prediction of series."""
+"""Training of one network of a fold, and the prediction of series."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from src.cls.dataset import StackBatch, StackDataset
 from src.cls.inputs import TrainingInputs
 from src.cls.losses import StackLoss, organ_loss, slice_loss
-from src.cls.model import ClassifierOutput, ClassifierSpec, predict_stack
+from src.cls.model import ClassifierOutput, ClassifierSpec, TraumaClassifier, predict_stack
 from src.cls.options import ClassifierOptions
 from src.cls.order import RunSampler, SeriesOrder
 from src.cls.stack_mixing import StackMixer
-from src.cls.state import FoldState, restore_state, save_state
-from src.core.errors import UserError
-from src.core.log import MetricsLog, is_main_process, progress, say
-from src.core.runtime import Runtime, sample_rng, torch_seed
+from src.core.log import say
+from src.core.runtime import Runtime, sample_rng
 from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
 from src.nn.loading import StackLoader
-from src.nn.schedule import set_lr, warmup_cosine
+from src.nn.training import LoopSettings, Losses, Method, Progress, TrainingLoop
 
 
-@dataclass
-class FoldTraining:
-    """What the training of a network needs besides its state."""
+def train_network(
+    runtime: Runtime,
+    model: TraumaClassifier,
+    spec: ClassifierSpec,
+    options: ClassifierOptions,
+    inputs: TrainingInputs,
+    series: pd.DataFrame,
+    folder: Path,
+) -> TraumaClassifier:
+    """Train to the end of the schedule, from the folder's checkpoint where there is one.
 
-    runtime: Runtime
-    spec: ClassifierSpec
-    options: ClassifierOptions
-    inputs: TrainingInputs
-    series: pd.DataFrame
-    """to train on"""
-    folder: Path
-    """of checkpoints and metrics"""
+    Args:
+        model: before the first step.
+        series: to train on.
+        folder: of checkpoints and metrics.
 
-    def __post_init__(self) -> None:
-        options = self.options
-        patients = set(self.series["patient_id"])
-        self.labels = self.inputs.labels[self.inputs.labels["patient_id"].isin(patients)]
+    Returns:
+        The average of the weights.
+
+    Raises:
+        UserError: the loss or a gradient is not finite; the message names the series of the batch.
+    """
+    method = NetworkTraining(runtime, model, spec, options, inputs, series, folder.name)
+    batches = method.order.batches
+    steps_per_epoch = -(-batches // options.accumulation)
+    settings = LoopSettings(
+        steps=options.epochs * steps_per_epoch,
+        warmup_steps=round(options.warmup_epochs * steps_per_epoch),
+        lr=options.lr,
+        clip_norm=options.clip,
+        seed=options.seed,
+        log_every=batches,
+        save_every=batches,
+        accumulation=options.accumulation,
+        epoch_batches=batches,
+    )
+    loop = TrainingLoop(method, settings, runtime, folder, identity={})
+    checkpoint = folder / "last.pt"
+    if checkpoint.exists():
+        loop.resume(checkpoint, "train_cls.py")
+        say(f"{folder.name} continues after epoch {method.row(loop.step)}")
+    loop.run()
+    return method.ema.module
+
+
+class NetworkTraining(Method):
+    """A classifier, the average of its weights, and the loss of a batch of stacks.
+
+    Args:
+        series: to train on.
+        name: of the fold, for messages.
+    """
+
+    memory_advice = "lower --batch (--accumulation keeps the batch of a step), --slices or --crop"
+    failure_advice = "start anew with a lower --lr, or with --precision bf16 or fp32, and --resume never"
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        model: TraumaClassifier,
+        spec: ClassifierSpec,
+        options: ClassifierOptions,
+        inputs: TrainingInputs,
+        series: pd.DataFrame,
+        name: str,
+    ) -> None:
+        self.runtime, self.spec, self.options, self.inputs = runtime, spec, options, inputs
+        self.series, self.name = series, name
+        patients = set(series["patient_id"])
+        self.labels = inputs.labels[inputs.labels["patient_id"].isin(patients)]
         self.order = SeriesOrder(
-            self.series,
+            series,
             self.labels,
             options.batch,
             options.class_balance,
             self.spec.injuries,
             options.seed,
-            self.runtime.world,
+            runtime.world,
         )
         self.importance = torch.from_numpy(self.order.importance).float()
         self.mixer = StackMixer(options.mixup, options.cutmix)
         self.loss = StackLoss(self.labels, options.loss, options.smoothing, self.spec.targets)
-        self.loss.to(self.runtime.device)
-        self.packed = open_cache(options, self.spec, self.inputs)
-        self.steps_per_epoch = -(-self.order.batches // options.accumulation)
+        self.loss.to(runtime.device)
+        self.ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=True)
+        """the average of the weights, which is evaluated and saved"""
+        self.ema.to(runtime.device)
+        self.optimizer = build_optimizer(model, options)
+        self.network: torch.nn.Module = runtime.share_batch_statistics(model)
+        self.network.train()
+        self.dataset = StackDataset(
+            inputs.prepared,
+            series,
+            spec.view,
+            inputs.organs,
+            labels=self.labels,
+            slice_targets=inputs.slice_targets if options.slice_loss else None,
+            with_organs=options.organ_loss > 0,
+            augmentation=augmentation(options),
+            packed=open_cache(options, spec, self.inputs),
+            seed=options.seed,
+        )
+        self._draws_of = lru_cache(maxsize=1)(lambda epoch: self.order.share(epoch, runtime.rank))
 
-    def run(self, state: FoldState) -> None:
-        """Train to the end of the schedule, from the folder's checkpoint where there is one.
-
-        Raises:
-            UserError: the loss is not finite; the message names the series of the batch.
-        """
-        checkpoint = self.folder / "last.pt"
-        if checkpoint.exists():
-            restore_state(checkpoint, state, self.runtime)
-            say(f"{self.folder.name} continues after epoch {state.epoch}")
-        log = MetricsLog(self.folder, drop_after=state.epoch) if is_main_process() else None
-        state.ema.to(self.runtime.device)
-        state.model = self.runtime.share_batch_statistics(state.model)
-        batches = self.read(range(state.epoch, self.options.epochs))
-        model, optimizer = self.runtime.prepare(state.model, state.optimizer)
-        while state.epoch < self.options.epochs:
-            terms = self.train_epoch(state, model, optimizer, batches)
-            state.epoch += 1
-            means = torch.stack([torch.stack(list(term.values())) for term in terms]).mean(dim=0)
-            means = (self.runtime.sum(means) / self.runtime.world).tolist()
-            figures = dict(zip(terms[0], means, strict=True))
-            if log is not None:
-                log.log(state.epoch, **figures, lr=optimizer.param_groups[-1]["lr"])
-                save_state(checkpoint, state, self.runtime)
-            say(f"{self.folder.name} epoch {state.epoch:3d}/{self.options.epochs} loss {figures['loss']:.4f}")
-        if log is not None:
-            log.close()
-
-    def read(self, epochs: range) -> Iterator[StackBatch]:
-        """This process's batches of some epochs."""
+    def read(self, first_batch: int) -> Iterator[StackBatch]:
+        options = self.options
+        epochs = range(first_batch // self.order.batches, options.epochs)
         sampler = RunSampler(self.order, epochs, self.runtime.rank)
-        return iter(StackLoader(self.dataset(), self.options.workers, batch_sampler=sampler))
+        return iter(StackLoader(self.dataset, options.workers, batch_sampler=sampler))
 
-    def train_epoch(
-        self,
-        state: FoldState,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        batches: Iterator[StackBatch],
-    ) -> list[dict[str, Tensor]]:
-        """Train the epoch that the state stands at, on the next ones of `batches`; the losses of each batch.
+    def draws(self, number: int) -> tuple[int, ...]:
+        return divmod(number, self.order.batches)  # epoch, batch of the epoch
 
-        Raises:
-            UserError: the loss is not finite.
-        """
-        options, runtime = self.options, self.runtime
-        draws = self.order.share(state.epoch, runtime.rank)
-        total = options.epochs * self.steps_per_epoch
-        warmup = round(options.warmup_epochs * self.steps_per_epoch)
-        terms = []
-        model.train()
-        epoch = islice(batches, len(draws))
-        for index, batch in enumerate(progress(epoch, len(draws), self.folder.name)):
-            first = index - index % options.accumulation
-            group = min(options.accumulation, len(draws) - first)
-            set_lr(optimizer, warmup_cosine(state.step, total, warmup, options.lr))
-            # dropout: other noise in every process, the same in a resumed run
-            with torch_seed(options.seed, state.epoch, index, runtime.rank):
-                figures = self.losses(model, batch, draws[index], state.epoch, index)
-            if not torch.isfinite(figures["loss"]):
-                raise UserError(f"{self.folder.name}: {self._describe_failure(draws[index])}")
-            runtime.backward(figures["loss"] / group)
-            terms.append({name: value.detach() for name, value in figures.items()})
-            if index == first + group - 1:
-                runtime.clip_grad_norm(model.parameters(), options.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                state.step += 1
-                state.ema.update(runtime.unwrap(model), step=state.step)
-        return terms
-
-    def losses(
-        self, model: torch.nn.Module, batch: StackBatch, chosen: np.ndarray, epoch: int, index: int
-    ) -> dict[str, Tensor]:
-        """The loss of a batch under `loss`, and its parts."""
+    def losses(self, batch: StackBatch, number: int, step: int) -> Losses:
+        """The loss of the stacks, with those of slices and organs where they are trained."""
+        epoch, index = self.draws(number)
+        chosen = self._draws_of(epoch)[index]
         options, device = self.options, self.runtime.device
         rng = sample_rng(options.seed, epoch, index * self.runtime.world + self.runtime.rank)
         importance = self.importance[self.order.series_of(chosen)].to(device)
@@ -143,7 +151,7 @@ class FoldTraining:
         decoded = choose_slices_to_decode(batch, options.organ_slices, rng) if options.organ_loss else None
         padding = batch.padding if self.spec.view.is_padded else None
         with self.runtime.autocast():
-            answer: ClassifierOutput = model(batch.images, padding, decoded)
+            answer: ClassifierOutput = self.network(batch.images, padding, decoded)
         losses = self.loss(answer.logits, batch.targets, importance)
         names = [*self.spec.targets, "any_injury"][: len(losses)]
         figures = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}
@@ -155,28 +163,51 @@ class FoldTraining:
             is_known = (batch.has_organs[:, None] & ~batch.padding).flatten()[decoded]
             figures["organs"] = organ_loss(answer.organ_logits, maps, is_known)
             figures["loss"] = figures["loss"] + options.organ_loss * figures["organs"]
-        return figures
+        return Losses(figures["loss"], {name: value.detach() for name, value in figures.items()})
 
-    def dataset(self) -> StackDataset:
-        """The stacks of the training series, augmented."""
-        options, inputs = self.options, self.inputs
-        return StackDataset(
-            inputs.prepared,
-            self.series,
-            self.spec.view,
-            inputs.organs,
-            labels=self.labels,
-            slice_targets=inputs.slice_targets if options.slice_loss else None,
-            with_organs=options.organ_loss > 0,
-            augmentation=augmentation(options),
-            packed=self.packed,
-            seed=options.seed,
+    def row(self, step: int) -> int:
+        """Rows are numbered by epochs."""
+        return step // -(-self.order.batches // self.options.accumulation)
+
+    def after_step(self, step: int) -> None:
+        self.ema.update(self.runtime.unwrap(self.network), step=step)
+
+    def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
+        epoch = self.row(at.step)
+        say(f"{self.name} epoch {epoch:3d}/{self.options.epochs} loss {means['loss']:.4f}")
+        return means | {"lr": at.lr}
+
+    def tensors(self) -> dict[str, Any]:
+        return {
+            "model": self.runtime.unwrap(self.network).state_dict(),
+            "ema": self.ema.module.state_dict(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.runtime.unwrap(self.network).load_state_dict(saved["model"])
+        self.ema.module.load_state_dict(saved["ema"])
+
+    def name_series(self, number: int) -> str:
+        epoch, index = self.draws(number)
+        rows = self.series.iloc[self.order.series_of(self.order.epoch(epoch)[index])]
+        return ", ".join(dict.fromkeys(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples()))
+
+
+def build_optimizer(model: TraumaClassifier, options: ClassifierOptions) -> torch.optim.Optimizer:
+    """AdamW; the encoder's learning rate may be scaled, as a whole and layer by layer."""
+    if options.layer_decay < 1:
+        groups = param_groups_layer_decay(
+            model.encoder, options.weight_decay, layer_decay=options.layer_decay
         )
-
-    def _describe_failure(self, chosen: np.ndarray) -> str:
-        rows = self.series.iloc[self.order.series_of(chosen)]
-        names = ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
-        return f"the loss is not finite on series {names}: lower --lr, or use --precision bf16 or fp32"
+    else:
+        groups = param_groups_weight_decay(model.encoder, options.weight_decay)
+    groups = [
+        {**group, "lr_scale": group.get("lr_scale", 1.0) * options.encoder_lr_scale} for group in groups
+    ]
+    for part in (model.head, model.classifier, model.slice_classifier, model.decoder):
+        if part is not None:
+            groups += param_groups_weight_decay(part, options.weight_decay)
+    return torch.optim.AdamW(groups, lr=options.lr)
 
 
 def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Generator) -> Tensor:

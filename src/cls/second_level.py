@@ -28,11 +28,11 @@ from src.cls.second_inputs import FeatureSource, SecondInputs, name_inputs
 from src.cls.second_model import FIRST, SECOND, SecondLevel, SecondSpec, predict_described, save_second_level
 from src.cls.second_options import FREE_TO_CHANGE, SecondLevelOptions
 from src.cls.slice_features import SliceFeatures
-from src.core.checkpoint import differing_options
 from src.core.config import parse_options, plain_options, save_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import discard, only_writer, require_writable, whole_folder, write_json, write_table
+from src.core.files import discard, require_writable, whole_folder, write_json, write_table
 from src.core.log import say
+from src.core.run_folder import differing_options, only_writer
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import COLUMNS, LABEL_COLUMNS
 from src.nn.schedule import set_lr, warmup_cosine

@@ -1,6 +1,5 @@
 """Files that are either whole or absent: written beside their place, then renamed into it."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -54,41 +53,6 @@ def require_writable(path: str | Path) -> None:
         raise UserError(f"{path} is a folder: name a file to write")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"cannot write into {path.parent}: no permission")
-
-
-_held: set[int] = set()  # folders that this process holds
-
-
-def _let_go_in_child() -> None:
-    """A forked process, as a loader's worker, would hold its parent's folders for as long as it lives."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which is there, against other runs that would write to it. A killed run lets go of it.
-
-    Raises:
-        UserError: another run holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    _held.add(descriptor)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is writing to {folder}: wait for it, or name another") from None
-        except OSError:
-            pass  # a file system that cannot lock a folder, as NFS
-        yield
-    finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -13,8 +13,9 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 
 from src.core.config import ROOT
 from src.core.errors import UserError
-from src.core.files import discard, only_writer, write_json, write_table
+from src.core.files import discard, write_json, write_table
 from src.core.log import format_table, progress, say, warn
+from src.core.run_folder import only_writer
 from src.ct.organ_labels import read_mask_ids
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.windows import get_windows, parse_window

@@ -11,16 +11,9 @@ import pandas as pd
 import torch
 
 from src.core.errors import UserError
-from src.core.files import (
-    atomic_path,
-    discard,
-    only_writer,
-    read_exact,
-    require_writable,
-    write_json,
-    write_table,
-)
+from src.core.files import atomic_path, discard, read_exact, require_writable, write_json, write_table
 from src.core.log import is_main_process, say, warn
+from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.data.png import write_png
 from src.data.prepared import PreparedDataset

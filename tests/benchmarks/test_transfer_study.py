@@ -18,7 +18,7 @@ from study_pieces import SCRATCH, Start
 from study_sets import StudyFolders, draw_labelled, link_patients, take_first_patients
 
 from src.core.errors import UserError
-from src.core.files import only_writer
+from src.core.run_folder import only_writer
 from src.data.prepared import PreparedDataset
 from src.score.metric import score
 

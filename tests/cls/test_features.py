@@ -15,7 +15,7 @@ import torch
 import infer
 import score
 import train_cls
-from src.cls import task
+from src.cls import run as cls_run
 from src.cls.model import load_classifier, metric_shift
 from src.cls.run_folder import find_folds
 from src.core.errors import UserError
@@ -39,7 +39,7 @@ def test_marked_slices_change_what_slices_teach(tiny, run_arguments, tmp_path):
     assert np.abs(areas - marks).max() > 1e-6
     # they are an input: a run is not continued with other ones
     pd.read_csv(tiny.marks).iloc[1:].to_csv(tmp_path / "fewer.csv", index=False)
-    with pytest.raises(UserError, match="run with other --data"):
+    with pytest.raises(UserError, match="made with other data"):
         train_cls.main(run_arguments("marks", **(given | {"fold": "1"}), image_labels=tmp_path / "fewer.csv"))
 
 
@@ -79,7 +79,7 @@ def test_labels_of_other_targets_do_not_reach_a_single_network(tiny, run_argumen
 def test_a_single_run_with_other_options_is_refused(run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1, mode="single", targets="liver spleen"))
     (tmp_path / "run/fold0/oof_series.csv").unlink()  # as an interruption leaves it
-    with pytest.raises(UserError, match="holds a run with other --lr"):
+    with pytest.raises(UserError, match="made with --lr"):
         train_cls.main(run_arguments(fold="0", epochs=1, mode="single", targets="liver spleen", lr="1e-2"))
 
 
@@ -251,7 +251,7 @@ def test_contradictions_are_one_line(run_arguments, changes, part):
 
 
 def test_a_patient_on_both_sides_of_a_fold_is_caught(run_arguments, monkeypatch):
-    read = task.TrainingInputs.read.__func__
+    read = cls_run.TrainingInputs.read.__func__
 
     def leaky(cls, options):
         inputs = read(cls, options)
@@ -261,7 +261,7 @@ def test_a_patient_on_both_sides_of_a_fold_is_caught(run_arguments, monkeypatch)
         series.loc[first, "fold"] = 1 - series.fold[first]
         return type(inputs)(**{**inputs.__dict__, "series": series})
 
-    monkeypatch.setattr(task.TrainingInputs, "read", classmethod(leaky))
+    monkeypatch.setattr(cls_run.TrainingInputs, "read", classmethod(leaky))
     with pytest.raises(UserError, match=r"is trained on \(series .*\) and held out \(series .*\)"):
         train_cls.main(run_arguments(fold="0", epochs=1))
 
@@ -282,7 +282,7 @@ def test_a_cache_changes_nothing(run_arguments, tmp_path):
 
 
 def test_a_second_run_may_not_write_into_the_folder(run_arguments, tmp_path):
-    from src.core.files import only_writer
+    from src.core.run_folder import only_writer
 
     (tmp_path / "run").mkdir()
     with only_writer(tmp_path / "run"), pytest.raises(UserError, match="another run is writing"):

@@ -9,7 +9,7 @@ import pytest
 
 from src.cls import second_level
 from src.core.errors import UserError
-from src.core.files import only_writer
+from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.submit.models import run_files
 from tests.helpers.infer_runs import train_small

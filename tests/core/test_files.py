@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from src.core.errors import UserError
-from src.core.files import atomic_path, only_writer, read_exact, write_table
+from src.core.files import atomic_path, read_exact, write_table
+from src.core.run_folder import only_writer
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 import prepare_data
 from src.core.errors import UserError
-from src.core.files import only_writer
+from src.core.run_folder import only_writer
 from src.data.png import read_png
 from src.data.prepared import PreparedDataset
 from tests.helpers.dicom_files import write_series

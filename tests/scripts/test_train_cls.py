@@ -10,11 +10,10 @@ import torch
 
 import score
 import train_cls
-from src.cls import fold as fold_module
-from src.cls.state import FoldState
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.data.prepared import PreparedDataset
+from src.nn import training
 from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 
 
@@ -74,15 +73,14 @@ class Interrupted(Exception):
 
 def test_an_interrupted_run_continues_to_the_same_result(run_arguments, tmp_path, monkeypatch, capsys):
     train_cls.main(run_arguments("whole", fold="0", epochs=3))
-    save = fold_module.save_state
+    save = training.save_checkpoint
 
-    def save_then_stop(path, state: FoldState, *rest: object) -> None:
-        save(path, state, *rest)
-        if state.epoch == 1:
-            raise Interrupted
+    def save_then_stop(path: Path, content: dict) -> None:
+        save(path, content)
+        raise Interrupted
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(fold_module, "save_state", save_then_stop)
+        patched.setattr(training, "save_checkpoint", save_then_stop)
         train_cls.main(run_arguments("broken", fold="0", epochs=3))
     assert not (tmp_path / "broken" / "fold0" / "oof_series.csv").exists()
     train_cls.main(run_arguments("broken", fold="0", epochs=3))
@@ -169,11 +167,11 @@ def test_folds_that_miss_a_patient_are_refused(tiny, run_arguments, tmp_path):
 
 def test_a_folder_with_a_run_of_other_options_or_data_is_refused(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1))
-    with pytest.raises(UserError, match="other --hidden"):
+    with pytest.raises(UserError, match="made with --hidden 8, not 4"):
         train_cls.main(run_arguments(fold="1", epochs=1, hidden=4))
     folds = pd.read_csv(tiny.folds)
     swapped = write(folds.assign(fold=1 - folds.fold), tmp_path / "swapped.csv")
-    with pytest.raises(UserError, match="other --data"):
+    with pytest.raises(UserError, match="made with other data"):
         train_cls.main(run_arguments(fold="1", epochs=1, folds=swapped))
     copied = write(folds, tmp_path / "copied.csv")  # the same folds elsewhere are the same run
     train_cls.main(run_arguments(fold="1", epochs=1, folds=copied))
@@ -198,7 +196,9 @@ def test_resume_never_trains_anew(run_arguments, tmp_path, capsys):
 def test_a_refused_start_anew_deletes_nothing(run_arguments, tmp_path):
     train_cls.main(run_arguments(epochs=1))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="other --hidden"):  # fold 1 would be left as another run's
+    with pytest.raises(
+        UserError, match="made with --hidden 8, not 4"
+    ):  # fold 1 would be left as another run's
         train_cls.main(run_arguments(fold="0", epochs=1, hidden=4, resume="never"))
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
@@ -237,5 +237,5 @@ def test_a_damaged_slice_is_one_line_even_from_a_loader_process(tiny, run_argume
 
 
 def test_a_loss_that_is_not_finite_names_the_series(run_arguments):
-    with pytest.raises(UserError, match="not finite on series"):
+    with pytest.raises(UserError, match=r"fold0, step \d+: loss or gradient is not finite .* for series"):
         train_cls.main(run_arguments(fold="0", lr="1e30", epochs=3, batch=1))

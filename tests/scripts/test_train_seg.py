@@ -21,7 +21,7 @@ from src.data.png import read_png, write_png
 from src.data.prepared import image_folder, mask_folder, slice_name
 from src.nn.encoder import EncoderFile, create_encoder, first_kernel, save_encoder
 from src.seg.model import load_segmenter
-from src.seg.task import train_pair
+from src.seg.run import train_pair
 from tests.helpers.seg_runs import make_options, write_organ_set
 
 SCRIPT = Path(__file__).parents[2] / "train_seg.py"
@@ -243,7 +243,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(organ_set, tmp_path, changes, 
 
 def test_a_checkpoint_of_other_options_or_labels_is_refused(organ_set, tmp_path):
     train_pair(make_options(organ_set, tmp_path / "run", steps=1))
-    with pytest.raises(UserError, match="written with --lr"):
+    with pytest.raises(UserError, match="made with --lr"):
         train_pair(make_options(organ_set, tmp_path / "run", steps=1, lr=1e-2))
     table = tmp_path / "few.csv"
     table.write_text("patient_id,series_id\n10,100\n")

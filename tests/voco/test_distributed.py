@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import train_voco
-from src.voco import task
-from src.voco.state import save_state
+from src.core.checkpoint import save_checkpoint
+from src.nn import training
 from tests.helpers.voco_files import draw_anatomy, write_prepared
 
 SCRIPT = Path(__file__).parents[2] / "train_voco.py"
@@ -40,15 +40,15 @@ def alone(anatomy, request, tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "save_state", lambda path, state, *rest: keep(folder, path, state, *rest))
+        patch.setattr(training, "save_checkpoint", lambda path, content: keep(folder, path, content))
         train_voco.main(arguments(anatomy, folder / "run", "--objective", request.param))
     torch.set_num_threads(threads)
     return SimpleNamespace(objective=request.param, run=folder / "run", halfway=folder / "10.pt")
 
 
-def keep(folder, path, state, *rest):
-    save_state(path, state, *rest)
-    shutil.copy(path, folder / f"{state.step}.pt")
+def keep(folder, path, content):
+    save_checkpoint(path, content)
+    shutil.copy(path, folder / f"{content['step']}.pt")
 
 
 def arguments(data, output, *changes):

@@ -14,14 +14,13 @@ from timm.layers import BatchNormAct2d
 
 from src.core.config import save_options
 from src.core.errors import UserError
-from src.core.files import only_writer
+from src.core.run_folder import only_writer
 from src.core.runtime import Runtime, synchronised
 from src.nn.encoder import create_encoder, read_encoder_file, save_encoder
+from src.nn.training import MOST_SKIPPED, TrainingLoop
 from src.probe.frozen import load_run
-from src.voco import task
-from src.voco.state import build_state
-from src.voco.step import take_step
-from src.voco.task import MOST_SKIPPED, pretrain
+from src.voco.dataset import open_dataset
+from src.voco.run import Pretraining, pretrain
 from tests.helpers.voco_files import draw_anatomy, write_prepared
 from tests.helpers.voco_runs import make_options
 
@@ -38,6 +37,11 @@ def finished(anatomy, tmp_path_factory):
     options = make_options(anatomy, tmp_path_factory.mktemp("finished") / "run", steps=3)
     pretrain(options)
     return options
+
+
+def build(options):
+    """The method of a run before its first step."""
+    return Pretraining(options, open_dataset(options), Runtime.create("fp32"))
 
 
 def encoder_of(options):
@@ -115,10 +119,13 @@ def test_a_run_goes_on_with_another_precision(finished, anatomy):
 def test_fp16_that_skips_every_step_stops(anatomy, tmp_path, monkeypatch):
     """Its scaler takes a gradient that is not finite for an overflow, and would do so for ever."""
 
-    def skip(*args):
-        return take_step(*args)._replace(was_skipped=True)
+    train_on = TrainingLoop.train_on
 
-    monkeypatch.setattr(task, "take_step", skip)
+    def skip(*args):
+        figures, is_finite, _ = train_on(*args)
+        return figures, is_finite, True
+
+    monkeypatch.setattr(TrainingLoop, "train_on", skip)
     with pytest.raises(UserError, match=f"step {MOST_SKIPPED}: "):
         pretrain(make_options(anatomy, tmp_path, steps=40))
 
@@ -135,7 +142,7 @@ def test_fp16_that_skips_every_step_stops(anatomy, tmp_path, monkeypatch):
 )
 def test_networks_that_do_not_fit_are_refused_in_one_line(anatomy, tmp_path, changes, expected):
     with pytest.raises(UserError, match=expected):
-        build_state(make_options(anatomy, tmp_path, **changes), Runtime.create("fp32"))
+        build(make_options(anatomy, tmp_path, **changes))
 
 
 def test_no_number_is_no_number_above_zero():
@@ -152,7 +159,7 @@ def test_weights_go_on_with_the_grey_levels_that_they_know(anatomy, finished, tm
     pretrain(options)
     after = read_encoder_file(tmp_path / "run" / "encoder.safetensors")
     assert (after.mean, after.std) == (given.mean, given.std)
-    network = build_state(options, Runtime.create("fp32")).student
+    network = build(options).network
     assert network.mean.tolist() == [0, 0, 0]
 
 
@@ -176,5 +183,5 @@ def test_a_checkpoint_is_fed_the_greys_of_its_kind(anatomy, tmp_path, content, m
     weights = create_encoder("mobilenetv3_small_050", 3).state_dict()
     torch.save(content(weights), tmp_path / "given.pth")
     options = make_options(anatomy, tmp_path / "run", encoder=str(tmp_path / "given.pth"))
-    network = build_state(options, Runtime.create("fp32")).student
+    network = build(options).network
     assert (network.mean.tolist(), network.std.tolist()) == ([mean] * 3, [std] * 3)

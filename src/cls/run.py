@@ -1,36 +1,36 @@
-"""The whole 5-fold run: checks first, then fold after fold, and the out-of-fold tables at the end."""
+"""The 5-fold run: checks first, then fold after fold, and the out-of-fold tables at the end."""
 
-import json
-import shutil
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from src.cls.fold import FoldTraining, predict_series
+from src.cls.fold import predict_series, train_network
 from src.cls.inputs import TrainingInputs
-from src.cls.model import ClassifierSpec, save_classifier
+from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import require_even_share
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
 from src.cls.run_folder import MODEL
-from src.cls.state import build_state
 from src.cls.views import OWN_REGION, StackView
-from src.core.checkpoint import differing_options
 from src.core.config import plain_options, save_options
 from src.core.errors import UserError
-from src.core.files import only_writer, write_json, write_table
-from src.core.log import is_main_process, say, warn
-from src.core.runtime import Runtime
-from src.core.targets import COLUMNS
+from src.core.files import discard, write_json, write_table
+from src.core.log import is_main_process, say
+from src.core.run_folder import ANOTHER_OUTPUT, only_writer, read_record, require_same
+from src.core.runtime import Runtime, torch_seed
+from src.core.targets import CLASS_WEIGHTS, COLUMNS
 from src.data.selection import SliceSelection
-from src.nn.encoder import GREY_MEAN, GREY_STD, check_input_size, create_encoder, require_true_bf16
-from src.nn.encoder_weights import load_encoder
+from src.nn.encoder import check_input_size, create_encoder, default_greys, require_true_bf16
+from src.nn.first_weights import load_first_weights, recorded_greys
 from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
+
+RECORD = "run.json"
 
 FREE_TO_CHANGE = (
     *("data", "labels", "folds", "encoder", "image_labels", "output", "cache"),
@@ -68,7 +68,7 @@ def train_folds(options: ClassifierOptions) -> None:
     with (
         Runtime.create(options.precision) as runtime,
         runtime.lost_peer_in_one_line(),
-        _hold(options.output),
+        only_writer(options.output) if is_main_process() else nullcontext(),
     ):
         require_shared_batch(options, runtime.world)
         if runtime.is_bf16_on_cpu:
@@ -106,14 +106,6 @@ def require_shared_batch(options: ClassifierOptions, world: int) -> None:
         )
 
 
-def _hold(output: Path) -> AbstractContextManager[None]:
-    """Keep other runs out of the folder, which the main process makes."""
-    if not is_main_process():
-        return nullcontext()
-    output.mkdir(parents=True, exist_ok=True)
-    return only_writer(output)
-
-
 def describe_members(options: ClassifierOptions, inputs: TrainingInputs) -> list[Member]:
     """The networks of a fold that these options, this data set and this encoder ask for.
 
@@ -128,19 +120,9 @@ def describe_members(options: ClassifierOptions, inputs: TrainingInputs) -> list
 def _describe_model(
     options: ClassifierOptions, inputs: TrainingInputs, targets: tuple[str, ...]
 ) -> ClassifierSpec:
-    prepared, encoder = inputs.prepared, inputs.encoder
-    view = _describe_view(options, inputs, targets)
-    mean, std = (GREY_MEAN,) * len(view.windows), (GREY_STD,) * len(view.windows)
-    if encoder is not None and encoder.windows == view.windows:
-        mean, std = encoder.mean, encoder.std
-    elif encoder is not None and not set(view.windows) - set(encoder.windows):
-        places = [encoder.windows.index(name) for name in view.windows]
-        mean, std = (tuple(values[place] for place in places) for values in (encoder.mean, encoder.std))
-    elif encoder is not None:
-        warn(
-            f"the encoder saw the windows {' '.join(encoder.windows)}, the network is shown "
-            f"{' '.join(view.windows)} of {prepared.folder}: its first layer meets other greys"
-        )
+    encoder, view = inputs.encoder, _describe_view(options, inputs, targets)
+    greys = recorded_greys(options.encoder, view.windows) if encoder else None
+    mean, std = greys or default_greys(view.windows)
     return ClassifierSpec(
         backbone=options.backbone if encoder is None else encoder.name,
         view=view,
@@ -222,23 +204,35 @@ def _run_member(
     parts: tuple[pd.DataFrame, pd.DataFrame],
     folder: Path,
 ) -> pd.DataFrame:
-    """Train one network, write it with what is told `about` it, and predict the series held out."""
+    """Train one network, write it with what is recorded `about` it, and predict the held-out series."""
     training, held_out = parts
-    state = build_state(spec, options, about["fold"])
-    if inputs.encoder is not None:
-        view = spec.view
-        windows = view.windows * view.neighbours
-        report = load_encoder(state.model.encoder, options.encoder, view.mask_channels, windows)
-        say(f"encoder {options.encoder}: {report}")
-        state.ema.set(state.model)
-    FoldTraining(runtime, spec, options, inputs, training, folder).run(state)
-    model = state.ema.module
+    model = build_model(spec, options, inputs, about["fold"])
+    averaged = train_network(runtime, model, spec, options, inputs, training, folder)
     if is_main_process():
         patients = sorted(set(training.patient_id))
-        save_classifier(folder / MODEL, model, spec, **about, training_patients=patients)
-    predicted = predict_series(runtime, model, spec, inputs, held_out, options)
+        save_classifier(folder / MODEL, averaged, spec, **about, training_patients=patients)
+    predicted = predict_series(runtime, averaged, spec, inputs, held_out, options)
     runtime.release()
     return predicted
+
+
+def build_model(
+    spec: ClassifierSpec, options: ClassifierOptions, inputs: TrainingInputs, fold: int
+) -> TraumaClassifier:
+    """A classifier before its first step: weights from (seed, fold), then those of `--encoder`."""
+    with torch_seed(options.seed, fold):
+        model = TraumaClassifier(spec, options.drop_path, options.pretrained, options.organ_loss > 0)
+    if options.loss == "plain":  # its best constant answer is not weighted by class
+        weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
+        model.classifier.bias.data -= weights.log()
+    model = model.to(memory_format=torch.channels_last)
+    if inputs.encoder is not None:
+        view = spec.view
+        first = load_first_weights(
+            model.encoder, options.encoder, view.windows, view.neighbours, view.mask_channels
+        )
+        say(f"encoder {options.encoder}: {first.report}")
+    return model
 
 
 def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: list[int]) -> None:
@@ -247,25 +241,21 @@ def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: li
     Raises:
         UserError: a fold there was trained with other options or on other data.
     """
-    record = options.output / "run.json"
+    output, record = options.output, options.output / RECORD
     identity = {"options": plain_options(options), "inputs": inputs.digest}
     begun = {
-        path.relative_to(options.output).parts[0]
+        path.relative_to(output).parts[0]
         for pattern in ("fold*/**/last.pt", f"fold*/{FOLD_TABLE}")
-        for path in options.output.glob(pattern)
+        for path in output.glob(pattern)
     }
     anew = {f"fold{fold}" for fold in chosen} if options.resume == "never" else set()
-    if begun and not record.exists():
-        raise UserError(f"{options.output} holds a run of another program: choose another --output")
+    saved = read_record(record, "a run of train_cls.py")
+    if begun and saved is None:
+        raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
     if begun - anew:
-        saved = json.loads(record.read_text(encoding="utf-8"))
-        differing = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
-        if saved["inputs"] != inputs.digest:
-            differing.append("data (series, labels, folds or encoder)")
-        if differing:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in differing)
-            raise UserError(f"{options.output} holds a run with other {names}: choose another --output")
+        named = {"inputs": "other data (series, labels, folds or encoder)"}
+        require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
     for name in anew:  # only now: a command that is refused deletes nothing
-        shutil.rmtree(options.output / name, ignore_errors=True)
+        discard(output / name)
     write_json(identity, record)
-    save_options(options, options.output / "config.yaml")
+    save_options(options, output / "config.yaml")

@@ -20,14 +20,11 @@ from src.core.errors import UserError
 from src.core.runtime import Runtime
 from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.encoder_weights import load_encoder
+from src.nn.training import LoopSettings, TrainingLoop
 from src.report.voco_pictures import draw_predictions
-from src.voco.dataset import VolumeSample
-from src.voco.losses import build_objective
-from src.voco.monitors import Monitors
+from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
-from src.voco.state import build_state
-from src.voco.step import take_step, teacher_momentum
-from src.voco.task import pretrain
+from src.voco.run import Pretraining, pretrain, teacher_momentum
 from tests.helpers.voco_files import WINDOWS, draw_anatomy, write_prepared
 from tests.helpers.voco_runs import make_options
 
@@ -104,7 +101,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
 @pytest.mark.parametrize("change", [{"lr": 2e-3}, {"seed": 1}, {"batch": 2}, {"steps": 9}], ids=str)
 def test_resuming_with_other_options_is_refused(finished, change):
     name = next(iter(change))
-    with pytest.raises(UserError, match=f"was written with --{name} {getattr(finished, name)}, not"):
+    with pytest.raises(UserError, match=f"was made with --{name} {getattr(finished, name)}, not"):
         pretrain(dataclasses.replace(finished, **change))
 
 
@@ -205,18 +202,18 @@ def test_the_teacher_moves_once_a_step_towards_the_student_of_after_the_step(ana
     """The loop's own step: updating before the optimiser, or twice, gives other weights."""
     options = make_options(anatomy, tmp_path / "run", momentum=0.9)
     runtime = Runtime.create("fp32")
-    state = build_state(options, runtime)
-    before = {name: value.clone() for name, value in state.teacher.state_dict().items()}
-    start = {name: value.clone() for name, value in state.student.state_dict().items()}
+    method = Pretraining(options, open_dataset(options), runtime)
+    before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
+    start = {name: value.clone() for name, value in method.network.state_dict().items()}
     tiles = torch.randint(0, 256, (3, 11, 2, 16, 16, len(WINDOWS)), dtype=torch.uint8)
     batch = VolumeSample(tiles, torch.full((3, 2, 9), 1 / 9), torch.arange(3))
-    state.student, state.optimizer = runtime.prepare(state.student, state.optimizer)
-    take_step(state, batch, torch.arange(3), build_objective(options), Monitors(), options, runtime)
-    for name, after in state.student.state_dict().items():
+    settings = LoopSettings(6, 0, 1e-3, 1.0, options.seed, log_every=1, save_every=1)
+    TrainingLoop(method, settings, runtime, tmp_path, {}).train_on(batch, 0)
+    for name, after in method.network.state_dict().items():
         if after.is_floating_point():
             expected = 0.9 * before[name] + 0.1 * after
-            torch.testing.assert_close(state.teacher.state_dict()[name], expected, rtol=1e-5, atol=1e-7)
-    moved = [name for name, value in state.student.named_parameters() if not torch.equal(value, start[name])]
+            torch.testing.assert_close(method.teacher.state_dict()[name], expected, rtol=1e-5, atol=1e-7)
+    moved = [name for name, value in method.network.named_parameters() if not torch.equal(value, start[name])]
     assert moved, "the step must have changed the student"
 
 

@@ -1,0 +1,188 @@
+"""Folders that a program fills over many hours: claimed, recognised and refused in one way.
+
+A record in the folder (a JSON file, or the checkpoint of a training) holds what it was made of: options and
+digests of the inputs. A program that comes back continues where the record agrees, and refuses where not.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.core.config import option_flag
+from src.core.errors import UserError
+from src.core.files import discard, write_json
+
+ANOTHER_OUTPUT = "choose another --output"
+START_ANEW = f"start anew with --resume never, or {ANOTHER_OUTPUT}"
+
+
+def require_same(
+    where: Path,
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    *,
+    free: Iterable[str] = (),
+    named: Mapping[str, str] | None = None,
+    advice: str = START_ANEW,
+) -> None:
+    """Refuse to continue what was made of something else.
+
+    Args:
+        where: folder or checkpoint, for the message.
+        saved, current: what it was made of, and what it would be made of now; `options` may be a dict.
+        free: options that may differ.
+        named: how to call an entry that is no option, such as `{"series": "other series"}`.
+
+    Raises:
+        UserError: an entry differs; the message names the first one.
+    """
+    named = named or {}
+    for name, before, now in _pairs(saved, current):
+        if name not in free and before != now:
+            what = named.get(name) or f"{option_flag(name)} {_in_words(before)}, not {_in_words(now)}"
+            raise UserError(f"{where} was made with {what}: {advice}")
+
+
+def differing_options(
+    saved: Mapping[str, Any], current: Mapping[str, Any], free: Iterable[str] = ()
+) -> list[str]:
+    """Names of options that differ between a record and this run, but for those that are `free` to change."""
+    return [name for name, before, now in _pairs(saved, current) if name not in free and before != now]
+
+
+def claim_folder(
+    folder: Path,
+    record_name: str,
+    record: dict[str, Any],
+    *,
+    kind: str,
+    leftovers: Iterable[str] = (),
+    overwrite: bool = False,
+    kept: Iterable[str] = (),
+    **comparison: Any,
+) -> bool:
+    """Make `folder`, which exists, the place of what `record` describes.
+
+    Args:
+        record_name: of the JSON file.
+        kind: what the folder holds, for messages: "a prepared data set".
+        leftovers: patterns of what a killed run may have left; these are deleted.
+        overwrite: delete what is there, but for the record (so that a run that is killed meanwhile can be
+            repeated) and `kept`, instead of comparing.
+        comparison: `free`, `named` and `advice` of `require_same`.
+
+    Returns:
+        Whether a record was there.
+
+    Raises:
+        UserError: the folder holds something else, or was made of something else.
+    """
+    path = folder / record_name
+    unwanted = {item for pattern in leftovers for item in folder.glob(pattern)}
+    saved = read_record(path, kind)
+    if saved is None and set(folder.iterdir()) - unwanted:
+        raise UserError(f"{folder} holds something else than {kind}: {ANOTHER_OUTPUT}")
+    if saved is not None and overwrite:
+        unwanted = {item for item in folder.iterdir() if item.name not in {record_name, *kept}}
+    elif saved is not None:
+        require_same(folder, saved, record, **comparison)
+    for item in unwanted:
+        discard(item)
+    write_json(record, path)
+    return saved is not None
+
+
+def read_record(path: Path, kind: str) -> dict[str, Any] | None:
+    """The record of a folder, None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged, so {path.parent} is not known for {kind}: {ANOTHER_OUTPUT}"
+        ) from None
+    return record
+
+
+def find_checkpoint(output: Path, resume: str) -> Path | None:
+    """The checkpoint that `--resume` names: `last.pt` of the run where it exists, none, or the given path."""
+    last = output / "last.pt"
+    if resume == "auto":
+        return last if last.exists() else None
+    return None if resume == "never" else Path(resume)
+
+
+def clear_training(folder: Path, patterns: Iterable[str], keep: str | Path | None = None) -> None:
+    """Delete what an earlier training left, so that nothing of it is taken for the new one's.
+
+    Args:
+        patterns: of the files and folders, as `Path.glob` takes them, besides those of every training.
+        keep: a file that the new run starts from, which may be among them.
+    """
+    for pattern in (*patterns, "last.pt", ".last-*.pt", "metrics.csv", "curves.png", "events.*"):
+        for path in folder.glob(pattern):
+            if not (keep and Path(keep).exists() and path.samefile(keep)):
+                discard(path)
+
+
+_held: set[int] = set()  # folders that this process holds
+
+
+def _let_go_in_child() -> None:
+    """A forked process, as a loader's worker, would hold its parent's folders for as long as it lives."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make `folder`, and hold it against other runs that would write to it. A killed run lets go of it.
+
+    Raises:
+        UserError: another run holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {folder}: wait for it, or name another") from None
+        except OSError:
+            pass  # a file system that cannot lock a folder, as NFS
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _pairs(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in (*saved, *(name for name in current if name not in saved)):
+        before, now = saved.get(name), current.get(name)
+        if name == "options" and isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from _pairs(before, now)
+        else:
+            yield name, before, now
+
+
+def _in_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

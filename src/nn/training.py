@@ -1,0 +1,289 @@
+"""The training loop that pre-training, segmentation and the classifier share.
+
+A `Method` brings the networks, the loss of a batch and what there is to report. The loop takes the steps,
+logs, saves, resumes, and ends in one line where training cannot go on: memory that is too small, a loss that
+is not finite, an fp16 scale that never settles, a process that lost the others.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from src.core.checkpoint import load_checkpoint, save_checkpoint
+from src.core.errors import UserError
+from src.core.log import MetricsLog, is_main_process, progress
+from src.core.run_folder import require_same
+from src.core.runtime import Runtime, torch_seed
+from src.nn.schedule import set_lr, warmup_cosine
+
+MOST_SKIPPED = 25
+"""Steps in a row that fp16's scaler may skip: from its first scale, 2^16, to far below 1."""
+
+
+class Losses(NamedTuple):
+    """The forward pass of a batch."""
+
+    loss: Tensor
+    """() with a graph"""
+    figures: dict[str, Tensor]
+    """() each, without a graph: averaged over batches and processes for the log"""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long, how fast, and what happens when."""
+
+    steps: int
+    """optimiser steps of the run, at whose end the learning rate is 0"""
+    warmup_steps: int
+    lr: float
+    clip_norm: float
+    seed: int
+    log_every: int
+    """batches between two rows of metrics.csv"""
+    save_every: int
+    """batches between two checkpoints, a multiple of `log_every`"""
+    accumulation: int = 1
+    """batches of an optimiser step"""
+    epoch_batches: int = 1
+    """batches of an epoch, whose last step may have fewer; only needed for accumulation"""
+
+    @property
+    def batches(self) -> int:
+        """Batches of the run."""
+        return self.first_batch(self.steps)
+
+    def first_batch(self, step: int) -> int:
+        """The batch that an optimiser step begins with; steps are saved at the ends of epochs."""
+        if self.accumulation == 1:
+            return step
+        epoch_steps = -(-self.epoch_batches // self.accumulation)
+        epoch, inside = divmod(step, epoch_steps)
+        return epoch * self.epoch_batches + inside * self.accumulation
+
+    def group(self, batch: int) -> tuple[int, bool, bool]:
+        """How many batches share the optimiser step of a batch, and whether it is their first, their last."""
+        if self.accumulation == 1:
+            return 1, True, True
+        inside = batch % self.epoch_batches
+        first = inside - inside % self.accumulation
+        size = min(self.accumulation, self.epoch_batches - first)
+        return size, inside == first, inside == first + size - 1
+
+
+class Method(ABC):
+    """What the loop asks of a method. Every process of a run calls all of it, in the same order."""
+
+    name = ""
+    """what messages begin with, such as `fold0`; also the folder's label on a progress bar"""
+    memory_advice: str
+    """what a user changes where memory is too small"""
+    failure_advice: str
+    """what a user changes where the loss is no number"""
+    network: nn.Module
+    """the trained one; `Runtime.prepare` may wrap it"""
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def read(self, first_batch: int) -> Iterator[Any]:
+        """This process's batches, from a batch of the run on."""
+
+    @abstractmethod
+    def losses(self, batch: Any, number: int, step: int) -> Losses:
+        """The loss of a batch, the `number`-th of the run, after `step` optimiser steps."""
+
+    def draws(self, number: int) -> tuple[int, ...]:
+        """What the random numbers of a batch follow from, besides seed and process."""
+        return (number,)
+
+    def row(self, step: int) -> int:
+        """The number of a row of metrics.csv that ends with a step."""
+        return step
+
+    @abstractmethod
+    def after_step(self, step: int) -> None:
+        """What follows an optimiser step, the `step`-th: averages of weights."""
+
+    @abstractmethod
+    def report(self, at: "Progress", means: dict[str, float]) -> dict[str, float]:
+        """Print where training stands; the row of metrics.csv, from the means of the batches' figures."""
+
+    def before_save(self, step: int) -> None:  # noqa: B027 (most methods do nothing)
+        """Called before a checkpoint is written."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the networks."""
+
+    @abstractmethod
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take back what `tensors` gave."""
+
+    @abstractmethod
+    def name_series(self, number: int) -> str:
+        """The series of a batch of all processes that may have spoilt it, as patient/series."""
+
+
+class Progress(NamedTuple):
+    """Where training stands at a row of metrics.csv."""
+
+    step: int
+    """optimiser steps done"""
+    batches: int
+    """of this row"""
+    lr: float
+    elapsed_s: float
+    """for the batches of this row"""
+    seconds: float
+    """for all steps so far, those before a resumption included"""
+    batch: Any
+    """the last one read"""
+    is_last: bool
+
+
+class TrainingLoop:
+    """Trains a method in a folder, from the start or from a checkpoint.
+
+    Args:
+        identity: what must be equal for a run to continue a checkpoint: `options` and a digest of the data.
+        free: options that a continued run may change.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        settings: LoopSettings,
+        runtime: Runtime,
+        folder: Path,
+        identity: dict[str, Any],
+        free: tuple[str, ...] = (),
+    ) -> None:
+        self.method, self.settings, self.runtime, self.folder = method, settings, runtime, folder
+        self.identity, self.free = identity, free
+        self.step = 0
+        """optimiser steps done"""
+        self.seconds = 0.0
+        method.network, method.optimizer = runtime.prepare(method.network, method.optimizer)
+
+    def resume(self, checkpoint: Path, script: str) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            UserError: it cannot be read, is not the script's, or belongs to other options or other series.
+        """
+        saved = load_checkpoint(checkpoint)
+        wanted = {"step", "seconds", "optimizer", "scaler", *self.method.tensors(), *self.identity}
+        if not wanted <= saved.keys():
+            raise UserError(f"{checkpoint} is not a checkpoint of {script}")
+        require_same(
+            checkpoint,
+            {name: saved[name] for name in self.identity},
+            self.identity,
+            free=self.free,
+            named={"series": "other series than --data holds now"},
+        )
+        self.method.restore(saved)
+        self.method.optimizer.load_state_dict(saved["optimizer"])
+        self.runtime.load_scaler(saved["scaler"])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+
+    def run(self) -> None:
+        """Take the steps that are left. Under torchrun every process calls this; rank 0 alone writes.
+
+        Raises:
+            UserError: a loss or a gradient is not finite (the message names the step and the series), memory
+                is too small, or another process of the run stopped.
+        """
+        log = MetricsLog(self.folder, self.method.row(self.step)) if is_main_process() else None
+        try:
+            with self.runtime.lost_peer_in_one_line():
+                self._take_steps(log)
+        finally:
+            if log is not None:
+                log.close()
+
+    def _take_steps(self, log: MetricsLog | None) -> None:
+        method, settings = self.method, self.settings
+        number = settings.first_batch(self.step)
+        batches = method.read(number)
+        skipped = 0
+        while number < settings.batches:
+            started, rows = time.perf_counter(), []
+            count = min(settings.log_every - number % settings.log_every, settings.batches - number)
+            for batch in progress(islice(batches, count), count, method.name):
+                lr = warmup_cosine(self.step, settings.steps, settings.warmup_steps, settings.lr)
+                set_lr(method.optimizer, lr)
+                figures, is_finite, was_skipped = self.train_on(batch, number)
+                number += 1
+                skipped = skipped + 1 if was_skipped else 0
+                if not is_finite or skipped == MOST_SKIPPED:
+                    raise UserError(self._describe_failure(number - 1, figures))
+                rows.append(figures)
+            elapsed_s = time.perf_counter() - started
+            self.seconds += elapsed_s
+            is_last = number == settings.batches
+            at = Progress(self.step, count, lr, elapsed_s, self.seconds, batch, is_last)
+            row = method.report(at, self._average(rows))
+            if log is not None:
+                log.log(method.row(self.step), **row)
+            if number % settings.save_every == 0 or is_last:
+                self._save()
+
+    def train_on(self, batch: Any, number: int) -> tuple[dict[str, Tensor], bool, bool]:
+        """Learn from a batch: its figures, whether all numbers are finite, whether fp16 skipped the step."""
+        method, runtime, settings = self.method, self.runtime, self.settings
+        size, is_first, is_last = settings.group(number)
+        try:
+            # dropout and stochastic depth: other noise in every process, the same in a resumed run
+            with torch_seed(settings.seed, *method.draws(number), runtime.rank):
+                loss, figures = method.losses(batch, number, self.step)
+                if is_first:
+                    method.optimizer.zero_grad()
+                runtime.backward(loss / size)
+            is_lost, was_skipped = ~loss.detach().isfinite(), False
+            if is_last:
+                norm = runtime.clip_grad_norm(method.network.parameters(), settings.clip_norm)
+                method.optimizer.step()
+                self.step += 1
+                method.after_step(self.step)
+                # an fp16 overflow is no failure: the gradient scaler skips the step and lowers its scale
+                was_skipped = method.optimizer.step_was_skipped
+                is_lost = is_lost | ~(norm.isfinite() | was_skipped)
+        except torch.OutOfMemoryError:
+            raise UserError(f"the GPU's memory is too small for a step: {method.memory_advice}") from None
+        return figures, not runtime.sum(is_lost.float()).item(), was_skipped
+
+    def _average(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Over batches and processes."""
+        means = torch.stack([torch.stack(list(row.values())) for row in rows]).mean(0)
+        means = (self.runtime.sum(means) / self.runtime.world).tolist()
+        return dict(zip(rows[0], means, strict=True))
+
+    def _save(self) -> None:
+        self.method.before_save(self.step)
+        if is_main_process():
+            content = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "optimizer": self.method.optimizer.state_dict(),
+                "scaler": self.runtime.scaler_state(),
+            }
+            save_checkpoint(self.folder / "last.pt", content | self.method.tensors() | self.identity)
+
+    def _describe_failure(self, number: int, figures: dict[str, Tensor]) -> str:
+        method = self.method
+        *_, is_last = self.settings.group(number)
+        step = self.step if is_last else self.step + 1  # the one that the batch belongs to
+        where = f"{method.name}, step" if method.name else "step"
+        values = ", ".join(f"{name} {value.item():.3g}" for name, value in figures.items())
+        return (
+            f"{where} {step}: loss or gradient is not finite ({values}) for series "
+            f"{method.name_series(number)}: {method.failure_advice}"
+        )

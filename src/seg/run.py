@@ -1,0 +1,272 @@
+"""The segmentation run: what `src/nn/training.py` steps through, and what it leaves in its folder."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+
+from src.core.config import plain_options, save_options
+from src.core.errors import UserError
+from src.core.files import write_table
+from src.core.log import is_main_process, say, warn
+from src.core.run_folder import clear_training, find_checkpoint, only_writer
+from src.core.runtime import Runtime, torch_seed
+from src.nn.encoder import default_greys, find_encoder_file
+from src.nn.first_weights import load_first_weights, patients_seen_by
+from src.nn.loading import StackLoader
+from src.nn.training import LoopSettings, Losses, Method, Progress, TrainingLoop
+from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
+from src.seg.left_out import score_left_out, score_on_the_way
+from src.seg.losses import label_loss, verification_loss
+from src.seg.model import MODEL, SegmenterPair, SegmenterSpec, check_pair, save_segmenter
+from src.seg.options import SegOptions
+from src.seg.split import PARTS, SegData, open_data
+from src.seg.unlabelled import MixedBatch, mix_unlabelled, unlabelled_terms
+
+FREE_TO_CHANGE = (
+    *("data", "labelled", "output", "resume", "workers", "precision"),
+    *("log_every", "save_every", "score_every", "organs"),
+)
+"""Options that a resumed run may change: data are known by their series and parts, not by path."""
+
+
+def train_pair(options: SegOptions) -> Path:
+    """Train the pair as `options` say, from the start or from a checkpoint; export it, and score it.
+
+    Under torchrun every process calls this; rank 0 alone writes.
+
+    Returns:
+        The path of `segmenter.safetensors`.
+
+    Raises:
+        UserError: data that cannot be used, a checkpoint of another run, or a loss that is no longer a
+        number.
+    """
+    output = Path(options.output)
+    data = open_data(options)
+    checkpoint = find_checkpoint(output, options.resume)
+    with Runtime.create(options.precision) as runtime:
+        method = PairTraining(options, data, runtime)
+        settings = LoopSettings(
+            steps=options.steps,
+            warmup_steps=round(options.warmup * options.steps),
+            lr=options.lr,
+            clip_norm=options.clip_norm,
+            seed=options.seed,
+            log_every=options.log_every,
+            save_every=options.save_every,
+        )
+        identity = {"options": plain_options(options), "series": digest_series(data)}
+        loop = TrainingLoop(method, settings, runtime, output, identity, FREE_TO_CHANGE)
+        if checkpoint:
+            loop.resume(checkpoint, "train_seg.py")
+        if not is_main_process():
+            loop.run()
+            return output / MODEL
+        with only_writer(output):
+            _open_folder(options, method, checkpoint, loop.step)
+            loop.run()
+            method.export(output / MODEL, loop.step)
+            score_left_out(method.ema.module, method.spec, data, runtime, options)
+    say(f"wrote {output / MODEL}")
+    return output / MODEL
+
+
+class PairTraining(Method):
+    """The two sub-networks of a run, the average of their weights, and the loss of a batch of slices."""
+
+    memory_advice = "lower --batch and --unlabelled-batch"
+    failure_advice = (
+        "go on from the last checkpoint with --precision fp32, or start anew with a lower --lr and "
+        "--resume never"
+    )
+
+    def __init__(self, options: SegOptions, data: SegData, runtime: Runtime) -> None:
+        """Pair, average and optimiser before the first step; the initial weights follow from the seed.
+
+        Raises:
+            UserError: a backbone or decoder that cannot be built, first weights that do not fit, or a batch
+                that the processes cannot share evenly.
+        """
+        self.options, self.data, self.runtime = options, data, runtime
+        spec = describe_pair(options, data.size)
+        with torch_seed(options.seed):
+            pair = SegmenterPair(spec, options.pretrained, options.embedding if options.contrast else 0)
+        unlabelled = options.unlabelled_batch if options.uses_unlabelled else 0
+        check_pair(pair, spec, (options.batch + unlabelled) // runtime.world)
+        self.loaded = ""
+        """what was loaded from `--encoder`"""
+        if options.encoder:
+            encoder = pair.a.net.encoder.model
+            first = load_first_weights(encoder, options.encoder, options.windows, options.slices)
+            spec = replace(spec, means=(first.mean, spec.means[1]), stds=(first.std, spec.stds[1]))
+            pair.a.set_greys(first.mean, first.std)
+            self.loaded = str(first.report)
+        self.spec = spec
+        pair = runtime.share_batch_statistics(pair).to(memory_format=torch.channels_last)
+        pair.train()
+        self.network: torch.nn.Module = pair
+        self.optimizer = torch.optim.AdamW(
+            pair.parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            fused=runtime.device.type == "cpu" or None,
+        )
+        self.ema = ModelEmaV3(pair, decay=options.ema_decay, use_warmup=True)
+        """the average of the weights, which is scored and exported"""
+        self.ema.to(runtime.device)
+        self.dataset = SliceDataset(data, options)
+        self._order = SliceOrder(options, 0, runtime.rank, runtime.world)
+
+    def read(self, first_batch: int) -> Iterator[SliceBatch]:
+        order = SliceOrder(self.options, first_batch, self.runtime.rank, self.runtime.world)
+        return iter(StackLoader(self.dataset, self.options.workers, batch_sampler=order))
+
+    def losses(self, batch: SliceBatch, number: int, step: int) -> Losses:
+        """The sum of all terms with their weights.
+
+        Under torchrun each process learns from its share of the batch and gradients are averaged; Dice,
+        reliability and prototypes are those of the share, while the sub-network that teaches is the same in
+        all.
+        """
+        options, runtime = self.options, self.runtime
+        strong = batch.strong.to(runtime.device, non_blocking=True)  # (B, 2, H, W, C)
+        labelled = int(batch.is_labelled.sum())
+        labels = batch.mask[:labelled].to(runtime.device, non_blocking=True).long()  # (L, H, W)
+        mixed: MixedBatch | None = None
+        if options.uses_unlabelled:
+            weak = batch.weak[labelled:].to(runtime.device, non_blocking=True)  # (U, H, W, C)
+            with runtime.autocast():
+                mixed = mix_unlabelled(self.ema.module, strong, weak, labels, options.mix)
+            strong = mixed.strong
+        with runtime.autocast():
+            pair = self.network(strong[:, 0], strong[:, 1])
+
+        own_errors = [label_loss(answer.logits[:labelled], labels) for answer in pair]
+        terms = {"supervised_a": own_errors[0], "supervised_b": own_errors[1]}
+        if options.verification:
+            a, b = (answer.logits[:labelled].float().softmax(1) for answer in pair)
+            errors = [verification_loss(*each, labels, options.confidence) for each in ((a, b), (b, a))]
+            terms["verification"] = options.verification * (errors[0] + errors[1])
+        chosen = [answer.logits.detach().argmax(1) for answer in pair]  # (B, H, W)
+        shares = {"agreement": (chosen[0] == chosen[1]).float().mean()}
+        if mixed is not None:
+            # summed over processes, so that one sub-network teaches in every share
+            errors = runtime.sum(torch.stack(own_errors).detach())
+            teaching = 0 if errors[0] <= errors[1] else 1
+            more, shares_of_unlabelled = unlabelled_terms(pair, mixed, labels, teaching, step, options)
+            terms |= more
+            shares |= shares_of_unlabelled
+        figures = {f"loss_{name}": term.detach() for name, term in terms.items()}
+        return Losses(torch.stack(list(terms.values())).sum(), figures | shares)
+
+    def after_step(self, step: int) -> None:
+        pair = self.runtime.unwrap(self.network)
+        self.runtime.share_buffers(pair)  # else each process would have an average of its own
+        self.ema.update(pair, step=step)
+
+    def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
+        options = self.options
+        losses = {name: value for name, value in means.items() if name.startswith("loss_")}
+        figures = {"loss": sum(losses.values()), **means, "lr": at.lr, "seconds": at.seconds}
+        terms = ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
+        shares = ", ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in losses)
+        say(
+            f"step {at.step}/{options.steps}  loss {figures['loss']:.3f} ({terms})  {shares}  "
+            f"lr {at.lr:.1e}  {at.seconds:.0f} s"
+        )
+        is_due = options.score_every and at.step % options.score_every == 0 and not at.is_last
+        if is_due and is_main_process():
+            figures |= score_on_the_way(self.ema.module, self.spec, self.data, self.runtime, options)
+        return figures
+
+    def tensors(self) -> dict[str, Any]:
+        return {
+            "pair": self.runtime.unwrap(self.network).state_dict(),
+            "ema": self.ema.module.state_dict(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.runtime.unwrap(self.network).load_state_dict(saved["pair"])
+        self.ema.module.load_state_dict(saved["ema"])
+
+    def name_series(self, number: int) -> str:
+        world = self.runtime.world
+        shares = [SliceOrder(self.options, number, rank, world).share(number) for rank in range(world)]
+        return self.dataset.name_series([key for share in shares for key in share])
+
+    def export(self, path: Path, step: int) -> None:
+        """Write the average of the weights, with how it was trained and on whom."""
+        save_segmenter(
+            path,
+            self.ema.module,
+            self.spec,
+            script="train_seg.py",
+            steps=step,
+            options=plain_options(self.options),
+            patients={part: sorted(set(self.data.part(part)["patient_id"])) for part in PARTS},
+        )
+
+
+def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
+    """The pair that the options ask for; with `--encoder` of this kit, A is its backbone.
+
+    Raises:
+        UserError: the encoder file cannot be read, or both sub-networks would be of one kind.
+    """
+    first, second = options.backbones
+    mean, std = default_greys(options.windows)
+    if options.encoder and (about := find_encoder_file(options.encoder)):
+        first = about.name
+    if (first, options.decoders[0]) == (second, options.decoders[1]):
+        raise UserError(
+            f"both sub-networks are {options.decoders[0]} on {first}: they must differ to correct each other "
+            "(see --backbones, --decoders, and --encoder, which names the first backbone)"
+        )
+    return SegmenterSpec(
+        backbones=(first, second),
+        decoders=options.decoders,
+        decoder_width=options.decoder_width,
+        windows=options.windows,
+        slices=options.slices,
+        size=size,
+        means=(mean, mean),
+        stds=(std, std),
+    )
+
+
+def digest_series(data: SegData) -> str:
+    """Changes with the series, their order and their parts."""
+    columns = data.series[["set", "patient_id", "series_id", "part"]].astype(str)
+    ids = "\n".join(columns.agg("/".join, axis=1))
+    return hashlib.sha256(ids.encode()).hexdigest()
+
+
+def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | None, step: int) -> None:
+    """Print what the run is, and write what is known of it before the first step."""
+    series, runtime, output = method.data.series, method.runtime, Path(options.output)
+    counts = ", ".join(f"{(series['part'] == part).sum()} {part}" for part in PARTS)
+    where = str(runtime.device)
+    where += f", {runtime.world} processes" if runtime.world > 1 else ""
+    say(f"series: {counts} ({series['patient_id'].nunique()} patients); {where}")
+    if checkpoint:
+        say(f"continuing {checkpoint} after step {step} of {options.steps}")
+    else:
+        results = (MODEL, "split.csv", "scores.csv", "sheets/*/*.png", "left_out")
+        clear_training(output, results, keep=options.encoder)
+        if method.loaded:
+            say(f"encoder {options.encoder}: {method.loaded}")
+    if options.encoder:
+        left_out = set(method.data.part("left out")["patient_id"])
+        seen = left_out & set(patients_seen_by(options.encoder))
+        if seen:
+            warn(
+                f"the encoder was pre-trained on {len(seen)} of the {len(left_out)} patients left out "
+                "(images only, no labels: allowed, but their score may flatter)"
+            )
+    save_options(options, output / "config.yaml")
+    write_table(series[["set", "patient_id", "series_id", "part"]], output / "split.csv")

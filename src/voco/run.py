@@ -1,0 +1,325 @@
+"""The pre-training run: what `src/nn/training.py` steps through, and what it leaves in its folder."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from src.core.config import plain_options, save_options
+from src.core.files import atomic_path, write_table
+from src.core.log import is_main_process, say, warn
+from src.core.run_folder import clear_training, find_checkpoint, only_writer
+from src.core.runtime import Runtime, torch_seed
+from src.data.png import write_png
+from src.nn.encoder import EncoderFile, require_true_bf16, save_encoder
+from src.nn.first_weights import patients_seen_by
+from src.nn.loading import StackLoader
+from src.nn.training import LoopSettings, Losses, Method, Progress, TrainingLoop
+from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
+from src.voco.losses import Embeddings, GlobalBases, build_objective, cosine_similarity
+from src.voco.model import (
+    TeacherHead,
+    VolumeVocoNet,
+    build_network,
+    embed_by_both,
+    make_teacher,
+    teacher_distance,
+    update_teacher,
+)
+from src.voco.monitors import COLLAPSE_STD, Monitors
+from src.voco.options import VocoOptions
+from src.voco.order import VolumeOrder
+
+FREE_TO_CHANGE = (
+    *("data", "output", "resume", "workers", "precision", "micro_batch"),
+    *("log_every", "save_every", "keep_every", "picture_every"),
+)
+"""Options that a resumed run may change: data are known by their series, not path; precision and parts change
+the rounding (and batch statistics), which a run that has met its limits must be free to do."""
+
+Draw = Callable[[VolumeSample, Tensor, tuple[int, int, int]], np.ndarray]
+"""A picture (H, W, 3) of a batch, its similarities (B, R, N) and the grid (z, y, x)."""
+
+
+def pretrain(options: VocoOptions, draw: Draw | None = None) -> Path:
+    """Pre-train as `options` say, from the start or from a checkpoint, and export the encoder.
+
+    Under torchrun every process calls this; rank 0 alone writes.
+
+    Args:
+        draw: makes the pictures of `--picture-every`; without it there are none.
+
+    Returns:
+        The path of `encoder.safetensors`.
+
+    Raises:
+        UserError: data that cannot be used, a checkpoint of another run, or a loss that is no longer a
+        number.
+    """
+    output = Path(options.output)
+    encoder_path = output / "encoder.safetensors"
+    dataset = open_dataset(options)
+    checkpoint = find_checkpoint(output, options.resume)
+    with Runtime.create(options.precision) as runtime:
+        method = Pretraining(options, dataset, runtime, draw, with_first_weights=checkpoint is None)
+        settings = LoopSettings(
+            steps=options.steps,
+            warmup_steps=round(options.warmup * options.steps),
+            lr=options.lr,
+            clip_norm=options.clip_norm,
+            seed=options.seed,
+            log_every=options.log_every,
+            save_every=options.save_every,
+        )
+        identity = {"options": plain_options(options), "series": digest_series(dataset.table)}
+        loop = TrainingLoop(method, settings, runtime, output, identity, FREE_TO_CHANGE)
+        if checkpoint:
+            loop.resume(checkpoint, "train_voco.py")
+        if not is_main_process():
+            loop.run()
+            return encoder_path
+        # from here on the folder is written to: whatever is wrong with the options has been said
+        with only_writer(output):
+            _open_folder(options, method, checkpoint, loop.step)
+            loop.run()
+            method.export(encoder_path, loop.step)
+    say(f"wrote {encoder_path}")
+    return encoder_path
+
+
+class Pretraining(Method):
+    """Student and teacher of a run, and the loss of a batch of volumes."""
+
+    memory_advice = "give --micro-batch (images at a time), or lower --batch"
+    failure_advice = (
+        "go on from the last checkpoint with --precision fp32, or start anew with a lower --lr and "
+        "--resume never"
+    )
+
+    def __init__(
+        self,
+        options: VocoOptions,
+        dataset: VocoDataset,
+        runtime: Runtime,
+        draw: Draw | None = None,
+        with_first_weights: bool = True,
+    ) -> None:
+        """Networks and optimiser before the first step; the initial weights follow from the seed.
+
+        Args:
+            with_first_weights: load `--encoder` or `--pretrained`. A checkpoint brings its own weights, and
+                the file of the first ones need not be there any more.
+
+        Raises:
+            UserError: there is no such backbone, or first weights that do not fit it.
+        """
+        self.options, self.dataset, self.runtime, self.draw = options, dataset, runtime, draw
+        start = options if with_first_weights else replace(options, encoder=None, pretrained=False)
+        with torch_seed(options.seed):
+            student = runtime.share_batch_statistics(build_network(start))
+        student.train()
+        if runtime.is_bf16_on_cpu and not isinstance(student, VolumeVocoNet):
+            require_true_bf16(student.encoder, len(options.windows), options.tile)
+        self.network: torch.nn.Module = student
+        """the student; a step trains it"""
+        self.optimizer = torch.optim.AdamW(
+            student.parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            amsgrad=True,
+            fused=runtime.device.type == "cpu" or None,  # a quarter of the time there; on GPUs torch's choice
+        )
+        self.teacher = make_teacher(student, options.shared_backbone).to(runtime.device)
+        self.patients_before = patients_seen_by(start.encoder) if start.encoder else ()
+        """whom the first weights (--encoder) were trained on"""
+        self.objective = build_objective(options)
+        self.monitors = Monitors()
+        self.similarity: Tensor | None = None
+        """(B, R, N) cosine of the student's random crops to the teacher's bases, of the last batch"""
+        self._volume_losses: Tensor | None = None  # (G,) of the last global batch
+        self._has_warned = False
+        # series of one name in two sets belong to one patient, whose crops must not count as another's
+        self._patient_of = torch.tensor(dataset.table.groupby("patient_id").ngroup().to_numpy())
+        self._order = self._order_from(0)
+
+    def read(self, first_batch: int) -> Iterator[VolumeSample]:
+        order = self._order_from(first_batch)
+        return iter(StackLoader(self.dataset, self.options.workers, batch_sampler=order))
+
+    def losses(self, batch: VolumeSample, number: int, step: int) -> Losses:
+        """The mean over this process's volumes of the terms of the objective.
+
+        Gradients are averaged over processes, and those of base crops that another process compared with come
+        back through the gather. The result is the gradient of the mean over the global batch, however it is
+        spread.
+        """
+        runtime = self.runtime
+        tiles = batch.tiles.to(runtime.device, non_blocking=True)
+        label = batch.label.to(runtime.device, non_blocking=True)
+        crops = label.shape[1]
+        with runtime.autocast():
+            both = embed_by_both(self.network, self.teacher, tiles)  # (B, R + N, D) each
+        student, teacher = (Embeddings.split(embeddings, crops) for embeddings in both)
+        all_bases = GlobalBases(
+            runtime.gather(student.bases), runtime.gather(teacher.bases), first=runtime.rank * len(tiles)
+        )
+        terms = self.objective(student, teacher, label, all_bases)
+        patient = self._patient_of[batch.volume].to(runtime.device)
+        self.monitors.update(student, teacher, label, patient, all_bases.teacher, runtime.gather(patient))
+        self.similarity = cosine_similarity(student.randoms.detach(), teacher.bases)
+        losses = torch.stack(list(terms.values())).sum(0)  # (B,)
+        self._volume_losses = runtime.gather(losses.detach())
+        return Losses(losses.mean(), {name: term.detach().mean() for name, term in terms.items()})
+
+    def after_step(self, step: int) -> None:
+        momentum = teacher_momentum(step - 1, self.options)
+        update_teacher(self.teacher, self.runtime.unwrap(self.network), momentum)
+
+    def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
+        options = self.options
+        figures = {"loss": sum(means.values())}
+        figures |= {f"loss_{name}": value for name, value in means.items()}
+        figures |= self.monitors.read(self.runtime.sum)
+        figures["teacher_distance"] = teacher_distance(self.teacher, self.runtime.unwrap(self.network))
+        figures |= {"lr": at.lr, "seconds": at.seconds}
+        figures["volumes_per_s"] = at.batches * options.batch / at.elapsed_s
+        say(_log_line(at.step, options.steps, figures))
+        has_collapsed = figures["embedding_std"] < COLLAPSE_STD
+        if has_collapsed and not self._has_warned:
+            warn(
+                f"step {at.step}: every crop gets nearly the same embedding (embedding_std "
+                f"{figures['embedding_std']:.4f}); lower --lr, or raise --momentum or --batch"
+            )
+        self._has_warned = has_collapsed
+        if options.picture_every and at.step % options.picture_every == 0:
+            self._write_picture(at)
+        return figures
+
+    def before_save(self, step: int) -> None:
+        self.monitors.forget_previous()
+        every = self.options.keep_every
+        if every and step % every == 0 and is_main_process():
+            self.export(Path(self.options.output) / f"encoder_{step:07d}.safetensors", step)
+
+    def tensors(self) -> dict[str, Any]:
+        return {
+            "student": self.runtime.unwrap(self.network).state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "seen_before": list(self.patients_before),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.runtime.unwrap(self.network).load_state_dict(saved["student"])
+        self.teacher.load_state_dict(saved["teacher"])
+        self.patients_before = tuple(saved["seen_before"])
+
+    def name_series(self, number: int) -> str:
+        lost = (~self._volume_losses.isfinite()).tolist()
+        keys = self._order.global_batch(number)
+        # a gradient may be lost where every loss is still a number: then any volume may be the cause
+        blamed = [key for key, is_lost in zip(keys, lost, strict=True) if is_lost] or keys
+        rows = self.dataset.table.iloc[[self.dataset.series_of(entry) for _, entry in blamed]]
+        return ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
+
+    def export(self, path: Path, step: int) -> None:
+        """Write the backbone with how it was trained and on whom.
+
+        The teacher's rather than the student's: its weights and running statistics average the last steps, so
+        they do not depend on the noise of a single batch, and it is the network whose placing the monitors
+        measured. Where student and teacher share one backbone, it is that one.
+        """
+        options, network = self.options, self.runtime.unwrap(self.network)
+        source = network if isinstance(self.teacher, TeacherHead) else self.teacher
+        patients = self.dataset.table["patient_id"].drop_duplicates().tolist()
+        about = EncoderFile(
+            name=options.backbone,
+            in_channels=len(options.windows),
+            mean=tuple(network.mean.tolist()),
+            std=tuple(network.std.tolist()),
+            windows=options.shown_windows,
+            trained_by={"script": "train_voco.py", "steps": step, "options": plain_options(options)},
+            patients=tuple(dict.fromkeys([*patients, *self.patients_before])),
+        )
+        save_encoder(path, source.encoder, about)
+
+    def _order_from(self, first_step: int) -> VolumeOrder:
+        options, runtime = self.options, self.runtime
+        return VolumeOrder(
+            len(self.dataset),
+            options.batch,
+            seed=options.seed,
+            first_step=first_step,
+            steps=options.steps,
+            rank=runtime.rank,
+            world=runtime.world,
+            sets=self.dataset.sets,
+        )
+
+    def _write_picture(self, at: Progress) -> None:
+        if self.draw is None or not is_main_process():
+            return
+        grid = (self.options.grid_z, self.options.grid, self.options.grid)
+        picture = self.draw(at.batch, self.similarity.cpu(), grid)
+        with atomic_path(Path(self.options.output) / "pictures" / f"step_{at.step:07d}.png") as temporary:
+            write_png(temporary, picture)
+
+
+def teacher_momentum(step: int, options: VocoOptions) -> float:
+    """Momentum of the teacher's average at a step: from `momentum` to `final_momentum` by half a cosine."""
+    if options.final_momentum is None:
+        return options.momentum
+    left = 0.5 * (1 + math.cos(math.pi * step / options.steps))
+    return options.final_momentum - (options.final_momentum - options.momentum) * left
+
+
+def digest_series(table: pd.DataFrame) -> str:
+    """Changes with the series of the index and their order."""
+    ids = "\n".join(table["set"].astype(str) + "/" + table["patient_id"] + "/" + table["series_id"])
+    return hashlib.sha256(ids.encode()).hexdigest()
+
+
+def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | None, step: int) -> None:
+    """Print what the run is, and write what is known of it before the first step."""
+    table, runtime, output = method.dataset.table, method.runtime, Path(options.output)
+    where = str(runtime.device)
+    where += f", {runtime.world} processes" if runtime.world > 1 else ""
+    patients = set(table["patient_id"])
+    say(f"{len(table)} series of {len(patients)} patients, {options.backbone} on {where}")
+    if checkpoint:
+        say(f"continuing {checkpoint} after step {step} of {options.steps}")
+    else:
+        clear_training(output, ("encoder*.safetensors", "pictures/step_*.png"), keep=options.encoder)
+    save_options(options, output / "config.yaml")
+    before = pd.DataFrame({"patient_id": [each for each in method.patients_before if each not in patients]})
+    write_table(pd.concat([table[["patient_id", "series_id"]], before]), output / "patients.csv")
+
+
+def _log_line(step: int, steps: int, figures: dict[str, float]) -> str:
+    terms = ", ".join(
+        f"{name.removeprefix('loss_')} {value:.3f}"
+        for name, value in figures.items()
+        if name.startswith("loss_")
+    )
+    placing = "cross -"  # without trials, as among series of one patient
+    if "cross_placing" in figures:
+        placing = (
+            "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
+        ).format_map(figures)
+    template = (
+        "step {step}/{steps}  loss {loss:.3f} ({terms})  lr {lr:.1e}  "
+        "placing: {placing}, intra {intra_placing:.2f} of {intra_trials:.0f}  "
+        "similarity {positive_similarity:.2f} / {negative_similarity:.2f}  std {embedding_std:.2f}  "
+        "teacher {teacher_distance:.1e}  {volumes_per_s:.1f} volumes/s"
+    )
+    # a task without negatives (every crop overlaps every base) has no such figure
+    defaults = {"negative_similarity": float("nan"), "positive_similarity": float("nan")}
+    return template.format_map(
+        defaults | figures | {"step": step, "steps": steps, "terms": terms, "placing": placing}
+    )
