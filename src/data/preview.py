@@ -1,15 +1,24 @@
-"""A contact sheet of one prepared series: a row a window, evenly spaced slices, organs outlined."""
+"""A contact sheet of one prepared series: one row per window, evenly spaced slices, organs outlined.
+
+python -m src.data.preview --data data/phantom_train --output docs/images/phantom.png
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import cv2
 import numpy as np
 
+from src.core.config import check_range, parse_options
+from src.core.errors import UserError, exit_on_user_error
+from src.core.files import atomic_path
+from src.core.log import say
 from src.ct.organ_labels import ORGANS
 from src.ct.windows import WINDOWS
-from src.data.prepared import image_folder, mask_folder, read_slices
+from src.data.png import write_png
+from src.data.prepared import PreparedDataset, image_folder, mask_folder, read_slices
 from src.data.selection import even_indices
 
 ORGAN_COLOURS = MappingProxyType(
@@ -25,6 +34,28 @@ ORGAN_COLOURS = MappingProxyType(
 
 _CAPTION_PX = 24
 _GAP_PX = 2
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """Options of `python -m src.data.preview`."""
+
+    data: Path
+    """Prepared data set."""
+
+    output: Path
+    """PNG file to write."""
+
+    series: str | None = None
+    """series_id to draw; by default the first one with masks, else the first."""
+
+    columns: int = 6
+    """Slices side by side, evenly spaced from head to feet."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "columns", at_least=1)
+        if self.output.suffix.lower() != ".png":
+            raise ValueError(f"option --output must end in .png, got {self.output}")
 
 
 def contact_sheet(
@@ -88,3 +119,27 @@ def legend(width: int, labels: np.ndarray) -> np.ndarray:
 def _write(strip: np.ndarray, text: str, left: int, colour: tuple[int, int, int]) -> np.ndarray:
     origin = (left, _CAPTION_PX - 7)
     return cv2.putText(strip, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(PreviewOptions, argv, prog="python -m src.data.preview", description=__doc__)
+    dataset = PreparedDataset.open(options.data)
+    patient_id, series_id = _choose_series(dataset, options.series)
+    with atomic_path(options.output) as temporary:
+        sheet = contact_sheet(
+            dataset.folder, patient_id, series_id, dataset.windows, dataset.size, options.columns
+        )
+        write_png(temporary, sheet)
+    say(f"series {series_id} of patient {patient_id}: {options.output}")
+
+
+def _choose_series(dataset: PreparedDataset, series_id: str | None) -> tuple[str, str]:
+    pairs = [pair for pair in dataset.slice_counts if series_id in (None, pair[1])]
+    if not pairs:
+        raise UserError(f"{dataset.folder} has no usable series {series_id or ''}".rstrip())
+    return next((pair for pair in pairs if dataset.has_masks(*pair)), pairs[0])
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -91,10 +91,10 @@ def test_what_is_to_start_quickly_names_no_torch(name):
 
 
 @pytest.mark.parametrize(
-    "script", ["prepare_data", "score", "src.cls.views", "src.submit.push", "src.submit.competition"]
+    "module", ["src.prepare.run", "score", "src.cls.views", "src.submit.push", "src.submit.competition"]
 )
-def test_what_is_to_start_quickly_loads_no_torch_through_others(script):
-    code = f"import sys, {script}; sys.exit('torch' in sys.modules)"
+def test_what_is_to_start_quickly_loads_no_torch_through_others(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
