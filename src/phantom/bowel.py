@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.phantom.body import ORGAN_LABELS, Body
-from src.phantom.phase import Enhancement
+from src.phantom.body import ORGAN_LABELS, Body, Enhancement
 from src.phantom.shapes import Array, Point, ellipsoid, tube
 from src.phantom.voxel_grid import Canvas, bounds
 

@@ -1,4 +1,4 @@
-"""The cohort on paper: patients and their series, who is injured and how, before any voxel is drawn."""
+"""The plan of a cohort: patients, their series and their injuries, drawn before any voxel."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from src.core.targets import GROUPS, LABEL_COLUMNS
+from src.phantom.body import PHASES
 from src.phantom.options import PhantomOptions
-from src.phantom.phase import PHASES
 
 STRATIFY_FROM = 20  # patients; from here on every class with a rate above 0 occurs
 ID_RANGE = (1_000, 65_536)
@@ -42,7 +42,7 @@ class PatientPlan:
 
 
 def stream(seed: int, index: int, subject: str) -> np.random.Generator:
-    """A generator for each (seed, patient, subject), so that nothing depends on the order of work."""
+    """A generator for each (seed, patient, subject): the draws do not depend on the order of work."""
     return np.random.default_rng([seed, index, *subject.encode()])
 
 

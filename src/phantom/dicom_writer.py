@@ -166,7 +166,7 @@ def _position_mm(k: int, scan: Scan, storage: Storage) -> tuple[float, float, fl
 
 
 def _store(dataset: Dataset, words: Array, storage: Storage) -> None:
-    """Set the pixel data of a file, compressed as its transfer syntax says."""
+    """Set the pixel data of a file, compressed by its transfer syntax."""
     raw = np.ascontiguousarray(words).astype("<u2").tobytes()
     rows, columns = words.shape
     if storage.syntax == RLELossless:
@@ -184,7 +184,7 @@ def _store(dataset: Dataset, words: Array, storage: Storage) -> None:
         )
         dataset.PixelData = encapsulate([encoded])
     elif storage.syntax == JPEG2000Lossless:
-        # Called directly: pydicom's route to this encoder asks for a further package that adds nothing to it.
+        # Called directly: pydicom would need a further package to reach this encoder.
         encoded = encode_buffer(raw, columns, rows, 1, storage.bits_stored, bool(storage.signed))
         dataset.PixelData = encapsulate([encoded])
     else:

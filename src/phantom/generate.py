@@ -1,27 +1,56 @@
-"""From a plan to a folder in the competition's layout: in parallel, resumable, the same bytes every time."""
+"""Write a cohort in the competition's layout, images, segmentations and tables: resumable, the same bytes."""
 
 import json
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
+import numpy as np
+import pandas as pd
 from joblib import Parallel, delayed
 
 from src.core.config import plain_options
 from src.core.errors import UserError
-from src.core.files import write_json
+from src.core.files import write_json, write_table
 from src.core.log import progress
-from src.phantom.cohort import PatientPlan, plan_cohort, stream
+from src.core.targets import COLUMNS, GROUPS
+from src.ct.nifti import write_label_volume
+from src.phantom.cohort import PatientPlan, label_table, plan_cohort, stream
 from src.phantom.dicom_writer import Storage, write_series
 from src.phantom.options import PhantomOptions
 from src.phantom.scan import SeriesVolume, body_of, generate_series, scan_of
-from src.phantom.tables import TABLES, SeriesRecord, write_segmentation, write_tables
+from src.phantom.shapes import Array
+from src.phantom.voxel_grid import Scan
 
-MARKER = "phantom.json"  # the options that made the folder; written first
+MARKER = "phantom.json"  # holds the options; written first
 PARTIAL = ".partial"  # series under way; a finished one is renamed out of it
 
 
+TABLES = (
+    "train.csv",
+    "train_series_meta.csv",
+    "test_series_meta.csv",
+    "image_level_labels.csv",
+    "test_labels.csv",
+    "sample_submission.csv",
+)
+
+
+@dataclass(frozen=True)
+class SeriesRecord:
+    """One series in the tables. `injured_instances` holds (instance number, injury name)."""
+
+    patient_id: int
+    series_id: int
+    split: str
+    aortic_hu: float
+    incomplete_organ: bool
+    injured_instances: tuple[tuple[int, str], ...]
+
+
 def generate_dataset(options: PhantomOptions) -> list[PatientPlan]:
-    """Write the whole data set into `options.output`, or what is missing of it, and return the plan.
+    """Write the data set into `options.output`, or complete it, and return the plan.
 
     Raises:
         UserError: the folder holds something else, or a phantom made with other options.
@@ -104,3 +133,44 @@ def _claim(options: PhantomOptions) -> None:
         raise UserError(f"{folder} is not empty and no phantom: choose a new folder for --output")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(recipe, marker)
+
+
+def write_tables(folder: Path, plans: list[PatientPlan], records: list[SeriesRecord]) -> None:
+    """Write the six tables into `folder`, `sample_submission.csv` last: with it, the data set is complete."""
+    columns = ["patient_id", "series_id", "aortic_hu", "incomplete_organ"]
+    rows = [
+        (r.split, r.patient_id, r.series_id, r.aortic_hu, int(r.incomplete_organ))
+        for r in sorted(records, key=lambda r: (r.patient_id, r.series_id))
+    ]
+    meta = pd.DataFrame(rows, columns=["split", *columns])
+    train, test = (meta[meta.split == split][columns] for split in ("train", "test"))
+    marks = [
+        (r.patient_id, r.series_id, number, name)
+        for r in sorted(records, key=lambda r: (r.patient_id, r.series_id))
+        if r.split == "train"
+        for number, name in sorted(r.injured_instances)
+    ]
+    image_level = pd.DataFrame(marks, columns=["patient_id", "series_id", "instance_number", "injury_name"])
+    hidden = label_table(plans, "test")
+    sample = hidden[["patient_id"]].assign(
+        **{column: 1 / len(group) for group in GROUPS.values() for column in group}
+    )
+    write_table(label_table(plans, "train"), folder / "train.csv")
+    write_table(train, folder / "train_series_meta.csv")
+    write_table(test.drop(columns="incomplete_organ"), folder / "test_series_meta.csv")
+    write_table(image_level, folder / "image_level_labels.csv")
+    write_table(hidden, folder / "test_labels.csv")
+    write_table(sample[["patient_id", *COLUMNS]], folder / "sample_submission.csv")
+
+
+def write_segmentation(path: Path, labels: Array, scan: Scan) -> None:
+    """Write an organ label map (Z, Y, X) as NIfTI whose voxel axes run to the left, the front and the head.
+
+    The DICOM stack runs the other way (to the back and the feet), so only the affine can place it.
+    """
+    voxels = np.ascontiguousarray(labels.transpose(2, 1, 0)[:, ::-1, ::-1])
+    (nz, ny, _), (dz, dy, dx) = scan.shape, scan.spacing_mm
+    x, y, top = scan.first_voxel_mm
+    lps_affine = np.diag([dx, -dy, dz, 1.0])
+    lps_affine[:3, 3] = x, y + dy * (ny - 1), top - dz * (nz - 1)
+    write_label_volume(path, voxels, lps_affine)

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.phantom.body import ORGAN_LABELS, Body
+from src.phantom.body import ORGAN_LABELS, Body, Enhancement
 from src.phantom.bowel import GAS_HU, mesentery
-from src.phantom.phase import Enhancement
+from src.phantom.organs_and_vessels import aorta_distance, point_in_organ
 from src.phantom.shapes import Array, Point, capsule, coverage, ellipsoid, smoothstep
-from src.phantom.solid_organs import point_in_organ
-from src.phantom.vessels import aorta_distance
 from src.phantom.voxel_grid import Canvas, bounds
 
 Span = tuple[float, float]

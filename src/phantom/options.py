@@ -1,4 +1,4 @@
-"""Options of the phantom's command line."""
+"""Options of `python -m src.phantom`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,10 @@ from src.core.config import check_range
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """What to make. Everything but `output` and `jobs` decides the bytes that are written."""
+    """Options of `python -m src.phantom`; all but `output` and `jobs` determine the bytes written."""
 
     output: Path
-    """Folder to write; new, empty, or begun by the same command (what is missing is then finished)."""
+    """Folder to write: new, empty, or begun by the same command, which is then completed."""
 
     patients: int = 40
     """Training patients."""
@@ -20,7 +20,7 @@ class PhantomOptions:
     """Test patients, whose labels go to test_labels.csv."""
 
     seed: int = 0
-    """Same seed and options, same bytes."""
+    """Seed of all random draws: the same seed and options give the same bytes."""
 
     matrix: int = 256
     """Columns of an image; rows vary around it. Doubling it makes everything four times slower."""

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from src.phantom.body import Body
-from src.phantom.phase import Enhancement
+from src.phantom.body import Body, Enhancement
 from src.phantom.shapes import Array, ellipsoid, oval_cylinder, smoothstep
 from src.phantom.voxel_grid import FAT_HU, Box, Canvas
 
@@ -117,7 +116,7 @@ def _paint_pelvis(canvas: Canvas, body: Body) -> None:
 
 
 def paint_table(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
-    """The cradle below the patient: a thin bright shell over light foam, which moves with nothing."""
+    """The cradle below the patient: a thin bright shell over light foam, at rest in the scanner."""
     x, y, _ = canvas.scan.axes_mm()
     x, y = (x[None, :] - rng.uniform(-12, 12)).astype(np.float32), y[:, None].astype(np.float32)
     curve = rng.choice([0.0, 1 / 1400, 1 / 900])

@@ -14,10 +14,10 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Scan:
-    """Where the scanner looks: slice 0 is nearest the head, rows run to the back, columns to the left.
+    """The scanned box: slice 0 is nearest the head, rows run to the back, columns to the left.
 
     `first_voxel_mm` is the DICOM position (x, y, z) of voxel [0, 0, 0]; spacing is (z, y, x) in mm.
-    `centre_mm` and `roll_rad` say where the patient lies on the table.
+    `centre_mm` and `roll_rad` are the place of the patient on the table.
     """
 
     shape: tuple[int, int, int]

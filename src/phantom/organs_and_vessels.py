@@ -1,12 +1,12 @@
-"""Solid organs, gallbladder, pancreas and bladder, and harmless cysts, which are no injuries."""
+"""Solid organs, gallbladder, pancreas, bladder and cysts, and the vessels that bring contrast medium."""
 
 import numpy as np
 
-from src.phantom.body import KIDNEYS, ORGAN_LABELS, Body
-from src.phantom.phase import Enhancement
-from src.phantom.shapes import Array, capsule, ellipsoid, smoothstep
+from src.phantom.body import KIDNEYS, ORGAN_LABELS, Body, Enhancement
+from src.phantom.shapes import Array, Point, capsule, ellipsoid, smoothstep, tube
 from src.phantom.voxel_grid import Canvas, bounds
 
+AORTA_RADIUS_MM = 10.0
 CYST_HU = (0.0, 10.0)
 CYST_RADII_MM = {"liver": (4.0, 11.0), "left_kidney": (4.0, 11.0), "right_kidney": (4.0, 11.0)}
 CYST_RATE = 0.15  # per organ
@@ -71,7 +71,7 @@ def _paint_bladder(canvas: Canvas, body: Body) -> None:
 
 
 def paint_cysts(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
-    """Simple cysts in some livers and kidneys: round, sharp and water-like, unlike any laceration."""
+    """Simple cysts in some livers and kidneys, which are no injuries: round, sharp, with the HU of water."""
     for name, (small, large) in CYST_RADII_MM.items():
         has_cyst, radius, hu = rng.uniform() < CYST_RATE, rng.uniform(small, large), rng.uniform(*CYST_HU)
         centre = point_in_organ(body, name, rng, depth_mm=(2.0, 0.8 * radius + 4))
@@ -90,8 +90,8 @@ def point_in_organ(
 ) -> Array:
     """Draw a point (x, y, z in mm) that lies between two depths below an organ's surface.
 
-    The choice uses the organ's formula and never a voxel grid, so both series of a patient agree on it. Where
-    the organ is too thin for the depth asked, the deepest of the points tried is taken.
+    The choice uses the organ's formula and never a voxel grid, so it is the same in both series of a patient.
+    Where the organ is too thin for the requested depth, the deepest of the points tried is taken.
     """
     low, high = (np.array(corner) for corner in body.organ_box(name))
     low[2], high[2] = max(low[2], z_limits_mm[0]), min(high[2], z_limits_mm[1])
@@ -99,3 +99,61 @@ def point_in_organ(
     depth = -body.organ(name, *points.T)
     fits = np.flatnonzero((depth > depth_mm[0]) & (depth < depth_mm[1]))
     return points[fits[0] if fits.size else np.argmax(depth)]
+
+
+def aorta_distance(body: Body, x: Array, y: Array, z: Array) -> Array:
+    """Signed distance (mm) to the abdominal aorta, above its bifurcation."""
+    y0 = body.half_depth_mm - 39
+    return capsule(x, y, z, (10, y0, -72), (12, y0, 400), (8.5, AORTA_RADIUS_MM + 2))
+
+
+def paint_vessels(canvas: Canvas, body: Body, enhancement: Enhancement) -> Array:
+    """Paint arteries and veins; returns a mask (Z, Y, X) of the core of the aorta, to measure its HU in."""
+    d, w = body.half_depth_mm, body.half_width_mm
+    front = d - 39
+    left, right = body.kidney_levels_mm
+    cava, portal, artery = enhancement.cava, enhancement.portal_vein, enhancement.aorta
+    confluence = (-6.0, front - 24, 26.0)
+    tubes: list[tuple[list[Point], float, float]] = [
+        ([(-19, front + 1, -72), (-20, front, 40), (-22, front - 14, body.dome_mm - 14)], 10.5, cava),
+        ([(-19, front + 1, -72), (-46, front + 6, -150), (-62, front - 30, -205)], 8.0, cava),
+        ([(-19, front + 1, -72), (42, front + 8, -150), (58, front - 28, -205)], 8.0, cava),
+        ([(-16, front, right), (-46, front + 4, right)], 4.5, cava),
+        ([(-12, front - 8, left), (10, front - 12, left), (46, front + 4, left)], 4.5, cava),
+        ([(-4, front - 34, -80), confluence], 5.5, portal),
+        ([confluence, (-34, front - 26, 52), (-58, front - 26, 62)], 7.5, portal),
+        ([(-58, front - 26, 62), (-92 * w / 125, front - 10, 66)], 4.5, portal),
+        ([(-46, front - 26, 58), (-20, front - 52, 84)], 4.0, portal),
+        ([confluence, (30, front - 16, 42), (w - 58, 0.25 * d, 66)], 4.0, portal),
+        ([(10, front - 8, 22), (8, front - 26, 4), (4, front - 38, -84)], 3.6, artery),
+        ([(10, front - 8, 36), (8, front - 22, 40), (-30, front - 34, 50)], 3.2, artery),
+        ([(12, front - 2, left + 4), (48, front + 2, left)], 3.0, artery),
+        ([(6, front, right + 4), (-46, front + 2, right)], 3.0, artery),
+        ([(8, front, -70), (36, front + 4, -140), (56, front - 34, -205)], 6.0, artery),
+        ([(12, front, -70), (-36, front + 4, -140), (-54, front - 34, -205)], 6.0, artery),
+    ]
+    for points, radius, hu in tubes:
+        _paint_tube(canvas, points, radius, hu)
+    box = canvas.box((-4, front - 16, -90), (28, front + 16, 400))
+    distance = aorta_distance(body, *canvas.coordinates(box))
+    canvas.paint(box, distance, artery)
+    core = np.zeros(canvas.scan.shape, bool)
+    core[box] = distance < -3
+    return core
+
+
+def paint_hepatic_veins(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
+    """Three veins through the liver to the cava, painted after the liver; its label stays."""
+    join = (-22.0, body.half_depth_mm - 56, body.dome_mm - 26)
+    ends = ((-96.0, 20.0, 70.0), (-62.0, -36.0, 62.0), (4.0, -40.0, 84.0))
+    for end in ends:
+        low, high = bounds([join, end], 5)
+        box = canvas.box(low, high)
+        x, y, z = canvas.coordinates(box)
+        canvas.paint(box, capsule(x, y, z, join, end, (4.5, 2.0)), enhancement.hepatic_vein, label=1)
+
+
+def _paint_tube(canvas: Canvas, points: list[Point], radius_mm: float, hu: float) -> None:
+    low, high = bounds(points, radius_mm)
+    box = canvas.box(low, high)
+    canvas.paint(box, tube(*canvas.coordinates(box), points, radius_mm), hu)
