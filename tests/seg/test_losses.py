@@ -1,4 +1,4 @@
-"""Losses of the two sub-networks: who learns from what, and what an absent class or pixel does."""
+"""Losses of the two sub-networks: values, gradients, absent classes and excluded pixels."""
 
 import math
 
@@ -34,7 +34,7 @@ def sure_of(classes: torch.Tensor, probability: float) -> torch.Tensor:
     return torch.where(is_class > 0, probability, (1 - probability) / (CLASSES - 1))
 
 
-def test_labels_are_compared_with_logits_and_not_with_a_softmax_of_them():
+def test_label_loss_takes_logits():
     labels = draw_labels()
     right = 20.0 * F.one_hot(labels, CLASSES).movedim(-1, 1)
     assert label_loss(right, labels) < 1e-4  # a softmax taken twice stays above 1
@@ -43,7 +43,7 @@ def test_labels_are_compared_with_logits_and_not_with_a_softmax_of_them():
     assert label_loss(even, labels).item() == pytest.approx(math.log(CLASSES) + dice, abs=0.02)
 
 
-def test_ignored_pixels_neither_count_nor_teach():
+def test_label_loss_ignores_excluded_pixels():
     logits, labels = draw_logits(), draw_labels()
     half = labels.clone()
     half[..., 4:] = IGNORED
@@ -55,7 +55,7 @@ def test_ignored_pixels_neither_count_nor_teach():
     assert logits.grad[..., :4].abs().min() > 0
 
 
-def test_a_batch_without_an_organ_or_without_any_reliable_pixel_gives_no_nan():
+def test_label_loss_is_finite_without_organs_or_pixels():
     logits = draw_logits()
     for labels in (torch.zeros(2, 8, 8, dtype=torch.long), torch.full((2, 8, 8), IGNORED)):
         logits.grad = None
@@ -67,9 +67,9 @@ def test_a_batch_without_an_organ_or_without_any_reliable_pixel_gives_no_nan():
     assert logits.grad.abs().max() == 0
 
 
-def test_verification_looks_where_both_are_sure_of_different_classes():
+def test_verification_loss_counts_disputed_pixels_only():
     labels = torch.zeros(1, 1, 4, dtype=torch.long)
-    mine = torch.tensor([[[1, 1, 1, 0]]])  # pixels: disputed, I unsure, other unsure, agreed
+    mine = torch.tensor([[[1, 1, 1, 0]]])  # pixels: disputed, first unsure, other unsure, agreed
     other = torch.tensor([[[2, 2, 2, 0]]])
     sureness = torch.tensor([[[0.7, 0.5, 0.7, 0.7]]])
     other_sureness = torch.tensor([[[0.7, 0.7, 0.5, 0.7]]])
@@ -88,7 +88,7 @@ def test_verification_looks_where_both_are_sure_of_different_classes():
     assert probabilities.grad[0, 0, 0, 0] < 0 < probabilities.grad[0, 1, 0, 0]
 
 
-def test_verification_of_a_pair_that_agrees_is_nothing_but_keeps_its_graph():
+def test_verification_loss_of_an_agreeing_pair_is_0_with_a_graph():
     logits = draw_logits()
     probabilities = logits.softmax(1)
     loss = verification_loss(probabilities, probabilities.detach(), draw_labels(), confidence=0.0)
@@ -97,7 +97,7 @@ def test_verification_of_a_pair_that_agrees_is_nothing_but_keeps_its_graph():
     assert logits.grad.abs().max() == 0
 
 
-def test_a_pixel_is_unreliable_only_if_it_is_uncertain_in_both():
+def test_reliable_pixels_excludes_pixels_uncertain_in_both():
     classes = torch.zeros(1, 1, 10, dtype=torch.long)
     sure, unsure = 0.99, 0.4
     first = torch.cat([sure_of(classes[..., :8], sure), sure_of(classes[..., 8:], unsure)], dim=-1)
@@ -107,7 +107,7 @@ def test_a_pixel_is_unreliable_only_if_it_is_uncertain_in_both():
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
-def test_the_share_of_unreliable_pixels_is_the_one_asked_for(share):
+def test_reliable_pixels_excludes_the_given_share(share):
     probabilities = draw_logits(size=40).detach().softmax(1)
     reliable = reliable_pixels(probabilities, probabilities, share)
     assert (~reliable).float().mean().item() == pytest.approx(share, abs=0.002)
@@ -115,12 +115,12 @@ def test_the_share_of_unreliable_pixels_is_the_one_asked_for(share):
     assert entropy[~reliable].min() > entropy[reliable].max()
 
 
-def test_at_the_end_every_pixel_is_reliable():
+def test_reliable_pixels_keeps_all_with_a_share_of_0():
     probabilities = draw_logits().detach().softmax(1)
     assert reliable_pixels(probabilities, probabilities.flip(0), 0.0).all()
 
 
-def test_pseudo_labels_are_the_teachers_classes_where_reliable_and_carry_no_graph():
+def test_pseudo_labels_are_classes_of_reliable_pixels_without_graph():
     probabilities = draw_logits().softmax(1)
     reliable = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(3)) < 0.5
     taught = pseudo_labels(probabilities, reliable)
@@ -129,7 +129,7 @@ def test_pseudo_labels_are_the_teachers_classes_where_reliable_and_carry_no_grap
     assert (taught[~reliable] == IGNORED).all()
 
 
-def test_pseudo_labels_move_the_student_towards_the_teacher():
+def test_label_loss_moves_logits_towards_pseudo_labels():
     student, teacher = draw_logits(0), draw_logits(5)
     taught = pseudo_labels(teacher.softmax(1), torch.ones(2, 8, 8, dtype=torch.bool))
     before = label_loss(student, taught)
@@ -149,7 +149,7 @@ def two_prototypes() -> torch.Tensor:
     return prototypes
 
 
-def test_prototypes_are_the_mean_directions_of_reliable_pixels():
+def test_class_prototypes_are_mean_directions_of_reliable_pixels():
     embedding = torch.zeros(1, 2, 1, 4)
     embedding[0, :, 0, 0] = torch.tensor([3.0, 0.0])
     embedding[0, :, 0, 1] = torch.tensor([0.0, 0.1])  # its length does not count
@@ -163,7 +163,7 @@ def test_prototypes_are_the_mean_directions_of_reliable_pixels():
     assert prototypes[[0, 2, 3, 5]].abs().max() == 0
 
 
-def test_the_contrast_pulls_a_feature_to_its_own_prototype_and_away_from_the_other():
+def test_prototype_contrast_pulls_to_the_own_prototype_and_pushes_from_others():
     prototypes = two_prototypes()
     feature = torch.tensor([1.0, 1.0, 0.5]).view(1, 3, 1, 1).requires_grad_()
     classes, unreliable = torch.tensor([[[1]]]), torch.tensor([[[True]]])
@@ -176,7 +176,7 @@ def test_the_contrast_pulls_a_feature_to_its_own_prototype_and_away_from_the_oth
     assert prototype_contrast(moved, classes, unreliable, prototypes, temperature=0.5) < loss
 
 
-def test_moving_a_feature_from_its_prototype_to_another_raises_the_contrast():
+def test_prototype_contrast_rises_towards_another_prototype():
     prototypes, classes, unreliable = two_prototypes(), torch.tensor([[[1]]]), torch.tensor([[[True]]])
     angles = torch.linspace(0, math.pi / 2, 5)
     losses = [
@@ -194,17 +194,7 @@ def test_moving_a_feature_from_its_prototype_to_another_raises_the_contrast():
     assert losses[-1] == pytest.approx(math.log(1 + math.exp(2)), rel=1e-5)
 
 
-def test_foreground_is_not_pulled_to_the_background():
-    prototypes = two_prototypes()
-    prototypes[0, 2] = 1.0
-    feature = torch.tensor([0.2, 0.1, 0.9]).view(1, 3, 1, 1).requires_grad_()
-    prototype_contrast(
-        feature, torch.tensor([[[1]]]), torch.tensor([[[True]]]), prototypes, temperature=0.1
-    ).backward()
-    assert feature.grad[0, 2] > 0 > feature.grad[0, 0]
-
-
-def test_reliable_pixels_and_classes_without_a_prototype_get_no_gradient():
+def test_prototype_contrast_skips_reliable_pixels_and_classes_without_prototype():
     embedding = torch.randn(1, 3, 1, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     classes = torch.tensor([[[1, 1, 5]]])  # class 5 has no prototype
     unreliable = torch.tensor([[[True, False, True]]])
@@ -213,7 +203,7 @@ def test_reliable_pixels_and_classes_without_a_prototype_get_no_gradient():
     assert (touched > 0).tolist() == [True, False, False]
 
 
-def test_no_unreliable_pixel_and_no_prototype_give_zero_with_a_graph_and_no_nan():
+def test_prototype_contrast_without_pixels_or_prototypes_is_0_with_a_graph():
     embedding = torch.randn(1, 3, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     classes = torch.ones(1, 2, 2, dtype=torch.long)
     none, every = torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1, 2, 2, dtype=torch.bool)
