@@ -13,7 +13,7 @@ kidneys are named by their side. The same command again goes on where it was int
 
 from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
-from src.seg.segment_options import SegmentOptions
+from src.seg.options import SegmentOptions
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,8 +19,7 @@ from src.core.runtime import Runtime
 from src.core.targets import CLASS_WEIGHTS
 from src.nn.encoder import GREY_MEAN, GREY_STD, default_greys
 from src.seg.model import SegmenterPair, SegmenterSpec
-from src.seg.options import SegOptions
-from src.seg.segment_options import SegmentOptions
+from src.seg.options import SegmentOptions, SegOptions
 from src.voco.model import build_network, embed_by_both, make_teacher
 from src.voco.options import VocoOptions
 

@@ -1,4 +1,4 @@
-"""A contact sheet of one prepared series: one row per window, evenly spaced slices, organs outlined.
+"""Contact sheets of one prepared series: evenly spaced slices, organs outlined.
 
 python -m src.data.preview --data data/phantom_train --output docs/images/phantom.png
 """
@@ -34,6 +34,8 @@ ORGAN_COLOURS = MappingProxyType(
 
 _CAPTION_PX = 24
 _GAP_PX = 2
+_LEAST_PX = 192
+"""Mask sheets enlarge smaller slices to about this side: outlines are one pixel wide."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,53 @@ def contact_sheet(
     for channel, name in enumerate(windows):
         window = WINDOWS[name]
         text = f"{name}: centre {window.centre_hu:g} HU, width {window.width_hu:g} HU"
-        strips.append(caption(text, width))
-        strips.append(slice_row(images[..., channel], masks))
+        strips.append(_caption(text, width))
+        strips.append(_slice_row(images[..., channel], masks))
     if masks is not None:
-        strips.append(legend(width, np.unique(masks)))
+        strips.append(_legend(width, np.unique(masks)))
     return np.concatenate(strips)
 
 
-def slice_row(images: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+def mask_sheet(
+    dataset: PreparedDataset, patient_id: str, series_id: str, predicted: Path, columns: int = 8
+) -> np.ndarray:
+    """Draw predicted below true masks of a series: uint8 (H, W, 3) in RGB, `columns` slices wide.
+
+    Organs are outlined in the first window. Slices are spread evenly over those with an organ in either mask,
+    or over all if there are none. Without true masks, only the predicted row is drawn.
+
+    Args:
+        predicted: folder of the series' predicted masks.
+    """
+    size, count = dataset.size, sum(1 for _ in predicted.glob("*.png"))
+    folders = {"predicted": predicted}
+    if dataset.has_masks(patient_id, series_id):
+        folders = {"true": mask_folder(dataset.folder, patient_id, series_id)} | folders
+    shown = np.zeros(count, dtype=bool)
+    for folder in folders.values():
+        for index in range(count):  # one by one: a series may be long
+            shown[index] |= read_slices(folder, [index], size, 1).any()
+    within = np.flatnonzero(shown) if shown.any() else np.arange(count)
+    indices = within[even_indices(len(within), columns)]
+    zoom = max(1, round(_LEAST_PX / size))
+    images = _enlarge(dataset.read_slices(patient_id, series_id, indices)[..., 0], zoom)  # (T, H, W)
+    masks = {
+        name: _enlarge(read_slices(folder, indices, size, 1)[..., 0], zoom)
+        for name, folder in folders.items()
+    }
+    strips = []
+    for name, labels in masks.items():
+        row = _slice_row(images, labels)
+        strips += [_caption(f"{name}: slices {indices[0]} to {indices[-1]} of {count}", row.shape[1]), row]
+    strips.append(_legend(strips[-1].shape[1], np.unique(list(masks.values()))))
+    return np.concatenate(strips)
+
+
+def _enlarge(slices: np.ndarray, zoom: int) -> np.ndarray:
+    return slices.repeat(zoom, axis=1).repeat(zoom, axis=2)
+
+
+def _slice_row(images: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
     """Grey slices (T, H, W), and their label maps, to one RGB strip."""
     tiles = []
     for index, image in enumerate(images):
@@ -99,13 +140,13 @@ def _outline_organs(tile: np.ndarray, mask: np.ndarray) -> None:
         cv2.drawContours(tile, contours, -1, ORGAN_COLOURS[organ], 1)
 
 
-def caption(text: str, width: int) -> np.ndarray:
+def _caption(text: str, width: int) -> np.ndarray:
     """A strip of `width` pixels with a line of text, uint8 (H, width, 3)."""
     strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
     return _write(strip, text, left=6, colour=(220, 220, 220))
 
 
-def legend(width: int, labels: np.ndarray) -> np.ndarray:
+def _legend(width: int, labels: np.ndarray) -> np.ndarray:
     """A strip that names the organs among `labels` in their colours, uint8 (H, width, 3)."""
     strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
     left = 6

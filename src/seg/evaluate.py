@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from src.core.log import format_table, progress, say, warn
 from src.ct.organ_labels import ORGANS
 from src.data.labels import read_table
 from src.data.prepared import PreparedDataset, mask_folder, read_slices
+from src.seg.options import Organ
 from src.seg.volume_scores import COUNTS, SCORES, score_volumes, summarise
 
 IDS = ["patient_id", "series_id"]
@@ -35,7 +37,7 @@ class MaskScoreOptions:
     """prepared data set with true masks"""
     predicted: Path | None = None
     """folder of predictions, <patient_id>/<series_id>/0000.png ...; predicted_masks in --data by default"""
-    organs: tuple[str, ...] = tuple(ORGANS)
+    organs: tuple[Organ, ...] = get_args(Organ)
     """organs to score"""
     series: Path | None = None
     """table with patient_id and series_id: score only these"""
@@ -45,9 +47,6 @@ class MaskScoreOptions:
     """file for the means"""
 
     def __post_init__(self) -> None:
-        unknown = [organ for organ in self.organs if organ not in ORGANS]
-        if unknown:
-            raise ValueError(f"option --organs: unknown organ {unknown[0]!r}; there are {', '.join(ORGANS)}")
         if not self.organs or len(set(self.organs)) < len(self.organs):
             raise ValueError(f"option --organs needs one or more organs, each once, got {self.organs}")
 

@@ -10,11 +10,11 @@ from src.core.files import atomic_path, write_table
 from src.core.log import format_table, say, warn
 from src.core.runtime import Runtime
 from src.data.png import write_png
+from src.data.preview import mask_sheet
 from src.seg.evaluate import score_series
 from src.seg.mask_writer import segment_series
 from src.seg.model import SegmenterPair, SegmenterSpec
 from src.seg.options import SegOptions
-from src.seg.sheet import mask_sheet
 from src.seg.split import SegData
 from src.seg.volume_scores import summarise
 

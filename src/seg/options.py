@@ -1,4 +1,4 @@
-"""Options of `train_seg.py`."""
+"""Options of `train_seg.py` and `segment.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ Organ = Literal["liver", "spleen", "left kidney", "right kidney", "bowel"]
 
 @dataclass(frozen=True)
 class SegOptions:
-    """Options of a segmentation run; the defaults learn from labelled series alone."""
+    """Options of a segmentation run; by default it trains on labelled series only."""
 
     data: tuple[Path, ...]
     """Prepared data sets (folders that prepare_data.py wrote), all of one image size. Series with masks are
@@ -22,31 +22,31 @@ class SegOptions:
     """Folder of the run: segmenter.safetensors, last.pt, metrics.csv, split.csv, scores.csv, config.yaml."""
 
     repeat: tuple[int, ...] = ()
-    """How often the series of each set of --data take their turn in a round, one number a set; 1 by default.
-    For a few real scans among many phantoms, say."""
+    """How often each round goes through the series of each set of --data, one number per set; 1 by default.
+    For example to weigh a few real scans among many phantoms."""
 
     labelled: Path | None = None
     """Table with patient_id and series_id: only these series are labelled, and the masks of all others are
-    never read for training. By default every series with masks is."""
+    never read for training. By default every series with masks is labelled."""
 
     leave_out: tuple[str, ...] = ()
-    """Patients who take no part in training, not even unlabelled, and are scored at the end."""
+    """Patients excluded from training, also as unlabelled series, and scored at the end."""
 
     validation: float = 0.2
-    """Share of the labelled patients who are drawn (from --seed) to be left out in the same way."""
+    """Share of the labelled patients that is drawn (from --seed) and left out in the same way."""
 
     steps: int = 20_000
     """Optimiser steps; the cosine schedule ends there."""
 
     backbones: tuple[str, str] = ("efficientnetv2_rw_s", "resnet34")
-    """timm backbones of sub-networks A and B. They must differ in kind to correct each other."""
+    """timm backbones of sub-networks A and B, which must differ to correct each other."""
 
     decoders: tuple[Decoder, Decoder] = ("unet", "fpn")
     """segmentation_models_pytorch decoders of A and B: unet, unetplusplus, fpn, deeplabv3plus, linknet,
     manet, pan, upernet."""
 
     decoder_width: float = 1.0
-    """Channels of both decoders, over the library's own. 0.5 halves the time of a step on a CPU."""
+    """Channels of both decoders, relative to the library's defaults. 0.5 halves a step's time on a CPU."""
 
     pretrained: bool = False
     """Start both backbones from timm's ImageNet weights rather than from random ones."""
@@ -63,51 +63,51 @@ class SegOptions:
     input channels as there are --windows."""
 
     batch: int = 8
-    """Labelled slices a step over all processes."""
+    """Labelled slices per step, over all processes."""
 
     unlabelled_batch: int = 8
-    """Unlabelled slices a step over all processes, used where --pseudo or --contrast is above 0."""
+    """Unlabelled slices per step, over all processes, if --pseudo or --contrast is above 0."""
 
     verification: float = 0.0
     """Weight of the squared error to the label where A and B are sure of different classes (paper: 0.5)."""
 
     confidence: float = 0.6
-    """Probability from which --verification takes a sub-network to be sure."""
+    """Least probability of its class for which --verification counts a sub-network as sure."""
 
     pseudo: float = 0.0
     """Final weight of the cross-entropy to the other sub-network's labels on unlabelled slices."""
 
     unreliable: float = 0.05
-    """Share of pixels that may be unreliable at first (those of highest entropy in both); falls to 0. Organs
-    are a tenth of all pixels: a large share would leave them out."""
+    """Initial share of unreliable pixels (those of highest entropy in A and in B); falls to 0. Organs are a
+    tenth of all pixels: a large share would exclude them."""
 
     mix: float = 1.0
-    """Probability that an unlabelled slice takes a rectangle, and what is taught there, from another slice of
-    the batch."""
+    """Probability that an unlabelled slice receives a rectangle, with its targets, from another slice of the
+    batch."""
 
     contrast: float = 0.0
-    """Final weight of the contrast that draws unreliable pixels to their class's prototype (paper:
+    """Final weight of the contrast that pulls unreliable pixels to the prototype of their class (paper:
     0.1)."""
 
     temperature: float = 0.1
-    """Of --contrast: lower looks at the nearest prototypes only."""
+    """Of --contrast; lower values concentrate on the nearest prototypes."""
 
     embedding: int = 32
-    """Width of the pixel features that --contrast compares; the layer is thrown away after training."""
+    """Width of the pixel features that --contrast compares; the layer is discarded after training."""
 
     ramp: float = 1.0
     """Share of --steps over which --pseudo and --contrast rise from near 0 to their weights."""
 
     flip: float = 0.0
-    """Probability of a left-right flip, which swaps the labels of the left and the right kidney. The liver
-    is on one side: a flipped body is one that no scanner sees."""
+    """Probability of a left-right flip, which swaps the labels of the left and the right kidney. Flipped
+    bodies do not occur in real scans: the liver is on one side."""
 
     affine: float = 0.8
-    """Probability of a small rotation, zoom and shift of slice and mask alike."""
+    """Probability of a small rotation, zoom and shift of slice and mask."""
 
     appearance: float = 0.5
-    """Strength, 0 to 1, of the change of contrast, sharpness and noise, and of the rectangles that are
-    blacked out; others for A than for B."""
+    """Strength, 0 to 1, of changes of contrast, sharpness and noise, and of blacked-out rectangles; drawn
+    separately for A and B."""
 
     lr: float = 1e-3
     """Peak learning rate of AdamW. Lower it if losses jump."""
@@ -122,10 +122,10 @@ class SegOptions:
     """Largest gradient norm."""
 
     ema_decay: float = 0.995
-    """Of the moving average of the weights, which is what is scored and exported."""
+    """Of the moving average of the weights, which is scored and exported."""
 
     seed: int = 0
-    """First weights and every draw follow from it."""
+    """Of the first weights and of every random draw."""
 
     precision: Precision = "auto"
     """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
@@ -140,13 +140,13 @@ class SegOptions:
     """Steps between two checkpoints, a multiple of --log-every; last.pt is the newest."""
 
     score_every: int = 0
-    """Steps between two scores of the patients left out, a multiple of --log-every; 0 scores at the end."""
+    """Steps between two scores of the held-out patients, a multiple of --log-every; 0 scores at the end."""
 
     organs: tuple[Organ, ...] = get_args(Organ)
-    """Organs to score: fewer where the masks of the patients left out do not hold all."""
+    """Organs to score; fewer if the masks of the held-out patients lack some."""
 
     resume: Literal["auto", "never"] | Path = "auto"
-    """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
+    """auto continues the run's last.pt if it exists, never starts anew, a path continues that file."""
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -184,3 +184,39 @@ class SegOptions:
                     f"option {option_flag(name)} {getattr(self, name)} must be a multiple of --log-every "
                     f"{self.log_every}"
                 )
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """Options of `segment.py`."""
+
+    model: Path
+    """Run folder of train_seg.py, or its segmenter.safetensors."""
+
+    data: Path
+    """Prepared data set whose series are segmented."""
+
+    output: Path | None = None
+    """Folder for masks and tables; by default predicted_masks in --data."""
+
+    series: Path | None = None
+    """Table with patient_id and series_id: only these series are segmented."""
+
+    batch: int = 16
+    """Slices per forward pass; more are faster on a GPU and take more memory."""
+
+    workers: int = 1
+    """Processes that read slices; 0 reads in this process between forward passes."""
+
+    precision: Precision = "auto"
+    """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
+
+    preview: bool = False
+    """Write a picture of every series to preview/, the true organs above the predicted ones."""
+
+    overwrite: bool = False
+    """Delete the masks and tables in the output and start anew."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "batch", at_least=1)
+        check_range(self, "workers", at_least=0)

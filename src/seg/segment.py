@@ -17,10 +17,10 @@ from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.data.png import write_png
 from src.data.prepared import PreparedDataset
+from src.data.preview import mask_sheet
 from src.seg.mask_writer import AREA_TABLE, ORGAN_TABLE, TABLE_COLUMNS, segment_series
 from src.seg.model import SegmenterSpec, find_segmenter, load_segmenter
-from src.seg.segment_options import SegmentOptions
-from src.seg.sheet import mask_sheet
+from src.seg.options import SegmentOptions
 from src.seg.split import read_series_list
 
 RECORD, FAILED = "segmentation.json", "failed.csv"

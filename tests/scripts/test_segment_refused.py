@@ -15,7 +15,7 @@ from src.core.errors import UserError
 from src.core.files import discard
 from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 from src.seg.model import SegmenterPair, load_segmenter, save_segmenter
-from src.seg.segment_options import SegmentOptions
+from src.seg.options import SegmentOptions
 from tests.helpers.seg_files import SIZE, content, run_segment, write_masked, write_pair
 
 

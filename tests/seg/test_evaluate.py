@@ -220,7 +220,7 @@ def test_main_refuses_a_table_without_masked_series(data, predicted, tmp_path, c
     [
         (
             "--organs liver heart",
-            "option --organs: unknown organ 'heart'; there are liver, spleen, left kidney",
+            "option --organs: expected values (liver, spleen, left kidney, right kidney or bowel)",
         ),
         ("--organs liver liver", "option --organs needs one or more organs, each once"),
         ("--config {data}/none.yaml", "option --organs needs one or more organs, each once"),
