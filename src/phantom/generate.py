@@ -1,6 +1,5 @@
 """Write a cohort in the competition's layout, images, segmentations and tables: resumable, the same bytes."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from src.core.config import plain_options
-from src.core.errors import UserError
-from src.core.files import write_json, write_table
+from src.core.files import write_table
 from src.core.log import progress
+from src.core.run_folder import ANOTHER_OUTPUT, claim_folder, only_writer
 from src.core.targets import COLUMNS, GROUPS
 from src.ct.nifti import write_label_volume
 from src.phantom.cohort import PatientPlan, label_table, plan_cohort, stream
@@ -23,10 +22,7 @@ from src.phantom.scan import SeriesVolume, body_of, generate_series, scan_of
 from src.phantom.shapes import Array
 from src.phantom.voxel_grid import Scan
 
-MARKER = "phantom.json"  # holds the options; written first
 PARTIAL = ".partial"  # series under way; a finished one is renamed out of it
-
-
 TABLES = (
     "train.csv",
     "train_series_meta.csv",
@@ -56,15 +52,16 @@ def generate_dataset(options: PhantomOptions) -> list[PatientPlan]:
         UserError: the folder holds something else, or a phantom made with other options.
     """
     plans = plan_cohort(options)
-    _claim(options)
-    if all((options.output / table).exists() for table in TABLES):
-        return plans
-    work = [(plan, number) for plan in plans for number in range(len(plan.series))]
-    tasks = (delayed(write_one_series)(plan, number, options) for plan, number in work)
-    done = Parallel(n_jobs=options.jobs, return_as="generator")(tasks)
-    records = list(progress(done, total=len(work), desc="series"))
-    shutil.rmtree(options.output / PARTIAL, ignore_errors=True)
-    write_tables(options.output, plans, records)
+    recipe = {key: value for key, value in plain_options(options).items() if key not in ("output", "jobs")}
+    with only_writer(options.output):
+        claim_folder(options.output, "phantom.json", recipe, kind="a phantom", advice=ANOTHER_OUTPUT)
+        if not all((options.output / table).exists() for table in TABLES):
+            work = [(plan, number) for plan in plans for number in range(len(plan.series))]
+            tasks = (delayed(write_one_series)(plan, number, options) for plan, number in work)
+            done = Parallel(n_jobs=options.jobs, return_as="generator")(tasks)
+            records = list(progress(done, total=len(work), desc="series"))
+            shutil.rmtree(options.output / PARTIAL, ignore_errors=True)
+            write_tables(options.output, plans, records)
     return plans
 
 
@@ -111,28 +108,6 @@ def _record(plan: PatientPlan, number: int, volume: SeriesVolume, storage: Stora
         volume.incomplete_organ,
         marks,
     )
-
-
-def _claim(options: PhantomOptions) -> None:
-    """Mark the output folder as this phantom's, or refuse it."""
-    folder, marker = options.output, options.output / MARKER
-    recipe = {key: value for key, value in plain_options(options).items() if key not in ("output", "jobs")}
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: give --output a folder")
-    if marker.exists():
-        made_with = json.loads(marker.read_text(encoding="utf-8"))
-        changed = [key for key in recipe if made_with.get(key) != recipe[key]]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"{folder} holds a phantom made with {name} {made_with.get(name)}, not {recipe[name]}: "
-                "choose another --output"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and no phantom: choose a new folder for --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(recipe, marker)
 
 
 def write_tables(folder: Path, plans: list[PatientPlan], records: list[SeriesRecord]) -> None:

@@ -13,13 +13,13 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 
 from src.core.config import ROOT
 from src.core.errors import UserError
-from src.core.files import discard, write_json, write_table
+from src.core.files import discard, write_table
 from src.core.log import format_table, progress, say, warn
-from src.core.run_folder import only_writer
+from src.core.run_folder import claim_folder, only_writer
 from src.ct.organ_labels import read_mask_ids
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.windows import get_windows, parse_window
-from src.data.prepared import VERSION, PreparedDataset, image_folder, read_description
+from src.data.prepared import VERSION, PreparedDataset, image_folder
 from src.data.selection import SliceSelection
 from src.prepare.options import PrepareOptions
 from src.prepare.retries import run_with_retries
@@ -34,8 +34,8 @@ from src.prepare.write_series import (
 )
 
 _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
-"""In the order of deletion: a set that is half deleted says so by having no series.csv. Its dataset.json
-stays, so that it is known for a set, until the new one takes its place."""
+"""In the order of deletion: without series.csv a data set is known to be incomplete. Its dataset.json stays until
+the new one replaces it, so that a run that is killed meanwhile can be repeated."""
 _BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
 """Files at the top that a killed run leaves."""
 _REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")
@@ -222,7 +222,7 @@ def remove_leftovers(output: Path) -> None:
 
 
 def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
-    """Make sure that the output is ours to write, and holds nothing made with other options."""
+    """Refuse a folder of something else, or of a data set made with other options unless `overwrite`."""
     description = {
         "version": VERSION,
         "source": source_name,
@@ -230,20 +230,19 @@ def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
         "size": job.size,
         "slices": job.selection.describe(),
     }
-    if (job.output / "dataset.json").is_file():
-        if overwrite:
-            for name in _CONTENT:
-                discard(job.output / name)
-        else:
-            there = read_description(job.output)
-            other = [key for key, value in description.items() if there.get(key) != value]
-            if other:
-                raise UserError(
-                    f"{job.output} has another {', '.join(other)}: give --overwrite or a new --output"
-                )
-    elif set(job.output.iterdir()) - {path for pattern in _BEGUN for path in job.output.glob(pattern)}:
-        raise UserError(f"{job.output} exists and is not a prepared data set: give another --output")
-    write_json(description, job.output / "dataset.json")
+    if overwrite and (job.output / "dataset.json").is_file():
+        for name in _CONTENT:
+            discard(job.output / name)
+    claim_folder(
+        job.output,
+        "dataset.json",
+        description,
+        kind="a prepared data set",
+        leftovers=_BEGUN,
+        free=description if overwrite else (),
+        named={key: f"another {key}" for key in description},
+        advice="give --overwrite or a new --output",
+    )
 
 
 def _earlier(sources: list[SeriesSource], job: PrepareJob) -> Iterator[dict[str, Any]]:

@@ -277,10 +277,10 @@ def test_an_interrupted_run_is_finished_to_the_same_bytes(phantom, tmp_path):
 def test_a_folder_of_something_else_is_refused_and_left_alone(phantom, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     arguments = ["--output", str(tmp_path), "--patients", "1"]
-    with pytest.raises(UserError, match="not empty and no phantom"):
+    with pytest.raises(UserError, match="something else than a phantom"):
         main(arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(UserError, match="made with patients 8, not 9"):
+    with pytest.raises(UserError, match="made with --patients 8, not 9"):
         generate_dataset(dataclasses.replace(phantom, patients=9))
 
 

@@ -98,7 +98,7 @@ def test_two_processes_write_what_one_does(raw, tmp_path):
 
 def test_other_options_are_refused_until_overwrite(raw, tmp_path):
     run(raw, tmp_path / "out")
-    with pytest.raises(UserError, match=r"has another windows.*--overwrite"):
+    with pytest.raises(UserError, match=r"made with another windows.*--overwrite"):
         run(raw, tmp_path / "out", "--windows", "soft")
     dataset = run(raw, tmp_path / "out", "--windows", "soft", "--overwrite")
     assert dataset.read_slices("9", "90", [0]).shape[-1] == 1
@@ -115,7 +115,7 @@ def test_a_run_killed_before_it_said_what_it_makes_is_repeated(raw, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("src.prepare.run.write_json", killed)
+        patch.setattr("src.core.run_folder.write_json", killed)
         run(raw, tmp_path / "out", *options)
     assert content(run(raw, tmp_path / "out").folder) == expected
 
@@ -123,7 +123,7 @@ def test_a_run_killed_before_it_said_what_it_makes_is_repeated(raw, tmp_path, mo
 def test_a_folder_of_something_else_is_never_overwritten(raw, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    with pytest.raises(UserError, match="not a prepared data set"):
+    with pytest.raises(UserError, match="something else than a prepared data set"):
         run(raw, tmp_path / "thesis", "--overwrite")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
 
