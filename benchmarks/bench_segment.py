@@ -45,7 +45,7 @@ from src.core.errors import exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.nn.encoder import default_greys
 from src.nn.loading import StackLoader

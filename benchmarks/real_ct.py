@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.log import say
+from src.core.targets import ORGANS
 from src.ct.dicom_series import scan_series
+from src.ct.label_volume import read_mask_ids
 from src.ct.nifti import write_label_volume
-from src.ct.organ_labels import ORGANS, read_mask_ids
 from src.ct.series import SeriesSource
 from src.ct.storage import FileList, LocalFile, LocalFolder
 from src.ct.windows import WINDOWS, get_windows

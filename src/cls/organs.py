@@ -13,7 +13,7 @@ from src.cls.views import ORGAN_GROUPS, REGIONS, Box, StackView
 from src.core.errors import UserError
 from src.core.files import read_exact
 from src.core.log import warn
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures
 from src.data.prepared import PreparedDataset, read_slices
 

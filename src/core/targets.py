@@ -1,4 +1,4 @@
-"""The competition's columns and weights (RSNA 2023 Abdominal Trauma Detection, evaluation page)."""
+"""The competition's columns, weights and organs (RSNA 2023 Abdominal Trauma Detection, evaluation page)."""
 
 from types import MappingProxyType
 
@@ -31,3 +31,6 @@ CLASS_WEIGHTS = MappingProxyType(
     | {"bowel_injury": 2.0, "extravasation_injury": 6.0}
 )
 """The weight of a patient's log loss, by the column that is true of the patient."""
+
+ORGANS = MappingProxyType({"liver": 1, "spleen": 2, "left kidney": 3, "right kidney": 4, "bowel": 5})
+"""Labels of organ masks, those of the competition's segmentations; 0 is background."""

@@ -1,8 +1,14 @@
-"""NIfTI files: volumes mapped into memory with their place in the patient, label maps sampled and written."""
+"""CT series and label maps in NIfTI files: a volume, mapped into memory, with its place in the patient.
 
-from collections.abc import Iterator, Mapping
+Everything follows from the affine, whatever the order and direction of the axes. Values are Hounsfield units
+where some lie below 0, as fat and air do in every CT. Grey levels of 0 to 255 become HU again if the window
+that they were made with is known.
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,10 +16,12 @@ import nibabel as nib
 import numpy as np
 
 from src.core.files import atomic_path
+from src.core.isolation import Report, no_report
 from src.ct.archives import unpacked
-from src.ct.geometry import Plane
-from src.ct.organ_labels import ORGANS
+from src.ct.geometry import Plane, SliceGrid
+from src.ct.series import Rejected, SeriesError
 from src.ct.storage import StoredFile, UnreadableFile
+from src.ct.windows import AIR_HU, Window
 
 _LPS_FROM_RAS = np.diag(
     [-1.0, -1.0, 1.0, 1.0]
@@ -21,8 +29,11 @@ _LPS_FROM_RAS = np.diag(
 _MM = {"meter": 1000.0, "micron": 0.001}  # other units, and none, are taken for mm
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by their length, which is their first number
 _SUFFIXES = (".nii", ".nii.gz")
-_SCANNED_BYTES = 16 << 20  # at a time
 _FLAT = 1e-3  # volume of the parallelepiped of three unit axes below which they are taken to lie in a plane
+_SKEW_COSINE = 0.05  # of rows against columns
+_BLOCK_SLICES = 32  # int16 values that share a cache line, and more that share a page
+_BLOCK_BYTES = 32 << 20
+_INT16 = np.iinfo(np.int16)
 
 
 class NiftiError(Exception):
@@ -112,87 +123,164 @@ def _map_volume(stream: BinaryIO) -> Volume:
     )
 
 
-class LabelVolume:
-    """A 3D label map with its place in the patient. `open` makes one."""
+class NiftiSeries:
+    """Slices of a volume, head to feet: a `CtSeries`. `open_nifti` makes one.
 
-    def __init__(self, volume: Volume, ids: Mapping[int, int] | None):
-        """Check the labels. Raises `NiftiError`."""
-        _check_labels(volume, highest=len(ORGANS) if ids is None else None)
-        self._volume, self._ids = volume, ids
-        self._voxel_from_mm = np.linalg.inv(volume.lps_from_voxel)
+    Args:
+        name: of the file.
+        report: is called with the name of each slice before it is read.
+    """
 
-    @classmethod
-    @contextmanager
-    def open(cls, file: StoredFile, ids: Mapping[int, int] | None = None) -> Iterator["LabelVolume"]:
-        """Open a .nii or .nii.gz for as long as the context lasts.
+    rejected: tuple[Rejected, ...] = ()
+    source_window: Window | None = None
 
-        Args:
-            ids: the kit's label of each id in the file, others become background; None where the ids are the
-                kit's own, and others are refused.
+    def __init__(self, name: str, volume: Volume, report: Report = no_report) -> None:
+        """Find the slices' axis. Raises `SeriesError`: not axial, or skewed."""
+        self._name, self._volume, self._report = name, volume, report
+        axes = volume.lps_from_voxel[:3, :3]
+        lengths = np.linalg.norm(axes, axis=0)
+        directions = axes / lengths
+        self._axis = int(np.abs(directions[2]).argmax())
+        cols_axis, rows_axis = (axis for axis in range(3) if axis != self._axis)  # the first is contiguous
+        self._slices = volume.stored.transpose(self._axis, rows_axis, cols_axis)  # (slices, rows, cols)
+        self._grid = SliceGrid(
+            rows=self._slices.shape[1],
+            cols=self._slices.shape[2],
+            row_mm=float(lengths[rows_axis]),
+            col_mm=float(lengths[cols_axis]),
+            along_rows=tuple(directions[:, rows_axis].tolist()),
+            along_cols=tuple(directions[:, cols_axis].tolist()),
+        )
+        if abs(directions[:, rows_axis] @ directions[:, cols_axis]) > _SKEW_COSINE:
+            raise SeriesError("rows and columns are not at right angles")
+        if not self._grid.is_axial:
+            raise SeriesError("not axial")
+        self._headwards = bool(axes[:, self._axis] @ self._grid.normal > 0)
+        self._block: tuple[int, np.ndarray] | None = None
+        self._grey_window: Window | None = None
+
+    def find_value_range(self, source_window: Window | None) -> None:
+        """Read slices until the values are known to be HU, or grey levels of `source_window`.
 
         Raises:
-            NiftiError: see `open_volume`; or values that are not whole numbers, or no labels of the kit.
+            SeriesError: no value lies below 0, and they are no grey levels, or of an unknown window.
         """
-        try:
-            with open_volume(file) as volume:
-                yield cls(volume, ids)
-        except NiftiError as error:
-            raise NiftiError(f"segmentation {error}") from error
+        self._grey_window = source_window if self._is_grey(source_window) else None
+        self.source_window = self._grey_window or self._expressible()
 
-    def sample(self, plane: Plane, rows: int, cols: int) -> np.ndarray:
-        """Labels at the pixel centres of `plane`, nearest neighbour: (rows, cols) uint8, 0 outside.
+    @cached_property
+    def z_mm(self) -> np.ndarray:
+        indices = np.array([self._stored_index(index) for index in range(len(self._slices))])
+        origin, step = self._volume.lps_from_voxel[:3, 3], self._volume.lps_from_voxel[:3, self._axis]
+        return (origin + indices[:, None] * step) @ self._grid.normal
 
-        The affine decides alone, so the voxel axes may be permuted, flipped or oblique against the slices,
-        and the voxels of another size.
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._grid.shape
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        return self._grid.pixel_mm
+
+    @property
+    def orientation(self) -> str:
+        return self._grid.orientation
+
+    def read(self, index: int) -> np.ndarray:
+        """A slice in HU, (rows, cols): int16, or float32 where there are fractions."""
+        self._report(self.source(index))
+        stored = self._stored(self._stored_index(index))
+        if self._grey_window is not None:
+            share = self._scaled(stored) / np.float32(255) - np.float32(0.5)
+            hu = share * np.float32(self._grey_window.width_hu) + np.float32(self._grey_window.centre_hu)
+        elif self._volume.is_integer:
+            slope, intercept = int(self._volume.slope), int(self._volume.intercept)
+            if (slope, intercept) == (1, 0) and stored.dtype == np.int16:  # as most files are: no detour
+                hu = np.maximum(stored, np.int16(AIR_HU))
+            else:
+                scaled = stored.astype(np.int64) * slope + intercept
+                hu = np.clip(scaled, AIR_HU, _INT16.max).astype(np.int16)
+        else:
+            hu = np.nan_to_num(self._scaled(stored), nan=AIR_HU, neginf=AIR_HU, posinf=_INT16.max)
+            hu = np.maximum(hu, np.float32(AIR_HU))
+        return self._grid.orient(hu)
+
+    def plane(self, index: int) -> Plane:
+        origin, step = self._volume.lps_from_voxel[:3, 3], self._volume.lps_from_voxel[:3, self._axis]
+        return self._grid.plane(tuple((origin + self._stored_index(index) * step).tolist()))
+
+    def instance_number(self, index: int) -> int:
+        return self._stored_index(index) + 1
+
+    def source(self, index: int) -> str:
+        return f"{self._name} slice {self._stored_index(index) + 1}"
+
+    def _stored_index(self, index: int) -> int:
+        return len(self._slices) - 1 - index if self._headwards else index
+
+    def _stored(self, index: int) -> np.ndarray:
+        """A slice as stored, (rows, cols).
+
+        Along the first axis neighbouring slices lie in the same bytes, so that they are read together: one by
+        one, each would touch the whole file.
         """
-        origin = self._voxel_from_mm[:3, :3] @ plane.origin + self._voxel_from_mm[:3, 3]
-        row_step = self._voxel_from_mm[:3, :3] @ plane.row_step
-        col_step = self._voxel_from_mm[:3, :3] @ plane.col_step
-        inside = np.ones((rows, cols), dtype=bool)
-        voxel = []
-        for axis, length in enumerate(self._volume.stored.shape):
-            along_rows = origin[axis] + np.arange(rows)[:, None] * row_step[axis]
-            # The nudge makes a centre halfway between two voxels choose the same one in every row.
-            index = np.floor(along_rows + np.arange(cols) * col_step[axis] + (0.5 + 1e-6)).astype(np.intp)
-            inside &= (index >= 0) & (index < length)
-            voxel.append(np.clip(index, 0, length - 1))
-        ids = _values(self._volume, self._volume.stored[tuple(voxel)])
-        labels = ids if self._ids is None else self._mapped(ids)
-        return np.where(inside, labels, 0).astype(np.uint8)
+        if self._axis != 0:
+            return np.array(self._slices[index])
+        count = max(1, min(_BLOCK_SLICES, _BLOCK_BYTES // self._slices[0].nbytes))
+        first = index - index % count
+        if self._block is None or self._block[0] != first:
+            self._block = first, np.array(self._slices[first : first + count])
+        return self._block[1][index - first]
 
-    def _mapped(self, ids: np.ndarray) -> np.ndarray:
-        labels = np.zeros(ids.shape, dtype=np.uint8)
-        for identity, label in self._ids.items():
-            labels[ids == identity] = label
-        return labels
+    def _scaled(self, stored: np.ndarray) -> np.ndarray:
+        return stored.astype(np.float32) * np.float32(self._volume.slope) + np.float32(self._volume.intercept)
+
+    def _is_grey(self, source_window: Window | None) -> bool:
+        """Whether the values are grey levels: a value below 0, often in the first slice, shows HU."""
+        highest = -np.inf
+        for index in range(len(self._slices)):
+            values = self._scaled(self._stored(index))
+            values = values[np.isfinite(values)]
+            if values.size and values.min() < 0:
+                return False
+            highest = max(highest, values.max(initial=-np.inf))
+        if highest > 255:
+            raise SeriesError("no value below 0: not Hounsfield units, in which fat and air are negative")
+        if highest <= 1:
+            raise SeriesError("no value below 0 and none above 1: neither Hounsfield units nor grey levels")
+        if source_window is None:
+            raise SeriesError("8-bit volume: say with --source-window which CT window it was made with")
+        return True
+
+    def _expressible(self) -> Window | None:
+        """What 8 bits with a rescale to HU can hold; None for wider types."""
+        stored, slope = self._volume.stored.dtype, self._volume.slope
+        if stored.itemsize > 1:
+            return None
+        ends = np.array([np.iinfo(stored).min, np.iinfo(stored).max]) * slope + self._volume.intercept
+        return Window.of_range(ends.min(), ends.max(), abs(slope))
 
 
-def _values(volume: Volume, stored: np.ndarray) -> np.ndarray:
-    if volume.slope == 1 and volume.intercept == 0:
-        return stored
-    return np.rint(stored * volume.slope + volume.intercept)
+@contextmanager
+def open_nifti(
+    file: StoredFile, source_window: Window | None = None, report: Report = no_report
+) -> Iterator[NiftiSeries]:
+    """Open a .nii or .nii.gz for as long as the context lasts. One slice of it is in memory at a time.
 
+    Args:
+        source_window: that a volume of grey levels 0 to 255 was made with; ignored where values are HU.
+        report: is called with the name of each slice before it is read.
 
-def _check_labels(volume: Volume, highest: int | None) -> None:
-    """Refuse what is no label map, reading some slices at a time.
-
-    `highest` is that of the kit's own labels; None where a table says what the ids are.
+    Raises:
+        SeriesError: it cannot be read, is not axial, or its values are neither HU nor known grey levels.
     """
-    planes = max(1, _SCANNED_BYTES // max(1, volume.stored[..., 0].nbytes))
-    for first in range(0, volume.stored.shape[2], planes):
-        block = volume.stored[..., first : first + planes]
-        if not volume.is_integer:
-            scaled = block.astype(np.float64) * volume.slope + volume.intercept
-            # A scaled label comes back with the rounding of a float32; nan fails the comparison.
-            if not (np.abs(scaled - np.rint(scaled)) < 1e-3).all():
-                raise NiftiError("holds values that are not whole numbers")
-        for identity in map(int, _values(volume, np.array([block.min(), block.max()]))):
-            if identity < 0:
-                raise NiftiError(f"has the id {identity}: it is no label map, but perhaps a CT")
-            if highest is not None and identity > highest:
-                raise NiftiError(
-                    f"has the id {identity}, where labels are 0 to {highest}: name a table with --mask-ids"
-                )
+    try:
+        with open_volume(file) as volume:
+            series = NiftiSeries(file.name, volume, report)
+            series.find_value_range(source_window)
+            yield series
+    except NiftiError as error:
+        raise SeriesError(f"volume {error}") from error
 
 
 def write_label_volume(path: Path, labels: np.ndarray, lps_affine: np.ndarray) -> None:

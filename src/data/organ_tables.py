@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 
 AREA_COLUMNS = MappingProxyType({organ: f"{organ.replace(' ', '_')}_mm2" for organ in ORGANS})
 """The column of each organ in the table of areas."""

@@ -15,7 +15,7 @@ from src.core.config import check_range, parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import atomic_path
 from src.core.log import say
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.ct.windows import WINDOWS
 from src.data.png import write_png
 from src.data.prepared import PreparedDataset, image_folder, mask_folder, read_slices

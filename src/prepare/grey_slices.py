@@ -15,7 +15,7 @@ import pandas as pd
 from src.core.isolation import Report, no_report
 from src.ct.dicom_series import scan_series
 from src.ct.geometry import Plane
-from src.ct.nifti_series import open_nifti
+from src.ct.nifti import open_nifti
 from src.ct.series import (
     READ_ALL,
     CtSeries,

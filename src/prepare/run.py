@@ -16,7 +16,7 @@ from src.core.errors import UserError
 from src.core.files import discard, write_table
 from src.core.log import format_table, progress, say, warn
 from src.core.run_folder import claim_folder, only_writer
-from src.ct.organ_labels import read_mask_ids
+from src.ct.label_volume import read_mask_ids
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.windows import get_windows, parse_window
 from src.data.prepared import VERSION, PreparedDataset, image_folder
@@ -34,8 +34,8 @@ from src.prepare.write_series import (
 )
 
 _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
-"""In the order of deletion: without series.csv a data set is known to be incomplete. Its dataset.json stays until
-the new one replaces it, so that a run that is killed meanwhile can be repeated."""
+"""In the order of deletion: without series.csv a data set is known to be incomplete. Its dataset.json stays
+until the new one replaces it, so that a run that is killed meanwhile can be repeated."""
 _BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
 """Files at the top that a killed run leaves."""
 _REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")

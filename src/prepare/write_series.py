@@ -11,7 +11,8 @@ import numpy as np
 
 from src.core.files import atomic_path, discard, whole_folder, write_json, write_table
 from src.core.isolation import SILENCE_LIMIT_S, Report, no_report
-from src.ct.nifti import LabelVolume, NiftiError
+from src.ct.label_volume import LabelVolume
+from src.ct.nifti import NiftiError
 from src.ct.series import READ_ALL, CtSeries, ReadSettings, Rejected, SeriesError, SeriesSource, SliceError
 from src.ct.storage import StoredFile, UnreadableFile
 from src.ct.windows import Window

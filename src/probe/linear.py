@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.probe.estimates import FEW, Figure, percentile_interval, ratio, resampled_counts
 from src.probe.tiles import ProbeSet
 

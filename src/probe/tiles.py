@@ -13,7 +13,7 @@ import pandas as pd
 
 from src.core.log import progress
 from src.core.runtime import sample_rng
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.ct.windows import WINDOWS
 from src.data.selection import even_indices
 from src.probe.frozen import FrozenNet

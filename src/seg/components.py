@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.organ_tables import crop_organ
 
 # A ball of 12 mm, about a hundredth of a kidney and less of the other organs. A speck of that size would

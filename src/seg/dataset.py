@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.prepared import as_channels, image_folder, mask_folder, read_windows, slice_name
 from src.data.selection import neighbour_indices
 from src.nn.augmentation import AppearanceChange, PlaceChange

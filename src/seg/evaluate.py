@@ -22,7 +22,7 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable, write_json, write_table
 from src.core.log import format_table, progress, say, warn
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.labels import read_table
 from src.data.prepared import PreparedDataset, mask_folder, read_slices
 from src.seg.options import Organ

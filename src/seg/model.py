@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.core.errors import UserError
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.nn.encoder import require_backbone
 from src.nn.weights_file import read_weights, save_weights, to_tuples
 

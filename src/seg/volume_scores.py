@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 
 SCORES = ("dice", "jaccard", "hd95_mm", "asd_mm")
 COLUMNS = ("organ", *SCORES, "case")

@@ -15,8 +15,7 @@ from src.cls.slice_targets import SliceTargets, read_marked_slices
 from src.cls.stacks import StackReader, crop_centre, to_channels
 from src.cls.views import ORGAN_GROUPS, StackView
 from src.core.errors import UserError
-from src.core.targets import INJURIES, LABEL_COLUMNS
-from src.ct.organ_labels import ORGANS
+from src.core.targets import INJURIES, LABEL_COLUMNS, ORGANS
 from src.data.packed import PackedSlices
 from src.data.png import read_png
 from src.data.prepared import PreparedDataset, image_folder, slice_name

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from src.core.files import read_exact, write_table
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.organ_tables import (
     ORGAN_TYPES,
     OrganMeasures,

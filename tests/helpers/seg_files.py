@@ -11,7 +11,7 @@ import torch
 
 import segment
 from src.core.errors import exit_on_user_error
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset, as_channels, image_folder, mask_folder, slice_name
 from src.nn.encoder import default_greys
 from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks, save_segmenter

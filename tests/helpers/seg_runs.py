@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset
 from src.seg.options import SegOptions
 from tests.helpers.voco_files import write_prepared

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.seg.components import MIN_COMPONENT_ML, MIN_SHARE, ONE_LABEL, ONE_SIDED, ComponentScan
 
 LIVER, SPLEEN, LEFT_KIDNEY, RIGHT_KIDNEY, BOWEL = ORGANS.values()

@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from src.core.targets import ORGANS
 from src.ct.dicom_series import scan_series
-from src.ct.nifti import LabelVolume
-from src.ct.nifti_series import open_nifti
-from src.ct.organ_labels import ORGANS, read_mask_ids
+from src.ct.label_volume import LabelVolume, read_mask_ids
+from src.ct.nifti import open_nifti
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.storage import LocalFile, LocalFolder
 from src.ct.windows import WINDOWS, get_windows

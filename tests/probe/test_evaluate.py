@@ -11,7 +11,7 @@ import torch
 
 import prepare_data
 from src.core.errors import UserError
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset
 from src.phantom import __main__ as phantom
 from src.probe import evaluate

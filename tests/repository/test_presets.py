@@ -10,8 +10,8 @@ import timm
 from src.cls.options import ClassifierOptions, Flip, Pooling, Region, SequenceModel, Target
 from src.cls.views import MASK_CHANNELS, REGIONS
 from src.core.config import parse_options
-from src.core.targets import GROUPS
-from src.ct.organ_labels import ORGANS, read_mask_ids
+from src.core.targets import GROUPS, ORGANS
+from src.ct.label_volume import read_mask_ids
 from src.nn.augmentation import FLIPS
 from src.nn.encoder3d import VOLUME_BACKBONES
 from src.nn.sequence import POOLINGS, SEQUENCES

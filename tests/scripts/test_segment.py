@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES
 from src.data.png import read_png, write_png
 from src.data.prepared import PreparedDataset, image_folder, mask_folder, slice_name

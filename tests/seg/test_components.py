@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.seg.components import ComponentScan
 from tests.helpers.seg_volumes import (
     BOWEL,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from src.core.errors import UserError, exit_on_user_error
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset, image_folder, write_masks
 from src.seg import evaluate
 from tests.helpers.voco_files import write_prepared, write_slice_table

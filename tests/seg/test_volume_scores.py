@@ -12,7 +12,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter
 
-from src.ct.organ_labels import ORGANS
+from src.core.targets import ORGANS
 from src.seg.volume_scores import SCORES, score_volumes, summarise
 
 ROOT = Path(__file__).resolve().parents[2]

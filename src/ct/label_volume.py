@@ -1,0 +1,131 @@
+"""Organ masks from NIfTI files: label maps sampled at the pixels of slices, and tables of their ids."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from src.core.config import ROOT
+from src.core.errors import UserError
+from src.core.targets import ORGANS
+from src.ct.geometry import Plane
+from src.ct.nifti import NiftiError, Volume, open_volume
+from src.ct.storage import StoredFile
+
+_SCANNED_BYTES = 16 << 20  # at a time
+
+
+class LabelVolume:
+    """A 3D label map with its place in the patient. `open` makes one."""
+
+    def __init__(self, volume: Volume, ids: Mapping[int, int] | None) -> None:
+        self._volume, self._ids = volume, ids
+        self._voxel_from_mm = np.linalg.inv(volume.lps_from_voxel)
+
+    @classmethod
+    @contextmanager
+    def open(cls, file: StoredFile, ids: Mapping[int, int] | None = None) -> Iterator["LabelVolume"]:
+        """Open a .nii or .nii.gz for as long as the context lasts, and check all of its labels.
+
+        Args:
+            ids: the kit's label of each id in the file, other ids become background; None where the ids are
+                the kit's own, and other ids are refused.
+
+        Raises:
+            NiftiError: see `open_volume`; or values that are not whole numbers, or not labels of the kit.
+        """
+        try:
+            with open_volume(file) as volume:
+                _check_labels(volume, highest=len(ORGANS) if ids is None else None)
+                yield cls(volume, ids)
+        except NiftiError as error:
+            raise NiftiError(f"segmentation {error}") from error
+
+    def sample(self, plane: Plane, rows: int, cols: int) -> np.ndarray:
+        """Labels at the pixel centres of `plane`, nearest neighbour: (rows, cols) uint8, 0 outside.
+
+        The affine alone decides: voxel axes may be permuted, flipped or oblique to the slices, and voxels of
+        any size.
+        """
+        origin = self._voxel_from_mm[:3, :3] @ plane.origin + self._voxel_from_mm[:3, 3]
+        row_step = self._voxel_from_mm[:3, :3] @ plane.row_step
+        col_step = self._voxel_from_mm[:3, :3] @ plane.col_step
+        inside = np.ones((rows, cols), dtype=bool)
+        voxel = []
+        for axis, length in enumerate(self._volume.stored.shape):
+            along_rows = origin[axis] + np.arange(rows)[:, None] * row_step[axis]
+            # The nudge makes a centre halfway between two voxels choose the same one in every row.
+            index = np.floor(along_rows + np.arange(cols) * col_step[axis] + (0.5 + 1e-6)).astype(np.intp)
+            inside &= (index >= 0) & (index < length)
+            voxel.append(np.clip(index, 0, length - 1))
+        ids = _values(self._volume, self._volume.stored[tuple(voxel)])
+        labels = ids if self._ids is None else self._mapped(ids)
+        return np.where(inside, labels, 0).astype(np.uint8)
+
+    def _mapped(self, ids: np.ndarray) -> np.ndarray:
+        labels = np.zeros(ids.shape, dtype=np.uint8)
+        for identity, label in self._ids.items():
+            labels[ids == identity] = label
+        return labels
+
+
+def _values(volume: Volume, stored: np.ndarray) -> np.ndarray:
+    if volume.slope == 1 and volume.intercept == 0:
+        return stored
+    return np.rint(stored * volume.slope + volume.intercept)
+
+
+def _check_labels(volume: Volume, highest: int | None) -> None:
+    """Refuse a volume that is no label map, reading some slices at a time.
+
+    `highest` is the highest of the kit's own labels; None where a table maps the ids.
+    """
+    planes = max(1, _SCANNED_BYTES // max(1, volume.stored[..., 0].nbytes))
+    for first in range(0, volume.stored.shape[2], planes):
+        block = volume.stored[..., first : first + planes]
+        if not volume.is_integer:
+            scaled = block.astype(np.float64) * volume.slope + volume.intercept
+            # A scaled label comes back with the rounding of a float32; NaN is rejected too.
+            if not (np.abs(scaled - np.rint(scaled)) < 1e-3).all():
+                raise NiftiError("holds values that are not whole numbers")
+        for identity in map(int, _values(volume, np.array([block.min(), block.max()]))):
+            if identity < 0:
+                raise NiftiError(f"has the id {identity}: it is no label map, but perhaps a CT")
+            if highest is not None and identity > highest:
+                raise NiftiError(
+                    f"has the id {identity}, where labels are 0 to {highest}: name a table with --mask-ids"
+                )
+
+
+def read_mask_ids(path: Path) -> dict[int, int]:
+    """The kit's label of each id, from lines such as `liver: 5` and `bowel: [18, 19, 20]`.
+
+    An organ that is missing has no label; `path` may be relative to the repository.
+
+    Raises:
+        UserError: no such file, not a table, an unknown organ, or an id that is no whole number above 0 or
+            that two organs have.
+    """
+    found = next((place for place in (path, ROOT / path) if place.is_file()), None)
+    if found is None:
+        raise UserError(f"no table {path} (--mask-ids); there are some in {ROOT / 'configs' / 'masks'}")
+    try:
+        table = yaml.safe_load(found.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{path} must hold lines such as `liver: 5`")
+    labels: dict[int, int] = {}
+    for organ, ids in table.items():
+        if organ not in ORGANS:
+            raise UserError(f"{path}: unknown organ {organ!r}; there are {', '.join(ORGANS)}")
+        for identity in ids if isinstance(ids, list) else [ids]:
+            if type(identity) is not int or identity < 1:
+                raise UserError(f"{path}: {organ} needs whole numbers above 0, got {identity!r}")
+            if labels.setdefault(identity, ORGANS[organ]) != ORGANS[organ]:
+                raise UserError(f"{path}: two organs have the id {identity}")
+    if not labels:
+        raise UserError(f"{path} names no id")
+    return labels

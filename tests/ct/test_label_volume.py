@@ -1,0 +1,153 @@
+"""NIfTI files as label volumes on any grid, and the tables that give their ids a meaning."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.core.errors import UserError
+from src.core.targets import ORGANS
+from src.ct.geometry import Plane
+from src.ct.label_volume import LabelVolume, read_mask_ids
+from src.ct.nifti import NiftiError, nifti_stem, open_volume
+from tests.helpers.nifti_files import SHAPE, STEP_MM, lps_affine, patient, save, set_header
+
+PLANE = Plane(np.array([-58.3, -60.4, 3.1]), np.array([0.0, 4.0, 0.0]), np.array([4.0, 0.0, 0.0]))
+
+
+def labels_at(plane, file, ids=None):
+    with LabelVolume.open(file, ids) as volume:
+        return volume.sample(plane, 30, 30)
+
+
+def organs(affine, order=(0, 1, 2)):
+    """1 where the made-up patient's liver is."""
+    return (patient(affine, order) == 120).astype(np.uint8)
+
+
+# Files
+
+
+def test_stems():
+    assert [nifti_stem(name) for name in ("a.nii", "b/c.d.NII.GZ", "x.gz", ".nii", "b/.nii.gz")] == [
+        "a",
+        "b/c.d",
+        None,
+        None,
+        None,
+    ]
+
+
+def test_a_volume_is_mapped_rather_than_read(tmp_path):
+    with open_volume(save(tmp_path / "1.nii", patient(lps_affine()))) as volume:
+        base = volume.stored
+        while isinstance(base, np.ndarray) and base.base is not None:
+            base = base.base
+        assert not isinstance(base, np.ndarray)  # a memory map holds the values
+
+
+# Segmentations
+
+
+def test_a_segmentation_on_another_grid_lands_at_the_same_place(tmp_path):
+    expected = labels_at(PLANE, save(tmp_path / "1.nii", organs(lps_affine())))
+    assert 0.02 < expected.mean() < 0.5
+    affine = lps_affine((2, 0, 1), (-1, 1, -1))
+    turned = labels_at(PLANE, save(tmp_path / "2.nii.gz", organs(affine, (2, 0, 1)), affine))
+    np.testing.assert_array_equal(turned, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64, ">i4"])
+def test_ids_are_mapped_to_the_kits_labels(tmp_path, dtype):
+    liver = organs(lps_affine())
+    foreign = save(tmp_path / "1.nii", np.where(liver, 300 if dtype != np.uint8 else 200, 7), dtype=dtype)
+    expected = labels_at(PLANE, save(tmp_path / "2.nii", liver))
+    np.testing.assert_array_equal(labels_at(PLANE, foreign, {300: 1, 200: 1, 8: 2}), expected)
+
+
+def test_scaled_labels_are_rounded(tmp_path):
+    liver = organs(lps_affine())
+    save(tmp_path / "1.nii", liver * 10)
+    expected = labels_at(PLANE, save(tmp_path / "2.nii", liver * 3))
+    scaled = set_header(tmp_path / "1.nii", scl_slope=0.7, scl_inter=0)  # 6.9999999 in a float32
+    np.testing.assert_array_equal(labels_at(PLANE, scaled, {7: 3}), expected)
+
+
+def test_outside_the_segmentation_there_is_no_organ(tmp_path):
+    file = save(tmp_path / "1.nii", np.ones(SHAPE))
+    shifted = Plane(PLANE.origin + np.array([80, 40, 0]), PLANE.row_step, PLANE.col_step)
+    row, col = np.indices((30, 30))
+    x, y = shifted.origin[0] + 4 * col, shifted.origin[1] + 4 * row
+    inside = (np.abs(x) < SHAPE[0] / 2 * STEP_MM[0]) & (np.abs(y) < SHAPE[1] / 2 * STEP_MM[1])
+    assert 0 < inside.mean() < 1
+    np.testing.assert_array_equal(labels_at(shifted, file), inside)
+    above = Plane(PLANE.origin + np.array([0, 0, 50]), PLANE.row_step, PLANE.col_step)
+    assert not labels_at(above, file).any()
+
+
+def test_ids_that_need_a_table_are_refused_without_one(tmp_path):
+    for wrong, advice in ((6, "--mask-ids"), (300, "--mask-ids"), (-1, "no label map")):
+        file = save(tmp_path / "1.nii", np.where(organs(lps_affine()), wrong, 0))
+        with pytest.raises(NiftiError, match=f"has the id {wrong}.*{advice}"):
+            labels_at(PLANE, file)
+
+
+def test_probabilities_are_no_labels(tmp_path):
+    for number, value in enumerate((0.5, np.nan)):
+        file = save(tmp_path / f"{number}.nii", np.where(organs(lps_affine()), value, 0), dtype=np.float32)
+        with pytest.raises(NiftiError, match="segmentation holds values that are not whole"):
+            labels_at(PLANE, file, {1: 1})
+
+
+def test_a_segmentation_with_a_trailing_axis_is_fine_and_a_time_series_is_not(tmp_path):
+    liver = organs(lps_affine())
+    assert labels_at(PLANE, save(tmp_path / "1.nii", liver[..., None])).any()
+    with pytest.raises(NiftiError, match="segmentation has 4 dimensions"):
+        labels_at(PLANE, save(tmp_path / "2.nii", np.stack([liver, liver], axis=-1)))
+
+
+# Tables of ids
+
+
+def table(tmp_path, text):
+    path = tmp_path / "ids.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_names_ids_by_organ(tmp_path):
+    path = table(tmp_path, "liver: 5\nleft kidney: 3\nbowel: [18, 19, 20]\n")
+    assert read_mask_ids(path) == {5: 1, 3: 3, 18: 5, 19: 5, 20: 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("heart: 5", "unknown organ 'heart'"),
+        ("liver: five", "whole numbers above 0, got 'five'"),
+        ("liver: 0", "whole numbers above 0, got 0"),
+        ("liver: true", "whole numbers above 0, got True"),
+        ("liver: 1\nspleen: [2, 1]", "two organs have the id 1"),
+        ("- 5", "must hold lines"),
+        ("", "must hold lines"),
+        ("liver: []", "names no id"),
+        ("liver: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_mistake_in_a_table_is_one_line(tmp_path, text, reason):
+    with pytest.raises(UserError, match=reason):
+        read_mask_ids(table(tmp_path, text))
+
+
+def test_a_missing_table_says_where_tables_are(tmp_path):
+    with pytest.raises(UserError, match=r"no table .*there are some in .*masks"):
+        read_mask_ids(tmp_path / "none.yaml")
+
+
+def test_shipped_tables_agree_where_they_should(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # found from any working directory
+    tables = {name: read_mask_ids(Path(f"configs/masks/{name}.yaml")) for name in ("rsna", "flare23")}
+    total = read_mask_ids(Path("configs/masks/totalsegmentator.yaml"))
+    assert tables["rsna"] == {label: label for label in ORGANS.values()}
+    assert total == {5: 1, 1: 2, 3: 3, 2: 4, 18: 5, 19: 5, 20: 5}
+    assert tables["flare23"] == {1: 1, 3: 2, 13: 3, 2: 4}
