@@ -38,7 +38,7 @@ fuzz: $(READY)
 # The notebook for Kaggle on a phantom, with paths, packages and network as they are there: Linux, some minutes.
 # It needs a package registry for the wheels; what cannot be tested here is a failure.
 offline: $(READY)
-	KIT_SKIPS=fail python -m pytest -m offline -s tests/submit/test_offline.py tests/submit/test_wheels.py
+	KIT_SKIPS=fail python -m pytest -m offline -s tests/submit/test_offline.py tests/submit/test_packages.py
 
 # The same scripts on a GPU, in each precision, with too little memory: minutes. Without a GPU it fails.
 test-gpu: $(READY)

@@ -31,7 +31,7 @@ def run_bundle(options: BundleOptions) -> None:
 
 
 def run_kernel(options: KernelOptions) -> None:
-    from src.submit.kernel import write_kernel
+    from src.submit.notebook import write_kernel
 
     write_kernel(options)
     say(f"notebook: {options.output}, to be {options.id}")

@@ -1,56 +1,65 @@
-"""One folder with all that `infer.py` needs on a machine without internet, ready to be a Kaggle dataset."""
+"""Write a bundle: everything that `infer.py` needs on a machine without internet, as a Kaggle dataset."""
 
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from src.cls.run_folder import find_folds
+from src.cls.second_model import SECOND, find_first_level
 from src.core.errors import UserError
-from src.core.files import require_writable, write_json
+from src.core.files import require_writable, whole_folder, write_json
 from src.core.log import format_table, say, warn
+from src.infer.networks import Networks
+from src.infer.placement import Placement
+from src.infer.raw import require_segmenter
 from src.score.postprocess import read_post
-from src.submit.bundle_folder import CONTENT, METADATA, Bundle, write_checksums
-from src.submit.loaded_modules import find_loaded
-from src.submit.models import check_models, copy_runs, copy_segmenter, warn_of_unfinished
+from src.seg.model import MODEL as SEGMENTER
+from src.seg.model import find_segmenter
+from src.submit.folders import CONTENT, DATASET_METADATA, Bundle, write_checksums
 from src.submit.options import KAGGLE_PACKAGES, BundleOptions
 from src.submit.packages import (
     KagglePackages,
     Package,
     choose_packages,
+    download_wheels,
     needed_distributions,
     read_kaggle_packages,
     read_ranges,
 )
-from src.submit.source import copy_source, imported_names, module_names
-from src.submit.wheels import download_wheels
+from src.submit.source import copy_source, find_loaded, imported_names
 
 
 def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
-    """Write the bundle, by one rename.
+    """Write the bundle; an existing one is replaced once the new one is complete.
 
     Returns:
-        A row a part: its name, files and size in MB.
+        One row per part: its name, number of files, and size in MB.
 
     Raises:
-        UserError: a model or file that cannot be used, a wheel that does not exist, or an output that is
-            something else than a bundle.
+        UserError: a model or file that cannot be used, a wheel that does not exist, or an output that is not
+            a bundle.
     """
+    output = options.output
+    if output.is_symlink() or output.is_file():
+        raise UserError(f"{output} is not a folder: --output names the folder of a bundle")
+    if output.is_dir() and any(output.iterdir()) and not (output / CONTENT).is_file():
+        raise UserError(f"{output} holds something else than a bundle: name another --output")
+    require_writable(output.parent / CONTENT)
     kaggle = read_kaggle_packages(options.kaggle_packages or KAGGLE_PACKAGES)
     weights = None
     if options.post:
         post = read_post(options.post)
         post.require_runs(options.models)
         weights = post.weights
-    with _whole_or_absent(options.output) as folder:
-        check_models(options.models, weights, options.segmenter)
-        for run in options.models:
-            warn_of_unfinished(run)
-        wheels, needed = _bring_packages(folder, copy_source(folder), kaggle, options.python)
-        models = copy_runs(options.models, folder / "models")
+    check_models(options.models, weights, options.segmenter)
+    with whole_folder(output) as folder:
+        wheels, needed = _bundle_packages(folder, copy_source(folder), kaggle, options.python)
+        models = [copy_run(run, folder / "models", number) for number, run in enumerate(options.models)]
         if options.segmenter:
-            copy_segmenter(options.segmenter, folder / "segmenter")
+            (folder / "segmenter").mkdir()
+            shutil.copyfile(find_segmenter(options.segmenter), folder / "segmenter" / SEGMENTER)
         if options.post:
             shutil.copyfile(options.post, folder / "post.json")
         content = Bundle(
@@ -62,89 +71,92 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
             needed=needed,
         )
         write_json(vars(content), folder / CONTENT)
-        sizes = measure(folder)
+        sizes = _measure(folder)
         write_checksums(folder)
         metadata = {"title": options.title, "id": options.id, "licenses": [{"name": "other"}]}
-        write_json(metadata, folder / METADATA)
+        write_json(metadata, folder / DATASET_METADATA)
     return sizes
 
 
-def _bring_packages(
+def check_models(runs: Sequence[Path], weights: Sequence[float] | None, segmenter: Path | None) -> None:
+    """Load all models once, as infer.py does for raw test images.
+
+    Args:
+        weights: of the runs in the post-processing; equal by default.
+
+    Raises:
+        UserError: a run or the segmenter cannot be used, or they do not fit each other.
+    """
+    networks = Networks(Placement.on_cpu(), runs, weights, segmenter)
+    require_segmenter(networks.ensemble.stack_kinds(), networks.finder and networks.finder.spec)
+    networks.warn_of_other_masks()
+
+
+def run_files(run: Path) -> list[Path]:
+    """The files of a run, first or second level, that infer.py reads, relative to it.
+
+    Raises:
+        UserError: no such run, no finished fold, or a file that cannot be read.
+    """
+    second = sorted(run.glob(f"fold*/{SECOND}"))
+    if second:
+        files = [path for found in second for path in (found, *find_first_level(found.parent))]
+    else:
+        files = [path for networks in find_folds(run) for path in networks]
+    return [path.relative_to(run) for path in files]
+
+
+def copy_run(run: Path, target: Path, number: int) -> Path:
+    """Copy the finished folds of a run to `target/<number>_<name>`, which is returned; warn of the others."""
+    # Letters of other alphabets may be changed by archives and uploads.
+    name = re.sub(r"[^\w.-]+", "_", run.resolve().name, flags=re.ASCII)
+    folder = target / f"{number}_{name}"
+    files = run_files(run)
+    for path in files:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / path, folder / path)
+    finished = {path.parts[0] for path in files}
+    folds = sorted(path.name for path in run.glob("fold*") if path.is_dir())
+    if unfinished := [name for name in folds if name not in finished]:
+        warn(f"{run}: {', '.join(unfinished)} not finished, left out of the bundle")
+    return folder
+
+
+def _bundle_packages(
     folder: Path, source: Sequence[Path], kaggle: KagglePackages, pythons: Sequence[str]
 ) -> tuple[dict[str, list[Package]], dict[str, str]]:
-    """Download wheels of what Kaggle lacks, and show which.
+    """Download wheels of the packages that Kaggle lacks, and print a table of them.
 
     Args:
         source: Python files in `folder`, relative to it.
 
     Returns:
-        What is to be installed for each Python, and all that is needed, with its range.
+        The packages to install for each Python, and the ranges of all needed packages.
     """
     ranges = read_ranges(folder / "requirements.txt")
     imported = {name.split(".")[0] for path in source for name in imported_names(folder / path)}
-    needed = needed_distributions(imported, find_loaded(folder, module_names(source)), ranges)
-    wheels: dict[str, list[Package]] = {}
-    for python in pythons:
-        wheels[python], remarks = choose_packages(needed, kaggle, ranges, python)
-        for remark in remarks:
-            warn(f"Python {python}: {remark}")
-        download_wheels(wheels[python], python, folder / "wheels")
-    say(_explain_choice(wheels))
+    needed = needed_distributions(imported, find_loaded(folder, source), ranges)
+    wheels = {python: choose_packages(needed, kaggle, ranges, python) for python in pythons}
+    pythons_of: dict[Package, list[str]] = {}
+    for python, packages in wheels.items():
+        download_wheels(packages, python, folder / "wheels")
+        for package in packages:
+            pythons_of.setdefault(package, []).append(python)
+    rows = [
+        {"bundled": each.name, "version": each.version, "Python": " ".join(names), "why": each.reason}
+        for each, names in pythons_of.items()
+    ]
+    say(format_table(rows) if rows else "Kaggle has every package that infer.py needs")
     return wheels, {name: str(ranges[name].specifier) for name in sorted(needed)}
 
 
-def measure(folder: Path) -> list[dict[str, Any]]:
-    """Files and MB of each part of a bundle, and of all."""
-    rows: dict[str, list[int]] = {}
+def _measure(folder: Path) -> list[dict[str, Any]]:
+    """Number of files and MB of each part of a bundle, and of all."""
+    sizes: dict[str, list[int]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         parts = path.relative_to(folder).parts
         is_model = parts[0] == "models"
         name = "/".join(parts[:2]) if is_model else parts[0] if len(parts) > 1 else "other files"
-        rows.setdefault(name, []).append(path.stat().st_size)
-    rows["all"] = [size for sizes in rows.values() for size in sizes]
-    return [{"part": name, "files": len(sizes), "MB": sum(sizes) / 1e6} for name, sizes in rows.items()]
-
-
-def _explain_choice(chosen: dict[str, list[Package]]) -> str:
-    """A table of the packages that are bundled, and for which versions of Python."""
-    rows: dict[Package, list[str]] = {}
-    for python, packages in chosen.items():
-        for package in packages:
-            rows.setdefault(package, []).append(python)
-    if not rows:
-        return "Kaggle has every package that infer.py needs"
-    return format_table(
-        [
-            {"bundled": each.name, "version": each.version, "Python": " ".join(pythons), "why": each.reason}
-            for each, pythons in rows.items()
-        ]
-    )
-
-
-@contextmanager
-def _whole_or_absent(output: Path) -> Iterator[Path]:
-    """Yield a folder beside `output`, which takes its place at the end, or goes; an older bundle then stays.
-
-    Raises:
-        UserError: nothing can be written there, or something else than a bundle is there.
-    """
-    if output.is_symlink() or output.is_file():
-        raise UserError(f"{output} is not a folder: --output names the folder of a bundle")
-    if output.is_dir() and any(output.iterdir()) and not (output / CONTENT).is_file():
-        raise UserError(f"{output} holds something else than a bundle: name another --output")
-    require_writable(output.parent / CONTENT)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        (new := work / "new").mkdir()
-        yield new
-        old = work / "old"
-        if output.exists():
-            output.rename(old)
-        try:
-            new.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        sizes.setdefault(name, []).append(path.stat().st_size)
+    sizes["all"] = [size for each in sizes.values() for size in each]
+    return [{"part": name, "files": len(each), "MB": sum(each) / 1e6} for name, each in sizes.items()]

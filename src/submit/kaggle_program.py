@@ -1,104 +1,216 @@
-"""The kaggle program, run as a subprocess: importing the package would log in, and may end this process."""
+"""Run the kaggle program, add advice to its errors, and wait for Kaggle.
 
-import codecs
+The program runs as a subprocess: importing the package would log in, and may end this process. Its texts are
+those of version 2.2, some of which come with exit status 0.
+"""
+
+import io
 import os
 import re
-import select
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
-from src.submit.failures import KaggleError, explain
-from src.submit.options import COMPETITION
+from src.core.errors import UserError
+from src.core.log import say, warn
 
-_LINE_END = re.compile(r"(?<=[\r\n])")
-_SECRET = re.compile(r"\s*(proxy-)?authorization\s*:", re.IGNORECASE)
-"""A header that the program prints when it is told to print its requests."""
+PATIENCE = 10
+"""Looks in a row that may fail, or still show the state before."""
+LOOK_LIMIT_S = 120.0
+"""Time limit of one look, which takes seconds."""
+SIGN_OF_LIFE_S = 600.0
+
+
+class Advice(NamedTuple):
+    """What to do about an error of the kaggle program."""
+
+    pattern: str
+    text: str
+    is_final: bool = True
+    """the error remains until the user does something: not worth another look"""
+
+
+ADVICE = (
+    Advice(
+        r"Authentication required|\b401\b|Unauthenticated|Unauthorized|Invalid credentials",
+        "run `kaggle auth login`, or put a new token of https://www.kaggle.com/settings where the kaggle "
+        "program looks for it",
+    ),
+    Advice(r"ModuleNotFoundError|ImportError", "install the program again: python -m pip install kaggle six"),
+    Advice(
+        r"phone (number|verif)",
+        "verify your phone number: https://www.kaggle.com/settings, Phone verification",
+    ),
+    Advice(
+        r"accept.{0,40}rules|rules.{0,40}accept|\b403\b.*competitions|'competitions\.[\w.]+' was denied",
+        "open the page of the competition, tab Rules, with the account of the kaggle program",
+    ),
+    Advice(
+        r"(GPU|TPU|accelerator|weekly).{0,40}quota",
+        "wait for the new week (`kaggle quota` shows it), or make the notebook with submit.py kernel "
+        "--gpu false",
+    ),
+    Advice(r"already in use|409 Client Error", "choose another --title and --id"),
+    Advice(
+        r"Max retries exceeded|ConnectionError|NameResolutionError|Failed to (resolve|establish)|"
+        r"Connection (refused|reset|aborted)|timed out|ProxyError|SSLError|Network is unreachable|no answer",
+        "is there a network?",
+        is_final=False,
+    ),
+    Advice(r"Upload unsuccessful", "the dataset lacks this file: push again"),
+    Advice(
+        r"not valid (dataset|competition) sources",
+        "is the dataset ready and yours, and are the rules of the competition accepted?",
+    ),
+)
+
+_ERRORS = re.compile(
+    r"(Dataset|Dataset version) creation error|Kernel push error|Upload unsuccessful|not valid \w+ sources|"
+    r"Could not find competition|User cancelled operation"
+)
+"""These texts mean an error even with exit status 0."""
+
+
+class KaggleError(UserError):
+    """The kaggle program failed.
+
+    Args:
+        reason: what the program printed about it, one line.
+    """
+
+    def __init__(self, action: str, reason: str) -> None:
+        advice = next((each for each in ADVICE if re.search(each.pattern, reason, re.IGNORECASE)), None)
+        super().__init__(f"could not {action}: {reason}" + (f" - {advice.text}" if advice else ""))
+        self.is_final = advice is not None and advice.is_final
+        self.means_absent = bool(re.search(r"was denied|not found|\b40[34]\b", reason, re.IGNORECASE))
+        """Kaggle gives the same answer for what is private and what does not exist."""
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as one types it."""
+    """The command as it is typed in a shell."""
     return shlex.join(["kaggle", *arguments])
 
 
 def run_kaggle(
-    arguments: Sequence[str],
-    action: str,
-    *,
-    competition: str = COMPETITION,
-    shows: bool = False,
-    limit_s: float | None = None,
+    arguments: Sequence[str], action: str, *, show: bool = False, limit_s: float | None = None
 ) -> str:
-    """Run the kaggle program and return all that it printed, less lines with credentials.
+    """Run the kaggle program and return what it printed.
 
     Args:
-        action: what it is to do, for the message of a failure.
-        competition: that it is about.
-        shows: pass on what it prints as it comes, as the progress of an upload.
-        limit_s: after which it is ended; as long as it takes by default.
+        action: what it does, for the message of an error: `upload the dataset`.
+        show: also print its output as it comes, such as the progress of an upload.
+        limit_s: time limit in seconds.
 
     Raises:
-        KaggleError: it is not installed, does not start, takes too long, or failed.
+        KaggleError: the program is not installed, does not start, takes too long, or failed.
     """
-    program = _find_program()
+    # Buffered output would put errors before the lines printed earlier; verbose output contains credentials.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
     try:
         process = subprocess.Popen(
-            [program, *arguments],
-            stdin=subprocess.DEVNULL,  # a question would wait for an answer unseen
+            [_find_program(action), *arguments],
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,  # it must not wait for the answer to a question
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
     except OSError as error:
-        raise KaggleError("not starting", f"{program} does not start: {error.strerror}") from None
+        raise KaggleError(action, f"the kaggle program does not start: {error}") from None
+    lines = []
     with process:
-        try:
-            text = _read(process, shows, limit_s)
-        except TimeoutError:
-            process.kill()
-            raise KaggleError(
-                "network",
-                f"could not {action}: no answer of the kaggle program in {limit_s:g} s, is there a network?",
-            ) from None
-    failure = explain(text, process.returncode, action, competition)
-    if failure is not None:
-        raise failure
-    return text
+        is_late = threading.Event()
+        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, lambda: (is_late.set(), process.kill()))
+        timer.daemon = True
+        timer.start()
+        # newline="": lines of a progress bar end with a carriage return
+        for line in io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline=""):
+            lines.append(line)
+            if show:
+                print(line, end="", file=sys.stderr, flush=True)
+        timer.cancel()
+    if show and lines and not lines[-1].endswith(("\n", "\r")):
+        print(file=sys.stderr)  # the program ends the message of a submission without it
+    if is_late.is_set():
+        raise KaggleError(action, f"no answer of the kaggle program in {limit_s:g} s")
+    if reason := _find_error([line.strip() for line in lines], process.returncode):
+        raise KaggleError(action, reason)
+    return "".join(lines)
 
 
-def _find_program() -> str:
-    """Beside the Python that runs here, whose environment has the required version; else from PATH."""
+def _find_program(action: str) -> str:
+    """The program beside this Python, in whose environment the required version is; else the one on PATH."""
     beside = Path(sys.executable).with_name("kaggle")
     found = str(beside) if beside.is_file() else shutil.which("kaggle")
     if found is None:
-        raise KaggleError("missing", "there is no kaggle program: python -m pip install kaggle six")
+        raise KaggleError(action, "there is no kaggle program: python -m pip install kaggle six")
     return found
 
 
-def _read(process: subprocess.Popen, shows: bool, limit_s: float | None) -> str:
-    """All output, line by line; those of progress bars end with a carriage return.
+def _find_error(lines: Sequence[str], status: int) -> str:
+    """The lines about the error; empty if there was none."""
+    errors = [line for line in lines if _ERRORS.search(line)]
+    if errors or not status:
+        return "; ".join(dict.fromkeys(errors))
+    if help_of_login := [line for line in lines if line.startswith("Authentication required")]:
+        return help_of_login[0]
+    return next((line for line in reversed(lines) if line), f"exit status {status} of the kaggle program")
+
+
+def wait_for(
+    what: str,
+    look: Callable[[], str],
+    is_over: Callable[[str], bool],
+    *,
+    poll_s: float,
+    limit_s: float,
+    later: str,
+    before: str | None = None,
+) -> str:
+    """Call `look` until `is_over` of its answer, print each new answer, and return the last.
+
+    Args:
+        what: what is waited for, as it is printed.
+        later: the advice to give when the time is up.
+        before: an answer that Kaggle may still give for the state before. It counts after another answer, or
+            after `PATIENCE` looks.
 
     Raises:
-        TimeoutError: the time is up, and the process still runs.
+        UserError: the time is up.
+        KaggleError: a look failed with a final error, or more than `PATIENCE` in a row failed.
     """
-    end = None if limit_s is None else time.monotonic() + limit_s
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    kept: list[str] = []
-    rest, data = "", b"-"
-    while data:
-        wait_s = None if end is None else max(0.0, end - time.monotonic())
-        if not select.select([process.stdout], [], [], wait_s)[0]:
-            raise TimeoutError
-        data = os.read(process.stdout.fileno(), 65536)
-        *lines, rest = _LINE_END.split(rest + decoder.decode(data, final=not data))
-        for line in lines if data else [*lines, rest]:
-            if _SECRET.match(line):
-                continue
-            kept.append(line)
-            if shows:
-                sys.stderr.write(line)
-                sys.stderr.flush()
-    return "".join(kept)
+    begin = time.monotonic()
+    printed, printed_at = "", begin
+    looks = failures = 0
+    while True:
+        answer = ""
+        try:
+            answer = look()
+            looks, failures = looks + 1, 0
+        except KaggleError as error:
+            failures += 1
+            if error.is_final or failures > PATIENCE:
+                raise
+            warn(f"{error}; trying again")
+        now = time.monotonic()
+        is_old = answer == before and looks <= PATIENCE
+        if answer and (answer != printed or now - printed_at > SIGN_OF_LIFE_S):
+            remark = ", as before" if is_old else ""
+            say(f"{timedelta(seconds=round(now - begin))}  {what}: {answer}{remark}")
+            printed, printed_at = answer, now
+        if answer and not is_old:
+            before = None
+            if is_over(answer):
+                return answer
+        if now - begin > limit_s:
+            state, after = printed or "without an answer", timedelta(seconds=round(limit_s))
+            raise UserError(
+                f"{what} is still {state} after {after}; it goes on at Kaggle, look later with: {later}"
+            )
+        time.sleep(poll_s)

@@ -1,174 +1,137 @@
-"""The notebook that runs on Kaggle: it installs the bundle's wheels, runs `infer.py`, and checks the file."""
+"""Write the notebook that installs a bundle on Kaggle and runs `infer.py`."""
 
 import json
-from dataclasses import dataclass
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from src.submit.kernel_folder import FINGERPRINT
+from src.core.config import ROOT, parse_options
+from src.core.errors import UserError
+from src.core.files import atomic_path, require_writable, write_json
+from src.core.log import warn
+from src.infer.options import InferOptions, choose_post
+from src.submit.folders import FINGERPRINT, KERNEL_METADATA, NOTEBOOK, Bundle, read_bundle, verify_bundle
+from src.submit.options import KernelOptions
+
+TEMPLATE = ROOT / "configs" / "kaggle" / "predict.py"
+"""The cells, each after a line `# %%` or `# %% [markdown]`; the first cell of code is replaced."""
+
+T4 = "NvidiaTeslaT4"
+"""Kaggle's torch no longer runs on its other free GPU, the P100: Kaggle/kaggle-cli issue 1151."""
+
+GIVEN = ("--input", "--sample", "--output", "--models", "--segmenter", "--post", "--max-hours")
+"""Options of infer.py that the notebook gives."""
 
 
-@dataclass(frozen=True)
-class NotebookPlan:
-    """What the notebook is told; everything else it reads from the bundle."""
+def write_kernel(options: KernelOptions) -> None:
+    """Write the folder that `kaggle kernels push` takes: the notebook and its metadata.
 
-    dataset: str
-    """USER/SLUG of the bundle"""
-    fingerprint: str
-    """of the bundle, see `read_fingerprint`"""
-    competition: str
-    infer_arguments: tuple[str, ...]
-    """of infer.py, besides `OF_THE_NOTEBOOK`"""
-
-
-OF_THE_NOTEBOOK = ("--input", "--sample", "--output", "--models", "--segmenter", "--post")
-"""Options of infer.py that the notebook gives by itself: only there the places are known."""
-
-
-_FIND = '''\
-import hashlib
-import importlib
-import json
-import os
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-
-INPUT, WORKING = Path("/kaggle/input"), Path("/kaggle/working")
+    Raises:
+        UserError: no bundle or a changed one, arguments that infer.py refuses, or an output that cannot be
+            written.
+    """
+    bundle = read_bundle(options.bundle)
+    fingerprint = verify_bundle(options.bundle)
+    folder = options.output
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / KERNEL_METADATA).is_file():
+        raise UserError(f"{folder} holds something else than a notebook for Kaggle: name another --output")
+    arguments = ["--max-hours", f"{options.max_hours:g}", *_split(options.infer)]
+    _check_arguments(options.bundle, bundle, arguments)
+    require_writable(folder / KERNEL_METADATA)
+    with atomic_path(folder / NOTEBOOK) as temporary:
+        notebook = build_notebook(bundle.dataset, fingerprint, options.competition, arguments)
+        nbformat.write(notebook, temporary)
+    write_json(_metadata(options, bundle.dataset), folder / KERNEL_METADATA)
+    if not options.gpu:
+        warn(
+            f"on a CPU alone {options.max_hours:g} hours may be too short for all test patients: those that "
+            "infer.py does not reach get the prior"
+        )
 
 
-def find(name, *places):
-    """The folder that holds a file of that name, at one of the places or one folder below."""
-    for place in places:
-        for path in [place / name, *sorted(place.glob(f"*/{name}"))]:
-            if path.is_file():
-                return path.parent
-    raise FileNotFoundError(f"no {name} in any of {[str(place) for place in places]}: is it attached?")
+def build_notebook(
+    dataset: str, fingerprint: str, competition: str, infer_arguments: Sequence[str]
+) -> NotebookNode:
+    """The notebook, without outputs; the same arguments give the same notebook.
 
-
-def run(*command, folder=WORKING):
-    """Run a program, print what it says line by line, and return its exit status."""
-    command = [str(part) for part in command]
-    print("$", shlex.join(command), flush=True)
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with subprocess.Popen(command, cwd=folder, **pipe) as process:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-    return process.returncode
-
-
-# Newer notebooks mount inputs in folders by kind and owner, whose capitals may get lost.
-user, slug = DATASET.split("/")
-owners = [folder for folder in (INPUT / "datasets").glob("*") if folder.name.lower() == user.lower()]
-bundle = find("SHA256SUMS", INPUT / slug, *(owner / slug for owner in owners))
-data = find("sample_submission.csv", INPUT / COMPETITION, INPUT / "competitions" / COMPETITION)
-content = json.loads((bundle / "bundle.json").read_text())
-print(bundle, data, sep="\\n")'''
-
-_VERIFY = """\
-if hashlib.sha256((bundle / "SHA256SUMS").read_bytes()).hexdigest() != FINGERPRINT:
-    raise RuntimeError("the dataset is not the version of the bundle that this notebook is for: push again")
-if run("sha256sum", "--check", "--quiet", "SHA256SUMS", folder=bundle):
-    raise RuntimeError("the dataset is not the bundle that was made: push it again")"""
-
-_INSTALL = """\
-python = f"{sys.version_info.major}.{sys.version_info.minor}"
-if python not in content["wheels"]:
-    raise RuntimeError(f"the bundle has no wheels for Python {python}: make it with --python {python}")
-if wheels := content["wheels"][python]:
-    offline = ["--no-index", "--no-deps", "--find-links", bundle / "wheels"]
-    if run(sys.executable, "-m", "pip", "install", "--quiet", *offline, *wheels):
-        raise RuntimeError("the wheels of the bundle cannot be installed")"""
-
-_VERSIONS = """\
-from importlib.metadata import PackageNotFoundError, version
-
-from packaging.specifiers import SpecifierSet
-
-importlib.invalidate_caches()
-unfit = []
-for name, wanted in content["needed"].items():
-    try:
-        found = version(name)
-    except PackageNotFoundError:
-        unfit.append(f"{name} is missing")
-        continue
-    if not SpecifierSet(wanted).contains(found, prereleases=True):
-        unfit.append(f"{name} is {found}, wanted is {wanted}")
-if unfit:
-    print("warning: the table of Kaggle's packages that the bundle was made with is out of date:")
-    print(*unfit, sep="\\n")"""
-
-_INFER = """\
-submission, sample = WORKING / "submission.csv", data / "sample_submission.csv"
-submission.unlink(missing_ok=True)
-command = [sys.executable, bundle / "infer.py", "--input", data, "--sample", sample, "--output", submission]
-command += ["--models", *(bundle / name for name in content["models"])]
-if content["segmenter"]:
-    command += ["--segmenter", bundle / content["segmenter"]]
-if content["post"]:
-    command += ["--post", bundle / content["post"]]
-status = run(*command, *ARGUMENTS)
-print("infer.py ended with exit status", status)"""
-
-_CHECK = """\
-if run(sys.executable, bundle / "infer.py", "--check", submission, "--sample", sample):
-    raise RuntimeError(f"infer.py (exit status {status}) left no valid submission.csv, see its output above")
-interrupted = status in (143, -15)
-if status and not interrupted and not os.environ.get("KAGGLE_IS_COMPETITION_RERUN"):
-    raise RuntimeError(f"infer.py failed (exit status {status}), see its output above")
-if status:
-    print(f"infer.py ended early (exit status {status}); the file that it left is complete and valid")"""
-
-
-def build_notebook(plan: NotebookPlan) -> NotebookNode:
-    """The notebook, without outputs; the same plan gives the same notebook."""
-    told = "\n".join(
+    Args:
+        dataset: USER/SLUG of the bundle.
+        fingerprint: of the bundle, see `verify_bundle`.
+        infer_arguments: of infer.py, besides the paths that the notebook finds.
+    """
+    constants = "\n".join(
         [
-            f"DATASET = {json.dumps(plan.dataset)}",
-            f"FINGERPRINT = {json.dumps(plan.fingerprint)}  # of its SHA256SUMS",
-            f"COMPETITION = {json.dumps(plan.competition)}",
-            f"ARGUMENTS = {json.dumps(list(plan.infer_arguments))}  # of infer.py",
+            f"DATASET = {json.dumps(dataset)}",
+            f"FINGERPRINT = {json.dumps(fingerprint)}  # of its SHA256SUMS",
+            f"COMPETITION = {json.dumps(competition)}",
+            f"ARGUMENTS = {json.dumps(list(infer_arguments))}  # of infer.py",
         ]
     )
-    cells = [
-        new_markdown_cell(
-            "# Abdominal trauma: predict the test patients\n\n"
-            "Written by `submit.py kernel`. Everything comes from the attached dataset, the bundle that "
-            "`submit.py bundle` made: source, fold models and wheels. No internet is needed."
-        ),
-        new_code_cell(told),
-        new_markdown_cell("## The bundle and the competition's data"),
-        new_code_cell(_FIND),
-        new_markdown_cell(
-            "It must be the version of the bundle that this notebook was made for, and every file as it was "
-            "then."
-        ),
-        new_code_cell(_VERIFY),
-        new_markdown_cell(
-            "## Packages that Kaggle lacks\n\n"
-            "Requirements are not looked at: torch, numpy and pandas stay as they are."
-        ),
-        new_code_cell(_INSTALL),
-        new_markdown_cell("What is there now, against what `infer.py` runs with:"),
-        new_code_cell(_VERSIONS),
-        new_markdown_cell("## Predict"),
-        new_code_cell(_INFER),
-        new_markdown_cell(
-            "A file that an interrupted `infer.py` left is complete: patients that it did not come to have "
-            "the prior. It counts if it passes the check. A mistake or a crash is to be mended and stops the "
-            "notebook here, but not where the hidden test images are predicted: there any valid file counts."
-        ),
-        new_code_cell(_CHECK),
-    ]
+    cells = []
+    for part in TEMPLATE.read_text(encoding="utf-8").split("\n# %%")[1:]:
+        kind, _, text = part.rstrip().partition("\n")
+        if kind == " [markdown]":
+            cells.append(new_markdown_cell(re.sub(r"^# ?", "", text, flags=re.MULTILINE)))
+        else:
+            cells.append(new_code_cell(constants if text.startswith("DATASET = ") else text))
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"  # nbformat draws them at random
     notebook = new_notebook(cells=cells)
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata.language_info = {"name": "python"}
-    notebook.metadata[FINGERPRINT] = plan.fingerprint
+    notebook.metadata[FINGERPRINT] = fingerprint
     nbformat.validate(notebook)
     return notebook
+
+
+def _metadata(options: KernelOptions, dataset: str) -> dict:
+    """Fields: the kaggle program's documentation of kernel-metadata.json."""
+    content = {
+        "id": options.id,
+        # Kaggle derives the address from the title: only this one leads back to the slug.
+        "title": options.id.split("/")[1].replace("-", " ").title(),
+        "code_file": NOTEBOOK,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": options.gpu,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "dataset_sources": [dataset],
+        "competition_sources": [options.competition],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+    return content | ({"machine_shape": T4} if options.gpu else {})
+
+
+def _split(text: str) -> list[str]:
+    """The arguments in `--infer`, none of which may be one that the notebook gives."""
+    try:
+        arguments = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--infer is not a command line ({error}): {text}") from None
+    flags = {part.split("=")[0] for part in arguments}
+    if refused := sorted(flags & {*GIVEN, "--check", "--config", "--help", "-h"}):
+        raise UserError(
+            f"--infer must not contain {refused[0]}: it takes further options of a prediction, and the "
+            f"notebook gives {' '.join(GIVEN)}"
+        )
+    return arguments
+
+
+def _check_arguments(folder: Path, bundle: Bundle, arguments: Sequence[str]) -> None:
+    """Parse the command line of infer.py here, with the bundle's paths, rather than hours later on Kaggle."""
+    given = ["--input", "data", "--sample", "sample_submission.csv", "--output", "submission.csv"]
+    given += ["--models", *(str(folder / name) for name in bundle.models)]
+    for option, name in (("--segmenter", bundle.segmenter), ("--post", bundle.post)):
+        given += [option, str(folder / name)] if name else []
+    try:
+        choose_post(parse_options(InferOptions, [*given, *arguments], prog="infer.py", description=""))
+    except UserError as error:
+        raise UserError(f"infer.py would refuse its options: {error}") from None

@@ -1,43 +1,49 @@
-"""Which packages a bundle has to bring: what `infer.py` needs, less what Kaggle's notebooks have."""
+"""The packages that a bundle brings: what `infer.py` needs and Kaggle's notebooks lack, as wheels."""
 
 import re
-from collections.abc import Iterable, Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from src.core.errors import UserError
+from src.core.log import warn
+from src.submit.source import SCRIPT
 
 KagglePackages = Mapping[str, Version | None]
-"""What Kaggle's notebooks have: canonical name -> version, None where it is not known."""
+"""Packages of Kaggle's notebooks: canonical name -> version, None if unknown."""
 
 NEVER_BUNDLED = frozenset({"torch", "torchvision", "triton", "numpy", "pandas", "scipy"})
-"""Kaggle's own fit its driver and each other."""
+"""Kaggle's own versions fit its driver and each other."""
+
+OLDEST_GLIBC, NEWEST_GLIBC = 5, 35
+"""2.x of the `manylinux` tags that Kaggle accepts: its notebooks run on Ubuntu 22.04 with glibc 2.35."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that a bundle brings, in the version installed here."""
+    """A package to bundle, in the version installed here."""
 
     name: str
     version: str
-    reason: str
+    reason: str = ""
 
     @property
     def pinned(self) -> str:
-        """As pip takes it."""
         return f"{self.name}=={self.version}"
 
 
 def read_kaggle_packages(path: Path) -> KagglePackages:
-    """Read what Kaggle has, in the form of `pip freeze`; a bare name is of unknown version.
+    """Read a table in the form of `pip freeze`; a name alone has an unknown version.
 
     Raises:
-        UserError: the file is missing, or a line of it is not understood.
+        UserError: the file is missing, or a line cannot be parsed.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -68,47 +74,48 @@ def read_ranges(path: Path) -> dict[str, Requirement]:
 def needed_distributions(
     imported: Iterable[str], loaded: Iterable[str], ranges: Mapping[str, Requirement]
 ) -> set[str]:
-    """Canonical names of what the kit imports by name, and of requirements that a start loaded.
+    """The required packages that are imported, or that a start of `infer.py` loads.
 
-    The second are plugins, such as decoders, which a library finds by itself. What else was loaded belongs
-    to the libraries, and is looked after with their requirements.
+    The latter are plugins such as decoders, which libraries find. Other loaded modules belong to the
+    libraries themselves, see `choose_packages`.
+
+    Args:
+        imported, loaded: top-level names of modules.
+
+    Returns:
+        Canonical names.
     """
-    own = packages_distributions()
-    by_name = {canonicalize_name(name) for module in imported for name in own.get(module, ())}
-    in_memory = {canonicalize_name(name) for module in loaded for name in own.get(module, ())}
-    # Two distributions may own one module (opencv): the required one is meant.
-    return {name for name in by_name if name in ranges} | (in_memory & set(ranges))
+    owners = packages_distributions()
+    names = {canonicalize_name(name) for module in {*imported, *loaded} for name in owners.get(module, ())}
+    # Two distributions may own one module (opencv): the one in the requirements is meant.
+    return names & set(ranges)
 
 
 def choose_packages(
     needed: Iterable[str], kaggle: KagglePackages, ranges: Mapping[str, Requirement], python: str
-) -> tuple[list[Package], list[str]]:
-    """What to bundle for a version of Python, sorted, and what the user ought to know.
+) -> list[Package]:
+    """What to bundle for a version of Python, sorted by name.
 
-    A needed package is bundled unless Kaggle has a version in range; so are, in turn, the requirements of
-    what is bundled. What Kaggle has is taken to bring its own requirements.
+    A needed package is bundled unless Kaggle has a version in range. The same holds for the requirements of
+    bundled packages; the packages that Kaggle has are assumed to have theirs.
 
     Raises:
-        UserError: Kaggle lacks one of `NEVER_BUNDLED`, or a package that is needed is not installed here.
+        UserError: Kaggle lacks one of `NEVER_BUNDLED`, or a needed package is not installed here.
     """
     chosen: dict[str, Package] = {}
-    remarks = []
-    todo = [(ranges.get(name, Requirement(name)), "infer.py") for name in sorted(needed)]
-    seen = set()
+    todo = [(ranges.get(name, Requirement(name)), SCRIPT) for name in sorted(needed)]
     while todo:
         requirement, asker = todo.pop(0)
         name = canonicalize_name(requirement.name)
-        if name in chosen or (name, asker) in seen or _is_met(requirement, kaggle):
+        if name in chosen or _is_met(requirement, kaggle):
             continue
-        seen.add((name, asker))
+        there = f"Kaggle has {kaggle.get(name) or 'an unknown version'}"
         if name in NEVER_BUNDLED:
             if name not in kaggle:
                 raise UserError(
                     f"the table of Kaggle's packages has no {name}, which is never bundled: add it"
                 )
-            remarks.append(
-                f"{asker} asks for {requirement}, Kaggle has {_version(kaggle[name])}, which stays"
-            )
+            warn(f"Python {python}: {asker} requires {requirement}, {there}, which is kept")
             continue
         try:
             found = distribution(name)
@@ -116,12 +123,36 @@ def choose_packages(
             raise UserError(
                 f"{asker} needs {name}, which is not installed here: python -m pip install {name}"
             ) from None
-        reason = f"for {asker}"
-        if name in kaggle:
-            reason += f", Kaggle has {_version(kaggle[name])}"
+        reason = f"for {asker}" + (f", {there}" if name in kaggle else "")
         chosen[name] = Package(found.metadata["Name"], found.version, reason)
         todo += [(each, found.metadata["Name"]) for each in _requirements(found.requires, python)]
-    return sorted(chosen.values(), key=lambda package: package.name.lower()), remarks
+    return sorted(chosen.values(), key=lambda package: package.name.lower())
+
+
+def download_wheels(packages: Sequence[Package], python: str, folder: Path) -> None:
+    """Download a wheel of each package for Linux x86-64, without its requirements.
+
+    Raises:
+        UserError: a wheel does not exist, or the package registry cannot be reached.
+    """
+    if not packages:
+        return
+    newest_first = [f"manylinux_2_{minor}_x86_64" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
+    platforms = [*newest_first, "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+        *("--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python),
+        *(part for platform in platforms for part in ("--platform", platform)),
+        *("--dest", str(folder)),
+        *(package.pinned for package in packages),
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("ERROR: ")
+        raise UserError(
+            f"pip could not download wheels for Python {python}: {reason} (is there a network? else install "
+            f"a version that has a wheel for Linux x86-64, or leave {python} out of --python)"
+        )
 
 
 def _is_met(requirement: Requirement, kaggle: KagglePackages) -> bool:
@@ -134,13 +165,9 @@ def _is_met(requirement: Requirement, kaggle: KagglePackages) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
 
-def _version(known: Version | None) -> str:
-    return str(known) if known else "an unknown version"
-
-
 def _requirements(lines: list[str] | None, python: str) -> list[Requirement]:
-    """Those that hold on Kaggle (Linux x86-64), without extras."""
-    place = {
+    """The requirements that apply on Kaggle (Linux x86-64), without extras."""
+    environment = {
         "python_version": python,
         "python_full_version": f"{python}.0",
         "implementation_name": "cpython",
@@ -151,12 +178,5 @@ def _requirements(lines: list[str] | None, python: str) -> list[Requirement]:
         "platform_machine": "x86_64",
         "extra": "",
     }
-    found = []
-    for line in lines or []:
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            continue  # metadata of old packages; what is missing then shows when the notebook starts
-        if requirement.marker is None or requirement.marker.evaluate(place):
-            found.append(requirement)
-    return found
+    found = map(Requirement, lines or [])
+    return [each for each in found if each.marker is None or each.marker.evaluate(environment)]

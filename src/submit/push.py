@@ -1,69 +1,153 @@
-"""Upload a bundle and a notebook, and wait until the notebook has run."""
+"""Upload a bundle as a dataset, push the notebook, and wait for both."""
 
+import json
+import re
 import shlex
+from contextlib import suppress
 
 from src.core.errors import UserError
 from src.core.log import say
-from src.submit import dataset_upload, notebook_run
-from src.submit.bundle_folder import (
-    METADATA,
-    Bundle,
-    read_bundle,
-    read_dataset_id,
-    read_fingerprint,
-    require_unchanged,
-)
-from src.submit.kaggle_program import command_line
-from src.submit.kernel_folder import Kernel, read_kernel
+from src.submit.folders import Kernel, read_bundle, read_kernel, verify_bundle
+from src.submit.kaggle_program import LOOK_LIMIT_S, KaggleError, command_line, run_kaggle, wait_for
 from src.submit.options import PushOptions
+
+ENDED = ("complete", "error", "cancelrequested", "cancelacknowledged")
+"""States of a notebook that no longer runs."""
 
 
 def push(options: PushOptions) -> None:
-    """Create the dataset or a version of it, push the notebook, wait for each, and say what came out.
+    """Create the dataset or a version of it, push the notebook, wait for each, and print how to submit.
 
     Raises:
-        UserError: folders that do not belong together, a dataset that Kaggle does not make ready in time, or
-            a notebook that failed.
+        UserError: folders that do not belong together, a dataset that does not become ready in time, or a
+            notebook that failed.
         KaggleError: the kaggle program failed.
     """
     bundle, kernel = read_bundle(options.bundle), read_kernel(options.kernel)
-    _check(options, bundle, kernel)
+    if bundle.dataset != kernel.dataset:
+        raise UserError(
+            f"the notebook in {options.kernel} reads the dataset {kernel.dataset}, the bundle is "
+            f"{bundle.dataset}: make it again with submit.py kernel"
+        )
+    if verify_bundle(options.bundle) != kernel.fingerprint:
+        raise UserError(
+            f"the notebook in {options.kernel} was made for another state of the bundle in {options.bundle}: "
+            "make it again with submit.py kernel"
+        )
+    # Without --dir-mode the program leaves folders out; Kaggle unpacks the archives to the same folders.
+    upload = ["-p", str(options.bundle), "--dir-mode", "zip"]
+    create = ["datasets", "create", *upload]
+    add_version = ["datasets", "version", "-m", options.message.strip(), *upload]
+    push_notebook = ["kernels", "push", "-p", str(options.kernel)]
     if options.dry_run:
-        _show_commands(options, bundle, kernel)
+        dataset_status, kernel_status = _dataset_status(bundle.dataset), _kernel_status(kernel.id)
+        for command, remark in (
+            (dataset_status, "does the dataset exist?"),
+            (create, "if not"),
+            (add_version, "if it does, once it is ready"),
+            (dataset_status, "until it is ready"),
+            (kernel_status, "state of the version before"),
+            (push_notebook, "upload the notebook and run it"),
+            (kernel_status, "until it is complete"),
+        ):
+            say(f"{command_line(command)}  # {remark}")
         return
-    push_notebook = command_line(notebook_run.push_command(options))
-    dataset_upload.upload_dataset(options, bundle, afterwards=push_notebook)
-    version = notebook_run.run_notebook(options, kernel)
+    _upload_dataset(options, bundle.dataset, create, add_version, command_line(push_notebook))
+    version = _run_notebook(options, kernel, push_notebook)
     say(f"the notebook {kernel.id} is complete; submit it with:")
     submit = ["submit", "--kernel", str(options.kernel), "--version", version, "--message", "MESSAGE"]
     say(shlex.join(["python", "submit.py", *submit]))
 
 
-def _check(options: PushOptions, bundle: Bundle, kernel: Kernel) -> None:
-    if bundle.dataset not in kernel.datasets:
-        raise UserError(
-            f"the notebook in {options.kernel} reads the dataset {kernel.datasets[0]}, the bundle is "
-            f"{bundle.dataset}: make it again with submit.py kernel"
-        )
-    if read_dataset_id(options.bundle) != bundle.dataset:
-        raise UserError(f"{options.bundle / METADATA} was changed: make the bundle again with another --id")
-    if read_fingerprint(options.bundle) != kernel.bundle_fingerprint:
-        raise UserError(
-            f"the notebook in {options.kernel} was made for another state of the bundle in {options.bundle}: "
-            "make it again with submit.py kernel"
-        )
-    require_unchanged(options.bundle)
+def _dataset_status(dataset: str) -> list[str]:
+    return ["datasets", "status", dataset]
 
 
-def _show_commands(options: PushOptions, bundle: Bundle, kernel: Kernel) -> None:
-    dataset_status, kernel_status = dataset_upload.status_command(bundle), notebook_run.status_command(kernel)
-    for command, remark in (
-        (dataset_status, "is the dataset there?"),
-        (dataset_upload.create_command(options), "if it is not"),
-        (dataset_upload.version_command(options), "if it is, when it is ready"),
-        (dataset_status, "until it is ready"),
-        (kernel_status, "how did the version before end?"),
-        (notebook_run.push_command(options), "upload the notebook and run it"),
-        (kernel_status, "until it is complete"),
-    ):
-        say(f"{command_line(command)}  # {remark}")
+def _kernel_status(kernel: str) -> list[str]:
+    return ["kernels", "status", kernel]
+
+
+def _upload_dataset(
+    options: PushOptions, dataset: str, create: list[str], add_version: list[str], push_notebook: str
+) -> None:
+    """Create the dataset, or add a version once the one before is settled, and wait until it is ready."""
+    waits = {"poll_s": options.poll_seconds, "limit_s": options.dataset_minutes * 60}
+    status = command_line(_dataset_status(dataset))
+
+    def look() -> str:
+        return _look_at_dataset(dataset)
+
+    try:
+        before = look()
+    except KaggleError as error:
+        if not error.means_absent:
+            raise
+        before = None
+    if before is not None and not _is_settled(before):
+        later = f"{status}; then push again"
+        before = wait_for(f"dataset {dataset}, before the upload", look, _is_settled, later=later, **waits)
+    run_kaggle(create if before is None else add_version, "upload the dataset", show=True)
+    answer = wait_for(
+        f"dataset {dataset}",
+        look,
+        # A version is ready while the next one is unpacked: only the number tells them apart.
+        lambda answer: _is_settled(answer) and (answer == "failed" or answer != before),
+        later=f"{status}; when the new version is ready: {push_notebook}",
+        before=before if before == "failed" else None,
+        **waits,
+    )
+    if answer == "failed":
+        raise UserError(f"Kaggle could not unpack the dataset: see https://www.kaggle.com/datasets/{dataset}")
+
+
+def _look_at_dataset(dataset: str) -> str:
+    """Its state; `ready, version 4` with the number of the newest version that is ready."""
+    action = "see the dataset's status"
+    text = run_kaggle(_dataset_status(dataset), action, limit_s=LOOK_LIMIT_S)
+    status = (text.strip().splitlines() or ["unknown"])[-1].strip().lower()
+    if status != "ready":
+        return status
+    text = run_kaggle([*_dataset_status(dataset), "--format", "json"], action, limit_s=LOOK_LIMIT_S)
+    try:
+        return f"ready, version {int(json.loads(text[text.index('{') :])['current_version_number'])}"
+    except (ValueError, KeyError, TypeError):
+        raise KaggleError(action, f"no version number in {' '.join(text.split())!r}") from None
+
+
+def _is_settled(answer: str) -> bool:
+    return answer == "failed" or answer.startswith("ready")
+
+
+def _run_notebook(options: PushOptions, kernel: Kernel, push_notebook: list[str]) -> str:
+    """Push the notebook and wait until it has run.
+
+    Returns:
+        The number of its version, `N` if the kaggle program did not print it.
+    """
+    before = None
+    with suppress(KaggleError):  # there is none yet, or the push will say what is wrong
+        before = _look_at_notebook(kernel.id)
+    text = run_kaggle(push_notebook, "push the notebook", show=True)
+    answer = wait_for(
+        f"notebook {kernel.id}",
+        lambda: _look_at_notebook(kernel.id),
+        lambda answer: answer.split(" ")[0] in ENDED,
+        poll_s=options.poll_seconds,
+        limit_s=options.kernel_hours * 3600,
+        later=command_line(_kernel_status(kernel.id)),
+        before=before,
+    )
+    if answer != "complete":
+        logs = command_line(["kernels", "logs", kernel.id])
+        raise UserError(f"the notebook {kernel.id} ended with {answer}; see its log with: {logs}")
+    pushed = re.search(r"Kernel version (\d+) successfully pushed", text)
+    return pushed[1] if pushed else "N"
+
+
+def _look_at_notebook(kernel: str) -> str:
+    """`running` for `has status "KernelWorkerStatus.RUNNING"`, with the failure message if there is one."""
+    text = run_kaggle(_kernel_status(kernel), "see the notebook's status", limit_s=LOOK_LIMIT_S)
+    status = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
+    message = re.search(r'Failure message: "(.*)"', text)
+    answer = status[1].replace("_", "").lower() if status else " ".join(text.split())
+    return f"{answer} ({message[1]})" if message else answer

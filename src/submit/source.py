@@ -1,18 +1,36 @@
-"""Which files of the kit `infer.py` needs: found by following its imports."""
+"""The source that a bundle needs: the files that `infer.py` imports, copied and started once."""
 
 import ast
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.core.config import ROOT
+from src.core.errors import UserError
 
 SCRIPT = "infer.py"
-BESIDE = ("requirements.txt", "LICENSE")
+OTHER_FILES = ("requirements.txt", "LICENSE")
+
+# --help, because parsing options imports more than importing the script does.
+_LIST_MODULES = """
+import contextlib, importlib, io, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    importlib.import_module("infer").main(["--help"])
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
 
 
 def needed_files(root: Path = ROOT) -> list[Path]:
-    """The script and every module of `src` that it imports, at whatever depth, relative to `root`, sorted."""
+    """The script and every module of `src` that it imports, directly or through others.
+
+    Returns:
+        Paths relative to `root`, sorted.
+    """
     found: set[Path] = set()
     todo = [Path(SCRIPT)]
     while todo:
@@ -25,7 +43,7 @@ def needed_files(root: Path = ROOT) -> list[Path]:
 
 
 def imported_names(path: Path) -> set[str]:
-    """Full names that a file imports; those inside functions too, which run later or never."""
+    """Full names that a Python file imports, inside functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -35,27 +53,51 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
-def module_names(files: Sequence[Path]) -> list[str]:
-    """How the files are imported; the scripts among them included."""
-    dotted = (".".join(path.with_suffix("").parts) for path in files)
-    return [name.removesuffix(".__init__") for name in dotted]
-
-
 def copy_source(target: Path, root: Path = ROOT) -> list[Path]:
-    """Copy what `infer.py` needs into `target`; the copied Python files, relative, are returned."""
+    """Copy what `infer.py` needs into `target`.
+
+    Returns:
+        The copied Python files, relative to `target`.
+    """
     files = needed_files(root)
-    for path in [*files, *map(Path, BESIDE)]:
+    for path in [*files, *map(Path, OTHER_FILES)]:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / path, target / path)
         if not (target / path).stat().st_size:
-            # An empty file may get lost on its way through archives and uploads; without its __init__.py,
-            # any other package named src would be imported instead of ours.
+            # An empty file may get lost in archives and uploads. Without our __init__.py, another installed
+            # package named src would be imported.
             (target / path).write_text("\n", encoding="utf-8")
     return files
 
 
+def find_loaded(folder: Path, files: Sequence[Path]) -> set[str]:
+    """Import Python files of a copy and run `infer.py --help` there, in a process of its own.
+
+    Args:
+        files: relative to `folder`.
+
+    Returns:
+        Top-level names of all loaded modules, including plugins that libraries look for.
+
+    Raises:
+        UserError: `infer.py` does not start there.
+    """
+    modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in files]
+    finished = subprocess.run(
+        [sys.executable, "-B", "-c", _LIST_MODULES, *modules],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"infer.py does not start in the bundle: {reason}")
+    return set(json.loads(finished.stdout.strip().splitlines()[-1]))
+
+
 def _files(root: Path, name: str) -> list[Path]:
-    """The module of that name with the packages around it; nothing where a name is not a module's."""
+    """The files of a module and of the packages around it; none if `name` is not a module."""
     parts = name.split(".")
     places = [Path(*parts[:depth]) / "__init__.py" for depth in range(1, len(parts) + 1)]
     places.append(Path(*parts).with_suffix(".py"))

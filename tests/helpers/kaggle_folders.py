@@ -6,9 +6,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from src.score.postprocess import PostProcessing, write_post
-from src.submit.bundle_folder import CONTENT, METADATA, read_fingerprint, write_checksums
-from src.submit.kernel_folder import FINGERPRINT, NOTEBOOK
-from src.submit.kernel_folder import METADATA as KERNEL_METADATA
+from src.submit.folders import (
+    CONTENT,
+    DATASET_METADATA,
+    FINGERPRINT,
+    KERNEL_METADATA,
+    NOTEBOOK,
+    verify_bundle,
+    write_checksums,
+)
 
 DATASET, KERNEL = "someone/trauma-bundle", "someone/trauma-predict"
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
@@ -37,7 +43,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes] = MappingProxyType({})
         (folder / path).write_bytes(data)
     write_checksums(folder)
     metadata = {"title": "A bundle", "id": content["dataset"], "licenses": [{"name": "other"}]}
-    (folder / METADATA).write_text(json.dumps(metadata))
+    (folder / DATASET_METADATA).write_text(json.dumps(metadata))
     return folder
 
 
@@ -46,6 +52,6 @@ def write_kernel(folder: Path, bundle: Path, competition: str = COMPETITION) -> 
     folder.mkdir(parents=True)
     metadata = {"id": KERNEL, "competition_sources": [competition], "dataset_sources": [DATASET]}
     (folder / KERNEL_METADATA).write_text(json.dumps(metadata))
-    notebook = {"cells": [], "metadata": {FINGERPRINT: read_fingerprint(bundle)}}
+    notebook = {"cells": [], "metadata": {FINGERPRINT: verify_bundle(bundle)}}
     (folder / NOTEBOOK).write_text(json.dumps(notebook))
     return folder

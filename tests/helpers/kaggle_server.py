@@ -15,6 +15,7 @@ import subprocess
 import threading
 import zipfile
 from base64 import b64encode
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,6 +91,20 @@ class KaggleServer:
     def receive(self, token: str, content: bytes) -> None:
         self._uploads[token] = (self._uploads[token][0], content)
 
+    def add_dataset(self, name: str) -> None:
+        """A dataset with one version."""
+        self.datasets[name] = [{}]
+        self.unpacking = ["READY"]
+
+    def add_notebook(self, name: str, state: str) -> None:
+        """A notebook with one version, whose run is in `state`."""
+        self.notebooks[name], self._runs[name] = [{}], [state]
+
+    def add_submission(self, description: str, status: str = "PENDING") -> None:
+        number = len(self.submissions) + 1
+        entry = {"ref": number, "date": f"2026-11-{number:02}T10:00:00Z", "fileName": "submission.csv"}
+        self.submissions.insert(0, {**entry, "description": description, "status": status})
+
     def _StartBlobUpload(self, name: str, **_: Any) -> dict:
         token = f"token{len(self._uploads)}"
         self._uploads[token] = (name, b"")
@@ -149,11 +164,6 @@ class KaggleServer:
         self.add_submission(submissionDescription)
         return {"message": "Successfully submitted to RSNA 2023 Abdominal Trauma Detection"}
 
-    def add_submission(self, description: str, status: str = "PENDING") -> None:
-        number = len(self.submissions) + 1
-        entry = {"ref": number, "date": f"2026-11-{number:02}T10:00:00Z", "fileName": "submission.csv"}
-        self.submissions.insert(0, {**entry, "description": description, "status": status})
-
     def _GetSubmissionLimits(self, competitionName: str) -> dict:
         return {"numAllowedNow": 4}
 
@@ -187,9 +197,7 @@ class KaggleMachine:
         handler = type("Handler", (_Handler,), {"kaggle": self.server, "authorization": f"Basic {login}"})
         self._http = self._thread.submit(ThreadingHTTPServer, ("127.0.0.1", 80), handler).result()
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
-        for name in [*os.environ]:
-            if name.startswith("KAGGLE_") or name.lower().endswith("_proxy") or name == "XDG_CONFIG_HOME":
-                monkeypatch.delenv(name)
+        forget_kaggle(monkeypatch)
         monkeypatch.setenv("HOME", str(home))
         monkeypatch.setenv("TMPDIR", str(home))  # where the program notes unfinished uploads
         monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
@@ -213,6 +221,42 @@ class KaggleMachine:
     def close(self) -> None:
         self.close_server()
         self._thread.shutdown()
+
+
+def forget_kaggle(monkeypatch) -> None:
+    """Remove settings of the user who runs the tests, including credentials."""
+    for name in [*os.environ]:
+        if name.startswith("KAGGLE_") or name.lower().endswith("_proxy") or name == "XDG_CONFIG_HOME":
+            monkeypatch.delenv(name)
+
+
+def fails(*answer: Any) -> Callable[..., None]:
+    """For a parameter of a test: let a request fail, see `KaggleServer.fail`."""
+    return lambda machine, monkeypatch: machine.server.fail(*answer)
+
+
+def has(**changes: Any) -> Callable[..., None]:
+    """For a parameter of a test: change the state of the server."""
+
+    def change(machine: KaggleMachine, monkeypatch) -> None:
+        for name, value in changes.items():
+            assert name in KaggleServer.__dataclass_fields__
+            setattr(machine.server, name, value)
+
+    return change
+
+
+def printed_states(printed: str, what: str) -> list[str]:
+    """The states of `what` that were printed while waiting for it."""
+    return [line.split(f"{what}: ")[1] for line in printed.splitlines() if f"  {what}: " in line]
+
+
+def only_error(printed: str) -> str:
+    """The error that a script ends with: one line, no traceback."""
+    lines = printed.splitlines()
+    assert "Traceback (most recent call last):" not in lines
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return lines[-1]
 
 
 def _run_submit(arguments: list[str]) -> int:

@@ -39,8 +39,8 @@ WITHOUT_TORCH = (
     "src.prepare",
     "src.phantom",
     "src.score",
-    *(f"src.submit.{name}" for name in ("bundle_folder", "kernel_folder", "options", "packages", "wheels")),
-    *(f"src.submit.{name}" for name in ("push", "dataset_upload", "notebook_run", "competition")),
+    *(f"src.submit.{name}" for name in ("folders", "options", "packages", "source")),
+    *(f"src.submit.{name}" for name in ("kaggle_program", "push", "competition")),
     *(f"src.submit.{name}" for name in ("kaggle_program", "failures", "waiting")),
 )
 ONE_IMPORT_SITE = {"albumentations": 1, "accelerate": 1, "dicomsdl": 1, "monai": 2, "nibabel": 1}

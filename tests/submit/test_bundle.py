@@ -1,4 +1,4 @@
-"""The bundle: what lies in it, what does not, and what is refused."""
+"""bundle: what it contains, what it does not, and what is refused."""
 
 import json
 import os
@@ -16,9 +16,8 @@ from src.cls.second_model import find_first_level
 from src.core.config import ROOT
 from src.core.errors import UserError
 from src.score.postprocess import PostProcessing, write_post
-from src.submit.bundle import _whole_or_absent
-from src.submit.bundle_folder import read_bundle
-from src.submit.models import check_models, copy_runs, run_files, warn_of_unfinished
+from src.submit.bundle import check_models, copy_run, run_files
+from src.submit.folders import read_bundle
 from tests.helpers.cls_runs import write_network, write_run, write_second_run
 from tests.helpers.kaggle_folders import DATASET
 from tests.helpers.seg_files import write_pair
@@ -26,7 +25,7 @@ from tests.helpers.seg_files import write_pair
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory) -> Path:
-    """A table that says that Kaggle has all that is installed here: no wheels are then needed."""
+    """A table with all that is installed here, so that no wheels are needed."""
     path = tmp_path_factory.mktemp("packages") / "packages.txt"
     lines = {f"{each.metadata['Name']}=={each.version}\n" for each in distributions()}
     path.write_text("".join(sorted(lines)))
@@ -35,7 +34,7 @@ def packages(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory) -> Path:
-    """Runs to take from, good and bad ones; nobody writes here."""
+    """Runs to take from, good and bad ones. Tests only read them."""
     folder = tmp_path_factory.mktemp("stock")
     run = write_run(folder / "plain run")
     write_second_run(folder / "second")
@@ -77,7 +76,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_bundle_holds_what_infer_py_reads_and_no_checkpoint(made):
+def test_bundle_contains_what_infer_py_reads_and_no_checkpoint(made):
     files = files_of(made)
     assert {name for name in files if not name.startswith("src/")} == {
         *("infer.py", "requirements.txt", "LICENSE"),
@@ -90,7 +89,7 @@ def test_the_bundle_holds_what_infer_py_reads_and_no_checkpoint(made):
     assert not [name for name in files if name.endswith((".pt", ".pyc", ".csv", ".yaml"))]
 
 
-def test_the_runs_of_the_bundle_are_those_given_in_their_order(made, stock):
+def test_bundle_contains_the_runs_in_their_order(made, stock):
     models = [made / name for name in read_bundle(made).models]
     for copy, run in zip(models, (stock / "plain run", stock / "second"), strict=True):
         assert run_files(copy) == run_files(run)
@@ -100,31 +99,31 @@ def test_the_runs_of_the_bundle_are_those_given_in_their_order(made, stock):
     check_models(models, None, made / read_bundle(made).segmenter)  # nothing is missing in the copies
 
 
-def test_the_checksums_are_right_for_sha256sum_and_cover_every_file_that_is_uploaded(made):
+def test_bundle_checksums_cover_every_uploaded_file_and_satisfy_sha256sum(made):
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=made, check=True)
     listed = {line.split("  ", 1)[1] for line in (made / "SHA256SUMS").read_text().splitlines()}
     # the kaggle program reads the metadata and does not upload them
     assert listed == files_of(made) - {"SHA256SUMS", "dataset-metadata.json"}
 
 
-def test_the_metadata_are_those_that_kaggle_asks_for(made):
+def test_bundle_metadata_are_those_of_a_kaggle_dataset(made):
     metadata = json.loads((made / "dataset-metadata.json").read_text())
     assert metadata == {"title": "A trauma bundle", "id": DATASET, "licenses": [{"name": "other"}]}
 
 
-def test_the_bundle_tells_what_is_needed_in_which_versions(made):
+def test_bundle_records_needed_packages_with_their_ranges(made):
     needed = read_bundle(made).needed
     assert needed["torch"] == ">=2.8" and needed["albumentations"] == "==2.0.8"
     assert {"dicomsdl", "segmentation-models-pytorch", "pylibjpeg-openjpeg", "pyyaml"} <= set(needed)
     assert not {"kaggle", "pytest", "nbformat"} & set(needed)
 
 
-def test_no_wheel_is_bundled_for_what_kaggle_has(made):
+def test_bundle_has_no_wheel_for_what_kaggle_has(made):
     assert read_bundle(made).wheels == {"3.11": [], "3.12": []}
     assert not (made / "wheels").exists()
 
 
-def test_sizes_are_shown_and_an_older_bundle_is_replaced(packages, stock, tmp_path, capsys):
+def test_bundle_prints_sizes_and_replaces_an_older_bundle(packages, stock, tmp_path, capsys):
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "bundle.json").write_text("{}")
@@ -138,19 +137,19 @@ def test_sizes_are_shown_and_an_older_bundle_is_replaced(packages, stock, tmp_pa
     assert re.search(r"\n *all +\d+ +\d+\.\d\d\n", shown), shown
 
 
-def test_unfinished_folds_are_left_out_with_a_warning(tmp_path, capsys):
+def test_copy_run_leaves_unfinished_folds_out_with_a_warning(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     (run / "fold2").mkdir()
     (run / "fold2" / "last.pt").write_bytes(b"half")
     write_network(run / "fold3" / "bowel" / "model.safetensors", networks=["bowel", "liver"])
     assert [path.parts[0] for path in run_files(run)] == ["fold0", "fold1"]
-    warn_of_unfinished(run)
+    copy_run(run, tmp_path / "models", 0)
     assert "fold2, fold3 not finished" in capsys.readouterr().err
 
 
-def test_names_of_folders_travel_in_plain_letters(stock, tmp_path):
+def test_copy_run_names_folders_in_plain_letters(stock, tmp_path):
     shutil.copytree(stock / "organs", tmp_path / "größe µ (1)")
-    (folder,) = copy_runs([tmp_path / "größe µ (1)"], tmp_path / "models")
+    folder = copy_run(tmp_path / "größe µ (1)", tmp_path / "models", 0)
     assert folder.name == "0_gr_e_1_"
 
 
@@ -183,7 +182,7 @@ def test_names_of_folders_travel_in_plain_letters(stock, tmp_path):
         ({"output": "a_file"}, "a_file is not a folder"),
     ],
 )
-def test_refusals_are_one_line_and_leave_nothing(packages, stock, tmp_path, monkeypatch, changes, part):
+def test_bundle_refuses_in_one_line_and_leaves_nothing(packages, stock, tmp_path, monkeypatch, changes, part):
     monkeypatch.chdir(stock)
     before = files_of(stock)
     given = {"models": "plain run", "output": tmp_path / "bundle"} | changes
@@ -194,9 +193,7 @@ def test_refusals_are_one_line_and_leave_nothing(packages, stock, tmp_path, monk
     assert files_of(stock) == before and not list(tmp_path.iterdir())
 
 
-def test_wheels_that_cannot_be_fetched_leave_the_older_bundle_and_no_part_of_the_new(
-    packages, stock, tmp_path, monkeypatch
-):
+def test_bundle_without_its_wheels_leaves_the_older_bundle(packages, stock, tmp_path, monkeypatch):
     output = tmp_path / "bundle"
     output.mkdir()
     (output / "bundle.json").write_text("the older one")
@@ -213,16 +210,6 @@ def test_wheels_that_cannot_be_fetched_leave_the_older_bundle_and_no_part_of_the
     assert files_of(output) == {"bundle.json"} and (output / "bundle.json").read_text() == "the older one"
 
 
-def test_a_bundle_that_cannot_take_its_place_leaves_the_older_one(tmp_path):
-    output = tmp_path / "bundle"
-    output.mkdir()
-    (output / "bundle.json").write_text("the older one")
-    with pytest.raises(OSError), _whole_or_absent(output) as folder:
-        folder.rmdir()
-    assert (output / "bundle.json").read_text() == "the older one"
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-def test_the_licence_and_the_requirements_are_the_kits(made):
+def test_bundle_contains_the_kits_licence_and_requirements(made):
     for name in ("LICENSE", "requirements.txt", "infer.py"):
         assert (made / name).read_bytes() == (ROOT / name).read_bytes()

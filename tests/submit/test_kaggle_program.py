@@ -1,104 +1,150 @@
-"""The kaggle program: which one is run, for how long, and what of its output is shown."""
+"""run_kaggle and wait_for, with small programs in place of the kaggle program."""
 
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
-from src.submit.failures import KaggleError
-from src.submit.kaggle_program import command_line, run_kaggle
-from tests.helpers.recording_kaggle import RecordingKaggle, forget_kaggle, write_program
+from src.core.errors import UserError
+from src.submit.kaggle_program import PATIENCE, KaggleError, run_kaggle, wait_for
 
 
 @pytest.fixture
-def kaggle(tmp_path, monkeypatch) -> RecordingKaggle:
-    return RecordingKaggle(tmp_path / "program", monkeypatch)
-
-
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A folder that PATH names, and a Python with no kaggle program beside it."""
+def write_program(tmp_path, monkeypatch):
+    """Write a program named kaggle, the only one that is found, into a folder of PATH."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
-    return folder
+
+    def write(*lines: str, at: Path = folder) -> None:
+        at.mkdir(exist_ok=True)
+        (at / "kaggle").write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        (at / "kaggle").chmod(0o755)
+
+    return write
 
 
-def test_the_program_beside_the_python_that_runs_comes_first(kaggle, tmp_path, monkeypatch):
-    (tmp_path / "elsewhere").mkdir()
-    write_program(tmp_path / "elsewhere", "#!/bin/sh\necho of another environment\n")
-    monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"), prepend=":")
-    kaggle.answer({"datasets status": ["ready"]})
-    assert run_kaggle(["datasets", "status", "a/b"], "look") == "ready"
-    assert kaggle.calls == [["datasets", "status", "a/b"]]
+def test_run_kaggle_prefers_the_program_beside_this_python(write_program, tmp_path):
+    write_program("echo on PATH: $1")
+    assert run_kaggle(["quota"], "look") == "on PATH: quota\n"
+    write_program("echo beside", at=tmp_path / "bin")
+    assert run_kaggle(["quota"], "look") == "beside\n"
 
 
-def test_else_it_is_looked_for_on_the_path(elsewhere):
-    write_program(elsewhere, "#!/bin/sh\necho found on PATH: $1\n")
-    assert run_kaggle(["quota"], "look") == "found on PATH: quota\n"
-
-
-def test_a_missing_program_is_named(elsewhere):
+def test_run_kaggle_names_a_program_that_is_missing_or_does_not_start(write_program, tmp_path):
     with pytest.raises(KaggleError, match="no kaggle program: python -m pip install kaggle six"):
         run_kaggle(["quota"], "look")
-
-
-def test_a_program_that_cannot_be_executed_is_named(elsewhere):
-    write_program(elsewhere, "#!/nowhere/python\n")
-    with pytest.raises(KaggleError, match="kaggle does not start: No such file"):
+    write_program()
+    (tmp_path / "elsewhere" / "kaggle").write_text("#!/nowhere/python\n")
+    with pytest.raises(KaggleError, match=r"does not start: .*No such file"):
         run_kaggle(["quota"], "look")
 
 
-def test_a_program_that_hangs_is_ended_as_a_fault_of_the_network(elsewhere):
-    write_program(elsewhere, "#!/bin/sh\necho begun\n/bin/sleep 60\n")  # a child of its own holds the output
+def test_run_kaggle_ends_a_program_that_hangs(write_program):
+    write_program("echo begun", "exec /bin/sleep 60")
     begin = time.monotonic()
-    with pytest.raises(
-        KaggleError, match=r"could not look: no answer .* in 0\.5 s, is there a network"
-    ) as caught:
+    with pytest.raises(KaggleError, match=r"no answer .* in 0\.5 s - is there a network") as caught:
         run_kaggle(["quota"], "look", limit_s=0.5)
-    assert caught.value.kind == "network" and time.monotonic() - begin < 30
+    assert not caught.value.is_final and time.monotonic() - begin < 30
 
 
-def test_without_a_limit_it_takes_as_long_as_it_takes(kaggle):
-    kaggle.answer({"datasets create": [("done", 0, 1.0)]})
-    assert run_kaggle(["datasets", "create"], "upload") == "done"
-
-
-def test_output_is_passed_on_line_by_line_where_asked(elsewhere, capsys):
-    write_program(elsewhere, "#!/bin/sh\nprintf 'upload\\n  0%%|  |\\r100%%|##|\\nunended \\303\\244'\n")
+def test_run_kaggle_shows_progress_where_asked(write_program, capsys):
+    write_program(r"printf 'upload\n  0%%|  |\r100%%|##|\nunended \303\244'")
     text = "upload\n  0%|  |\r100%|##|\nunended ä"
     assert run_kaggle(["quota"], "look") == text
     assert capsys.readouterr().err == ""
-    run_kaggle(["quota"], "look", shows=True)
-    assert capsys.readouterr().err == text
+    run_kaggle(["quota"], "look", show=True)
+    assert capsys.readouterr().err == text + "\n"
 
 
-def test_credentials_in_the_output_are_neither_shown_nor_kept(elsewhere, capsys):
-    lines = (
-        "POST /x\\nAuthorization: Bearer 1234\\nProxy-Authorization: Basic 1234\\nX: 1\\nauthorization: 1234"
-    )
-    write_program(elsewhere, f"#!/bin/sh\nprintf '{lines}'\n")
-    assert run_kaggle(["quota"], "look", shows=True) == "POST /x\nX: 1\n"
-    assert "1234" not in capsys.readouterr().err
+def test_run_kaggle_asks_for_no_verbose_output_which_has_credentials(write_program, monkeypatch):
+    monkeypatch.setenv("VERBOSE", "1")
+    write_program('echo "[$VERBOSE]"')
+    assert run_kaggle(["quota"], "look") == "[]\n"
 
 
-def test_credentials_are_not_in_the_message_of_a_failure(elsewhere):
-    write_program(elsewhere, "#!/bin/sh\necho an error\necho Authorization: Bearer invalid-1234\nexit 1\n")
-    with pytest.raises(KaggleError, match="the kaggle program says: an error") as caught:
+@pytest.mark.parametrize(
+    ("lines", "status", "part"),
+    [
+        (["Traceback (most recent call last):", "ModuleNotFoundError: No module named six"], 1, "kaggle six"),
+        (["Permission 'competitions.submissions.create' was denied"], 1, "tab Rules"),
+        (["403 Client Error: Forbidden for url: https://x/v1/competitions.Service/X"], 1, "tab Rules"),
+        (
+            ["Upload unsuccessful: a", "Upload successful: b", "Upload unsuccessful: c"],
+            0,
+            ": a; .*: c - ",
+        ),
+        (["Starting upload for file infer.py", "User cancelled operation"], 0, ": User cancelled operation$"),
+        (["Warning: outdated", "an error without advice"], 1, "could not look: an error without advice$"),
+        ([], 3, "exit status 3 of the kaggle program"),
+    ],
+)
+def test_run_kaggle_adds_advice_to_the_words_of_the_program(write_program, lines, status, part):
+    write_program(*(f'echo "{line}"' for line in lines), f"exit {status}")
+    with pytest.raises(KaggleError, match=part) as caught:
         run_kaggle(["quota"], "look")
-    assert "1234" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_command_is_shown_as_one_types_it():
-    assert command_line(["datasets", "version", "-m", "it's new"]) == (
-        "kaggle datasets version -m 'it'\"'\"'s new'"
-    )
+class Looks:
+    """Answers, one after the other; the last one stays. Those in brackets are raised as errors."""
+
+    def __init__(self, answers: Iterable[str]) -> None:
+        self.answers, self.count = list(answers), 0
+
+    def __call__(self) -> str:
+        answer = self.answers[min(self.count, len(self.answers) - 1)]
+        self.count += 1
+        if answer.startswith("["):
+            raise KaggleError("look", answer.strip("[]"))
+        return answer
 
 
-def test_the_real_program_without_credentials_is_explained(monkeypatch, tmp_path):
-    """Nothing is sent: without credentials the program ends before it calls anyone."""
-    forget_kaggle(monkeypatch)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(KaggleError, match="could not look: Kaggle does not know you") as caught:
-        run_kaggle(["datasets", "status", "someone/bundle"], "look")
-    assert caught.value.kind == "no credentials"
+def wait(looks: Looks, **changes: object) -> str:
+    given = {"poll_s": 0.0, "limit_s": 60.0, "later": "kaggle kernels status a/b"} | changes
+    return wait_for("notebook", looks, lambda answer: answer in ("complete", "error"), **given)
+
+
+def test_wait_for_prints_each_state_once(capsys):
+    assert wait(Looks(["queued", "queued", "running", "running", "complete"])) == "complete"
+    lines = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["notebook: queued", "notebook: running", "notebook: complete"]
+
+
+def test_wait_for_bears_errors_that_may_pass(capsys):
+    fault = ["[503 Server Error]"] * PATIENCE
+    assert wait(Looks([*fault, "running", *fault, "complete"])) == "complete"
+    assert capsys.readouterr().err.count("; trying again") == 2 * PATIENCE
+    looks = Looks(["[timed out]"])
+    with pytest.raises(KaggleError, match="timed out - is there a network"):
+        wait(looks)
+    assert looks.count == PATIENCE + 1
+
+
+def test_wait_for_ends_at_once_with_an_error_that_remains():
+    looks = Looks(["running", "[Authentication required to call the Kaggle API.]", "complete"])
+    with pytest.raises(KaggleError, match="kaggle auth login"):
+        wait(looks)
+    assert looks.count == 2
+
+
+def test_wait_for_says_how_to_look_later_when_the_time_is_up():
+    with pytest.raises(UserError, match=r"is still running after .*look later with: kaggle kernels status"):
+        wait(Looks(["running"]), limit_s=-1.0)
+
+
+def test_wait_for_does_not_take_the_state_before_for_the_new_one():
+    looks = Looks(["complete", "complete", "running", "complete"])
+    assert wait(looks, before="complete") == "complete" and looks.count == 4
+    looks = Looks(["error"])
+    assert wait(looks, before="complete") == "error" and looks.count == 1
+    assert wait(looks := Looks(["complete"]), before="complete") == "complete"
+    assert looks.count == PATIENCE + 1
+
+
+def test_wait_for_sleeps_between_looks_only():
+    begin = time.monotonic()
+    wait(Looks(["complete"]), poll_s=30.0)
+    assert time.monotonic() - begin < 10.0

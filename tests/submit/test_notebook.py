@@ -1,172 +1,133 @@
-"""The cells of the notebook, run one after the other on a bundle made by hand, whatever infer.py does."""
+"""kernel: the notebook and its metadata, and what is refused before anything is uploaded."""
 
-import sys
-from pathlib import Path
+import ast
+import json
 
+import nbformat
 import pytest
 
-from src.submit.bundle_folder import read_fingerprint, write_checksums
-from src.submit.notebook import NotebookPlan, build_notebook
-from tests.helpers.kaggle_folders import COMPETITION, DATASET, write_bundle
-from tests.helpers.recording_kaggle import forget_kaggle
-
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-# Stands for the real script: it leaves the file and the exit status that its last arguments name.
-_INFER = """
-import sys
-from pathlib import Path
-if "--check" in sys.argv:
-    sys.exit(Path(sys.argv[sys.argv.index("--check") + 1]).read_text() != "valid")
-print("arguments:", *sys.argv[1:])
-print("a warning", file=sys.stderr)
-content, status = sys.argv[-2:]
-if content != "nothing":
-    Path(sys.argv[sys.argv.index("--output") + 1]).write_text(content)
-sys.exit(int(status))
-"""
+import submit
+from src.core.errors import UserError
+from src.submit.folders import Kernel, read_kernel, verify_bundle
+from tests.helpers.kaggle_folders import COMPETITION, DATASET, KERNEL, write_bundle
 
 
-class Machine:
-    """Folders as on Kaggle, below one of their own, and a bundle at one of its places."""
-
-    def __init__(self, root: Path, bundle_at: str, data_at: str, **content: object) -> None:
-        self.root = root
-        self.working = root / "working"
-        self.working.mkdir(parents=True)
-        self.data = root / "input" / data_at
-        self.data.mkdir(parents=True)
-        (self.data / "sample_submission.csv").write_text("patient_id\n")
-        self.bundle = root / "input" / bundle_at
-        self.bundle.parent.mkdir(parents=True, exist_ok=True)
-        write_bundle(self.bundle, **{"wheels": {PYTHON: []}} | content)
-        (self.bundle / "dataset-metadata.json").unlink()  # is not uploaded
-        (self.bundle / "SHA256SUMS").unlink()
-        (self.bundle / "infer.py").write_text(_INFER)
-        write_checksums(self.bundle)
-        self.fingerprint = read_fingerprint(self.bundle)
-
-    def run(self, *arguments: str, dataset: str = DATASET) -> None:
-        plan = NotebookPlan(dataset, self.fingerprint, COMPETITION, arguments)
-        names: dict = {}
-        for cell in build_notebook(plan).cells:
-            if cell.cell_type == "code":
-                exec(cell.source.replace('"/kaggle/', f'"{self.root}/'), names)
+def make(tmp_path, *more: str, **changes: object) -> tuple[dict, nbformat.NotebookNode]:
+    bundle = write_bundle(tmp_path / "bundle", **changes)
+    output = tmp_path / "kernel"
+    submit.main(["kernel", "--bundle", str(bundle), "--id", KERNEL, "--output", str(output), *more])
+    assert sorted(path.name for path in output.iterdir()) == ["kernel-metadata.json", "predict.ipynb"]
+    metadata = json.loads((output / "kernel-metadata.json").read_text())
+    return metadata, nbformat.read(output / "predict.ipynb", as_version=4)
 
 
-@pytest.fixture
-def machine(tmp_path, monkeypatch) -> Machine:
-    forget_kaggle(monkeypatch)
-    return Machine(tmp_path / "kaggle", DATASET.split("/")[1], COMPETITION)
+def code(notebook) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_infer_py_gets_the_data_the_models_in_order_and_the_post_processing(machine, capfd):
-    machine.run("--max-hours", "8.5", "valid", "0")
-    shown = capfd.readouterr().out
-    (line,) = [line for line in shown.splitlines() if line.startswith("arguments: ")]
-    assert line.removeprefix("arguments: ").split() == [
-        *("--input", str(machine.data), "--sample", f"{machine.data}/sample_submission.csv"),
-        *("--output", f"{machine.working}/submission.csv"),
-        *("--models", f"{machine.bundle}/models/0_run", f"{machine.bundle}/models/1_other"),
-        *("--post", f"{machine.bundle}/post.json", "--max-hours", "8.5", "valid", "0"),
-    ]
-    assert "a warning\n" in shown  # what goes to stderr is in the notebook's log too
+def test_kernel_writes_a_private_notebook_without_internet(tmp_path):
+    metadata, _ = make(tmp_path)
+    assert metadata == {
+        "id": KERNEL,
+        "title": "Trauma Predict",
+        "code_file": "predict.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "dataset_sources": [DATASET],
+        "competition_sources": [COMPETITION],
+        "kernel_sources": [],
+        "model_sources": [],
+        "machine_shape": "NvidiaTeslaT4",
+    }
 
 
-def test_a_segmenter_is_given_where_there_is_one(tmp_path, capfd):
-    at = (DATASET.split("/")[1], COMPETITION)
-    machine = Machine(tmp_path / "kaggle", *at, segmenter="segmenter", post=None)
-    machine.run("valid", "0")
-    shown = capfd.readouterr().out
-    assert f"/models/1_other --segmenter {machine.bundle}/segmenter valid 0\n" in shown
+def test_kernel_without_a_gpu_warns_of_the_time(tmp_path, capsys):
+    metadata, _ = make(tmp_path, "--gpu", "false", "--competition", "another-one")
+    assert metadata["enable_gpu"] is False and "machine_shape" not in metadata
+    assert metadata["competition_sources"] == ["another-one"]
+    assert "warning: on a CPU alone 8.5 hours may be too short" in capsys.readouterr().err
+
+
+def test_kernel_writes_valid_python_without_outputs_the_same_each_time(tmp_path):
+    given = "--infer=--tta none h --precision fp16"
+    _, notebook = make(tmp_path, given)
+    nbformat.validate(notebook)
+    for source in code(notebook):
+        ast.parse(source)
+    assert all(not cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+    names = {}
+    exec(code(notebook)[0], names)
+    assert (names["DATASET"], names["COMPETITION"]) == (DATASET, COMPETITION)
+    assert names["FINGERPRINT"] == verify_bundle(tmp_path / "bundle")
+    assert names["ARGUMENTS"] == ["--max-hours", "8.5", "--tta", "none", "h", "--precision", "fp16"]
+    (tmp_path / "again").mkdir()
+    assert make(tmp_path / "again", given)[1] == notebook
+
+
+def test_read_kernel_returns_what_the_notebook_was_made_for(tmp_path):
+    make(tmp_path)
+    fingerprint = verify_bundle(tmp_path / "bundle")
+    assert read_kernel(tmp_path / "kernel") == Kernel(KERNEL, COMPETITION, DATASET, fingerprint)
+
+
+def test_kernel_replaces_a_notebook_and_no_other_folder(tmp_path):
+    make(tmp_path, "--max-hours", "2")
+    output = str(tmp_path / "kernel")
+    again = ["kernel", "--bundle", str(tmp_path / "bundle"), "--id", "someone/other-name", "--output", output]
+    submit.main(again)
+    metadata = json.loads((tmp_path / "kernel" / "kernel-metadata.json").read_text())
+    assert metadata["id"] == "someone/other-name"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else"):
+        submit.main([*again[:-1], str(tmp_path / "mine")])
 
 
 @pytest.mark.parametrize(
-    ("bundle_at", "data_at"),
+    ("more", "part"),
     [
-        (f"datasets/{DATASET}", f"competitions/{COMPETITION}"),
-        (f"{DATASET.split('/')[1]}/bundle", COMPETITION),
+        (["--infer=--learn 3"], "infer.py would refuse its options: unknown option --learn"),
+        (["--infer=--tta upside"], "infer.py would refuse its options: --tta takes"),
+        (["--infer=--jobs many"], "infer.py would refuse its options: option --jobs: expected int"),
+        (["--infer=--weights 1 2"], "infer.py would refuse its options: --post has weights of its own"),
+        (["--infer=5"], "infer.py would refuse its options: option --max-hours takes one value"),
+        (["--infer=--output x.csv"], "--infer must not contain --output"),
+        (["--infer=--max-hours=3"], "--infer must not contain --max-hours"),
+        (["--infer=--config x.yaml"], "--infer must not contain --config"),
+        (["--infer=-h"], "--infer must not contain -h"),
+        (["--infer=--tta 'none"], "--infer is not a command line"),
+        (["--max-hours", "8.9"], "--max-hours must be above 0 and at most 8.7, got 8.9"),
+        (["--id", "no-user"], "--id takes USER/SLUG"),
+        (["--id", "someone/Big_Name"], "--id takes USER/SLUG"),
+        (["--competition", "https://kaggle.com/c/x"], "--competition takes the last part"),
+        (["--bundle", "nowhere"], "nowhere is not a bundle"),
     ],
 )
-def test_other_mounts_are_found(tmp_path, bundle_at, data_at):
-    machine = Machine(tmp_path / "kaggle", bundle_at, data_at)
-    machine.run("valid", "0")
-    assert (machine.working / "submission.csv").read_text() == "valid"
+def test_kernel_refuses_with_one_line_and_writes_nothing(tmp_path, monkeypatch, more, part):
+    monkeypatch.chdir(tmp_path)
+    write_bundle(tmp_path / "bundle")
+    with pytest.raises(UserError, match=part) as caught:
+        submit.main(["kernel", "--bundle", "bundle", "--id", KERNEL, "--output", "kernel", *more])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "kernel").exists()
 
 
-def test_capitals_of_the_owner_may_get_lost_in_a_mount(tmp_path):
-    machine = Machine(tmp_path / "kaggle", f"datasets/{DATASET}", COMPETITION)
-    machine.run("valid", "0", dataset=DATASET.replace("someone", "SomeOne"))
-    assert (machine.working / "submission.csv").read_text() == "valid"
+def test_kernel_refuses_a_bundle_that_was_changed(tmp_path):
+    make(tmp_path)
+    (tmp_path / "bundle" / "post.json").write_text("{}")
+    again = ["kernel", "--bundle", str(tmp_path / "bundle"), "--id", KERNEL]
+    with pytest.raises(UserError, match=r"post.json was changed or removed: make the bundle again"):
+        submit.main([*again, "--output", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
-def test_a_missing_dataset_is_named(tmp_path):
-    machine = Machine(tmp_path / "kaggle", "other-dataset", COMPETITION)
-    with pytest.raises(FileNotFoundError, match=r"no SHA256SUMS in any of .*is it attached"):
-        machine.run("valid", "0")
-
-
-@pytest.mark.parametrize("status", ["143", "0"])
-def test_a_valid_file_of_an_interrupted_run_counts(machine, status):
-    machine.run("valid", status)
-    assert (machine.working / "submission.csv").read_text() == "valid"
-
-
-def test_a_mistake_stops_the_notebook_but_not_on_the_hidden_images(machine, monkeypatch, capfd):
-    with pytest.raises(RuntimeError, match=r"infer.py failed .exit status 2."):
-        machine.run("valid", "2")
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    machine.run("valid", "2")
-    assert "ended early (exit status 2)" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(("content", "status"), [("broken", "0"), ("nothing", "1"), ("broken", "143")])
-def test_without_a_valid_file_the_notebook_fails(machine, monkeypatch, content, status):
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    (machine.working / "submission.csv").write_text("valid")  # of an earlier run: it must not count
-    with pytest.raises(RuntimeError, match=f"exit status {status}. left no valid submission.csv"):
-        machine.run(content, status)
-
-
-def test_a_changed_file_stops_the_notebook_before_anything_runs(machine):
-    (machine.bundle / "infer.py").write_text("print('changed')")
-    with pytest.raises(RuntimeError, match="not the bundle that was made"):
-        machine.run("valid", "0")
-    assert not (machine.working / "submission.csv").exists()
-
-
-def test_a_whole_bundle_of_another_version_stops_the_notebook(machine):
-    (machine.bundle / "infer.py").write_text(_INFER + "# another version\n")
-    (machine.bundle / "SHA256SUMS").unlink()
-    write_checksums(machine.bundle)
-    with pytest.raises(
-        RuntimeError, match="not the version of the bundle that this notebook is for: push again"
-    ):
-        machine.run("valid", "0")
-    assert not (machine.working / "submission.csv").exists()
-
-
-def test_another_python_is_named(tmp_path):
-    machine = Machine(tmp_path / "kaggle", DATASET.split("/")[1], COMPETITION, wheels={"3.1": []})
-    with pytest.raises(RuntimeError, match=f"make it with --python {PYTHON}"):
-        machine.run("valid", "0")
-
-
-def test_packages_that_are_not_as_the_table_says_are_named_and_the_run_goes_on(tmp_path, capfd):
-    needed = {"packaging": ">=999", "nowhere-package": ">=1", "pytest": ">=1", "pip": ""}
-    machine = Machine(tmp_path / "kaggle", DATASET.split("/")[1], COMPETITION, needed=needed)
-    machine.run("valid", "0")
-    shown = capfd.readouterr().out
-    _, told = shown.split(
-        "warning: the table of Kaggle's packages that the bundle was made with is out of date:\n"
-    )
-    first, second = told.splitlines()[:2]
-    assert first.startswith("packaging is ") and first.endswith(", wanted is >=999")
-    assert second == "nowhere-package is missing"
-    assert "pytest is" not in told and "pip is" not in told
-    assert (machine.working / "submission.csv").read_text() == "valid"
-
-
-def test_nothing_is_said_of_packages_that_are_as_they_should_be(machine, capfd):
-    machine.run("valid", "0")
-    assert "out of date" not in capfd.readouterr().out
+def test_kernel_counts_weights_against_the_runs_of_the_bundle(tmp_path):
+    with pytest.raises(UserError, match="--weights takes a number for each of the 2 --models"):
+        make(tmp_path, "--infer=--weights 1 2 3", post=None)
+    (tmp_path / "b").mkdir()
+    _, notebook = make(tmp_path / "b", "--infer=--weights 1 2", post=None)
+    assert '"--weights", "1", "2"' in code(notebook)[0]

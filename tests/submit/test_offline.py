@@ -14,7 +14,7 @@ import submit
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, INJURIES
 from src.score.postprocess import PostProcessing, write_post
-from src.submit.bundle_folder import read_bundle
+from src.submit.folders import read_bundle
 from tests.helpers.cls_runs import write_network
 from tests.helpers.infer_runs import train_small
 from tests.helpers.kaggle_folders import COMPETITION, DATASET, KERNEL
@@ -40,7 +40,7 @@ def namespaces() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """A run of two folds, one that looks at the liver with what finds it, and a post-processing for both."""
+    """A run of two folds, one of models that look at the liver, a segmenter, and a post-processing."""
     folder = tmp_path_factory.mktemp("trained")
     train_small(tiny, folder / "run")
     write_network(folder / "organs" / "fold0" / "model.safetensors", in_plane="liver")
@@ -52,14 +52,14 @@ def trained(tiny, tmp_path_factory):
 
 
 def parts(trained) -> list[str]:
-    """What goes to infer.py and into the bundle alike."""
+    """Options of both infer.py and submit.py bundle."""
     models = ["--models", f"{trained}/run", f"{trained}/organs", "--segmenter", f"{trained}/seg"]
     return [*models, "--post", f"{trained}/post.json"]
 
 
 @pytest.fixture(scope="module")
 def bundle(namespaces, trained):
-    """The bundle as it goes to Kaggle, for the Python that runs here."""
+    """The bundle, for the Python that runs here."""
     folder = trained / "bundle"
     given = ["--output", str(folder), "--id", DATASET, "--title", "A trauma bundle", "--python", PYTHON]
     try:
@@ -90,7 +90,7 @@ def modules_of(bundle) -> list[str]:
 
 
 def execute(python, bundle, tiny, folder, *, bundle_at: str, data_at: str) -> dict:
-    """Run the notebook of the bundle and return what it said."""
+    """Run the notebook of the bundle and return what it printed."""
     kernel, working, result = folder / "kernel", folder / "working", folder / "result.json"
     working.mkdir()
     submit.main(
@@ -113,7 +113,7 @@ def read(path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"patient_id": str})
 
 
-def test_the_notebook_predicts_without_a_network_what_infer_py_predicts_here(
+def test_notebook_predicts_without_a_network_what_infer_py_predicts_here(
     python, bundle, trained, tiny, tmp_path
 ):
     modules = modules_of(bundle)
@@ -132,7 +132,7 @@ def test_the_notebook_predicts_without_a_network_what_infer_py_predicts_here(
     assert set(read(tmp_path / "working" / "report.csv").status) == {"ok"}
 
 
-def test_newer_mounts_are_found_and_a_failure_is_in_the_notebooks_log(python, bundle, tiny, tmp_path):
+def test_notebook_finds_newer_mounts_and_logs_a_failure(python, bundle, tiny, tmp_path):
     """The data lack their test images here: infer.py refuses them."""
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "sample_submission.csv").write_text(tiny.sample.read_text())

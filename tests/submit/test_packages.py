@@ -1,5 +1,9 @@
-"""Which packages a bundle brings is computed from what is installed, what is imported, and Kaggle's table."""
+"""Which packages a bundle brings, and their wheels; some tests need a package registry (make offline)."""
 
+import os
+import subprocess
+import sys
+import zipfile
 from importlib.metadata import version
 
 import pytest
@@ -11,17 +15,25 @@ from src.core.errors import UserError
 from src.submit.options import KAGGLE_PACKAGES
 from src.submit.packages import (
     NEVER_BUNDLED,
+    Package,
     choose_packages,
+    download_wheels,
     needed_distributions,
     read_kaggle_packages,
     read_ranges,
 )
 from src.submit.source import imported_names, needed_files
+from tests.helpers.offline_kaggle import leave_out
 
 
 @pytest.fixture(scope="module")
 def ranges():
     return read_ranges(ROOT / "requirements.txt")
+
+
+@pytest.fixture
+def kaggle() -> dict[str, Version | None]:
+    return {**read_kaggle_packages(KAGGLE_PACKAGES)}
 
 
 def names(packages) -> set[str]:
@@ -33,90 +45,106 @@ def needed(ranges, loaded=()) -> set[str]:
     return needed_distributions(imported, loaded, ranges)
 
 
-def test_what_kaggle_lacks_is_bundled_and_what_it_has_is_not(ranges):
-    packages, remarks = choose_packages(needed(ranges), read_kaggle_packages(KAGGLE_PACKAGES), ranges, "3.12")
+def test_choose_packages_bundles_what_kaggle_lacks(kaggle, ranges, capsys):
+    packages = choose_packages(needed(ranges), kaggle, ranges, "3.12")
     assert {"dicomsdl", "segmentation_models_pytorch", "jsonargparse"} <= names(packages)
-    assert not names(packages) & {
-        "timm",
-        "albumentations",
-        "opencv-python-headless",
-        "tqdm",
-        "pyyaml",
-        *NEVER_BUNDLED,
-    }
-    assert remarks == []
+    on_kaggle = {"timm", "albumentations", "opencv-python-headless", "tqdm", "pyyaml", *NEVER_BUNDLED}
+    assert not names(packages) & on_kaggle
     assert f"dicomsdl=={version('dicomsdl')}" in [each.pinned for each in packages]
+    assert capsys.readouterr().err == ""
 
 
-def test_plugins_that_a_library_loads_are_needed_and_its_own_parts_are_not(ranges):
+def test_needed_distributions_includes_plugins_but_no_parts_of_libraries(ranges):
     loaded = {"pylibjpeg", "openjpeg", "gdcm", "jpeg_ls", "charset_normalizer", "pytest"}
     found = needed(ranges, loaded) - needed(ranges)
     assert {"pylibjpeg", "pylibjpeg-openjpeg", "python-gdcm", "pyjpegls"} <= found
     assert "charset-normalizer" not in found
 
 
-def test_requirements_come_along_unless_kaggle_has_them(ranges):
-    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES)}
+def test_choose_packages_bundles_requirements_that_kaggle_lacks(kaggle, ranges):
     del kaggle["huggingface-hub"], kaggle["filelock"]
-    packages, _ = choose_packages({"segmentation-models-pytorch"}, kaggle, ranges, "3.12")
+    packages = choose_packages({"segmentation-models-pytorch"}, kaggle, ranges, "3.12")
     assert {"segmentation_models_pytorch", "huggingface_hub", "filelock"} <= names(packages)
     why = {package.name: package.reason for package in packages}
     assert why["huggingface_hub"] == "for segmentation_models_pytorch"
 
 
-def test_a_version_out_of_range_is_replaced_except_torch_and_its_kin(ranges):
-    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES), "tqdm": Version("4.1"), "torch": Version("2.1")}
-    packages, remarks = choose_packages({"tqdm", "torch"}, kaggle, ranges, "3.12")
-    assert [package.name for package in packages] == ["tqdm"]
-    assert "has 4.1" in packages[0].reason
-    assert remarks == ["infer.py asks for torch>=2.8, Kaggle has 2.1, which stays"]
+@pytest.mark.parametrize(("known", "text"), [(Version("1.1"), "1.1"), (None, "an unknown version")])
+def test_choose_packages_replaces_versions_out_of_range_but_never_torch(kaggle, ranges, capsys, known, text):
+    packages = choose_packages({"tqdm", "torch"}, kaggle | {"tqdm": known, "torch": known}, ranges, "3.12")
+    assert [(each.name, each.reason) for each in packages] == [("tqdm", f"for infer.py, Kaggle has {text}")]
+    warning = f"Python 3.12: infer.py requires torch>=2.8, Kaggle has {text}, which is kept\n"
+    assert capsys.readouterr().err == f"warning: {warning}"
 
 
-def test_a_version_that_is_not_known_is_told_so(ranges):
-    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES), "tqdm": None, "torch": None}
-    packages, remarks = choose_packages({"tqdm", "torch"}, kaggle, ranges, "3.12")
-    assert packages[0].reason == "for infer.py, Kaggle has an unknown version"
-    assert remarks == ["infer.py asks for torch>=2.8, Kaggle has an unknown version, which stays"]
+def test_choose_packages_bundles_an_unknown_version_only_where_a_version_matters(kaggle, ranges):
+    kaggle |= {"pydicom": None, "six": None}
+    assert names(choose_packages({"pydicom"}, kaggle, ranges, "3.12")) == {"pydicom"}
+    assert choose_packages({"six"}, kaggle, {"six": Requirement("six")}, "3.12") == []
 
 
-def test_a_package_that_is_not_installed_here_is_named_with_who_asks_for_it(ranges):
+def test_choose_packages_refuses_what_it_cannot_bundle(ranges):
     with pytest.raises(UserError, match=r"infer\.py needs nowhere-package, which is not installed here"):
         choose_packages({"nowhere-package"}, {}, ranges, "3.12")
-
-
-def test_a_package_of_unknown_version_is_bundled_where_a_version_matters(ranges):
-    kaggle = {**read_kaggle_packages(KAGGLE_PACKAGES), "pydicom": None, "six": None}
-    packages, _ = choose_packages({"pydicom"}, kaggle, ranges, "3.12")
-    assert names(packages) == {"pydicom"}
-    assert choose_packages({"six"}, kaggle, {"six": Requirement("six")}, "3.12") == ([], [])
-
-
-def test_a_package_that_nobody_knows_is_bundled(ranges):
-    kaggle = {name: known for name, known in read_kaggle_packages(KAGGLE_PACKAGES).items() if name != "tqdm"}
-    assert names(choose_packages({"tqdm"}, kaggle, ranges, "3.12")[0]) == {"tqdm"}
-
-
-def test_a_table_without_torch_is_refused(ranges):
     with pytest.raises(UserError, match="no torch, which is never bundled"):
         choose_packages({"torch"}, {}, ranges, "3.12")
 
 
-def test_the_output_of_pip_freeze_is_understood(tmp_path):
-    lines = [
-        "# remark",
-        "-e git+somewhere",
-        "Torch==2.11.0+cu128",
-        "my.name @ file:///a/b.whl",
-        "pydicom",
-        "",
-    ]
+def test_read_kaggle_packages_reads_the_output_of_pip_freeze(tmp_path):
+    lines = ["# remark", "-e git+x", "Torch==2.11.0+cu128", "my.name @ file:///a/b.whl", "pydicom", ""]
     (tmp_path / "packages.txt").write_text("\n".join(lines))
     expected = {"torch": Version("2.11.0+cu128"), "my-name": None, "pydicom": None}
     assert read_kaggle_packages(tmp_path / "packages.txt") == expected
 
 
 @pytest.mark.parametrize("line", ["torch>=2", "torch==two", "two words"])
-def test_a_line_that_is_not_understood_is_named(tmp_path, line):
+def test_read_kaggle_packages_names_a_line_that_it_cannot_parse(tmp_path, line):
     (tmp_path / "packages.txt").write_text(f"numpy==2.0.2\n{line}\n")
     with pytest.raises(UserError, match="line 2: expected"):
         read_kaggle_packages(tmp_path / "packages.txt")
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory) -> None:
+    """pip can fetch a wheel."""
+    folder = tmp_path_factory.mktemp("registry")
+    given = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--retries", "0", "--timeout", "20"]
+    command = [sys.executable, "-m", "pip", *given, "--dest", str(folder), f"six=={version('six')}"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        leave_out("pip reaches no registry here")
+
+
+def installed(name: str) -> Package:
+    return Package(name, version(name))
+
+
+@pytest.mark.offline
+def test_download_wheels_fetches_for_the_python_that_is_named_without_requirements(registry, tmp_path):
+    download_wheels([installed("dicomsdl"), installed("jsonargparse")], "3.12", tmp_path)
+    wheels = sorted(tmp_path.iterdir())
+    assert [path.name.split("-")[:2] for path in wheels] == [
+        ["dicomsdl", version("dicomsdl")],
+        ["jsonargparse", version("jsonargparse")],
+    ]
+    assert "-cp312-" in wheels[0].name and wheels[0].name.endswith("x86_64.whl")
+    assert wheels[1].name.endswith("-py3-none-any.whl")
+    assert all(zipfile.is_zipfile(path) for path in wheels)
+
+
+@pytest.mark.offline
+def test_download_wheels_names_a_wheel_that_does_not_exist(registry, tmp_path):
+    with pytest.raises(UserError, match=r"found for dicomsdl==0\.0\.99 .*leave 3\.12 out"):
+        download_wheels([Package("dicomsdl", "0.0.99")], "3.12", tmp_path)
+
+
+def test_download_wheels_without_a_registry_ends_in_one_line(tmp_path, monkeypatch):
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(UserError, match=r"wheels for Python 3\.12: .*is there a network") as caught:
+        download_wheels([installed("six")], "3.12", tmp_path)
+    assert "\n" not in str(caught.value)
+    download_wheels([], "3.12", tmp_path)  # nothing to fetch
+    assert not list(tmp_path.iterdir())
