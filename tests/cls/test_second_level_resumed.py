@@ -11,7 +11,7 @@ from src.cls import second_level
 from src.core.errors import UserError
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
-from src.submit.models import run_files
+from src.submit.bundle import run_files
 from tests.helpers.infer_runs import train_small
 from tests.helpers.second_level_runs import Interrupted, count_describing, files_of, results_of, train_second
 

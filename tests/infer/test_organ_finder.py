@@ -8,7 +8,7 @@ import segment
 from src.core.errors import UserError
 from src.infer.ensemble import Ensemble, Share
 from src.infer.placement import Placement
-from src.submit.models import check_models
+from src.submit.bundle import check_models
 from tests.helpers.infer_runs import read_report, submit, train_small
 from tests.helpers.seg_files import write_pair
 
