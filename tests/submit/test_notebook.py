@@ -91,7 +91,7 @@ def test_kernel_replaces_a_notebook_and_no_other_folder(tmp_path):
     ("more", "part"),
     [
         (["--infer=--learn 3"], "infer.py would refuse its options: unknown option --learn"),
-        (["--infer=--tta upside"], "infer.py would refuse its options: --tta takes"),
+        (["--infer=--tta upside"], "infer.py would refuse its options: option --tta"),
         (["--infer=--jobs many"], "infer.py would refuse its options: option --jobs: expected int"),
         (["--infer=--weights 1 2"], "infer.py would refuse its options: --post has weights of its own"),
         (["--infer=5"], "infer.py would refuse its options: option --max-hours takes one value"),
