@@ -1,4 +1,4 @@
-"""segment.py writes masks and tables for every series, the same in every run, and tells what failed."""
+"""segment.py writes masks and tables for every series, the same in every run, and lists failures."""
 
 import errno
 import shutil
@@ -12,8 +12,7 @@ from src.core.targets import ORGANS
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES
 from src.data.png import read_png, write_png
 from src.data.prepared import PreparedDataset, image_folder, mask_folder, slice_name
-from src.seg.components import ComponentScan
-from src.seg.model import load_segmenter
+from src.seg.model import load_segmenter, save_segmenter
 from tests.helpers.seg_files import (
     PIXEL_MM,
     SIZE,
@@ -25,6 +24,7 @@ from tests.helpers.seg_files import (
     write_masked,
     write_pair,
 )
+from tests.helpers.seg_volumes import clean
 from tests.helpers.voco_files import write_slice_table
 
 BATCH, SLICES = 5, 12
@@ -34,7 +34,7 @@ TYPES = {"patient_id": str, "series_id": str}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A set, a model, and what a run into the default place leaves; `before` is the set without it."""
+    """A set, a model, and the masks of a run into the default folder; `before`: the files without these."""
     folder = tmp_path_factory.mktemp("segment")
     data, model = write_masked(folder / "set"), write_pair(folder / "run")
     dataset = PreparedDataset.open(data)
@@ -47,7 +47,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def copy(made, tmp_path):
-    """A copy of the set without masks of the model, to be damaged."""
+    """A copy of the set without predicted masks, to be damaged."""
     return shutil.copytree(made.data, tmp_path / "set", ignore=shutil.ignore_patterns("predicted_masks"))
 
 
@@ -75,7 +75,7 @@ def table_ids(path):
     )
 
 
-def test_every_series_gets_masks_and_the_rest_of_the_set_stays_as_it_was(made):
+def test_segment_writes_masks_and_changes_nothing_else(made):
     for ids in series_ids(made.dataset):
         names = {path.name for path in made.masks.joinpath(*ids).iterdir()}
         assert names == {*map(slice_name, range(SLICES)), "organs.csv", "areas.csv"}
@@ -85,28 +85,24 @@ def test_every_series_gets_masks_and_the_rest_of_the_set_stays_as_it_was(made):
     assert {name: after[name] for name in after if not name.startswith("predicted_masks/")} == made.before
 
 
-def test_masks_are_those_of_the_pair_cleaned_up(made):
+def test_segment_cleans_the_masks_of_the_pair(made):
     pair, spec = load_segmenter(made.model / "segmenter.safetensors")
     cleaned_series = 0
     for number, ids in enumerate(series_ids(made.dataset)):
         raw = predict_whole(pair, spec, made.dataset, ids, BATCH)
-        scan = ComponentScan()
-        for mask in raw:
-            scan.add(mask)
-        clean_up = scan.clean_up(voxels_ml(number))
-        cleaned = np.array([clean_up.apply(mask, index) for index, mask in enumerate(raw)])
+        cleaned = clean(raw, voxels_ml(number))
         np.testing.assert_array_equal(read_masks(made.masks, ids), cleaned)
         cleaned_series += not np.array_equal(cleaned, raw)
     assert cleaned_series > 1
 
 
 def voxels_ml(number):
-    """Of a slice's voxels, which reach half-way to both neighbours."""
+    """Voxel volume per slice, which extends half-way to both neighbours."""
     z_mm = Z_MM if number == 0 else np.arange(SLICES) * -5.0
     return PIXEL_MM**2 * np.abs(np.gradient(z_mm)) / 1000
 
 
-def test_tables_agree_with_the_masks(made):
+def test_segment_tables_agree_with_the_masks(made):
     organs, areas = read_table(made.masks / "organs.csv"), read_table(made.masks / "areas.csv")
     assert list(organs.columns) == [*TYPES, *ORGAN_TYPES]
     assert list(organs[["patient_id", "series_id"]].itertuples(index=False, name=None)) == [
@@ -138,19 +134,19 @@ def test_tables_agree_with_the_masks(made):
 
 
 @pytest.mark.parametrize("name", ["organs.csv", "areas.csv"])
-def test_the_tables_of_all_series_are_those_of_each_to_the_last_digit(made, name):
+def test_segment_joins_the_tables_of_the_series(made, name):
     lines = (made.masks / name).read_text().splitlines()
     of_each = [made.masks.joinpath(*ids, name).read_text().splitlines() for ids in series_ids(made.dataset)]
     assert lines == of_each[0] + [line for table in of_each[1:] for line in table[1:]]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_every_run_gives_the_same_bytes_whatever_the_workers(made, run, tmp_path, workers):
+def test_segment_files_do_not_depend_on_workers(made, run, tmp_path, workers):
     assert run("--output", tmp_path / "masks", "--workers", workers).status == 0
     assert content(tmp_path / "masks") == content(made.masks)
 
 
-def test_what_is_finished_is_not_written_again(made, run, tmp_path):
+def test_segment_does_not_repeat_finished_series(made, run, tmp_path):
     output = shutil.copytree(made.masks, tmp_path / "masks")
     missing = output.joinpath(*series_ids(made.dataset)[2])
     shutil.rmtree(missing)
@@ -163,7 +159,7 @@ def test_what_is_finished_is_not_written_again(made, run, tmp_path):
     assert content(output) == content(made.masks)
 
 
-def test_a_series_whose_slices_changed_is_segmented_again(made, run, copy):
+def test_segment_repeats_a_series_prepared_again(made, run, copy):
     output, ids = shutil.copytree(made.masks, copy / "predicted_masks"), series_ids(made.dataset)[2]
     table = image_folder(copy, *ids) / "slices.csv"
     moved = pd.read_csv(table)
@@ -174,7 +170,7 @@ def test_a_series_whose_slices_changed_is_segmented_again(made, run, copy):
     np.testing.assert_allclose(areas[areas["series_id"] == ids[1]]["z_mm"], moved["z_mm"] * 1.5)
 
 
-def test_masks_of_series_that_the_set_does_not_have_are_told_of(made, run, copy):
+def test_segment_warns_of_masks_without_a_series(made, run, copy):
     output = shutil.copytree(made.masks, copy / "predicted_masks")
     table = pd.read_csv(copy / "series.csv", dtype=TYPES)
     table.iloc[1:].to_csv(copy / "series.csv", index=False)
@@ -183,7 +179,7 @@ def test_masks_of_series_that_the_set_does_not_have_are_told_of(made, run, copy)
     assert table_ids(output / "organs.csv") == series_ids(made.dataset)[1:]
 
 
-def test_failures_among_series_that_a_run_was_not_asked_for_stay_listed(made, run, copy, tmp_path):
+def test_segment_keeps_failures_of_series_outside_of_a_run(made, run, copy, tmp_path):
     (image_folder(copy, *series_ids(made.dataset)[1]) / slice_name(8)).unlink()
     assert run(data=copy).status == 0
     pd.DataFrame(series_ids(made.dataset)[3:4], columns=list(TYPES)).to_csv(tmp_path / "one.csv", index=False)
@@ -192,7 +188,7 @@ def test_failures_among_series_that_a_run_was_not_asked_for_stay_listed(made, ru
     assert failed["series_id"].tolist() == [series_ids(made.dataset)[1][1]]
 
 
-def test_damaged_series_are_told_of_and_finished_once_repaired(made, run, copy):
+def test_segment_lists_damaged_series_and_completes_them_once_repaired(made, run, copy):
     first, second = series_ids(made.dataset)[1], series_ids(made.dataset)[3]
     image = image_folder(copy, *first) / slice_name(8)
     table = image_folder(copy, *second) / "slices.csv"
@@ -221,7 +217,7 @@ def test_damaged_series_are_told_of_and_finished_once_repaired(made, run, copy):
 
 
 @pytest.mark.parametrize("problem", ["full disk", "file in the way"])
-def test_what_cannot_be_written_leaves_whole_series_only(made, run, tmp_path, monkeypatch, problem):
+def test_segment_keeps_whole_series_if_it_cannot_write(made, run, tmp_path, monkeypatch, problem):
     output, elsewhere = tmp_path / "masks", tmp_path / "elsewhere"
     first, second = series_ids(made.dataset)[:2]
     shutil.copytree(made.masks.joinpath(*first), output.joinpath(*first))
@@ -245,17 +241,26 @@ def write_until_full(path, mask):
     write_png(path, mask)
 
 
-def test_where_everything_fails_the_tables_are_empty_and_can_be_read(made, run, copy):
-    for path in copy.glob("images/*/*/0003.png"):
-        path.unlink()
-    assert run(data=copy).status == 0
+@pytest.mark.parametrize("problem", ["missing slices", "weights that are not finite"])
+def test_segment_writes_empty_tables_if_every_series_fails(made, copy, tmp_path, problem):
+    model, reason = made.model, "no slice"
+    if problem == "missing slices":
+        for path in copy.glob("images/*/*/0003.png"):
+            path.unlink()
+    else:
+        model, reason = tmp_path / "nan.safetensors", "not finite: try --precision fp32"
+        pair, spec = load_segmenter(made.model / "segmenter.safetensors")
+        pair.b.net.segmentation_head[0].weight.data.fill_(np.nan)
+        save_segmenter(model, pair, spec)
+    assert run_segment(model, copy).status == 0
     for name in ("organs.csv", "areas.csv"):
         table = read_table(copy / "predicted_masks" / name)
         assert table.empty and list(table) == list(read_table(made.masks / name))
-    assert len(read_table(copy / "predicted_masks" / "failed.csv")) == 5
+    failed = read_table(copy / "predicted_masks" / "failed.csv")
+    assert len(failed) == 5 and failed["reason"].str.contains(reason).all()
 
 
-def test_a_single_slice_without_thickness_is_told_of(run, tmp_path):
+def test_segment_lists_a_single_slice_without_thickness(run, tmp_path):
     data = write_masked(tmp_path / "set", series=2, slices=1)
     table = pd.read_csv(data / "series.csv", dtype=TYPES)
     table.assign(spacing_z_mm=[np.nan, 5.0]).to_csv(data / "series.csv", index=False)
@@ -264,7 +269,7 @@ def test_a_single_slice_without_thickness_is_told_of(run, tmp_path):
     assert table_ids(data / "predicted_masks" / "organs.csv") == [("11", "101")]
 
 
-def test_a_table_chooses_the_series(made, run, tmp_path):
+def test_segment_restricts_itself_to_a_table(made, run, tmp_path):
     chosen = [series_ids(made.dataset)[number] for number in (3, 1)]
     rows = [*chosen, chosen[0], ("99", "999")]
     pd.DataFrame(rows, columns=list(TYPES)).to_csv(tmp_path / "some.csv", index=False)
@@ -278,7 +283,7 @@ def test_a_table_chooses_the_series(made, run, tmp_path):
     assert content(output) == content(made.masks)
 
 
-def test_pictures_appear_for_what_was_finished_before_too(made, run, copy):
+def test_segment_preview_draws_series_finished_before(made, run, copy):
     shutil.copytree(made.masks, copy / "predicted_masks")
     ids = series_ids(made.dataset)
     shutil.rmtree(copy.joinpath("predicted_masks", *ids[1]))

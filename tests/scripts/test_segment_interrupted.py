@@ -1,4 +1,4 @@
-"""segment.py ends at the same masks and tables when it is interrupted or shared out, in flat memory."""
+"""segment.py gives the same files when it is interrupted or distributed, in constant memory."""
 
 import os
 import shutil
@@ -15,13 +15,15 @@ import segment
 from src.data.prepared import image_folder, slice_name
 from tests.helpers.seg_files import content, half_written, lengthen, run_segment, write_masked, write_pair
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(segment.__file__).resolve()
 N_SERIES = 6
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
-    """Series of 60 slices, long enough that a signal falls into the middle of one, and their masks."""
+    """Series of 60 slices, long enough for a signal in the middle of one, and their masks."""
     folder = tmp_path_factory.mktemp("long")
     data = lengthen(write_masked(folder / "set", series=N_SERIES), 60)
     (image_folder(data, "13", "103") / slice_name(40)).unlink()
@@ -47,31 +49,31 @@ def start(long, output, **options):
 
 
 def heed_ctrl_c():
-    """As in a terminal: what is started in the background ignores it, and so would what that starts."""
+    """As in a terminal: processes started in the background ignore SIGINT, and so do their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop_in_the_middle(process, output):
-    """Halt a run where a signal is to meet it."""
+    """Stop a run between its first finished series and its last."""
     wait_until(lambda: in_the_middle(output))
     process.send_signal(signal.SIGSTOP)
-    while not in_the_middle(output):  # it went on in between
+    while not in_the_middle(output):  # it went on before the signal arrived
         process.send_signal(signal.SIGCONT)
         wait_until(lambda: in_the_middle(output))
         process.send_signal(signal.SIGSTOP)
 
 
 def in_the_middle(output):
-    """Whether a series is finished and another begun."""
+    """Whether one series is finished and another is begun."""
     return list(output.glob("[0-9]*/[0-9]*/")) and list(output.glob("[0-9]*/.*.partial"))
 
 
-def test_a_killed_run_is_completed_by_the_next(long, tmp_path):
+def test_segment_completes_a_killed_run(long, tmp_path):
     output = tmp_path / "masks"
     process = start(long, output, stdout=subprocess.DEVNULL)
     stop_in_the_middle(process, output)
     process.kill()
-    assert process.wait() == -signal.SIGKILL  # else the run was over, and this test says nothing
+    assert process.wait() == -signal.SIGKILL  # else the run had ended before
     assert half_written(output) and not (output / "organs.csv").exists()
     finished = {path: path.stat().st_mtime_ns for path in output.glob("[0-9]*/[0-9]*/*")}
     assert 0 < len(list(output.glob("[0-9]*/[0-9]*/"))) < N_SERIES - 1
@@ -81,47 +83,47 @@ def test_a_killed_run_is_completed_by_the_next(long, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-def test_ctrl_c_leaves_nothing_half_written(long, tmp_path):
+def test_segment_keeps_whole_series_after_ctrl_c(long, tmp_path):
     output = tmp_path / "masks"
     process = start(long, output, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     stop_in_the_middle(process, output)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "interrupted: what was finished is kept" and "Traceback" not in told
+    assert errors.splitlines()[-1] == "interrupted: what was finished is kept" and "Traceback" not in errors
     assert not half_written(output)
     whole = content(long.masks)
     kept = {name: data for name, data in content(output).items() if name != "segmentation.json"}
     assert kept and kept.items() < whole.items()
 
 
-def test_two_processes_give_the_files_of_one(long, tmp_path):
+def test_segment_on_two_processes_gives_the_files_of_one(long, tmp_path):
     output = tmp_path / "masks"
     shutil.copytree(long.masks / "10", output / "10")
     shutil.copy(long.masks / "segmentation.json", output)
     done = share(long, output)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("6 series, 1 of them segmented before") == 1  # one process speaks
+    assert done.stdout.count("6 series, 1 of them segmented before") == 1  # printed by one process
     assert "1 series could not be segmented" in done.stderr
     assert content(output) == content(long.masks)
 
 
-def test_where_one_process_fails_the_other_ends_in_one_line(long, tmp_path):
+def test_segment_ends_in_one_line_if_another_process_fails(long, tmp_path):
     output = tmp_path / "masks"
     shutil.copytree(long.masks, output)
     shutil.rmtree(output / "11")
-    (output / "11").write_bytes(b"")  # where the second process has to make a folder
+    (output / "11").write_bytes(b"")  # in place of a folder of the second process
     done = share(long, output)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0
     assert len(lines) == 1 and "process 0 lost the others" in lines[0], done.stderr[-3000:]
-    assert "NotADirectoryError" in done.stderr  # of the other
+    assert "NotADirectoryError" in done.stderr  # of the other process
 
 
 def share(long, output):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others: time for their own words
+    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others, which report first
     return subprocess.run(
         [*launcher, SCRIPT, *command(long, output)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -145,27 +147,27 @@ for data in (short, short, long):
 """
 
 
-def test_memory_does_not_grow_with_the_length_of_a_series(tmp_path):
+def test_segment_memory_does_not_grow_with_the_length_of_a_series(tmp_path):
     size, short, long = 64, 60, 600
-    model = write_pair(tmp_path / "run", size=size, only="liver")  # one component, whatever the length
+    model = write_pair(tmp_path / "run", size=size, only="liver")  # one component for any length
     sets = [lengthen(write_masked(tmp_path / f"{n}", size=size, series=1), n) for n in (short, long)]
     arguments = ["--model", model, "--output", tmp_path / "masks", "--workers", "0"]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *arguments, *sets],
         cwd=SCRIPT.parent,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # freed blocks go back at once
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},  # freed memory is returned at once
         capture_output=True,
         text=True,
         check=True,
     )
     peaks = [1024 * int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("VmHWM")]
     assert len(list(tmp_path.glob("masks/10/100/*.png"))) == long and len(peaks) == 3
-    masks_alone = (long - short) * size**2  # 2 MB; the probabilities would take 53
+    masks_alone = (long - short) * size**2  # 2 MB; probabilities would take 53 MB
     assert peaks[2] - peaks[1] < masks_alone
 
 
 def wait_until(condition, limit_s=60):
     end = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end, "what the test waits for never happened"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""segment.py touches nothing that it did not make, and says in one line what does not fit."""
+"""segment.py changes only its own files, and ends in one line if something does not fit."""
 
 import shutil
 import subprocess
@@ -30,22 +30,22 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What the command lines below name."""
+    """Files that the command lines below name."""
     here = tmp_path_factory.mktemp("wrong")
     (here / "junk").write_bytes(b"junk")
     small, strange = write_pair(here / "16px", size=16), write_pair(here / "bone", windows=("soft", "bone"))
     return {"here": here, "small": small, "strange": strange}
 
 
-def test_masks_of_another_model_are_replaced_only_if_asked_for(made, tmp_path):
+def test_segment_replaces_masks_of_another_model_with_overwrite_only(made, tmp_path):
     output = shutil.copytree(made.masks, tmp_path / "masks")
     other = write_pair(tmp_path / "other", seed=6)
     refused = run_segment(made.model, made.data, "--output", output, "--batch", 4)
-    assert refused.status == 2 and "made with another --batch (16)" in refused.err[0]
+    assert refused.status == 2 and "made with --batch 16, not 4" in refused.err[0]
     whole = (output / "segmentation.json").read_text()
     for here, there, what in (
-        ('"cpu"', '"cuda"', "on another device (cuda)"),
-        ('"fp32"', '"bf16"', "with another --precision (bf16)"),
+        ('"cpu"', '"cuda"', "with another device"),
+        ('"fp32"', '"bf16"', "with --precision bf16, not fp32"),
     ):
         assert here in whole
         (output / "segmentation.json").write_text(whole.replace(here, there))
@@ -55,10 +55,10 @@ def test_masks_of_another_model_are_replaced_only_if_asked_for(made, tmp_path):
     prepared = shutil.copytree(made.data, tmp_path / "prepared")
     (prepared / "dataset.json").write_text((made.data / "dataset.json").read_text() + "\n")
     refused = run_segment(made.model, prepared, "--output", output)
-    assert refused.status == 2 and "of data that were prepared otherwise" in refused.err[0]
+    assert refused.status == 2 and "made with another preparation of the data" in refused.err[0]
     refused = run_segment(other, made.data, "--output", output)
     assert refused.status == 2 and len(refused.err) == 1
-    assert refused.err[0].startswith(f"error: {output} holds masks made by another model")
+    assert refused.err[0].startswith(f"error: {output} was made with another model")
     assert content(output) == content(made.masks)
     assert run_segment(other, made.data, "--output", output, "--overwrite").status == 0
     assert run_segment(other, made.data, "--output", tmp_path / "fresh").status == 0
@@ -66,7 +66,7 @@ def test_masks_of_another_model_are_replaced_only_if_asked_for(made, tmp_path):
 
 
 @pytest.mark.parametrize("discarded", range(4))
-def test_overwrite_that_was_interrupted_can_be_repeated(made, tmp_path, monkeypatch, discarded):
+def test_segment_repeats_an_interrupted_overwrite(made, tmp_path, monkeypatch, discarded):
     output = shutil.copytree(made.masks, tmp_path / "masks")
     gone = []
 
@@ -78,7 +78,7 @@ def test_overwrite_that_was_interrupted_can_be_repeated(made, tmp_path, monkeypa
 
     arguments = ("--output", output, "--batch", 4)
     with monkeypatch.context() as patch:
-        patch.setattr("src.seg.segment.discard", discard_some)
+        patch.setattr("src.core.run_folder.discard", discard_some)
         assert run_segment(made.model, made.data, *arguments, "--overwrite").status == 130
     assert run_segment(made.model, made.data, *arguments).status == 2
     assert run_segment(made.model, made.data, *arguments, "--overwrite").status == 0
@@ -86,15 +86,15 @@ def test_overwrite_that_was_interrupted_can_be_repeated(made, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("changes", [[], ["--overwrite"]], ids=str)
-def test_files_of_somebody_else_are_never_touched(made, tmp_path, changes):
+def test_segment_never_touches_other_files(made, tmp_path, changes):
     data = shutil.copytree(made.data, tmp_path / "set")
     refused = run_segment(made.model, data, "--output", data, *changes)
     assert refused.status == 2 and len(refused.err) == 1
-    assert "holds other files than masks of segment.py" in refused.err[0]
+    assert "holds something else than masks of segment.py" in refused.err[0]
     assert content(data) == content(made.data)
 
 
-def test_what_a_killed_run_left_is_no_file_of_somebody_else(made, tmp_path):
+def test_segment_deletes_leftovers_of_a_killed_run(made, tmp_path):
     output = tmp_path / "masks"
     (output / ".10.0123456789ab.partial").mkdir(parents=True)  # of --overwrite
     (output / ".segmentation-abc.json").write_bytes(b"{")
@@ -126,7 +126,7 @@ def test_what_a_killed_run_left_is_no_file_of_somebody_else(made, tmp_path):
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_in_one_line(made, places, tmp_path, arguments, message):
+def test_segment_refuses_what_does_not_fit_in_one_line(made, places, tmp_path, arguments, message):
     arguments = [str(argument).format(**places) for argument in arguments]
     refused = run_segment(made.model, made.data, "--output", tmp_path / "masks", *arguments)
     assert (refused.status, len(refused.err)) == (2, 1), refused.err
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_in_one_line(made, places, tmp_path, argume
     assert not (tmp_path / "masks").exists()
 
 
-def test_a_saved_pair_comes_back_as_it_was(made, tmp_path):
+def test_load_segmenter_restores_the_saved_pair(made, tmp_path):
     pair, spec = load_segmenter(made.model / "segmenter.safetensors")
     torch.manual_seed(1)
     fresh = SegmenterPair(spec, embedding=4).eval()
@@ -148,7 +148,7 @@ def test_a_saved_pair_comes_back_as_it_was(made, tmp_path):
         assert not torch.equal(pair.probabilities(images), expected)
 
 
-def test_a_file_of_another_kind_is_not_a_model(tmp_path):
+def test_load_segmenter_refuses_files_of_another_kind(tmp_path):
     about = EncoderFile("test_resnet", 1, (0.5,), (0.25,), ("soft",))
     save_encoder(tmp_path / "encoder.safetensors", create_encoder("test_resnet", 1), about)
     save_file({"weight": torch.zeros(1)}, tmp_path / "plain.safetensors")
@@ -157,11 +157,11 @@ def test_a_file_of_another_kind_is_not_a_model(tmp_path):
             load_segmenter(path)
 
 
-def test_help_explains_every_option_and_a_mistake_ends_with_status_2(tmp_path):
+def test_segment_help_lists_every_option_and_a_mistake_exits_with_2(tmp_path):
     script = [sys.executable, str(Path(segment.__file__).resolve())]
-    told = subprocess.run([*script, "--help"], capture_output=True, text=True, cwd=tmp_path, check=True)
+    help_ = subprocess.run([*script, "--help"], capture_output=True, text=True, cwd=tmp_path, check=True)
     for name in SegmentOptions.__dataclass_fields__:
-        assert f"--{name}" in told.stdout
+        assert f"--{name}" in help_.stdout
     refused = subprocess.run([*script, "--modle", "x"], capture_output=True, text=True, cwd=tmp_path)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert "unknown option --modle; did you mean --model" in refused.stderr
