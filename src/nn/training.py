@@ -8,6 +8,7 @@ is not finite, an fp16 scale that never settles, a process that lost the others.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -201,43 +202,41 @@ class TrainingLoop:
             UserError: a loss or a gradient is not finite (the message names the step and the series), memory
                 is too small, or another process of the run stopped.
         """
-        log = MetricsLog(self.folder, self.method.row(self.step)) if is_main_process() else None
-        try:
-            with self.runtime.lost_peer_in_one_line():
-                self._take_steps(log)
-        finally:
-            if log is not None:
-                log.close()
-
-    def _take_steps(self, log: MetricsLog | None) -> None:
         method, settings = self.method, self.settings
         number = settings.first_batch(self.step)
-        batches = method.read(number)
-        skipped = 0
-        while number < settings.batches:
-            started, rows = time.perf_counter(), []
-            count = min(settings.log_every - number % settings.log_every, settings.batches - number)
-            for batch in progress(islice(batches, count), count, method.name):
-                lr = warmup_cosine(self.step, settings.steps, settings.warmup_steps, settings.lr)
-                set_lr(method.optimizer, lr)
-                figures, is_finite, was_skipped = self.train_on(batch, number)
-                number += 1
-                skipped = skipped + 1 if was_skipped else 0
-                if not is_finite or skipped == MOST_SKIPPED:
-                    raise UserError(self._describe_failure(number - 1, figures))
-                rows.append(figures)
-            elapsed_s = time.perf_counter() - started
-            self.seconds += elapsed_s
-            is_last = number == settings.batches
-            at = Progress(self.step, count, lr, elapsed_s, self.seconds, batch, is_last)
-            row = method.report(at, self._average(rows))
-            if log is not None:
-                log.log(method.row(self.step), **row)
-            if number % settings.save_every == 0 or is_last:
-                self._save()
+        batches, skipped = method.read(number), 0
+        with self.runtime.lost_peer_in_one_line(), self._open_log() as log:
+            while number < settings.batches:
+                started, rows = time.perf_counter(), []
+                count = min(settings.log_every - number % settings.log_every, settings.batches - number)
+                for batch in progress(islice(batches, count), count, method.name):
+                    lr = warmup_cosine(self.step, settings.steps, settings.warmup_steps, settings.lr)
+                    set_lr(method.optimizer, lr)
+                    figures, is_finite, was_skipped = self.train_on(batch, number)
+                    skipped = skipped + 1 if was_skipped else 0
+                    if not is_finite or skipped == MOST_SKIPPED:
+                        raise UserError(self._describe_failure(number, figures))
+                    number += 1
+                    rows.append(figures)
+                elapsed_s = time.perf_counter() - started
+                self.seconds += elapsed_s
+                is_last = number == settings.batches
+                at = Progress(self.step, count, lr, elapsed_s, self.seconds, batch, is_last)
+                row = method.report(at, self._average(rows))
+                if log is not None:
+                    log.log(method.row(self.step), **row)
+                if number % settings.save_every == 0 or is_last:
+                    self._save()
+
+    def _open_log(self) -> AbstractContextManager[MetricsLog | None]:
+        """metrics.csv without the rows that will be written again; None in processes that do not write."""
+        if not is_main_process():
+            return nullcontext()
+        return closing(MetricsLog(self.folder, drop_after=self.method.row(self.step)))
 
     def train_on(self, batch: Any, number: int) -> tuple[dict[str, Tensor], bool, bool]:
-        """Learn from a batch: its figures, whether all numbers are finite, whether fp16 skipped the step."""
+        """Learn from the `number`-th batch: its figures, whether they and the gradient are finite in all
+        processes, and whether fp16's scaler skipped the step."""
         method, runtime, settings = self.method, self.runtime, self.settings
         size, is_first, is_last = settings.group(number)
         try:
