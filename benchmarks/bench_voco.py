@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     on_gpu = torch.cuda.is_available()
     slices = options.slices or (4 if options.quick else 32 if on_gpu else 8)
     repeats = options.repeats or (3 if options.quick else 7)
-    voco = VocoOptions(data=("none",), output="none", backbone="efficientnet_b0", slices=slices)
+    voco = VocoOptions(data=(Path("none"),), output=Path("none"), backbone="efficientnet_b0", slices=slices)
     tiles = voco.batch * (voco.random_crops + voco.grid**2) * slices
     say(f"{voco.backbone}, {tiles} tiles of {voco.tile} px a step; {device_name()}; {machine()}")
     rows = []

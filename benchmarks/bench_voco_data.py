@@ -104,7 +104,7 @@ def time_samples(prepared: Path, rounds: int) -> dict[str, dict[str, float]]:
     """Figures of every preset, in ms a sample."""
     figures = {}
     for name in PRESETS:
-        dataset = open_dataset(read_preset(VocoOptions, f"voco/{name}", data=(str(prepared),)))
+        dataset = open_dataset(read_preset(VocoOptions, f"voco/{name}", data=(prepared,)))
         used = used_slices(dataset, epoch=0)
         folder = dataset.index.series(0).folder
         content = [np.fromfile(folder / slice_name(index), np.uint8) for index in used]
@@ -203,7 +203,7 @@ def index_figures(folder: Path) -> dict[str, float]:
     """What opening and using an index takes, in a process that has imported this file and done nothing."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    options = VocoOptions(data=(str(folder),), output="unused")
+    options = VocoOptions(data=(folder,), output=Path("unused"))
     before_mb = status_mb("VmRSS")
     start = time.perf_counter()
     dataset = open_dataset(options)

@@ -177,7 +177,7 @@ def plan(options: StudyOptions) -> dict[str, Piece]:
     """Every training, the baseline first."""
     paths = {
         "marks": str(options.raw / "image_level_labels.csv"),
-        "encoder": str(options.work / "voco" / "encoder.safetensors"),
+        "encoder": options.work / "voco" / "encoder.safetensors",
         "other_seed": str(options.seed + 1),
     }
     tables = [options.prepared / "series.csv", options.raw / "train.csv", options.folds]

@@ -164,7 +164,7 @@ def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
     images = sorted(image_folder(data.folder, "0", "0").glob("*.png"))
     options = bench_cls.BenchOptions(workers=0, backbone="test_efficientnet")  # reading is all that it does
     stacks = bench_cls.build_training(options, data, folder).dataset()
-    crops = open_dataset(replace(voco_options(), data=(str(data.folder),)))
+    crops = open_dataset(replace(voco_options(), data=(data.folder,)))
     return {
         "prepared slice": prepare_s,
         "slice from PNG": _seconds(lambda: [read_png(path) for path in images]) / len(images),

@@ -81,11 +81,11 @@ def measure_step(build: Callable[[torch.device], Step], runtime: Runtime, repeat
 
 
 def voco_options() -> VocoOptions:
-    return read_preset(VocoOptions, "voco/plus", data=("data",))
+    return read_preset(VocoOptions, "voco/plus", data=(Path("data"),))
 
 
 def seg_options() -> SegOptions:
-    return read_preset(SegOptions, "seg/dual", data=("data",))
+    return read_preset(SegOptions, "seg/dual", data=(Path("data"),))
 
 
 def classifier_options() -> ClassifierOptions:

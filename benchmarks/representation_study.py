@@ -168,7 +168,7 @@ def plan_equal_seconds(
             continue
         steps = max(1, round(piece.options.steps * seconds[options.seconds_of] / seconds[preset]))
         output = piece.folder.with_name(f"{Path(preset).stem}-{options.unlabelled}t-s{seed}")
-        pieces[preset, seed] = replace(piece, options=replace(piece.options, steps=steps, output=str(output)))
+        pieces[preset, seed] = replace(piece, options=replace(piece.options, steps=steps, output=output))
     return pieces
 
 

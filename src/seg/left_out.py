@@ -26,7 +26,7 @@ def score_left_out(
 
     Masks go to `left_out/<set>/<patient_id>/<series_id>`, scores to scores.csv, pictures to sheets.
     """
-    output = Path(options.output)
+    output = options.output
     folder = output / "left_out"
     rows = _score(pair, spec, data, runtime, options, folder)
     if rows.empty:

@@ -46,7 +46,7 @@ def train_pair(options: SegOptions) -> Path:
         UserError: data that cannot be used, a checkpoint of another run, or a loss that is no longer a
         number.
     """
-    output = Path(options.output)
+    output = options.output
     data = open_data(options)
     checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
@@ -248,7 +248,7 @@ def digest_series(data: SegData) -> str:
 
 def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | None, step: int) -> None:
     """Print what the run is, and write what is known of it before the first step."""
-    series, runtime, output = method.data.series, method.runtime, Path(options.output)
+    series, runtime, output = method.data.series, method.runtime, options.output
     counts = ", ".join(f"{(series['part'] == part).sum()} {part}" for part in PARTS)
     where = str(runtime.device)
     where += f", {runtime.world} processes" if runtime.world > 1 else ""

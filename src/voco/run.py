@@ -63,7 +63,7 @@ def pretrain(options: VocoOptions, draw: Draw | None = None) -> Path:
         UserError: data that cannot be used, a checkpoint of another run, or a loss that is no longer a
         number.
     """
-    output = Path(options.output)
+    output = options.output
     encoder_path = output / "encoder.safetensors"
     dataset = open_dataset(options)
     checkpoint = find_checkpoint(output, options.resume)
@@ -206,7 +206,7 @@ class Pretraining(Method):
         self.monitors.forget_previous()
         every = self.options.keep_every
         if every and step % every == 0 and is_main_process():
-            self.export(Path(self.options.output) / f"encoder_{step:07d}.safetensors", step)
+            self.export(self.options.output / f"encoder_{step:07d}.safetensors", step)
 
     def tensors(self) -> dict[str, Any]:
         return {
@@ -267,7 +267,7 @@ class Pretraining(Method):
             return
         grid = (self.options.grid_z, self.options.grid, self.options.grid)
         picture = self.draw(at.batch, self.similarity.cpu(), grid)
-        with atomic_path(Path(self.options.output) / "pictures" / f"step_{at.step:07d}.png") as temporary:
+        with atomic_path(self.options.output / "pictures" / f"step_{at.step:07d}.png") as temporary:
             write_png(temporary, picture)
 
 
@@ -287,7 +287,7 @@ def digest_series(table: pd.DataFrame) -> str:
 
 def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | None, step: int) -> None:
     """Print what the run is, and write what is known of it before the first step."""
-    table, runtime, output = method.dataset.table, method.runtime, Path(options.output)
+    table, runtime, output = method.dataset.table, method.runtime, options.output
     where = str(runtime.device)
     where += f", {runtime.world} processes" if runtime.world > 1 else ""
     patients = set(table["patient_id"])

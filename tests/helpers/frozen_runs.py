@@ -15,7 +15,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
     """A last.pt whose teacher differs from its student, and a patients.csv that names patient 10."""
     geometry = {"canvas": 96, "depth": 4, "tile": 32, "slices": 2, "projection": 8, "foreground": 0.0}
     given = {"backbone": "test_efficientnet", "windows": ("soft", "organ"), **geometry, **changes}
-    options = VocoOptions(data=("data",), output=str(folder), **given)
+    options = VocoOptions(data=(Path("data"),), output=folder, **given)
     with torch_seed(1):
         student = build_network(options)
     teacher = make_teacher(student, options.shared_backbone)

@@ -52,8 +52,8 @@ def write_organ_set(folder: Path, *, series: int = 6, labelled: int = 3) -> Path
 def make_options(data: Path, output: Path, **changes: object) -> SegOptions:
     """Four steps of two small networks with every term."""
     options = SegOptions(
-        data=(str(data),),
-        output=str(output),
+        data=(Path(data),),
+        output=Path(output),
         validation=0.0,
         steps=4,
         backbones=("test_efficientnet", "test_resnet"),

@@ -10,8 +10,8 @@ from tests.helpers.voco_files import WINDOWS
 def make_options(data: Path, output: Path, **changes) -> VocoOptions:
     """Six steps on 48 px canvases, a log line and a checkpoint each step."""
     options = VocoOptions(
-        data=(str(data),),
-        output=str(output),
+        data=(Path(data),),
+        output=Path(output),
         steps=6,
         backbone="mobilenetv3_small_050",
         windows=WINDOWS,

@@ -163,7 +163,7 @@ def test_an_encoder_keeps_its_windows_greys_and_patients(organ_set, tmp_path, ca
     encoder = create_encoder("test_resnet", 3)
     about = EncoderFile("test_resnet", 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), windows[::-1], patients=("12",))
     save_encoder(tmp_path / "encoder.safetensors", encoder, about)
-    changes = {"encoder": str(tmp_path / "encoder.safetensors"), "windows": windows, "leave_out": ("12",)}
+    changes = {"encoder": tmp_path / "encoder.safetensors", "windows": windows, "leave_out": ("12",)}
     train_pair(make_options(organ_set, tmp_path / "run", steps=1, lr=1e-9, ema_decay=0.0, **changes))
     assert "pre-trained on 1 of the 1 patients left out" in capsys.readouterr().err
     pair, spec = load_segmenter(tmp_path / "run" / "segmenter.safetensors")
@@ -197,7 +197,7 @@ def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_pat
             tmp_path / "run",
             steps=1,
             lr=1e-9,
-            encoder=str(encoder),
+            encoder=encoder,
             windows=("soft", "organ", "wide"),
             ema_decay=0.0,
         )
@@ -248,8 +248,8 @@ def test_a_checkpoint_of_other_options_or_labels_is_refused(organ_set, tmp_path)
     table = tmp_path / "few.csv"
     table.write_text("patient_id,series_id\n10,100\n")
     with pytest.raises(UserError, match="other series"):
-        train_pair(make_options(organ_set, tmp_path / "run", steps=1, labelled=str(table)))
-    train_pair(make_options(organ_set, tmp_path / "run", steps=1, labelled=str(table), resume="never"))
+        train_pair(make_options(organ_set, tmp_path / "run", steps=1, labelled=table))
+    train_pair(make_options(organ_set, tmp_path / "run", steps=1, labelled=table, resume="never"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(organ_set, tmp_path):

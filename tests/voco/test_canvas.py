@@ -16,7 +16,7 @@ EXTENTS = ("slab", "whole", "box")
 
 def options_of(folder, **changes):
     small = {"canvas": 12, "depth": 8, "grid": 3, "tile": 4, "slices": 4, "foreground": 0.0}
-    return VocoOptions(data=(str(folder),), output="unused", **small | changes)
+    return VocoOptions(data=(folder,), output=Path("unused"), **small | changes)
 
 
 def choose_slices(options, seeds):

@@ -29,7 +29,7 @@ OFF = {"flip": 0.0, "rotate90": 0.0, "shift": 0.0, "appearance": 0.0}
 
 def open_sets(*folders, **changes):
     return open_dataset(
-        VocoOptions(data=tuple(map(str, folders)), output="unused", batch=2, **SMALL | changes)
+        VocoOptions(data=tuple(map(str, folders)), output=Path("unused"), batch=2, **SMALL | changes)
     )
 
 

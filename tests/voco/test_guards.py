@@ -45,7 +45,7 @@ def build(options):
 
 
 def encoder_of(options):
-    return Path(options.output) / "encoder.safetensors"
+    return options.output / "encoder.safetensors"
 
 
 def test_shared_batch_statistics_keep_the_activations_of_a_backbone():
@@ -63,7 +63,7 @@ def test_shared_batch_statistics_keep_the_activations_of_a_backbone():
 def test_patients_whom_the_first_weights_saw_stay_named(anatomy, finished, tmp_path):
     """Through a resumed run, too, which does not read that file again."""
     fewer = write_prepared(tmp_path / "set", draw_anatomy, series=4)
-    options = make_options(fewer, tmp_path / "run", encoder=str(encoder_of(finished)), steps=1)
+    options = make_options(fewer, tmp_path / "run", encoder=encoder_of(finished), steps=1)
     pretrain(options)
     for _ in range(2):
         assert set(read_encoder_file(encoder_of(options)).patients) == {str(10 + n) for n in range(6)}
@@ -81,7 +81,7 @@ def test_patients_whom_the_first_weights_saw_stay_named(anatomy, finished, tmp_p
     ids=["all alike", "a mixture"],
 )
 def test_an_encoder_file_names_the_windows_that_were_shown(anatomy, tmp_path, set_windows, written, measured):
-    data = (str(anatomy),) * len(set_windows)
+    data = (anatomy,) * len(set_windows)
     options = make_options(anatomy, tmp_path, windows=("soft",), steps=1)
     options = dataclasses.replace(options, data=data, set_windows=set_windows)
     pretrain(options)
@@ -152,10 +152,10 @@ def test_no_number_is_no_number_above_zero():
 
 def test_weights_go_on_with_the_grey_levels_that_they_know(anatomy, finished, tmp_path):
     """A published encoder was trained on greys from 0 to 1 as they are; training and export keep that."""
-    about = read_encoder_file(Path(finished.output) / "encoder.safetensors")
+    about = read_encoder_file(finished.output / "encoder.safetensors")
     given = dataclasses.replace(about, mean=(0.0,) * 3, std=(1.0,) * 3)
     save_encoder(tmp_path / "given.safetensors", create_encoder(finished.backbone, 3), given)
-    options = make_options(anatomy, tmp_path / "run", encoder=str(tmp_path / "given.safetensors"), steps=1)
+    options = make_options(anatomy, tmp_path / "run", encoder=tmp_path / "given.safetensors", steps=1)
     pretrain(options)
     after = read_encoder_file(tmp_path / "run" / "encoder.safetensors")
     assert (after.mean, after.std) == (given.mean, given.std)
@@ -182,6 +182,6 @@ def test_weights_go_on_with_the_grey_levels_that_they_know(anatomy, finished, tm
 def test_a_checkpoint_is_fed_the_greys_of_its_kind(anatomy, tmp_path, content, mean, std):
     weights = create_encoder("mobilenetv3_small_050", 3).state_dict()
     torch.save(content(weights), tmp_path / "given.pth")
-    options = make_options(anatomy, tmp_path / "run", encoder=str(tmp_path / "given.pth"))
+    options = make_options(anatomy, tmp_path / "run", encoder=tmp_path / "given.pth")
     network = build(options).network
     assert (network.mean.tolist(), network.std.tolist()) == ([mean] * 3, [std] * 3)

@@ -28,7 +28,7 @@ def large_set(tmp_path_factory):
 
 
 def options_of(*folders, **changes):
-    return VocoOptions(data=tuple(map(str, folders)), output="unused", **changes)
+    return VocoOptions(data=tuple(map(str, folders)), output=Path("unused"), **changes)
 
 
 def test_the_table_lists_every_usable_series_in_order(large_set):

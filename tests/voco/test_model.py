@@ -165,7 +165,7 @@ def test_training_starts_from_the_weights_of_a_file(tmp_path, capsys):
     torch.manual_seed(1)
     first = make_net("resnet10t")
     torch.save({"student": first.state_dict(), "teacher": first.state_dict()}, tmp_path / "last.pt")
-    net = build_network(options(backbone="resnet10t", encoder=str(tmp_path / "last.pt")))
+    net = build_network(options(backbone="resnet10t", encoder=tmp_path / "last.pt"))
     for name, value in net.encoder.state_dict().items():
         torch.testing.assert_close(value, first.encoder.state_dict()[name], rtol=0, atol=0)
     assert "tensors matched under teacher.encoder." in capsys.readouterr().out

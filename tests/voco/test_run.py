@@ -64,7 +64,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(anatomy, tm
     """Weights, optimiser and metrics to the last bit, with dropout, across epochs."""
     whole = make_options(anatomy, tmp_path / "whole", steps=12)
     pretrain(whole)
-    killed = dataclasses.replace(whole, output=str(tmp_path / "killed"))
+    killed = dataclasses.replace(whole, output=tmp_path / "killed")
     save_options(killed, tmp_path / "killed.yaml")
     command = [sys.executable, SCRIPT, "--config", tmp_path / "killed.yaml"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -92,9 +92,9 @@ def finished(anatomy, tmp_path_factory):
 
 
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
-    before = load_checkpoint(Path(finished.output) / "last.pt")
+    before = load_checkpoint(finished.output / "last.pt")
     pretrain(finished)
-    assert_equal_states(before, load_checkpoint(Path(finished.output) / "last.pt"))
+    assert_equal_states(before, load_checkpoint(finished.output / "last.pt"))
     assert "step 6/6" not in capsys.readouterr().out
 
 
@@ -108,12 +108,12 @@ def test_resuming_with_other_options_is_refused(finished, change):
 def test_resuming_on_other_series_is_refused(finished, tmp_path):
     other = write_prepared(tmp_path / "other", draw_anatomy, series=7)
     with pytest.raises(UserError, match="other series"):
-        pretrain(dataclasses.replace(finished, data=(str(other),)))
+        pretrain(dataclasses.replace(finished, data=(other,)))
 
 
 def test_resume_never_starts_anew_and_a_path_continues_that_file(finished, tmp_path):
-    elsewhere = dataclasses.replace(finished, output=str(tmp_path / "elsewhere"))
-    pretrain(dataclasses.replace(elsewhere, resume=str(Path(finished.output) / "last.pt")))
+    elsewhere = dataclasses.replace(finished, output=tmp_path / "elsewhere")
+    pretrain(dataclasses.replace(elsewhere, resume=str(finished.output / "last.pt")))
     assert not (tmp_path / "elsewhere" / "last.pt").exists()  # it was finished: no step was left
     pretrain(elsewhere)
     pretrain(dataclasses.replace(elsewhere, resume="never", seed=3))
@@ -125,7 +125,7 @@ def test_resume_never_starts_anew_and_a_path_continues_that_file(finished, tmp_p
 def test_a_damaged_checkpoint_is_refused(finished, tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"checkpoint .*last.pt cannot be read"):
-        pretrain(dataclasses.replace(finished, output=str(tmp_path)))
+        pretrain(dataclasses.replace(finished, output=tmp_path))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(anatomy, tmp_path):
@@ -155,9 +155,9 @@ def test_training_finds_places_that_hold_across_patients(anatomy, tmp_path):
 
 
 def test_the_encoder_is_the_teachers_and_plain_timm_takes_it(finished):
-    path = Path(finished.output) / "encoder.safetensors"
+    path = finished.output / "encoder.safetensors"
     plain = timm.create_model(finished.backbone, in_chans=3, num_classes=0, checkpoint_path=str(path))
-    teacher = load_checkpoint(Path(finished.output) / "last.pt")["teacher"]
+    teacher = load_checkpoint(finished.output / "last.pt")["teacher"]
     for name, value in plain.state_dict().items():
         assert torch.equal(value, teacher[f"encoder.{name}"])
     report = load_encoder(create_encoder(finished.backbone, 3), path)
@@ -165,16 +165,16 @@ def test_the_encoder_is_the_teachers_and_plain_timm_takes_it(finished):
 
 
 def test_the_encoder_file_says_how_and_on_whom_it_was_trained(finished):
-    about = read_encoder_file(Path(finished.output) / "encoder.safetensors")
+    about = read_encoder_file(finished.output / "encoder.safetensors")
     assert (about.name, about.in_channels, about.windows) == (finished.backbone, 3, WINDOWS)
     assert len(about.mean) == len(about.std) == 3
     assert about.trained_by["options"]["steps"] == 6
-    listed = pd.read_csv(Path(finished.output) / "patients.csv", dtype=str)
+    listed = pd.read_csv(finished.output / "patients.csv", dtype=str)
     assert about.patients == tuple(listed["patient_id"]) == ("10", "11", "12", "13", "14", "15")
 
 
 def test_a_run_saves_its_options_as_a_preset(finished):
-    config = ["--config", str(Path(finished.output) / "config.yaml")]
+    config = ["--config", str(finished.output / "config.yaml")]
     assert parse_options(VocoOptions, config, prog="train_voco.py", description="") == finished
 
 
@@ -235,8 +235,8 @@ def test_encoders_of_chosen_steps_and_pictures_stay(anatomy, tmp_path):
 
 def test_training_starts_from_the_weights_of_a_file(anatomy, finished, tmp_path, capsys):
     """A run of no learning keeps them."""
-    path = Path(finished.output) / "encoder.safetensors"
-    pretrain(make_options(anatomy, tmp_path, encoder=str(path), lr=1e-12, steps=1))
+    path = finished.output / "encoder.safetensors"
+    pretrain(make_options(anatomy, tmp_path, encoder=path, lr=1e-12, steps=1))
     assert "tensors matched" in capsys.readouterr().out
     first, second = (create_encoder(finished.backbone, 3).requires_grad_(False) for _ in range(2))
     load_encoder(first, path)
