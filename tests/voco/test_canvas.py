@@ -1,5 +1,7 @@
 """The canvas shows the slices and the pixels that its extent says, in shares of the series or in mm."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 

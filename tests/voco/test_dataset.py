@@ -1,5 +1,7 @@
 """Samples: the slices, crops and labels that the draws say, the same wherever and whenever they are made."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest

@@ -3,6 +3,7 @@
 import pickle
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
