@@ -108,7 +108,7 @@ def test_slice_dataset_repeats_the_series_of_a_repeated_set(prepared, tmp_path):
     samples = open_dataset(prepared, few, repeat=(1, 3))
     sets = [samples.parts[True].iloc[samples.series_of(Key(True, number))]["set"] for number in range(7)]
     assert sorted(sets) == [0] * 4 + [1] * 3  # one round
-    with pytest.raises(ValueError, match="one value a set"):
+    with pytest.raises(ValueError, match="one value per set"):
         make_options(prepared, repeat=(1, 3))
 
 
