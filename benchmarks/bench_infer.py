@@ -24,10 +24,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -40,16 +42,14 @@ from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import write_json
 from src.core.log import format_table, say
-from src.core.runtime import Runtime, torch_seed
+from src.core.runtime import torch_seed
 from src.core.targets import CLASS_WEIGHTS
-from src.infer.budget import Pace, list_costs
-from src.infer.fallback import CarefulNetworks
-from src.infer.networks import Networks
-from src.infer.pipeline import order_series, predict_series
-from src.infer.placement import Placement
-from src.infer.raw import RawSource
+from src.infer.budget import TimeBudget
+from src.infer.ensemble import Ensemble
+from src.infer.fallback import FallbackPredictor
+from src.infer.pipeline import ReadAhead, order_series, predict_all
 from src.infer.results import Results
-from src.infer.stopping import StopRequest
+from src.infer.stack_sources import RawSource, ReadSeries
 from src.nn.encoder import GREY_MEAN, GREY_STD
 from src.phantom.generate import generate_dataset
 from src.phantom.options import PhantomOptions
@@ -103,71 +103,76 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def time_stages(raw: Path, run: Path) -> dict[str, float]:
-    """Seconds a series of each stage alone, and of the pipeline, whose start is told by itself."""
-    ended_s = []
-
-    class TimedNetworks(CarefulNetworks):
-        def predict(self, *arguments: Any) -> Any:
-            answer = super().predict(*arguments)
-            ended_s.append(time.perf_counter())
-            return answer
-
-    networks, source, series = open_all(raw, run, TimedNetworks)
-    share = networks.networks.ensemble.all
+    """Seconds per series of each stage alone, and of the pipeline, without and with its start."""
+    predictor, source, series = open_all(raw, run)
+    full = predictor.ensemble.full
     source.decode(*series[0])  # starts the process that decodes
-    read = [source.decode(*ids)() for ids in series]
-    networks.predict(read[0], share)
-    model_s = [sum(networks.predict(each, share).runs_s) for each in read]
+    decoded, decode_s = time_each(series, lambda key: source.decode(*key))
+    cut, transform_s = time_each(decoded, source.cut)
+    read = [ReadSeries(key, *parts) for key, parts in zip(series, cut, strict=True)]
+    predictor.predict(read[0], full)
+    predictions, _ = time_each(read, lambda each: predictor.predict(each, full))
     stages = {
-        "decode_s": statistics.mean(each.decode_s for each in read),
-        "transform_s": statistics.mean(each.transform_s for each in read),
-        "model_s": statistics.mean(model_s),
+        "decode_s": decode_s,
+        "transform_s": transform_s,
+        "model_s": statistics.mean(sum(prediction.runs_s) for prediction in predictions),
     }
-    ended_s.clear()
-    started_s = time.perf_counter()
-    run_pipeline(source, networks, series)
+    started_s, ended_s = time.perf_counter(), []
+    run_pipeline(source, predictor, series, lambda: ended_s.append(time.perf_counter()))
     wall_s = (ended_s[-1] - ended_s[0]) / (len(series) - 1)
     start_s = ended_s[0] - started_s
     return stages | {"wall_s": wall_s, "wall_over_slowest": wall_s / max(stages.values()), "start_s": start_s}
 
 
-def open_all(
-    raw: Path, run: Path, kind: type[CarefulNetworks] = CarefulNetworks
-) -> tuple[CarefulNetworks, RawSource, list[tuple[str, str]]]:
+def time_each(items: Iterable[Any], work: Callable[[Any], Any]) -> tuple[list[Any], float]:
+    """What `work` gives for each item, and its mean seconds."""
+    started_s = time.perf_counter()
+    results = [work(item) for item in items]
+    return results, (time.perf_counter() - started_s) / len(results)
+
+
+def open_all(raw: Path, run: Path) -> tuple[FallbackPredictor, RawSource, list[tuple[str, str]]]:
     """The models where they are fastest, the images, and the ids of all series."""
-    networks = kind(lambda place: Networks(place, [run]))
-    networks.move(lambda: Placement.of(Runtime.create()))
-    source = RawSource.open(raw, networks.networks.ensemble.stack_kinds())
+    predictor = FallbackPredictor(Ensemble([run]))
+    predictor.use_fastest("auto")
+    source = RawSource.open(raw, predictor.ensemble.stack_kinds)
     patients = sorted(path.name for path in (raw / "test_images").iterdir())
-    return networks, source, order_series(source, patients)
+    return predictor, source, order_series(source, patients)
 
 
-def run_pipeline(source: RawSource, networks: CarefulNetworks, series: list[tuple[str, str]]) -> None:
-    """What infer.py does with series.
+def run_pipeline(
+    source: RawSource,
+    predictor: FallbackPredictor,
+    series: list[tuple[str, str]],
+    after_each: Callable[[], None],
+) -> None:
+    """Predict series as infer.py does.
 
     Raises:
-        UserError: it did not do it with all of them.
+        UserError: it did not predict all of them.
     """
-    patients = [patient_id for patient_id, _ in series]
-    results = Results(series, patients, PostProcessing.identity(1), networks.networks.ensemble.prior)
-    pace = Pace(len(series), list_costs(networks.networks), math.inf, started=time.monotonic())
-    predict_series(source, networks, series, results, pace, StopRequest(), lambda: None)
-    if set(results.report().status) != {"ok"}:
-        raise UserError(f"not every series could be predicted: {results.report().reason.max()}")
+
+    class Observed(FallbackPredictor):
+        def predict(self, *arguments: Any) -> Any:
+            prediction = predictor.predict(*arguments)
+            after_each()
+            return prediction
+
+    ensemble = predictor.ensemble
+    sample = pd.DataFrame({"patient_id": [patient_id for patient_id, _ in series]})
+    results = Results(series, sample, PostProcessing.identity(1), ensemble.prior)
+    budget = TimeBudget(len(series), ensemble.subsets, math.inf, started=time.monotonic())
+    predict_all(ReadAhead(source, series), Observed(ensemble), results, budget, lambda: None)
+    report = results.report()
+    if set(report.status) != {"ok"}:
+        raise UserError(f"not every series could be predicted: {report.reason.max()}")
 
 
 def watch_memory(raw: Path, run: Path) -> dict[str, float]:
-    """Resident MB, of the process that decodes as well, after some series and after many."""
+    """Resident MB, with the process that decodes, after some series and after many."""
+    predictor, source, series = open_all(raw, run)
     seen = []
-
-    class WatchedNetworks(CarefulNetworks):
-        def predict(self, *arguments: Any) -> Any:
-            answer = super().predict(*arguments)
-            seen.append(resident_with_children() / 1e6)
-            return answer
-
-    networks, source, series = open_all(raw, run, WatchedNetworks)
-    run_pipeline(source, networks, series)
+    run_pipeline(source, predictor, series, lambda: seen.append(resident_with_children() / 1e6))
     return {
         "series": len(seen),
         "early_mb": max(seen[:EARLY]),

@@ -1,6 +1,7 @@
 """A tiny phantom, prepared once for all tests that need real files of the whole line."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,6 +41,14 @@ def tiny(tmp_path_factory) -> SimpleNamespace:
         sample=raw / "sample_submission.csv",
         marks=raw / "image_level_labels.csv",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny, tmp_path_factory) -> Path:
+    """A run of train_cls.py on the tiny phantom, of two folds; tests do not write into it."""
+    from tests.helpers.infer_runs import train_small  # torch takes seconds: not for tests of ct
+
+    return train_small(tiny, tmp_path_factory.mktemp("tiny_run") / "run")
 
 
 @pytest.fixture

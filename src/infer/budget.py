@@ -1,19 +1,18 @@
-"""Time: how long a run may take, when it will end, and what it leaves out to be in time."""
+"""When a run ends, and what it omits to be in time: the time limit, signals, and a GPU that never answers."""
 
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from src.core.log import say
-from src.infer.ensemble import Share
-from src.infer.networks import Networks, Prediction
-from src.infer.sources import ReadSeries
+from src.core.log import say, warn
+from src.infer.ensemble import EnsembleSubset, Prediction
 
-SAFETY = 0.95
-"""Of the time that is left: what is planned with."""
-
-BACK_AT = 0.85
-"""Of the same: what must be enough for a share before it is taken up again."""
+PLANNED, PLANNED_WHEN_LATE = 0.95, 0.8
+"""Share of the time left that must be enough for everything: less than all, and once a run is late yet less
+before it returns to everything, so that it does not change its mind with every series."""
 
 SAY_EVERY_S = 120.0
 FIRST_SERIES = 8
@@ -22,85 +21,96 @@ FIRST_SERIES = 8
 NEWEST = 0.1
 """Weight of the last series in the means: the pace may change, as where a GPU fails."""
 
-
-@dataclass(frozen=True)
-class Cost:
-    """What a share asks for with a series."""
-
-    share: Share
-    passes: tuple[int, ...]
-    """forward passes of each run"""
-    finds_organs: bool
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"))
 
 
-def list_costs(networks: Networks) -> list[Cost]:
-    """What may be done with a series, from everything to least."""
-    ensemble = networks.ensemble
-    return [
-        Cost(share, ensemble.count_passes(share), ensemble.needs_organs(share)) for share in ensemble.shares
-    ]
+class RunEnds(Exception):
+    """The run has to end now, in the middle of a series; the message says why."""
 
 
-class Pace:
-    """Measures how fast series go, says when the run will end, and chooses how much is done with each.
+class StopRequest:
+    """Whether the run was asked to end: by SIGTERM, by Ctrl-C, or since its terminal was closed."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the signal; empty without one."""
+        return signal.Signals(self.signal).name if self.signal else ""
+
+    @property
+    def exit_status(self) -> int:
+        """As shells number it."""
+        return 128 + self.signal if self.signal else 0
+
+
+class TimeBudget:
+    """Measures how fast series go, predicts the end of the run, and chooses how much is done with each.
 
     Args:
         series: how many there are.
-        costs: of what may be done with a series, from everything to least.
+        subsets: of the ensemble: everything, and perhaps what a late run does.
         max_s: seconds that the run may take from `started` on; infinity sets no limit.
+        started: when the run began, of `clock`.
         jobs: threads that read.
         side_by_side: whether reading and predicting do not slow each other, as on a GPU.
-        started: when the run began, of `clock`.
+        stop: ends the run too.
     """
 
     def __init__(
         self,
         series: int,
-        costs: Sequence[Cost],
+        subsets: Sequence[EnsembleSubset],
         max_s: float,
         *,
+        started: float,
         jobs: int = 1,
         side_by_side: bool = True,
-        started: float,
+        stop: StopRequest | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.series, self.costs, self._jobs, self._side_by_side = series, costs, jobs, side_by_side
-        self._clock, self._started = clock, started
-        self._ends = started + max_s
-        self._said, self._level, self.done = clock(), 0, 0
-        self._read_s, self._organs_s = _Mean(), _Mean()
-        self._pass_s = [_Mean() for _ in costs[0].passes]
+        self.series, self._full, self._reduced = series, subsets[0], subsets[-1]
+        self.subset, self.done = self._full, 0
+        """what the next series gets, and how many there were"""
+        self._jobs, self._side_by_side, self._stop = jobs, side_by_side, stop or StopRequest()
+        self._clock, self._started, self._ends, self._said = clock, started, started + max_s, clock()
+        self._read_s, self._organs_s = _RunningMean(), _RunningMean()
+        self._pass_s = [_RunningMean() for _ in self._full.passes]
 
     @property
     def left_s(self) -> float:
         """Until the limit."""
         return self._ends - self._clock()
 
-    @property
-    def is_over(self) -> bool:
-        return self.left_s <= 0
-
-    @property
-    def share(self) -> Share:
-        """What the next series gets."""
-        return self.costs[self._level].share
+    def check(self) -> None:
+        """Raises RunEnds where a signal or the time limit ends the run."""
+        if self._stop.name:
+            raise RunEnds(self._stop.name)
+        if self.left_s <= 0:
+            raise RunEnds("the time of --max-hours is spent")
 
     @property
     def thinned(self) -> str:
-        """How much the next series gets, in words; empty if it gets everything."""
-        passes, every = (sum(self.costs[level].passes) for level in (self._level, 0))
-        return f"{passes} of {every} forward passes" if self._level else ""
+        """How much of everything the next series gets; empty if it gets all."""
+        if self.subset == self._full:
+            return ""
+        return f"{sum(self.subset.passes)} of {sum(self._full.passes)} forward passes"
 
-    def note(self, series: ReadSeries, prediction: Prediction | None) -> None:
-        """Take in one more series, predicted or not."""
+    def note(self, read_s: float | None, prediction: Prediction | None) -> None:
+        """Take in one more series.
+
+        Args:
+            read_s: None where it cannot be read: a hang of minutes predicts nothing for the other series.
+            prediction: None where there is none.
+        """
         self.done += 1
-        if not series.reason:  # what could not be read took no time that tells of others: minutes for a hang
-            self._read_s.add(series.decode_s + series.transform_s)
+        if read_s is not None:
+            self._read_s.add(read_s)
         if prediction is not None:
-            cost = self.costs[self._level]
-            if cost.finds_organs:
+            if self.subset.needs_organs:
                 self._organs_s.add(prediction.organs_s)
-            for mean, passes, run_s in zip(self._pass_s, cost.passes, prediction.runs_s, strict=True):
+            for mean, passes, run_s in zip(self._pass_s, self.subset.passes, prediction.runs_s, strict=True):
                 if passes:
                     mean.add(run_s / passes)
         self._choose()
@@ -108,50 +118,45 @@ class Pace:
             self._said = self._clock()
             say(self.describe())
 
-    def series_s(self, level: int = 0) -> float:
-        """Seconds that a series is expected to take."""
-        read_s, predict_s = self._read_s.value / self._jobs, self._predict_s(level)
-        return max(read_s, predict_s) if self._side_by_side else read_s + predict_s
-
     def describe(self) -> str:
         """One line for the log."""
-        ends_s = (self.series - self.done) * self.series_s(self._level)
+        ends_s = (self.series - self.done) * self._series_s(self.subset)
         at = time.strftime("%H:%M", time.localtime(time.time() + ends_s))
         return (
-            f"{self.done} of {self.series} series in {_hours(self._clock() - self._started)}; a series: "
+            f"{self.done} of {self.series} series in {_hours(self._clock() - self._started)}; per series: "
             f"{self._read_s.value:.2f} s to read in {self._jobs} thread(s), "
-            f"{self._predict_s(self._level):.2f} s to predict; ends in about {_hours(ends_s)}, at {at}"
+            f"{self._predict_s(self.subset):.2f} s to predict; ends in about {_hours(ends_s)}, at {at}"
         )
 
-    def _predict_s(self, level: int) -> float:
-        cost = self.costs[level]
-        runs_s = sum(mean.value * passes for mean, passes in zip(self._pass_s, cost.passes, strict=True))
-        return runs_s + (self._organs_s.value if cost.finds_organs else 0.0)
+    def _series_s(self, subset: EnsembleSubset) -> float:
+        """Seconds that a series is expected to take."""
+        read_s, predict_s = self._read_s.value / self._jobs, self._predict_s(subset)
+        return max(read_s, predict_s) if self._side_by_side else read_s + predict_s
+
+    def _predict_s(self, subset: EnsembleSubset) -> float:
+        runs_s = sum(mean.value * passes for mean, passes in zip(self._pass_s, subset.passes, strict=True))
+        return runs_s + (self._organs_s.value if subset.needs_organs else 0.0)
 
     def _choose(self) -> None:
-        """The fullest share that is in time; what costs less than reading does would save nothing."""
+        """Everything where it is in time, or where reading takes longer: less would save nothing."""
         left = self.series - self.done
         if left == 0 or self.done < min(FIRST_SERIES, self.series):
             return
-        limit_s = SAFETY * self.left_s / left
+        is_late = self.subset != self._full
+        limit_s = (PLANNED_WHEN_LATE if is_late else PLANNED) * self.left_s / left
         if self._side_by_side:
             limit_s = max(limit_s, self._read_s.value / self._jobs)
-        last = len(self.costs) - 1
-        level = next((level for level in range(last) if self.series_s(level) <= limit_s), last)
-        while level < self._level and self.series_s(level) > BACK_AT * limit_s:
-            level += 1
-        if level != self._level:
-            what = "late" if level > self._level else "in time again"
-            self._level = level
-            share = self.share
-            say(
-                f"{what}: from now on {self.thinned or 'all forward passes'} a series "
-                f"(folds of each run: {' '.join(map(str, share.folds))}{'' if share.tta else '; no TTA'})"
-            )
+        chosen = self._full if self._series_s(self._full) <= limit_s else self._reduced
+        if chosen != self.subset:
+            self.subset = chosen
+            if is_late:
+                say("in time again: from now on all forward passes per series")
+            else:
+                say(f"late: from now on {self.thinned} per series (one fold of each run, no TTA)")
 
 
-class _Mean:
-    """Of values of which the last ones count most; of the first ones, all the same."""
+class _RunningMean:
+    """Recent values count most; the first ones count the same."""
 
     def __init__(self) -> None:
         self.value, self._count = 0.0, 0
@@ -164,3 +169,53 @@ class _Mean:
 def _hours(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes else f"{seconds:.0f} s"
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Note a signal inside the block instead of ending; a second Ctrl-C interrupts.
+
+    What the process ignores, as SIGHUP under nohup, it goes on to ignore.
+    """
+    request = StopRequest()
+
+    def note(number: int, _: object) -> None:
+        if request.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may
+        yield request
+        return
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def last_resort(after_s: float, save: Callable[[], None]) -> Iterator[None]:
+    """Where the block still runs after that long, save and end the process: a GPU may never answer.
+
+    Args:
+        after_s: infinity waits for ever.
+        save: may run while the block does.
+    """
+    is_done = threading.Event()
+
+    def watch() -> None:
+        if not is_done.wait(min(after_s, threading.TIMEOUT_MAX)):
+            warn("the run is stuck beyond its time: it ends with what it has")
+            try:
+                save()
+            finally:
+                os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_done.set()

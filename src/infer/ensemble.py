@@ -1,292 +1,306 @@
-"""Fold models of one or several runs, of the first or the second level, averaged; all of them or fewer."""
+"""Fold models of one or several runs, averaged, with the networks that find organs for them."""
 
+import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from src.cls.model import ClassifierSpec, load_classifier, predict_stack
+from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, predict_stack
 from src.cls.run_folder import find_folds
-from src.cls.second_model import SECOND, find_first_level, load_second_level, predict_described
-from src.cls.slice_features import FirstLevelModel, describe_stacks, join_descriptions
+from src.cls.second_model import (
+    SECOND,
+    SecondLevel,
+    find_first_level,
+    load_second_level,
+    predict_described,
+)
+from src.cls.slice_features import describe_stacks, join_descriptions
+from src.core.errors import UserError
 from src.core.targets import COLUMNS
-from src.infer.placement import Placement
-from src.infer.sources import StackKind, Stacks
+from src.infer.organ_finder import ForwardSettings, OrganFinder
+from src.infer.stack_sources import ReadSeries, StackKind, Stacks
+from src.seg.model import SegmenterSpec
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of an ensemble looks at a series."""
+class EnsembleSubset:
+    """The part of an ensemble that looks at a series, and what it costs."""
 
     folds: tuple[int, ...]
-    """how many of each run, the first ones; 0 leaves a run out"""
-    tta: bool = True
-    """whether flips and offsets of the slices are averaged, or one look is taken: no flip, the middle"""
+    """how many of each run, the first ones; 0 excludes a run"""
+    tta: bool
+    """whether flips and offsets of the slices are averaged; else unflipped, the middle of the slices"""
+    passes: tuple[int, ...]
+    """forward passes of each run"""
+    needs_organs: bool
+
+
+class Prediction(NamedTuple):
+    """What an ensemble predicts for a series."""
+
+    probabilities: np.ndarray
+    """(runs, 13); NaN in the columns that a run does not predict"""
+    organs_s: float
+    """seconds that finding organs took"""
+    runs_s: tuple[float, ...]
+    """and the models of each run"""
+    note: str = ""
+    """for the report"""
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How a share of an ensemble is worked off: in ways that give the same numbers."""
+class Member:
+    """A network of a fold; or a fold's second level, with the networks whose slice features it reads."""
 
-    autocast: Callable[[], AbstractContextManager]
-    """of forward passes"""
-    slices_at_once: int | None = None
-    """that pass a network together; None is all of a stack"""
-    check: Callable[[], None] = lambda: None
-    """called between networks, offsets and chunks of slices; what it raises ends the work"""
+    run: int
+    fold: int
+    """place of the fold among the finished ones of the run"""
+    networks: tuple[tuple[TraumaClassifier, ClassifierSpec], ...]
+    second_level: tuple[SecondLevel, ...] = ()
+    """on the CPU, averaged"""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Which of the 13 it predicts."""
+        return COLUMNS if self.second_level else self.networks[0][1].columns
 
-class Member(Protocol):
-    """What takes part in an ensemble."""
+    @property
+    def prior(self) -> dict[str, float]:
+        """Of its training patients, 13 probabilities."""
+        return self.networks[0][1].prior
 
-    columns: tuple[str, ...]
-    """that it tells, of the 13"""
-    prior: Mapping[str, float]
-
-    def kinds(self, tta: bool) -> tuple[StackKind, ...]:
+    @property
+    def kinds(self) -> tuple[StackKind, ...]:
         """Stacks that it wants of a series."""
+        return tuple(StackKind(spec.view, offset) for _, spec in self.networks for offset in spec.offsets)
 
-    def count_passes(self, tta: bool) -> int:
+    @property
+    def passes(self) -> int:
         """Forward passes for a series."""
+        return sum(len(spec.flips) * len(spec.offsets) for _, spec in self.networks)
 
-    def predict(self, stacks: Stacks, tta: bool, effort: Effort) -> np.ndarray:
-        """Probabilities of one series, (columns,)."""
+    def without_tta(self) -> "Member":
+        """The same networks, each with one forward pass: unflipped, the middle of the slices."""
+        return replace(self, networks=tuple((model, _without_tta(spec)) for model, spec in self.networks))
 
-
-class FirstMember:
-    """One network of a fold, averaged over flips and offsets of the stack."""
-
-    def __init__(self, path: Path, placement: Placement, flips: tuple[str, ...] | None) -> None:
-        model, spec = load_classifier(path)
-        self.model, self.spec = model.to(placement.device), _with_flips(spec, flips)
-        self.columns, self.prior = spec.columns, spec.prior
-
-    def kinds(self, tta: bool) -> tuple[StackKind, ...]:
-        return _kinds(_thin(self.spec, tta))
-
-    def count_passes(self, tta: bool) -> int:
-        return _count_passes(_thin(self.spec, tta))
-
-    def predict(self, stacks: Stacks, tta: bool, effort: Effort) -> np.ndarray:
-        spec = _thin(self.spec, tta)
-        answers = []
-        for kind in _kinds(spec):
-            effort.check()
-            parts = _on_device(stacks, kind, self.model)
-            with effort.autocast():
-                answers.append(predict_stack(self.model, spec, *parts, spec.flips, effort.slices_at_once)[0])
+    def predict(self, stacks: Stacks, settings: ForwardSettings) -> np.ndarray:
+        """Probabilities of a series, (columns,)."""
+        if self.second_level:
+            return self._predict_second_level(stacks, settings)
+        ((model, spec),) = self.networks
+        with settings.autocast():
+            answers = [
+                predict_stack(model, spec, *sample, spec.flips, settings.slices_at_once)[0]
+                for sample in _samples(model, spec, stacks, settings)
+            ]
         return torch.stack(answers).mean(dim=0).cpu().double().numpy()
 
-
-class SecondMember:
-    """The second level of a fold, over the first-level networks that lie with it."""
-
-    columns = COLUMNS
-
-    def __init__(self, folder: Path, placement: Placement, flips: tuple[str, ...] | None) -> None:
-        self.models = load_second_level(folder / SECOND)
-        loaded = [FirstLevelModel.load(path) for path in find_first_level(folder)]
-        self.first = [(own.model.to(placement.device), _with_flips(own.spec, flips)) for own in loaded]
-        self.prior = loaded[0].spec.prior
-
-    def kinds(self, tta: bool) -> tuple[StackKind, ...]:
-        return tuple(dict.fromkeys(kind for _, spec in self.first for kind in _kinds(_thin(spec, tta))))
-
-    def count_passes(self, tta: bool) -> int:
-        return sum(_count_passes(_thin(spec, tta)) for _, spec in self.first)
-
-    def predict(self, stacks: Stacks, tta: bool, effort: Effort) -> np.ndarray:
-        said = []
-        for model, full in self.first:
-            spec = _thin(full, tta)
+    def _predict_second_level(self, stacks: Stacks, settings: ForwardSettings) -> np.ndarray:
+        described = []
+        for model, spec in self.networks:
             by_offset = []
-            for kind in _kinds(spec):
-                effort.check()
-                images, padding = _on_device(stacks, kind, model)
-                with effort.autocast():
-                    described = describe_stacks(model, spec, images, padding, effort.slices_at_once)
-                by_offset.append((*(part.cpu() for part in described), padding.cpu()))
-            said.append((spec.columns, by_offset))
-        described = join_descriptions(pd.DataFrame({"series_id": [""]}), said)
-        answers = [predict_described(model, described)[0] for model in self.models]
+            with settings.autocast():
+                for images, padding in _samples(model, spec, stacks, settings):
+                    parts = describe_stacks(model, spec, images, padding, settings.slices_at_once)
+                    by_offset.append((*(part.cpu() for part in parts), padding.cpu()))
+            described.append((spec.columns, by_offset))
+        features = join_descriptions(pd.DataFrame({"series_id": [""]}), described)
+        answers = [predict_described(model, features)[0] for model in self.second_level]
         return torch.stack(answers).mean(dim=0).double().numpy()
 
 
 class Ensemble:
-    """The members of each run, whose probabilities are averaged run by run.
+    """The members of each run, whose probabilities are averaged run by run, loaded on the CPU.
 
     Args:
         runs: run folders of train_cls.py or of the second level; every finished fold in them takes part.
-        weights: of the runs; one of weight 0 is not asked.
-        flips: of test-time augmentation; by default each member's own.
+        weights: of the runs, equal by default; one of weight 0 does not take part.
+        segmenter: run folder of train_seg.py, whose networks find the organs of raw series; not loaded where
+            the runs that look at organs have no weight.
+        flips: of test-time augmentation; by default each network's own.
 
     Raises:
-        UserError: a folder without a fold model.
+        UserError: a folder without a model, or a segmenter that no run needs.
     """
 
     def __init__(
         self,
         runs: Sequence[Path],
-        placement: Placement,
-        weights: Sequence[float],
+        weights: Sequence[float] | None = None,
+        segmenter: Path | None = None,
         flips: tuple[str, ...] | None = None,
-    ):
-        self.runs = [_read_folds(run, placement, flips) for run in runs]
-        self.weights = tuple(weights)
-        self._told = np.array(  # (runs, 13) bool
-            [_told_columns(run) & (weight > 0) for run, weight in zip(self.runs, self.weights, strict=True)]
-        )
+    ) -> None:
+        self.device = torch.device("cpu")
+        self.weights = np.array(weights or (1.0,) * len(runs))
+        self.members = [
+            member for number, run in enumerate(runs) for member in _load_members(number, run, flips)
+        ]
+        self._predicted = np.zeros((len(runs), len(COLUMNS)), dtype=bool)
+        for member in self.members:
+            self._predicted[member.run, _places(member)] = self.weights[member.run] > 0
+        self._finder = None
+        if segmenter is None:
+            return
+        if self.full.needs_organs:
+            self._finder = OrganFinder.load(segmenter)
+        elif not _needs_organs(self.members):
+            raise UserError(f"none of these models looks at organs: leave --segmenter {segmenter} out")
 
     @property
-    def members(self) -> list[Member]:
-        return [member for run in self.runs for fold in run for member in fold]
-
-    def stack_kinds(self, share: Share | None = None) -> list[StackKind]:
-        """The different stacks that a share's members want, by default all; folds of a run share them."""
-        share = share or self.all
-        members = [member for run in self._chosen(share) for member in run]
-        return list(dict.fromkeys(kind for member in members for kind in member.kinds(share.tta)))
+    def segmenter(self) -> SegmenterSpec | None:
+        """Of the networks that find organs; None if there are none."""
+        return self._finder and self._finder.spec
 
     @property
     def prior(self) -> pd.Series:
-        """Mean of the members' weight-aware priors: the 13 probabilities of a patient nobody can look at."""
+        """Mean of the members' weight-aware priors: 13 probabilities for a patient without predictions."""
         return pd.DataFrame([member.prior for member in self.members]).mean()[list(COLUMNS)]
 
     @property
-    def all(self) -> Share:
+    def full(self) -> EnsembleSubset:
         """Everything."""
-        return Share(
-            tuple(len(run) if weight else 0 for run, weight in zip(self.runs, self.weights, strict=True))
-        )
+        folds = np.zeros(len(self.weights), dtype=int)
+        for member in self.members:
+            folds[member.run] = (member.fold + 1) * (self.weights[member.run] > 0)
+        return self._subset(folds, tta=True)
 
     @property
-    def shares(self) -> list[Share]:
-        """What is done with ever less time: everything, then ever fewer forward passes.
+    def subsets(self) -> tuple[EnsembleSubset, ...]:
+        """Everything, and for want of time the first fold of each run without TTA, where that is less.
 
-        First flips and offsets go, then folds, the last one of the run that has most left, until each run has
-        one; then runs, the one with the least weight first, until one is left. Finding organs may cost more
-        than all this: where runs look at none, these are left alone at the end, from all their passes on.
+        Finding organs may cost more than all else: for want of time the runs that look at them are excluded
+        too, unless only they predict some target.
         """
-        runs = [run for run, count in enumerate(self.all.folds) if count]
-        plain = [run for run in runs if not self.needs_organs(self._only([run]))]
-        shares = self._thin_out(runs)
-        if 0 < len(plain) < len(runs):
-            shares = [share for share in shares if self.needs_organs(share)] + self._thin_out(plain)
-        return shares
+        full = self.full
+        one_fold = np.minimum(full.folds, 1)
+        organ_runs = sorted({member.run for member in self.members if _needs_organs([member])})
+        others = one_fold.copy()
+        others[organ_runs] = 0
+        if (self._predicted[others > 0].any(axis=0) == self._predicted.any(axis=0)).all():
+            one_fold = others
+        reduced = self._subset(one_fold, tta=False)
+        return (full, reduced) if sum(reduced.passes) < sum(full.passes) else (full,)
 
-    def _thin_out(self, runs: Sequence[int]) -> list[Share]:
-        """From all of these runs to one fold of one, each share with fewer passes than those before it."""
-        full = self._only(runs)
-        shares = [full, replace(full, tta=False)]
-        folds = list(full.folds)
-        while max(folds) > 1:
-            most = max(runs, key=lambda run: (folds[run], -self.weights[run], run))
-            folds[most] -= 1
-            shares.append(Share(tuple(folds), tta=False))
-        for run in sorted(runs, key=lambda run: (self.weights[run], -run))[:-1]:
-            folds[run] = 0
-            shares.append(Share(tuple(folds), tta=False))
-        passes = [sum(self.count_passes(share)) for share in shares]
-        return [
-            share for place, share in enumerate(shares) if place == 0 or passes[place] < min(passes[:place])
-        ]
+    @property
+    def stack_kinds(self) -> list[StackKind]:
+        """The different stacks that the members want; folds of a run share them."""
+        return _kinds(self._choose(self.full.folds, tta=True))
 
-    def _only(self, runs: Sequence[int]) -> Share:
-        return Share(tuple(count if run in runs else 0 for run, count in enumerate(self.all.folds)))
+    @property
+    def most_slices(self) -> int:
+        """Of the longest stack."""
+        return max(kind.view.slices for kind in self.stack_kinds)
 
-    def needs_organs(self, share: Share) -> bool:
-        """Whether models of a share look at them."""
-        return any(kind.view.needs_masks for kind in self.stack_kinds(share))
+    def copy_to(self, device: torch.device) -> "Ensemble":
+        """The same ensemble on another device; this one stays where it is."""
+        other = copy.deepcopy(self)
+        for model, _ in (network for member in other.members for network in member.networks):
+            model.to(device)
+        if other._finder is not None:
+            other._finder.pair.to(device)
+        other.device = device
+        return other
 
-    def count_passes(self, share: Share) -> tuple[int, ...]:
-        """Forward passes for a series, of each run."""
-        return tuple(sum(member.count_passes(share.tta) for member in run) for run in self._chosen(share))
+    def predict(self, series: ReadSeries, subset: EnsembleSubset, settings: ForwardSettings) -> Prediction:
+        """Predict one series.
 
-    def predict(self, stacks: Stacks, share: Share, effort: Effort) -> tuple[np.ndarray, tuple[float, ...]]:
-        """Look at one series.
-
-        A column of a run is the mean of its members that tell it. Where the share leaves all of these out,
-        the weighted mean of the other runs stands in, or the prior where none of them tells the column.
-
-        Args:
-            stacks: one of each kind that the share wants.
-
-        Returns:
-            Probabilities (runs, 13), and the seconds that each run took. Columns that a run does not tell are
-            NaN in every series, for `PatientRows` to join runs as the fit to out-of-fold tables did; those
-            that no run tells are the prior.
+        A column of a run is the mean of its members that predict it. Where the subset excludes all of these,
+        the weighted mean of the other runs stands in, or the prior where none of them predicts the column.
+        Columns that a run never predicts are NaN in every series, for `PatientRows` to join runs as the fit
+        to out-of-fold tables did; those that no run predicts are the prior.
 
         Raises:
-            FloatingPointError: a member gives what is no number.
+            FloatingPointError: a network gives NaN or infinity.
         """
-        answers, seconds = np.full((len(self.runs), len(COLUMNS)), np.nan), []
-        for row, members in enumerate(self._chosen(share)):
+        stacks, members = dict(series.stacks), self._choose(subset.folds, subset.tta)
+        note, started = "", time.perf_counter()
+        if series.volume is not None and subset.needs_organs:
+            kinds = [kind for kind in _kinds(members) if kind.view.needs_masks]
+            found, note = self._finder.cut(series.volume, kinds, settings)
+            stacks |= found
+        organs_s = time.perf_counter() - started
+        total, count = np.zeros((2, len(self.weights), len(COLUMNS)))
+        runs_s = np.zeros(len(self.weights))
+        for member in members:
             started = time.perf_counter()
-            total, count = np.zeros(len(COLUMNS)), np.zeros(len(COLUMNS))
-            for member in members:
-                columns = [COLUMNS.index(name) for name in member.columns]
-                total[columns] += member.predict(stacks, share.tta, effort)
-                count[columns] += 1
-            seconds.append(time.perf_counter() - started)
-            if not np.isfinite(total).all():
-                raise FloatingPointError("the models give probabilities that are not finite")
-            answers[row, count > 0] = (total / np.maximum(count, 1))[count > 0]
-        is_told = ~np.isnan(answers)
-        weights = np.where(is_told, np.array(self.weights)[:, None], 0.0)
-        others = (weights * np.where(is_told, answers, 0.0)).sum(axis=0) / np.maximum(
+            total[member.run, _places(member)] += member.predict(stacks, settings)
+            count[member.run, _places(member)] += 1
+            runs_s[member.run] += time.perf_counter() - started
+        if not np.isfinite(total).all():
+            raise FloatingPointError("the models give probabilities that are not finite")
+        means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return Prediction(self._fill_excluded(means), organs_s, tuple(runs_s), note)
+
+    def _fill_excluded(self, means: np.ndarray) -> np.ndarray:
+        """Replace NaN (runs, 13) in the columns that a run predicts in other series."""
+        is_known = ~np.isnan(means)
+        weights = np.where(is_known, self.weights[:, None], 0.0)
+        others = (weights * np.where(is_known, means, 0.0)).sum(axis=0) / np.maximum(
             weights.sum(axis=0), 1e-9
         )
-        others = np.where(is_told.any(axis=0), others, self.prior.to_numpy())
-        is_due = self._told | ~self._told.any(axis=0)  # the rest is NaN in every series
-        return np.where(is_told, answers, np.where(is_due, others, np.nan)), tuple(seconds)
+        others = np.where(is_known.any(axis=0), others, self.prior.to_numpy())
+        is_due = self._predicted | ~self._predicted.any(axis=0)  # the rest is NaN in every series
+        return np.where(is_known, means, np.where(is_due, others, np.nan))
 
-    def _chosen(self, share: Share) -> list[list[Member]]:
-        """Of each run, the members of the folds that take part."""
-        return [
-            [member for fold in run[:count] for member in fold]
-            for run, count in zip(self.runs, share.folds, strict=True)
-        ]
+    def _subset(self, folds: np.ndarray, tta: bool) -> EnsembleSubset:
+        members, passes = self._choose(folds, tta), [0] * len(self.weights)
+        for member in members:
+            passes[member.run] += member.passes
+        return EnsembleSubset(tuple(folds.tolist()), tta, tuple(passes), _needs_organs(members))
 
-
-def _told_columns(run: Sequence[Sequence[Member]]) -> np.ndarray:
-    """Whether a member of the run tells them, bool (13,)."""
-    told = {column for fold in run for member in fold for column in member.columns}
-    return np.array([column in told for column in COLUMNS])
+    def _choose(self, folds: Sequence[int], tta: bool) -> list[Member]:
+        """The members of the first folds of each run."""
+        chosen = [member for member in self.members if member.fold < folds[member.run]]
+        return chosen if tta else [member.without_tta() for member in chosen]
 
 
-def _with_flips(spec: ClassifierSpec, flips: tuple[str, ...] | None) -> ClassifierSpec:
-    return replace(spec, flips=flips) if flips else spec
+def _load_members(number: int, run: Path, flips: tuple[str, ...] | None) -> list[Member]:
+    """The members of every finished fold of the run of that number."""
+
+    def load(path: Path) -> tuple[TraumaClassifier, ClassifierSpec]:
+        model, spec = load_classifier(path)
+        return model, replace(spec, flips=flips) if flips else spec
+
+    second = sorted(run.glob(f"fold*/{SECOND}"))
+    if not second:
+        folds = enumerate(find_folds(run))
+        return [Member(number, fold, (load(path),)) for fold, paths in folds for path in paths]
+    return [
+        Member(number, fold, tuple(map(load, find_first_level(path.parent))), tuple(load_second_level(path)))
+        for fold, path in enumerate(second)
+    ]
 
 
-def _thin(spec: ClassifierSpec, tta: bool) -> ClassifierSpec:
-    if tta:
-        return spec
+def _places(member: Member) -> list[int]:
+    """Of its columns among the 13."""
+    return [COLUMNS.index(name) for name in member.columns]
+
+
+def _kinds(members: Sequence[Member]) -> list[StackKind]:
+    return list(dict.fromkeys(kind for member in members for kind in member.kinds))
+
+
+def _needs_organs(members: Sequence[Member]) -> bool:
+    return any(kind.view.needs_masks for kind in _kinds(members))
+
+
+def _without_tta(spec: ClassifierSpec) -> ClassifierSpec:
     flip = "none" if "none" in spec.flips else spec.flips[0]
     return replace(spec, flips=(flip,), offsets=(min(spec.offsets, key=lambda offset: abs(offset - 0.5)),))
 
 
-def _kinds(spec: ClassifierSpec) -> tuple[StackKind, ...]:
-    return tuple(StackKind(spec.view, offset) for offset in spec.offsets)
-
-
-def _count_passes(spec: ClassifierSpec) -> int:
-    return len(spec.flips) * len(spec.offsets)
-
-
-def _on_device(stacks: Stacks, kind: StackKind, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and padding, as a batch of one, where the model is."""
+def _samples(
+    model: TraumaClassifier, spec: ClassifierSpec, stacks: Stacks, settings: ForwardSettings
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images and padding for each offset, as a batch of one, where the model is."""
     device = next(model.parameters()).device
-    return stacks[kind].images[None].to(device), stacks[kind].padding[None].to(device)
-
-
-def _read_folds(run: Path, placement: Placement, flips: tuple[str, ...] | None) -> list[list[Member]]:
-    second = sorted(path.parent for path in run.glob(f"fold*/{SECOND}"))
-    if second:
-        return [[SecondMember(folder, placement, flips)] for folder in second]
-    return [[FirstMember(path, placement, flips) for path in networks] for networks in find_folds(run)]
+    for offset in spec.offsets:
+        settings.check()
+        stack = stacks[StackKind(spec.view, offset)]
+        yield stack.images[None].to(device), stack.padding[None].to(device)

@@ -1,103 +1,105 @@
-"""Networks that get through: with less memory, in full precision, at last on the CPU."""
+"""Networks that fail are run again with fewer resources: less memory, full precision, at last on the CPU."""
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
 from src.core.log import warn
-from src.infer.ensemble import Share
-from src.infer.networks import Care, Networks, Prediction
-from src.infer.placement import Placement
-from src.infer.sources import ReadSeries, describe_error
+from src.core.runtime import Runtime
+from src.infer.ensemble import Ensemble, EnsembleSubset, Prediction
+from src.infer.organ_finder import ForwardSettings
+from src.infer.results import describe_error
+from src.infer.stack_sources import ReadSeries
 
 
-class CarefulNetworks:
-    """Predicts a series, and where that fails tries again in ways that ask for less.
+class FallbackPredictor:
+    """Predicts a series with an ensemble, and where that fails tries again in ways that give the same.
 
-    Where memory runs out, half as many slices pass the networks together, down to one; what helped stays.
-    Where half precision gives no numbers, the series is looked at again in full. Where a GPU fails all the
-    same, the CPU does it: the networks lie there in any case, so that nothing can go wrong with them then.
+    Where memory runs out, half as many slices pass a network together, down to one; the number that worked is
+    kept. Where half precision overflows, the series is predicted again in full precision. Where a GPU fails
+    nevertheless, the CPU predicts: the ensemble stays there from the start, since a GPU that has failed may
+    not give its copy back.
 
     Args:
-        load: loads the networks on a device.
+        ensemble: on the CPU.
     """
 
-    def __init__(self, load: Callable[[Placement], Networks]) -> None:
-        self._load = load
-        self.networks = self._on_cpu = load(Placement.on_cpu())
-        self._cares = {self._on_cpu.placement.device.type: Care(full_precision=True)}
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.ensemble = self._on_cpu = ensemble
+        self._settings = {"cpu": ForwardSettings()}  # by type of device
         self._warned = False
 
-    def move(self, place: Callable[[], Placement]) -> None:
-        """Take the device and the precision that `place` gives; stay on the CPU where that fails."""
-        try:
-            placement = place()
-            if placement.device.type == "cpu":
-                self._on_cpu.placement = placement
-            else:
-                self.networks = self._load(placement)
-        except Exception as error:  # of the driver, of memory, of the disk with the models
-            warn(f"everything is predicted on the CPU, since the GPU cannot be used: {describe_error(error)}")
-            return
-        self._cares[placement.device.type] = Care()
-
-    def predict(
-        self, series: ReadSeries, share: Share, check: Callable[[], None] = lambda: None
-    ) -> Prediction:
-        """Look at a series.
+    def use_fastest(self, precision: str) -> None:
+        """Predict on the GPU from now on, if there is one; stay on the CPU where that fails.
 
         Args:
-            check: see `Effort`; what it raises ends the work.
+            precision: see `Precision`; on a CPU fp32 stands in for fp16.
+        """
+        if precision == "fp16" and not torch.cuda.is_available():
+            warn("there is no GPU: everything is predicted on the CPU, in fp32 instead of fp16")
+            precision = "fp32"
+        try:
+            runtime = Runtime.create(precision, one_process=True)
+            if runtime.device.type != "cpu":
+                self.ensemble = self._on_cpu.copy_to(runtime.device)
+        except Exception as error:  # of the driver, of memory
+            warn(f"everything is predicted on the CPU, since the GPU cannot be used: {describe_error(error)}")
+            return
+        self._settings[runtime.device.type] = ForwardSettings(runtime.autocast)
+
+    def predict(
+        self, series: ReadSeries, subset: EnsembleSubset, check: Callable[[], None] = lambda: None
+    ) -> Prediction:
+        """Predict one series.
+
+        Args:
+            check: see `ForwardSettings`.
 
         Raises:
             Exception: nothing helped, or it is not a matter of memory, precision or device.
         """
-        device = self.networks.placement.device.type
-        try:
-            return self._predict_with_less(self.networks, series, share, check)
-        except (RuntimeError, ArithmeticError, MemoryError) as error:
-            if device == "cpu":
-                raise
-            reason = describe_error(error)
-        if not self._warned:
-            warn(f"a series is predicted on the CPU, since the GPU cannot: {reason}")
-            self._warned = True
-        return self._predict_with_less(self._on_cpu, series, share, check)
-
-    def _predict_with_less(
-        self, networks: Networks, series: ReadSeries, share: Share, check: Callable[[], None]
-    ) -> Prediction:
-        device = networks.placement.device.type
-        care = self._cares[device]
+        ensemble, settings = self.ensemble, self._settings[self.ensemble.device.type]
         while True:
             try:
-                prediction = networks.predict(series, share, care, check)
-            except FloatingPointError:
-                if care.full_precision:
-                    raise
-                care = replace(care, full_precision=True)
-                continue
+                prediction = ensemble.predict(series, subset, replace(settings, check=check))
             except Exception as error:
-                fewer = (care.slices_at_once or networks.most_slices) // 2
-                if not _is_for_want_of_memory(error) or fewer < 1:
+                following = self._after(error, ensemble, settings)
+                if following is None:
                     raise
-                care = replace(care, slices_at_once=fewer)
+                ensemble, settings = following
             else:
-                self._remember(device, care.slices_at_once)
+                self._remember(ensemble.device.type, settings.slices_at_once)
                 return prediction
             # outside of the handler, whose error holds on to the tensors of the failed attempt
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
+    def _after(
+        self, error: Exception, ensemble: Ensemble, settings: ForwardSettings
+    ) -> tuple[Ensemble, ForwardSettings] | None:
+        """The next attempt; None if there is none."""
+        if isinstance(error, FloatingPointError) and settings.autocast is not nullcontext:
+            return ensemble, replace(settings, autocast=nullcontext)
+        fewer = (settings.slices_at_once or ensemble.most_slices) // 2
+        if _is_out_of_memory(error) and fewer > 0:
+            return ensemble, replace(settings, slices_at_once=fewer)
+        if ensemble is self._on_cpu or not isinstance(error, RuntimeError | ArithmeticError | MemoryError):
+            return None
+        if not self._warned:
+            warn(f"a series is predicted on the CPU, since the GPU cannot: {describe_error(error)}")
+            self._warned = True
+        return self._on_cpu, self._settings["cpu"]
+
     def _remember(self, device: str, slices_at_once: int | None) -> None:
-        if slices_at_once != self._cares[device].slices_at_once:
+        if slices_at_once != self._settings[device].slices_at_once:
             warn(f"memory is short: from now on {slices_at_once} slices pass a network together")
-            self._cares[device] = replace(self._cares[device], slices_at_once=slices_at_once)
+            self._settings[device] = replace(self._settings[device], slices_at_once=slices_at_once)
 
 
-def _is_for_want_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # the CPU's allocator, cuDNN and cuBLAS raise plain errors

@@ -1,17 +1,36 @@
-"""Series after series: read ahead in threads, predicted here, until all are done or the run has to end."""
+"""Test images to submission.csv: series are read ahead in threads, and predicted one after the other."""
 
+import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
 
-from src.core.log import progress, warn
-from src.infer.budget import Pace
-from src.infer.fallback import CarefulNetworks
-from src.infer.read_ahead import ReadAhead
-from src.infer.results import Results
-from src.infer.sources import ReadSeries, StackSource, describe_error, unread_series
-from src.infer.stopping import RunEnds, StopRequest
+import pandas as pd
+
+from src.core.errors import UserError
+from src.core.files import require_writable
+from src.core.isolation import ChildNotStarted
+from src.core.log import progress, say, warn
+from src.ct.series import UnreachableSeries
+from src.infer.budget import RunEnds, TimeBudget, last_resort, stop_on_signals
+from src.infer.ensemble import Ensemble
+from src.infer.fallback import FallbackPredictor
+from src.infer.options import InferOptions, choose_post
+from src.infer.results import Results, describe_error, read_sample
+from src.infer.stack_sources import ReadSeries, StackSource, open_source
+
+GRACE_S = 300.0
+"""Beyond --max-hours, before a run that no longer answers is ended."""
+
+SAVE_EVERY_S = 600.0
+
+AHEAD = 2
+"""Series that may lie ready or be under way, besides one for each thread that decodes."""
 
 WAIT_S = 0.5
 """For a series, before looking at the clock and for signals again."""
@@ -19,15 +38,61 @@ WAIT_S = 0.5
 STUCK_S = 1800.0
 """Without a series, after which reading is given up: no file system comes back after that long."""
 
-SAVE_EVERY_S = 600.0
-TRIES, PAUSE_S = 3, 10.0
+ATTEMPTS, PAUSE_S = 3, 10.0
 """To read a series that fails for a reason of the machine, and the pause after such a failure."""
+
+
+def predict_patients(options: InferOptions, started: float) -> None:
+    """Predict the patients of the sample; however the run ends, it leaves a valid submission.
+
+    Args:
+        started: when the run began, of `time.monotonic`.
+
+    Raises:
+        UserError: something that is given cannot be used, or no series could be predicted.
+        SystemExit: a signal ended the run.
+    """
+    if not options.input.exists():
+        raise UserError(f"no folder or file {options.input} (--input)")
+    require_writable(options.output)
+    sample, post = read_sample(options.sample), choose_post(options)
+    limit_s = math.inf if options.max_hours is None else 3600 * options.max_hours
+    with stop_on_signals() as stop:
+        ensemble = Ensemble(options.models, post.weights, options.segmenter, options.tta)
+        source = open_source(options.input, ensemble.stack_kinds, ensemble.segmenter)
+        series = order_series(source, sample.patient_id)
+        results = Results(series, sample, post, ensemble.prior, source.why_none)
+        save = partial(results.save, options.output)
+        save()  # the prior for every patient: from here on there is a valid submission, whatever happens
+        try:
+            with last_resort(started + limit_s + GRACE_S - time.monotonic(), save):
+                predictor = FallbackPredictor(ensemble)
+                predictor.use_fastest(options.precision)
+                device = predictor.ensemble.device
+                budget = TimeBudget(
+                    len(series),
+                    ensemble.subsets,
+                    limit_s,
+                    started=started,
+                    jobs=options.threads,
+                    side_by_side=device.type != "cpu",
+                    stop=stop,
+                )
+                passes = sum(ensemble.full.passes)
+                say(f"{len(sample)} patients, {len(series)} series, {passes} forward passes each; {device}")
+                reader = ReadAhead(source, series, options.threads)
+                early = predict_all(reader, predictor, results, budget, save)
+        finally:
+            save()
+    _summarise(results.report(), early, options.output)
+    if stop.name:
+        raise SystemExit(stop.exit_status)
 
 
 def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[str, str]]:
     """Patient and series ids: the first series of every patient, then the second ones.
 
-    So a run that has to end early knows something of as many patients as it can.
+    So a run that has to end early has a prediction for as many patients as it can.
     """
     ranked = [
         (rank, patient_id, series_id)
@@ -38,72 +103,49 @@ def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[
     return [(patient_id, series_id) for _, patient_id, series_id in ranked]
 
 
-def predict_series(
-    source: StackSource,
-    networks: CarefulNetworks,
-    series: Sequence[tuple[str, str]],
+def predict_all(
+    reader: "ReadAhead",
+    predictor: FallbackPredictor,
     results: Results,
-    pace: Pace,
-    stop: StopRequest,
+    budget: TimeBudget,
     save: Callable[[], None],
-    jobs: int = 1,
 ) -> str:
-    """Predict the series into `results`, until all are done or the run has to end.
+    """Predict series into `results` as they are read, until all are done or the run has to end.
 
     A series that cannot be read or predicted is skipped, whatever the reason.
 
     Args:
-        save: called from time to time, so that not even a killed run leaves nothing; it may fail.
-        jobs: threads that read.
+        save: called from time to time, so that even a killed run leaves results; it may fail.
 
     Returns:
         Why the run ended early; empty if it did not.
     """
-
-    def read(ids: tuple[str, str]) -> _HalfRead:
-        try:
-            return _HalfRead(ids, source.decode(*ids))
-        # One series must not end a submission: whatever it is, the report tells it.
-        except Exception as error:
-            found = unread_series(*ids, error)
-            if found.is_passing:
-                time.sleep(PAUSE_S)
-            return _HalfRead(ids, lambda: found)
-
-    def finish(half: _HalfRead) -> ReadSeries:
-        try:
-            return half.cut()
-        except Exception as error:
-            return unread_series(*half.ids, error)
-
-    def check() -> None:
-        if stop.name:
-            raise RunEnds(stop.name)
-        if pace.is_over:
-            raise RunEnds("the time of --max-hours is spent")
-
-    reader, tries = ReadAhead(read, finish, series, jobs), Counter[tuple[str, str]]()
-    saved = heard = time.monotonic()
+    saved = time.monotonic()
     try:
-        with progress(None, len(series), "series") as bar:
-            while reader.left:
-                check()
-                found = reader.take(min(WAIT_S, max(pace.left_s, 0.01)))
-                if found is None:
-                    if time.monotonic() - heard > STUCK_S:
-                        return f"no series could be read for {STUCK_S / 60:.0f} minutes"
-                    continue
-                ids = (found.patient_id, found.series_id)
-                tries[ids] += 1
-                if found.is_passing and tries[ids] < TRIES:
-                    reader.add(ids)
+        for series in progress(reader.read(budget), reader.left, "series"):
+            prediction, thinned = None, budget.thinned
+            if series.reason:
+                results.skip(series.key, series.reason)
+            else:
+                try:
+                    prediction = predictor.predict(series, budget.subset, budget.check)
+                except RunEnds:
+                    raise
+                except Exception as error:  # one series must not end a submission, whatever it is
+                    reason = describe_error(error)
+                    warn(f"{'/'.join(series.key)} could not be predicted: {reason}")
+                    results.skip(series.key, reason)
                 else:
-                    _predict(found, networks, results, pace, check)
-                    bar.update()
-                heard = time.monotonic()  # not before: predicting may take long
-                if time.monotonic() - saved >= SAVE_EVERY_S:
-                    _try(save)
-                    saved = time.monotonic()
+                    reason = "; ".join(part for part in (thinned, prediction.note) if part)
+                    status = "thinned" if thinned else "ok"
+                    results.add(series.key, prediction.probabilities, status, reason)
+            budget.note(None if series.reason else series.read_s, prediction)
+            if time.monotonic() - saved >= SAVE_EVERY_S:
+                try:
+                    save()
+                except Exception as error:  # such as a full disk: there may be room again at the end
+                    warn(f"what is known so far could not be saved: {describe_error(error)}")
+                saved = time.monotonic()
     except RunEnds as end:
         return str(end)
     finally:
@@ -111,42 +153,115 @@ def predict_series(
     return ""
 
 
-class _HalfRead(NamedTuple):
-    """A series whose files are read."""
+class ReadAhead:
+    """Reads series in threads while the models look at others.
 
-    ids: tuple[str, str]
-    cut: Callable[[], ReadSeries]
+    Some threads decode, as many others cut stacks, so that the next series is decoded meanwhile. One slow
+    series does not hold up the others. The threads end with the program: one that is stuck does not keep it
+    alive.
+
+    Args:
+        series: patient and series ids.
+        jobs: threads that decode.
+    """
+
+    def __init__(self, source: StackSource, series: Sequence[tuple[str, str]], jobs: int = 1) -> None:
+        self.left = len(series)
+        """series that are still to come"""
+        self._source, self._jobs = source, jobs
+        self._waiting: Queue[tuple[str, str] | None] = Queue()
+        self._decoded: Queue[tuple[tuple[str, str], Any, float] | None] = Queue()
+        self._done: Queue[ReadSeries] = Queue()
+        self._slots = threading.Semaphore(jobs + AHEAD)  # bounds what is in memory
+        self._stopped = threading.Event()
+        for key in series:
+            self._waiting.put(key)
+        for _ in range(jobs):
+            threading.Thread(target=self._decode_all, daemon=True).start()
+            threading.Thread(target=self._cut_all, daemon=True).start()
+
+    def read(self, budget: TimeBudget) -> Iterator[ReadSeries]:
+        """Each series as it is ready; one that the machine could not read is tried again after all others.
+
+        Raises:
+            RunEnds: it is time, or nothing could be read for long.
+        """
+        attempts, heard = Counter[tuple[str, str]](), time.monotonic()
+        while self.left:
+            budget.check()
+            try:
+                series = self._done.get(timeout=min(WAIT_S, max(budget.left_s, 0.01)))
+            except Empty:
+                if time.monotonic() - heard > STUCK_S:
+                    raise RunEnds(f"no series could be read for {STUCK_S / 60:.0f} minutes") from None
+                continue
+            self._slots.release()
+            attempts[series.key] += 1
+            if series.is_passing and attempts[series.key] < ATTEMPTS:
+                self._waiting.put(series.key)
+            else:
+                self.left -= 1
+                yield series
+            heard = time.monotonic()  # not before: predicting may take long
+
+    def stop(self) -> None:
+        """Begin no further series, and let the threads end."""
+        self._stopped.set()
+        self._slots.release(self._jobs)
+        for _ in range(self._jobs):
+            self._waiting.put(None)
+            self._decoded.put(None)
+
+    def _decode_all(self) -> None:
+        while True:
+            self._slots.acquire()
+            key = self._waiting.get()
+            if self._stopped.is_set():
+                return
+            started = time.perf_counter()
+            try:
+                decoded = self._source.decode(*key)
+            except BaseException as error:
+                failed = _unread_series(key, error)
+                if failed.is_passing:
+                    time.sleep(PAUSE_S)
+                self._done.put(failed)
+            else:
+                self._decoded.put((key, decoded, time.perf_counter() - started))
+
+    def _cut_all(self) -> None:
+        while True:
+            item = self._decoded.get()
+            if self._stopped.is_set():
+                return
+            (key, decoded, decode_s), started = item, time.perf_counter()
+            try:
+                stacks, volume = self._source.cut(decoded)
+            except BaseException as error:
+                self._done.put(_unread_series(key, error))
+            else:
+                read_s = decode_s + time.perf_counter() - started
+                self._done.put(ReadSeries(key, stacks, volume, read_s=read_s))
 
 
-def _predict(
-    series: ReadSeries,
-    networks: CarefulNetworks,
-    results: Results,
-    pace: Pace,
-    check: Callable[[], None],
-) -> None:
-    key, prediction = (series.patient_id, series.series_id), None
-    if series.reason:
-        results.skip(key, series.reason)
-        pace.note(series, None)
-        return
-    thinned = pace.thinned
-    try:
-        prediction = networks.predict(series, pace.share, check)
-    except RunEnds:
-        raise
-    except Exception as error:  # as above
-        reason = describe_error(error)
-        warn(f"{'/'.join(key)} could not be predicted: {reason}")
-        results.skip(key, reason)
-    else:
-        reason = "; ".join(part for part in (thinned, prediction.note) if part)
-        results.add(key, prediction.probabilities, "thinned" if thinned else "ok", reason)
-    pace.note(series, prediction)
+def _unread_series(key: tuple[str, str], error: BaseException) -> ReadSeries:
+    is_passing = isinstance(error, UnreachableSeries | ChildNotStarted | MemoryError | OSError)
+    return ReadSeries(key, reason=describe_error(error), is_passing=is_passing)
 
 
-def _try(save: Callable[[], None]) -> None:
-    try:
-        save()
-    except Exception as error:  # a full disk, say: there may be room again at the end
-        warn(f"what is known so far could not be saved: {describe_error(error)}")
+def _summarise(report: pd.DataFrame, early: str, output: Path) -> None:
+    """Say how it went.
+
+    Raises:
+        UserError: every patient got the prior, though there was time.
+    """
+    counts = report.status.value_counts()
+    say(f"series: {', '.join(f'{counts[status]} {status}' for status in counts.index if status != 'prior')}")
+    if "prior" in counts:
+        warn(f"{counts['prior']} patients got the prior, see report.csv")
+    if early:
+        warn(f"the run ended early ({early}): the submission is complete, with what was known by then")
+    say(f"submission: {output}")
+    if not early and not {"ok", "thinned"} & set(counts.index):
+        reason = report.reason[(report.status != "prior") | (len(counts) == 1)].max()
+        raise UserError(f"no series could be predicted, every patient got the prior: {reason}")

@@ -1,17 +1,22 @@
-"""What is known of every patient so far: a whole submission at any time, and how it came about."""
+"""submission.csv and report.csv: written from what is known so far, at any time, and checked."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from src.core.errors import UserError
+from src.core.files import write_table
 from src.core.targets import COLUMNS
+from src.data.labels import read_table
 from src.score.metric import obeys_rules
 from src.score.postprocess import PatientRows, PostProcessing
 from src.score.prior import constant
+from src.score.submission import validate_submission, write_submission
 
 REPORT = ("patient_id", "series_id", "status", "reason")
-"""Columns of the report: a row a series, and one without series_id for each patient that got the prior.
+"""Columns of the report: one row per series, and one without series_id for each patient that got the prior.
 
 status: `ok`; `thinned`, by a part of the ensemble, since time was short; `skipped`, could not be read or
 predicted; `not reached`, the run ended before; `prior`.
@@ -22,42 +27,51 @@ class Results:
     """Probabilities by series, which become rows by patient.
 
     Args:
-        series: patient and series ids of all that will be looked at.
-        patient_ids: who gets a row, in this order.
+        series: patient and series ids of all that are to be predicted.
+        sample: sample_submission.csv: which patients get a row, in which order.
         post: how series and runs are joined.
-        prior: 13 probabilities of a patient of whom nothing could be looked at.
-        why_none: what is known of a patient without series.
+        prior: 13 probabilities of a patient without a predicted series.
+        why_none: why a patient has no series, if that is known.
     """
 
     def __init__(
         self,
         series: Sequence[tuple[str, str]],
-        patient_ids: Sequence[str],
+        sample: pd.DataFrame,
         post: PostProcessing,
         prior: pd.Series,
         why_none: Callable[[str], str] = lambda patient_id: "",
     ) -> None:
-        self._series, self._patient_ids, self._post, self._prior = series, patient_ids, post, prior
+        self._series, self._sample, self._post, self._prior = series, sample, post, prior
         self._why_none = why_none
-        self._answers: dict[tuple[str, str], np.ndarray] = {}  # (runs, 13) of each series
-        self._told: dict[tuple[str, str], tuple[str, str]] = {}  # status and reason
+        self._probabilities: dict[tuple[str, str], np.ndarray] = {}  # (runs, 13) of each series
+        self._statuses: dict[tuple[str, str], tuple[str, str]] = {}  # status and reason
 
     def add(
         self, key: tuple[str, str], probabilities: np.ndarray, status: str = "ok", reason: str = ""
     ) -> None:
-        """Take in what the runs say of a series, (runs, 13); NaN in what a run never tells."""
-        self._answers[key], self._told[key] = probabilities, (status, reason)
+        """Take in the runs' probabilities of a series, (runs, 13); NaN in what a run never predicts."""
+        self._probabilities[key], self._statuses[key] = probabilities, (status, reason)
 
     def skip(self, key: tuple[str, str], reason: str) -> None:
         """Note that a series has no prediction."""
-        self._told[key] = ("skipped", reason)
+        self._statuses[key] = ("skipped", reason)
+
+    def save(self, output: Path) -> None:
+        """Write the submission, and report.csv beside it. Another thread may add series meanwhile.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            write_submission(self.predictions(), self._sample, output)
+            write_table(self.report(), output.parent / "report.csv")
+        except OSError as error:
+            raise UserError(f"cannot write {output}: {error.strerror}") from None
 
     def predictions(self) -> pd.DataFrame:
-        """`patient_id` and the 13 probabilities, a row a patient; who has no prediction gets the prior.
-
-        Another thread may add series meanwhile.
-        """
-        known = self._answers.copy()
+        """`patient_id` and the 13 probabilities, one row per patient: a prediction or the prior."""
+        known = self._probabilities.copy()
         answers = [(key[0], known[key]) for key in self._series if key in known]
         seen = pd.Series([patient for patient, _ in answers], dtype=str)
         parts = []
@@ -69,7 +83,7 @@ class Results:
                 for run in range(len(self._post.weights))
             ]
             rows = PatientRows.read(tables, seen.drop_duplicates()).apply(self._post)
-            # what the competition refuses in one row, it refuses in all
+            # one row that the competition refuses voids the whole submission
             rows.loc[~obeys_rules(rows), list(COLUMNS)] = self._prior[list(COLUMNS)].to_numpy()
             parts.append(rows)
         without = self._all_but(seen)
@@ -78,25 +92,62 @@ class Results:
         return pd.concat(parts, ignore_index=True)
 
     def report(self) -> pd.DataFrame:
-        """A row a series and for each patient that got the prior, patient by patient, see `REPORT`.
-
-        Another thread may add series meanwhile.
-        """
-        told = self._told.copy()
-        rows = [(*key, *told.get(key, ("not reached", ""))) for key in self._series]
-        reasons: dict[str, set[str]] = {}
+        """One row per series and per patient that got the prior, patient by patient, see `REPORT`."""
+        known = self._statuses.copy()
+        rows = [(*key, *known.get(key, ("not reached", ""))) for key in self._series]
+        statuses: dict[str, set[str]] = {}
         for patient, _, status, _ in rows:
-            reasons.setdefault(patient, set()).add(status)
+            statuses.setdefault(patient, set()).add(status)
         for patient in self._all_but(row[0] for row in rows if row[2] in ("ok", "thinned")):
-            if patient in reasons:
-                reason = "not reached" if "not reached" in reasons[patient] else "no series could be read"
+            if patient in statuses:
+                reason = "not reached" if "not reached" in statuses[patient] else "no series could be read"
             else:
                 reason = "; ".join(part for part in ("no series found", self._why_none(patient)) if part)
             rows.append((patient, "", "prior", reason))
-        place = {patient: number for number, patient in enumerate(self._patient_ids)}
+        place = {patient: number for number, patient in enumerate(self._sample.patient_id)}
         rows.sort(key=lambda row: (place[row[0]], row[1] == "", row[1]))
         return pd.DataFrame(rows, columns=list(REPORT))
 
     def _all_but(self, patient_ids: Iterable[str]) -> list[str]:
         predicted = set(patient_ids)
-        return [patient for patient in self._patient_ids if patient not in predicted]
+        return [patient for patient in self._sample.patient_id if patient not in predicted]
+
+
+def describe_error(error: BaseException) -> str:
+    """An error in one line of the report."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return (kind + " ".join(str(error).split()))[:300]
+
+
+def read_sample(path: str | Path) -> pd.DataFrame:
+    """Read sample_submission.csv, its `patient_id` as text.
+
+    Raises:
+        UserError: not such a table, no patient, or one twice.
+    """
+    sample = read_table(path, ("patient_id", *COLUMNS))
+    twice = sample.patient_id.duplicated()
+    if twice.any():
+        raise UserError(f"{path} names patient {sample.patient_id[twice].iloc[0]} twice")
+    return sample
+
+
+def check_submission(path: str | Path, sample: str | Path) -> int:
+    """Judge a submission as the competition would: columns, patients, their order, and every value.
+
+    Args:
+        sample: sample_submission.csv.
+
+    Returns:
+        The number of patients.
+
+    Raises:
+        UserError: what is wrong first.
+    """
+    wanted = read_sample(sample)
+    frame = read_table(path, ("patient_id",))
+    try:
+        validate_submission(frame, wanted)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return len(frame)

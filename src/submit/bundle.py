@@ -11,9 +11,8 @@ from src.cls.second_model import SECOND, find_first_level
 from src.core.errors import UserError
 from src.core.files import require_writable, whole_folder, write_json
 from src.core.log import format_table, say, warn
-from src.infer.networks import Networks
-from src.infer.placement import Placement
-from src.infer.raw import require_segmenter
+from src.infer.ensemble import Ensemble
+from src.infer.stack_sources import require_segmenter
 from src.score.postprocess import read_post
 from src.seg.model import MODEL as SEGMENTER
 from src.seg.model import find_segmenter
@@ -87,9 +86,8 @@ def check_models(runs: Sequence[Path], weights: Sequence[float] | None, segmente
     Raises:
         UserError: a run or the segmenter cannot be used, or they do not fit each other.
     """
-    networks = Networks(Placement.on_cpu(), runs, weights, segmenter)
-    require_segmenter(networks.ensemble.stack_kinds(), networks.finder and networks.finder.spec)
-    networks.warn_of_other_masks()
+    ensemble = Ensemble(runs, weights, segmenter)
+    require_segmenter(ensemble.stack_kinds, ensemble.segmenter)
 
 
 def run_files(run: Path) -> list[Path]:

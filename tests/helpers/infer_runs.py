@@ -8,6 +8,7 @@ import pandas as pd
 import infer
 import train_cls
 from src.core.targets import COLUMNS
+from src.infer.stack_sources import ReadSeries, StackSource
 
 SMALL = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none --workers 0"
 
@@ -17,11 +18,6 @@ def train_small(tiny: SimpleNamespace, output: Path, more: str = "") -> Path:
     given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output}"
     train_cls.main(f"{given} {SMALL} {more}".split())
     return output
-
-
-def read_text(path: Path) -> pd.DataFrame:
-    """A table with all ids, and empty fields, as text."""
-    return pd.read_csv(path, dtype={"patient_id": str, "series_id": str}, keep_default_na=False)
 
 
 def submit(source: Path, run: Path | list[Path], sample: Path, folder: Path, *more: object) -> pd.DataFrame:
@@ -38,5 +34,15 @@ def read_submission(folder: Path) -> pd.DataFrame:
 
 
 def read_report(folder: Path) -> pd.DataFrame:
-    """What infer.py tells of every series."""
+    """The table of all series."""
     return read_text(folder / "report.csv")
+
+
+def read_text(path: Path) -> pd.DataFrame:
+    """A table with all ids, and empty fields, as text."""
+    return pd.read_csv(path, dtype={"patient_id": str, "series_id": str}, keep_default_na=False)
+
+
+def read_series(source: StackSource, key: tuple[str, str]) -> ReadSeries:
+    """A series as the pipeline reads it."""
+    return ReadSeries(key, *source.cut(source.decode(*key)))

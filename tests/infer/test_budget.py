@@ -1,4 +1,4 @@
-"""Time: what is left out when a run is late, in which order, and how signals end it."""
+"""Time: what a late run omits, and how signals and GPUs that never answer end it."""
 
 import itertools
 import math
@@ -14,29 +14,20 @@ import numpy as np
 import pytest
 
 from src.cls.model import TraumaClassifier
-from src.core.errors import UserError
-from src.infer.budget import FIRST_SERIES, Cost, Pace
-from src.infer.check import check_submission
-from src.infer.ensemble import Ensemble, Share
-from src.infer.fallback import CarefulNetworks
-from src.infer.inputs import open_source
-from src.infer.networks import Care, Networks, Prediction
-from src.infer.placement import Placement
-from src.infer.sources import ReadSeries
-from src.infer.stopping import stop_on_signals
+from src.infer.budget import FIRST_SERIES, TimeBudget, stop_on_signals
+from src.infer.ensemble import EnsembleSubset, Prediction
+from src.infer.fallback import FallbackPredictor
+from src.infer.results import check_submission
 from src.score.metric import check_probabilities
-from tests.helpers.infer_runs import read_report, submit, train_small
+from tests.helpers.infer_runs import read_report, submit
 
 ROOT = Path(__file__).resolve().parents[2]
-COSTS = [
-    Cost(Share((5, 5)), (10, 10), True),
-    Cost(Share((5, 5), tta=False), (5, 5), True),
-    Cost(Share((1, 0), tta=False), (1, 0), False),
-]
+FULL = EnsembleSubset((5, 5), tta=True, passes=(10, 10), needs_organs=True)
+REDUCED = EnsembleSubset((1, 0), tta=False, passes=(1, 0), needs_organs=False)
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Time that passes when a test says so."""
 
     def __init__(self):
         self.now = 100.0
@@ -53,81 +44,85 @@ class Machine:
     """of each run"""
 
     def run(self, series, max_s, jobs=1, side_by_side=True):
-        """The level that each series got, and the seconds of all."""
+        """The subset that each series got, and the seconds of all."""
         clock = Clock()
-        pace = Pace(series, COSTS, max_s, jobs=jobs, side_by_side=side_by_side, started=clock(), clock=clock)
+        budget = TimeBudget(
+            series,
+            (FULL, REDUCED),
+            max_s,
+            started=clock(),
+            jobs=jobs,
+            side_by_side=side_by_side,
+            clock=clock,
+        )
         got = []
-        while pace.done < series and not pace.is_over:
-            cost = next(cost for cost in COSTS if cost.share == pace.share)
-            organs_s = self.organs_s * cost.finds_organs
-            runs_s = tuple(passes * each for passes, each in zip(cost.passes, self.pass_s, strict=True))
+        while budget.done < series and budget.left_s > 0:
+            subset = budget.subset
+            organs_s = self.organs_s * subset.needs_organs
+            runs_s = tuple(passes * each for passes, each in zip(subset.passes, self.pass_s, strict=True))
             predict_s, read_s = organs_s + sum(runs_s), self.read_s / jobs
             clock.now += max(read_s, predict_s) if side_by_side else read_s + predict_s
-            got.append(COSTS.index(cost))
+            got.append(subset)
             self.after(len(got))
-            read = ReadSeries("1", "2", decode_s=self.read_s)
-            pace.note(read, Prediction(np.zeros((2, 13)), organs_s, runs_s))
+            budget.note(self.read_s, Prediction(np.zeros((2, 13)), organs_s, runs_s))
         return got, clock() - 100.0
 
     def after(self, series):
         """What changes once that many are done."""
 
 
-def test_with_time_enough_everything_is_done():
-    assert set(Machine().run(100, max_s=2500)[0]) == {0}
-    assert set(Machine().run(100, max_s=math.inf)[0]) == {0}
+@pytest.mark.parametrize("max_s", [2500, math.inf])
+def test_budget_with_enough_time_omits_nothing(max_s):
+    assert set(Machine().run(100, max_s)[0]) == {FULL}
 
 
-def test_a_late_run_leaves_out_just_enough():
+def test_budget_omits_just_enough_of_a_late_run():
     got, took_s = Machine().run(100, max_s=1500)
     assert len(got) == 100 and took_s <= 1500
-    assert got[:FIRST_SERIES] == [0] * FIRST_SERIES and set(got) == {0, 1}
-    assert got.count(0) > 25  # what is saved is spent: it would be 50 at best
+    assert got[:FIRST_SERIES] == [FULL] * FIRST_SERIES
+    assert got.count(FULL) > 50  # 73 at best
+    assert sum(now != before for now, before in itertools.pairwise(got)) < 30
 
 
-def test_shares_do_not_change_at_every_series():
-    got, _ = Machine().run(1000, max_s=15000)
-    assert sum(now != before for now, before in itertools.pairwise(got)) < 100
-
-
-def test_with_very_little_time_the_least_is_done():
+def test_budget_with_very_little_time_reduces_nearly_all():
     got, took_s = Machine().run(100, max_s=300)
-    assert len(got) == 100 and took_s <= 300 and got.count(2) > 80
+    assert len(got) == 100 and took_s <= 300 and got.count(REDUCED) > 80
 
 
-def test_where_reading_is_the_limit_nothing_is_left_out():
+def test_budget_omits_nothing_where_reading_takes_longer():
     machine = Machine()
     machine.read_s = 25.0
-    assert set(machine.run(100, max_s=500)[0]) == {0}
-    assert 2 in machine.run(100, max_s=2600, side_by_side=False)[0]
+    assert set(machine.run(100, max_s=500)[0]) == {FULL}
+    assert REDUCED in machine.run(100, max_s=2600, side_by_side=False)[0]
 
 
-def test_a_series_that_hangs_does_not_make_the_others_look_slow():
+def test_budget_ignores_the_time_of_a_series_that_hangs():
     clock = Clock()
-    pace = Pace(200, COSTS, 1e4, side_by_side=False, started=clock(), clock=clock)
+    budget = TimeBudget(200, (FULL, REDUCED), 1e4, started=clock(), side_by_side=False, clock=clock)
     for number in range(100):
-        seconds, reason = (330.0, "every decoder hangs on it") if number == 50 else (0.1, "")
-        clock.now += seconds + (0.0 if reason else 20.0)
-        read = ReadSeries("1", "2", reason=reason, decode_s=seconds)
-        pace.note(read, None if reason else Prediction(np.zeros((2, 13)), 0.0, (10.0, 10.0)))
-        assert pace.share == COSTS[0].share
+        hangs = number == 50
+        clock.now += 330.0 if hangs else 20.1
+        budget.note(
+            None if hangs else 0.1, None if hangs else Prediction(np.zeros((2, 13)), 0.0, (10.0, 10.0))
+        )
+        assert budget.subset == FULL
 
 
-def test_organs_are_no_cost_where_nobody_looks_at_them():
+def test_budget_counts_the_time_of_finding_organs():
     machine = Machine()
     machine.organs_s, machine.pass_s = 100.0, (0.1, 0.1)
     got, took_s = machine.run(100, max_s=3000)
-    assert len(got) == 100 and took_s <= 3000 and got.count(2) > 60
+    assert len(got) == 100 and took_s <= 3000 and got.count(REDUCED) > 60
 
 
-def test_a_dear_run_is_known_to_be_dear():
+def test_budget_measures_each_run_alone():
     machine = Machine()
-    machine.pass_s = (0.01, 10.0)  # the one that goes last is cheap
+    machine.pass_s = (0.01, 10.0)  # the one that stays is cheap
     got, took_s = machine.run(100, max_s=1200)
     assert len(got) == 100 and took_s <= 1200
 
 
-def test_a_pace_that_changes_is_noticed():
+def test_budget_notices_a_change_of_pace():
     machine = Machine()
 
     def gpu_fails(series):
@@ -139,7 +134,7 @@ def test_a_pace_that_changes_is_noticed():
     assert len(got) > 280  # with a mean over all series two thirds of them would not be reached
 
 
-def test_more_threads_read_faster():
+def test_budget_expects_more_threads_to_read_faster():
     machine = Machine()
     machine.read_s, machine.pass_s = 80.0, (0.01, 0.01)
     assert machine.run(10, math.inf, jobs=4)[1] == machine.run(10, math.inf)[1] / 4
@@ -153,7 +148,7 @@ def heeded():
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_first_signal_is_noted_and_the_second_ctrl_c_interrupts(heeded):
+def test_stop_on_signals_notes_the_first_and_a_second_ctrl_c_interrupts(heeded):
     with stop_on_signals() as stop:
         assert stop.name == "" and stop.exit_status == 0
         os.kill(os.getpid(), signal.SIGINT)
@@ -164,15 +159,7 @@ def test_the_first_signal_is_noted_and_the_second_ctrl_c_interrupts(heeded):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.fixture(scope="module")
-def runs(tiny, tmp_path_factory):
-    """Two runs of two folds; the first looks with two flips and two offsets."""
-    folder = tmp_path_factory.mktemp("runs")
-    more = "--tta none h --offsets 2"
-    return [train_small(tiny, folder / "a", more), train_small(tiny, folder / "b", "--seed 1")]
-
-
-def test_a_signal_that_the_process_ignores_ends_nothing():
+def test_stop_on_signals_leaves_ignored_signals_ignored():
     """As SIGHUP under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -186,86 +173,11 @@ def test_a_signal_that_the_process_ignores_ends_nothing():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_flips_and_offsets_go_first_then_folds_then_runs(runs):
-    ensemble = Ensemble(runs, Placement.on_cpu(), (0.25, 0.75))
-    assert ensemble.shares == [
-        Share((2, 2)),
-        Share((2, 2), tta=False),
-        Share((1, 2), tta=False),
-        Share((1, 1), tta=False),
-        Share((0, 1), tta=False),
-    ]
-    passes = [ensemble.count_passes(share) for share in ensemble.shares]
-    assert passes == [(8, 2), (2, 2), (1, 2), (1, 1), (0, 1)]
-    assert Ensemble(runs, Placement.on_cpu(), (0.75, 0.25)).shares[-1] == Share((1, 0), tta=False)
-
-
-def test_a_run_without_weight_is_not_asked(tiny, runs, tmp_path):
-    assert Ensemble(runs, Placement.on_cpu(), (1.0, 0.0)).shares[0] == Share((2, 0))
-    both = submit(tiny.raw, runs, tiny.sample, tmp_path / "both", "--weights", 1, 0)
-    alone = submit(tiny.raw, runs[0], tiny.sample, tmp_path / "alone")
-    np.testing.assert_allclose(both, alone, atol=1e-12)
-
-
-def test_weights_are_those_of_the_runs(tiny, runs, tmp_path):
-    one, two = (submit(tiny.raw, run, tiny.sample, tmp_path / run.name) for run in runs)
-    joined = submit(tiny.raw, runs, tiny.sample, tmp_path / "joined", "--weights", 3, 1)
-    np.testing.assert_allclose(joined, 0.75 * one + 0.25 * two, atol=1e-6)
-
-
-@pytest.mark.parametrize("weights", [(1,), (-1, 2), (0, 0)])
-def test_weights_that_make_no_sense_are_refused(tiny, runs, tmp_path, weights):
-    with pytest.raises(UserError, match="--weights takes a number for each of the 2"):
-        submit(tiny.raw, runs, tiny.sample, tmp_path, "--weights", *weights)
-
-
-def test_a_run_that_is_left_out_is_made_up_for_by_the_weights(tiny, runs):
-    networks = Networks(Placement.on_cpu(), [*runs, runs[0]], (0.6, 0.3, 0.1))
-    source = open_source(tiny.raw, networks)
-    patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    series = source.decode(patient_id, source.series_of(patient_id)[0])()
-    first, second, third = networks.predict(series, Share((2, 2, 0)), Care()).probabilities
-    np.testing.assert_allclose(third, (2 * first + second) / 3)
-
-
-def test_a_late_run_says_what_it_left_out(tiny, runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("src.infer.budget.FIRST_SERIES", 1)
-    predict = CarefulNetworks.predict
-
-    def slowly(self, series, share, check):
-        prediction = predict(self, series, share, check)
-        return prediction._replace(runs_s=(4e4, 4e4))  # at this pace there is no time for another one
-
-    monkeypatch.setattr(CarefulNetworks, "predict", slowly)
-    submission = submit(tiny.raw, runs, tiny.sample, tmp_path, "--max-hours", 9)
-    report = read_report(tmp_path)
-    check_probabilities(submission.reset_index())
-    assert "thinned" in set(report.status) and "ok" in set(report.status)
-    assert report[report.status == "thinned"].reason.str.contains("of 10 forward passes").all()
-    assert "late: from now on" in capsys.readouterr().out
-
-
-def test_time_that_is_over_ends_a_series_in_its_middle(tiny, runs, tmp_path, monkeypatch):
-    """Between the forward passes of a series of ten."""
-    now, forward, passes = [0.0], TraumaClassifier.forward, []
-
-    def slow(self, *parts, **more):
-        now[0] += 1000.0
-        passes.append(now[0])
-        return forward(self, *parts, **more)
-
-    monkeypatch.setattr(TraumaClassifier, "forward", slow)
-    monkeypatch.setattr(Pace, "left_s", property(lambda pace: 3600.0 - now[0]))
-    submit(tiny.raw, runs, tiny.sample, tmp_path, "--max-hours", 1)
-    assert len(passes) == 4
-    assert set(read_report(tmp_path).status) == {"not reached", "prior"}
-
-
-def test_a_run_that_does_not_answer_is_ended(tmp_path):
+def test_last_resort_ends_a_run_that_does_not_answer():
     """In a process of its own: it ends at once, whatever its main thread does."""
     code = """
         import time
-        from src.infer.stopping import last_resort
+        from src.infer.budget import last_resort
 
         with last_resort(0.2, lambda: print("saved", flush=True)):
             time.sleep(60)
@@ -276,20 +188,57 @@ def test_a_run_that_does_not_answer_is_ended(tmp_path):
     assert finished.returncode == 0 and finished.stdout == "saved\n" and "stuck" in finished.stderr
 
 
-def test_a_gpu_that_never_answers_at_the_start_ends_as_well(tiny, runs, tmp_path):
+@pytest.fixture(scope="module")
+def runs(tta_run, tiny_run):
+    return [tta_run, tiny_run]
+
+
+def test_infer_says_what_a_late_run_omits(tiny, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("src.infer.budget.FIRST_SERIES", 1)
+    predict = FallbackPredictor.predict
+
+    def slowly(*given):
+        return predict(*given)._replace(runs_s=(4e4, 4e4))  # at this pace there is no time for another one
+
+    monkeypatch.setattr(FallbackPredictor, "predict", slowly)
+    submission = submit(tiny.raw, runs, tiny.sample, tmp_path, "--max-hours", 9)
+    report = read_report(tmp_path)
+    check_probabilities(submission.reset_index())
+    assert set(report.status) == {"ok", "thinned"}
+    assert set(report[report.status == "thinned"].reason) == {"2 of 10 forward passes"}
+    assert "late: from now on 2 of 10 forward passes" in capsys.readouterr().out
+
+
+def test_infer_ends_in_the_middle_of_a_series_when_time_is_over(tiny, runs, tmp_path, monkeypatch):
+    """Between the forward passes of a series of ten."""
+    now, forward, passes = [0.0], TraumaClassifier.forward, []
+
+    def slow(self, *parts, **more):
+        now[0] += 1000.0
+        passes.append(now[0])
+        return forward(self, *parts, **more)
+
+    monkeypatch.setattr(TraumaClassifier, "forward", slow)
+    monkeypatch.setattr(TimeBudget, "left_s", property(lambda budget: 3600.0 - now[0]))
+    submit(tiny.raw, runs, tiny.sample, tmp_path, "--max-hours", 1)
+    assert len(passes) == 4
+    assert set(read_report(tmp_path).status) == {"not reached", "prior"}
+
+
+def test_infer_ends_where_a_gpu_never_answers_at_the_start(tiny, tiny_run, tmp_path):
     code = """
         import sys, time
         import infer
-        from src.infer.fallback import CarefulNetworks
+        from src.infer import pipeline
 
-        CarefulNetworks.move = lambda networks, place: time.sleep(60)
-        infer.GRACE_S = 0.0
+        pipeline.FallbackPredictor.use_fastest = lambda predictor, precision: time.sleep(60)
+        pipeline.GRACE_S = 0.0
         infer.main(sys.argv[1:])
     """
     output = tmp_path / "submission.csv"
-    given = ["--input", tiny.raw, "--models", *runs, "--sample", tiny.sample, "--output", output]
+    given = ["--input", tiny.raw, "--models", tiny_run, "--sample", tiny.sample, "--output", output]
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, given), "--max-hours", "0.0001"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert finished.returncode == 0 and "stuck" in finished.stderr
     assert check_submission(output, tiny.sample) == 3
     assert set(read_report(tmp_path).status) == {"not reached", "prior"}

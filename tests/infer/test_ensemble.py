@@ -1,6 +1,5 @@
-"""infer.py joins series and runs as the post-processing's fit joined the out-of-fold tables."""
+"""infer.py joins series, folds and runs as the fit of post-processing joined the out-of-fold tables."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,14 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS, INJURIES
 from src.infer import ensemble as ensembles
-from src.infer.ensemble import Effort, Ensemble, Share
-from src.infer.placement import Placement
+from src.infer.ensemble import Ensemble
+from src.infer.organ_finder import ForwardSettings
 from src.infer.results import Results
+from src.infer.stack_sources import ReadSeries, open_source
 from src.score.metric import normalise
 from src.score.postprocess import PatientRows, PostProcessing
 from src.score.prior import weight_aware_prior
+from tests.helpers.infer_runs import read_series, submit
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
 LABELS = draw_labels(30)
@@ -26,60 +28,73 @@ RUNS = {
     "most": ("extravasation", "kidney", "liver", "spleen"),
     "spleen": ("spleen",),
 }
-"""The targets that each run tells."""
+"""The targets that each run predicts."""
 
 
 @dataclass
-class Told:
-    """A network whose answers are known: of the series that `stacks` names."""
+class FakeMember:
+    """A member of known predictions, of the series that `stacks` names."""
 
+    run: int
+    fold: int
     targets: tuple[str, ...]
     table: pd.DataFrame
+    passes = 2
+    kinds = ()
     prior: dict = field(default_factory=PRIOR.to_dict)
 
     @property
     def columns(self):
         return tuple(column for target in self.targets for column in GROUPS[target])
 
-    def kinds(self, tta):
-        return ()
+    def without_tta(self):
+        return self
 
-    def count_passes(self, tta):
-        return 1
+    def predict(self, stacks, settings):
+        return self.table.loc[stacks["key"], list(self.columns)].to_numpy()
 
-    def predict(self, stacks, tta, effort):
-        return self.table.loc[stacks, list(self.columns)].to_numpy()
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """Ensembles load runs of `RUNS` by name, of two folds each; the tables of all."""
+    tables = {name: draw_table(seed) for seed, name in enumerate(RUNS)}
+
+    def load(number, run, flips):
+        return [FakeMember(number, fold, RUNS[run.name], tables[run.name]) for fold in range(2)]
+
+    monkeypatch.setattr(ensembles, "_load_members", load)
+    return tables
 
 
 def draw_table(seed: int) -> pd.DataFrame:
-    """Normalised predictions of 30 patients, two series for every other one; the index tells the series."""
+    """Normalised predictions of 30 patients, two series for every other one; the index has the ids."""
     first, second = (draw_predictions(LABELS, 2 * seed + own) for own in (0, 1))
     table = normalise(pd.concat([first.assign(series_id="1"), second.assign(series_id="2").iloc[::2]]))
     return table.set_index(["patient_id", "series_id"], drop=False)
 
 
-def join(monkeypatch, names: str, post: PostProcessing) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
-    """What infer.py makes of the runs, and the out-of-fold tables that they would have left."""
-    tables = {name: draw_table(seed) for seed, name in enumerate(RUNS)}
+def join(tables: dict, names: str, post: PostProcessing) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+    """The submission of infer.py, and the out-of-fold tables that the runs would have left."""
     chosen = names.split()
-    monkeypatch.setattr(
-        ensembles, "_read_folds", lambda run, placement, flips: [[Told(RUNS[run.name], tables[run.name])]] * 2
-    )
-    ensemble = Ensemble([Path("runs") / name for name in chosen], Placement.on_cpu(), post.weights)
+    ensemble = Ensemble([Path(name) for name in chosen], post.weights)
     series = list(tables["all"].index)
-    results = Results(series, list(LABELS.patient_id), post, ensemble.prior)
+    results = Results(series, LABELS, post, ensemble.prior)
     for key in series:
-        results.add(key, ensemble.predict(key, ensemble.all, Effort(nullcontext))[0])
+        results.add(key, predict(ensemble, key, ensemble.full))
     left = []
     for name in chosen:
-        untold = [column for target in GROUPS if target not in RUNS[name] for column in GROUPS[target]]
-        left.append(tables[name].reset_index(drop=True).assign(**dict.fromkeys(untold, np.nan)))
+        missing = [column for target in GROUPS if target not in RUNS[name] for column in GROUPS[target]]
+        left.append(tables[name].reset_index(drop=True).assign(**dict.fromkeys(missing, np.nan)))
     return results.predictions(), left
+
+
+def predict(ensemble, key, subset):
+    return ensemble.predict(ReadSeries(key, {"key": key}), subset, ForwardSettings()).probabilities
 
 
 @pytest.mark.parametrize("names", ["all", "all liver", "liver all spleen", "most all liver"])
 @pytest.mark.parametrize("series_max", [0.0, 0.6])
-def test_runs_of_few_targets_are_joined_as_their_tables_were(monkeypatch, names, series_max):
+def test_ensemble_joins_runs_of_some_targets_as_their_tables(fake_runs, names, series_max):
     weights = np.array([5.0, 2.0, 3.0])[: len(names.split())]
     post = PostProcessing(
         tuple(weights / weights.sum()),
@@ -88,42 +103,39 @@ def test_runs_of_few_targets_are_joined_as_their_tables_were(monkeypatch, names,
         dict.fromkeys(INJURIES, 1.0) | {"spleen_low": 2.0},
         any_injury=0.3,
     )
-    predicted, tables = join(monkeypatch, names, post)
+    predicted, tables = join(fake_runs, names, post)
     fitted = PatientRows.read(tables, predicted.patient_id).apply(post)
     np.testing.assert_allclose(predicted[list(COLUMNS)], fitted[list(COLUMNS)], rtol=1e-9)
 
 
-def test_what_no_run_tells_is_the_prior_adjusted_as_the_tables_prior_was(monkeypatch):
+def test_ensemble_predicts_the_prior_of_a_target_that_no_run_predicts(fake_runs):
     post = PostProcessing(
         (0.3, 0.7), 0.5, multipliers=dict.fromkeys(INJURIES, 1.0) | {"bowel_injury": 3.0}, any_injury=0.2
     )
-    predicted, tables = join(monkeypatch, "liver most", post)
+    predicted, tables = join(fake_runs, "liver most", post)
     filled = [table.assign(**{name: PRIOR[name] for name in GROUPS["bowel"]}) for table in tables]
     fitted = PatientRows.read(filled, predicted.patient_id).apply(post)
     np.testing.assert_allclose(predicted[list(COLUMNS)], fitted[list(COLUMNS)], rtol=1e-9)
 
 
-def test_a_run_of_no_weight_is_not_asked(monkeypatch):
+def test_ensemble_ignores_a_run_of_weight_0(fake_runs):
     post = PostProcessing((0.0, 1.0), series_max=0.5)
-    predicted, tables = join(monkeypatch, "all liver", post)
+    predicted, tables = join(fake_runs, "all liver", post)
     alone = PatientRows.read([tables[1].fillna(PRIOR.to_dict())], predicted.patient_id).apply(
         PostProcessing((1.0,), series_max=0.5)
     )
     np.testing.assert_allclose(predicted[list(COLUMNS)], alone[list(COLUMNS)], rtol=1e-9)
 
 
-def test_where_a_series_is_thinned_the_other_runs_stand_in(monkeypatch):
-    tables = {name: draw_table(seed) for seed, name in enumerate(RUNS)}
-    monkeypatch.setattr(
-        ensembles, "_read_folds", lambda run, placement, flips: [[Told(RUNS[run.name], tables[run.name])]]
-    )
-    ensemble = Ensemble([Path("liver"), Path("all"), Path("most")], Placement.on_cpu(), (0.5, 0.2, 0.3))
-    key = tables["all"].index[0]
-    liver, all_, most = ensemble.predict(key, Share((1, 0, 1)), Effort(nullcontext))[0]
-    own = {name: tables[name].loc[key, list(COLUMNS)].to_numpy(float) for name in RUNS}
+def test_ensemble_replaces_runs_that_a_subset_excludes_by_the_others(fake_runs):
+    ensemble = Ensemble([Path("liver"), Path("all"), Path("most")], (0.5, 0.2, 0.3))
+    key = fake_runs["all"].index[0]
+    without_all = ensemble._subset(np.array([1, 0, 1]), tta=True)
+    liver, all_, most = predict(ensemble, key, without_all)
+    own = {name: fake_runs[name].loc[key, list(COLUMNS)].to_numpy(float) for name in RUNS}
     is_liver = np.array([column in GROUPS["liver"] for column in COLUMNS])
     is_bowel = np.array([column in GROUPS["bowel"] for column in COLUMNS])
-    # never told, so left to the join; left out of this series, so told by the others or the prior
+    # NaN where a run never predicts; the others or the prior where it is excluded
     np.testing.assert_array_equal(np.isnan(liver), ~is_liver)
     np.testing.assert_array_equal(np.isnan(most), is_bowel)
     np.testing.assert_allclose(all_[is_liver], (0.5 * own["liver"] + 0.3 * own["most"])[is_liver] / 0.8)
@@ -132,19 +144,38 @@ def test_where_a_series_is_thinned_the_other_runs_stand_in(monkeypatch):
     np.testing.assert_allclose(all_[is_other], own["most"][is_other])
 
 
-def test_a_series_that_comes_while_the_submission_is_made_is_in_it_or_not(monkeypatch):
-    """The thread that ends a stuck run saves what there is, whatever the others do meanwhile."""
-    patient_ids = list(LABELS.patient_id[:5])
-    series = [(patient_id, "1") for patient_id in patient_ids]
-    results = Results(series, patient_ids, PostProcessing.identity(1), PRIOR)
-    answer = draw_table(0)[list(COLUMNS)].to_numpy()[:1]
-    results.add(series[0], answer)
-    read = PatientRows.read
+@pytest.fixture(scope="module")
+def runs(tta_run, tiny_run):
+    return [tta_run, tiny_run]
 
-    def read_meanwhile(*given):
-        results.add(series[1], answer)
-        return read(*given)
 
-    monkeypatch.setattr(PatientRows, "read", read_meanwhile)
-    assert sorted(results.predictions().patient_id) == sorted(patient_ids)
-    assert results.report().status.tolist().count("ok") == 2
+def test_subsets_are_everything_and_one_fold_of_each_run_without_tta(runs):
+    full, reduced = Ensemble(runs, (0.25, 0.75)).subsets
+    assert (full.folds, full.tta, full.passes) == ((2, 2), True, (8, 2))
+    assert (reduced.folds, reduced.tta, reduced.passes) == ((1, 1), False, (1, 1))
+    full, reduced = Ensemble(runs, (1.0, 0.0)).subsets
+    assert (full.folds, reduced.folds) == ((2, 0), (1, 0))
+
+
+def test_a_reduced_subset_predicts_what_one_network_predicts(tiny, runs):
+    ensemble = Ensemble(runs[:1])
+    source = open_source(tiny.raw, ensemble.stack_kinds)
+    patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
+    series = read_series(source, (patient_id, source.series_of(patient_id)[0]))
+    reduced = ensemble.predict(series, ensemble.subsets[1], ForwardSettings()).probabilities[0]
+    network = ensemble.members[0].without_tta()
+    np.testing.assert_array_equal(reduced, network.predict(series.stacks, ForwardSettings()))
+
+
+def test_infer_averages_runs_by_their_weights(tiny, runs, tmp_path):
+    one, two = (submit(tiny.raw, run, tiny.sample, tmp_path / run.name) for run in runs)
+    joined = submit(tiny.raw, runs, tiny.sample, tmp_path / "joined", "--weights", 3, 1)
+    np.testing.assert_allclose(joined, 0.75 * one + 0.25 * two, atol=1e-6)
+    first = submit(tiny.raw, runs, tiny.sample, tmp_path / "first", "--weights", 1, 0)
+    np.testing.assert_allclose(first, one, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [(1,), (-1, 2), (0, 0)])
+def test_infer_refuses_weights_that_make_no_sense(tiny, runs, tmp_path, weights):
+    with pytest.raises(UserError, match="--weights takes a number for each of the 2"):
+        submit(tiny.raw, runs, tiny.sample, tmp_path, "--weights", *weights)

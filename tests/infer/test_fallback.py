@@ -1,40 +1,49 @@
-"""Networks that fail are tried again with less, and give the same."""
+"""Networks that fail are run again with fewer resources, and give the same."""
 
-import errno
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from src.cls.model import TraumaClassifier
-from src.core.errors import UserError
-from src.infer.fallback import CarefulNetworks
-from src.infer.inputs import open_source
-from src.infer.networks import Care, Networks
-from src.infer.placement import Placement
-from tests.helpers.infer_runs import train_small
-
-
-@pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
-    return train_small(tiny, tmp_path_factory.mktemp("models") / "run")
+from src.infer import fallback
+from src.infer.ensemble import Ensemble
+from src.infer.fallback import FallbackPredictor
+from src.infer.stack_sources import open_source
+from tests.helpers.infer_runs import read_series
 
 
 @pytest.fixture
-def networks(run):
-    return CarefulNetworks(lambda placement: Networks(placement, [run]))
+def predictor(tiny_run):
+    return FallbackPredictor(Ensemble([tiny_run]))
 
 
 @pytest.fixture
-def series(tiny, networks):
-    source = open_source(tiny.raw, networks.networks)
+def series(tiny, predictor):
+    source = open_source(tiny.raw, predictor.ensemble.stack_kinds)
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    return source.decode(patient_id, source.series_of(patient_id)[0])()
+    return read_series(source, (patient_id, source.series_of(patient_id)[0]))
 
 
-def predict(networks, series):
-    return networks.predict(series, networks.networks.ensemble.all).probabilities
+def predict(predictor, series):
+    return predictor.predict(series, predictor.ensemble.full).probabilities
+
+
+@pytest.fixture
+def fastest(monkeypatch):
+    """Sets what `use_fastest` finds: a device with its autocast, or an error."""
+
+    def set_fastest(device=None, autocast=nullcontext, error=None):
+        def create(*_, **__):
+            if error is not None:
+                raise error
+            return SimpleNamespace(device=torch.device(device), autocast=autocast)
+
+        monkeypatch.setattr(fallback.Runtime, "create", create)
+
+    return set_fastest
 
 
 def limit_memory(monkeypatch, most, error):
@@ -61,29 +70,30 @@ def limit_memory(monkeypatch, most, error):
         MemoryError(),
     ],
 )
-def test_short_of_memory_fewer_slices_pass_together(networks, series, monkeypatch, error):
-    expected = predict(networks, series)
+def test_predict_passes_fewer_slices_together_when_memory_is_short(predictor, series, monkeypatch, error):
+    expected = predict(predictor, series)
     tried = limit_memory(monkeypatch, 1, error)
-    np.testing.assert_allclose(predict(networks, series), expected, atol=1e-6)
+    np.testing.assert_allclose(predict(predictor, series), expected, atol=1e-6)
     assert tried == [4, 2, 1, 1]  # of two folds
     tried.clear()
-    predict(networks, series)
+    predict(predictor, series)
     assert tried == [1, 1]
 
 
-def test_another_error_is_not_tried_again(networks, series, monkeypatch):
+def test_predict_does_not_try_again_after_another_error(predictor, series, monkeypatch):
     tried = limit_memory(monkeypatch, 0, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        predict(networks, series)
+        predict(predictor, series)
     assert tried == [4]
 
 
-def test_what_a_device_cannot_do_the_cpu_does(run, networks, series, capsys):
+def test_predict_falls_back_to_the_cpu_where_a_device_fails(predictor, series, fastest, capsys):
     """The meta device takes models and images, and fails as soon as a number is wanted of them."""
-    broken = CarefulNetworks(lambda placement: Networks(placement, [run]))
-    broken.move(lambda: Placement(torch.device("meta"), nullcontext))
-    np.testing.assert_array_equal(predict(broken, series), predict(networks, series))
-    predict(broken, series)
+    expected = predict(predictor, series)
+    fastest("meta")
+    predictor.use_fastest("auto")
+    for _ in range(2):
+        np.testing.assert_array_equal(predict(predictor, series), expected)
     assert capsys.readouterr().err.count("predicted on the CPU") == 1
 
 
@@ -92,49 +102,37 @@ def test_what_a_device_cannot_do_the_cpu_does(run, networks, series, capsys):
     [
         RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
         ValueError("bf16 mixed precision requires PyTorch >= 1.10 and a supported device."),
+        MemoryError(),
     ],
 )
-def test_a_device_that_cannot_be_had_is_left_alone(networks, series, capsys, error):
-    def place():
-        raise error
-
-    expected = predict(networks, series)
-    networks.move(place)
-    np.testing.assert_array_equal(predict(networks, series), expected)
+def test_use_fastest_stays_on_the_cpu_where_the_gpu_cannot_be_used(predictor, series, fastest, capsys, error):
+    expected = predict(predictor, series)
+    fastest(error=error)
+    predictor.use_fastest("auto")
+    np.testing.assert_array_equal(predict(predictor, series), expected)
     assert "everything is predicted on the CPU" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "error", [UserError("model.safetensors cannot be read"), OSError(errno.EIO, "I/O error"), MemoryError()]
-)
-def test_models_that_cannot_be_read_again_for_the_device_stay_on_the_cpu(
-    run, networks, series, capsys, error
-):
-    def load(placement):
-        if placement.device.type != "cpu":
-            raise error
-        return Networks(placement, [run])
+def test_predict_repeats_in_full_precision_where_half_overflows(predictor, series, fastest, monkeypatch):
+    for member in predictor.ensemble.members:
+        ((model, _),) = member.networks
+        model.classifier.weight.data.mul_(1e6)  # above what fp16 holds
+    expected, tried = predict(predictor, series), []
+    fastest("cpu", lambda: torch.autocast("cpu", dtype=torch.float16))
+    predictor.use_fastest("auto")
+    predict_once = Ensemble.predict
 
-    careful = CarefulNetworks(load)
-    careful.move(lambda: Placement(torch.device("meta"), nullcontext))
-    np.testing.assert_array_equal(predict(careful, series), predict(networks, series))
-    assert "everything is predicted on the CPU" in capsys.readouterr().err
+    def noted(ensemble, read, subset, settings):
+        tried.append(settings.autocast is nullcontext)
+        return predict_once(ensemble, read, subset, settings)
 
-
-def test_half_precision_that_overflows_is_done_in_full(run, networks, series):
-    half = Placement(torch.device("cpu"), lambda: torch.autocast("cpu", dtype=torch.float16))
-    careful = CarefulNetworks(lambda placement: Networks(placement, [run]))
-    careful.move(lambda: half)
-    for each in (networks, careful):
-        for member in each.networks.ensemble.members:
-            member.model.classifier.weight.data.mul_(1e6)  # above what fp16 holds
-    share = careful.networks.ensemble.all
-    with pytest.raises(FloatingPointError):
-        careful.networks.predict(series, share, Care())
-    np.testing.assert_array_equal(predict(careful, series), predict(networks, series))
+    monkeypatch.setattr(Ensemble, "predict", noted)
+    np.testing.assert_array_equal(predict(predictor, series), expected)
+    assert tried == [False, True]
 
 
-def test_what_is_not_finite_in_full_precision_is_told(networks, series):
-    networks.networks.ensemble.members[0].model.classifier.bias.data[3] = torch.nan
+def test_predict_raises_where_full_precision_is_not_finite(predictor, series):
+    ((model, _),) = predictor.ensemble.members[0].networks
+    model.classifier.bias.data[3] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        predict(networks, series)
+        predict(predictor, series)

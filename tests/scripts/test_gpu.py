@@ -15,11 +15,10 @@ from src.cls.views import StackView
 from src.core.runtime import torch_seed
 from src.core.targets import CLASS_WEIGHTS
 from src.data.prepared import PreparedDataset
-from src.infer.fallback import CarefulNetworks
-from src.infer.inputs import open_source
-from src.infer.networks import Networks
-from src.infer.placement import Placement
-from tests.helpers.infer_runs import SMALL, read_report, read_submission
+from src.infer.ensemble import Ensemble
+from src.infer.fallback import FallbackPredictor
+from src.infer.stack_sources import open_source
+from tests.helpers.infer_runs import SMALL, read_report, read_series, read_submission
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -82,23 +81,23 @@ def wide(tmp_path) -> Path:
 
 
 def test_with_little_memory_fewer_slices_pass_and_the_answer_is_the_same(tiny, wide, capsys):
-    networks = CarefulNetworks(lambda placement: Networks(placement, [wide]))
-    networks.move(lambda: Placement.fastest("auto"))
-    share = networks.networks.ensemble.all
-    source = open_source(tiny.raw, networks.networks)
+    ensemble = Ensemble([wide])
+    predictor = FallbackPredictor(ensemble)
+    predictor.use_fastest("auto")
+    source = open_source(tiny.raw, ensemble.stack_kinds)
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    series = source.decode(patient_id, source.series_of(patient_id)[0])()
+    series = read_series(source, (patient_id, source.series_of(patient_id)[0]))
     torch.cuda.empty_cache()
     resting = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
-    expected = networks.predict(series, share).probabilities
+    expected = predictor.predict(series, ensemble.full).probabilities
     peak = torch.cuda.max_memory_allocated()
     assert peak > 2 * resting
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction((resting + 0.3 * (peak - resting)) / total)
-        answer = networks.predict(series, share).probabilities
+        answer = predictor.predict(series, ensemble.full).probabilities
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     told = capsys.readouterr().err

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
-import infer
 from src.cls.model import TraumaClassifier
-from src.infer import raw as raw_images
-from src.infer.check import check_submission
-from src.infer.fallback import CarefulNetworks
+from src.infer import results, stack_sources
+from src.infer.fallback import FallbackPredictor
+from src.infer.results import check_submission
 from src.phantom import __main__ as phantom
 from tests.helpers.broken_patients import BROKEN, CRASH, HANG
 from tests.helpers.dying_readers import Misbehave
 from tests.helpers.infer_runs import read_report, read_submission, submit, train_small
 
+pytestmark = pytest.mark.slow
 READABLE = {"one slice", "all at one position"}
 """Of the broken ones: something of them is left to look at."""
 
@@ -50,7 +50,7 @@ def _series(patient: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def misbehaving(chaos, monkeypatch):
     """Both crash: a hang is waited for, so it is left to the one test that is about it."""
-    monkeypatch.setattr(raw_images, "load_stack", Misbehave(crash=chaos.names[CRASH] | chaos.names[HANG]))
+    monkeypatch.setattr(stack_sources, "load_stack", Misbehave(crash=chaos.names[CRASH] | chaos.names[HANG]))
 
 
 def infer_chaos(chaos: SimpleNamespace, folder: Path, *more: object) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -66,14 +66,10 @@ def assert_as_clean(chaos: SimpleNamespace, submission: pd.DataFrame, report: pd
     return len(finished)
 
 
-def test_there_are_twenty_ways():
-    assert len(BROKEN) == 20
-
-
-def test_broken_patients_get_a_row_and_the_others_are_not_touched(chaos, tmp_path, monkeypatch):
+def test_infer_writes_a_row_for_broken_patients_and_predicts_the_others(chaos, tmp_path, monkeypatch):
     reader = Misbehave(crash=chaos.names[CRASH], hang=chaos.names[HANG])
-    monkeypatch.setattr(raw_images, "load_stack", reader)
-    monkeypatch.setattr(raw_images, "SILENCE_LIMIT_S", 10.0)
+    monkeypatch.setattr(stack_sources, "load_stack", reader)
+    monkeypatch.setattr(stack_sources, "SILENCE_LIMIT_S", 10.0)
     submission, report = infer_chaos(chaos, tmp_path)
     assert check_submission(tmp_path / "submission.csv", chaos.sample) == 60
     assert assert_as_clean(chaos, submission, report) == 40
@@ -91,7 +87,7 @@ def test_broken_patients_get_a_row_and_the_others_are_not_touched(chaos, tmp_pat
     assert "hangs" in reasons.loc[[by_way[HANG]]].iloc[0]
 
 
-def test_the_other_series_serves_where_one_is_broken(chaos, tmp_path):
+def test_infer_uses_the_other_series_where_one_is_broken(chaos, tmp_path):
     counts = pd.Series(
         {path.name: len(list(path.iterdir())) for path in (chaos.raw / "test_images").iterdir()}
     )
@@ -112,17 +108,17 @@ def test_the_other_series_serves_where_one_is_broken(chaos, tmp_path):
     assert sorted(read_report(tmp_path / "other").status) == ["ok", "skipped"]
 
 
-def test_sigterm_leaves_what_is_finished(chaos, tmp_path, monkeypatch):
-    predict, seen = CarefulNetworks.predict, []
+def test_infer_keeps_finished_series_after_sigterm(chaos, tmp_path, monkeypatch):
+    predict, seen = FallbackPredictor.predict, []
 
-    def terminated(self, series, share, check):
-        prediction = predict(self, series, share, check)
+    def terminated(self, series, subset, check):
+        prediction = predict(self, series, subset, check)
         seen.append(series)
         if len(seen) == 30:
             os.kill(os.getpid(), signal.SIGTERM)
         return prediction
 
-    monkeypatch.setattr(CarefulNetworks, "predict", terminated)
+    monkeypatch.setattr(FallbackPredictor, "predict", terminated)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         infer_chaos(chaos, tmp_path)
@@ -135,24 +131,7 @@ def test_sigterm_leaves_what_is_finished(chaos, tmp_path, monkeypatch):
     assert 0 < assert_as_clean(chaos, submission, report) < 40
 
 
-def test_a_machine_short_of_memory_gives_the_same(chaos, tmp_path, monkeypatch, capsys):
-    forward, refused = TraumaClassifier.forward, []
-
-    def short_of_memory(self, images, padding=None, decoded=None, slices_at_once=None):
-        if min(slices_at_once or 1000, images.shape[1]) > 2:
-            refused.append(images.shape)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(self, images, padding, decoded, slices_at_once)
-
-    monkeypatch.setattr(TraumaClassifier, "forward", short_of_memory)
-    submission, report = infer_chaos(chaos, tmp_path)
-    assert check_submission(tmp_path / "submission.csv", chaos.sample) == 60
-    assert assert_as_clean(chaos, submission, report) == 40
-    assert len(refused) == 1  # what helped is remembered
-    assert "from now on 2 slices pass a network together" in capsys.readouterr().err
-
-
-def test_a_series_too_large_for_the_memory_is_skipped(chaos, tmp_path, monkeypatch):
+def test_infer_skips_a_series_too_large_for_the_memory(chaos, tmp_path, monkeypatch):
     forward, calls = TraumaClassifier.forward, []
 
     def short_for_a_while(self, *parts, **more):
@@ -168,27 +147,27 @@ def test_a_series_too_large_for_the_memory_is_skipped(chaos, tmp_path, monkeypat
     assert assert_as_clean(chaos, submission, report) >= 39
 
 
-def test_a_valid_file_lies_there_at_any_time(chaos, tmp_path, monkeypatch):
+def test_infer_saves_a_valid_submission_at_any_time(chaos, tmp_path, monkeypatch):
     class Killed(BaseException):
         """Nothing that a series may raise."""
 
-    predict, seen = CarefulNetworks.predict, []
+    predict, seen = FallbackPredictor.predict, []
 
-    def killed(self, series, share, check):
+    def killed(self, series, subset, check):
         seen.append(series)
         if len(seen) == 5:
             raise Killed
-        return predict(self, series, share, check)
+        return predict(self, series, subset, check)
 
-    monkeypatch.setattr(CarefulNetworks, "predict", killed)
-    written, saved = infer.write_submission, []
+    monkeypatch.setattr(FallbackPredictor, "predict", killed)
+    written, saved = results.write_submission, []
 
     def noted(predictions, sample, path):
         written(predictions, sample, path)
         assert check_submission(path, chaos.sample) == 60
         saved.append(read_submission(tmp_path))
 
-    monkeypatch.setattr("infer.write_submission", noted)
+    monkeypatch.setattr(results, "write_submission", noted)
     monkeypatch.setattr("src.infer.pipeline.SAVE_EVERY_S", 0.0)
     with pytest.raises(Killed):
         infer_chaos(chaos, tmp_path)
@@ -197,7 +176,7 @@ def test_a_valid_file_lies_there_at_any_time(chaos, tmp_path, monkeypatch):
     assert known == sorted(known) and set(known) == {0, 1, 2, 3, 4}
 
 
-def test_spent_time_leaves_a_valid_file(chaos, tmp_path, capsys):
+def test_infer_writes_the_prior_when_time_is_spent_at_the_start(chaos, tmp_path, capsys):
     submission, report = infer_chaos(chaos, tmp_path, "--max-hours", 1e-9)
     assert check_submission(tmp_path / "submission.csv", chaos.sample) == 60
     assert (submission == submission.iloc[0]).all(axis=None)

@@ -1,11 +1,14 @@
-"""infer.py --check: what the competition would refuse is refused here, with the reason."""
+"""submission.csv: --check refuses what the competition would, and results can be saved at any time."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import infer
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
+from src.infer.results import Results
+from src.score.postprocess import PatientRows, PostProcessing
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def check(frame, folder):
     infer.main(["--check", f"{folder}/submission.csv", "--sample", f"{folder}/sample.csv"])
 
 
-def test_a_valid_file_passes(tables, capsys):
+def test_check_accepts_a_valid_file(tables, capsys):
     check(*tables)
     assert "is valid: 3 patients" in capsys.readouterr().out
 
@@ -49,21 +52,43 @@ def test_a_valid_file_passes(tables, capsys):
         ),
     ],
 )
-def test_what_would_be_refused_is_refused(tables, change, reason):
+def test_check_refuses_what_the_competition_would(tables, change, reason):
     frame, folder = tables
     with pytest.raises(UserError, match=reason) as caught:
         check(change(frame), folder)
     assert "\n" not in str(caught.value) and "submission.csv" in str(caught.value)
 
 
-def test_a_sample_with_a_patient_twice_is_refused(tables):
+def test_check_refuses_a_sample_with_a_patient_twice(tables):
     frame, folder = tables
     pd.concat([frame, frame]).to_csv(folder / "sample.csv", index=False)
     with pytest.raises(UserError, match="names patient 48843 twice"):
         check(frame, folder)
 
 
-def test_a_missing_file_is_told(tables):
+def test_check_refuses_a_missing_file(tables):
     _, folder = tables
     with pytest.raises(UserError, match="no table"):
         infer.main(["--check", f"{folder}/none.csv", "--sample", f"{folder}/sample.csv"])
+
+
+def test_results_can_be_saved_while_a_series_is_added(tables, monkeypatch):
+    """The thread that ends a stuck run saves what there is, whatever the others do meanwhile."""
+    sample, folder = tables
+    series = [(patient_id, "1") for patient_id in sample.patient_id]
+    prior = pd.Series(0.5, index=COLUMNS)
+    results, probabilities = (
+        Results(series, sample, PostProcessing.identity(1), prior),
+        np.full((1, 13), 0.25),
+    )
+    results.add(series[0], probabilities)
+    read = PatientRows.read
+
+    def read_meanwhile(*given):
+        results.add(series[1], probabilities)
+        return read(*given)
+
+    monkeypatch.setattr(PatientRows, "read", read_meanwhile)
+    results.save(folder / "submission.csv")
+    infer.main(["--check", f"{folder}/submission.csv", "--sample", f"{folder}/sample.csv"])
+    assert results.report().status.tolist().count("ok") == 2

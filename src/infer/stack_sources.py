@@ -1,0 +1,310 @@
+"""Where the stacks of a series come from: test images as they are, or a prepared data set."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from src.cls.dataset import StackBatch, as_sample
+from src.cls.organs import GROUP_OF_LABEL, OrganIndex
+from src.cls.stacks import Stack, StackReader, check_view, crop_centre, cut_stack
+from src.cls.views import Box, RequiredSlices, StackView, plan_stack
+from src.core.errors import UserError
+from src.core.log import warn
+from src.ct.series import Rejected, SeriesSource
+from src.ct.storage import UnreachableTree
+from src.ct.windows import WINDOWS, get_windows
+from src.data.prepared import PreparedDataset
+from src.data.selection import ALL_SLICES
+from src.prepare.grey_stack import GreyStack, load_stack
+from src.prepare.retries import run_with_retries
+from src.prepare.sources import find_competition, find_competition_series, open_tree
+from src.seg.model import SegmenterSpec
+
+SILENCE_LIMIT_S = 30.0
+"""For one slice, after which its decoder is given up: there are nine hours for all series."""
+
+PAUSES_S = (10.0, 30.0, 60.0)
+"""Before another look at a disk that is away. Without its folders there is nothing to predict."""
+
+
+class StackKind(NamedTuple):
+    """A stack that has to be cut out of a series."""
+
+    view: StackView
+    offset: float
+    """of its slices, 0..1"""
+
+
+Stacks = Mapping[StackKind, StackBatch]
+
+
+@dataclass(frozen=True)
+class DecodedSlices:
+    """Slices of a series in memory."""
+
+    stack: GreyStack
+    windows: tuple[str, ...]
+    """of the channels of `stack.images`"""
+
+    @property
+    def z_mm(self) -> np.ndarray:
+        """(U,) positions of the images, falling."""
+        return self.stack.z_mm[self.stack.indices]
+
+    def channels(self, windows: Sequence[str]) -> np.ndarray:
+        """uint8 (U, size, size, these windows), a view where they are all."""
+        places = [self.windows.index(name) for name in windows]
+        images = self.stack.images
+        return images if places == list(range(len(self.windows))) else images[..., places]
+
+    def cut(
+        self,
+        kind: StackKind,
+        masks: np.ndarray | None = None,
+        boxes: Mapping[str, Box] = MappingProxyType({}),
+    ) -> StackBatch:
+        """A stack without targets.
+
+        Args:
+            masks: labels (U, size, size) for views with mask channels; None shows no organ.
+            boxes: where the regions lie; one that is missing is the whole series.
+        """
+        view, decoded = kind.view, self.stack
+        selected = view.selection.choose(decoded.z_mm)
+        plan = plan_stack(decoded.z_mm[selected], boxes.get(view.z_range), view, kind.offset)
+        images = decoded.images[np.searchsorted(decoded.indices, selected[plan.wanted])]
+        images = images[..., [self.windows.index(name) for name in view.windows]]
+        maps = None
+        if view.mask_channels:
+            maps = np.zeros((view.slices, view.size, view.size), dtype=np.uint8)
+            if masks is not None:
+                maps = GROUP_OF_LABEL[masks[plan.indices]]
+        return as_sample(
+            crop_centre(cut_stack(plan, images, maps, view, boxes.get(view.in_plane)), view), view
+        )
+
+
+@dataclass(frozen=True)
+class ReadSeries:
+    """A series as far as it can be read without networks, or the reason why it cannot."""
+
+    key: tuple[str, str]
+    """patient and series id"""
+    stacks: Stacks = field(default_factory=dict)
+    volume: DecodedSlices | None = None
+    """the whole series, where stacks are wanted that show organs: these are still to be found"""
+    reason: str = ""
+    """why it cannot be read; empty if it was"""
+    is_passing: bool = False
+    """whether the machine is to blame rather than the files, so that another attempt may help"""
+    read_s: float = 0.0
+
+
+class StackSource(Protocol):
+    """Finds the series of a patient and reads one."""
+
+    def series_of(self, patient_id: str) -> list[str]:
+        """Series ids, sorted; empty when the patient has none."""
+
+    def why_none(self, patient_id: str) -> str:
+        """Why a patient has no series; empty if it is not known."""
+
+    def decode(self, patient_id: str, series_id: str) -> Any:
+        """Read the files of a series: what `cut` takes. Raises where they cannot be read."""
+
+    def cut(self, decoded: Any) -> tuple[Stacks, DecodedSlices | None]:
+        """Stacks without targets, and the volume where organs are still to be found; reads no file."""
+
+
+def open_source(
+    path: Path, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None = None
+) -> StackSource:
+    """Open a prepared data set, or test images in the competition's layout, in a folder or a zip.
+
+    Args:
+        kinds: stacks that are wanted of every series.
+        segmenter: of the networks that find organs; None if there are none.
+
+    Raises:
+        UserError: neither, or the stacks cannot be cut out of it.
+    """
+    for pause_s in (*PAUSES_S, None):
+        try:
+            if not (path / "dataset.json").exists():
+                return RawSource.open(path, kinds, segmenter)
+            if segmenter is not None:
+                raise UserError(
+                    f"{path} is a prepared data set: segment.py writes its masks, leave --segmenter out"
+                )
+            return PreparedSource(PreparedDataset.open(path), kinds)
+        except UnreachableTree as error:
+            if pause_s is None:
+                raise
+            warn(f"{error}; trying again in {pause_s:.0f} s")
+            time.sleep(pause_s)
+
+
+class PreparedSource:
+    """A data set that prepare_data.py wrote with the windows and the size of the models.
+
+    Raises:
+        UserError: the data set cannot give one of the stacks.
+    """
+
+    def __init__(self, prepared: PreparedDataset, kinds: Sequence[StackKind]) -> None:
+        self.prepared, self.kinds = prepared, tuple(kinds)
+        organs = None
+        for kind in self.kinds:
+            check_view(prepared, kind.view)
+            if not kind.view.needs_masks:
+                continue
+            if organs is None:
+                organs = OrganIndex.find(prepared, kind.view.masks_from)
+                organs.warn_of_unknown(prepared.series, kind.view)
+            elif kind.view.masks_from not in (organs.source, self.kinds[0].view.masks_from):
+                warn(f"models trained with {kind.view.masks_from} masks get the {organs.source} ones")
+        self._reader = StackReader(prepared, organs)
+
+    def series_of(self, patient_id: str) -> list[str]:
+        series = self.prepared.series
+        return list(series.series_id[series.patient_id == patient_id])
+
+    def why_none(self, patient_id: str) -> str:
+        found = self.prepared.all_series
+        return "; ".join(found.reason[found.patient_id == patient_id].dropna())
+
+    def decode(self, patient_id: str, series_id: str) -> dict[StackKind, Stack]:
+        return {
+            kind: self._reader.read((patient_id, series_id), kind.view, kind.offset) for kind in self.kinds
+        }
+
+    def cut(self, decoded: dict[StackKind, Stack]) -> tuple[Stacks, None]:
+        return {
+            kind: as_sample(crop_centre(stack, kind.view), kind.view) for kind, stack in decoded.items()
+        }, None
+
+
+class RawSource:
+    """Test images that are decoded as needed; a slice that several stacks show is decoded once.
+
+    Args:
+        series, left_out: see `find_competition_series`.
+        kinds: stacks that are wanted of every series.
+        segmenter: of the networks that find organs; None if there are none.
+
+    Raises:
+        UserError: see `require_segmenter`; or organs would have to be found in several versions of a series.
+    """
+
+    def __init__(
+        self,
+        series: Sequence[SeriesSource],
+        left_out: Sequence[Rejected],
+        kinds: Sequence[StackKind],
+        segmenter: SegmenterSpec | None,
+    ) -> None:
+        require_segmenter(kinds, segmenter)
+        self._series = {(source.patient_id, source.series_id): source for source in series}
+        self._left_out = left_out
+        together: dict[tuple, list[StackKind]] = {}
+        for kind in kinds:
+            together.setdefault((kind.view.size, kind.view.selection), []).append(kind)
+        self._requests = [_Request.of(own, segmenter) for own in together.values()]
+        if sum(request.is_whole for request in self._requests) > 1:
+            raise UserError("the models that look at organs come from data prepared in different ways")
+
+    @classmethod
+    def open(
+        cls, path: Path, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None = None
+    ) -> "RawSource":
+        """Find test_images/ in a folder or a zip.
+
+        Raises:
+            UserError: there is none.
+        """
+        tree = open_tree(path, "--input")
+        root = find_competition(tree)
+        if root is None or "test_images" not in tree.list_folder(root)[0]:
+            raise UserError(f"{path} holds neither test_images/ nor a prepared data set (dataset.json)")
+        return cls(*find_competition_series(tree, root, "test"), kinds, segmenter)
+
+    def series_of(self, patient_id: str) -> list[str]:
+        return sorted(series_id for patient, series_id in self._series if patient == patient_id)
+
+    def why_none(self, patient_id: str) -> str:
+        reasons = [item.reason for item in self._left_out if patient_id in item.source.split("/")]
+        return "; ".join(dict.fromkeys(reasons))
+
+    def decode(self, patient_id: str, series_id: str) -> list[DecodedSlices]:
+        return [request.decode(self._series[patient_id, series_id]) for request in self._requests]
+
+    def cut(self, decoded: list[DecodedSlices]) -> tuple[Stacks, DecodedSlices | None]:
+        stacks, volume = {}, None
+        for request, slices in zip(self._requests, decoded, strict=True):
+            if request.is_whole:
+                volume = slices
+            stacks |= {kind: slices.cut(kind) for kind in request.kinds if not kind.view.needs_masks}
+        return stacks, volume
+
+
+def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> None:
+    """Make sure that the organs of raw series can be found where stacks show them.
+
+    Raises:
+        UserError: nothing finds them, or it was trained on slices of another size.
+    """
+    views = [kind.view for kind in kinds if kind.view.needs_masks]
+    for size in dict.fromkeys(view.size for view in views):
+        if segmenter is None:
+            raise UserError(
+                "these models look at organs, and raw images have no masks: give --segmenter, the run of "
+                "train_seg.py whose masks they were trained with, or a folder that was prepared and segmented"
+            )
+        if segmenter.size != size:
+            raise UserError(
+                f"the segmenter was trained on slices of {segmenter.size} px, the models on {size} px: they "
+                "must come from the same prepared data"
+            )
+    if any(view.masks_from == "true" for view in views):
+        warn("models trained with true masks get predicted ones")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is decoded of a series for stacks of one size and one selection of its slices."""
+
+    kinds: tuple[StackKind, ...]
+    windows: tuple[str, ...]
+    is_whole: bool
+    """whether organs are to be found, in all slices"""
+
+    @classmethod
+    def of(cls, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> "_Request":
+        shown = {name for kind in kinds for name in kind.view.windows}
+        is_whole = any(kind.view.needs_masks for kind in kinds)
+        if is_whole:
+            shown |= set(segmenter.windows)
+        return cls(tuple(kinds), tuple(name for name in WINDOWS if name in shown), is_whole)
+
+    def decode(self, source: SeriesSource) -> DecodedSlices:
+        """In a child process, which is to import no networks: `choose` holds views and offsets alone."""
+        view = self.kinds[0].view
+        choose: Callable[[np.ndarray], np.ndarray] | None
+        if not self.is_whole:
+            choose = RequiredSlices(tuple((kind.view, kind.offset) for kind in self.kinds))
+        else:
+            choose = None if view.selection == ALL_SLICES else view.selection.choose
+        stack = run_with_retries(
+            load_stack,
+            source,
+            get_windows(self.windows),
+            view.size,
+            choose,
+            silence_limit_s=SILENCE_LIMIT_S,
+        )
+        return DecodedSlices(stack, self.windows)
