@@ -4,11 +4,11 @@
     python segment.py --model runs/seg/dual --data data/prepared --series some.csv --preview
     torchrun --nproc-per-node 4 segment.py --model runs/seg/dual --data data/prepared --batch 64
 
-Masks go beside the true ones, to predicted_masks/<patient_id>/<series_id>/0000.png ... in the data set (or
-to --output); the true ones are not touched. organs.csv has a row a series and organ (volume in ml, slices,
-z range, box in pixels), areas.csv a row a slice (mm2 of each organ), failed.csv what could not be read.
-Specks are removed: the largest 3D component of an organ stays, with what is at least a quarter of its size;
-kidneys are named by their side. The same command again goes on where it was interrupted, to the same result.
+Masks go to predicted_masks/<patient_id>/<series_id>/0000.png ... in the data set (or to --output); true masks
+are not changed. organs.csv has one row per series and organ (volume in ml, slices, z range, box in pixels),
+areas.csv one row per slice (mm2 of each organ), failed.csv the series that could not be segmented. Specks are
+removed: the largest 3D component of an organ is kept, with every other one of at least a quarter of its size;
+kidneys are labelled by side. The same command again continues an interrupted run, to the same result.
 """
 
 from src.core.config import parse_options

@@ -22,7 +22,7 @@ PIXEL_MM = 8.0  # so that some components are above a millilitre and some below
 
 
 def write_pair(folder: Path, *, seed: int = 13, only: str | None = None, **changes: object) -> Path:
-    """A run folder with the pair of a seed: its masks are arbitrary blobs of all organs, or `only` of one."""
+    """A run folder with random weights from a seed, which predict blobs of all organs, or of `only` one."""
     given = {"windows": ("soft", "organ"), "slices": 3, "size": SIZE} | changes
     mean, std = default_greys(given["windows"])
     spec = SegmenterSpec(
@@ -43,7 +43,7 @@ def write_pair(folder: Path, *, seed: int = 13, only: str | None = None, **chang
 
 
 def write_masked(folder: Path, *, size: int = SIZE, **changes: object) -> Path:
-    """A prepared set of three windows; every second series has true masks, a box an organ."""
+    """A prepared set of three windows; every second series has true masks, one box per organ."""
     given = {"series": 5, "slices": 12, "pixel_mm": PIXEL_MM} | changes
     write_prepared(folder, lambda series, index: draw_tissue(series, index, size), **given)
     dataset = PreparedDataset.open(folder)
@@ -56,14 +56,14 @@ def write_masked(folder: Path, *, size: int = SIZE, **changes: object) -> Path:
 
 
 def draw_tissue(series: int, index: int, size: int = SIZE) -> np.ndarray:
-    """Smooth grey levels that change every third slice, so that components reach through several."""
+    """Smooth grey levels that change every third slice, so that components span several slices."""
     levels = np.random.default_rng((series, index // 3)).uniform(0, 255, (5, 5, 3))
     smooth = cv2.resize(levels, (size, size), interpolation=cv2.INTER_CUBIC)
     return smooth.clip(0, 255).astype(np.uint8)
 
 
 def lengthen(data: Path, slices: int) -> Path:
-    """Make every series of a set longer: hard links to its slices and masks, again and again."""
+    """Make every series of a set longer by repeated hard links to its slices and masks."""
     dataset = PreparedDataset.open(data)
     for ids, count in zip(series_ids(dataset), dataset.series["slices"], strict=True):
         images, masks = image_folder(data, *ids), mask_folder(data, *ids)
@@ -82,7 +82,7 @@ def series_ids(dataset: PreparedDataset) -> list[tuple[str, str]]:
 def predict_whole(
     pair: SegmenterPair, spec: SegmenterSpec, dataset: PreparedDataset, ids: tuple[str, str], batch: int
 ) -> np.ndarray:
-    """The raw masks (Z, H, W) of a series, its slices read at once and cut into batches."""
+    """The masks (Z, H, W) of a series before clean-up, its slices read at once and split into batches."""
     windows = list(dataset.channels(spec.windows))
     count = dataset.series.set_index(["patient_id", "series_id"]).loc[ids, "slices"]
     images = dataset.read_slices(*ids, range(count))[..., windows]
@@ -101,15 +101,15 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Folders and files below a folder that did not get their names."""
+    """Temporary files and folders below a folder."""
     return [path for path in folder.rglob("*") if path.name.startswith(".")]
 
 
 def run_segment(model: Path, data: Path, *arguments: object) -> SimpleNamespace:
-    """Run segment.py on one thread, as its command line does: status, lines of stdout and of stderr."""
+    """Run segment.py on one thread: exit status, lines of stdout and of stderr."""
     given = ["--model", model, "--data", data, "--workers", 0, *arguments]
     out, err, status, threads = StringIO(), StringIO(), 0, torch.get_num_threads()
-    torch.set_num_threads(1)  # processes that share the cores do so too
+    torch.set_num_threads(1)  # as each process of torchrun does
     try:
         with redirect_stdout(out), redirect_stderr(err), exit_on_user_error():
             segment.main([str(argument) for argument in given])

@@ -21,7 +21,7 @@ _CENTRES = {
 
 
 def draw_organs(series: int, index: int) -> np.ndarray:
-    """Label map (SIZE, SIZE): five discs that shrink to the ends, shifted a little for every series."""
+    """Label map (SIZE, SIZE): five discs that shrink towards both ends, shifted a little per series."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     shift = np.random.default_rng(series).integers(-2, 3, 2)
     mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
@@ -33,7 +33,7 @@ def draw_organs(series: int, index: int) -> np.ndarray:
 
 
 def draw_slice(series: int, index: int) -> np.ndarray:
-    """uint8 (SIZE, SIZE, 3): every organ has a grey of its own under noise."""
+    """uint8 (SIZE, SIZE, 3): one grey level per organ, under noise."""
     noise = np.random.default_rng((series, index)).normal(0, 8, (SIZE, SIZE, 3))
     grey = 40 + 35 * draw_organs(series, index)[..., None]
     return (grey + noise).clip(0, 255).astype(np.uint8)
@@ -50,7 +50,7 @@ def write_organ_set(folder: Path, *, series: int = 6, labelled: int = 3) -> Path
 
 
 def make_options(data: Path, output: Path, **changes: object) -> SegOptions:
-    """Four steps of two small networks with every term."""
+    """Four steps of two small networks with every loss term."""
     options = SegOptions(
         data=(Path(data),),
         output=Path(output),

@@ -1,4 +1,4 @@
-"""Label maps of whole series, and their clean-up both ways: slice by slice, and as a whole."""
+"""Label maps of whole series, and their clean-up slice by slice and by components of the volume."""
 
 import numpy as np
 from scipy import ndimage
@@ -29,7 +29,7 @@ def clean(volume, voxel_ml=VOXEL_ML):
 
 
 def clean_whole(volume, voxel_ml):
-    """The same by components of the volume."""
+    """The same by 3D components of the volume."""
     voxels_ml = np.broadcast_to(np.reshape(voxel_ml, (-1, 1, 1)), volume.shape)
     cleaned = volume.copy()
     for organ, label in ORGANS.items():
@@ -53,7 +53,7 @@ def clean_whole(volume, voxel_ml):
 
 
 def name_kidney(volume, component):
-    """A label and a bool volume for each kidney that a component of kidneys is taken for."""
+    """A label and a bool volume for each kidney that a kidney component consists of."""
     on_left = component.copy()
     on_left[..., : volume.shape[2] // 2] = False
     by_side = on_left.sum() / component.sum()
@@ -67,7 +67,7 @@ def name_kidney(volume, component):
 
 
 def draw_blobs(seed):
-    """A label map (slices, H, W) of all organs, in grains or in branches that fill the volume."""
+    """A label map (slices, H, W) of all organs, in grains or branches that fill the volume."""
     rng = np.random.default_rng(seed)
     shape = rng.integers((2, 12, 6), (14, 44, 22)) * (1, 1, 2)  # an even width has two halves
     noise = rng.normal(size=(6, *shape))
@@ -78,7 +78,7 @@ def draw_blobs(seed):
 
 
 def draw_box(volume, label, slices, rows, columns):
-    """Fill a box of the volume, which each argument spans along its axis; the number of its voxels."""
+    """Fill a box of the volume, given by its range along each axis; returns its number of voxels."""
     box = volume[slice(*slices), slice(*rows), slice(*columns)]
     box[:] = label
     return box.size
