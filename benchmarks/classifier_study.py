@@ -42,9 +42,9 @@ from src.core.run_folder import only_writer
 from src.data import folds as fold_maker
 from src.data.labels import read_labels, read_probabilities
 from src.phantom import __main__ as phantom
-from src.score.breakdown import side_by_side
 from src.score.postfit import cross_fit, deal_folds
 from src.score.postprocess import PatientRows
+from src.score.scoring import side_by_side
 from src.score.submission import combine_series, combine_tables
 
 PHANTOMS = {

@@ -11,7 +11,7 @@ from src.core.log import format_table, say, warn
 from src.core.targets import COLUMNS, GROUPS
 from src.data.labels import read_probabilities
 from src.score.metric import score
-from src.score.missing_targets import fill_targets, fill_untold, untold_targets
+from src.score.missing_targets import fill_missing, fill_targets, missing_targets
 from src.score.submission import combine_series
 
 FOLD_TABLE = "oof_series.csv"
@@ -66,9 +66,9 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
         first = absent.patient_id.iloc[0]
         warn(f"{len(absent)} labelled patients have no prepared series and get the prior, as {first}")
         absent = absent.assign(series_id="", **dict.fromkeys(COLUMNS, np.nan))
-        told = [target for target in GROUPS if target not in untold_targets(by_series)]
-        by_series = pd.concat([by_series, fill_targets(absent, told, labels, dealt)], ignore_index=True)
-    by_patient = fill_untold(combine_series(by_series), labels, dealt)
+        predicted = [target for target in GROUPS if target not in missing_targets(by_series)]
+        by_series = pd.concat([by_series, fill_targets(absent, predicted, labels, dealt)], ignore_index=True)
+    by_patient = fill_missing(combine_series(by_series), labels, dealt)
     write_table(by_series, output / "oof_series.csv")
     write_table(by_patient[["patient_id", "fold", *COLUMNS]], output / "oof.csv")
     rows = [_score_row(f"fold {fold}", group, labels) for fold, group in by_patient.groupby("fold")]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
@@ -57,6 +56,8 @@ def make_folds(
     Raises:
         UserError: fewer patients than folds, fewer than two folds, or the two tables name different patients.
     """
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # scikit-learn: not for readers of folds
+
     if not 2 <= n_folds <= len(labels):
         raise UserError(
             f"{n_folds} folds of {len(labels)} patients: use between 2 and the number of patients"

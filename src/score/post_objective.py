@@ -7,16 +7,14 @@ import pandas as pd
 
 from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS, INJURIES
 from src.score.metric import LOSSES, any_injury
-from src.score.postprocess import PatientRows, PostProcessing
-from src.score.target_arrays import GRADES, from_vector, to_targets
+from src.score.postprocess import GRADES, PatientRows, PostProcessing, from_vector, to_targets
 
 PULL = 0.5
-"""Standard deviation of what the numbers are expected to be around "change nothing": of logarithms of
-temperatures and multipliers, of shares, and of weights relative to equal ones. It weighs as much as one
-patient: of thousands it is hardly felt."""
+"""Standard deviation of the numbers around "change nothing" in a normal prior: of logarithms of temperatures
+and multipliers, of shares, and of weights relative to equal ones. The prior weighs as much as one patient."""
 LARGEST_LOG = np.log(8.0)
 LEAST_WEIGHT = 0.01
-"""Of a table that tells a target which others leave out: it may be needed there, however little elsewhere."""
+"""Of a table that predicts a target which others lack, whatever the other targets gain."""
 _TINY = 1e-300
 _EPS = np.finfo(np.float64).eps
 
@@ -35,14 +33,14 @@ class PostObjective:
     """The competition's score on some patients, to be minimised over a vector of all numbers.
 
     The vector: series_max, any_injury, log temperatures (5), log multipliers (8, in the order of
-    `INJURIES`), weights of the tables (divided by their sum over the tables that tell a target).
+    `INJURIES`), weights of the tables (divided by their sum over the tables that predict a target).
     """
 
     def __init__(self, labels: pd.DataFrame, rows: PatientRows, parts: Parts):
-        self.rows, self.parts, self.told = rows, parts, rows.told
-        is_told = self.told[:, None, :, None]
+        self.rows, self.parts, self.predicted = rows, parts, rows.predicted
         self.mean, self.most_injured = (
-            np.where(is_told, values, 0.0) for values in (rows.mean, rows.most_injured)
+            np.where(self.predicted[:, None, :, None], values, 0.0)
+            for values in (rows.mean, rows.most_injured)
         )
         self.truth = to_targets(labels)  # (patients, targets, classes), one-hot
         class_weights = to_targets(pd.DataFrame([dict(CLASS_WEIGHTS)]))[0]
@@ -51,7 +49,7 @@ class PostObjective:
         self.injured = any_injury(labels)
         weights = np.where(self.injured == 1, ANY_INJURY_WEIGHT, 1.0)
         self.any_weights = weights / weights.sum() / len(LOSSES)
-        self.tables = len(self.told)
+        self.tables = len(self.predicted)
         self.is_class = class_weights > 0  # two targets have no third class
         self._raised: np.ndarray | None = None
 
@@ -64,12 +62,12 @@ class PostObjective:
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """Of each number; what `parts` leaves out stays where it is."""
+        """Of each number; those that `parts` excludes stay where they are."""
         where = self._slices()
         low, high = self.start, self.start
         if self.parts.joining:
             low[where["shares"]], high[where["shares"]] = 0.0, 1.0
-            is_needed = (self.told & ~self.told.all(axis=0)).any(axis=1)
+            is_needed = (self.predicted & ~self.predicted.all(axis=0)).any(axis=1)
             low[where["weights"]], high[where["weights"]] = np.where(is_needed, LEAST_WEIGHT, 0.0), 1.0
         if self.parts.calibration:
             for name in ("temperature", "multipliers"):
@@ -111,7 +109,7 @@ class PostObjective:
         where = self._slices()
         series_max, coupling = vector[where["shares"]]
         sharpness = np.exp(-vector[where["temperature"]])[:, None]  # 1 / temperature
-        weights = vector[where["weights"]][:, None] * self.told  # (tables, targets)
+        weights = vector[where["weights"]][:, None] * self.predicted  # (tables, targets)
         total = weights.sum(axis=0)
         weights = weights / total
 
@@ -135,9 +133,9 @@ class PostObjective:
         raised = np.clip((1 - coupling) * largest + coupling * (1 - product), _EPS, 1 - _EPS)
 
         # as the metric does, or one patient of probability 0 would outweigh all others
-        told = (self.truth * log_shares).sum(axis=-1)  # (patients, targets)
-        value = -(self.weights * np.maximum(told, np.log(_EPS))).sum()
-        counted = np.where(told > np.log(_EPS), self.weights, 0.0)
+        of_truth = (self.truth * log_shares).sum(axis=-1)  # (patients, targets)
+        value = -(self.weights * np.maximum(of_truth, np.log(_EPS))).sum()
+        counted = np.where(of_truth > np.log(_EPS), self.weights, 0.0)
         most_weight = self.weights[patients, most]
         is_hurt = 1 - self.truth[patients, most, 0]  # in the target that is raised
         change = np.where(is_hurt, np.log(largest) - np.log(raised), np.log1p(-largest) - np.log1p(-raised))
@@ -163,7 +161,7 @@ class PostObjective:
         gradient[where["temperature"]] = -(by_scores * logs * sharpness).sum(axis=(0, 2))
         gradient[where["multipliers"]] = by_scores.sum(axis=0)[*GRADES]
         by_weights = (joined * by_mixed).sum(axis=1).sum(axis=-1)  # (tables, targets)
-        by_weights = np.where(self.told, by_weights - (weights * by_weights).sum(axis=0), 0.0)
+        by_weights = np.where(self.predicted, by_weights - (weights * by_weights).sum(axis=0), 0.0)
         gradient[where["weights"]] = (by_weights / total).sum(axis=1)
         return float(value), gradient
 

@@ -1,11 +1,14 @@
 """Fitting the post-processing on out-of-fold predictions, with an honest estimate of what it gains.
 
 `fit_post` minimises the competition's score itself, with a pull to "change nothing" that matters where
-patients are few. `cross_fit` never adjusts a patient by numbers that he took part in finding: his fold is
-adjusted by a fit to the other folds, and how much may be adjusted is decided inside those.
+patients are few. `cross_fit` never adjusts a patient by numbers that were fitted on the same patient: every
+fold is adjusted by a fit to the other folds, and how much may be adjusted is decided inside those.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,22 +19,24 @@ from src.core.targets import INJURIES
 from src.score.bootstrap import bootstrap_difference
 from src.score.metric import score
 from src.score.post_objective import Parts, PostObjective
-from src.score.postprocess import PatientRows, PostProcessing
+from src.score.postprocess import PatientRows, PostProcessing, write_post
 
 LEAST_POSITIVES = 10
 """Patients of every injury that a fit needs."""
 CANDIDATES = (Parts(joining=True), Parts(joining=True, calibration=True))
 """What a fit may change, the least first."""
+SEEDED_FOLDS = 5
+"""Folds where none are given."""
 INNER_FOLDS = 5
 INNER_ROUNDS = 200
 ROUNDS = 10
-"""Of a fit at most: in each, the target that is raised is settled first."""
+"""Largest number of searches in a fit; before each, the target that is raised is fixed."""
 LEAST_GAIN = 1e-6
 
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What post-processing does to patients who took no part in its fit."""
+    """What post-processing does to patients outside its fit."""
 
     predictions: pd.DataFrame
     """`patient_id` and the 13 columns"""
@@ -40,11 +45,70 @@ class CrossFit:
     """fitted on all patients, for the test set"""
 
 
+def fit_and_report(
+    labels: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    folds: pd.DataFrame | None,
+    path: Path,
+    rounds: int,
+    level: float,
+) -> dict[str, Any]:
+    """Fit the post-processing, write it for `infer.py --post`, and measure its gain across folds.
+
+    Args:
+        labels: of the patients to fit on, one row per patient.
+        tables: by their paths; one row per series or per patient, of these patients and perhaps others. A
+            patient without a series in any of them has the prior: as in `infer.py` it stays unadjusted, and
+            the patient is excluded from the fit.
+        folds: `patient_id, fold`; None makes seeded ones.
+        path: of the file.
+        rounds, level: of the bootstrap interval.
+
+    Returns:
+        `fitted_score, fitted_losses` of cross-fitted predictions, `fitted_difference` (an interval of the
+        fitted score minus the raw one, over patients) and `post`: the numbers fitted on all patients, and
+        `by_fold` those of each fold.
+
+    Raises:
+        UserError: as `cross_fit`.
+    """
+    own = [table[table.patient_id.isin(labels.patient_id)] for table in tables.values()]
+    rows = PatientRows.read(own, labels.patient_id)
+    if folds is None:
+        number = pd.Series(deal_folds(labels, SEEDED_FOLDS))
+    else:
+        number = folds.set_index("patient_id").fold.loc[labels.patient_id].reset_index(drop=True)
+    raw = rows.apply(PostProcessing.identity(len(tables)))
+    with_series = [
+        table.patient_id[table.series_id != ""] if "series_id" in table.columns else table.patient_id
+        for table in own
+    ]
+    has_series = labels.patient_id.isin(pd.concat(with_series)).to_numpy()
+    fitted = cross_fit(labels[has_series].reset_index(drop=True), rows.select(has_series), number[has_series])
+    predictions = pd.concat([fitted.predictions, raw[~has_series]])
+    after = score(labels, predictions)
+    difference = bootstrap_difference(labels, predictions, raw, rounds=rounds, level=level)
+    about = {
+        "patients": int(has_series.sum()),
+        "folds": "by seed" if folds is None else "as given",
+        "raw_score": score(labels, raw).score,
+        "cross_fitted_score": after.score,
+    }
+    write_post(fitted.post, path, tuple(tables), **about)
+    post = replace(fitted.post, tables=tuple(tables))
+    return {
+        "fitted_score": after.score,
+        "fitted_losses": after.losses,
+        "fitted_difference": asdict(difference),
+        "post": asdict(post) | {"by_fold": {str(name): asdict(of) for name, of in fitted.by_fold.items()}},
+    }
+
+
 def cross_fit(labels: pd.DataFrame, rows: PatientRows, folds: pd.Series) -> CrossFit:
     """Adjust every fold by a fit to the other folds.
 
     Args:
-        labels: `patient_id` and the label columns, a row a patient.
+        labels: `patient_id` and the label columns, one row per patient.
         rows: the tables' predictions of the same patients in the same order.
         folds: their folds, in the same order.
 
@@ -62,14 +126,14 @@ def cross_fit(labels: pd.DataFrame, rows: PatientRows, folds: pd.Series) -> Cros
         held_out = numbers == name
         others, own = rows.select(~held_out), rows.select(held_out)
         refuse_shared_patients(others.patient_ids, own.patient_ids)
-        by_fold[int(name)] = choose_post(labels[~held_out], others)
+        by_fold[int(name)] = select_and_fit(labels[~held_out], others)
         adjusted.append(own.apply(by_fold[int(name)]))
     predictions = pd.concat(adjusted).set_index("patient_id").loc[labels.patient_id].reset_index()
-    return CrossFit(predictions, by_fold, choose_post(labels, rows))
+    return CrossFit(predictions, by_fold, select_and_fit(labels, rows))
 
 
-def choose_post(labels: pd.DataFrame, rows: PatientRows) -> PostProcessing:
-    """Fit as much as helps patients outside the fit, perhaps nothing.
+def select_and_fit(labels: pd.DataFrame, rows: PatientRows) -> PostProcessing:
+    """Fit as many of the numbers as help patients outside the fit, perhaps none.
 
     Each of `CANDIDATES` is fitted across `INNER_FOLDS` folds. Of those whose gain there is more than the
     gain's own standard error, the best is fitted to all patients; without one nothing is changed.
@@ -108,7 +172,7 @@ def fit_post(labels: pd.DataFrame, rows: PatientRows, parts: Parts) -> PostProce
 
 
 def deal_folds(labels: pd.DataFrame, n_folds: int, seed: int = 0) -> np.ndarray:
-    """A fold for each patient, patients of the same injuries spread over all; the rarest injury first."""
+    """A fold for each patient, (patients,); every injury is spread over all folds, the rarest one first."""
     injuries = labels[list(INJURIES)].to_numpy()
     drawn = np.random.default_rng(seed).permutation(len(labels))
     rarest_last = np.argsort(-injuries.sum(axis=0), kind="stable")
@@ -129,7 +193,7 @@ def require_positives(labels: pd.DataFrame, where: str) -> None:
 
 
 def refuse_shared_patients(fitted: pd.Series, judged: pd.Series) -> None:
-    """Raises UserError where a patient is among those fitted to and among those judged."""
+    """Raises UserError where a patient is in the fit and among those that it adjusts."""
     shared = set(fitted) & set(judged)
     if shared:
-        raise UserError(f"patient {min(shared)} would be judged by a fit that he took part in")
+        raise UserError(f"patient {min(shared)} would be adjusted by a fit on the same patient")

@@ -1,10 +1,13 @@
-"""What is done with predictions after the models: series and tables joined, probabilities adjusted.
+"""Post-processing of predictions: series and tables are joined, probabilities adjusted.
 
 In this order, for every patient: each table's series become one row (`series_max`), the tables' rows one
-(`weights`, of each target among the tables that tell it); then every target is sharpened or softened
-(`temperature`), its injuries weighed anew (`multipliers`), and the most injured target is raised to what all
-targets say together of any injury (`any_injury`). `src.score.postfit` finds the numbers; a JSON file carries
-them to `infer.py --post`.
+(`weights`, for each target among the tables that predict it); then every target is sharpened or softened
+(`temperature`), its injuries are multiplied (`multipliers`), and the most injured target is raised to the
+probability of any injury that all targets give together (`any_injury`). `src.score.postfit` finds the
+numbers; `infer.py --post` reads them from a JSON file.
+
+Arrays hold the 13 columns as (..., targets, classes), healthy first, for arithmetic over all targets at once;
+a target of two classes has 0 as its third.
 """
 
 import json
@@ -21,8 +24,13 @@ from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.targets import COLUMNS, GROUPS, INJURIES
 from src.score.metric import align
-from src.score.missing_targets import check_told
-from src.score.target_arrays import from_targets, from_vector, to_targets
+from src.score.missing_targets import check_predicted_targets
+
+N_CLASSES = max(map(len, GROUPS.values()))
+_places = [(target, grade) for target, columns in enumerate(GROUPS.values()) for grade in range(len(columns))]
+_ALL = tuple(np.array(_places).T)
+GRADES = tuple(np.array([place for place in _places if place[1]]).T)
+"""Index of the 8 injuries in (targets, classes), in the order of `INJURIES`."""
 
 _FORMAT = 1
 _TINY = np.finfo(np.float64).tiny
@@ -35,17 +43,17 @@ class PostProcessing:
     weights: tuple[float, ...]
     """share of each table (model, run) in the ensemble; they sum to 1"""
     series_max: float = 0.0
-    """per target, the share of a patient's most injured series in his row, 0..1; the rest is the mean of
-    his series. 0 is the plain mean, 1 takes each target from the series with the least `healthy`"""
+    """share of the most injured series in a patient's row, 0..1; the rest is the mean of the series. 0 is the
+    plain mean, 1 takes each target from the series with the least `healthy`"""
     temperature: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GROUPS, 1.0))
     """of each target: probabilities are raised to 1 / temperature; below 1 sharpens"""
     multipliers: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(INJURIES, 1.0))
     """of the 8 injury columns; a target is divided by its sum afterwards"""
     any_injury: float = 0.0
-    """0..1: how far the injury of the target with the largest goes towards 1 - the product of all `healthy`,
-    what independent targets would say of any injury. Low and high keep their proportion"""
+    """0..1: how far the largest injury of a target is moved towards 1 - the product of all `healthy`, the
+    probability of any injury if the targets were independent. Low and high keep their proportion"""
     tables: tuple[str, ...] = ()
-    """paths of the out-of-fold tables that the weights are of; none where they are not known"""
+    """paths of the out-of-fold tables of the weights; empty where they are not known"""
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights) < 0 or not np.isclose(sum(self.weights), 1):
@@ -72,10 +80,10 @@ class PostProcessing:
             )
 
     def require_runs(self, runs: Sequence[Path]) -> None:
-        """Make sure that the weights are those of these run folders, as far as can be told.
+        """Make sure that the weights are those of these run folders, in this order.
 
-        The folders are compared with those that the tables lay in, by their last names. Where these are
-        not the same ones, as after a move, the order is taken to be right.
+        The folders are compared with those of the tables, by their last names. Where the names are others, as
+        after a move, the order is taken to be right.
 
         Raises:
             UserError: another number of runs, or the same ones in another order.
@@ -100,10 +108,10 @@ class PostProcessing:
 
 @dataclass(frozen=True)
 class PatientRows:
-    """The tables' predictions, a row a patient, in the two ways that series are joined.
+    """The tables' predictions, one row per patient, in the two ways that series are joined.
 
-    Both arrays have shape (tables, patients, targets, classes), see `target_arrays`. A target that a table
-    does not tell is NaN in all of its patients.
+    Both arrays have shape (tables, patients, targets, classes). A target that a table lacks is NaN in all of
+    its patients.
     """
 
     patient_ids: pd.Series
@@ -117,16 +125,16 @@ class PatientRows:
         """Join the series of every table.
 
         Args:
-            tables: `patient_id` and the 13 columns, a row a series (several rows a patient) or a patient;
-                a target that a table does not tell is empty in all of its rows.
-            patient_ids: of the patients wanted; each table must have exactly these.
+            tables: `patient_id` and the 13 columns, one row per series or per patient; a target that a table
+                lacks is empty in all of its rows.
+            patient_ids: each table must have exactly these patients.
 
         Raises:
-            UserError: as `metric.align` and `untold.check_told`.
+            UserError: as `metric.align` and `check_predicted_targets`.
         """
         means, most_injured = [], []
         for table in tables:
-            check_told(table)
+            check_predicted_targets(table)
             by_patient = table.groupby("patient_id", sort=False)
             mean = align(by_patient[list(COLUMNS)].mean().reset_index(), patient_ids)
             means.append(to_targets(mean))
@@ -134,8 +142,8 @@ class PatientRows:
         return cls(patient_ids.reset_index(drop=True), np.stack(means), np.stack(most_injured))
 
     @property
-    def told(self) -> np.ndarray:
-        """Which targets each table tells, bool (tables, targets)."""
+    def predicted(self) -> np.ndarray:
+        """Which targets each table predicts, bool (tables, targets)."""
         return ~np.isnan(self.mean).any(axis=(1, 3))
 
     def select(self, rows: np.ndarray) -> "PatientRows":
@@ -148,17 +156,17 @@ class PatientRows:
         """`patient_id` and the 13 columns, adjusted.
 
         Raises:
-            UserError: `post` has weights for another number of tables, or a target is told by no table of a
-                weight above 0.
+            UserError: `post` has weights for another number of tables, or no table of a weight above 0
+                predicts a target.
         """
         post.require_tables(len(self.mean))
-        weights = np.array(post.weights)[:, None] * self.told  # (tables, targets)
+        weights = np.array(post.weights)[:, None] * self.predicted  # (tables, targets)
         together = weights.sum(axis=0)
         if not together.all():
             target = list(GROUPS)[int(np.argmin(together))]
-            raise UserError(f"post-processing: no table of a weight above 0 tells {target}")
+            raise UserError(f"post-processing: no table of a weight above 0 predicts {target}")
         rows = (1 - post.series_max) * self.mean + post.series_max * self.most_injured
-        rows = np.where(self.told[:, None, :, None], rows, 0.0)
+        rows = np.where(self.predicted[:, None, :, None], rows, 0.0)
         joined = ((weights / together)[:, None, :, None] * rows).sum(axis=0)
         adjusted = adjust(joined, *adjustment_arrays(post), post.any_injury)
         return from_targets(adjusted).assign(patient_id=self.patient_ids)
@@ -206,7 +214,7 @@ def write_post(post: PostProcessing, path: str | Path, tables: Sequence[str], **
     """Write the JSON file that `infer.py --post` reads, by one rename.
 
     Args:
-        tables: paths of the tables that the weights are of, see `PostProcessing.require_runs`.
+        tables: paths of the tables of the weights, see `PostProcessing.require_runs`.
         about: how it was fitted, in plain values.
     """
     values = asdict(replace(post, tables=tuple(tables)))
@@ -237,6 +245,25 @@ def read_post(path: str | Path) -> PostProcessing:
         return PostProcessing(tuple(values["weights"]), tables=tables, **numbers)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} holds values of another kind: {error}") from None
+
+
+def to_targets(frame: pd.DataFrame) -> np.ndarray:
+    """The 13 columns as (rows, targets, classes)."""
+    values = np.zeros((len(frame), len(GROUPS), N_CLASSES))
+    values[:, *_ALL] = frame[list(COLUMNS)].to_numpy(np.float64)
+    return values
+
+
+def from_targets(values: np.ndarray) -> pd.DataFrame:
+    """The inverse of `to_targets`."""
+    return pd.DataFrame(values[:, *_ALL], columns=list(COLUMNS))
+
+
+def from_vector(values: np.ndarray, others: float = 0.0) -> np.ndarray:
+    """(targets, classes) with a value for each of `INJURIES`, and `others` elsewhere."""
+    array = np.full((len(GROUPS), N_CLASSES), others)
+    array[GRADES] = values
+    return array
 
 
 def _most_injured(table: pd.DataFrame, patient_ids: pd.Series) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From predictions, perhaps of several series or models, to one row a patient and a valid submission.csv."""
+"""From predictions of several series and models to one row per patient and a valid submission.csv."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,26 +10,26 @@ from src.core.errors import UserError
 from src.core.files import write_table
 from src.core.targets import COLUMNS, GROUPS
 from src.score.metric import align, check_probabilities
-from src.score.missing_targets import check_told, untold_targets
+from src.score.missing_targets import check_predicted_targets, missing_targets
 
 
 def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
     """Average each patient's rows: every series counts the same, whatever its number of slices.
 
     Args:
-        frame: `patient_id`, the 13 columns, and perhaps `series_id` and `fold`; a row a series. Targets that
-            are not told, see `untold`, stay empty.
+        frame: `patient_id`, the 13 columns, and perhaps `series_id` and `fold`; one row per series. Missing
+            targets stay empty.
 
     Returns:
-        `patient_id`, `fold` if it was there, and the 13 columns; a row a patient, in order of first
+        `patient_id`, `fold` if it was there, and the 13 columns; one row per patient, in order of first
         appearance.
 
     Raises:
         UserError: a value the metric refuses (a plain mean would hide it), a patient in two folds, or no
-            target told.
+            target at all.
     """
-    check_told(frame)
-    if len(untold_targets(frame)) == len(GROUPS):
+    check_predicted_targets(frame)
+    if len(missing_targets(frame)) == len(GROUPS):
         raise UserError("predictions: the columns of every target are empty")
     by_patient = frame.groupby("patient_id", sort=False)
     combined = by_patient[list(COLUMNS)].mean()
@@ -42,7 +42,7 @@ def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_row_a_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """`combine_series` of every table, whose name an error begins with."""
+    """`combine_series` of every table; errors begin with its name."""
     combined = {}
     for name, table in tables.items():
         try:
@@ -53,27 +53,27 @@ def one_row_a_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFr
 
 
 def folds_differ(tables: Iterable[pd.DataFrame]) -> bool:
-    """Whether tables of one row a patient put a patient in different folds."""
+    """Whether tables of one row per patient put a patient in different folds."""
     folds = [table.set_index("patient_id").fold for table in tables if "fold" in table.columns]
     return any((fold != folds[0].reindex(fold.index).fillna(fold)).any() for fold in folds[1:])
 
 
 def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Average tables of the same patients (one model each); all that tell a target have the same weight.
+    """Average tables of the same patients (one model each); all that predict a target have the same weight.
 
     Args:
-        tables: `patient_id`, the 13 columns, and perhaps `fold`; a row a patient, with a plain index.
+        tables: `patient_id`, the 13 columns, and perhaps `fold`; one row per patient, with a plain index.
 
     Returns:
         The 13 columns, `patient_id`, and `fold` where a table has it, in the order of the first table. A
-        target that none tells is empty.
+        target that all tables lack is empty.
 
     Raises:
         UserError: two tables that name different patients, or give a patient different folds, or a value that
             the metric refuses.
     """
     for table in tables:
-        check_told(table)
+        check_predicted_targets(table)
     first, *others = tables
     aligned = [first, *(align(table, first.patient_id, "other tables", "first table") for table in others)]
     folds = [table.fold for table in aligned if "fold" in table.columns]
@@ -82,9 +82,9 @@ def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
             patient = first.patient_id[fold != folds[0]].iloc[0]
             raise UserError(f"predictions: the tables put patient {patient} in different folds")
     values = np.stack([table[list(COLUMNS)].to_numpy(np.float64) for table in aligned])
-    is_told = ~np.isnan(values)
-    told_by = is_told.sum(axis=0)  # (patients, 13), tables
-    mean = np.where(is_told, values, 0.0).sum(axis=0) / np.where(told_by, told_by, np.nan)
+    is_predicted = ~np.isnan(values)
+    counts = is_predicted.sum(axis=0)  # (patients, 13), tables
+    mean = np.where(is_predicted, values, 0.0).sum(axis=0) / np.where(counts, counts, np.nan)
     combined = pd.DataFrame(mean, columns=list(COLUMNS)).assign(patient_id=first.patient_id)
     return combined.assign(fold=folds[0]) if folds else combined
 
@@ -117,10 +117,7 @@ def write_submission(frame: pd.DataFrame, sample: pd.DataFrame, path: str | Path
     """Write submission.csv with the sample's columns and order; nothing is written unless it is valid.
 
     Args:
-        frame: a row a patient, in any order; further columns are left out.
-
-    Raises:
-        UserError: see `validate_submission`.
+        frame: one row per patient, in any order; further columns are dropped.
     """
     absent = [column for column in sample.columns if column not in frame.columns]
     if absent:

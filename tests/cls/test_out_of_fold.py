@@ -10,7 +10,7 @@ from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
 from src.core.targets import COLUMNS, GROUPS
 from src.data.labels import read_probabilities
 from src.score.metric import score
-from src.score.missing_targets import untold_targets
+from src.score.missing_targets import missing_targets
 from src.score.prior import weight_aware_prior
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
@@ -36,8 +36,8 @@ def test_what_is_not_told_is_empty_by_series_and_the_prior_by_patient(run):
     output, labels, folds = run
     write_out_of_fold(output, labels, folds)
     series, patients = (read_probabilities(output / name) for name in ("oof_series.csv", "oof.csv"))
-    assert untold_targets(series) == ("bowel", "extravasation", "kidney", "spleen")
-    assert untold_targets(patients) == ()
+    assert missing_targets(series) == ("bowel", "extravasation", "kidney", "spleen")
+    assert missing_targets(patients) == ()
     for fold, own in patients.groupby("fold"):
         prior = weight_aware_prior(labels[labels.patient_id.map(folds) != fold])
         np.testing.assert_allclose(own[OTHERS], np.tile(prior[OTHERS], (len(own), 1)))

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, classification_report, roc_auc_score
@@ -10,7 +11,7 @@ from sklearn.metrics import average_precision_score, classification_report, roc_
 import score as score_script
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
-from src.score.classes import class_means, class_metrics
+from src.score.classes import average_precision, class_means, class_metrics, roc_auc
 from src.score.prior import constant, weight_aware_prior
 from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
 
@@ -65,12 +66,21 @@ def test_equals_scikit_learn_on_random_data(seed):
             truth.argmax(axis=1), values.argmax(axis=1), output_dict=True, zero_division=0
         )
         for index, name in enumerate(members):
-            assert table.precision[name] == pytest.approx(expected[str(index)]["precision"])
-            assert table.recall[name] == pytest.approx(expected[str(index)]["recall"])
+            assert table.precision[name] == expected[str(index)]["precision"]
+            assert table.recall[name] == expected[str(index)]["recall"]
             precision = average_precision_score(truth[:, index], values[:, index])
-            assert table.average_precision[name] == pytest.approx(precision)
-            assert table.auc[name] == pytest.approx(roc_auc_score(truth[:, index], values[:, index]))
-            assert table.f1[name] == pytest.approx(expected[str(index)]["f1-score"])
+            assert table.average_precision[name] == precision
+            assert table.auc[name] == roc_auc_score(truth[:, index], values[:, index])
+            assert table.f1[name] == expected[str(index)]["f1-score"]
+
+
+@pytest.mark.parametrize("levels", [2, 7, 1000])
+def test_rankings_with_ties_equal_scikit_learn(levels):
+    rng = np.random.default_rng(levels)
+    truth = (rng.random(500) < 0.2).astype(int)
+    ranking = np.round(rng.random(500) + truth, 1) if levels == 7 else rng.integers(0, levels, 500) / levels
+    assert average_precision(truth, ranking) == average_precision_score(truth, ranking)
+    assert roc_auc(truth, ranking) == roc_auc_score(truth, ranking)
 
 
 def test_a_constant_prediction_has_the_prevalence_as_average_precision():

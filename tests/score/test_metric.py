@@ -8,9 +8,9 @@ from sklearn.metrics import log_loss
 from src.core.errors import UserError
 from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS
 from src.data.labels import read_labels, read_probabilities
+from src.score.classes import auc_per_grade
 from src.score.metric import any_injury, normalise, score, weighted_log_loss
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
-from src.score.ranking import auc_per_grade
 from tests.helpers.score_frames import RSNA_TABLES, draw_labels, draw_predictions, needs_rsna_tables
 
 HEALTHY = {column: float(column.endswith("_healthy")) for column in COLUMNS}

@@ -26,12 +26,12 @@ def study(tmp_path):
     folds = pd.DataFrame({"patient_id": labels.patient_id, "fold": np.arange(300) % 3})
     labels.to_csv(tmp_path / "labels.csv", index=False)
     folds.to_csv(tmp_path / "folds.csv", index=False)
-    for seed, (name, untold) in enumerate((("all", []), ("liver", OTHERS), ("others", LIVER))):
+    for seed, (name, missing) in enumerate((("all", []), ("liver", OTHERS), ("others", LIVER))):
         series = [
             draw_predictions(labels, 2 * seed + own, skill=3.0).merge(folds).assign(series_id=str(own))
             for own in (0, 1)
         ]
-        table = pd.concat([series[0], series[1].iloc[::2]]).assign(**dict.fromkeys(untold, np.nan))
+        table = pd.concat([series[0], series[1].iloc[::2]]).assign(**dict.fromkeys(missing, np.nan))
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     return tmp_path, labels, folds
 
@@ -58,9 +58,8 @@ def test_a_target_is_averaged_over_the_tables_that_tell_it(study, capsys):
     everything, liver = means(folder, "all"), means(folder, "liver")
     expected = everything.assign(**(everything[LIVER] + liver[LIVER]) / 2)
     assert report["losses"] == pytest.approx(score(labels, expected).losses)
-    assert report["untold"] == []
-    told = capsys.readouterr().out
-    assert "liver.csv does not tell bowel, extravasation, kidney, spleen: it takes no part there" in told
+    assert report["missing_targets"] == []
+    assert "liver.csv has no bowel, extravasation, kidney, spleen: they come" in capsys.readouterr().out
 
 
 def test_alone_a_table_of_few_targets_gets_the_prior_in_the_others(study):
@@ -78,9 +77,8 @@ def test_what_no_table_tells_gets_the_prior_of_the_other_folds_and_it_is_said(st
     prior = cross_fitted_prior(labels, folds, weight_aware_prior)
     assert report["losses"]["kidney"] == pytest.approx(score(labels, prior).losses["kidney"])
     assert report["losses"]["liver"] < score(labels, prior).losses["liver"]
-    assert report["untold"] == ["bowel", "extravasation", "kidney", "spleen"]
-    told = capsys.readouterr().out
-    assert "no table tells bowel, extravasation, kidney, spleen: the prior of the other folds" in told
+    assert report["missing_targets"] == ["bowel", "extravasation", "kidney", "spleen"]
+    assert "no table has bowel, extravasation, kidney, spleen: the prior" in capsys.readouterr().out
 
 
 def test_two_tables_may_share_the_targets_between_them(study):
@@ -93,9 +91,9 @@ def test_two_tables_may_share_the_targets_between_them(study):
 def test_without_folds_there_is_no_prior_to_stand_in(study):
     folder, *_ = study
     read(folder, "liver").drop(columns="fold").to_csv(folder / "bare.csv", index=False)
-    with pytest.raises(UserError, match=r"no prior can stand in for bowel, .* without folds: give --folds"):
+    with pytest.raises(UserError, match=r"no table predicts bowel, .* needs folds: give --folds"):
         run(folder, "bare")
-    assert run(folder, "bare", "--folds", f"{folder}/folds.csv")["untold"]
+    assert run(folder, "bare", "--folds", f"{folder}/folds.csv")["missing_targets"]
 
 
 def test_a_target_that_is_empty_in_some_rows_is_refused_in_one_line(study):
@@ -115,9 +113,9 @@ def test_what_is_fitted_is_what_is_scored(study, tables):
     folder, labels, folds = study
     post = folder / "post.json"
     report = run(folder, tables, "--fit", str(post))
-    told = json.loads(post.read_text())["about"]
-    assert told["raw_score"] == pytest.approx(report["score"])
-    assert told["cross_fitted_score"] == pytest.approx(report["fitted_score"])
+    about = json.loads(post.read_text())["about"]
+    assert about["raw_score"] == pytest.approx(report["score"])
+    assert about["cross_fitted_score"] == pytest.approx(report["fitted_score"])
     assert report["fitted_score"] < report["score"]
     frames = [read(folder, name) for name in tables.split()]
     if tables == "liver":

@@ -18,7 +18,7 @@ from src.data.labels import read_labels
 from src.score import postfit
 from src.score.metric import score
 from src.score.post_objective import Parts, PostObjective
-from src.score.postfit import choose_post, cross_fit, deal_folds, fit_post, refuse_shared_patients
+from src.score.postfit import cross_fit, deal_folds, fit_post, refuse_shared_patients, select_and_fit
 from src.score.postprocess import PatientRows, PostProcessing
 
 EVERYTHING = Parts(joining=True, calibration=True)
@@ -135,19 +135,19 @@ def test_what_is_best_already_is_left_alone():
     exact = PatientRows.read(simulate_tables(labels, [EXACT]), labels.patient_id)
     best = exact.apply(fit_post(labels, exact, EVERYTHING))
     rows = PatientRows.read([best], labels.patient_id)
-    assert choose_post(labels, rows) == PostProcessing.identity(1)
+    assert select_and_fit(labels, rows) == PostProcessing.identity(1)
 
 
 def test_a_fold_is_adjusted_by_the_others_alone(case, monkeypatch):
     labels, rows = case
     folds = pd.Series(deal_folds(labels, 4))
-    fitted_to, plain = [], postfit.choose_post
+    fitted_to, plain = [], postfit.select_and_fit
 
     def spy(some, own):
         fitted_to.append(set(own.patient_ids))
         return plain(some, own)
 
-    monkeypatch.setattr(postfit, "choose_post", spy)
+    monkeypatch.setattr(postfit, "select_and_fit", spy)
     cross_fit(labels, rows, folds)
     for fold, patients in enumerate(fitted_to[:4]):
         assert patients == set(labels.patient_id[folds != fold])
@@ -167,7 +167,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions(case):
 
 
 def test_a_patient_on_both_sides_is_caught():
-    with pytest.raises(UserError, match="patient 7 would be judged by a fit that he took part in"):
+    with pytest.raises(UserError, match="patient 7 would be adjusted by a fit on the same patient"):
         refuse_shared_patients(pd.Series(["5", "7"]), pd.Series(["7", "9"]))
 
 
@@ -181,8 +181,8 @@ def test_a_leaky_selection_is_caught(case, monkeypatch):
         return select(self, chosen)
 
     monkeypatch.setattr(PatientRows, "select", leaky)
-    monkeypatch.setattr(postfit, "choose_post", lambda labels, rows: PostProcessing.identity(2))
-    with pytest.raises(UserError, match=f"patient {labels.patient_id[0]} would be judged"):
+    monkeypatch.setattr(postfit, "select_and_fit", lambda labels, rows: PostProcessing.identity(2))
+    with pytest.raises(UserError, match=f"patient {labels.patient_id[0]} would be adjusted"):
         cross_fit(labels, rows, pd.Series(deal_folds(labels, 5)))
 
 

@@ -7,7 +7,7 @@ import pytest
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
 from src.data.labels import read_probabilities
-from src.score.missing_targets import untold_targets
+from src.score.missing_targets import missing_targets
 from src.score.submission import combine_series, combine_tables, validate_submission, write_submission
 from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
 
@@ -80,7 +80,7 @@ def test_each_target_is_averaged_over_the_tables_that_tell_it(predictions):
     combined = combine_tables([few, predictions, few])
     pd.testing.assert_frame_equal(combined[list(OTHERS)], predictions[list(OTHERS)])
     assert combined.liver_low.to_numpy() == pytest.approx((predictions.liver_low + 2) / 3)
-    assert untold_targets(combine_tables([few, few])) == ("bowel", "extravasation", "kidney", "spleen")
+    assert missing_targets(combine_tables([few, few])) == ("bowel", "extravasation", "kidney", "spleen")
 
 
 def test_a_gap_in_one_table_is_not_filled_by_another(predictions):
