@@ -120,6 +120,7 @@ def test_a_table_that_others_need_keeps_a_weight(case):
     assert 0 < post.weights[1] < post.weights[0]
 
 
+@pytest.mark.slow
 def test_cross_fitting_gains_on_overconfident_tables(case):
     labels, rows = case
     fitted = cross_fit(labels, rows, pd.Series(deal_folds(labels, 5)))
@@ -154,6 +155,7 @@ def test_a_fold_is_adjusted_by_the_others_alone(case, monkeypatch):
     assert fitted_to[4] == set(labels.patient_id)
 
 
+@pytest.mark.slow
 def test_labels_of_a_fold_do_not_reach_its_own_predictions(case):
     labels, rows = case
     folds = pd.Series(deal_folds(labels, 5))
@@ -208,6 +210,7 @@ def test_folds_are_dealt_evenly():
     assert (deal_folds(labels, 5) == folds).all() and (deal_folds(labels, 5, seed=1) != folds).any()
 
 
+@pytest.mark.slow
 @needs_rsna_tables
 @pytest.mark.parametrize("models", [[EXACT], [NoiseModel(), NoiseModel(model=0.8)]], ids=["exact", "noisy"])
 def test_the_competitions_labels_are_never_scored_worse(models):
