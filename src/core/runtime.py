@@ -6,6 +6,7 @@ process, and unpickles the latter.
 
 import ctypes
 import os
+import platform
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,13 +20,18 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import distributed, nn
 
-from src.core.allocator import keep_freed_memory
 from src.core.config import Precision
 from src.core.errors import UserError
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt(3)."""
+
+_MALLOC_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""Environment variables by which a user sets the allocation."""
+
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _PATIENCE = timedelta(hours=6)
-"""That processes wait for one that has more to do, as to score patients. torch's own is ten minutes."""
+"""How long processes wait for one that has more to do, such as scoring. torch's own limit is ten minutes."""
 
 
 class Runtime:
@@ -201,6 +207,22 @@ class Runtime:
     def load_scaler(self, state: dict[str, Any]) -> None:
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+
+def keep_freed_memory() -> bool:
+    """Keep what is freed from now on for the next allocation of this process.
+
+    torch has a cache of freed blocks for GPUs, none for CPUs: there every large activation comes from the
+    system, which clears it page by page, in each step anew. Where that is slow, as on virtual machines, it
+    takes up to half of a forward pass. The process stays as large as it was at its peak.
+
+    Returns:
+        Whether it does so: not without glibc, nor where the environment says how it is to allocate.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC_SETTINGS):
+        return False
+    library = ctypes.CDLL(None)
+    return bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def _precision_of(state: Accelerator | AcceleratorState) -> str:

@@ -17,7 +17,6 @@ from src.core.errors import UserError
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime, synchronised
 from src.nn.encoder import create_encoder, read_encoder_file, save_encoder
-from src.nn.training import MOST_SKIPPED, TrainingLoop
 from src.probe.frozen import load_run
 from src.voco.dataset import open_dataset
 from src.voco.run import Pretraining, pretrain
@@ -114,20 +113,6 @@ def test_two_runs_do_not_write_to_one_folder(anatomy, tmp_path):
 def test_a_run_goes_on_with_another_precision(finished, anatomy):
     """As the message about a lost loss advises."""
     pretrain(dataclasses.replace(finished, precision="fp32"))
-
-
-def test_fp16_that_skips_every_step_stops(anatomy, tmp_path, monkeypatch):
-    """Its scaler takes a gradient that is not finite for an overflow, and would do so for ever."""
-
-    train_on = TrainingLoop.train_on
-
-    def skip(*args):
-        figures, is_finite, _ = train_on(*args)
-        return figures, is_finite, True
-
-    monkeypatch.setattr(TrainingLoop, "train_on", skip)
-    with pytest.raises(UserError, match=f"step {MOST_SKIPPED}: "):
-        pretrain(make_options(anatomy, tmp_path, steps=40))
 
 
 @pytest.mark.parametrize(

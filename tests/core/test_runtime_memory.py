@@ -13,7 +13,7 @@ ALLOCATIONS = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from src.core.allocator import keep_freed_memory
+from src.core.runtime import keep_freed_memory
 
 def resident_mb():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20

@@ -1,0 +1,154 @@
+"""The common training loop: steps, accumulation, resuming, and every way in which it ends in one line."""
+
+import csv
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from src.core.checkpoint import load_checkpoint
+from src.core.errors import UserError
+from src.core.runtime import Runtime
+from src.nn.training import MOST_SKIPPED, LoopSettings, Losses, Method, TrainingLoop
+
+
+class Regression(Method):
+    """A linear network with dropout on batches drawn from their numbers."""
+
+    name, memory_advice, failure_advice = "fold0", "lower --batch", "lower --lr"
+
+    def __init__(self, settings):
+        self.settings, self.steps, self.reports = settings, [], []
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1)
+
+    def read(self, first_batch):
+        for number in range(first_batch, self.settings.batches):
+            yield torch.rand(8, 4, generator=torch.Generator().manual_seed(number))
+
+    def losses(self, batch, number, step):
+        loss = (self.network(batch).squeeze(1) - batch.sum(1)).square().mean()
+        return Losses(loss, {"loss": loss.detach()})
+
+    def after_step(self, step):
+        self.steps.append(step)
+
+    def report(self, at, means):
+        self.reports.append(at)
+        return {**means, "lr": at.lr}
+
+    def tensors(self):
+        return {"network": self.network.state_dict()}
+
+    def restore(self, saved):
+        self.network.load_state_dict(saved["network"])
+
+    def name_series(self, number):
+        return f"10/{number}"
+
+
+def make_loop(folder, method=Regression, **changes):
+    given = {"steps": 6, "warmup_steps": 2, "lr": 0.1, "clip_norm": 1.0, "seed": 1, "log_every": 2}
+    settings = LoopSettings(**(given | {"save_every": 2} | changes))
+    identity = {"options": {"lr": settings.lr}, "series": "a"}
+    return TrainingLoop(method(settings), settings, Runtime.create("fp32"), folder, identity)
+
+
+def read_metrics(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_logs_and_saves_as_often_as_it_is_told(tmp_path):
+    loop = make_loop(tmp_path, steps=5)
+    loop.run()
+    assert [row["step"] for row in read_metrics(tmp_path)] == ["2", "4", "5"]
+    assert [(at.step, at.batches, at.is_last) for at in loop.method.reports] == [
+        (2, 2, False),
+        (4, 2, False),
+        (5, 1, True),
+    ]
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 5
+
+
+def test_resume_gives_the_result_of_an_uninterrupted_run(tmp_path):
+    make_loop(tmp_path / "whole").run()
+    broken = make_loop(tmp_path / "broken")
+    save = broken._save
+
+    def save_then_stop(self):
+        save()
+        raise KeyboardInterrupt
+
+    broken._save = types.MethodType(save_then_stop, broken)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    again = make_loop(tmp_path / "broken")
+    again.resume(tmp_path / "broken" / "last.pt", "train_it.py")
+    assert again.step == 2
+    again.run()
+    whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "broken"))
+    assert all(torch.equal(whole["network"][name], resumed["network"][name]) for name in whole["network"])
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"step": 1}, "is not a checkpoint of train_it.py"),
+        ({"options": {"lr": 0.2}}, r"was made with --lr 0.2, not 0.1: start anew with --resume never"),
+        ({"series": "b"}, "was made with other series"),
+    ],
+)
+def test_resume_refuses_a_checkpoint_of_another_run(tmp_path, content, message):
+    loop = make_loop(tmp_path)
+    loop.run()
+    saved = content if "step" in content else load_checkpoint(tmp_path / "last.pt") | content
+    torch.save(saved, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=message):
+        make_loop(tmp_path).resume(tmp_path / "last.pt", "train_it.py")
+
+
+def test_accumulation_steps_once_per_group_and_at_the_end_of_an_epoch(tmp_path):
+    """Two epochs of five batches: groups of 2, 2 and 1."""
+    settings = {"steps": 6, "accumulation": 2, "epoch_batches": 5, "log_every": 5, "save_every": 5}
+    loop = make_loop(tmp_path, **settings)
+    assert loop.settings.batches == 10
+    groups = [loop.settings.group(number) for number in range(5)]
+    assert [size for size, *_ in groups] == [2, 2, 2, 2, 1]
+    assert [is_last for *_, is_last in groups] == [False, True, False, True, True]
+    loop.run()
+    assert loop.method.steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_short_memory_ends_in_one_line(tmp_path):
+    class Hungry(Regression):
+        def losses(self, batch, number, step):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match="memory is too small for a step: lower --batch"):
+        make_loop(tmp_path, Hungry).run()
+
+
+@pytest.mark.parametrize("lost", ["loss", "gradient"])
+def test_what_is_not_finite_names_step_and_series(tmp_path, lost):
+    class Lost(Regression):
+        def losses(self, batch, number, step):
+            loss, figures = super().losses(batch, number, step)
+            if number == 3:
+                loss = loss * float("nan") if lost == "loss" else (loss - loss.detach()).sqrt()
+            return Losses(loss, figures)
+
+    with pytest.raises(UserError, match=r"fold0, step 4: loss or gradient is not finite .* 10/3: lower --lr"):
+        make_loop(tmp_path, Lost).run()
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 2  # finite
+
+
+def test_a_scale_that_never_settles_ends_the_run(tmp_path, monkeypatch):
+    """fp16's scaler takes a gradient that is not finite for an overflow, and would skip steps for ever."""
+    train_on = TrainingLoop.train_on
+    monkeypatch.setattr(TrainingLoop, "train_on", lambda *args: (*train_on(*args)[:2], True))
+    with pytest.raises(UserError, match=f"step {MOST_SKIPPED}: "):
+        make_loop(tmp_path, steps=40).run()
