@@ -8,8 +8,8 @@
 
 The competition runs notebooks without internet: the bundle is a Kaggle dataset with the source, the models
 and the wheels of packages that Kaggle's machines lack; the notebook installs and runs them. push and submit
-call the kaggle program, which has to be logged in; --dry-run shows what they would call. Each command
-explains its options with --help.
+call the kaggle program, which has to be logged in; --dry-run prints the commands instead. --help after a
+command explains its options.
 """
 
 import sys

@@ -5,7 +5,7 @@ import csv
 from src.core.errors import UserError
 from src.core.log import say
 from src.submit.folders import read_kernel
-from src.submit.kaggle_program import LOOK_LIMIT_S, PATIENCE, KaggleError, command_line, run_kaggle, wait_for
+from src.submit.kaggle_program import POLL_LIMIT_S, KaggleError, command_line, run_kaggle, wait_for
 from src.submit.options import COMPETITION, SubmitOptions
 
 FILE = "submission.csv"
@@ -30,19 +30,19 @@ def submit(options: SubmitOptions) -> None:
     name = f"version {options.version} of {notebook}"
     # Kaggle's list of submissions contains neither notebook nor version: the message has to.
     note = f"{options.message.strip()} ({name})"
-    hand_in = [
+    submit_notebook = [
         *("competitions", "submit", "-c", competition, "-f", FILE, "-k", str(notebook)),
         *("-v", str(options.version), "-m", note),
     ]
-    listing = ["competitions", "submissions", "-c", competition, "--csv"]
+    list_submissions = ["competitions", "submissions", "-c", competition, "--csv"]
     page = f"https://www.kaggle.com/competitions/{competition}/submissions"
     if options.dry_run:
-        say(command_line(hand_in))
-        say(f"{command_line(listing)}  # until the status is complete")
+        say(command_line(submit_notebook))
+        say(f"{command_line(list_submissions)}  # until the status is complete")
         return
 
     def read_ours() -> list[Row]:
-        text = run_kaggle(listing, "see the submissions", limit_s=LOOK_LIMIT_S)
+        text = run_kaggle(list_submissions, "see the submissions", limit_s=POLL_LIMIT_S)
         return [row for row in read_submissions(text) if row["description"] == note]
 
     rows = read_ours()
@@ -51,34 +51,34 @@ def submit(options: SubmitOptions) -> None:
     if pending:
         say(f"{name} was submitted with this message and waits for its score: it is not submitted again")
     else:
-        run_kaggle(hand_in, f"submit {name}", show=True)
-    row: Row = {}
+        run_kaggle(submit_notebook, f"submit {name}", show=True)
+    newest: Row = {}
 
-    def look() -> str:
+    def poll() -> str:
         new = [row for row in read_ours() if row["ref"] not in scored]
-        row.update(new[0] if new else {})
-        return _status(new[0]) if new else NOT_LISTED
+        newest.update(new[0] if new else {})
+        return _status(newest) if newest else NOT_LISTED
 
-    answer = wait_for(
+    state = wait_for(
         "submission",
-        look,
-        lambda answer: answer != "pending",
+        poll,
+        lambda state: state != "pending",
         poll_s=options.poll_seconds,
         limit_s=options.score_hours * 3600,
-        later=command_line(listing),
+        later=command_line(list_submissions),
         before=NOT_LISTED,
     )
-    if answer == NOT_LISTED:
+    if state == NOT_LISTED:
         raise UserError(
-            f"{name} was submitted, but {PATIENCE} looks at the list do not show it: see {page}, and submit "
-            "again if it is not there"
+            f"{name} was submitted, but is not in the list of submissions: see {page}, and submit again if "
+            "it is not there"
         )
-    if answer != "complete":
+    if state != "complete":
         raise UserError(
-            f"Kaggle could not score {name} ({answer}): {page} says why; there it ran on the hidden test "
-            "images, which are many more than those that it ran on before"
+            f"Kaggle could not score {name} ({state}): {page} says why; it ran on the hidden test images, "
+            "which are many more than the public ones"
         )
-    scores = [row.get(f"{which}Score") or "not shown" for which in ("public", "private")]
+    scores = [newest.get(f"{which}Score") or "not shown" for which in ("public", "private")]
     say(f"public score: {scores[0]}, private score: {scores[1]} ({page})")
 
 

@@ -22,10 +22,11 @@ from src.core.errors import UserError
 from src.core.log import say, warn
 
 PATIENCE = 10
-"""Looks in a row that may fail, or still show the state before."""
-LOOK_LIMIT_S = 120.0
-"""Time limit of one look, which takes seconds."""
-SIGN_OF_LIFE_S = 600.0
+"""Polls in a row that may fail, or still return the state before."""
+POLL_LIMIT_S = 120.0
+"""Time limit of one poll, which takes seconds."""
+REPEAT_S = 600.0
+"""An unchanged state is printed again after this time."""
 
 
 class Advice(NamedTuple):
@@ -34,7 +35,7 @@ class Advice(NamedTuple):
     pattern: str
     text: str
     is_final: bool = True
-    """the error remains until the user does something: not worth another look"""
+    """the error remains until the user does something: no use in polling again"""
 
 
 ADVICE = (
@@ -165,7 +166,7 @@ def _find_error(lines: Sequence[str], status: int) -> str:
 
 def wait_for(
     what: str,
-    look: Callable[[], str],
+    poll: Callable[[], str],
     is_over: Callable[[str], bool],
     *,
     poll_s: float,
@@ -173,44 +174,44 @@ def wait_for(
     later: str,
     before: str | None = None,
 ) -> str:
-    """Call `look` until `is_over` of its answer, print each new answer, and return the last.
+    """Call `poll` until `is_over` of the state that it returns; print each new state, and return the last.
 
     Args:
         what: what is waited for, as it is printed.
-        later: the advice to give when the time is up.
-        before: an answer that Kaggle may still give for the state before. It counts after another answer, or
-            after `PATIENCE` looks.
+        later: how to find out later, for the error when the time is up.
+        before: the state before, which Kaggle may still return. It counts after another state, or after
+            `PATIENCE` polls.
 
     Raises:
         UserError: the time is up.
-        KaggleError: a look failed with a final error, or more than `PATIENCE` in a row failed.
+        KaggleError: a poll failed with a final error, or more than `PATIENCE` in a row failed.
     """
     begin = time.monotonic()
     printed, printed_at = "", begin
-    looks = failures = 0
+    polls = failures = 0
     while True:
-        answer = ""
+        state = ""
         try:
-            answer = look()
-            looks, failures = looks + 1, 0
+            state = poll()
+            polls, failures = polls + 1, 0
         except KaggleError as error:
             failures += 1
             if error.is_final or failures > PATIENCE:
                 raise
             warn(f"{error}; trying again")
         now = time.monotonic()
-        is_old = answer == before and looks <= PATIENCE
-        if answer and (answer != printed or now - printed_at > SIGN_OF_LIFE_S):
+        is_old = state == before and polls <= PATIENCE
+        if state and (state != printed or now - printed_at > REPEAT_S):
             remark = ", as before" if is_old else ""
-            say(f"{timedelta(seconds=round(now - begin))}  {what}: {answer}{remark}")
-            printed, printed_at = answer, now
-        if answer and not is_old:
+            say(f"{timedelta(seconds=round(now - begin))}  {what}: {state}{remark}")
+            printed, printed_at = state, now
+        if state and not is_old:
             before = None
-            if is_over(answer):
-                return answer
+            if is_over(state):
+                return state
         if now - begin > limit_s:
-            state, after = printed or "without an answer", timedelta(seconds=round(limit_s))
+            last, after = printed or "without an answer", timedelta(seconds=round(limit_s))
             raise UserError(
-                f"{what} is still {state} after {after}; it goes on at Kaggle, look later with: {later}"
+                f"{what} is still {last} after {after}; it goes on at Kaggle, look later with: {later}"
             )
         time.sleep(poll_s)

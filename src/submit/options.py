@@ -87,7 +87,7 @@ class PushOptions:
     dry_run: bool = False
     """print the commands and run none"""
     poll_seconds: float = 20.0
-    """seconds between two looks at a status"""
+    """seconds between two queries of a status"""
     dataset_minutes: float = 60.0
     """longest wait for the dataset to become ready"""
     kernel_hours: float = 10.0
@@ -115,7 +115,7 @@ class SubmitOptions:
     dry_run: bool = False
     """print the commands and run none"""
     poll_seconds: float = 60.0
-    """seconds between two looks at the score"""
+    """seconds between two queries of the score"""
     score_hours: float = 12.0
     """longest wait for the score"""
 

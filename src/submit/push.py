@@ -8,8 +8,11 @@ from contextlib import suppress
 from src.core.errors import UserError
 from src.core.log import say
 from src.submit.folders import Kernel, read_bundle, read_kernel, verify_bundle
-from src.submit.kaggle_program import LOOK_LIMIT_S, KaggleError, command_line, run_kaggle, wait_for
+from src.submit.kaggle_program import POLL_LIMIT_S, KaggleError, command_line, run_kaggle, wait_for
 from src.submit.options import PushOptions
+
+FAILED = ("failed", "deleted")
+"""States of a dataset that is not ready and will not be."""
 
 ENDED = ("complete", "error", "cancelrequested", "cancelacknowledged")
 """States of a notebook that no longer runs."""
@@ -74,48 +77,49 @@ def _upload_dataset(
     waits = {"poll_s": options.poll_seconds, "limit_s": options.dataset_minutes * 60}
     status = command_line(_dataset_status(dataset))
 
-    def look() -> str:
-        return _look_at_dataset(dataset)
+    def poll() -> str:
+        return _read_dataset_state(dataset)
 
     try:
-        before = look()
+        before = poll()
     except KaggleError as error:
         if not error.means_absent:
             raise
         before = None
     if before is not None and not _is_settled(before):
         later = f"{status}; then push again"
-        before = wait_for(f"dataset {dataset}, before the upload", look, _is_settled, later=later, **waits)
+        before = wait_for(f"dataset {dataset}, before the upload", poll, _is_settled, later=later, **waits)
     run_kaggle(create if before is None else add_version, "upload the dataset", show=True)
-    answer = wait_for(
+    state = wait_for(
         f"dataset {dataset}",
-        look,
-        # A version is ready while the next one is unpacked: only the number tells them apart.
-        lambda answer: _is_settled(answer) and (answer == "failed" or answer != before),
+        poll,
+        # A version is ready while the next one is unpacked: only the number differs.
+        lambda state: state in FAILED or (_is_settled(state) and state != before),
         later=f"{status}; when the new version is ready: {push_notebook}",
-        before=before if before == "failed" else None,
+        before=before if before in FAILED else None,
         **waits,
     )
-    if answer == "failed":
-        raise UserError(f"Kaggle could not unpack the dataset: see https://www.kaggle.com/datasets/{dataset}")
+    if state in FAILED:
+        page = f"https://www.kaggle.com/datasets/{dataset}"
+        raise UserError(f"Kaggle could not make the dataset ({state}): see {page}")
 
 
-def _look_at_dataset(dataset: str) -> str:
+def _read_dataset_state(dataset: str) -> str:
     """Its state; `ready, version 4` with the number of the newest version that is ready."""
     action = "see the dataset's status"
-    text = run_kaggle(_dataset_status(dataset), action, limit_s=LOOK_LIMIT_S)
+    text = run_kaggle(_dataset_status(dataset), action, limit_s=POLL_LIMIT_S)
     status = (text.strip().splitlines() or ["unknown"])[-1].strip().lower()
     if status != "ready":
         return status
-    text = run_kaggle([*_dataset_status(dataset), "--format", "json"], action, limit_s=LOOK_LIMIT_S)
+    text = run_kaggle([*_dataset_status(dataset), "--format", "json"], action, limit_s=POLL_LIMIT_S)
     try:
         return f"ready, version {int(json.loads(text[text.index('{') :])['current_version_number'])}"
     except (ValueError, KeyError, TypeError):
         raise KaggleError(action, f"no version number in {' '.join(text.split())!r}") from None
 
 
-def _is_settled(answer: str) -> bool:
-    return answer == "failed" or answer.startswith("ready")
+def _is_settled(state: str) -> bool:
+    return state in FAILED or state.startswith("ready")
 
 
 def _run_notebook(options: PushOptions, kernel: Kernel, push_notebook: list[str]) -> str:
@@ -126,28 +130,28 @@ def _run_notebook(options: PushOptions, kernel: Kernel, push_notebook: list[str]
     """
     before = None
     with suppress(KaggleError):  # there is none yet, or the push will say what is wrong
-        before = _look_at_notebook(kernel.id)
+        before = _read_notebook_state(kernel.id)
     text = run_kaggle(push_notebook, "push the notebook", show=True)
-    answer = wait_for(
+    state = wait_for(
         f"notebook {kernel.id}",
-        lambda: _look_at_notebook(kernel.id),
-        lambda answer: answer.split(" ")[0] in ENDED,
+        lambda: _read_notebook_state(kernel.id),
+        lambda state: state.split(" ")[0] in ENDED,
         poll_s=options.poll_seconds,
         limit_s=options.kernel_hours * 3600,
         later=command_line(_kernel_status(kernel.id)),
         before=before,
     )
-    if answer != "complete":
+    if state != "complete":
         logs = command_line(["kernels", "logs", kernel.id])
-        raise UserError(f"the notebook {kernel.id} ended with {answer}; see its log with: {logs}")
+        raise UserError(f"the notebook {kernel.id} ended with {state}; see its log with: {logs}")
     pushed = re.search(r"Kernel version (\d+) successfully pushed", text)
     return pushed[1] if pushed else "N"
 
 
-def _look_at_notebook(kernel: str) -> str:
+def _read_notebook_state(kernel: str) -> str:
     """`running` for `has status "KernelWorkerStatus.RUNNING"`, with the failure message if there is one."""
-    text = run_kaggle(_kernel_status(kernel), "see the notebook's status", limit_s=LOOK_LIMIT_S)
+    text = run_kaggle(_kernel_status(kernel), "see the notebook's status", limit_s=POLL_LIMIT_S)
     status = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
     message = re.search(r'Failure message: "(.*)"', text)
-    answer = status[1].replace("_", "").lower() if status else " ".join(text.split())
-    return f"{answer} ({message[1]})" if message else answer
+    state = status[1].replace("_", "").lower() if status else " ".join(text.split())
+    return f"{state} ({message[1]})" if message else state

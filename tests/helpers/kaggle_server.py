@@ -35,14 +35,14 @@ class Refused(Exception):
 
 @dataclass
 class KaggleServer:
-    """What Kaggle keeps and answers. Of a list of states each look gets the next; the last one stays."""
+    """What Kaggle keeps and answers. Each poll gets the next of a list of states; the last one stays."""
 
     datasets: dict[str, list[dict[str, bytes]]] = field(default_factory=dict)
     """USER/SLUG -> versions, each file name -> content, as uploaded"""
     unpacking: list[str] = field(default_factory=lambda: ["BLOBS_RECEIVED", "READY"])
     """of the first version of a dataset"""
-    late_looks: int = 1
-    """at a new version of a dataset or a notebook, which still get the state of the version before"""
+    late_polls: int = 1
+    """polls after a new version of a dataset or a notebook that still get the state before"""
     notebooks: dict[str, list[dict]] = field(default_factory=dict)
     """USER/SLUG -> versions, each as it was pushed"""
     running: list[str] = field(default_factory=lambda: ["QUEUED", "RUNNING", "COMPLETE"])
@@ -125,14 +125,14 @@ class KaggleServer:
 
     def _CreateDatasetVersion(self, ownerSlug: str, datasetSlug: str, body: dict) -> dict:
         versions = self._versions(ownerSlug, datasetSlug)
-        self._numbers = [*[len(versions)] * self.late_looks, len(versions) + 1]
+        self._numbers = [*[len(versions)] * self.late_polls, len(versions) + 1]
         versions.append(self._take(body["files"]))
         return {"status": "ok", "url": f"https://www.kaggle.com/datasets/{ownerSlug}/{datasetSlug}"}
 
     def _SaveKernel(self, slug: str, datasetDataSources: list[str], **body: Any) -> dict:
         versions = self.notebooks.setdefault(slug, [])
         versions.append({**body, "datasetDataSources": datasetDataSources})
-        self._runs[slug] = [*self._runs.get(slug, [])[-1:] * self.late_looks, *self.running]
+        self._runs[slug] = [*self._runs.get(slug, [])[-1:] * self.late_polls, *self.running]
         return {
             "versionNumber": len(versions),
             "url": f"https://www.kaggle.com/code/{slug}",

@@ -8,7 +8,7 @@ import pytest
 
 import submit
 from src.submit.competition import read_submissions
-from src.submit.kaggle_program import PATIENCE, KaggleError
+from src.submit.kaggle_program import KaggleError
 from tests.helpers.kaggle_folders import COMPETITION, KERNEL, write_bundle, write_kernel
 from tests.helpers.kaggle_server import fails, has, only_error, printed_states
 
@@ -64,7 +64,7 @@ def test_submit_does_not_submit_again_what_waits_for_its_score(machine, hand_in,
         (has(scoring=["PENDING", "ERROR"]), f"could not score version 1 of {KERNEL} .error.: https://www"),
         (
             has(answers={"CreateCodeSubmission": [(200, {"message": "ok"})]}),
-            f"{PATIENCE} looks at the list do not show it: see https://www.kaggle.com/competitions/",
+            "is not in the list of submissions: see https://www.kaggle.com/competitions/",
         ),
     ],
 )

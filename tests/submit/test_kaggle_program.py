@@ -88,7 +88,7 @@ def test_run_kaggle_adds_advice_to_the_words_of_the_program(write_program, lines
     assert "\n" not in str(caught.value)
 
 
-class Looks:
+class Polls:
     """Answers, one after the other; the last one stays. Those in brackets are raised as errors."""
 
     def __init__(self, answers: Iterable[str]) -> None:
@@ -102,49 +102,43 @@ class Looks:
         return answer
 
 
-def wait(looks: Looks, **changes: object) -> str:
+def wait(polls: Polls, **changes: object) -> str:
     given = {"poll_s": 0.0, "limit_s": 60.0, "later": "kaggle kernels status a/b"} | changes
-    return wait_for("notebook", looks, lambda answer: answer in ("complete", "error"), **given)
+    return wait_for("notebook", polls, lambda state: state in ("complete", "error"), **given)
 
 
 def test_wait_for_prints_each_state_once(capsys):
-    assert wait(Looks(["queued", "queued", "running", "running", "complete"])) == "complete"
+    assert wait(Polls(["queued", "queued", "running", "running", "complete"])) == "complete"
     lines = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()]
     assert lines == ["notebook: queued", "notebook: running", "notebook: complete"]
 
 
-def test_wait_for_bears_errors_that_may_pass(capsys):
+def test_wait_for_tries_again_after_errors_that_may_pass(capsys):
     fault = ["[503 Server Error]"] * PATIENCE
-    assert wait(Looks([*fault, "running", *fault, "complete"])) == "complete"
+    assert wait(Polls([*fault, "running", *fault, "complete"])) == "complete"
     assert capsys.readouterr().err.count("; trying again") == 2 * PATIENCE
-    looks = Looks(["[timed out]"])
+    polls = Polls(["[timed out]"])
     with pytest.raises(KaggleError, match="timed out - is there a network"):
-        wait(looks)
-    assert looks.count == PATIENCE + 1
+        wait(polls)
+    assert polls.count == PATIENCE + 1
 
 
 def test_wait_for_ends_at_once_with_an_error_that_remains():
-    looks = Looks(["running", "[Authentication required to call the Kaggle API.]", "complete"])
+    polls = Polls(["running", "[Authentication required to call the Kaggle API.]", "complete"])
     with pytest.raises(KaggleError, match="kaggle auth login"):
-        wait(looks)
-    assert looks.count == 2
+        wait(polls)
+    assert polls.count == 2
 
 
 def test_wait_for_says_how_to_look_later_when_the_time_is_up():
     with pytest.raises(UserError, match=r"is still running after .*look later with: kaggle kernels status"):
-        wait(Looks(["running"]), limit_s=-1.0)
+        wait(Polls(["running"]), limit_s=-1.0)
 
 
 def test_wait_for_does_not_take_the_state_before_for_the_new_one():
-    looks = Looks(["complete", "complete", "running", "complete"])
-    assert wait(looks, before="complete") == "complete" and looks.count == 4
-    looks = Looks(["error"])
-    assert wait(looks, before="complete") == "error" and looks.count == 1
-    assert wait(looks := Looks(["complete"]), before="complete") == "complete"
-    assert looks.count == PATIENCE + 1
-
-
-def test_wait_for_sleeps_between_looks_only():
-    begin = time.monotonic()
-    wait(Looks(["complete"]), poll_s=30.0)
-    assert time.monotonic() - begin < 10.0
+    polls = Polls(["complete", "complete", "running", "complete"])
+    assert wait(polls, before="complete") == "complete" and polls.count == 4
+    polls = Polls(["error"])
+    assert wait(polls, before="complete") == "error" and polls.count == 1
+    assert wait(polls := Polls(["complete"]), before="complete") == "complete"
+    assert polls.count == PATIENCE + 1

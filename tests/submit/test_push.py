@@ -122,7 +122,7 @@ SOURCES = {"versionNumber": 1, "url": "x", "invalidDatasetSources": [DATASET]}
         (fails("GetDatasetStatus", 503, "Service Unavailable"), "Service Unavailable$", "CreateDataset"),
         (fails("CreateDataset", 200, TITLE), "already in use .*another --title and --id", "SaveKernel"),
         (fails("upload", 400, "", 1), "Upload unsuccessful: .*push again", "SaveKernel"),
-        (has(unpacking=["BLOBS_RECEIVED", "FAILED"]), "could not unpack the dataset", "SaveKernel"),
+        (has(unpacking=["BLOBS_RECEIVED", "FAILED"]), r"could not make the dataset \(failed\)", "SaveKernel"),
         (fails("SaveKernel", 200, QUOTA), "weekly GPU quota of 30.00 hours reached.*--gpu false", None),
         (fails("SaveKernel", 200, PHONE), "Phone verification", None),
         (fails("SaveKernel", 403, RULES), "tab Rules", None),
