@@ -1,0 +1,75 @@
+"""The tour of the README can be followed: its files exist, and lead outside of it in few places."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOUR = re.findall(r"^\| `(src/[\w/]+\.py)` \|", README, re.MULTILINE)
+MOST_LINES = 6500
+
+BESIDE = {
+    "prepare": {"sources", "retries"},
+    "ct": {"geometry", "storage", "series_guards", "codestream", "multiframe", "nifti"}
+    | {"pydicom_reader", "label_volume"},
+    "data": {"selection", "png", "packed", "preview"},
+    "voco": {"index", "order", "monitors", "micro_batch"},
+    "nn": {
+        *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
+        *("augmentation", "loading", "schedule"),
+    },
+    "cls": {
+        *("inputs", "order", "organs", "slice_targets", "stack_mixing", "out_of_fold", "run_folder"),
+        *("second_model", "slice_features"),
+    },
+    "seg": {"model"},
+    "score": {"prior"},
+    "infer": {"stack_sources", "organ_finder", "budget", "results", "fallback"},
+}
+"""What files of the tour import besides each other, `src/core` and the options of their rooms."""
+
+
+def imported_files(name: str) -> set[tuple[str, str]]:
+    """Room and module of every import from src."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
+            parts = node.module.split(".")
+            names = [parts[2]] if len(parts) > 2 else [alias.name for alias in node.names]
+            found |= {(parts[1], each) for each in names}
+    return found
+
+
+def test_tour_visits_files_that_exist_each_once():
+    assert len(TOUR) > 20 and len(set(TOUR)) == len(TOUR)
+    assert [name for name in TOUR if not (ROOT / name).is_file()] == []
+
+
+def test_tour_can_be_read_in_an_afternoon():
+    lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in TOUR)
+    assert lines <= MOST_LINES
+
+
+@pytest.mark.parametrize("name", TOUR)
+def test_file_of_the_tour_imports_few_files_outside_of_it(name):
+    outside = {
+        (room, module)
+        for room, module in imported_files(name)
+        if f"src/{room}/{module}.py" not in TOUR and room != "core" and module != "options"
+    }
+    unlisted = {(room, module) for room, module in outside if module not in BESIDE.get(room, ())}
+    assert not unlisted
+
+
+def test_no_entry_beside_the_tour_is_unused():
+    imported = set().union(*(imported_files(name) for name in TOUR))
+    unused = {
+        (room, module)
+        for room, modules in BESIDE.items()
+        for module in modules
+        if (room, module) not in imported
+    }
+    assert not unused
