@@ -2,7 +2,7 @@
 
     python benchmarks/real_ct.py --ct ../shared/data/ct --output data/real_soft
     python benchmarks/real_ct.py --ct ../shared/data/ct --output data/real_windows --windows soft organ wide
-    python -m src.probe.evaluate --data data/real_soft --run runs/voco/v2
+    python -m src.probe --data data/real_soft --run runs/voco/v2
 
 `--ct` holds what its publishers give: chaos/dicom and chaos/liver_mask (CHAOS challenge: portal-phase DICOM,
 liver masks as PNG, one a slice), totalsegmentator (a CT at 3 mm and its organ labels), and rsna_processed (a

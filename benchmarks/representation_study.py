@@ -8,7 +8,7 @@ Stages, each of which keeps what is finished, so that the same command continues
     data      the phantoms of transfer_study.py, which shares its folder and its encoders with this study
     pretrain  train_voco.py for each preset and seed at the preset's steps (equal steps), and again with as
               many steps as take as long as --seconds-of does (equal seconds)
-    evaluate  placing and probes of src/probe/evaluate.py on the phantoms with segmentations and on --sets, of
+    evaluate  placing and probes of src/probe on the phantoms with segmentations and on --sets, of
               every encoder and of random weights
     table     mean and spread over seeds, and differences to the first preset, paired by seed
 """
@@ -36,9 +36,8 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.files import write_json
 from src.core.log import say
 from src.core.run_folder import only_writer
-from src.probe.frozen import load_run
-from src.probe.held_out import HeldOut
-from src.probe.measure import measure
+from src.probe.__main__ import measure
+from src.probe.frozen import HeldOut, load_run
 
 STAGES = ("data", "pretrain", "evaluate", "table")
 PLACING = "placing/standard/cross/projection"

@@ -1,8 +1,8 @@
-"""A measured figure with its trials, its chance and its interval.
+"""A measured figure with its trials, its chance level and its interval.
 
-Crops of one patient are not independent, so intervals come from a bootstrap over patients (Efron 1979). Of
-fewer than `FEW` patients it says nothing; what is resampled then (draws of crops, blocks of slices) is named
-with the figure, and such an interval speaks of these patients alone.
+Crops of one patient are not independent, so intervals come from a bootstrap over patients (Efron 1979). With
+fewer than `FEW` patients that is meaningless: draws of crops or blocks of slices are resampled instead, as
+`Estimate.over` records, and such an interval holds for these patients only.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ import numpy as np
 ROUNDS = 1000
 LEVEL = 0.95
 FEW = 5
-"""Patients below which a bootstrap over patients says nothing."""
+"""Number of patients below which a bootstrap over patients is meaningless."""
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """One result."""
 
     value: float
@@ -24,9 +24,9 @@ class Figure:
     high: float | None
     """of the 95 % interval; None where there is nothing to resample"""
     over: str
-    """what the interval resamples: patients, draws or blocks"""
+    """unit that the interval resamples: patients, draws or blocks"""
     chance: float
-    """what a network that sees nothing gets"""
+    """value of a network that ignores its input"""
     trials: int
     patients: int
 
@@ -38,9 +38,9 @@ def resampled_counts(units: int, seed: int) -> np.ndarray:
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """The middle 95 % of the resampled values; a round without a trial is nan and left out.
+    """The middle 95 % of the resampled values; rounds without a trial are NaN and excluded.
 
-    (None, None) where fewer than half of the rounds have a value, or all have the same.
+    (None, None) if fewer than half of the rounds have a value, or all have the same.
     """
     values = values[np.isfinite(values)]
     if 2 * len(values) < ROUNDS or np.ptp(values) == 0:
@@ -50,6 +50,6 @@ def percentile_interval(values: np.ndarray) -> tuple[float | None, float | None]
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """`numerator / denominator`, nan where there is nothing to divide by."""
+    """`numerator / denominator`, NaN where the denominator is 0."""
     safe = np.where(denominator > 0, denominator, 1)
     return np.where(denominator > 0, numerator / safe, np.nan)

@@ -1,34 +1,41 @@
-"""The network of a finished run, frozen: what its teacher makes of crops."""
+"""What is measured: the frozen network of a finished run, and the held-out series it is measured on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
 from src.core.runtime import torch_seed
+from src.data.prepared import PreparedDataset
+from src.voco.crops import CropGrid, resize_plane
 from src.voco.model import VocoNet, VolumeVocoNet, build_network
 from src.voco.options import VocoOptions
+
+GRID = 3
+"""Tiles along each side of a slice, in the geometry that all methods share."""
 
 _IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class FrozenNet:
-    """A network that only looks. `load_run` makes one."""
+    """A network in evaluation mode, made by `load_run`."""
 
     options: VocoOptions
     network: VocoNet
 
     @property
     def is_volume(self) -> bool:
-        """Whether the backbone takes a crop as a volume; else it takes its slices one by one."""
+        """Whether the backbone encodes a crop as a volume, not slice by slice."""
         return isinstance(self.network, VolumeVocoNet)
 
     def embed(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """Embed crops, some at a time, each on its own: neighbours in a batch change nothing.
+        """Embed crops in batches; an embedding does not depend on the other crops of its batch.
 
         Args:
             crops: uint8 (K, T, tile, tile, C).
@@ -61,8 +68,8 @@ class FrozenNet:
 def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
     """The teacher of a run, backbone and head, or its architecture with random weights.
 
-    A teacher that is only a head (large-scale VoCo) stands on the student's backbone. BatchNorms normalise by
-    their running statistics, as in any later use. Those of random weights are the initial 0 and 1, which
+    A teacher that is only a head (large-scale VoCo) uses the student's backbone. BatchNorms normalise by
+    their running statistics, as in any later use. With random weights these are the initial 0 and 1, which
     leave a network nearly linear: a stronger baseline than random weights that normalise by crops.
 
     Args:
@@ -82,7 +89,7 @@ def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
         options = VocoOptions(**given)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} was written by another version of train_voco.py ({error})") from None
-    if len(set(options.windows_of_sets)) == 1:  # what all sets showed; of a mixture, --windows
+    if len(set(options.windows_of_sets)) == 1:  # the windows of all sets; for a mixture, --windows
         options = replace(options, windows=options.windows_of_sets[0], set_windows=())
     fresh = replace(options, pretrained=False, encoder=None, compile=False, micro_batch=0)
     with torch_seed(random_seed or 0):
@@ -94,3 +101,57 @@ def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
             raise UserError(f"{path} does not fit its backbone: {str(error).splitlines()[-1]}") from None
     network.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
     return FrozenNet(options, network)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Patients of a prepared set, in the windows that a network takes. `open` makes one."""
+
+    dataset: PreparedDataset
+    series: pd.DataFrame
+    """rows of `dataset.series` of the chosen patients, with their index"""
+    channels: tuple[int, ...]
+
+    @classmethod
+    def open(cls, folder: Path, windows: Sequence[str], patients: int | None = None) -> "HeldOut":
+        """Open a prepared set, or its first `patients` patients.
+
+        Raises:
+            UserError: no such set, no usable series in it, or it lacks a window.
+        """
+        dataset = PreparedDataset.open(folder)
+        channels = dataset.channels(windows)
+        series = dataset.series
+        if series.empty:
+            raise UserError(f"{folder} has no usable series")
+        chosen = series["patient_id"].drop_duplicates()[:patients]
+        return cls(dataset, series[series["patient_id"].isin(chosen)], channels)
+
+    @property
+    def patients(self) -> int:
+        return self.series["patient_id"].nunique()
+
+    def read(self, patient_id: str, series_id: str, indices: np.ndarray, side: int) -> np.ndarray:
+        """Whole slices, resized: uint8 (T, side, side, C). Each slice is decoded once."""
+        unique, place = np.unique(indices, return_inverse=True)
+        images = self.dataset.read_slices(patient_id, series_id, unique)[..., list(self.channels)]
+        return np.stack([resize_plane(image, side) for image in images])[place]
+
+
+def cut(images: np.ndarray, starts: np.ndarray, tile: int) -> np.ndarray:
+    """Square tiles of every slice; they may reach out of the image by less than a tile, where they are black.
+
+    Args:
+        images: (T, H, W, C).
+        starts: (K, 2) first row and column of each.
+
+    Returns:
+        (K, T, tile, tile, C).
+    """
+    padded = np.pad(images, ((0, 0), (tile, tile), (tile, tile), (0, 0)))
+    return np.stack([padded[:, y + tile : y + 2 * tile, x + tile : x + 2 * tile] for y, x in starts])
+
+
+def grid_starts(tile: int) -> np.ndarray:
+    """First rows and columns of the 3 x 3 tiles of a slice of 3 * `tile` pixels: int64 (9, 2)."""
+    return CropGrid((GRID * tile,) * 2, (GRID,) * 2).base_starts()

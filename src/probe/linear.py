@@ -1,7 +1,7 @@
-"""What frozen features know: the organ at a tile's centre, and the height of a slice.
+"""What frozen features contain: the organ at a tile's centre, and the height of a slice.
 
-A linear model and a k-NN are fitted on some patients and tested on the others, both ways, so that every
-patient is tested once. Nothing of the network is trained.
+A linear model and a k-NN are fitted on some patients and tested on the others, in both directions, so that
+every patient is tested once. The network is not trained.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from src.core.targets import ORGANS
-from src.probe.estimates import FEW, Figure, percentile_interval, ratio, resampled_counts
+from src.probe.estimates import FEW, Estimate, percentile_interval, ratio, resampled_counts
 from src.probe.tiles import ProbeSet
 
 NEIGHBOURS = 20
 MOST_LACKING = 0.1
-"""Share of patients that may lack an organ before it is no class any more."""
+"""Largest share of patients that may lack an organ which is a class."""
 
 Fit = Callable[[int], BaseEstimator]
-"""From the number of training rows to a model."""
+"""Makes a model for a number of training rows."""
 
 CLASSIFIERS: dict[str, Fit] = {
     "logistic": lambda rows: LogisticRegression(C=0.01, max_iter=1000),
@@ -39,22 +39,22 @@ Fold = tuple[np.ndarray, np.ndarray]
 """bool (M,) rows to fit on, and rows to test"""
 
 
-def organ_figures(tiles: ProbeSet, seed: int) -> tuple[dict[str, Figure], dict[str, str]]:
+def organ_estimates(tiles: ProbeSet, seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Balanced accuracy of the organ at a tile's centre: `organ/<logistic or knn>`, between patients.
 
-    A class is an organ that nearly every patient has labelled; the rest is one class, other organs in it.
-    With the liver alone labelled in some patients this is liver against everything else. Of fewer than `FEW`
-    patients there is also `organ_within/<patient>/...`: all organs of one, learnt from every other block of
-    its slices. Blocks touch, so that it is easier than between patients.
+    Each organ that nearly every patient has labelled is a class; everything else, other organs included, is
+    one more. If some patients have only the liver labelled, this is liver against everything else. With fewer
+    than `FEW` patients there is also `organ_within/<patient>/...`: all organs of one patient, learnt from
+    every other block of the slices. Blocks touch, which makes it easier than between patients.
 
     Returns:
-        The figures, and why others cannot be had.
+        The estimates, and the reason for each one that cannot be measured.
     """
     patients = np.unique(tiles.patient)
     common = _common_organs(tiles)
     tested = tiles.take(_has_all(tiles, common))
     folds = patient_folds(tested.patient, seed)
-    figures, absent = {}, {}
+    estimates, absent = {}, {}
     if not len(tiles):
         absent["organ"] = "no series has masks"
     elif not common:
@@ -66,7 +66,7 @@ def organ_figures(tiles: ProbeSet, seed: int) -> tuple[dict[str, Figure], dict[s
     else:
         classes = np.where(np.isin(tested.target, common), tested.target, 0)
         for name, fit in CLASSIFIERS.items():
-            figures[f"organ/{name}"] = _accuracy(tested, classes, folds, fit, seed)
+            estimates[f"organ/{name}"] = _accuracy(tested, classes, folds, fit, seed)
     for patient in patients if len(patients) < FEW else ():
         own = tiles.take(tiles.patient == patient)
         if len(np.unique(own.target)) < 3:
@@ -78,42 +78,40 @@ def organ_figures(tiles: ProbeSet, seed: int) -> tuple[dict[str, Figure], dict[s
             absent[f"organ_within/{patient}"] = "too few slices"
             continue
         for name, fit in CLASSIFIERS.items():
-            figures[f"organ_within/{patient}/{name}"] = _accuracy(own, own.target, folds, fit, seed)
-    return figures, absent
+            estimates[f"organ_within/{patient}/{name}"] = _accuracy(own, own.target, folds, fit, seed)
+    return estimates, absent
 
 
-def height_figures(slices: ProbeSet, seed: int) -> tuple[dict[str, Figure], dict[str, str]]:
+def height_estimates(slices: ProbeSet, seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
     """The height of a slice in its series, between patients: `z_position/<ridge or knn>/<r2 or mae_mm>`.
 
     R2 is of the relative height, 0 head to 1 feet; the error in mm is that of the height times the extent of
-    the series. Chance is the mean height of the slices fitted on. Scans that cover other parts of the body
-    make the task harder, and equally so for every network.
+    the series. Chance is the mean height of the training slices. Scans that cover different parts of the body
+    make the task harder, equally for every network.
 
     Returns:
-        The figures, and why others cannot be had.
+        The estimates, and the reason if there are none.
     """
     folds = patient_folds(slices.patient, seed)
     if not folds:
         return {}, {"z_position": "a single patient"}
     if not _can_fit(slices.target, folds):
         return {}, {"z_position": "too few slices"}
-    figures, true = {}, slices.target
+    estimates, true = {}, slices.target
     constant = predict(slices, true, folds, lambda rows: DummyRegressor(), seed)
     for name, fit in REGRESSORS.items():
         error = np.abs(predict(slices, true, folds, fit, seed) - true)
         # per row: count, height, height squared, squared error, error in mm
         rows = np.stack([np.ones_like(true), true, true**2, error**2, error * slices.extent_mm], axis=1)
         chance_mm = float((np.abs(constant - true) * slices.extent_mm).mean())
-        figures[f"z_position/{name}/r2"] = _pooled(slices, rows, _r2, 0.0, seed)
-        figures[f"z_position/{name}/mae_mm"] = _pooled(slices, rows, _mean_mm, chance_mm, seed)
-    return figures, {}
+        estimates[f"z_position/{name}/r2"] = _pooled(slices, rows, _r2, 0.0, seed)
+        estimates[f"z_position/{name}/mae_mm"] = _pooled(slices, rows, _mean_mm, chance_mm, seed)
+    return estimates, {}
 
 
 def patient_folds(patient: np.ndarray, seed: int) -> list[Fold]:
-    """Halves of the patients, each fitted on and tested once; fewer than `FEW` are tested one by one.
-
-    No fold where there is a single patient.
-    """
+    """Halves of the patients, each used once for fitting and once for testing; fewer than `FEW` are tested
+    one by one. A single patient gives no fold."""
     names = np.random.default_rng(seed).permutation(np.unique(patient))
     if len(names) < 2:
         return []
@@ -122,9 +120,9 @@ def patient_folds(patient: np.ndarray, seed: int) -> list[Fold]:
 
 
 def predict(data: ProbeSet, target: np.ndarray, folds: list[Fold], fit: Fit, seed: int) -> np.ndarray:
-    """Predictions (M,) of models that were fitted without the row's own fold, features standardised.
+    """Predictions (M,) by models fitted without the row's own fold, on standardised features.
 
-    Whole-number targets are classes, and equally many rows of each are fitted on.
+    Integer targets are classes, and equally many rows of each are used for fitting.
     """
     predicted = np.empty_like(target)
     rng = np.random.default_rng(seed)
@@ -142,7 +140,7 @@ def _can_fit(target: np.ndarray, folds: list[Fold]) -> bool:
     return all(len(np.unique(target[fitted])) > 1 and tested.any() for fitted, tested in folds)
 
 
-def _accuracy(data: ProbeSet, target: np.ndarray, folds: list[Fold], fit: Fit, seed: int) -> Figure:
+def _accuracy(data: ProbeSet, target: np.ndarray, folds: list[Fold], fit: Fit, seed: int) -> Estimate:
     hits = predict(data, target, folds, fit, seed) == target
     classes = np.unique(target)
     of_class = target[:, None] == classes  # (M, classes)
@@ -151,22 +149,22 @@ def _accuracy(data: ProbeSet, target: np.ndarray, folds: list[Fold], fit: Fit, s
 
 
 def _pooled(
-    data: ProbeSet, rows: np.ndarray, figure: Callable[[np.ndarray], np.ndarray], chance: float, seed: int
-) -> Figure:
-    """A figure of the column sums of `rows` (M, K), and its interval over patients, or over blocks of slices.
+    data: ProbeSet, rows: np.ndarray, value_of: Callable[[np.ndarray], np.ndarray], chance: float, seed: int
+) -> Estimate:
+    """An estimate from the column sums of `rows` (M, K), with its interval over patients or blocks of slices.
 
-    `figure` takes sums (rounds, K) to values (rounds,).
+    `value_of` maps sums (rounds, K) to values (rounds,).
     """
     patients = np.unique(data.patient)
     few = len(patients) < FEW
-    # a text a unit: block numbers begin anew in each patient
+    # patient and block: block numbers start from 0 in each patient
     units = np.char.add(data.patient, np.char.mod(" %d", data.block)) if few else data.patient
     _, unit = np.unique(units, return_inverse=True)
     sums = np.zeros((unit.max() + 1, rows.shape[1]))
     np.add.at(sums, unit, rows)
-    low, high = percentile_interval(figure(resampled_counts(len(sums), seed) @ sums))
-    return Figure(
-        value=float(figure(sums.sum(axis=0, keepdims=True))[0]),
+    low, high = percentile_interval(value_of(resampled_counts(len(sums), seed) @ sums))
+    return Estimate(
+        value=float(value_of(sums.sum(axis=0, keepdims=True))[0]),
         low=low,
         high=high,
         over="blocks" if few else "patients",
@@ -198,7 +196,7 @@ def _organs_of(tiles: ProbeSet) -> dict[str, set[int]]:
 
 
 def _common_organs(tiles: ProbeSet) -> list[int]:
-    """Organs that at most `MOST_LACKING` of the patients lack."""
+    """Organs that at most a share `MOST_LACKING` of the patients lack."""
     having = list(_organs_of(tiles).values())
     return [
         label
@@ -208,6 +206,6 @@ def _common_organs(tiles: ProbeSet) -> list[int]:
 
 
 def _has_all(tiles: ProbeSet, organs: list[int]) -> np.ndarray:
-    """bool (M,): of a patient with all of `organs`, so that what is called the rest holds none of them."""
+    """bool (M,): tiles of patients with all of `organs`, so that the remaining class has none of them."""
     complete = [patient for patient, having in _organs_of(tiles).items() if having >= set(organs)]
     return np.isin(tiles.patient, complete)

@@ -1,18 +1,25 @@
-"""Is a crop placed right? Random crops of volumes never seen, among the bases of their own and of others.
+"""Is a crop placed right? Random crops of unseen volumes, among the bases of their own and of other volumes.
 
 Crops of one patient share pixels, so that random weights already place half of them right among their own
 bases (*intra*). Among another patient's bases (*cross*) pixels do not help.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from src.core.log import progress
-from src.probe.estimates import FEW, Figure, percentile_interval, ratio, resampled_counts
-from src.probe.frozen import FrozenNet
+from src.core.runtime import sample_rng
+from src.probe.estimates import FEW, Estimate, percentile_interval, ratio, resampled_counts
+from src.probe.frozen import GRID, FrozenNet, HeldOut, cut, grid_starts
+from src.voco.crops import overlap_labels
+from src.voco.dataset import open_dataset
+from src.voco.options import VocoOptions
 
+SLICES = 8
+"""Of a crop in the geometry that all methods share; a 3D network takes as many as it was trained with."""
 RANDOM_CROPS = 8
 """Random crops of a series in one draw."""
 LEAST_CROPS = 400
@@ -20,6 +27,79 @@ LEAST_CROPS = 400
 
 SampleCrops = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(series, draw) -> crops uint8 (R + N, T, tile, tile, C), random crops first, and labels (R, N)."""
+
+
+def standard_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
+    """Crops of the 3 x 3 grid on whole slices of the middle half of a series."""
+    slices = net.options.slices if net.is_volume else SLICES
+
+    def sample(row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        return standard_crops(
+            held_out, row, draw, tile=net.options.tile, slices=slices, random_crops=RANDOM_CROPS, seed=seed
+        )
+
+    return sample
+
+
+def own_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
+    """Crops as the run draws them, without changes of appearance and turns.
+
+    With several bases along the body, cross-patient labels hold only as far as the scans cover the same
+    region.
+    """
+    dataset = open_dataset(plain_geometry(net.options, str(held_out.dataset.folder), seed))
+    rows = held_out.series.index  # of all usable series, the order of the data set
+
+    def sample(row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        crops = dataset[draw, int(rows[row])]
+        return crops.tiles.numpy(), crops.label.numpy()
+
+    return sample
+
+
+def plain_geometry(options: VocoOptions, data: str, seed: int) -> VocoOptions:
+    """The options of a run for the held-out set, without random changes of crops."""
+    return replace(
+        options,
+        data=(data,),
+        set_windows=(),
+        repeat=(),
+        random_crops=RANDOM_CROPS,
+        crop_flip=0.0,
+        crop_rotate90=0.0,
+        crop_shift=0.0,
+        appearance=0.0,
+        seed=seed,
+    )
+
+
+def middle_indices(n_slices: int, count: int) -> np.ndarray:
+    """`count` slices spread evenly over the middle half of a series, at the same relative heights in each."""
+    share = 0.25 + 0.5 * (np.arange(count) + 0.5) / count
+    return (share * n_slices).astype(np.int64)
+
+
+def standard_crops(
+    held_out: HeldOut, row: int, draw: int, *, tile: int, slices: int, random_crops: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random crops and the 3 x 3 bases of one series, over slices of its middle half.
+
+    Places are drawn as fractions of the image, so that they do not depend on the tile size of a network.
+
+    Args:
+        row: of `held_out.series`.
+        draw: number of a repeated draw.
+
+    Returns:
+        uint8 (R + 9, slices, tile, tile, C), random crops first, and labels float32 (R, 9).
+    """
+    series = held_out.series.iloc[row]
+    indices = middle_indices(int(series["slices"]), slices)
+    images = held_out.read(series["patient_id"], series["series_id"], indices, GRID * tile)
+    places = sample_rng(seed, draw, row).random((random_crops, 2))
+    randoms = np.rint(places * (GRID - 1) * tile).astype(np.int64)
+    bases = grid_starts(tile)
+    return cut(images, np.concatenate([randoms, bases]), tile), overlap_labels(randoms, bases, (tile, tile))
 
 
 class PlacedCrops(NamedTuple):
@@ -34,7 +114,7 @@ class PlacedCrops(NamedTuple):
 
 
 def embed_series(net: FrozenNet, sample: SampleCrops, series: int, name: str) -> PlacedCrops:
-    """Embed every series' crops, in as many draws as make `LEAST_CROPS`."""
+    """Embed every series' crops, in enough draws to reach `LEAST_CROPS`."""
     draws = -(-LEAST_CROPS // (series * RANDOM_CROPS))
     features, projections, labels = [], [], []
     for number in progress(range(draws * series), desc=f"placing, {name}"):
@@ -48,21 +128,21 @@ def embed_series(net: FrozenNet, sample: SampleCrops, series: int, name: str) ->
     )
 
 
-def placing_figures(placed: PlacedCrops, patient: np.ndarray, seed: int) -> dict[str, Figure]:
+def placing_estimates(placed: PlacedCrops, patient: np.ndarray, seed: int) -> dict[str, Estimate]:
     """Share of random crops whose most similar base is the one that they overlap most.
 
-    Where two bases share the largest overlap, either is right. Similarity is the plain cosine that the loss
-    uses; `features_centred` subtracts the mean feature of all crops first, since pooled features point mostly
-    the same way.
+    If two bases share the largest overlap, either is right. Similarity is the cosine that the loss uses;
+    `features_centred` subtracts the mean feature of all crops first, since pooled features point mostly in
+    the same direction.
 
     Args:
-        patient: (S,) whose series each is; a crop is never placed among another series of its own patient.
+        patient: (S,) patient of each series; a crop is not placed among other series of the same patient.
 
     Returns:
-        `<intra or cross>/<projection, features or features_centred>`; cross is absent with a single patient.
+        `<intra or cross>/<projection, features or features_centred>`; no cross with a single patient.
     """
     centred = placed.features - placed.features.mean(axis=(0, 1, 2))
-    figures = {}
+    estimates = {}
     for name, embeddings in (
         ("projection", placed.projection),
         ("features", placed.features),
@@ -71,20 +151,20 @@ def placing_figures(placed: PlacedCrops, patient: np.ndarray, seed: int) -> dict
         hits = np.stack(
             [hits_by_pair(*draw) for draw in zip(embeddings, placed.label, strict=True)]
         )  # (D, S, S)
-        for kind, figure in _shares(hits, placed.label.shape[2], patient, seed).items():
-            figures[f"{kind}/{name}"] = Figure(**figure, chance=1 / placed.label.shape[3])
-    return dict(sorted(figures.items()))
+        for kind, share in _shares(hits, placed.label.shape[2:], patient, seed).items():
+            estimates[f"{kind}/{name}"] = share
+    return dict(sorted(estimates.items()))
 
 
 def hits_by_pair(embeddings: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """How many of a series' R random crops are placed right among each series' bases.
+    """Number of a series' R random crops that are placed right among each series' bases.
 
     Args:
         embeddings: (S, R + N, D), random crops first.
         label: (S, R, N).
 
     Returns:
-        float64 (S, S): row, whose crops; column, whose bases.
+        float64 (S, S): crops of the row's series, bases of the column's series.
     """
     crops, bases = label.shape[1:]
     lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
@@ -98,8 +178,9 @@ def hits_by_pair(embeddings: np.ndarray, label: np.ndarray) -> np.ndarray:
     return hits
 
 
-def _shares(hits: np.ndarray, crops: int, patient: np.ndarray, seed: int) -> dict[str, dict]:
-    """`hits` (D, S, S) of `crops` trials each, pooled by patient: the figures' fields, chance left out."""
+def _shares(hits: np.ndarray, sizes: tuple[int, int], patient: np.ndarray, seed: int) -> dict[str, Estimate]:
+    """`hits` (D, S, S) of `sizes` crops among bases, pooled by patient: intra, and cross if there is any."""
+    crops, bases = sizes
     _, number = np.unique(patient, return_inverse=True)
     member = np.eye(number.max() + 1)[number]  # (S, P)
     same_patient = number[:, None] == number[None, :]
@@ -115,16 +196,17 @@ def _shares(hits: np.ndarray, crops: int, patient: np.ndarray, seed: int) -> dic
             resampled = ratio(counts @ by_patient.sum((1, 2)), counts @ trials.sum((1, 2)))
         else:
             counts = resampled_counts(member.shape[1], seed)
-            bases = counts if kind == "cross" else 1  # both whose crops and whose bases were drawn
+            others = counts if kind == "cross" else 1  # patients of crops and of bases are both resampled
             hit, tried = by_patient.sum(0), trials.sum(0)  # (P, P)
-            resampled = ratio(((counts @ hit) * bases).sum(1), ((counts @ tried) * bases).sum(1))
+            resampled = ratio(((counts @ hit) * others).sum(1), ((counts @ tried) * others).sum(1))
         low, high = percentile_interval(resampled)
-        shares[kind] = {
-            "value": float(by_patient.sum() / trials.sum()),
-            "low": low,
-            "high": high,
-            "over": "draws" if few else "patients",
-            "trials": int(trials.sum()),
-            "patients": member.shape[1],
-        }
+        shares[kind] = Estimate(
+            value=float(by_patient.sum() / trials.sum()),
+            low=low,
+            high=high,
+            over="draws" if few else "patients",
+            chance=1 / bases,
+            trials=int(trials.sum()),
+            patients=member.shape[1],
+        )
     return shares

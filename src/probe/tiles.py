@@ -1,7 +1,7 @@
 """Features for a probe: of tiles, with the organ at their centre, and of slices, with their height.
 
-A 2D network sees one slice of a tile. A 3D network sees `slices` of them around it, as far apart as the
-pixels of its tile, so that a voxel is a cube; beyond the ends of a series the end slices repeat.
+The input of a 2D network is one slice of a tile. That of a 3D network is `slices` of them around it, as far
+apart as the pixels of its tile, so that a voxel is a cube; beyond the ends of a series the end slices repeat.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,14 @@ from src.core.runtime import sample_rng
 from src.core.targets import ORGANS
 from src.ct.windows import WINDOWS
 from src.data.selection import even_indices
-from src.probe.frozen import FrozenNet
-from src.probe.held_out import GRID, HeldOut, cut, grid_starts
+from src.probe.frozen import GRID, FrozenNet, HeldOut, cut, grid_starts
 
 BLOCKS = 6
 """Parts of a series along the body, of equally many slices."""
 SLICES, LEAST_SLICES = 24, 200
-"""Slices of a series, and in all: a set of few series gives more of each."""
+"""Slices per series, and in all: with few series, more are taken of each."""
 TILES, LEAST_TILES = 16, 400
-"""Tiles of a series and organ, and of an organ in all."""
+"""Tiles per series and organ, and per organ in all."""
 _BODY_HU = -150
 
 
@@ -55,8 +54,8 @@ def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, Pro
     """Features for the two probes: tiles of the series with masks, slices of all series.
 
     Tiles are a third of the image wide, as in the shared geometry of placing. Their centres are drawn from
-    all pixels of an organ, or of body tissue that is none, equally many for each. Which ones follows from the
-    seed and the set, not from the network.
+    all pixels of an organ, or of other body tissue, equally many for each. They depend on the seed and the
+    set, not on the network.
     """
     series = held_out.series
     count = max(SLICES, -(-LEAST_SLICES // len(series)))
@@ -82,7 +81,7 @@ def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, Pro
 
 
 def join(parts: Sequence[ProbeSet]) -> ProbeSet:
-    """One set of several; an empty one of none."""
+    """One set of several; an empty set if there are none."""
     if not parts:
         none = np.empty(0)
         return ProbeSet(np.empty((0, 0), np.float32), none.astype(np.int64), none.astype(str), none, none)
@@ -104,20 +103,20 @@ def slice_neighbours(z_mm: np.ndarray, indices: np.ndarray, count: int, step_mm:
 
 
 @dataclass(frozen=True)
-class Stack:
+class SliceStack:
     """Some slices of a series."""
 
     row: pd.Series
     indices: np.ndarray
     """int64 (S,) of the slices, head to feet"""
     images: np.ndarray
-    """uint8 (S, T, 3 tiles, 3 tiles, C), what the network sees around each slice"""
+    """uint8 (S, T, 3 tiles, 3 tiles, C), the network's input around each slice"""
     height: np.ndarray
     """float64 (S,), 0 head to 1 feet"""
     extent_mm: float
 
 
-def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -> Stack:
+def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -> SliceStack:
     indices = even_indices(int(row["slices"]), min(count, int(row["slices"])))
     z_mm = held_out.dataset.z_mm(row["patient_id"], row["series_id"])
     depth, side = net.options.slices if net.is_volume else 1, GRID * net.options.tile
@@ -126,11 +125,11 @@ def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) ->
     images = held_out.read(row["patient_id"], row["series_id"], shown.ravel(), side)
     extent_mm = float(z_mm[0] - z_mm[-1])
     height = (z_mm[0] - z_mm[indices]) / max(extent_mm, 1e-6)
-    return Stack(row, indices, images.reshape(*shown.shape, *images.shape[1:]), height, extent_mm)
+    return SliceStack(row, indices, images.reshape(*shown.shape, *images.shape[1:]), height, extent_mm)
 
 
 def choose_centres(
-    held_out: HeldOut, stack: Stack, count: int, rng: np.random.Generator
+    held_out: HeldOut, stack: SliceStack, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels of each organ and of other tissue, `count` of each where there are so many.
 
@@ -156,8 +155,8 @@ def centred_tiles(images: np.ndarray, place: np.ndarray, centre: np.ndarray, til
 
     Args:
         images: (S, T, side, side, C).
-        place: (M,) which of the S a tile is cut from.
-        centre: (M, 2) row and column as shares of the side.
+        place: (M,) index of the slice, of S, that a tile is cut from.
+        centre: (M, 2) row and column as fractions of the side.
 
     Returns:
         (M, T, tile, tile, C).
@@ -168,9 +167,9 @@ def centred_tiles(images: np.ndarray, place: np.ndarray, centre: np.ndarray, til
 
 
 def body_tissue(grey: np.ndarray, window: str) -> np.ndarray:
-    """Pixels of the body but for its air: bool (H, W) of a slice (H, W) in a window of that name.
+    """Pixels of the body without its air: bool (H, W) of a slice (H, W) in a window of that name.
 
-    The largest part that is denser than -150 HU; the opening cuts the patient from the table.
+    The largest component above -150 HU; an opening separates the patient from the table.
     """
     dense = (grey > WINDOWS[window].grey(np.float64(_BODY_HU))).astype(np.uint8)
     opened = cv2.morphologyEx(dense, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
@@ -180,8 +179,8 @@ def body_tissue(grey: np.ndarray, window: str) -> np.ndarray:
     return parts == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
 
 
-def _label(features: np.ndarray, target: np.ndarray, place: np.ndarray, stack: Stack) -> ProbeSet:
-    """A set of one series; `place` (M,) is that of each row's slice in `stack.indices`."""
+def _label(features: np.ndarray, target: np.ndarray, place: np.ndarray, stack: SliceStack) -> ProbeSet:
+    """The set of one series; `place` (M,) is the index of each row's slice in `stack.indices`."""
     return ProbeSet(
         features,
         target,

@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 
 from src.probe.estimates import FEW, percentile_interval, resampled_counts
-from src.probe.frozen import load_run
-from src.probe.held_out import HeldOut, middle_indices, standard_crops
-from src.probe.measure import own_sampler, plain_geometry
-from src.probe.placing import LEAST_CROPS, PlacedCrops, embed_series, hits_by_pair, placing_figures
+from src.probe.frozen import HeldOut, load_run
+from src.probe.placing import (
+    LEAST_CROPS,
+    PlacedCrops,
+    embed_series,
+    hits_by_pair,
+    middle_indices,
+    own_sampler,
+    placing_estimates,
+    plain_geometry,
+    standard_crops,
+)
 from src.voco.options import VocoOptions
 from tests.helpers.frozen_runs import write_run
 from tests.helpers.voco_files import draw_indices, draw_ramps, write_prepared
@@ -29,71 +37,73 @@ def placed(at: np.ndarray) -> PlacedCrops:
 
 
 @pytest.mark.parametrize(("placed_at", "hits"), [([0, 1], 2), ([0, 2], 2), ([0, 0], 1), ([1, 0], 0)])
-def test_a_crop_is_right_at_any_base_that_it_overlaps_most(placed_at, hits):
+def test_hits_by_pair_accepts_any_base_of_the_largest_overlap(placed_at, hits):
     assert hits_by_pair(embeddings(placed_at)[None], LABEL[None]) == hits
 
 
-def test_hits_tell_whose_crops_from_whose_bases():
+def test_hits_by_pair_rows_are_crops_and_columns_bases():
     turned = embeddings([0, 1])
     turned[2:] = turned[[3, 4, 2]]  # bases of a patient who lies otherwise
     hits = hits_by_pair(np.stack([embeddings([0, 1]), turned]), np.stack([LABEL, LABEL]))
     assert hits.tolist() == [[2, 0], [2, 0]]
 
 
-def test_length_of_an_embedding_does_not_count():
+def test_hits_by_pair_ignores_the_length_of_embeddings():
     long = embeddings([0, 1])
     long[3] *= 100
     assert hits_by_pair(long[None], LABEL[None]) == 2
 
 
-def test_a_crop_never_meets_another_series_of_its_own_patient():
+def test_placing_estimates_exclude_other_series_of_the_same_patient():
     patient = np.array(["a", "a", "b"])
-    figures = placing_figures(placed(np.zeros((3, 4), dtype=int)), patient, seed=0)
+    figures = placing_estimates(placed(np.zeros((3, 4), dtype=int)), patient, seed=0)
     assert figures["intra/projection"].trials == 3 * 4
     assert (
         figures["cross/projection"].trials == (2 * 1 + 1 * 2) * 4
     )  # all six pairs but a's two with each other
 
 
-def test_a_single_patient_has_no_cross_figure():
-    figures = placing_figures(placed(np.zeros((2, 4), dtype=int)), np.array(["a", "a"]), seed=0)
+def test_placing_estimates_of_a_single_patient_are_intra_only():
+    figures = placing_estimates(placed(np.zeros((2, 4), dtype=int)), np.array(["a", "a"]), seed=0)
     assert {name.split("/")[0] for name in figures} == {"intra"}
 
 
-def test_random_embeddings_are_right_by_chance():
+def test_placing_estimates_of_random_embeddings_are_at_chance():
     rng = np.random.default_rng(0)
     crops = rng.normal(size=(1, 8, 40 + 9, 16)).astype(np.float32)
     label = np.eye(9, dtype=np.float32)[rng.integers(9, size=(1, 8, 40))]
-    figures = placing_figures(PlacedCrops(crops, crops, label), PATIENTS, seed=0)
+    figures = placing_estimates(PlacedCrops(crops, crops, label), PATIENTS, seed=0)
     for figure in figures.values():
         assert figure.chance == pytest.approx(1 / 9)
         assert figure.low < 1 / 9 < figure.high
 
 
-def test_features_that_all_point_one_way_are_told_apart_once_centred():
+def test_placing_estimates_centre_the_features():
     shifted = placed(np.array([[0, 0, 1, 2]] * 8))
     noise = np.random.default_rng(0).normal(0, 0.2, (1, 8, 7, 3)).astype(np.float32)
     common = np.float32([100, 1, -300])  # a small angle between any two, and another length of each
-    figures = placing_figures(shifted._replace(features=shifted.features + noise + common), PATIENTS, seed=0)
+    figures = placing_estimates(
+        shifted._replace(features=shifted.features + noise + common), PATIENTS, seed=0
+    )
     assert figures["cross/projection"].value == 0.5
     assert abs(figures["cross/features_centred"].value - 0.5) < abs(figures["cross/features"].value - 0.5)
 
 
-def test_the_interval_is_that_of_patients_and_not_of_crops():
+def test_placing_intervals_resample_patients_not_crops():
     """Half of the patients are always right: 8 patients say little, however many crops each has."""
     at = np.repeat([[0], [1]] * 4, 100, axis=1)
-    figure = placing_figures(placed(at), PATIENTS, seed=0)["intra/projection"]
+    figure = placing_estimates(placed(at), PATIENTS, seed=0)["intra/projection"]
     assert figure.value == 0.5 and figure.over == "patients" and figure.trials == 800
     assert figure.high - figure.low > 0.5  # of 800 independent trials: 0.07
 
 
-def test_cross_intervals_resample_crops_and_bases_of_the_same_patients():
+def test_cross_intervals_resample_patients_of_crops_and_bases():
     """Resampled one by one: counts weigh a pair of patients by their product, as a loop over pairs does."""
     rng = np.random.default_rng(0)
     at = rng.integers(2, size=(6, 5))
     data = placed(at)
     data.projection[0, :, 5:] = data.projection[0, :, 5:][:, :, rng.permutation(3)]
-    figure = placing_figures(data, PATIENTS[:6], seed=3)["cross/projection"]
+    figure = placing_estimates(data, PATIENTS[:6], seed=3)["cross/projection"]
     hits = hits_by_pair(data.projection[0], data.label[0])
     shares = []
     for counts in resampled_counts(6, 3):
@@ -102,11 +112,11 @@ def test_cross_intervals_resample_crops_and_bases_of_the_same_patients():
     assert (figure.low, figure.high) == pytest.approx(percentile_interval(np.array(shares)))
 
 
-def test_of_few_patients_draws_are_resampled():
+def test_placing_intervals_of_few_patients_resample_draws():
     at = np.repeat([[0], [1], [0]], 4, axis=1)
     one = placed(at)
     draws = PlacedCrops(*(np.concatenate([part, part[:, [1, 0, 2]]]) for part in one))
-    figure = placing_figures(draws, np.array(["a", "b", "c"]), seed=0)["intra/projection"]
+    figure = placing_estimates(draws, np.array(["a", "b", "c"]), seed=0)["intra/projection"]
     assert len(at) < FEW and figure.over == "draws"
     assert (figure.value, figure.low) == (pytest.approx(2 / 3), None)  # each draw gives the same share
 
@@ -117,7 +127,7 @@ def ramps(tmp_path) -> HeldOut:
     return HeldOut.open(write_prepared(tmp_path, draw_ramps, slices=8), ("soft", "organ", "wide"))
 
 
-def test_standard_crops_show_what_their_labels_say(ramps):
+def test_standard_crops_agree_with_their_labels(ramps):
     crops, label = standard_crops(ramps, 2, 0, tile=16, slices=4, random_crops=50, seed=0)
     assert crops.shape == (59, 4, 16, 16, 3) and label.shape == (50, 9)
     corners = crops[:, 0, 0, 0].astype(int)  # (K, 3): row, column, series
@@ -127,14 +137,14 @@ def test_standard_crops_show_what_their_labels_say(ramps):
     assert (corners[:50, :2].max(axis=0) > 28).all() and (corners[:50, :2].min(axis=0) < 4).all()
 
 
-def test_standard_crops_are_the_same_places_for_every_tile(ramps):
+def test_standard_crops_are_at_the_same_places_for_every_tile(ramps):
     small, _ = standard_crops(ramps, 0, 0, tile=8, slices=1, random_crops=40, seed=0)
     large, _ = standard_crops(ramps, 0, 0, tile=16, slices=1, random_crops=40, seed=0)
     centres = [crops[:, 0, ..., :2].mean((1, 2)) for crops in (small, large)]
     np.testing.assert_allclose(*centres, atol=2)
 
 
-def test_draws_and_series_have_crops_of_their_own(ramps):
+def test_standard_crops_differ_between_draws_series_and_seeds(ramps):
     samples = [
         standard_crops(ramps, row, draw, tile=16, slices=1, random_crops=8, seed=seed)[1]
         for row, draw, seed in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]
@@ -144,18 +154,12 @@ def test_draws_and_series_have_crops_of_their_own(ramps):
 
 
 @pytest.mark.parametrize("n_slices", [4, 40, 41])
-def test_standard_slices_are_the_middle_half_of_every_series(n_slices):
+def test_middle_indices_cover_the_middle_half(n_slices):
     heights = (middle_indices(n_slices, 8) + 0.5) / n_slices
     np.testing.assert_allclose(heights, 0.25 + 0.5 * (np.arange(8) + 0.5) / 8, atol=0.5 / n_slices + 1e-9)
 
 
-def test_slices_come_in_the_order_asked_for(tmp_path):
-    held_out = HeldOut.open(write_prepared(tmp_path, draw_indices), ("organ", "soft"))
-    images = held_out.read("12", "102", np.array([5, 1, 5]), 24)
-    assert images[:, 7, 7].tolist() == [[5, 2], [1, 2], [5, 2]]  # channels: slice, then series
-
-
-def test_few_series_are_drawn_from_more_often(tmp_path):
+def test_embed_series_draws_few_series_more_often(tmp_path):
     net = load_run(write_run(tmp_path / "run"))
 
     def sample(series, draw):
@@ -170,7 +174,7 @@ def test_few_series_are_drawn_from_more_often(tmp_path):
     np.testing.assert_array_equal(found.features[4, 2], net.embed(sample(2, 4)[0])["features"])
 
 
-def test_own_crops_are_those_of_the_chosen_patients_and_of_the_runs_grid(tmp_path):
+def test_own_sampler_uses_the_chosen_patients_and_the_runs_grid(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_indices)
     net = load_run(write_run(tmp_path / "run", grid=2, grid_z=2, depth=8, extent="whole", random_crops=1))
     for patients in (None, 2):
@@ -181,7 +185,7 @@ def test_own_crops_are_those_of_the_chosen_patients_and_of_the_runs_grid(tmp_pat
         assert set(crops[8:, 0, 0, 0, 1]) != set(crops[12:, 0, 0, 0, 1])  # bases at two heights
 
 
-def test_what_changes_crops_in_training_is_left_out_of_the_measure():
+def test_plain_geometry_switches_off_random_changes():
     changes = {"appearance": 0.8, "crop_flip": 0.5, "crop_rotate90": 0.5, "crop_shift": 0.5, "repeat": (3,)}
     options = VocoOptions(data=("a",), output="b", set_windows=("soft",), **changes)
     plain = plain_geometry(options, "held", seed=4)

@@ -1,4 +1,4 @@
-"""`python -m src.probe.evaluate` from a run's folder to its figures, and real CT where there is some."""
+"""`python -m src.probe` from a run's folder to its figures; on real CT where it is available."""
 
 import json
 import shutil
@@ -14,8 +14,7 @@ from src.core.errors import UserError
 from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset
 from src.phantom import __main__ as phantom
-from src.probe import evaluate
-from src.probe.frozen import load_run
+from src.probe import __main__ as probe
 from tests.helpers.frozen_runs import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +39,8 @@ def held_out(tmp_path_factory) -> Path:
     return folder / "prepared"
 
 
-def run_evaluate(data: Path, run: Path, output: Path, *more: str) -> dict:
-    evaluate.main(["--data", str(data), "--run", str(run), "--json", str(output), *more])
+def run_probe(data: Path, run: Path, output: Path, *more: str) -> dict:
+    probe.main(["--data", str(data), "--run", str(run), "--json", str(output), *more])
     return json.loads(output.read_text())
 
 
@@ -52,10 +51,10 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(held_out, run, tmp_path_factory) -> dict:
-    return run_evaluate(held_out, run, tmp_path_factory.mktemp("found") / "out.json")
+    return run_probe(held_out, run, tmp_path_factory.mktemp("found") / "out.json")
 
 
-def test_every_figure_has_its_name_trials_chance_and_interval(held_out, found):
+def test_measure_names_every_figure_with_trials_chance_and_interval(held_out, found):
     assert list(found["figures"]) == [*PLACING, *ORGAN, *Z_POSITION] and found["absent"] == {}
     series = PreparedDataset.open(held_out).series
     draws = -(-400 // (8 * len(series)))
@@ -69,66 +68,33 @@ def test_every_figure_has_its_name_trials_chance_and_interval(held_out, found):
     assert found["figures"]["probe/organ/knn"]["chance"] == pytest.approx(1 / (1 + len(ORGANS)))
 
 
-def test_the_same_command_prints_the_same_figures_again(held_out, run, found, tmp_path, capsys):
-    assert run_evaluate(held_out, run, tmp_path / "out.json") == found
+def test_main_prints_the_same_figures_again(held_out, run, found, tmp_path, capsys):
+    assert run_probe(held_out, run, tmp_path / "out.json") == found
     table = capsys.readouterr().out
     assert all(name in table for name in found["figures"])
 
 
-def test_random_weights_are_those_of_the_seed_and_not_of_the_run(run, tmp_path):
-    other = write_run(tmp_path / "other", seed=5)
-    random, same, differs = (
-        load_run(folder, seed).network.state_dict()["encoder.conv_stem.weight"]
-        for folder, seed in ((run, 0), (other, 0), (run, 1))
-    )
-    assert torch.equal(random, same) and not torch.equal(random, differs)
-    assert not torch.equal(random, load_run(run).network.state_dict()["encoder.conv_stem.weight"])
-
-
-def test_a_network_of_volumes_gives_the_same_figures_with_random_weights(held_out, tmp_path):
+def test_main_measures_a_3d_network_with_random_weights(held_out, tmp_path):
     folder = write_run(tmp_path / "run", backbone="resnet10_3d", tile=16)
-    found = run_evaluate(held_out, folder, tmp_path / "out.json", "--patients", "2", "--random-weights")
+    found = run_probe(held_out, folder, tmp_path / "out.json", "--patients", "2", "--random-weights")
     assert set(found["figures"]) >= {*PLACING, *ORGAN, *Z_POSITION} and found["weights"] == "random"
 
 
-def test_the_teacher_is_measured_and_not_the_student(run):
-    saved = torch.load(run / "last.pt", weights_only=True)
-    network = load_run(run).network.state_dict()
-    for name, tensor in saved["teacher"].items():
-        assert torch.equal(network[name], tensor)
-    assert any((saved["student"][name] != tensor).any() for name, tensor in saved["teacher"].items())
-
-
-def test_a_teacher_that_is_a_head_stands_on_the_students_backbone(tmp_path):
-    folder = write_run(tmp_path / "run", shared_backbone=True)
-    saved = torch.load(folder / "last.pt", weights_only=True)
-    for name, tensor in load_run(folder).network.state_dict().items():
-        assert torch.equal(tensor, saved["teacher" if name.startswith("head.") else "student"][name])
-
-
-def test_an_embedding_does_not_depend_on_its_neighbours(run):
-    net = load_run(run)
-    crops = np.random.default_rng(0).integers(0, 256, (300, 1, 32, 32, 2)).astype(np.uint8)
-    together, alone = net.embed(crops), net.embed(crops[260:261])
-    for name, values in alone.items():
-        np.testing.assert_allclose(together[name][260:261], values, rtol=1e-4, atol=1e-5)
-
-
-def test_a_patient_that_the_run_has_seen_is_told(held_out, tmp_path, capsys):
+def test_warn_of_seen_names_the_patients(held_out, tmp_path, capsys):
     folder = write_run(tmp_path / "run")
     series = PreparedDataset.open(held_out).series
-    evaluate.warn_of_seen(folder, series)
+    probe.warn_of_seen(folder, series)
     assert capsys.readouterr().err == ""
     series.tail(1).to_csv(folder / "patients.csv", index=False)
-    evaluate.warn_of_seen(folder, series)
+    probe.warn_of_seen(folder, series)
     assert f"has seen 1 of 5 patients ({series['patient_id'].iloc[-1]})" in capsys.readouterr().err
 
 
-def test_one_patient_without_masks_gives_what_there_is(tmp_path, held_out, run):
+def test_measure_gives_reasons_for_a_single_patient_without_masks(tmp_path, held_out, run):
     folder = tmp_path / "one"
     shutil.copytree(held_out, folder)
     shutil.rmtree(folder / "masks")
-    found = run_evaluate(folder, run, tmp_path / "out.json", "--patients", "1")
+    found = run_probe(folder, run, tmp_path / "out.json", "--patients", "1")
     assert [name for name in PLACING if "intra" in name] == list(found["figures"])
     assert found["absent"] == {
         "placing/standard/cross": "a single patient",
@@ -138,24 +104,24 @@ def test_one_patient_without_masks_gives_what_there_is(tmp_path, held_out, run):
     }
 
 
-def test_mistakes_are_told_in_one_line(held_out, run, tmp_path):
+def test_main_refuses_wrong_runs_and_options(held_out, run, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
-        run_evaluate(held_out, tmp_path / "nothing", tmp_path / "out.json")
+        run_probe(held_out, tmp_path / "nothing", tmp_path / "out.json")
     torch.save({"model": {}}, tmp_path / "last.pt")
     with pytest.raises(UserError, match="not a checkpoint of train_voco"):
-        run_evaluate(held_out, tmp_path, tmp_path / "out.json")
+        run_probe(held_out, tmp_path, tmp_path / "out.json")
     with pytest.raises(UserError, match="--patients must be at least 1"):
-        run_evaluate(held_out, run, tmp_path / "out.json", "--patients", "0")
+        run_probe(held_out, run, tmp_path / "out.json", "--patients", "0")
     broken = write_run(tmp_path / "broken")
     saved = torch.load(broken / "last.pt", weights_only=True)
     saved["teacher"]["head.layers.6.bias"].fill_(torch.nan)
     torch.save(saved, broken / "last.pt")
     with pytest.raises(UserError, match="not finite"):
-        run_evaluate(held_out, broken, tmp_path / "out.json")
+        run_probe(held_out, broken, tmp_path / "out.json")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real CT in ../shared/data/ct")
-def test_real_ct_is_upright_masked_and_measured(tmp_path):
+def test_main_measures_real_ct(tmp_path):
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import real_ct
 
@@ -178,11 +144,11 @@ def test_real_ct_is_upright_masked_and_measured(tmp_path):
     assert not dataset.has_masks("rsna", "1")
 
     run = write_run(tmp_path / "run", windows=("soft",))
-    found = run_evaluate(tmp_path / "ct", run, tmp_path / "out.json")
+    found = run_probe(tmp_path / "ct", run, tmp_path / "out.json")
     figures = found["figures"]
     assert figures["placing/standard/cross/projection"]["over"] == "draws"
     assert figures["probe/organ/logistic"]["chance"] == 0.5  # liver against the rest
     assert figures["probe/organ_within/totalsegmentator/knn"]["chance"] == pytest.approx(1 / 6)
     assert figures["probe/z_position/ridge/r2"]["patients"] == 3
     with pytest.raises(UserError, match="has no window organ"):
-        run_evaluate(tmp_path / "ct", write_run(tmp_path / "more"), tmp_path / "out.json")
+        run_probe(tmp_path / "ct", write_run(tmp_path / "more"), tmp_path / "out.json")

@@ -1,13 +1,13 @@
 """Measure what a pre-training run has learnt, on volumes that it has never seen.
 
-    python -m src.probe.evaluate --data data/heldout --run runs/voco/v2 --json v2.json
-    python -m src.probe.evaluate --data data/heldout --run runs/voco/v2 --random-weights --json random.json
+    python -m src.probe --data data/heldout --run runs/voco/v2 --json v2.json
+    python -m src.probe --data data/heldout --run runs/voco/v2 --random-weights --json random.json
 
 `placing` is the share of random crops whose most similar base is the one that they overlap most, among the
 bases of their own volume (intra) and of other patients' (cross: the one to trust), in a geometry that all
-methods share (standard) and in the run's own. `probe` is what frozen features know: the organ at the centre
-of a tile, and the height of a slice. `low` and `high` hold 95 % intervals over patients; of fewer than five
-patients, over draws of crops and blocks of slices, and then they speak of these patients alone.
+methods share (standard) and in the run's own. `probe` is what frozen features contain: the organ at the
+centre of a tile, and the height of a slice. `low` and `high` are 95 % intervals over patients. With fewer
+than five patients they resample draws of crops and blocks of slices, and hold for these patients only.
 """
 
 import time
@@ -23,21 +23,22 @@ from src.core.files import require_writable, write_json
 from src.core.log import format_table, say, warn
 
 if TYPE_CHECKING:
-    from src.probe.estimates import Figure
+    from src.probe.estimates import Estimate
+    from src.probe.frozen import FrozenNet, HeldOut
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class ProbeOptions:
     data: Path
     """prepared data set that the run has not seen"""
     run: Path
     """folder of a train_voco.py run, with last.pt"""
     random_weights: bool = False
-    """the run's architecture with random weights instead, drawn from --seed"""
+    """measure the run's architecture with random weights instead, drawn from --seed"""
     patients: int | None = None
-    """use the first so many patients rather than all"""
+    """use only this many patients, the first ones"""
     seed: int = 0
-    """of crops, tiles, halves and resamples; compare runs with the same"""
+    """of crops, tiles, halves and resamples; compare runs with the same seed"""
     json: Path | None = None
     """file for the figures"""
 
@@ -50,13 +51,11 @@ class EvaluateOptions:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the options, measure, print the table."""
-    options = parse_options(EvaluateOptions, argv, prog="python -m src.probe.evaluate", description=__doc__)
+    options = parse_options(ProbeOptions, argv, prog="python -m src.probe", description=__doc__)
     if options.json:
         require_writable(options.json)
     # imported here, so that --help and a wrong option answer before torch is loaded
-    from src.probe.frozen import load_run
-    from src.probe.held_out import HeldOut
-    from src.probe.measure import measure
+    from src.probe.frozen import HeldOut, load_run
 
     net = load_run(options.run, options.seed if options.random_weights else None)
     held_out = HeldOut.open(options.data, net.options.windows, options.patients)
@@ -65,20 +64,50 @@ def main(argv: list[str] | None = None) -> None:
     if not options.random_weights:
         warn_of_seen(options.run, held_out.series)
     start = time.monotonic()
-    figures, absent = measure(net, held_out, options.seed)
-    say(f"\n{format_figures(figures)}\n")
+    estimates, absent = measure(net, held_out, options.seed)
+    rows = [{"figure": name, **asdict(estimate)} for name, estimate in estimates.items()]
+    say(f"\n{format_table(rows, digits=3)}\n")
     for name, reason in absent.items():
-        say(f"{name} cannot be had: {reason}")
+        say(f"{name} cannot be measured: {reason}")
     say(f"{time.monotonic() - start:.0f} s")
     if options.json:
         content = {"run": str(options.run), "weights": weights, "data": str(options.data)}
         content |= {"series": len(held_out.series), "patients": held_out.patients, "seed": options.seed}
-        named = {name: asdict(figure) for name, figure in figures.items()}
+        named = {name: asdict(estimate) for name, estimate in estimates.items()}
         write_json(content | {"figures": named, "absent": absent}, options.json)
 
 
+def measure(net: "FrozenNet", held_out: "HeldOut", seed: int) -> tuple[dict[str, "Estimate"], dict[str, str]]:
+    """Placing in both geometries, and both probes.
+
+    Returns:
+        Estimates by name, such as `placing/standard/cross/projection`, `probe/organ/logistic` or
+        `probe/z_position/ridge/r2`, and the reason for each one that cannot be measured.
+    """
+    from src.probe.linear import height_estimates, organ_estimates
+    from src.probe.placing import embed_series, own_sampler, placing_estimates, standard_sampler
+    from src.probe.tiles import collect
+
+    patient = held_out.series["patient_id"].to_numpy(dtype=str)
+    estimates: dict[str, Estimate] = {}
+    absent: dict[str, str] = {}
+    for name, sample in (
+        ("standard", standard_sampler(net, held_out, seed)),
+        ("own", own_sampler(net, held_out, seed)),
+    ):
+        placed = embed_series(net, sample, len(patient), name)
+        estimates |= _prefixed(f"placing/{name}", placing_estimates(placed, patient, seed))
+        if held_out.patients < 2:
+            absent[f"placing/{name}/cross"] = "a single patient"
+    tiles, slices = collect(net, held_out, seed)
+    for found, missing in (organ_estimates(tiles, seed), height_estimates(slices, seed)):
+        estimates |= _prefixed("probe", found)
+        absent |= _prefixed("probe", missing)
+    return estimates, absent
+
+
 def warn_of_seen(run: Path, series: pd.DataFrame) -> None:
-    """Say how many held-out patients the run's patients.csv names: the figures would be optimistic."""
+    """Warn of held-out patients that the run's patients.csv names: the figures are then optimistic."""
     try:
         seen = pd.read_csv(run / "patients.csv", dtype=str)["patient_id"]
     except (OSError, KeyError, ValueError):
@@ -93,10 +122,8 @@ def warn_of_seen(run: Path, series: pd.DataFrame) -> None:
         )
 
 
-def format_figures(figures: dict[str, "Figure"]) -> str:
-    """A row a figure."""
-    rows = [{"figure": name, **asdict(figure)} for name, figure in figures.items()]
-    return format_table(rows, digits=3)
+def _prefixed(prefix: str, values: dict) -> dict:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""Frozen networks of finished runs, and reading of held-out slices."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.probe.frozen import HeldOut, load_run
+from tests.helpers.frozen_runs import write_run
+from tests.helpers.voco_files import draw_indices, write_prepared
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "voco")
+
+
+def test_load_run_draws_random_weights_from_the_seed(run, tmp_path):
+    other = write_run(tmp_path / "other", seed=5)
+    random, same, differs = (
+        load_run(folder, seed).network.state_dict()["encoder.conv_stem.weight"]
+        for folder, seed in ((run, 0), (other, 0), (run, 1))
+    )
+    assert torch.equal(random, same) and not torch.equal(random, differs)
+    assert not torch.equal(random, load_run(run).network.state_dict()["encoder.conv_stem.weight"])
+
+
+def test_load_run_takes_the_teacher(run):
+    saved = torch.load(run / "last.pt", weights_only=True)
+    network = load_run(run).network.state_dict()
+    for name, tensor in saved["teacher"].items():
+        assert torch.equal(network[name], tensor)
+    assert any((saved["student"][name] != tensor).any() for name, tensor in saved["teacher"].items())
+
+
+def test_load_run_puts_a_teacher_head_on_the_students_backbone(tmp_path):
+    folder = write_run(tmp_path / "run", shared_backbone=True)
+    saved = torch.load(folder / "last.pt", weights_only=True)
+    for name, tensor in load_run(folder).network.state_dict().items():
+        assert torch.equal(tensor, saved["teacher" if name.startswith("head.") else "student"][name])
+
+
+def test_embed_does_not_depend_on_the_batch(run):
+    net = load_run(run)
+    crops = np.random.default_rng(0).integers(0, 256, (300, 1, 32, 32, 2)).astype(np.uint8)
+    together, alone = net.embed(crops), net.embed(crops[260:261])
+    for name, values in alone.items():
+        np.testing.assert_allclose(together[name][260:261], values, rtol=1e-4, atol=1e-5)
+
+
+def test_held_out_reads_slices_in_the_order_requested(tmp_path):
+    held_out = HeldOut.open(write_prepared(tmp_path, draw_indices), ("organ", "soft"))
+    images = held_out.read("12", "102", np.array([5, 1, 5]), 24)
+    assert images[:, 7, 7].tolist() == [[5, 2], [1, 2], [5, 2]]  # channels: slice, then series
