@@ -40,10 +40,10 @@ KEYWORDS = (
     "RescaleType",
     "ModalityLUTSequence",
 )
-"""What `parse_header` looks at, besides TransferSyntaxUID."""
+"""The tags that `parse_header` uses, besides TransferSyntaxUID."""
 
 MALFORMED = object()
-"""Stands for a value that is there and cannot be parsed."""
+"""Stands for a value that cannot be parsed."""
 
 HEADER_BYTES = 1 << 14
 """Read of a file first; a slice's header is hardly ever longer."""
@@ -59,7 +59,7 @@ _ABSURD = 1e6  # mm of a position, HU of a rescale
 
 
 class DicomError(SliceError):
-    """A file that cannot be used. The message says why, in a few words."""
+    """A file that cannot be used. The message is the reason, in a few words."""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _spans(
         first = table[0] + table[1]
         offsets = np.frombuffer(content[table[0] : first], dtype="<u4")
         frame_of = np.searchsorted(offsets, [start - 8 - first for start, _ in fragments], side="right") - 1
-    else:  # no table: a frame ends with the codestream's end marker, in the last bytes but for filling
+    else:  # no table: a frame ends with the codestream's end marker, which padding may follow
         ends = [b"\xff\xd9" in content[start + length - 10 : start + length] for start, length in fragments]
         frame_of = np.cumsum([False, *ends[:-1]])
     spans = [

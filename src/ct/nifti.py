@@ -27,7 +27,7 @@ _LPS_FROM_RAS = np.diag(
     [-1.0, -1.0, 1.0, 1.0]
 )  # NIfTI's x and y point right and front, DICOM's left and back
 _MM = {"meter": 1000.0, "micron": 0.001}  # other units, and none, are taken for mm
-_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by their length, which is their first number
+_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by their length, the first number of a file
 _SUFFIXES = (".nii", ".nii.gz")
 _FLAT = 1e-3  # volume of the parallelepiped of three unit axes below which they are taken to lie in a plane
 _SKEW_COSINE = 0.05  # of rows against columns
@@ -37,7 +37,7 @@ _INT16 = np.iinfo(np.int16)
 
 
 class NiftiError(Exception):
-    """A file that cannot be used. The message says why, in a few words, with the file as its subject."""
+    """A file that cannot be used. The message is the reason, in a few words; its subject is the file."""
 
 
 def nifti_stem(name: str) -> str | None:
@@ -104,7 +104,7 @@ def _map_volume(stream: BinaryIO) -> Volume:
     if dtype.kind not in "iuf":
         raise NiftiError("holds colours or complex numbers")
     if not placed or np.array_equal(header.get_best_affine(), np.eye(4)):
-        # An identity is what writers put where they know nothing: no scanner has its first voxel at 0, 0, 0.
+        # Writers put the identity where they know nothing: no scanner has its first voxel at 0, 0, 0.
         raise NiftiError("does not say how it lies in the patient: its affine is missing or the identity")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not lengths.all():
@@ -195,7 +195,7 @@ class NiftiSeries:
             hu = share * np.float32(self._grey_window.width_hu) + np.float32(self._grey_window.centre_hu)
         elif self._volume.is_integer:
             slope, intercept = int(self._volume.slope), int(self._volume.intercept)
-            if (slope, intercept) == (1, 0) and stored.dtype == np.int16:  # as most files are: no detour
+            if (slope, intercept) == (1, 0) and stored.dtype == np.int16:  # as in most files
                 hu = np.maximum(stored, np.int16(AIR_HU))
             else:
                 scaled = stored.astype(np.int64) * slope + intercept
@@ -221,8 +221,8 @@ class NiftiSeries:
     def _stored(self, index: int) -> np.ndarray:
         """A slice as stored, (rows, cols).
 
-        Along the first axis neighbouring slices lie in the same bytes, so that they are read together: one by
-        one, each would touch the whole file.
+        Along the first axis neighbouring slices share memory pages, so they are read together: one by one,
+        each would touch the whole file.
         """
         if self._axis != 0:
             return np.array(self._slices[index])
@@ -253,7 +253,7 @@ class NiftiSeries:
         return True
 
     def _expressible(self) -> Window | None:
-        """What 8 bits with a rescale to HU can hold; None for wider types."""
+        """The HU that 8 bits with a rescale can hold; None for wider types."""
         stored, slope = self._volume.stored.dtype, self._volume.slope
         if stored.itemsize > 1:
             return None

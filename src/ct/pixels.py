@@ -59,8 +59,8 @@ def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
     if slope != 1 or value.dtype.itemsize > 2 or low > limits.max or high < limits.min:
         hu = value.astype(np.int64) * int(slope) + int(intercept)
         return np.clip(hu, AIR_HU, _INT16.max).astype(np.int16)
-    # Clipped first to where the sum fits into 16 bits, so that it may be taken in them: modulo 65,536 it is
-    # the same whatever the sign. The limits are rows: numpy compares with a lone number six times slower.
+    # Clipped first so that the sum fits into 16 bits, and is then computed in them: modulo 65,536 it is the
+    # same for both signs. The limits are rows: numpy compares with a scalar six times slower.
     if low > limits.min:
         value = np.maximum(value, np.full(header.cols, low, dtype=value.dtype), out=_room(value))
     if high < limits.max:

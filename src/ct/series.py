@@ -21,7 +21,7 @@ class UnreachableSeries(SeriesError):
 
 
 class SliceError(Exception):
-    """A slice, or a file of one, that cannot be used. The message says why, in a few words."""
+    """A slice, or a file of one, that cannot be used. The message is the reason, in a few words."""
 
 
 def unusable_series(reason: str, causes: Iterable[BaseException | None]) -> SeriesError:

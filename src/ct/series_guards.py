@@ -21,7 +21,7 @@ from src.ct.windows import AIR_HU
 SAME_CENTRE_MM = 5.0
 """Most that slices of one grid may differ in place across the patient."""
 
-_SAME_DIRECTION = np.cos(np.deg2rad(1.0))  # at least, of two axes of one grid: writers round, and jitter
+_SAME_DIRECTION = np.cos(np.deg2rad(1.0))  # at least, of two axes of one grid: writers round and jitter
 _SAME_POSITION_DECIMALS = 2
 _SAME_POSITION_MM = 0.01
 _OVERLAP = 0.2  # of a group's slices; scans that follow each other may share a few slices where they meet
@@ -68,14 +68,14 @@ def keep_main_grid(headers: list[Header], rejected: list[Rejected]) -> list[Head
 def keep_one_acquisition(headers: list[Header], z_mm: np.ndarray, rejected: list[Rejected]) -> list[Header]:
     """Leave out slices of a second pass through the region of the largest one.
 
-    AcquisitionNumber (0020,0012) tells passes apart; where it does not, ImageType (0008,0008),
-    AcquisitionTime (0008,0032), InstanceNumbers that are there several times (at different times), or that
-    begin anew along the patient do, if they make a few groups that overlap and each look like a pass. Of
+    AcquisitionNumber (0020,0012) separates passes. Where it does not, these do, if they make a few groups
+    that overlap and each look like a pass: ImageType (0008,0008), AcquisitionTime (0008,0032),
+    InstanceNumbers that occur several times (at different times), or that start again along the patient. Of
     groups that overlap, the one with most slices stays, then the one that comes first.
 
     Args:
         z_mm: (slices,) position of each header along the slice normal.
-        rejected: what is left out is added here.
+        rejected: gets the slices that are left out.
     """
     headers, z_mm = _keep_apart(headers, z_mm, _by_number(headers, z_mm), rejected)
     for group in (_by_image_type, _by_time, _by_repeats, _by_instance_runs):
@@ -129,7 +129,7 @@ def _is_pass(z_mm: np.ndarray) -> bool:
 
 
 def _by_instance_runs(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
-    """Slices in the order of InstanceNumber, cut where they turn back along the patient."""
+    """Slices in the order of InstanceNumber, split where they turn back along the patient."""
     order = sorted(range(len(headers)), key=lambda index: headers[index].instance_number)
     runs: Groups = {0: order[:1]}
     direction = 0.0
@@ -147,7 +147,7 @@ def _by_instance_runs(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
 def _keep_apart(
     headers: list[Header], z_mm: np.ndarray, groups: Groups, rejected: list[Rejected]
 ) -> tuple[list[Header], np.ndarray]:
-    """Accept groups by size: all of one that lies apart from earlier ones, what is left of it, or nothing."""
+    """Accept groups by size: each whole, without the slices inside an earlier group, or not at all."""
     kept: list[int] = []
     taken = np.empty((2, 0))  # lowest and highest position of each accepted group
     for key in sorted(groups, key=lambda key: (-len(groups[key]), key)):
@@ -211,7 +211,7 @@ def _split(
 def with_true_polarity(headers: list[Header], settings: ReadSettings, report: Report) -> list[Header]:
     """Decide whether MONOCHROME1 (0028,0004) means inverted values.
 
-    By the standard it is about display alone, yet some writers invert the values with it. Air around the
+    By the standard it only affects display, yet some writers invert the values with it. Air around the
     patient is darker than the patient, so a few slices show it.
     """
     flagged = [header for header in headers if header.inverted]
@@ -222,7 +222,7 @@ def with_true_polarity(headers: list[Header], settings: ReadSettings, report: Re
             contrast += _middle_over_surroundings(read_hu(flagged[index], settings.pydicom_only))
         except DicomError:
             continue
-    if contrast >= 0:  # the values are inverted indeed, and turning them made the patient bright
+    if contrast >= 0:  # the values are inverted: turning them made the patient brighter than the air
         return headers
     return [replace(header, inverted=False) for header in headers]
 

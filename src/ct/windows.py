@@ -11,7 +11,7 @@ import numpy as np
 from src.core.errors import UserError
 
 AIR_HU = -1024
-"""What lies outside the patient: padding, and anything a scanner stored below air."""
+"""HU outside the patient: of padding, and of anything that a scanner stored below air."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Window:
 
     @property
     def lowest_hu(self) -> float:
-        """What is black, and all below it."""
+        """HU that is black, with all below it."""
         return self.centre_hu - self.width_hu / 2
 
     @classmethod
     def of_range(cls, lowest_hu: float, highest_hu: float, step_hu: float) -> "Window":
-        """The whole HU that levels `step_hu` apart can express; the highest stands for half a step more.
+        """Window of the whole HU that levels `step_hu` apart express, up to half a step above the highest.
 
         Nothing is added to the lowest level: it is black, so it must not lie above `lowest_hu`.
         """
@@ -42,7 +42,7 @@ class Window:
         return cls(f"{low}..{high} HU", (low + high) / 2, high - low)
 
     def contains(self, other: "Window") -> bool:
-        """Whether all that `other` tells apart is told apart here, if less finely."""
+        """Whether the range of `other` lies inside this one."""
         return self.lowest_hu <= other.lowest_hu and (
             other.lowest_hu + other.width_hu <= self.lowest_hu + self.width_hu
         )
@@ -112,8 +112,8 @@ def apply_windows(hu: np.ndarray, windows: tuple[Window, ...]) -> np.ndarray:
 def _table(windows: tuple[Window, ...]) -> np.ndarray:
     """(65536,), indexed by the bit pattern of an int16 HU: the grey levels of all windows as one number.
 
-    Its bytes are the levels in the windows' order; three are filled up to four. Looking up one number a
-    pixel takes a third of the time of looking up rows of three bytes.
+    Its bytes are the levels in the windows' order; three are padded to four. Looking up one number per pixel
+    takes a third of the time of looking up rows of three bytes.
     """
     hu = np.arange(65536, dtype=np.uint16).view(np.int16)
     n_bytes = 4 if len(windows) == 3 else len(windows)

@@ -1,7 +1,7 @@
-"""DICOM files in any folders under any names, put together by what their headers say.
+"""DICOM files in any folders under any names, grouped into series by their headers.
 
-A series is what shares a PatientID (0010,0020) and a SeriesInstanceUID (0020,000E). What can be used of it is
-decided where it is read; here nothing is refused but what is not DICOM.
+Files of one series share PatientID (0010,0020) and SeriesInstanceUID (0020,000E). Only files that are not
+DICOM are refused here; which files of a series can be used is decided when it is read.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from src.ct.storage import FileSet, FileTree, StoredFile, UnreadableFile, join, 
 _TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
 _HEAD_BYTES = 1 << 16  # holds these tags in nearly every file
 _FILES_A_TASK = 512
-_SUFFIXES = (".dcm", ".dicom", ".ima")  # what is named so and is no DICOM file is a loss to report
+_SUFFIXES = (".dcm", ".dicom", ".ima")  # files with these names that are not DICOM are reported
 _ID_BYTES = 100
 
 Ids = tuple[str, str]
@@ -33,7 +33,7 @@ Ids = tuple[str, str]
 
 @dataclass
 class _Scan:
-    """What a few files of one folder are, by their indices."""
+    """Headers of some files of one folder, by their indices."""
 
     series: dict[Ids, list[int]] = field(default_factory=lambda: defaultdict(list))
     unreadable: dict[int, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ def find_dicom(
 ) -> tuple[list[SeriesSource], list[Rejected], int]:
     """Group files by patient and series, from the first 64 KB of each.
 
-    Read with pydicom, whose parser no file can crash: dicomsdl's lead is small where no pixel is decoded.
+    Read with pydicom, whose parser no file can crash; dicomsdl is little faster where no pixel is decoded.
 
     Args:
         folders: with the names of the files to look at.
@@ -83,7 +83,7 @@ def _file_set(tree: FileTree, paths: list[str]) -> FileSet:
 
 def _scan(files: FileSet, folder: str) -> _Scan:
     scan = _Scan()
-    with warnings.catch_warnings(action="ignore"):  # what is odd about a header is of no concern here
+    with warnings.catch_warnings(action="ignore"):  # headers are checked when the series is read
         for index, file in enumerate(files.list()):
             try:
                 ids = _read_ids(file, folder)
@@ -100,8 +100,7 @@ def _scan(files: FileSet, folder: str) -> _Scan:
 def _read_ids(file: StoredFile, folder: str) -> Ids | None:
     """Patient and series of a file as safe folder names, None where it is not a DICOM image.
 
-    A file without PatientID goes by its StudyInstanceUID (0020,000D), one without SeriesInstanceUID by its
-    folder.
+    StudyInstanceUID (0020,000D) replaces a missing PatientID, the folder a missing SeriesInstanceUID.
     """
     content = file.read(_HEAD_BYTES)
     if not looks_like_dicom(content):
@@ -118,8 +117,8 @@ def _read_ids(file: StoredFile, folder: str) -> Ids | None:
 
 
 def _read_tags(content: bytes) -> dict[str, str]:
-    """The tags that are there and not empty; none of a header that cannot be parsed."""
-    # Damaged headers fail in pydicom with errors of many kinds, some when a value is asked for.
+    """The tags that are not empty; none of a header that cannot be parsed."""
+    # Damaged headers fail in pydicom with errors of many kinds, some on access to a value.
     try:
         dataset = pydicom.dcmread(
             BytesIO(content), stop_before_pixels=True, specific_tags=list(_TAGS), force=True
@@ -136,7 +135,7 @@ def _read_tags(content: bytes) -> dict[str, str]:
 def safe_id(text: str) -> str:
     """`text` as a folder name, never empty, of at most 109 bytes.
 
-    What had to be changed gets a check sum, so that no two become the same.
+    A changed text gets a check sum, so that no two become the same.
     """
     safe = re.sub(r"[^\w.-]", "_", text).lstrip(".")
     name = safe.encode()[:_ID_BYTES].decode(errors="ignore") or "unnamed"

@@ -1,4 +1,4 @@
-"""NIfTI volumes in any folders, named by their paths, and the segmentations that belong to them."""
+"""NIfTI volumes in any folders, named by their paths, and the segmentations that match them."""
 
 import re
 from collections import Counter
@@ -12,14 +12,14 @@ from src.prepare.dicom_tree import safe_id
 
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)
 _ID_BYTES = 200  # of the 255 that a file name may have
-_CHANNEL = "_0000"  # nnU-Net ends the names of images, and not those of labels, with the number of a channel
+_CHANNEL = "_0000"  # nnU-Net ends the names of images, not those of labels, with the number of a channel
 
 
 def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tuple[list[SeriesSource], int]:
-    """A series for every volume, sorted by ids, and the number of files left out as labels.
+    """A series for every volume, sorted by ids, and the number of files excluded as labels.
 
     The ids follow from the path alone: series_id is the name without .nii or .nii.gz, patient_id the folders
-    joined by "_", or the series_id where there is none; what is no name for a folder goes through `safe_id`.
+    joined by "_", or the series_id where there is none; `safe_id` makes folder names of them.
     Folders whose names begin with labels, masks or segmentations hold no volumes.
 
     Raises:
@@ -52,7 +52,7 @@ def _folder_name(text: str) -> str:
 
 
 class MaskFiles:
-    """Segmentations of a tree, found by the name of what they belong to."""
+    """Segmentations of a tree, found by the name of the series that they match."""
 
     def __init__(self, tree: FileTree):
         self._tree = tree

@@ -14,33 +14,46 @@ class PrepareOptions:
     """Options of `prepare_data.py`."""
 
     input: Path
-    """the competition's folder or zip, any folder tree or zip of DICOM files, or a folder of NIfTI volumes"""
+    """The competition's folder or zip, a folder tree or zip of DICOM files, or a folder of NIfTI volumes."""
+
     output: Path
-    """prepared data set to make or to complete"""
+    """Prepared data set to make or to complete."""
+
     windows: tuple[WindowName, ...] = ("soft", "organ", "wide")
-    """one to three CT windows, each a channel: soft (50/400), organ (80/160), wide (-50/1400)"""
+    """One to three CT windows, each a channel: soft (50/400), organ (80/160), wide (-50/1400)."""
+
     size: int = 256
-    """side of the square images in pixels; smaller is faster, larger shows finer injuries"""
+    """Side of the square images in pixels; smaller is faster, larger shows finer injuries."""
+
     split: Literal["train", "test"] | None = None
-    """which images to prepare; by default train_images where there are any, else test_images"""
+    """Which images to prepare; by default train_images where there are any, else test_images."""
+
     spacing_z_mm: float | None = None
-    """keep about one slice per so many mm rather than all"""
+    """Keep about one slice per so many mm rather than all."""
+
     count: int | None = None
-    """keep so many slices per series, evenly spread, rather than all"""
+    """Keep so many slices per series, evenly spread, rather than all."""
+
     masks: Path | None = None
-    """folder of segmentations, .nii or .nii.gz, named as the volumes or series are"""
+    """Folder of segmentations, .nii or .nii.gz, named as the volumes or series are."""
+
     mask_ids: Path | None = None
-    """YAML table of their ids, such as configs/masks/totalsegmentator.yaml; by default the competition's"""
+    """YAML table of their ids, such as configs/masks/totalsegmentator.yaml; by default the competition's."""
+
     source_window: str | None = None
-    """the window that 8-bit images were made with: a name, or centre/width such as 40/350"""
+    """The window that 8-bit images were made with: a name, or centre/width such as 40/350."""
+
     jobs: int = 0
-    """series prepared at the same time; 0 uses every core"""
+    """Series prepared at the same time; 0 uses every core."""
+
     cluster: str | None = None
-    """address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers prepare, not this machine"""
+    """Address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers prepare, not this machine."""
+
     overwrite: bool = False
-    """delete the prepared data set at --output and start again"""
+    """Delete the prepared data set at --output and start again."""
+
     preview: bool = False
-    """write a contact sheet of every series to preview/"""
+    """Write a contact sheet of every series to preview/."""
 
     def __post_init__(self) -> None:
         check_range(self, "size", at_least=16, at_most=2048)

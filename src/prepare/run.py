@@ -1,4 +1,4 @@
-"""A whole run of preparation: series in parallel, resumed, with tables of what came of each."""
+"""A run of preparation: series in parallel, resumed after an interruption, and tables of the results."""
 
 import time
 from collections.abc import Iterator
@@ -37,23 +37,23 @@ _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
 """In the order of deletion: without series.csv a data set is known to be incomplete. Its dataset.json stays
 until the new one replaces it, so that a run that is killed meanwhile can be repeated."""
 _BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
-"""Files at the top that a killed run leaves."""
+"""Unfinished files that a killed run leaves beside them."""
 _REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What a run has made."""
+    """Result of a run."""
 
     dataset: PreparedDataset
     kept: int
-    """Series that an earlier run had finished."""
+    """Number of series that an earlier run had finished."""
     stored_bytes: int
-    """Images and masks of all series."""
+    """Size of the images and masks of all series."""
     seconds: float
 
     def summary(self) -> str:
-        """Tables for the end: series and slices prepared, and what was left out, by reason."""
+        """Tables to print: series and slices prepared, and series and files left out, by reason."""
         every, usable = self.dataset.all_series, self.dataset.series
         totals = {
             "series": len(usable),
@@ -75,7 +75,7 @@ class PreparedRun:
 
 
 def run_preparation(options: PrepareOptions) -> None:
-    """Find the series of `--input`, prepare them into `--output`, and print what came of them.
+    """Find the series of `--input`, prepare them into `--output`, and print a summary.
 
     Raises:
         UserError: nothing to prepare, or an output that cannot be written.
@@ -144,7 +144,7 @@ def prepare_all(
 def _outcomes(
     found: FoundSources, job: PrepareJob, jobs: int, cluster: str | None
 ) -> tuple[list[dict[str, Any]], int]:
-    """What came of each series, in this run or before, sorted; and how many were finished before."""
+    """The outcome of each series, of this run or an earlier one, sorted; and the number of earlier ones."""
     pending, there, kept = [], [], 0
     for source in found.series:
         outcome = finished(source, job)
@@ -163,10 +163,10 @@ def _outcomes(
 
 
 def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
-    """Prepare a series in a child process; what came of it, whatever happens.
+    """Prepare a series in a child process; returns its outcome, `skipped` after an error.
 
     Raises:
-        OSError: the output cannot be written, nor could that of the next series.
+        OSError: the output cannot be written, so the next series would fail too.
     """
     try:
         return run_with_retries(prepare_series, source, job, silence_limit_s=job.silence_limit_s)
@@ -176,7 +176,7 @@ def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
         if error.filename is None or Path(error.filename).is_relative_to(job.output):
             raise
         return _skipped(source, f"{Path(error.filename).name}: {error.strerror}")
-    # One series in thousands must not end the run: whatever it is, the tables tell it.
+    # One series in thousands must not end the run: the error is recorded in the tables.
     except Exception as error:
         return _skipped(source, f"unexpected {type(error).__name__}: {error}")
 
@@ -212,7 +212,7 @@ def _workers(jobs: int, cluster: str | None) -> Iterator[Parallel]:
 
 
 def remove_leftovers(output: Path) -> None:
-    """Remove what killed runs and lost workers began and did not finish."""
+    """Remove files and folders that killed runs and lost workers left unfinished."""
     for pattern in (".*.partial", "images/*/.*.partial", "masks/*/.*.partial"):
         for folder in output.glob(pattern):
             discard(folder)
