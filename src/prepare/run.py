@@ -124,7 +124,6 @@ def prepare_all(
     """
     start = time.monotonic()
     try:
-        job.output.mkdir(parents=True, exist_ok=True)
         with only_writer(job.output):
             _claim_output(job, found.name, overwrite)
             remove_leftovers(job.output)

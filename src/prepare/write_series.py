@@ -1,4 +1,4 @@
-"""One series written to disk: images, tables, masks on the same grid, and a picture to check them by."""
+"""One series written to disk: images, tables, masks on the same grid, and a contact sheet."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ SERIES_COLUMNS = (
     *("crop_left", "crop_top", "crop_width", "crop_height", "source_rows", "source_cols"),
     *("orientation", "masks", "status", "reason"),
 )
-"""Of series.csv. spacing_z_mm is the source's, whatever slices are kept."""
+"""Columns of series.csv. spacing_z_mm is that of the source, whichever slices are kept."""
 
 _BEGINNING_BYTES = 1 << 16
 _GAP = 1.5  # neighbouring slices further apart than this times the median have one missing between them
@@ -44,7 +44,7 @@ _GAP = 1.5  # neighbouring slices further apart than this times the median have 
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """What is the same for every series of a run."""
+    """Settings that are the same for all series of a run."""
 
     output: Path
     windows: tuple[Window, ...]
@@ -56,7 +56,7 @@ class PrepareJob:
     """Label of each id of a segmentation; None where they are the kit's own."""
     preview: bool = False
     silence_limit_s: float = SILENCE_LIMIT_S
-    """How long a decoder may be busy with one slice before it is stopped."""
+    """Seconds that a decoder may take for one slice before it is stopped."""
 
 
 def prepare_series(
@@ -98,8 +98,7 @@ def _write_series(
         masks_problem = _write_source_masks(masks_at, source, series, used, crop, job, report)
         rejected = [*series.rejected, *settings.left_out, *unreadable]
         rejected.sort(key=lambda item: item.source)
-        gaps_mm = -np.diff(series.z_mm)
-        wide_gaps = int((gaps_mm > _GAP * np.median(gaps_mm)).sum()) if len(gaps_mm) else 0
+        wide_gaps = _count_wide_gaps(series.z_mm)
         notes = {
             "a decoder crashed or hung: read with pydicom": settings.pydicom_only,
             f"files left out: {len(rejected)}": rejected,
@@ -184,12 +183,17 @@ def _write_source_masks(
     return None
 
 
+def _count_wide_gaps(z_mm: np.ndarray) -> int:
+    gaps_mm = -np.diff(z_mm)
+    return int((gaps_mm > _GAP * np.median(gaps_mm)).sum()) if len(gaps_mm) else 0
+
+
 def _stored_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.png"))
 
 
 def preview_path(source: SeriesSource, output: Path) -> Path:
-    """Where the contact sheet of a series is."""
+    """Path of the contact sheet of a series."""
     return output / "preview" / source.patient_id / f"{source.series_id}.png"
 
 
@@ -205,10 +209,10 @@ def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
 
 
 def finished(source: SeriesSource, job: PrepareJob) -> dict[str, Any] | None:
-    """What an earlier run wrote of a series, or None where it must be prepared.
+    """The outcome of a series that an earlier run finished, or None if it must be prepared.
 
-    A folder that exists is whole, so the check is cheap: a series is prepared again only where its number of
-    files, its segmentation, or what either is taken for, is another than it was.
+    A folder that exists is complete, so the check is cheap: a series is prepared again if its number of files
+    or its segmentation changed, or the options that give them a meaning.
     """
     outcome = read_outcome(image_folder(job.output, source.patient_id, source.series_id))
     if outcome is None:
@@ -231,7 +235,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
 
 
 def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
-    """What tells whether a finished series is still the one to prepare, as JSON gives it back."""
+    """Values that change when a finished series must be prepared again, in the types of JSON."""
     window = job.source_window
     ids = None if source.segmentation is None or job.mask_ids is None else sorted(job.mask_ids.items())
     files = source.files.list()
@@ -245,5 +249,5 @@ def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
 
 
 def _beginning(file: StoredFile) -> str:
-    """Check sum of a file's first bytes: a volume's size and place and, packed, much of its content."""
+    """Check sum of a file's first bytes: a volume's size and place and, if compressed, much of its content."""
     return hashlib.sha256(file.read(_BEGINNING_BYTES)).hexdigest()[:16]
