@@ -80,7 +80,9 @@ def scan_series(
     settings: ReadSettings = READ_ALL,
     report: Report = no_report,
 ) -> DicomSeries:
-    """Read the headers of DICOM files and put their slices in order. No pixels are decoded.
+    """Read the headers of DICOM files and put their slices in order.
+
+    No pixels are decoded, except a few slices where headers say MONOCHROME1.
 
     Rejected with a reason are files that are unreadable or no CT slices, slices that are not axial, and all
     but one of the slices at one position (the lowest InstanceNumber stays). Of a series with several grids,

@@ -249,5 +249,5 @@ def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
 
 
 def _beginning(file: StoredFile) -> str:
-    """Check sum of a file's first bytes: a volume's size and place and, if compressed, much of its content."""
+    """Check sum of the first bytes of a file: of a volume, its header and part of its voxels."""
     return hashlib.sha256(file.read(_BEGINNING_BYTES)).hexdigest()[:16]
