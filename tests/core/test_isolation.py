@@ -36,7 +36,7 @@ def child():
 # Results and exceptions.
 
 
-def test_a_result_comes_from_a_child_that_lives_on(child):
+def test_call_keeps_the_child(child):
     pid = child.call(plainly, os.getpid)
     assert pid != os.getpid()
     assert child.call(plainly, os.getpid) == pid
@@ -51,7 +51,7 @@ def test_time_between_calls_is_not_silence(child):
     assert child.call(plainly, os.getpid) == pid
 
 
-def test_an_exception_keeps_its_type_and_brings_the_childs_traceback(child):
+def test_call_raises_exceptions_of_the_function(child):
     with pytest.raises(UserError) as caught:
         child.call(fail, UserError("no such folder"))
     assert str(caught.value) == "no such folder"
@@ -61,20 +61,20 @@ def test_an_exception_keeps_its_type_and_brings_the_childs_traceback(child):
     assert caught.value.filename == "/no/such/file"
 
 
-def test_an_exception_that_cannot_be_pickled_comes_as_a_runtime_error(child):
+def test_call_raises_runtime_error_for_an_exception_that_cannot_be_pickled(child):
     with pytest.raises(RuntimeError, match="NeedsTwo: this and that"):
         child.call(fail_unpicklably)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-def test_the_function_cannot_end_the_parent(child, error):
+def test_call_turns_system_exit_into_runtime_error(child, error):
     pid = child.call(plainly, os.getpid)
     with pytest.raises(RuntimeError, match=type(error).__name__):
         child.call(fail, error)
     assert child.call(plainly, os.getpid) == pid
 
 
-def test_what_cannot_be_pickled_is_an_error_of_that_call_alone(child):
+def test_call_of_values_that_cannot_be_pickled(child):
     pid = child.call(plainly, os.getpid)
     with pytest.raises((pickle.PicklingError, AttributeError)):
         child.call(plainly, lambda: None)
@@ -83,17 +83,17 @@ def test_what_cannot_be_pickled_is_an_error_of_that_call_alone(child):
     assert child.call(plainly, os.getpid) == pid
 
 
-def test_a_large_result_comes_back(child):
+def test_call_with_a_large_result(child):
     array = child.call(plainly, large_array, 20)
     assert array.nbytes == 20_000_000
     assert (array == large_array(20)).all()
 
 
-def test_large_arguments_arrive(child):
+def test_call_with_large_arguments(child):
     assert child.call(plainly, len, b"x" * 20_000_000) == 20_000_000
 
 
-def test_printing_in_the_child_harms_and_shows_nothing(child, capfd):
+def test_call_discards_printed_text(child, capfd):
     assert child.call(make_noise) == "done"
     assert capfd.readouterr() == ("", "")
 
@@ -109,7 +109,7 @@ def test_printing_in_the_child_harms_and_shows_nothing(child, capfd):
         ("exit", "ended with exit status 11"),
     ],
 )
-def test_a_crash_names_its_kind_and_last_step_and_the_next_call_works(child, how, description):
+def test_call_raises_child_crashed_with_the_last_step(child, how, description):
     with pytest.raises(ChildCrashed) as caught:
         child.call(crash, how)
     assert caught.value.how == description
@@ -118,7 +118,7 @@ def test_a_crash_names_its_kind_and_last_step_and_the_next_call_works(child, how
     assert child.call(plainly, abs, -3) == 3
 
 
-def test_a_crash_before_the_first_step_does_not_name_an_older_one(child):
+def test_call_raises_child_crashed_without_an_older_step(child):
     child.call(work_slowly, 2, 0)
     with pytest.raises(ChildCrashed) as caught:
         child.call(plainly, os.abort)
@@ -130,7 +130,7 @@ def test_a_crash_before_the_first_step_does_not_name_an_older_one(child):
     ["", "Bauch, venös", "caf\udce9.dcm", "x" * 100_000, "é" * 100_000],
     ids=["nothing", "accents", "not UTF-8", "long", "long accents"],  # pytest hands them to processes
 )
-def test_any_text_can_be_a_step(child, step):
+def test_report_takes_any_text(child, step):
     with pytest.raises(ChildCrashed) as caught:
         child.call(crash, "exit", step)
     last_step = caught.value.last_step
@@ -140,18 +140,18 @@ def test_any_text_can_be_a_step(child, step):
     assert len(last_step) >= min(len(step), 4000)
 
 
-def test_a_step_costs_little(child):
+def test_report_costs_little(child):
     assert child.call(cost_of_a_step, 20_000) < 30e-6
 
 
-def test_a_child_killed_between_calls_is_replaced_unnoticed(child):
+def test_call_replaces_a_child_killed_between_calls(child):
     pid = child.call(plainly, os.getpid)
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
     assert child.call(plainly, os.getpid) != pid
 
 
-def test_a_kill_is_noticed_although_another_child_started_later(child):
+def test_call_notices_a_kill_beside_a_later_child(child):
     with closing(Child()) as later:
         pid = child.call(plainly, os.getpid)
         assert later.call(plainly, os.getpid) != pid
@@ -164,14 +164,14 @@ def test_a_kill_is_noticed_although_another_child_started_later(child):
         timer.join()
 
 
-def test_an_end_is_noticed_although_a_process_of_the_function_lives_on(child, tmp_path):
+def test_call_notices_an_end_although_a_grandchild_lives_on(child, tmp_path):
     with pytest.raises(ChildCrashed, match="exit status 11"):
         child.call(fork_and_exit, tmp_path / "pid")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.skipif(CORE_LIMIT[1] == 0, reason="this system forbids core files anyway")
-def test_a_crash_leaves_no_core_file(child):
+def test_child_leaves_no_core_file(child):
     resource.setrlimit(resource.RLIMIT_CORE, (CORE_LIMIT[1], CORE_LIMIT[1]))
     try:
         assert child.call(plainly, resource.getrlimit, resource.RLIMIT_CORE) == (0, CORE_LIMIT[1])
@@ -179,7 +179,7 @@ def test_a_crash_leaves_no_core_file(child):
         resource.setrlimit(resource.RLIMIT_CORE, CORE_LIMIT)
 
 
-def test_the_child_can_time_itself_out_whatever_its_parent_ignores(child):
+def test_child_handles_sigalrm_whatever_its_parent_ignores(child):
     handler = signal.signal(signal.SIGALRM, signal.SIG_IGN)
     try:
         assert child.call(plainly, signal.getsignal, signal.SIGALRM) == signal.SIG_DFL
@@ -187,7 +187,7 @@ def test_the_child_can_time_itself_out_whatever_its_parent_ignores(child):
         signal.signal(signal.SIGALRM, handler)
 
 
-def test_failures_can_be_pickled():
+def test_child_failed_can_be_pickled():
     for error in (
         ChildCrashed("killed by signal 9 (SIGKILL)", "slice 7"),
         ChildStalled("gave up", "slice 8"),

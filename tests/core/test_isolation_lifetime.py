@@ -65,7 +65,7 @@ def run_python(code: str, folder: Path, **options) -> subprocess.Popen:
 # Silence.
 
 
-def test_silence_is_ended_and_the_next_call_works(child):
+def test_call_raises_child_stalled_after_silence(child):
     pid = child.call(plainly, os.getpid)
     child.silence_limit_s = 0.5
     start = time.monotonic()
@@ -78,7 +78,7 @@ def test_silence_is_ended_and_the_next_call_works(child):
     assert child.call(plainly, abs, -3) == 3
 
 
-def test_a_child_that_was_stopped_is_ended(child):
+def test_call_ends_a_stopped_child(child):
     pid = child.call(plainly, os.getpid)
     child.silence_limit_s = 0.5
     with pytest.raises(ChildStalled):
@@ -86,7 +86,7 @@ def test_a_child_that_was_stopped_is_ended(child):
     assert is_reaped(pid)
 
 
-def test_a_hang_with_the_interpreters_lock_held_is_ended(child):
+def test_call_ends_a_hang_with_the_interpreters_lock_held(child):
     child.call(work_slowly, 1, 0)  # so that importing its module is not part of the silence
     child.silence_limit_s = 0.5
     with pytest.raises(ChildStalled) as caught:
@@ -94,7 +94,7 @@ def test_a_hang_with_the_interpreters_lock_held_is_ended(child):
     assert caught.value.last_step == "hanging"
 
 
-def test_steps_keep_a_long_call_alive(child):
+def test_reports_keep_a_long_call_alive(child):
     child.call(work_slowly, 1, 0)
     child.silence_limit_s = 1.0
     start = time.monotonic()
@@ -105,7 +105,7 @@ def test_steps_keep_a_long_call_alive(child):
 # The life of the children.
 
 
-def test_each_thread_has_its_own_child_which_ends_with_it():
+def test_call_isolated_has_one_child_per_thread():
     pids, barrier = {}, threading.Barrier(4)
 
     def work(number: int) -> None:
@@ -125,7 +125,7 @@ def test_each_thread_has_its_own_child_which_ends_with_it():
     assert all(is_reaped(pid) for pid in set.union(*pids.values()))
 
 
-def test_the_children_stay_within_one_core_and_see_the_callers_folder(child, tmp_path, monkeypatch):
+def test_child_uses_one_core_in_the_callers_folder(child, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert child.call(plainly, os.getenv, "OMP_NUM_THREADS") == "1"
     assert child.call(plainly, os.getcwd) == os.getcwd()
@@ -133,7 +133,7 @@ def test_the_children_stay_within_one_core_and_see_the_callers_folder(child, tmp
     assert child.call(plainly, os.getcwd) == os.getcwd()
 
 
-def test_ctrl_c_and_the_terminal_pass_the_child_by(child):
+def test_child_has_a_session_of_its_own(child):
     assert child.call(plainly, os.getsid, 0) != os.getsid(0)
 
 
@@ -146,7 +146,7 @@ def heeds_ctrl_c():
 
 
 @pytest.mark.parametrize("seconds", [0.8, 60])
-def test_an_abandoned_call_is_ended_at_once_and_does_not_answer_the_next_one(child, seconds, heeds_ctrl_c):
+def test_call_interrupted_by_ctrl_c_ends_the_child(child, seconds, heeds_ctrl_c):
     pid = child.call(plainly, os.getpid)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -159,7 +159,7 @@ def test_an_abandoned_call_is_ended_at_once_and_does_not_answer_the_next_one(chi
     assert child.call(plainly, abs, -3) == 3
 
 
-def test_a_fork_leaves_its_parents_child_alone():
+def test_fork_leaves_the_child_of_its_parent_alone():
     pid = call_isolated(plainly, os.getpid)
     forked = os.fork()
     if forked == 0:
@@ -172,7 +172,7 @@ def test_a_fork_leaves_its_parents_child_alone():
     assert call_isolated(plainly, os.getpid) == pid
 
 
-def test_it_works_from_another_folder_even_one_with_a_package_of_the_same_name(tmp_path):
+def test_call_isolated_ignores_modules_in_the_working_directory(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     (tmp_path / "queue.py").write_text("raise SystemExit('the wrong module')")
@@ -197,7 +197,7 @@ def test_children_end_with_the_interpreter(tmp_path):
     [("sleep", 60, 1.0), ("hang", 1, 5.0)],
     ids=["at once", "in a hang with the interpreter's lock held, by the limit of silence"],
 )
-def test_a_killed_parent_takes_its_child_along(tmp_path, then, limit_s, within_s):
+def test_child_ends_with_a_killed_parent(tmp_path, then, limit_s, within_s):
     lock = tmp_path / "lock"
     code = f"call_isolated(hold, Path({str(lock)!r}), {then!r}, silence_limit_s={limit_s})"
     parent = run_python(code, tmp_path)
@@ -208,7 +208,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path, then, limit_s, within_s
     assert is_free(lock, within_s)
 
 
-def test_a_hang_while_the_parent_sleeps_counts_as_silence(tmp_path):
+def test_child_ends_itself_while_its_parent_is_stopped(tmp_path):
     lock = tmp_path / "lock"
     code = f"""try:
     call_isolated(hold, Path({str(lock)!r}), "hang", silence_limit_s=1)
@@ -222,7 +222,7 @@ except ChildStalled as error:
     assert parent.communicate(timeout=60)[0] == "child process gave no sign of life for 1 s at: hanging\n"
 
 
-def test_a_child_that_cannot_start_says_why(child, monkeypatch, tmp_path):
+def test_child_not_started_says_why(child, monkeypatch, tmp_path):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'no module named site' >&2\nexit 1\n")
     broken.chmod(0o755)

@@ -25,7 +25,7 @@ PHASES = {
 
 @pytest.mark.parametrize("told_apart_by", PHASES)
 @pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2, SPACING_Z_MM / 3], ids=["same", "half", "third"])
-def test_two_phases_under_one_uid_never_alternate(tmp_path, told_apart_by, shift_mm):
+def test_keep_one_acquisition_of_two_phases(tmp_path, told_apart_by, shift_mm):
     first, second = PHASES[told_apart_by]
     folder = write_series(tmp_path / "s", **first)
     write_series(folder, first=101, shift_mm=(0, 0, shift_mm), add_hu=50, **second)
@@ -41,7 +41,7 @@ def test_two_phases_under_one_uid_never_alternate(tmp_path, told_apart_by, shift
 
 
 @pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2])
-def test_instance_numbers_that_begin_anew_tell_phases_apart(tmp_path, shift_mm):
+def test_keep_one_acquisition_by_instance_numbers_that_restart(tmp_path, shift_mm):
     folder = write_series(tmp_path / "s", n_slices=11)
     write_series(folder, first=101, n_slices=12, shift_mm=(0, 0, shift_mm), add_hu=50)
     series = scan_series(folder)
@@ -50,7 +50,7 @@ def test_instance_numbers_that_begin_anew_tell_phases_apart(tmp_path, shift_mm):
 
 @pytest.mark.parametrize("keyword", ["ContentTime", "AcquisitionTime"])
 @pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2], ids=["same", "half"])
-def test_phases_with_the_same_instance_numbers_are_told_apart_by_time(tmp_path, keyword, shift_mm):
+def test_keep_one_acquisition_by_time(tmp_path, keyword, shift_mm):
     """Each slice has a time of its own, as files often do."""
     folder = write_series(tmp_path / "s")
     write_series(folder, first=101, shift_mm=(0, 0, shift_mm), add_hu=50)
@@ -64,7 +64,7 @@ def test_phases_with_the_same_instance_numbers_are_told_apart_by_time(tmp_path, 
     assert {header.file.name for header in series.headers} == {f"{stem}.dcm" for stem in range(1, 13)}
 
 
-def test_an_instance_number_that_is_there_twice_costs_no_slice(tmp_path):
+def test_keep_one_acquisition_keeps_a_repeated_instance_number(tmp_path):
     folder = write_series(tmp_path / "s")
     for stem in range(1, 13):
         dataset = pydicom.dcmread(folder / f"{stem}.dcm")
@@ -74,7 +74,7 @@ def test_an_instance_number_that_is_there_twice_costs_no_slice(tmp_path):
     assert len(scan_series(folder).z_mm) == 12
 
 
-def test_acquisitions_that_follow_each_other_are_one_scan(tmp_path):
+def test_keep_one_acquisition_joins_scans_that_follow_each_other(tmp_path):
     """Two passes that share two slices where they meet, and one number for each slice of a third."""
     folder = write_series(tmp_path / "s", n_slices=12, AcquisitionNumber=1)
     write_series(folder, n_slices=12, first=101, shift_mm=(0, 0, 10 * SPACING_Z_MM), AcquisitionNumber=2)
@@ -87,7 +87,7 @@ def test_acquisitions_that_follow_each_other_are_one_scan(tmp_path):
     assert (np.diff(series.z_mm) < -1).all()
 
 
-def test_types_and_times_that_vary_within_one_pass_cost_no_slice(tmp_path):
+def test_keep_one_acquisition_ignores_types_and_times_within_one_pass(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=24)
     for stem in range(1, 25):
         dataset = pydicom.dcmread(folder / f"{stem}.dcm")

@@ -30,7 +30,7 @@ def oriented_volume(series):
 
 
 @pytest.mark.parametrize(("along_cols", "along_rows"), IN_PLANE)
-def test_every_axial_orientation_gives_the_same_volume(tmp_path, along_cols, along_rows):
+def test_scan_series_is_the_same_for_every_axial_orientation(tmp_path, along_cols, along_rows):
     """Front up, the patient's left on the right, head first; off-centre, so that no flip goes unseen."""
     shift = (12, -8, 3)
     reference = scan_series(write_series(tmp_path / "reference", shift_mm=shift))
@@ -46,7 +46,7 @@ def test_every_axial_orientation_gives_the_same_volume(tmp_path, along_cols, alo
         np.testing.assert_allclose(one.col_step, other.col_step, atol=1e-6)
 
 
-def test_the_abdomen_lies_as_a_radiologist_expects(tmp_path):
+def test_read_shows_the_abdomen_as_a_radiologist_does(tmp_path):
     series = scan_series(write_series(tmp_path / "s", along_cols=(-1, 0, 0), along_rows=(0, -1, 0)))
     volume = oriented_volume(series)
     liver, spine = np.argwhere(volume == 120).mean(0), np.argwhere(volume == 600).mean(0)
@@ -57,7 +57,7 @@ def test_the_abdomen_lies_as_a_radiologist_expects(tmp_path):
     assert series.orientation == "RA"
 
 
-def test_order_follows_positions_not_names_or_instance_numbers(tmp_path):
+def test_scan_series_orders_by_position(tmp_path):
     for stem, z_mm in enumerate((10.0, -5.0, 5.0, 0.0), start=1):
         write_slice(
             tmp_path / f"{stem}.dcm", np.zeros((8, 8)), position_mm=(0, 0, z_mm), instance_number=stem
@@ -67,14 +67,14 @@ def test_order_follows_positions_not_names_or_instance_numbers(tmp_path):
     assert series.z_mm.tolist() == [10, 5, 0, -5]
 
 
-def test_a_tilted_gantry_is_ordered_along_the_slice_normal(tmp_path):
+def test_scan_series_orders_a_tilted_gantry_along_the_slice_normal(tmp_path):
     tilt = np.deg2rad(20)
     rows_axis = (0, np.cos(tilt), -np.sin(tilt))
     series = scan_series(write_series(tmp_path / "s", along_rows=rows_axis))
     np.testing.assert_allclose(-np.diff(series.z_mm), SPACING_Z_MM, atol=1e-6)
 
 
-def test_duplicate_positions_keep_the_lowest_instance_number(tmp_path):
+def test_scan_series_keeps_the_lowest_instance_number_of_a_position(tmp_path):
     for stem, z_mm in ((9, 0.0), (2, 0.0), (5, 3.0), (7, 0.004)):
         write_slice(
             tmp_path / f"{stem}.dcm", np.zeros((8, 8)), position_mm=(0, 0, z_mm), instance_number=stem
@@ -87,7 +87,7 @@ def test_duplicate_positions_keep_the_lowest_instance_number(tmp_path):
     ]
 
 
-def test_files_that_do_not_belong_are_left_out_with_a_reason(tmp_path):
+def test_scan_series_rejects_unreadable_and_foreign_files(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=4)
     (folder / "5.dcm").write_bytes(b"junk")
     write_slice(folder / "6.dcm", np.zeros((10, 12)), position_mm=(0, 0, 99), instance_number=6)
@@ -98,7 +98,7 @@ def test_files_that_do_not_belong_are_left_out_with_a_reason(tmp_path):
     assert "another size" in reasons["6.dcm"]
 
 
-def test_coronal_and_empty_series_are_refused(tmp_path):
+def test_scan_series_refuses_coronal_and_empty_series(tmp_path):
     coronal = write_series(tmp_path / "coronal", n_slices=3, along_rows=(0, 0, -1))
     with pytest.raises(SeriesError, match="not axial"):
         scan_series(coronal)
@@ -107,7 +107,7 @@ def test_coronal_and_empty_series_are_refused(tmp_path):
         scan_series(tmp_path / "empty")
 
 
-def test_a_reformat_that_calls_itself_axial_is_left_out(tmp_path):
+def test_scan_series_rejects_reformats_that_call_themselves_axial(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=6)
     axial = ["DERIVED", "SECONDARY", "AXIAL"]
     write_series(folder, n_slices=20, first=7, along_rows=(0, 0, -1), ImageType=axial)
@@ -117,12 +117,12 @@ def test_a_reformat_that_calls_itself_axial_is_left_out(tmp_path):
     assert {item.reason for item in series.rejected} == {"not axial"}
 
 
-def test_one_slice_is_a_series(tmp_path):
+def test_scan_series_takes_a_single_slice(tmp_path):
     series = scan_series(write_series(tmp_path / "s", n_slices=1))
     assert series.z_mm.shape == (1,)
 
 
-def test_gaps_stay_and_nothing_fills_them(tmp_path):
+def test_scan_series_keeps_gaps(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=12)
     for stem in (4, 5, 9):
         (folder / f"{stem}.dcm").unlink()
@@ -130,7 +130,7 @@ def test_gaps_stay_and_nothing_fills_them(tmp_path):
     np.testing.assert_allclose(sorted(gaps), [1, 1, 1, 1, 1, 1, 2, 3])
 
 
-def test_an_orientation_that_jitters_is_one_and_another_one_is_not(tmp_path):
+def test_keep_main_grid_tolerates_jitter_of_the_orientation(tmp_path):
     """Twelve slices 0.05 degrees to either side of where two decimals change, and five of another tilt."""
     edge = np.arcsin(0.005)
     for stem in range(1, 18):
@@ -152,7 +152,7 @@ def write_places(folder, places_mm, **tags):
 
 @pytest.mark.parametrize("drift", [0, 0.3])
 @pytest.mark.parametrize("moved", [range(13, 21), range(1, 21, 3)], ids=["at the end", "every third"])
-def test_slices_moved_across_the_patient_are_left_out(tmp_path, drift, moved):
+def test_keep_main_centre_rejects_slices_moved_across_the_patient(tmp_path, drift, moved):
     if drift and moved == range(1, 21, 3):
         pytest.skip("a drift among slices that jump to and fro is not told from the jumps")
     places = [(-200 + 60 * (k in moved), drift * 5 * k, 5 * k) for k in range(1, 21)]
@@ -162,7 +162,7 @@ def test_slices_moved_across_the_patient_are_left_out(tmp_path, drift, moved):
 
 
 @pytest.mark.parametrize("stacked", ["along the table", "in a line", "with a little jitter"])
-def test_slices_that_drift_evenly_or_jitter_are_one_series(tmp_path, stacked):
+def test_keep_main_centre_keeps_slices_that_drift_or_jitter(tmp_path, stacked):
     tilt = np.deg2rad(25)
     rows_axis = (0, np.cos(tilt), -np.sin(tilt))
     jitter = np.random.default_rng(0).uniform(-2, 2, (20, 2))
@@ -182,7 +182,7 @@ def test_slices_that_drift_evenly_or_jitter_are_one_series(tmp_path, stacked):
     [{}, {"bits_stored": 12}, {"bits_stored": 12, "signed": False, "intercept": -1024}],
     ids=["16 bits signed", "12 bits signed", "12 bits unsigned"],
 )
-def test_monochrome1_gives_the_same_patient_whether_its_values_are_inverted_or_not(
+def test_with_true_polarity_of_monochrome1(
     tmp_path, inverted, encoding
 ):
     plain = scan_series(write_series(tmp_path / "plain", **encoding))
@@ -201,7 +201,7 @@ def write_windowed(folder, window, **encoding):
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
-def test_8_bit_images_show_what_their_window_showed(tmp_path, photometric):
+def test_scan_series_turns_8_bit_images_into_hu_by_their_window(tmp_path, photometric):
     window = WINDOWS["wide"]
     series = scan_series(write_windowed(tmp_path, window, photometric=photometric), source_window=window)
     assert series.source_window == window
@@ -212,12 +212,12 @@ def test_8_bit_images_show_what_their_window_showed(tmp_path, photometric):
     np.testing.assert_allclose(volume[inside], truth[inside], atol=window.width_hu / 255 / 2 + 1e-3)
 
 
-def test_8_bit_images_without_a_window_are_refused(tmp_path):
+def test_scan_series_refuses_8_bit_images_without_a_window(tmp_path):
     with pytest.raises(SeriesError, match="--source-window"):
         scan_series(write_windowed(tmp_path, WINDOWS["soft"]))
 
 
-def test_a_stated_window_does_not_touch_hu(tmp_path):
+def test_scan_series_ignores_the_window_for_hu(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=4)
     series = scan_series(folder, source_window=WINDOWS["soft"])
     assert series.source_window is None
@@ -234,7 +234,7 @@ def test_a_stated_window_does_not_touch_hu(tmp_path):
         ({"slope": 8, "intercept": -1024}, {"soft", "organ", "wide"}),
     ],
 )
-def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path, encoding, shown):
+def test_source_window_of_8_bits_with_a_rescale(tmp_path, encoding, shown):
     hu = np.full((8, 8), 40)
     write_slice(tmp_path / "1.dcm", hu, bits_stored=8, signed=False, **encoding)
     series = scan_series(tmp_path)
@@ -246,7 +246,7 @@ def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path, encoding, show
     assert not narrow.contains(WINDOWS["wide"])
 
 
-def test_black_of_8_bits_with_a_rescale_is_no_body(tmp_path):
+def test_lowest_level_of_8_bits_with_a_rescale_is_no_body(tmp_path):
     """Level 0 of a narrow range lies above air, and at or below what the series calls its lowest."""
     hu = np.full((8, 8), -150.4)
     hu[4, 4] = 40
@@ -255,7 +255,7 @@ def test_black_of_8_bits_with_a_rescale_is_no_body(tmp_path):
     assert np.median(series.read(0)) <= series.source_window.lowest_hu == -150
 
 
-def test_hu_and_grey_levels_do_not_mix(tmp_path):
+def test_keep_main_grid_separates_hu_from_grey_levels(tmp_path):
     folder = write_windowed(tmp_path, WINDOWS["soft"])
     for stem in range(1, 8):
         (folder / "hu" / f"{stem}.dcm").replace(folder / f"{stem}.dcm")
@@ -265,7 +265,7 @@ def test_hu_and_grey_levels_do_not_mix(tmp_path):
     assert all("kind of pixels" in item.reason for item in series.rejected)
 
 
-def test_frames_of_one_file_are_a_series(tmp_path):
+def test_scan_series_of_one_enhanced_file(tmp_path):
     stored = np.stack([ramp(12, False)] * 4)
     heights = [(0, 0, z) for z in (3, 9, 0, 6)]
     write_enhanced(
@@ -278,7 +278,7 @@ def test_frames_of_one_file_are_a_series(tmp_path):
     np.testing.assert_array_equal(series.read(3), stored[0])
 
 
-def test_named_files_and_frames_are_passed_over(tmp_path):
+def test_scan_series_passes_over_left_out_files_and_frames(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=3)
     stored = np.stack([np.zeros((64, 64), int)] * 2)
     heights = [(-126, -126, z) for z in (50, 55)]

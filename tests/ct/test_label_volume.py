@@ -28,7 +28,7 @@ def organs(affine, order=(0, 1, 2)):
 # Files
 
 
-def test_stems():
+def test_nifti_stem():
     assert [nifti_stem(name) for name in ("a.nii", "b/c.d.NII.GZ", "x.gz", ".nii", "b/.nii.gz")] == [
         "a",
         "b/c.d",
@@ -38,7 +38,7 @@ def test_stems():
     ]
 
 
-def test_a_volume_is_mapped_rather_than_read(tmp_path):
+def test_open_volume_maps_the_file(tmp_path):
     with open_volume(save(tmp_path / "1.nii", patient(lps_affine()))) as volume:
         base = volume.stored
         while isinstance(base, np.ndarray) and base.base is not None:
@@ -49,7 +49,7 @@ def test_a_volume_is_mapped_rather_than_read(tmp_path):
 # Segmentations
 
 
-def test_a_segmentation_on_another_grid_lands_at_the_same_place(tmp_path):
+def test_sample_on_another_grid_gives_the_same_labels(tmp_path):
     expected = labels_at(PLANE, save(tmp_path / "1.nii", organs(lps_affine())))
     assert 0.02 < expected.mean() < 0.5
     affine = lps_affine((2, 0, 1), (-1, 1, -1))
@@ -58,14 +58,14 @@ def test_a_segmentation_on_another_grid_lands_at_the_same_place(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64, ">i4"])
-def test_ids_are_mapped_to_the_kits_labels(tmp_path, dtype):
+def test_sample_maps_ids_to_labels(tmp_path, dtype):
     liver = organs(lps_affine())
     foreign = save(tmp_path / "1.nii", np.where(liver, 300 if dtype != np.uint8 else 200, 7), dtype=dtype)
     expected = labels_at(PLANE, save(tmp_path / "2.nii", liver))
     np.testing.assert_array_equal(labels_at(PLANE, foreign, {300: 1, 200: 1, 8: 2}), expected)
 
 
-def test_scaled_labels_are_rounded(tmp_path):
+def test_sample_rounds_scaled_labels(tmp_path):
     liver = organs(lps_affine())
     save(tmp_path / "1.nii", liver * 10)
     expected = labels_at(PLANE, save(tmp_path / "2.nii", liver * 3))
@@ -73,7 +73,7 @@ def test_scaled_labels_are_rounded(tmp_path):
     np.testing.assert_array_equal(labels_at(PLANE, scaled, {7: 3}), expected)
 
 
-def test_outside_the_segmentation_there_is_no_organ(tmp_path):
+def test_sample_is_background_outside_the_volume(tmp_path):
     file = save(tmp_path / "1.nii", np.ones(SHAPE))
     shifted = Plane(PLANE.origin + np.array([80, 40, 0]), PLANE.row_step, PLANE.col_step)
     row, col = np.indices((30, 30))
@@ -85,21 +85,21 @@ def test_outside_the_segmentation_there_is_no_organ(tmp_path):
     assert not labels_at(above, file).any()
 
 
-def test_ids_that_need_a_table_are_refused_without_one(tmp_path):
+def test_open_refuses_unknown_ids_without_a_table(tmp_path):
     for wrong, advice in ((6, "--mask-ids"), (300, "--mask-ids"), (-1, "no label map")):
         file = save(tmp_path / "1.nii", np.where(organs(lps_affine()), wrong, 0))
         with pytest.raises(NiftiError, match=f"has the id {wrong}.*{advice}"):
             labels_at(PLANE, file)
 
 
-def test_probabilities_are_no_labels(tmp_path):
+def test_open_refuses_probabilities(tmp_path):
     for number, value in enumerate((0.5, np.nan)):
         file = save(tmp_path / f"{number}.nii", np.where(organs(lps_affine()), value, 0), dtype=np.float32)
         with pytest.raises(NiftiError, match="segmentation holds values that are not whole"):
             labels_at(PLANE, file, {1: 1})
 
 
-def test_a_segmentation_with_a_trailing_axis_is_fine_and_a_time_series_is_not(tmp_path):
+def test_open_accepts_a_trailing_axis_of_length_one_only(tmp_path):
     liver = organs(lps_affine())
     assert labels_at(PLANE, save(tmp_path / "1.nii", liver[..., None])).any()
     with pytest.raises(NiftiError, match="segmentation has 4 dimensions"):
@@ -115,7 +115,7 @@ def table(tmp_path, text):
     return path
 
 
-def test_a_table_names_ids_by_organ(tmp_path):
+def test_read_mask_ids(tmp_path):
     path = table(tmp_path, "liver: 5\nleft kidney: 3\nbowel: [18, 19, 20]\n")
     assert read_mask_ids(path) == {5: 1, 3: 3, 18: 5, 19: 5, 20: 5}
 
@@ -134,17 +134,17 @@ def test_a_table_names_ids_by_organ(tmp_path):
         ("liver: [", "cannot be read as YAML"),
     ],
 )
-def test_a_mistake_in_a_table_is_one_line(tmp_path, text, reason):
+def test_read_mask_ids_reports_a_mistake_in_one_line(tmp_path, text, reason):
     with pytest.raises(UserError, match=reason):
         read_mask_ids(table(tmp_path, text))
 
 
-def test_a_missing_table_says_where_tables_are(tmp_path):
+def test_read_mask_ids_of_a_missing_table_names_the_folder_of_tables(tmp_path):
     with pytest.raises(UserError, match=r"no table .*there are some in .*masks"):
         read_mask_ids(tmp_path / "none.yaml")
 
 
-def test_shipped_tables_agree_where_they_should(monkeypatch, tmp_path):
+def test_read_mask_ids_of_the_shipped_tables(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # found from any working directory
     tables = {name: read_mask_ids(Path(f"configs/masks/{name}.yaml")) for name in ("rsna", "flare23")}
     total = read_mask_ids(Path("configs/masks/totalsegmentator.yaml"))

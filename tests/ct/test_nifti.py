@@ -32,7 +32,7 @@ def refusal(file):
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_any_voxel_axes_come_out_head_first_with_left_on_the_right_and_front_up(tmp_path, order):
+def test_read_orients_any_voxel_axes(tmp_path, order):
     for number, signs in enumerate(product((1, -1), repeat=3)):
         affine = lps_affine(order, signs)
         file = save(tmp_path / f"{number}.nii", patient(affine, order), affine)
@@ -48,7 +48,7 @@ def test_any_voxel_axes_come_out_head_first_with_left_on_the_right_and_front_up(
 
 
 @pytest.mark.parametrize("turn_degrees", [-30, 20])
-def test_tilted_slices_keep_their_place(tmp_path, turn_degrees):
+def test_plane_of_tilted_slices(tmp_path, turn_degrees):
     affine = lps_affine((1, 2, 0), (1, -1, -1), turn_degrees)
     with open_nifti(save(tmp_path / "1.nii", patient(affine, (1, 2, 0)), affine)) as series:
         np.testing.assert_allclose(np.diff(series.z_mm), -STEP_MM[2], rtol=1e-5)
@@ -57,7 +57,7 @@ def test_tilted_slices_keep_their_place(tmp_path, turn_degrees):
             assert (series.read(index) == expected).mean() > 0.995  # float32 moves an edge or two
 
 
-def test_slices_too_oblique_are_refused(tmp_path):
+def test_open_nifti_refuses_oblique_slices(tmp_path):
     affine = lps_affine(turn_degrees=45)
     with (
         pytest.raises(SeriesError, match="not axial"),
@@ -66,7 +66,7 @@ def test_slices_too_oblique_are_refused(tmp_path):
         pass
 
 
-def test_skewed_axes_are_refused(tmp_path):
+def test_open_nifti_refuses_skewed_axes(tmp_path):
     affine = lps_affine()
     affine[0, 1] = 2.0
     with (
@@ -76,7 +76,7 @@ def test_skewed_axes_are_refused(tmp_path):
         pass
 
 
-def test_a_gantry_tilt_written_as_shear_is_kept(tmp_path):
+def test_plane_of_a_gantry_tilt_written_as_shear(tmp_path):
     affine = lps_affine()
     affine[1, 2] = 3.0  # each slice is shifted to the back
     with open_nifti(save(tmp_path / "1.nii", patient(affine), affine)) as series:
@@ -87,7 +87,7 @@ def test_a_gantry_tilt_written_as_shear_is_kept(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.int16, ">i2", np.int32, np.int64, np.float32, np.float64, ">f4"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_hu_are_the_same_in_every_type(tmp_path, dtype, suffix):
+def test_read_gives_the_same_hu_for_every_type(tmp_path, dtype, suffix):
     hu = patient(lps_affine())
     with open_nifti(save(tmp_path / f"1{suffix}", hu, dtype=dtype)) as series:
         image = series.read(3)
@@ -95,12 +95,12 @@ def test_hu_are_the_same_in_every_type(tmp_path, dtype, suffix):
         np.testing.assert_array_equal(image, on_plane(series.plane(3), series.shape))
 
 
-def test_nifti_2_is_read(tmp_path):
+def test_read_nifti_2(tmp_path):
     with open_nifti(save(tmp_path / "1.nii", patient(lps_affine()), kind=nib.Nifti2Image)) as series:
         np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
 
 
-def test_slope_and_intercept_are_applied(tmp_path):
+def test_read_applies_slope_and_intercept(tmp_path):
     hu = patient(lps_affine())
     save(tmp_path / "1.nii", hu + 1024, dtype=np.uint16)
     with open_nifti(set_header(tmp_path / "1.nii", scl_slope=1, scl_inter=-1024)) as series:
@@ -112,7 +112,7 @@ def test_slope_and_intercept_are_applied(tmp_path):
         np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape) + 0.25)
 
 
-def test_what_is_no_number_or_below_air_is_air(tmp_path):
+def test_read_turns_nan_and_values_below_air_into_air(tmp_path):
     hu = patient(lps_affine())
     hu[0, 0], hu[1, 0], hu[2, 0], hu[3, 0] = np.nan, -np.inf, -3024, np.inf
     with open_nifti(save(tmp_path / "1.nii", hu, dtype=np.float32)) as series:
@@ -125,12 +125,12 @@ def test_what_is_no_number_or_below_air_is_air(tmp_path):
         assert series.read(0).min() == AIR_HU
 
 
-def test_trailing_axes_of_length_one_do_not_matter(tmp_path):
+def test_open_nifti_drops_trailing_axes_of_length_one(tmp_path):
     with open_nifti(save(tmp_path / "1.nii", patient(lps_affine())[..., None, None])) as series:
         assert series.shape == (SHAPE[1], SHAPE[0])
 
 
-def test_missing_units_are_mm_and_metres_are_metres(tmp_path):
+def test_open_nifti_reads_the_unit_of_length(tmp_path):
     save(tmp_path / "1.nii", patient(lps_affine()))
     with open_nifti(set_header(tmp_path / "1.nii", xyzt_units=0)) as series:
         assert series.pixel_mm[1] == pytest.approx(STEP_MM[0])
@@ -138,7 +138,7 @@ def test_missing_units_are_mm_and_metres_are_metres(tmp_path):
         assert series.pixel_mm[1] == pytest.approx(STEP_MM[0] * 1000)
 
 
-def test_a_slice_names_its_file_and_its_number_there(tmp_path):
+def test_source_and_instance_number_of_a_volume(tmp_path):
     with open_nifti(save(tmp_path / "ct.nii", patient(lps_affine()))) as series:
         assert (series.source(0), series.instance_number(0)) == (f"ct.nii slice {SHAPE[2]}", SHAPE[2])
         assert (series.source(SHAPE[2] - 1), series.instance_number(SHAPE[2] - 1)) == ("ct.nii slice 1", 1)
@@ -147,7 +147,7 @@ def test_a_slice_names_its_file_and_its_number_there(tmp_path):
 # Grey levels
 
 
-def test_grey_levels_become_hu_again_through_their_window(tmp_path):
+def test_open_nifti_turns_grey_levels_into_hu_by_their_window(tmp_path):
     hu = patient(lps_affine())
     for number, dtype in enumerate((np.uint8, np.int16, np.float32)):
         with open_nifti(save(tmp_path / f"{number}.nii", SOFT.grey(hu), dtype=dtype), SOFT) as series:
@@ -157,7 +157,7 @@ def test_grey_levels_become_hu_again_through_their_window(tmp_path):
             assert np.abs(series.read(3) - expected).max() <= 400 / 255 / 2 + 1e-4
 
 
-def test_grey_levels_without_a_window_are_refused(tmp_path):
+def test_open_nifti_refuses_grey_levels_without_a_window(tmp_path):
     grey = SOFT.grey(patient(lps_affine()))
     for number, dtype in enumerate((np.uint8, np.float32)):
         file = save(tmp_path / f"{number}.nii", grey, dtype=dtype)
@@ -165,7 +165,7 @@ def test_grey_levels_without_a_window_are_refused(tmp_path):
             pass
 
 
-def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path):
+def test_source_window_of_8_bits_with_a_rescale(tmp_path):
     hu = np.clip(patient(lps_affine()), -150, 250)
     save(tmp_path / "1.nii", np.rint((hu + 150) * 255 / 400), dtype=np.uint8)
     for given in (None, SOFT):
@@ -178,20 +178,20 @@ def test_8_bits_with_a_rescale_state_what_they_can_hold(tmp_path):
         assert all(series.source_window.contains(window) for window in WINDOWS.values())
 
 
-def test_levels_of_0_to_1_are_refused(tmp_path):
+def test_open_nifti_refuses_levels_of_0_to_1(tmp_path):
     for window in (None, SOFT):
         file = save(tmp_path / "1.nii", SOFT.grey(patient(lps_affine())) / 255, dtype=np.float32)
         with pytest.raises(SeriesError, match="none above 1"), open_nifti(file, window):
             pass
 
 
-def test_a_stated_window_leaves_hu_alone(tmp_path):
+def test_open_nifti_ignores_the_window_for_hu(tmp_path):
     with open_nifti(save(tmp_path / "1.nii", patient(lps_affine())), SOFT) as series:
         assert series.source_window is None
         np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
 
 
-def test_values_that_are_never_negative_are_no_hu(tmp_path):
+def test_open_nifti_refuses_values_that_are_never_negative(tmp_path):
     file = save(tmp_path / "1.nii", patient(lps_affine()) + 1024)
     with pytest.raises(SeriesError, match="no value below 0"), open_nifti(file, SOFT):
         pass
@@ -200,7 +200,7 @@ def test_values_that_are_never_negative_are_no_hu(tmp_path):
 # Refusals and damage
 
 
-def test_what_is_no_volume_is_refused_with_a_reason(tmp_path):
+def test_open_nifti_refuses_other_kinds_of_volumes(tmp_path):
     hu = patient(lps_affine())
     assert refusal(save(tmp_path / "1.nii", np.stack([hu, hu], axis=-1))) == "volume has 4 dimensions, not 3"
     assert refusal(save(tmp_path / "2.nii", hu[..., 0])) == "volume has 2 dimensions, not 3"
@@ -209,7 +209,7 @@ def test_what_is_no_volume_is_refused_with_a_reason(tmp_path):
     assert "complex" in refusal(save(tmp_path / "4.nii", hu, dtype=np.complex64))
 
 
-def test_a_volume_without_a_place_in_the_patient_is_refused(tmp_path):
+def test_open_nifti_refuses_a_missing_or_singular_affine(tmp_path):
     hu = patient(lps_affine())
     path = tmp_path / "1.nii"
     save(path, hu)
@@ -223,7 +223,7 @@ def test_a_volume_without_a_place_in_the_patient_is_refused(tmp_path):
     assert "singular" in refusal(set_header(path, srow_x=[np.nan, 0, 0, 0]))
 
 
-def test_damaged_files_are_refused_with_a_reason(tmp_path):
+def test_open_nifti_refuses_damaged_files(tmp_path):
     whole = save(tmp_path / "1.nii", patient(lps_affine())).path.read_bytes()
     packed = gzip.compress(whole)
     for content, reason in {
@@ -239,7 +239,7 @@ def test_damaged_files_are_refused_with_a_reason(tmp_path):
     assert "No such file" in refusal(LocalFile(tmp_path / "3.nii"))
 
 
-def test_compression_is_seen_by_content_not_by_name(tmp_path):
+def test_unpacked_recognises_gzip_by_content(tmp_path):
     whole = save(tmp_path / "1.nii", patient(lps_affine())).path.read_bytes()
     (tmp_path / "2.nii").write_bytes(gzip.compress(whole))
     (tmp_path / "3.nii.gz").write_bytes(whole)
@@ -248,7 +248,7 @@ def test_compression_is_seen_by_content_not_by_name(tmp_path):
             np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
 
 
-def test_nothing_unpacked_is_left_behind(tmp_path, monkeypatch):
+def test_unpacked_leaves_no_file_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with open_nifti(save(tmp_path / "1.nii.gz", patient(lps_affine()))) as series:
         assert series.read(0) is not None

@@ -61,19 +61,19 @@ ENCODINGS = {
 
 @pytest.mark.parametrize("name", ENCODINGS)
 @EACH_READER
-def test_hu_are_restored_from_every_encoding(tmp_path, name, reader):
+def test_stored_to_hu_restores_every_encoding(tmp_path, name, reader):
     path = write_slice(tmp_path / "1.dcm", HU, **ENCODINGS[name])
     hu = hu_with(reader, path)
     np.testing.assert_array_equal(hu, HU)
     assert hu.dtype == (np.float32 if name == "slope 0.5" else np.int16)
 
 
-def test_both_readers_see_the_same_header(tmp_path):
+def test_both_readers_give_the_same_header(tmp_path):
     path = write_slice(tmp_path / "7.dcm", HU, position_mm=(-1.5, 2, 3.25), instance_number=7, padding=-2000)
     assert header_with("dicomsdl", path) == header_with("pydicom", path)
 
 
-def test_padding_and_values_below_air_are_air(tmp_path):
+def test_read_hu_turns_padding_and_values_below_air_into_air(tmp_path):
     hu = np.array([[-2000, 40], [-3024, 1500]])
     by_value = write_slice(tmp_path / "1.dcm", hu, padding=1500)
     np.testing.assert_array_equal(read_hu(read_header(LocalFile(by_value))), [[-1024, 40], [-1024, -1024]])
@@ -83,7 +83,7 @@ def read_written(path, hu, **options):
     return read_hu(read_header(LocalFile(write_slice(path, hu, **options))))
 
 
-def test_a_range_of_padding_is_air(tmp_path):
+def test_read_hu_turns_a_range_of_padding_into_air(tmp_path):
     hu = np.array([[-1000, 40, 41], [42, 43, 44]])
     path = write_slice(tmp_path / "1.dcm", hu, padding=43)
     dataset = pydicom.dcmread(path)
@@ -95,7 +95,7 @@ def test_a_range_of_padding_is_air(tmp_path):
 
 @pytest.mark.parametrize("padding", [-2000, -2048, -3024, -32768])
 @pytest.mark.parametrize("rle", [False, True])
-def test_padding_that_the_stored_bits_cannot_hold_is_air_and_hides_nothing(tmp_path, padding, rle):
+def test_read_hu_of_padding_that_the_stored_bits_cannot_hold(tmp_path, padding, rle):
     """12 bits of it may look like bone, and bone of that value must stay."""
     low_bits = padding & 0xFFF
     hu = np.array([[100, low_bits - (low_bits >> 11 << 12)], [0, -1000]])
@@ -112,7 +112,7 @@ def test_padding_that_the_stored_bits_cannot_hold_is_air_and_hides_nothing(tmp_p
     np.testing.assert_array_equal(read_hu(read_header(LocalFile(path))), expected)
 
 
-def test_an_image_of_zeros_alone_is_refused_unless_zero_is_air(tmp_path):
+def test_read_hu_refuses_zeros_that_are_not_air(tmp_path):
     with pytest.raises(DicomError, match="every pixel is zero"):
         read_written(tmp_path / "1.dcm", np.zeros((4, 4)))
     assert (
@@ -125,7 +125,7 @@ def test_an_image_of_zeros_alone_is_refused_unless_zero_is_air(tmp_path):
 @pytest.mark.parametrize("intercept", [-65536, -40000, -1024, -1, 1, 1024, 31744, 32700, 40000])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("slope", [1, 2, -1])
-def test_every_intercept_gives_the_sum_clipped_to_16_bits(tmp_path, intercept, signed, slope):
+def test_read_hu_clips_to_16_bits_for_every_intercept(tmp_path, intercept, signed, slope):
     stored = np.arange(-32768, 32768, 7) + (32768 if signed is False else 0)
     hu = read_written(
         tmp_path / "1.dcm", stored[None], signed=signed, RescaleIntercept=intercept, RescaleSlope=slope
@@ -149,20 +149,20 @@ def test_every_intercept_gives_the_sum_clipped_to_16_bits(tmp_path, intercept, s
         ({"RescaleType": "MGML"}, "pixels are MGML, not HU"),
     ],
 )
-def test_what_is_no_slice_of_hu_is_refused_with_a_reason(tmp_path, tags, reason):
+def test_parse_header_refuses_other_images(tmp_path, tags, reason):
     path = write_slice(tmp_path / "1.dcm", HU, **tags)
     with pytest.raises(DicomError, match=reason):
         read_header(LocalFile(path))
 
 
-def test_signed_pixels_of_8_bits_are_refused(tmp_path):
+def test_parse_header_refuses_signed_8_bits(tmp_path):
     path = write_slice(tmp_path / "1.dcm", np.array([[-100, 100]]), bits_stored=8)
     with pytest.raises(DicomError, match="neither HU nor grey levels"):
         read_header(LocalFile(path))
 
 
 @EACH_READER
-def test_unsigned_pixels_without_a_rescale_are_refused_and_signed_ones_taken(tmp_path, reader):
+def test_parse_header_refuses_unsigned_pixels_without_a_rescale(tmp_path, reader):
     """From 0 up they hold no air: they are 1024 too high, or anything else."""
     for name, signed, intercept in (("shifted", False, 0), ("signed", True, 0), ("stated", False, -1024)):
         path = write_slice(tmp_path / f"{name}.dcm", abs(HU), signed=signed, intercept=intercept)
@@ -177,12 +177,12 @@ def test_unsigned_pixels_without_a_rescale_are_refused_and_signed_ones_taken(tmp
             np.testing.assert_array_equal(hu_with(reader, path), abs(HU))
 
 
-def test_a_slice_without_modality_or_a_derived_one_is_taken(tmp_path):
+def test_parse_header_accepts_derived_slices_without_modality(tmp_path):
     hu = read_written(tmp_path / "1.dcm", HU, Modality=None, ImageType=["DERIVED", "SECONDARY", "AXIAL"])
     np.testing.assert_array_equal(hu, HU)
 
 
-def test_a_header_longer_than_what_is_read_first_is_read_whole(tmp_path):
+def test_dicomsdl_header_reads_long_headers(tmp_path):
     path = write_slice(tmp_path / "1.dcm", HU, ImageComments="x" * 10000)
     dataset = pydicom.dcmread(path)
     dataset.add_new(0x00091001, "OB", bytes(100_000))
@@ -192,7 +192,7 @@ def test_a_header_longer_than_what_is_read_first_is_read_whole(tmp_path):
 
 @pytest.mark.parametrize("at", [0, 4, 8])
 @EACH_READER
-def test_rle_segments_that_disagree_with_the_header_are_refused(tmp_path, at, reader):
+def test_read_stored_refuses_wrong_rle_segments(tmp_path, at, reader):
     path = write_slice(tmp_path / "1.dcm", np.tile(HU, (8, 8)), rle=True)
     header = read_header(LocalFile(path))
     content = bytearray(path.read_bytes())
@@ -203,21 +203,21 @@ def test_rle_segments_that_disagree_with_the_header_are_refused(tmp_path, at, re
         hu_with(reader, path)
 
 
-def test_a_rescale_with_fractions_keeps_them(tmp_path):
+def test_read_hu_keeps_fractions_of_the_rescale(tmp_path):
     path = write_slice(tmp_path / "1.dcm", np.array([[0.25, 100.75]]), slope=0.25)
     hu = read_hu(read_header(LocalFile(path)))
     assert hu.dtype == np.float32
     np.testing.assert_allclose(hu, [[0.25, 100.75]])
 
 
-def test_values_beyond_int16_are_clipped_not_wrapped(tmp_path):
+def test_read_hu_clips_values_beyond_int16(tmp_path):
     path = write_slice(tmp_path / "1.dcm", np.array([[40000, 0]]), signed=False)
     np.testing.assert_array_equal(read_hu(read_header(LocalFile(path))), [[32767, 0]])
 
 
 @pytest.mark.parametrize("rle", [False, True])
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.999])
-def test_a_file_cut_short_is_refused(tmp_path, rle, kept):
+def test_read_hu_refuses_a_file_cut_short(tmp_path, rle, kept):
     path = write_slice(tmp_path / "1.dcm", np.tile(HU, (8, 8)), rle=rle)
     header = read_header(LocalFile(path))
     content = path.read_bytes()
@@ -227,7 +227,7 @@ def test_a_file_cut_short_is_refused(tmp_path, rle, kept):
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", bytes(500)])
-def test_a_file_that_is_not_dicom_is_refused(tmp_path, content):
+def test_read_headers_refuses_other_files(tmp_path, content):
     path = tmp_path / "1.dcm"
     path.write_bytes(content)
     with pytest.raises(DicomError, match="not a readable DICOM file"):
@@ -235,7 +235,7 @@ def test_a_file_that_is_not_dicom_is_refused(tmp_path, content):
 
 
 @EACH_READER
-def test_readers_let_a_lack_of_memory_through(tmp_path, monkeypatch, reader):
+def test_readers_raise_memory_error(tmp_path, monkeypatch, reader):
     path = write_slice(tmp_path / "1.dcm", HU, rle=True)
     header = header_with(reader, path)
 

@@ -48,7 +48,7 @@ METHODS = pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEF
 
 
 @METHODS
-def test_an_archive_reads_like_the_folder_it_was_made_of(tmp_path, method):
+def test_zip_tree_equals_local_tree(tmp_path, method):
     folder, archive = write_folder(tmp_path / "x"), write_zip(tmp_path / "x.zip", method=method)
     local, zipped = LocalTree(folder), ZipTree(archive)
     assert list(walk(zipped)) == list(walk(local))
@@ -64,13 +64,13 @@ def test_an_archive_reads_like_the_folder_it_was_made_of(tmp_path, method):
 
 @METHODS
 @pytest.mark.parametrize("limit", [0, 1, 1000, 299_999, 300_000, 400_000])
-def test_the_beginning_of_a_file_is_its_beginning(tmp_path, method, limit):
+def test_read_with_a_limit(tmp_path, method, limit):
     for tree in (LocalTree(write_folder(tmp_path)), ZipTree(write_zip(tmp_path / "x.zip", method=method))):
         assert tree.files("b", ["2.dcm"]).list()[0].read(limit) == NOISE[:limit]
 
 
 @METHODS
-def test_pieces_are_small_and_complete(tmp_path, method):
+def test_chunks_are_small_and_complete(tmp_path, method):
     for tree in (LocalTree(write_folder(tmp_path)), ZipTree(write_zip(tmp_path / "x.zip", method=method))):
         pieces = list(tree.files("b/deep/er", ["zeros.bin"]).list()[0].chunks())
         assert max(map(len, pieces)) <= 1 << 20
@@ -78,7 +78,7 @@ def test_pieces_are_small_and_complete(tmp_path, method):
 
 
 @pytest.mark.parametrize("size", [258, 1 << 20, *range((1 << 20) + 1, (1 << 20) + 260, 20), 3_000_000])
-def test_highly_compressible_members_are_whole(tmp_path, size):
+def test_read_of_highly_compressible_members(tmp_path, size):
     archive = write_zip(tmp_path / "x.zip", {"zeros": bytes(size)}, zipfile.ZIP_DEFLATED)
     member = ZipTree(archive).folder("").list()[0]
     assert member.read() == bytes(size)
@@ -86,7 +86,7 @@ def test_highly_compressible_members_are_whole(tmp_path, size):
 
 
 @METHODS
-def test_a_damaged_member_is_one_unreadable_file(tmp_path, method):
+def test_read_of_a_damaged_member(tmp_path, method):
     archive = write_zip(tmp_path / "x.zip", {"1.dcm": NOISE, "2.dcm": NOISE}, method)
     content = bytearray(archive.read_bytes())
     content[1000] ^= 0x55
@@ -99,7 +99,7 @@ def test_a_damaged_member_is_one_unreadable_file(tmp_path, method):
     assert second.read() == NOISE
 
 
-def test_a_member_whose_own_header_is_gone_is_unreadable(tmp_path):
+def test_read_of_a_member_without_its_header(tmp_path):
     archive = write_zip(tmp_path / "x.zip", {"1.dcm": b"one", "2.dcm": b"two"})
     archive.write_bytes(b"XX" + archive.read_bytes()[2:])
     first, second = ZipTree(archive).folder("").list()
@@ -108,7 +108,7 @@ def test_a_member_whose_own_header_is_gone_is_unreadable(tmp_path):
     assert second.read() == b"two"
 
 
-def test_an_archive_that_vanishes_makes_its_members_unreadable(tmp_path):
+def test_read_of_a_member_of_a_deleted_archive(tmp_path):
     archive = write_zip(tmp_path / "x.zip", {"1.dcm": b"one"})
     member = ZipTree(archive).folder("").list()[0]
     archive.unlink()
@@ -116,7 +116,7 @@ def test_an_archive_that_vanishes_makes_its_members_unreadable(tmp_path):
         member.read()
 
 
-def test_members_beyond_4_gb_are_found(tmp_path):
+def test_zip_tree_beyond_4_gb(tmp_path):
     """A sparse archive: the second member begins after 5 GB of which the disk holds next to nothing."""
     path, gap = tmp_path / "x.zip", 5 << 30
     write_zip(path, {"1.dcm": b"one"})
@@ -130,14 +130,14 @@ def test_members_beyond_4_gb_are_found(tmp_path):
     assert [member.read() for member in members] == [b"one", NOISE]
 
 
-def test_of_two_members_with_one_name_the_later_counts(tmp_path):
+def test_zip_tree_takes_the_later_of_two_members_with_one_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("1.dcm", b"old")
         archive.writestr("1.dcm", b"new")
     assert [file.read() for file in ZipTree(tmp_path / "x.zip").folder("").list()] == [b"new"]
 
 
-def test_hidden_files_are_left_out_everywhere(tmp_path):
+def test_trees_leave_out_hidden_files(tmp_path):
     contents = {
         "a/1.dcm": b"one",
         "a/._1.dcm": b"",
@@ -153,7 +153,7 @@ def test_hidden_files_are_left_out_everywhere(tmp_path):
         assert [file.name for file in tree.folder("a").list()] == ["1.dcm"]
 
 
-def test_empty_folders_of_an_archive_are_there(tmp_path):
+def test_zip_tree_has_empty_folders(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.mkdir("a/b")
         archive.writestr("./c/1.dcm", b"one")
@@ -162,7 +162,7 @@ def test_empty_folders_of_an_archive_are_there(tmp_path):
     assert tree.folder("a/b").list() == ()
 
 
-def test_an_encrypted_archive_is_a_mistake_of_the_user(tmp_path):
+def test_zip_tree_refuses_encryption(tmp_path):
     path = write_zip(tmp_path / "x.zip", {"1.dcm": b"one"})
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1
@@ -171,13 +171,13 @@ def test_an_encrypted_archive_is_a_mistake_of_the_user(tmp_path):
         ZipTree(path)
 
 
-def test_a_compression_that_cannot_be_read_in_place_is_a_mistake_of_the_user(tmp_path):
+def test_zip_tree_refuses_other_compressions(tmp_path):
     path = write_zip(tmp_path / "x.zip", {"1.dcm": b"one"}, zipfile.ZIP_BZIP2)
     with pytest.raises(UserError, match=r"1\.dcm is compressed in a way"):
         ZipTree(path)
 
 
-def test_what_is_no_archive_is_a_mistake_of_the_user(tmp_path):
+def test_zip_tree_refuses_other_files(tmp_path):
     path = write_zip(tmp_path / "x.zip")
     for content in (b"", b"no archive", path.read_bytes()[:-40]):
         path.write_bytes(content)
@@ -185,12 +185,12 @@ def test_what_is_no_archive_is_a_mistake_of_the_user(tmp_path):
             ZipTree(path)
 
 
-def test_a_folder_named_like_a_file_is_not_read(tmp_path):
+def test_local_folder_skips_folders(tmp_path):
     (tmp_path / "1.dcm").mkdir()
     assert LocalFolder(tmp_path).list() == ()
 
 
-def test_files_that_cannot_be_read_say_why(tmp_path):
+def test_local_files_report_why_they_cannot_be_read(tmp_path):
     with pytest.raises(UnreadableFile, match="No such file"):
         LocalFile(tmp_path / "none").read()
     with pytest.raises(UnreadableFile, match="No such file"):
@@ -199,7 +199,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
         LocalFolder(tmp_path / "none").list()
 
 
-def test_links_are_followed_but_never_in_a_circle(tmp_path):
+def test_walk_follows_links_but_no_cycles(tmp_path):
     write_folder(tmp_path / "data", {"a/1.dcm": b"one"})
     os.symlink(tmp_path / "data", tmp_path / "data" / "a" / "up")
     os.symlink(tmp_path / "data" / "a", tmp_path / "data" / "a" / "self")
@@ -208,7 +208,7 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path):
     assert list(walk(LocalTree(tmp_path / "data"))) == [("", ()), ("a", ("1.dcm",)), ("b", ("2.dcm",))]
 
 
-def test_folders_that_link_to_each_other_are_walked_once_round(tmp_path):
+def test_walk_of_folders_that_link_to_each_other(tmp_path):
     write_folder(tmp_path, {"a/1.dcm": b"one", "b/2.dcm": b"two"})
     os.symlink(tmp_path / "a", tmp_path / "b/link")
     os.symlink(tmp_path / "b", tmp_path / "a/link")
@@ -216,7 +216,7 @@ def test_folders_that_link_to_each_other_are_walked_once_round(tmp_path):
     assert [folder for folder, _ in walk(LocalTree(tmp_path))] == ["", "a", "a/link", "b", "b/link"]
 
 
-def test_only_files_are_read(tmp_path):
+def test_local_tree_lists_files_only(tmp_path):
     write_folder(tmp_path, {"1.dcm": b"one"})
     os.mkfifo(tmp_path / "pipe")
     for name, target in (("2.dcm", "1.dcm"), ("lost", "nowhere"), ("to_pipe", "pipe")):
@@ -226,7 +226,7 @@ def test_only_files_are_read(tmp_path):
     assert [file.name for file in LocalFolder(tmp_path).list()] == expected
 
 
-def test_names_that_are_not_utf_8_are_printable_and_readable(tmp_path):
+def test_printable_of_names_that_are_not_utf_8(tmp_path):
     name = os.fsdecode(b"caf\xe9.dcm")
     write_folder(tmp_path, {name: b"one", "Zo\u00eb.dcm": b"two"})
     files = LocalFolder(tmp_path).list() + LocalTree(tmp_path).files("", [name]).list()
@@ -234,7 +234,7 @@ def test_names_that_are_not_utf_8_are_printable_and_readable(tmp_path):
     assert read == {"caf\\xe9.dcm": b"one", "Zo\u00eb.dcm": b"two"}
 
 
-def test_unpacking_without_room_says_where(tmp_path, monkeypatch):
+def test_unpacked_without_room_names_the_folder(tmp_path, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     archive = write_zip(tmp_path / "x.zip", {"1.nii": NOISE})
@@ -247,14 +247,14 @@ def test_unpacking_without_room_says_where(tmp_path, monkeypatch):
         pass
 
 
-def test_a_million_members_cost_some_dozen_bytes_each(tmp_path):
+def test_zip_files_take_few_bytes_per_member(tmp_path):
     path = write_zip(tmp_path / "x.zip", {f"s/{index}.dcm": b"" for index in range(2000)})
     files = ZipTree(path).folder("s")
     assert len(files.list()) == 2000
     assert files.numbers.nbytes + len(files.names) < 60 * 2000
 
 
-def test_a_size_that_the_directory_gets_wrong_is_damage(tmp_path):
+def test_chunks_of_a_member_with_a_wrong_size(tmp_path):
     path = write_zip(tmp_path / "x.zip", {"1.dcm": bytes(5000)}, zipfile.ZIP_DEFLATED)
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 24, 100)

@@ -11,7 +11,7 @@ from src.ct.windows import WINDOWS, apply_windows, get_windows
 ORDERS = [names for count in (1, 2, 3) for names in permutations(WINDOWS, count)]
 
 
-def test_grey_levels_of_every_int16_equal_the_formula():
+def test_apply_windows_equals_the_formula_for_every_int16():
     hu = np.arange(-32768, 32768).astype(np.int16).reshape(256, 256)
     windows = get_windows(("soft", "organ", "wide"))
     grey = apply_windows(hu, windows)
@@ -24,7 +24,7 @@ def test_grey_levels_of_every_int16_equal_the_formula():
 
 
 @pytest.mark.parametrize("names", ORDERS, ids="-".join)
-def test_channel_k_is_window_k_for_one_to_three_windows_in_any_order(names):
+def test_apply_windows_gives_one_channel_per_window(names):
     hu = np.arange(-1100, 1300).astype(np.int16).reshape(40, 60)
     windows = get_windows(names)
     grey = apply_windows(hu, windows)
@@ -34,14 +34,14 @@ def test_channel_k_is_window_k_for_one_to_three_windows_in_any_order(names):
         np.testing.assert_array_equal(grey[..., channel], window.grey(hu))
 
 
-def test_a_turned_image_gives_the_turned_greys():
+def test_apply_windows_of_a_view():
     hu = np.arange(-1100, 1300).astype(np.int16).reshape(40, 60)
     windows = get_windows(("wide", "soft", "organ"))
     grey = apply_windows(hu, windows)
     np.testing.assert_array_equal(apply_windows(hu.T[::-1, ::2], windows), grey.swapaxes(0, 1)[::-1, ::2])
 
 
-def test_fractions_of_hu_go_through_the_same_formula():
+def test_apply_windows_of_fractions():
     hu = np.linspace(-1100, 1000, 4096).reshape(64, 64)
     soft = (WINDOWS["soft"],)
     np.testing.assert_array_equal(
@@ -54,12 +54,12 @@ def test_fractions_of_hu_go_through_the_same_formula():
     )
 
 
-def test_the_ends_of_a_window_are_black_and_white():
+def test_apply_windows_clips():
     hu = np.array([[-1024, -150, 250, 3000]], dtype=np.int16)
     assert apply_windows(hu, get_windows(("soft",)))[0, :, 0].tolist() == [0, 0, 255, 255]
 
 
 @pytest.mark.parametrize("names", [(), ("soft", "soft"), ("bone",), ("soft", "organ", "wide", "soft")])
-def test_wrong_window_names_are_refused(names):
+def test_get_windows_refuses_wrong_names(names):
     with pytest.raises(UserError, match="window"):
         get_windows(names)

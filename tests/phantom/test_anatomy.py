@@ -24,7 +24,7 @@ def render(plan: PatientPlan, number: int = 0, matrix: int = 128):
 
 
 @pytest.mark.parametrize("phase", ["arterial", "portal"])
-def test_organs_have_the_hu_and_the_side_of_a_supine_patient(phase):
+def test_generate_series_has_organs_of_the_right_hu_and_side(phase):
     volume = render(patient(phase, index=5))
     hu = {name: np.median(volume.hu[volume.labels == k]) for k, name in enumerate("-LSKRB") if k}
     assert 75 < hu["L"] < 125 and 105 < hu["S"] < 140 and 120 < hu["K"] < 210
@@ -38,7 +38,7 @@ def test_organs_have_the_hu_and_the_side_of_a_supine_patient(phase):
     assert volume.hu[:, 0, 0].max() < -900  # air around the body
 
 
-def test_lungs_come_first_and_volumes_are_human():
+def test_generate_series_has_human_volumes_head_first():
     volume = render(patient(index=5))
     inside = volume.hu[:, 40:-40, 40:-40]
     assert (inside[0] < -700).mean() > 0.2 > (inside[-1] < -700).mean()
@@ -49,13 +49,13 @@ def test_lungs_come_first_and_volumes_are_human():
     assert 80 < millilitres[3] < 260 and 80 < millilitres[4] < 260
 
 
-def test_a_series_is_a_pure_function_of_its_plan():
+def test_generate_series_is_a_function_of_its_plan():
     one, two = render(patient(index=2)), render(patient(index=2))
     np.testing.assert_array_equal(one.hu, two.hu)
     assert not np.array_equal(one.labels[20:30], render(patient(index=3)).labels[20:30])
 
 
-def test_a_scan_that_cuts_an_organ_is_called_incomplete():
+def test_generate_series_flags_incomplete_organs():
     flags = set()
     for index in range(40):
         volume = render(patient(index=index), matrix=48)
@@ -76,7 +76,7 @@ def injured_voxels(plan: PatientPlan, threshold_hu: float = 15) -> np.ndarray:
 
 
 @pytest.mark.parametrize("organ", ["liver", "spleen", "kidney"])
-def test_low_grade_is_small_and_dark_and_high_grade_many_times_larger(organ):
+def test_injure_organ_by_grade(organ):
     for index in range(3):
         low = injured_voxels(patient(index=index, **{organ: "low"}))
         high = injured_voxels(patient(index=index, **{organ: "high"}))
@@ -88,7 +88,7 @@ def test_low_grade_is_small_and_dark_and_high_grade_many_times_larger(organ):
 
 
 @pytest.mark.parametrize("phase", ["arterial", "portal"])
-def test_extravasation_is_as_bright_as_the_aorta_over_several_slices(phase):
+def test_extravasate_is_as_bright_as_the_aorta(phase):
     for index in range(3):
         volume = render(patient(phase, index=index, extravasation="injury"))
         pool = volume.injuries["Active_Extravasation"]
@@ -97,7 +97,7 @@ def test_extravasation_is_as_bright_as_the_aorta_over_several_slices(phase):
         assert len(volume.injured_slices["Active_Extravasation"]) * 5.0 >= 25  # mm
 
 
-def test_extravasation_grows_from_the_arterial_to_the_portal_series_at_the_same_place():
+def test_extravasate_grows_between_phases():
     series = SeriesPlan(1, "arterial", False), SeriesPlan(2, "portal", False)
     plan = dataclasses.replace(patient(index=4, extravasation="injury"), series=series)
     volumes, centres = [], []
@@ -113,7 +113,7 @@ def test_extravasation_grows_from_the_arterial_to_the_portal_series_at_the_same_
     np.testing.assert_allclose(centres[0], centres[1], atol=5)
 
 
-def test_bowel_injury_shows_free_gas_in_front_and_fluid_between_the_loops():
+def test_perforate_bowel_shows_gas_in_front_and_fluid():
     for index in range(3):
         plan = patient(index=index, bowel="injury")
         change, volume = injured_voxels(plan), render(plan)

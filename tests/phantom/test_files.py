@@ -76,7 +76,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 # Tables
 
 
-def test_label_tables_are_consistent_and_cover_every_patient(phantom):
+def test_write_tables_labels_every_patient(phantom):
     for name, split in (("train.csv", "train"), ("test_labels.csv", "test")):
         labels = read_labels(phantom.output / name)  # checks one class a target, and any_injury
         folders = {path.name for path in (phantom.output / f"{split}_images").iterdir()}
@@ -85,7 +85,7 @@ def test_label_tables_are_consistent_and_cover_every_patient(phantom):
     assert not test & set(read_labels(phantom.output / "train.csv").patient_id)
 
 
-def test_series_tables_list_every_series_and_only_training_knows_incomplete_organs(phantom):
+def test_write_tables_lists_every_series(phantom):
     for split in ("train", "test"):
         meta = read_series_meta(phantom.output / f"{split}_series_meta.csv")
         folders = {path.name for path in (phantom.output / f"{split}_images").glob("*/*")}
@@ -94,14 +94,14 @@ def test_series_tables_list_every_series_and_only_training_knows_incomplete_orga
         assert meta.aortic_hu.between(100, 450).all()
 
 
-def test_sample_submission_has_the_competitions_columns_and_constant_values(phantom):
+def test_write_tables_makes_a_sample_submission(phantom):
     sample = pd.read_csv(phantom.output / "sample_submission.csv")
     assert list(sample.columns) == ["patient_id", *COLUMNS]
     assert (sample[list(COLUMNS)].nunique() == 1).all()
     assert sample.liver_low[0] == 1 / 3 and len(sample) == 3
 
 
-def test_image_level_labels_name_existing_slices_of_injured_training_patients(phantom):
+def test_write_tables_marks_slices_of_injured_patients(phantom):
     marks = read_image_level_labels(phantom.output / "image_level_labels.csv")
     labels = read_labels(phantom.output / "train.csv").set_index("patient_id")
     for mark in marks.itertuples():
@@ -116,13 +116,13 @@ def test_image_level_labels_name_existing_slices_of_injured_training_patients(ph
     "name",
     ["train", "train_series_meta", "test_series_meta", "image_level_labels", "sample_submission"],
 )
-def test_tables_have_the_columns_and_types_of_the_real_ones(phantom, name):
+def test_write_tables_has_the_columns_and_types_of_the_competition(phantom, name):
     ours, real = (pd.read_csv(folder / f"{name}.csv") for folder in (phantom.output, REAL_TABLES))
     assert list(ours.columns) == list(real.columns)
     assert ours.dtypes.equals(real.dtypes)
 
 
-def test_counts_follow_the_rates_exactly_and_no_class_is_empty_in_a_cohort_of_twenty():
+def test_plan_cohort_follows_the_rates():
     labels = {}
     for patients, rate in ((40, 0.2), (20, 0.01)):
         options = PhantomOptions(
@@ -144,13 +144,13 @@ def test_counts_follow_the_rates_exactly_and_no_class_is_empty_in_a_cohort_of_tw
 # DICOM
 
 
-def test_dicom_gives_back_the_generated_hu_of_every_series(phantom):
+def test_write_series_keeps_the_hu_of_every_series(phantom):
     for plan, number, folder in series_of(phantom):
         volume = generate_series(plan, number, phantom)
         np.testing.assert_array_equal(restore_volume(folder), volume.hu)
 
 
-def test_headers_carry_geometry_and_file_names_are_instance_numbers(phantom):
+def test_write_series_writes_the_geometry(phantom):
     for plan, number, folder in series_of(phantom):
         scan = generate_series(plan, number, phantom).scan
         for path in folder.glob("*.dcm"):
@@ -161,7 +161,7 @@ def test_headers_carry_geometry_and_file_names_are_instance_numbers(phantom):
             assert (header.WindowCenter, header.WindowWidth) == (50, 400)
 
 
-def test_file_order_is_not_the_order_of_the_slices(phantom):
+def test_write_series_does_not_number_files_in_slice_order(phantom):
     runs_with_z = []
     for _, _, folder in series_of(phantom):
         headers = sorted((header for header, _ in read_slices(folder)), key=lambda h: int(h.InstanceNumber))
@@ -173,7 +173,7 @@ def test_file_order_is_not_the_order_of_the_slices(phantom):
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
 @pytest.mark.parametrize(("bits_stored", "signed", "intercept"), ENCODINGS)
 @pytest.mark.parametrize("dirty", [False, True])
-def test_every_encoding_is_lossless_over_the_whole_range(
+def test_write_series_is_lossless_in_every_encoding(
     tmp_path, syntax, bits_stored, signed, intercept, dirty
 ):
     if dirty and (bits_stored == 16 or syntax == JPEG2000Lossless):
@@ -189,7 +189,7 @@ def test_every_encoding_is_lossless_over_the_whole_range(
     assert list(header.ImagePositionPatient) == pytest.approx([-10 + 43 * 0.7, -20 + 39 * 0.7, 300])
 
 
-def test_dirty_series_hold_garbage_above_bits_stored(tmp_path):
+def test_write_series_with_dirty_high_bits(tmp_path):
     rng = np.random.default_rng(0)
     hu = np.zeros((1, 16, 16), np.int16)
     scan = Scan(hu.shape, (5.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0), 0.0)
@@ -199,7 +199,7 @@ def test_dirty_series_hold_garbage_above_bits_stored(tmp_path):
     assert len(np.unique(words >> 12)) > 8 and not (words & 0xFFF).any()
 
 
-def test_the_quirks_of_the_archive_occur_across_a_cohort():
+def test_draw_storage_covers_all_quirks():
     rng = np.random.default_rng(0)
     drawn = [Storage.draw(40, rng) for _ in range(200)]
     assert len({(s.bits_stored, s.signed, s.intercept) for s in drawn}) == len(ENCODINGS)
@@ -212,7 +212,7 @@ def test_the_quirks_of_the_archive_occur_across_a_cohort():
     assert all(len(s.instances()) == 41 for s in repeated)
 
 
-def test_a_duplicated_position_is_the_same_slice_under_another_number(phantom):
+def test_write_series_duplicates_a_slice(phantom):
     found = 0
     for _, _, folder in series_of(phantom):
         by_height: dict[float, np.ndarray] = {}
@@ -228,7 +228,7 @@ def test_a_duplicated_position_is_the_same_slice_under_another_number(phantom):
 # Segmentations
 
 
-def test_segmentations_land_on_the_organs_through_their_affine(phantom):
+def test_write_segmentation_lies_on_the_organs(phantom):
     placed = 0
     for plan, number, folder in series_of(phantom):
         path = phantom.output / "segmentations" / f"{folder.name}.nii"
@@ -254,7 +254,7 @@ def test_segmentations_land_on_the_organs_through_their_affine(phantom):
 # The folder
 
 
-def test_the_bytes_depend_on_the_seed_and_not_on_the_number_of_jobs(phantom, tmp_path):
+def test_generate_dataset_depends_on_the_seed_not_on_jobs(phantom, tmp_path):
     again = dataclasses.replace(phantom, output=tmp_path / "again", jobs=2)
     generate_dataset(again)
     assert file_hashes(again.output) == file_hashes(phantom.output)
@@ -263,7 +263,7 @@ def test_the_bytes_depend_on_the_seed_and_not_on_the_number_of_jobs(phantom, tmp
     assert not set(file_hashes(other.output).values()) & set(file_hashes(phantom.output).values())
 
 
-def test_an_interrupted_run_is_finished_to_the_same_bytes(phantom, tmp_path):
+def test_generate_dataset_completes_an_interrupted_run(phantom, tmp_path):
     broken = dataclasses.replace(phantom, output=tmp_path / "broken")
     shutil.copytree(phantom.output, broken.output)
     first, last = next((broken.output / "train_images").glob("*/*")), broken.output / "sample_submission.csv"
@@ -274,7 +274,7 @@ def test_an_interrupted_run_is_finished_to_the_same_bytes(phantom, tmp_path):
     assert file_hashes(broken.output) == file_hashes(phantom.output)
 
 
-def test_a_folder_of_something_else_is_refused_and_left_alone(phantom, tmp_path):
+def test_generate_dataset_refuses_a_folder_of_something_else(phantom, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     arguments = ["--output", str(tmp_path), "--patients", "1"]
     with pytest.raises(UserError, match="something else than a phantom"):
@@ -288,7 +288,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(phantom, tmp_path)
     ("option", "value"),
     [("--patients", "0"), ("--matrix", "7"), ("--bowel-rate", "1.5"), ("--spacing-z-mm", "0")],
 )
-def test_impossible_options_are_refused_by_name(tmp_path, option, value):
+def test_phantom_options_are_checked(tmp_path, option, value):
     with pytest.raises(UserError, match=option.strip("-").split("-")[0]):
         main(["--output", str(tmp_path / "new"), option, value])
 

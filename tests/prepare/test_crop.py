@@ -8,7 +8,7 @@ from src.prepare.grey_slices import RESIZED_TOGETHER, Crop
 
 
 @pytest.mark.parametrize(("left", "top"), [(-2, 0), (3, 0), (0, -1), (0, 2), (-3, 1)])
-def test_what_lies_outside_the_image_is_air_on_its_own_side(left, top):
+def test_resize_fills_with_air_outside_the_image(left, top):
     hu = np.arange(48, dtype=np.int16).reshape(6, 8)
     cut = Crop(left=left, top=top, width=8, height=8).resize(hu, 8)
     expected = np.full((8, 8), AIR_HU)
@@ -21,7 +21,7 @@ def test_what_lies_outside_the_image_is_air_on_its_own_side(left, top):
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 @pytest.mark.parametrize("width", [40, 64, 97, 128, 150])
 @pytest.mark.parametrize("count", range(RESIZED_TOGETHER + 1))
-def test_slices_resized_together_are_those_resized_alone(dtype, width, count):
+def test_resize_all_equals_resize(dtype, width, count):
     rng = np.random.default_rng(width)
     slices = [rng.integers(-1024, 3000, (120, 130)).astype(dtype) for _ in range(count)]
     crop = Crop(left=-7, top=3, width=width, height=width + 5)

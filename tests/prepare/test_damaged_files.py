@@ -91,7 +91,7 @@ def check(run: PreparedRun, kinds: dict[str, str]) -> Counter:
     return fates
 
 
-def test_a_sample_of_damage_costs_one_file_each(whole, tmp_path):
+def test_prepare_all_loses_one_file_per_damage_in_a_sample(whole, tmp_path):
     kinds = damaged_series(whole, tmp_path / "raw", seed=0, every=SAMPLE)
     assert len(kinds) >= 20
     check(prepare(tmp_path / "raw", tmp_path / "out"), kinds)
@@ -99,7 +99,7 @@ def test_a_sample_of_damage_costs_one_file_each(whole, tmp_path):
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("seed", [1, 2])
-def test_all_damage_costs_one_file_each(whole, tmp_path, seed):
+def test_prepare_all_loses_one_file_per_damage(whole, tmp_path, seed):
     kinds = damaged_series(whole, tmp_path / "raw", seed, rounds=2)
     assert len(kinds) >= 500
     run = prepare(tmp_path / "raw", tmp_path / "out")

@@ -18,7 +18,7 @@ def hospital(tmp_path):
     return hospital_disk(tmp_path / "disk")
 
 
-def test_files_are_put_together_by_patient_and_series(hospital):
+def test_find_dicom_groups_by_patient_and_series(hospital):
     found = find_sources(hospital)
     assert found.name == "DICOM"
     assert ids(found) == [("p1", "1.7"), ("p1", "1.8"), ("p2", "1.9")]
@@ -30,18 +30,18 @@ def test_files_are_put_together_by_patient_and_series(hospital):
     assert (found.other_files, found.left_out) == (4, ())
 
 
-def test_a_zip_of_any_tree_and_the_tree_are_the_same(hospital):
+def test_find_dicom_is_the_same_in_a_zip(hospital):
     assert described(find_sources(zipped(hospital))) == described(find_sources(hospital))
 
 
-def test_several_processes_find_the_same(hospital):
+def test_find_dicom_is_the_same_with_several_processes(hospital):
     for index in range(600):  # more than one task
         shutil.copy(hospital / "A/IM0001", hospital / f"A/copy{index}")
     assert described(find_sources(hospital, jobs=2)) == described(find_sources(hospital))
     assert len(find_sources(hospital, jobs=2).series[2].files.list()) == 601
 
 
-def test_missing_ids_are_replaced_by_what_is_there(tmp_path):
+def test_find_dicom_replaces_missing_ids(tmp_path):
     folder = tmp_path / "disk"
     dicom(folder / "a/b/1", None, "1.7", "1.2")
     dicom(folder / "a/b/2", "", None, None)
@@ -51,7 +51,7 @@ def test_missing_ids_are_replaced_by_what_is_there(tmp_path):
     assert ids(find_sources(zipped(folder))) == expected
 
 
-def test_ids_are_safe_folder_names_and_never_merge():
+def test_safe_id():
     assert [safe_id(text) for text in ("p1", "1.2.840", "Zoë_7")] == ["p1", "1.2.840", "Zoë_7"]
     unsafe = ["../p", "a/b", "a b", "a_b", "a\\b", "..", "p" * 300, "p" * 299, "", ".", "\udce9", "\udce8"]
     made = [safe_id(text) for text in unsafe]
@@ -60,7 +60,7 @@ def test_ids_are_safe_folder_names_and_never_merge():
     assert all("/" not in name and not name.startswith(".") and len(name) < 120 for name in made)
 
 
-def test_long_headers_are_read_to_their_end(tmp_path):
+def test_find_dicom_reads_long_headers(tmp_path):
     path = dicom(tmp_path / "disk" / "1", None, "1.7")
     dataset = pydicom.dcmread(path)
     dataset.add_new(0x00090010, "LO", "MAKER")
@@ -70,7 +70,7 @@ def test_long_headers_are_read_to_their_end(tmp_path):
     assert ids(find_sources(tmp_path / "disk")) == [("p9", "1.7")]
 
 
-def test_other_modalities_and_damaged_files_stay_to_be_reported_where_series_are_read(tmp_path):
+def test_find_dicom_keeps_other_modalities_and_damaged_files(tmp_path):
     folder = tmp_path / "disk"
     dicom(folder / "1", "p", "1.7", Modality="MR")
     whole = dicom(folder / "2", "p", "1.8").read_bytes()
@@ -79,14 +79,14 @@ def test_other_modalities_and_damaged_files_stay_to_be_reported_where_series_are
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_unreadable_files_are_named(hospital):
+def test_find_dicom_names_unreadable_files(hospital):
     (hospital / "A/IM0002").chmod(0)
     assert [(item.source, item.reason) for item in find_sources(hospital).left_out] == [
         ("A/IM0002", "file cannot be read: Permission denied")
     ]
 
 
-def test_unreadable_members_are_named(hospital):
+def test_find_dicom_names_unreadable_members_of_a_zip(hospital):
     content = bytearray(zipped(hospital).read_bytes())
     at = content.index(b"A/IM0002") - 30
     content[at : at + 4] = b"XXXX"
@@ -96,12 +96,12 @@ def test_unreadable_members_are_named(hospital):
     assert ids(found) == [("p1", "1.7"), ("p1", "1.8"), ("p2", "1.9")]
 
 
-def test_a_single_dicom_file_is_a_series(hospital):
+def test_find_dicom_of_a_single_file(hospital):
     found = find_sources(hospital / "A/IM0002")
     assert ids(found) == [("p1", "1.8")] and names(found.series[0]) == ["IM0002"]
 
 
-def test_files_in_the_root_go_by_its_name_however_it_is_given(tmp_path, monkeypatch):
+def test_find_dicom_names_files_in_the_root_by_its_name(tmp_path, monkeypatch):
     folder = tmp_path / "disk.v2"
     dicom(folder / "1", "p", None)
     archive = zipped(folder)
@@ -110,7 +110,7 @@ def test_files_in_the_root_go_by_its_name_however_it_is_given(tmp_path, monkeypa
         assert ids(find_sources(Path(path))) == [("p", "disk.v2")]
 
 
-def test_files_named_like_dicom_that_are_not_are_left_out_by_name(hospital):
+def test_find_dicom_reports_files_named_like_dicom(hospital):
     for name in ("empty.dcm", "A/text.IMA", "B/text.dicom"):
         text(hospital / name, "")
     for path in (hospital, zipped(hospital)):
@@ -120,7 +120,7 @@ def test_files_named_like_dicom_that_are_not_are_left_out_by_name(hospital):
         assert found.other_files == 4
 
 
-def test_names_that_are_not_utf_8_can_be_written_to_tables(tmp_path):
+def test_find_sources_of_names_that_are_not_utf_8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     dicom(tmp_path / name / f"{name}.dcm", None, None, None)
     text(tmp_path / name / f"{name}.ima")

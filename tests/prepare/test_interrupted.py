@@ -49,7 +49,7 @@ def content(folder):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_killed_run_is_completed_by_the_next(raw, undisturbed, tmp_path, seed):
+def test_prepare_data_resumes_after_sigkill(raw, undisturbed, tmp_path, seed):
     output, rng = tmp_path / "out", random.Random(seed)
     for n_finished in sorted(rng.sample(range(N_SERIES - 3), 2)):
         process = subprocess.Popen(command(raw, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -69,7 +69,7 @@ def begun(output):
     return list(output.glob("images/*/.*.partial"))
 
 
-def test_a_cluster_that_loses_a_worker_loses_no_series(raw, undisturbed, tmp_path):
+def test_prepare_data_on_a_cluster_that_loses_a_worker(raw, undisturbed, tmp_path):
     distributed = pytest.importorskip("distributed")
     output = tmp_path / "out"
     settings = {"processes": True, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
@@ -91,7 +91,7 @@ def kill_in_the_middle(pid, output):
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_kill_while_the_old_set_is_deleted_leaves_no_holes(raw, undisturbed, tmp_path):
+def test_prepare_data_resumes_after_sigkill_during_overwrite(raw, undisturbed, tmp_path):
     output = tmp_path / "out"
     subprocess.run(command(raw, output), check=True, capture_output=True)
     for delay_s in (0.0, 0.005, 0.02):
@@ -105,7 +105,7 @@ def test_a_kill_while_the_old_set_is_deleted_leaves_no_holes(raw, undisturbed, t
         assert content(output) == undisturbed
 
 
-def test_a_cluster_that_is_not_there_is_one_line(raw, tmp_path):
+def test_prepare_data_without_a_scheduler_is_one_line(raw, tmp_path):
     pytest.importorskip("distributed")
     options = f"--input {raw} --output {tmp_path / 'out'} --cluster tcp://127.0.0.1:9"
     with pytest.raises(UserError, match="no Dask scheduler answers at tcp:"):

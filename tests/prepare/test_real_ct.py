@@ -31,7 +31,7 @@ def liver_masks():
     return np.stack([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0 for path in paths])
 
 
-def test_the_liver_has_its_known_mean_hu(liver_masks):
+def test_read_gives_the_known_hu_of_a_liver(liver_masks):
     series = scan_series(LocalFolder(CHAOS / "dicom").list())
     files = sorted(path.name for path in (CHAOS / "dicom").iterdir())
     values = [
@@ -41,7 +41,7 @@ def test_the_liver_has_its_known_mean_hu(liver_masks):
     assert np.concatenate(values).mean() == pytest.approx(141, abs=1)
 
 
-def test_prepared_slices_are_upright_and_masks_lie_on_the_liver(tmp_path, liver_masks):
+def test_prepare_series_of_a_real_abdomen(tmp_path, liver_masks):
     series = scan_series(LocalFolder(CHAOS / "dicom").list())
     affine_lps = np.eye(4)
     first, last = series.plane(0), series.plane(len(series.z_mm) - 1)
@@ -70,7 +70,7 @@ def test_prepared_slices_are_upright_and_masks_lie_on_the_liver(tmp_path, liver_
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPI", "PSR"])
-def test_nifti_and_dicom_of_one_series_give_the_same_greys(tmp_path, axes):
+def test_read_grey_slices_is_the_same_for_nifti_and_dicom(tmp_path, axes):
     """Whatever the orientation; the third one has its slices along the second axis."""
     series = scan_series(LocalFolder(CHAOS / "dicom").list())
     first, last = series.plane(0), series.plane(len(series.z_mm) - 1)
@@ -95,7 +95,7 @@ def test_nifti_and_dicom_of_one_series_give_the_same_greys(tmp_path, axes):
             np.testing.assert_array_equal(one, other)
 
 
-def test_totalsegmentators_organs_lie_where_they_belong():
+def test_sample_of_totalsegmentators_organs():
     segmentation = LocalFile(TOTAL / "example_seg_fast_force_split.nii.gz")
     ids = read_mask_ids(Path("configs/masks/totalsegmentator.yaml"))
     with (
@@ -116,13 +116,13 @@ def test_totalsegmentators_organs_lie_where_they_belong():
     assert rows["bowel"] < rows["left kidney"]  # front up
 
 
-def test_a_published_8_bit_volume_is_refused_for_its_missing_place():
+def test_open_nifti_refuses_a_published_volume_without_an_affine():
     """Its affine is the identity, and its slices lie on their side, feet first; nothing says so."""
     with pytest.raises(SeriesError, match="the identity"), open_nifti(LocalFile(GREY), WINDOWS["soft"]):
         pass
 
 
-def test_a_published_8_bit_volume_keeps_its_greys_once_it_has_a_place(tmp_path):
+def test_open_nifti_keeps_the_greys_of_a_published_8_bit_volume(tmp_path):
     stored = np.asarray(nib.load(GREY).dataobj)
     affine = np.array([[0, -1.5, 0, 200], [-1.5, 0, 0, 200], [0, 0, 5.0, -300], [0, 0, 0, 1]])
     nib.save(nib.Nifti1Image(stored, affine), tmp_path / "1.nii")

@@ -13,38 +13,38 @@ def read(harm, **more):
     return run_with_retries(read_files, NAMES, harm, silence_limit_s=8, **more)
 
 
-def test_nothing_changes_where_nothing_happens():
+def test_run_with_retries_without_a_failure():
     names, settings = read({})
     assert names == ["1", "2", "3"]
     assert not settings.pydicom_only and not settings.left_out
 
 
 @pytest.mark.parametrize("how", ["crash", "hang"])
-def test_after_a_failure_of_dicomsdl_pydicom_reads_all(how):
+def test_run_with_retries_reads_with_pydicom_after_a_failure(how):
     names, settings = read({"2": f"{how} in dicomsdl"})
     assert names == ["1", "2", "3"]
     assert settings.pydicom_only and not settings.left_out
 
 
-def test_a_file_that_no_decoder_survives_is_left_out_with_its_reason():
+def test_run_with_retries_leaves_out_files_that_stop_every_decoder():
     names, settings = read({"1": "hang in both", "3": "crash in both"})
     assert names == ["2"]
     reasons = {item.source: item.reason for item in settings.left_out}
     assert reasons == {"1": "every decoder hangs on it", "3": "every decoder crashes on it"}
 
 
-def test_a_series_of_such_files_is_given_up():
+def test_run_with_retries_gives_up_after_many_such_files():
     many = tuple(str(number) for number in range(20))
     with pytest.raises(SeriesError, match="every decoder crashes on it") as caught:
         run_with_retries(read_files, many, dict.fromkeys(many, "crash in both"))
     assert not isinstance(caught.value, UnreachableSeries)
 
 
-def test_silence_may_be_the_disks_fault():
+def test_run_with_retries_takes_silence_for_an_unreachable_disk():
     with pytest.raises(UnreachableSeries, match="every decoder hangs on it"):
         run_with_retries(be_silent, silence_limit_s=0.5)
 
 
-def test_memory_is_no_fault_of_a_file():
+def test_run_with_retries_after_two_kills_names_memory():
     with pytest.raises(SeriesError, match="memory"):
         read({"2": "memory in both"})

@@ -15,7 +15,7 @@ def hospital(tmp_path):
     return hospital_disk(tmp_path / "disk")
 
 
-def test_nothing_to_prepare_is_a_mistake_of_the_user(tmp_path):
+def test_find_sources_refuses_an_input_without_ct(tmp_path):
     text(tmp_path / "disk/a/readme.txt")
     nifti(tmp_path / "disk/labelsTr/1.nii")
     with pytest.raises(UserError, match="only 1 NIfTI files in folders of labels, 1 files that are neither"):
@@ -44,7 +44,7 @@ def competition(tmp_path):
     return folder
 
 
-def test_the_competitions_folders_are_known_without_reading_an_image(competition):
+def test_find_sources_of_the_competition_reads_no_image(competition):
     for path in competition.rglob("*.dcm"):
         path.write_bytes(b"")
     found = find_sources(competition)
@@ -55,13 +55,13 @@ def test_the_competitions_folders_are_known_without_reading_an_image(competition
     assert segmentations == [None, "7.nii", "5.nii.gz"]
 
 
-def test_the_competitions_zip_and_its_folder_are_the_same(competition):
+def test_find_sources_of_the_competition_is_the_same_in_a_zip(competition):
     for split in ("train", "test", None):
         local = described(find_sources(competition, split))
         assert described(find_sources(zipped(competition), split)) == local
 
 
-def test_no_file_beside_the_competitions_series_vanishes(competition):
+def test_find_sources_reports_stray_files_of_the_competition(competition):
     text(competition / "train_images/10/7/note")
     text(competition / "train_images/10/stray.dcm")
     text(competition / "train_images/list.txt")
@@ -74,13 +74,13 @@ def test_no_file_beside_the_competitions_series_vanishes(competition):
         ]
 
 
-def test_one_folder_around_everything_does_not_matter(competition, tmp_path):
+def test_find_sources_enters_folders_around_the_competition(competition, tmp_path):
     shutil.move(competition, tmp_path / "outer" / "inner" / "rsna")
     assert ids(find_sources(tmp_path / "outer", "test")) == [("48843", "62825")]
     assert ids(find_sources(zipped(tmp_path / "outer"), "test")) == [("48843", "62825")]
 
 
-def test_a_split_that_is_not_there_is_a_mistake_of_the_user(competition, tmp_path):
+def test_find_sources_refuses_a_missing_split(competition, tmp_path):
     shutil.rmtree(competition / "train_images")
     assert find_sources(competition).name == "rsna test"
     with pytest.raises(UserError, match="no train_images; --split test is there"):
@@ -95,7 +95,7 @@ def test_a_split_that_is_not_there_is_a_mistake_of_the_user(competition, tmp_pat
 # NIfTI volumes
 
 
-def test_volumes_are_named_by_their_paths(tmp_path):
+def test_find_nifti_names_volumes_by_their_paths(tmp_path):
     folder = tmp_path / "flare"
     for path in ("x.nii", "a/y_0000.nii.gz", "labelsTr/x.nii", "s1/segmentations/liver.nii.gz"):
         nifti(folder / path)
@@ -110,26 +110,26 @@ def test_volumes_are_named_by_their_paths(tmp_path):
     assert described(find_sources(zipped(folder))) == described(found)
 
 
-def test_volumes_that_would_have_the_same_ids_are_a_mistake_of_the_user(tmp_path):
+def test_find_nifti_refuses_volumes_with_the_same_ids(tmp_path):
     nifti(tmp_path / "a/b/x.nii")
     nifti(tmp_path / "a_b/x.nii.gz")
     with pytest.raises(UserError, match=r"a/b/x\.nii and a_b/x\.nii\.gz would both be series x of patient"):
         find_sources(tmp_path)
 
 
-def test_ids_from_deep_folders_fit_into_a_file_name(tmp_path):
+def test_find_nifti_shortens_ids_of_deep_folders(tmp_path):
     for name in ("x", "y"):
         nifti(tmp_path / "/".join(["deep" * 20] * 4) / name / "1.nii")
     made = {patient for patient, _ in ids(find_sources(tmp_path))}
     assert len(made) == 2 and max(map(len, made)) <= 200
 
 
-def test_a_single_volume_is_a_series(tmp_path):
+def test_find_nifti_of_a_single_file(tmp_path):
     nifti(tmp_path / "y.nii")
     assert ids(find_sources(nifti(tmp_path / "x.nii.gz"))) == [("x", "x")]
 
 
-def test_dicom_and_nifti_may_lie_together(hospital):
+def test_find_sources_of_dicom_and_nifti_together(hospital):
     nifti(hospital / "B" / "ct.nii")
     found = find_sources(hospital)
     assert found.name == "DICOM and NIfTI"
@@ -147,7 +147,7 @@ def masks_of(path, masks):
     }
 
 
-def test_masks_have_the_volumes_path_or_name(tmp_path):
+def test_mask_files_match_the_path_or_name_of_a_volume(tmp_path):
     volumes, masks = tmp_path / "images", tmp_path / "labels"
     for path in ("a/x.nii.gz", "b/y_0000.nii.gz", "z_0000.nii", "alone.nii", "b/ct.nii", "c/ct.nii"):
         nifti(volumes / path)
@@ -158,13 +158,13 @@ def test_masks_have_the_volumes_path_or_name(tmp_path):
     assert masks_of(zipped(volumes), zipped(masks)) == expected
 
 
-def test_masks_of_flat_names_belong_to_volumes_in_folders(tmp_path):
+def test_mask_files_with_flat_names_match_volumes_in_folders(tmp_path):
     nifti(tmp_path / "images/a/x_0000.nii.gz")
     nifti(tmp_path / "labels/x.nii.gz")
     assert masks_of(tmp_path / "images", tmp_path / "labels") == {"x_0000": "x.nii.gz"}
 
 
-def test_a_mask_may_be_alone_in_its_patients_folder(tmp_path):
+def test_mask_files_alone_in_the_folder_of_a_patient(tmp_path):
     nifti(tmp_path / "images/s1/ct.nii.gz")
     nifti(tmp_path / "images/s2/ct.nii.gz")
     nifti(tmp_path / "images/flat.nii.gz")
@@ -178,7 +178,7 @@ def test_a_mask_may_be_alone_in_its_patients_folder(tmp_path):
     ]
 
 
-def test_masks_inside_the_input_are_no_volumes(tmp_path):
+def test_mask_files_inside_the_input_are_no_volumes(tmp_path):
     nifti(tmp_path / "ct/x.nii")
     nifti(tmp_path / "truth/ct/x.nii")
     found = find_sources(tmp_path, masks=tmp_path / "truth")
@@ -186,21 +186,21 @@ def test_masks_inside_the_input_are_no_volumes(tmp_path):
     assert found.series[0].segmentation.name == "ct/x.nii"
 
 
-def test_masks_of_dicom_series_have_their_id(hospital, competition, tmp_path):
+def test_mask_files_match_the_ids_of_dicom_series(hospital, competition, tmp_path):
     for path in ("1.8.nii.gz", "p2/1.9.nii", "5.nii", "30/total.nii.gz"):
         nifti(tmp_path / "masks" / path)
     assert masks_of(hospital, tmp_path / "masks") == {"1.7": None, "1.8": "1.8.nii.gz", "1.9": "p2/1.9.nii"}
     assert masks_of(competition, tmp_path / "masks") == {"30": "30/total.nii.gz", "7": "7.nii", "5": "5.nii"}
 
 
-def test_masks_that_no_series_has_are_counted(tmp_path):
+def test_find_sources_counts_unused_masks(tmp_path):
     for path in ("images/x.nii", "images/y.nii", "labels/x.nii", "labels/z.nii", "labels/a/b.nii"):
         nifti(tmp_path / path)
     assert find_sources(tmp_path / "images", masks=tmp_path / "labels").unused_masks == 2
     assert find_sources(tmp_path / "images").unused_masks == 0
 
 
-def test_masks_that_belong_to_nothing_are_a_mistake_of_the_user(tmp_path):
+def test_find_sources_refuses_masks_without_a_series(tmp_path):
     nifti(tmp_path / "images/x.nii")
     nifti(tmp_path / "labels/y.nii")
     with pytest.raises(UserError, match=r"no segmentation in .* has the name of a series"):

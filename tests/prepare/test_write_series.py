@@ -38,7 +38,7 @@ def prepare(folder, output, segmentation=None, size=48):
     return outcome, np.stack([read_png(path) for path in images])
 
 
-def test_memory_and_disk_hold_the_same_greys(tmp_path):
+def test_load_stack_equals_prepare_series(tmp_path):
     folder = write_series(tmp_path / "s", rle=True, bits_stored=12, dirty_bits=0x7000, **FLIPPED)
     outcome, written = prepare(folder, tmp_path / "out")
     stack = load_stack(folder, NAMES, 48)
@@ -51,7 +51,7 @@ def test_memory_and_disk_hold_the_same_greys(tmp_path):
     assert stack.table["instance_number"].tolist() == list(range(12, 0, -1))
 
 
-def test_the_crop_is_square_in_mm_and_holds_the_body(tmp_path):
+def test_find_body_gives_a_square_that_holds_the_body(tmp_path):
     folder = write_series(tmp_path / "s", shift_mm=(20, 0, 0))
     outcome, images = prepare(folder, tmp_path / "out")
     row = outcome["row"]
@@ -62,7 +62,7 @@ def test_the_crop_is_square_in_mm_and_holds_the_body(tmp_path):
     assert abs(np.flatnonzero(body).mean() - 23.5) < 1  # centred, although the field of view is not
 
 
-def test_the_table_is_shed_and_pixels_need_not_be_square():
+def test_body_crop_excludes_the_table():
     hu = np.full((100, 60), -1000, dtype=np.int16)
     hu[20:60, 15:45] = 40  # body: 40 x 2 mm high, 30 x 4 mm wide
     hu[75:79, 5:55] = 300  # table: 8 mm thick and wider than the body
@@ -72,7 +72,7 @@ def test_the_table_is_shed_and_pixels_need_not_be_square():
     assert crop.top + crop.height / 2 == pytest.approx(40, abs=3)
 
 
-def test_the_plane_of_a_resized_image_has_its_pixel_centres():
+def test_plane_of_a_crop():
     source = Plane(np.zeros(3), row_step=np.array([0, 2.0, 0]), col_step=np.array([1.0, 0, 0]))
     plane = Crop(left=-2, top=4, width=8, height=8).plane(
         source, size=2
@@ -81,7 +81,7 @@ def test_the_plane_of_a_resized_image_has_its_pixel_centres():
     np.testing.assert_allclose([plane.col_step[0], plane.row_step[1]], [4, 8])
 
 
-def test_a_crop_that_reaches_outside_the_image_shows_air_there(tmp_path):
+def test_load_stack_shows_air_outside_the_image(tmp_path):
     hu = np.full((SIDE, SIDE), 40)
     write_slice(tmp_path / "s" / "1.dcm", hu)
     images = load_stack(tmp_path / "s", ("wide",), SIDE).images
@@ -93,7 +93,7 @@ def test_a_crop_that_reaches_outside_the_image_shows_air_there(tmp_path):
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SRP", "AIL"])
-def test_masks_lie_on_their_organ_whatever_the_voxel_axes(tmp_path, axes):
+def test_prepare_series_places_masks_for_any_voxel_axes(tmp_path, axes):
     folder = write_series(tmp_path / "s", **FLIPPED)
     label_path = write_liver_label(tmp_path / "2.nii.gz", axes)
     _, images = prepare(folder, tmp_path / "out", label_path, size=SIDE)
@@ -128,7 +128,7 @@ def write_liver_label(path, axes):
     return path
 
 
-def test_undecodable_slices_are_left_out_and_reported(tmp_path):
+def test_prepare_series_reports_slices_that_cannot_be_decoded(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=6, rle=True)
     broken = folder / "3.dcm"
     broken.write_bytes(broken.read_bytes()[:1200])
@@ -143,7 +143,7 @@ def test_undecodable_slices_are_left_out_and_reported(tmp_path):
     assert every.table["z_mm"].tolist() == every.z_mm.tolist() and len(every.z_mm) == 5
 
 
-def test_a_damaged_segmentation_does_not_lose_the_images(tmp_path):
+def test_prepare_series_with_a_damaged_segmentation(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=3)
     (tmp_path / "2.nii").write_bytes(b"not nifti")
     outcome, images = prepare(folder, tmp_path / "out", tmp_path / "2.nii")
@@ -152,7 +152,7 @@ def test_a_damaged_segmentation_does_not_lose_the_images(tmp_path):
     assert "segmentation cannot be read" in outcome["row"]["reason"]
 
 
-def test_a_segmentation_that_lies_elsewhere_is_reported_and_not_kept(tmp_path):
+def test_prepare_series_reports_a_segmentation_that_lies_elsewhere(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=3)
     far_away = np.eye(4)
     far_away[:3, 3] = 5000
@@ -163,7 +163,7 @@ def test_a_segmentation_that_lies_elsewhere_is_reported_and_not_kept(tmp_path):
     assert not (tmp_path / "out" / "masks" / "1" / "2").exists()
 
 
-def test_a_series_without_pixels_leaves_nothing_behind(tmp_path):
+def test_prepare_series_leaves_nothing_after_an_error(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "1.dcm").write_bytes(b"junk")
     with pytest.raises(SeriesError, match="no usable file"):
@@ -172,7 +172,7 @@ def test_a_series_without_pixels_leaves_nothing_behind(tmp_path):
     assert list((tmp_path / "out" / "images" / "1").iterdir()) == []
 
 
-def test_a_partly_black_slice_passes(tmp_path):
+def test_load_stack_keeps_a_partly_black_slice(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=4)
     hu = np.full((SIDE, SIDE), -1000)
     hu[20:40, 20:44] = 40

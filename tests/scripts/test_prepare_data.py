@@ -46,7 +46,7 @@ def content(folder):
     }
 
 
-def test_every_series_ends_in_the_tables(raw, tmp_path, capsys):
+def test_prepare_data_lists_every_series(raw, tmp_path, capsys):
     dataset = run(raw, tmp_path / "out")
     pairs = list(zip(dataset.all_series["patient_id"], dataset.all_series["series_id"], strict=True))
     assert pairs == [("10", "100"), ("10", "101"), ("9", "90"), ("9", "91"), ("9", "92")]
@@ -64,13 +64,13 @@ def test_every_series_ends_in_the_tables(raw, tmp_path, capsys):
     assert not dataset.has_masks("9", "90")
 
 
-def test_one_window_gives_one_channel(raw, tmp_path):
+def test_prepare_data_with_one_window(raw, tmp_path):
     dataset = run(raw, tmp_path / "out", "--windows", "organ")
     assert dataset.windows == ("organ",)
     assert dataset.read_slices("9", "90", [0]).shape == (1, 32, 32, 1)
 
 
-def test_a_second_run_keeps_finished_series_and_completes_the_rest(raw, tmp_path):
+def test_prepare_data_completes_an_earlier_run(raw, tmp_path):
     once = content(run(raw, tmp_path / "out").folder)
     finished = tmp_path / "out" / "images" / "10" / "100" / "0000.png"
     stamp = finished.stat().st_mtime_ns
@@ -83,20 +83,20 @@ def test_a_second_run_keeps_finished_series_and_completes_the_rest(raw, tmp_path
     assert finished.stat().st_mtime_ns == stamp
 
 
-def test_a_second_input_joins_what_is_there(raw, tmp_path):
+def test_prepare_data_adds_a_second_input(raw, tmp_path):
     run(raw, tmp_path / "out")
     write_series(tmp_path / "more" / "train_images" / "5" / "50", n_slices=4)
     together = run(tmp_path / "more", tmp_path / "out")
     assert set(together.series.series_id) == {"50", "90", "100", "101"}
 
 
-def test_two_processes_write_what_one_does(raw, tmp_path):
+def test_prepare_data_is_the_same_with_two_jobs(raw, tmp_path):
     one = run(raw, tmp_path / "one").folder
     prepare_data.main(["--input", str(raw), "--output", str(tmp_path / "two"), "--size", "32", "--jobs", "2"])
     assert content(tmp_path / "two") == content(one)
 
 
-def test_other_options_are_refused_until_overwrite(raw, tmp_path):
+def test_prepare_data_refuses_other_options_without_overwrite(raw, tmp_path):
     run(raw, tmp_path / "out")
     with pytest.raises(UserError, match=r"made with another windows.*--overwrite"):
         run(raw, tmp_path / "out", "--windows", "soft")
@@ -105,7 +105,7 @@ def test_other_options_are_refused_until_overwrite(raw, tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
-def test_a_run_killed_before_it_said_what_it_makes_is_repeated(raw, tmp_path, monkeypatch, options):
+def test_prepare_data_resumes_without_dataset_json(raw, tmp_path, monkeypatch, options):
     expected = content(run(raw, tmp_path / "undisturbed").folder)
     if options:
         run(raw, tmp_path / "out")
@@ -120,7 +120,7 @@ def test_a_run_killed_before_it_said_what_it_makes_is_repeated(raw, tmp_path, mo
     assert content(run(raw, tmp_path / "out").folder) == expected
 
 
-def test_a_folder_of_something_else_is_never_overwritten(raw, tmp_path):
+def test_prepare_data_refuses_a_folder_of_something_else(raw, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
     with pytest.raises(UserError, match="something else than a prepared data set"):
@@ -128,7 +128,7 @@ def test_a_folder_of_something_else_is_never_overwritten(raw, tmp_path):
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
 
 
-def test_the_preview_shows_each_series(raw, tmp_path):
+def test_prepare_data_with_preview(raw, tmp_path):
     dataset = run(raw, tmp_path / "out", "--preview")
     preview = dataset.folder / "preview"
     previews = sorted(path.relative_to(preview).as_posix() for path in preview.rglob("*.png"))
@@ -148,7 +148,7 @@ def test_the_preview_shows_each_series(raw, tmp_path):
         (["--input", "raw", "--wind", "soft"], "unknown option --wind"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(raw, tmp_path, arguments, message):
+def test_prepare_data_reports_a_mistake_in_one_line(raw, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "test_images").mkdir(parents=True)
     command = [sys.executable, str(SCRIPT), "--output", "out", *arguments]
@@ -159,7 +159,7 @@ def test_a_mistake_is_one_line_and_status_2(raw, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_zip_gives_what_its_folder_gives(raw, tmp_path):
+def test_prepare_data_is_the_same_for_a_zip(raw, tmp_path):
     with zipfile.ZipFile(tmp_path / "raw.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in raw.rglob("*.dcm"):
             archive.write(path, path.relative_to(raw))
@@ -170,7 +170,7 @@ def test_a_zip_gives_what_its_folder_gives(raw, tmp_path):
     assert content(archive.folder) == content(folder.folder)
 
 
-def test_a_series_whose_files_or_segmentation_changed_is_prepared_again(raw, tmp_path):
+def test_prepare_data_prepares_a_changed_series_again(raw, tmp_path):
     run(raw, tmp_path / "out")
     volume = nib.Nifti1Image(np.ones((4, 4, 4), dtype=np.uint8), np.diag([100.0, 100.0, 100.0, 1.0]))
     (raw / "segmentations").mkdir()
@@ -187,7 +187,7 @@ def test_a_series_whose_files_or_segmentation_changed_is_prepared_again(raw, tmp
 @pytest.mark.parametrize(
     ("policy", "expected"), [(("--count", 3), [1, 3, 5]), (("--spacing-z-mm", 9), [0, 2, 4]), ((), range(6))]
 )
-def test_slices_are_selected_as_told(raw, tmp_path, policy, expected):
+def test_prepare_data_selects_slices(raw, tmp_path, policy, expected):
     dataset = run(raw, tmp_path / "out", *policy)
     every = run(raw, tmp_path / "all")
     table, whole = (found.read_slice_table("9", "90") for found in (dataset, every))
@@ -197,27 +197,27 @@ def test_slices_are_selected_as_told(raw, tmp_path, policy, expected):
     )
 
 
-def test_an_image_that_is_gone_is_made_again(raw, tmp_path):
+def test_prepare_data_restores_missing_images(raw, tmp_path):
     whole = content(run(raw, tmp_path / "out").folder)
     (tmp_path / "out" / "images" / "9" / "90" / "0003.png").unlink()
     (tmp_path / "out" / "images" / "10" / "100" / "series.json").write_text("")
     assert content(run(raw, tmp_path / "out").folder) == whole
 
 
-def test_a_second_run_on_the_same_output_is_refused(raw, tmp_path):
+def test_prepare_data_refuses_an_output_in_use(raw, tmp_path):
     (tmp_path / "out").mkdir()
     with only_writer(tmp_path / "out"), pytest.raises(UserError, match="another run is writing"):
         run(raw, tmp_path / "out")
     run(raw, tmp_path / "out")
 
 
-def test_an_input_inside_the_output_is_refused(raw, tmp_path):
+def test_prepare_data_refuses_an_input_inside_the_output(raw, tmp_path):
     with pytest.raises(UserError, match="lies in --output"):
         run(raw, tmp_path, "--overwrite")
     assert (raw / "train_images" / "9" / "90" / "1.dcm").exists()
 
 
-def test_where_nothing_can_be_prepared_the_tables_say_why(raw, tmp_path):
+def test_prepare_data_fails_if_no_series_can_be_prepared(raw, tmp_path):
     for name in ("10", "9/90"):
         shutil.rmtree(raw / "train_images" / name)
     with pytest.raises(UserError, match=r"none of 2 series.*not axial"):
@@ -226,7 +226,7 @@ def test_where_nothing_can_be_prepared_the_tables_say_why(raw, tmp_path):
     assert table[["series_id", "status"]].values.tolist() == [["91", "skipped"], ["92", "skipped"]]
 
 
-def test_a_ct_is_not_taken_for_its_own_segmentation(tmp_path, capsys):
+def test_prepare_data_does_not_take_a_ct_for_its_segmentation(tmp_path, capsys):
     hu = np.full((20, 20, 6), -1000, dtype=np.int16)
     hu[5:15, 5:15] = 3
     for folder in ("ct", "masks"):
