@@ -130,66 +130,6 @@ def test_scan_series_keeps_gaps(tmp_path):
     np.testing.assert_allclose(sorted(gaps), [1, 1, 1, 1, 1, 1, 2, 3])
 
 
-def test_keep_main_grid_tolerates_jitter_of_the_orientation(tmp_path):
-    """Twelve slices 0.05 degrees to either side of where two decimals change, and five of another tilt."""
-    edge = np.arcsin(0.005)
-    for stem in range(1, 18):
-        angle = edge + np.deg2rad(0.05 * (-1) ** stem if stem <= 12 else 3)
-        orientation = (1, 0, 0, 0, np.cos(angle), np.sin(angle))
-        place = {"position_mm": (0, 0, 5 * stem), "instance_number": stem, "orientation": orientation}
-        write_slice(tmp_path / f"{stem}.dcm", np.zeros((8, 8)), **place)
-    series = scan_series(tmp_path)
-    assert len(series.z_mm) == 12
-    assert {item.source for item in series.rejected} == {f"{stem}.dcm" for stem in range(13, 18)}
-    assert all("another size, spacing, orientation" in item.reason for item in series.rejected)
-
-
-def write_places(folder, places_mm, **tags):
-    for stem, place in enumerate(places_mm, start=1):
-        write_slice(folder / f"{stem}.dcm", np.zeros((8, 8)), position_mm=place, instance_number=stem, **tags)
-    return folder
-
-
-@pytest.mark.parametrize("drift", [0, 0.3])
-@pytest.mark.parametrize("moved", [range(13, 21), range(1, 21, 3)], ids=["at the end", "every third"])
-def test_keep_main_centre_rejects_slices_moved_across_the_patient(tmp_path, drift, moved):
-    if drift and moved == range(1, 21, 3):
-        pytest.skip("a drift among slices that jump to and fro is not told from the jumps")
-    places = [(-200 + 60 * (k in moved), drift * 5 * k, 5 * k) for k in range(1, 21)]
-    series = scan_series(write_places(tmp_path, places))
-    assert {item.source for item in series.rejected} == {f"{k}.dcm" for k in moved}
-    assert {item.reason for item in series.rejected} == {"another place across the patient than the series"}
-
-
-@pytest.mark.parametrize("stacked", ["along the table", "in a line", "with a little jitter"])
-def test_keep_main_centre_keeps_slices_that_drift_or_jitter(tmp_path, stacked):
-    tilt = np.deg2rad(25)
-    rows_axis = (0, np.cos(tilt), -np.sin(tilt))
-    jitter = np.random.default_rng(0).uniform(-2, 2, (20, 2))
-    places, orientation = {
-        "along the table": ([(-200, -200, 5 * k) for k in range(20)], (1, 0, 0, *rows_axis)),
-        "in a line": ([(-200 + k, 3 * k, 5 * k) for k in range(20)], (1, 0, 0, 0, 1, 0)),
-        "with a little jitter": ([(x, y, 5 * k) for k, (x, y) in enumerate(jitter)], (1, 0, 0, 0, 1, 0)),
-    }[stacked]
-    series = scan_series(write_places(tmp_path, places, orientation=orientation))
-    assert len(series.z_mm) == 20
-    assert series.rejected == ()
-
-
-@pytest.mark.parametrize("inverted", [True, False])
-@pytest.mark.parametrize(
-    "encoding",
-    [{}, {"bits_stored": 12}, {"bits_stored": 12, "signed": False, "intercept": -1024}],
-    ids=["16 bits signed", "12 bits signed", "12 bits unsigned"],
-)
-def test_with_true_polarity_of_monochrome1(
-    tmp_path, inverted, encoding
-):
-    plain = scan_series(write_series(tmp_path / "plain", **encoding))
-    folder = write_series(tmp_path / "s", photometric="MONOCHROME1", inverted=inverted, **encoding)
-    np.testing.assert_array_equal(oriented_volume(scan_series(folder)), oriented_volume(plain))
-
-
 def write_windowed(folder, window, **encoding):
     """8-bit images of the grey levels that a window shows, without a rescale."""
     for path in write_series(folder / "hu").iterdir():
@@ -289,3 +229,36 @@ def test_scan_series_passes_over_left_out_files_and_frames(tmp_path):
     series = scan_series(folder, settings=ReadSettings(left_out=left_out))
     assert series.rejected == ()
     assert [series.source(index) for index in range(3)] == ["9.dcm frame 2", "3.dcm", "1.dcm"]
+
+
+def test_scan_series_needs_no_guard_for_a_regular_series(tmp_path, monkeypatch):
+    regular = write_series(tmp_path / "regular", shift_mm=(3, -4, 5))
+    shuffled = write_series(tmp_path / "shuffled")
+    for number, path in enumerate(sorted(shuffled.iterdir()), start=1):
+        dataset = pydicom.dcmread(path)
+        dataset.InstanceNumber = number * 5 % 13
+        dataset.save_as(path)
+    guarded = []
+    guard = dicom_series.keep_one_acquisition
+    monkeypatch.setattr(
+        dicom_series, "keep_one_acquisition", lambda *all_of_it: guarded.append(1) or guard(*all_of_it)
+    )
+    assert len(scan_series(regular).z_mm) == 12 and not guarded
+    assert len(scan_series(shuffled).z_mm) == 12 and guarded
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        dicom_series.keep_main_grid,
+        dicom_series.keep_main_centre,
+        lambda headers, rejected: dicom_series.keep_one_acquisition(
+            headers, dicom_series.positions_along_normal(headers), rejected
+        ),
+    ],
+    ids=["grid", "centre", "acquisition"],
+)
+def test_every_guard_keeps_a_regular_series(tmp_path, guard):
+    headers, rejected = list(scan_series(write_series(tmp_path)).headers), []
+    assert dicom_series._is_regular(headers)
+    assert guard(headers, rejected) == headers and not rejected

@@ -9,7 +9,7 @@ from src.core.errors import UserError
 from src.core.targets import ORGANS
 from src.ct.geometry import Plane
 from src.ct.label_volume import LabelVolume, read_mask_ids
-from src.ct.nifti import NiftiError, nifti_stem, open_volume
+from src.ct.nifti import NiftiError
 from tests.helpers.nifti_files import SHAPE, STEP_MM, lps_affine, patient, save, set_header
 
 PLANE = Plane(np.array([-58.3, -60.4, 3.1]), np.array([0.0, 4.0, 0.0]), np.array([4.0, 0.0, 0.0]))
@@ -23,27 +23,6 @@ def labels_at(plane, file, ids=None):
 def organs(affine, order=(0, 1, 2)):
     """1 where the made-up patient's liver is."""
     return (patient(affine, order) == 120).astype(np.uint8)
-
-
-# Files
-
-
-def test_nifti_stem():
-    assert [nifti_stem(name) for name in ("a.nii", "b/c.d.NII.GZ", "x.gz", ".nii", "b/.nii.gz")] == [
-        "a",
-        "b/c.d",
-        None,
-        None,
-        None,
-    ]
-
-
-def test_open_volume_maps_the_file(tmp_path):
-    with open_volume(save(tmp_path / "1.nii", patient(lps_affine()))) as volume:
-        base = volume.stored
-        while isinstance(base, np.ndarray) and base.base is not None:
-            base = base.base
-        assert not isinstance(base, np.ndarray)  # a memory map holds the values
 
 
 # Segmentations

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from src.ct.nifti import open_nifti
+from src.ct.nifti import nifti_stem, open_nifti, open_volume
 from src.ct.series import SeriesError
 from src.ct.storage import LocalFile
 from src.ct.windows import AIR_HU, WINDOWS, Window
@@ -239,17 +239,22 @@ def test_open_nifti_refuses_damaged_files(tmp_path):
     assert "No such file" in refusal(LocalFile(tmp_path / "3.nii"))
 
 
-def test_unpacked_recognises_gzip_by_content(tmp_path):
-    whole = save(tmp_path / "1.nii", patient(lps_affine())).path.read_bytes()
-    (tmp_path / "2.nii").write_bytes(gzip.compress(whole))
-    (tmp_path / "3.nii.gz").write_bytes(whole)
-    for name in ("2.nii", "3.nii.gz"):
-        with open_nifti(LocalFile(tmp_path / name)) as series:
-            np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
+# Files
 
 
-def test_unpacked_leaves_no_file_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with open_nifti(save(tmp_path / "1.nii.gz", patient(lps_affine()))) as series:
-        assert series.read(0) is not None
-        assert [path.name for path in tmp_path.iterdir()] == ["1.nii.gz"]  # not even while it is open
+def test_nifti_stem():
+    assert [nifti_stem(name) for name in ("a.nii", "b/c.d.NII.GZ", "x.gz", ".nii", "b/.nii.gz")] == [
+        "a",
+        "b/c.d",
+        None,
+        None,
+        None,
+    ]
+
+
+def test_open_volume_maps_the_file(tmp_path):
+    with open_volume(save(tmp_path / "1.nii", patient(lps_affine()))) as volume:
+        base = volume.stored
+        while isinstance(base, np.ndarray) and base.base is not None:
+            base = base.base
+        assert not isinstance(base, np.ndarray)  # a memory map holds the values

@@ -54,11 +54,6 @@ def test_apply_windows_of_fractions():
     )
 
 
-def test_apply_windows_clips():
-    hu = np.array([[-1024, -150, 250, 3000]], dtype=np.int16)
-    assert apply_windows(hu, get_windows(("soft",)))[0, :, 0].tolist() == [0, 0, 255, 255]
-
-
 @pytest.mark.parametrize("names", [(), ("soft", "soft"), ("bone",), ("soft", "organ", "wide", "soft")])
 def test_get_windows_refuses_wrong_names(names):
     with pytest.raises(UserError, match="window"):

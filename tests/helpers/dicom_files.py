@@ -7,6 +7,10 @@ import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
+from src.ct.dicom_header import Header
+from src.ct.dicom_readers import read_headers
+from src.ct.storage import LocalFile
+
 PIXEL_MM = 4.0
 SPACING_Z_MM = 5.0
 SIDE = 64  # pixels of a slice
@@ -113,3 +117,9 @@ def write_series(
             **encoding,
         )
     return folder
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file that holds one slice."""
+    (header,) = read_headers(LocalFile(path))
+    return header

@@ -1,4 +1,4 @@
-"""Damaged files, of every kind and in every transfer syntax: nothing crashes, hangs, or is lost unreported.
+"""Damaged files of every kind in every transfer syntax: nothing crashes, hangs, or is lost unreported.
 
 `make fuzz` runs the whole matrix, `make test` a sample of it.
 """

@@ -14,10 +14,10 @@ from src.ct.nifti import open_nifti
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.storage import LocalFile, LocalFolder
 from src.ct.windows import WINDOWS, get_windows
-from src.data.png import read_png
 from src.data.prepared import image_folder, mask_folder
 from src.prepare.grey_slices import find_body, read_grey_slices
 from src.prepare.write_series import PrepareJob, prepare_series
+from tests.helpers.prepare_runs import read_stack
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct"
 CHAOS, TOTAL, GREY = REAL / "chaos", REAL / "totalsegmentator", REAL / "rsna_processed" / "19_14374.nii.gz"
@@ -130,7 +130,3 @@ def test_open_nifti_keeps_the_greys_of_a_published_8_bit_volume(tmp_path):
         first = series.read(0)
         np.testing.assert_array_equal(WINDOWS["soft"].grey(series.read(0)), stored[:, :, -1])
         assert first.dtype == np.float32 and series.source_window == WINDOWS["soft"]
-
-
-def read_stack(folder):
-    return np.stack([read_png(path) for path in sorted(folder.glob("*.png"))])

@@ -64,12 +64,6 @@ def test_prepare_data_lists_every_series(raw, tmp_path, capsys):
     assert not dataset.has_masks("9", "90")
 
 
-def test_prepare_data_with_one_window(raw, tmp_path):
-    dataset = run(raw, tmp_path / "out", "--windows", "organ")
-    assert dataset.windows == ("organ",)
-    assert dataset.read_slices("9", "90", [0]).shape == (1, 32, 32, 1)
-
-
 def test_prepare_data_completes_an_earlier_run(raw, tmp_path):
     once = content(run(raw, tmp_path / "out").folder)
     finished = tmp_path / "out" / "images" / "10" / "100" / "0000.png"

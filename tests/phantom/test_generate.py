@@ -10,18 +10,16 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, LABEL_COLUMNS
+from src.core.targets import COLUMNS
 from src.data.labels import read_image_level_labels, read_labels, read_series_meta
 from src.phantom.__main__ import main
 from src.phantom.cohort import plan_cohort
-from src.phantom.dicom_writer import ENCODINGS, Storage, write_series
 from src.phantom.generate import generate_dataset
 from src.phantom.options import PhantomOptions
 from src.phantom.scan import generate_series
-from src.phantom.voxel_grid import Scan
+from tests.helpers.phantom_files import read_slices, restore_volume
 
 REAL_TABLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "rsna2023"
 SMALL = {"matrix": 64, "spacing_z_mm": 12.0, "seed": 3}
@@ -36,28 +34,6 @@ def phantom(tmp_path_factory) -> PhantomOptions:
     )
     generate_dataset(options)
     return options
-
-
-def read_slices(folder: Path) -> list[tuple[pydicom.Dataset, np.ndarray]]:
-    """(header, HU as int32) of every file, sign-extended from BitsStored as the standard asks."""
-    slices = []
-    for path in sorted(folder.glob("*.dcm")):
-        dataset = pydicom.dcmread(path)
-        words = dataset.pixel_array.astype(np.uint16)
-        shift = 16 - dataset.BitsStored
-        words = (words << shift).view(np.int16 if dataset.PixelRepresentation else np.uint16) >> shift
-        hu = words.astype(np.int32) * int(dataset.RescaleSlope) + int(dataset.RescaleIntercept)
-        slices.append((dataset, hu))
-    return slices
-
-
-def restore_volume(folder: Path) -> np.ndarray:
-    """HU (Z, Y, X) from the head down, in head-first supine axes, by position and orientation alone."""
-    by_height = {}
-    for dataset, hu in read_slices(folder):
-        flip = int(dataset.ImageOrientationPatient[0])
-        by_height[float(dataset.ImagePositionPatient[2])] = hu[::flip, ::flip]
-    return np.stack([by_height[z_mm] for z_mm in sorted(by_height, reverse=True)])
 
 
 def series_of(options: PhantomOptions):
@@ -122,25 +98,6 @@ def test_write_tables_has_the_columns_and_types_of_the_competition(phantom, name
     assert ours.dtypes.equals(real.dtypes)
 
 
-def test_plan_cohort_follows_the_rates():
-    labels = {}
-    for patients, rate in ((40, 0.2), (20, 0.01)):
-        options = PhantomOptions(
-            Path("unused"),
-            patients=patients,
-            bowel_rate=rate,
-            extravasation_rate=rate,
-            liver_rates=(rate, rate),
-            two_phase_rate=0.35,
-        )
-        plans = [plan for plan in plan_cohort(options) if plan.split == "train"]
-        labels[patients] = pd.DataFrame([plan.labels() for plan in plans])[list(LABEL_COLUMNS)].sum()
-        assert sum(len(plan.series) == 2 for plan in plans) == round(0.35 * patients)
-    for column in ("bowel_injury", "extravasation_injury", "liver_low", "liver_high"):
-        assert labels[40][column] == 8 and labels[20][column] == 1
-    assert labels[40]["kidney_low"] == labels[40]["spleen_high"] == 4
-
-
 # DICOM
 
 
@@ -168,48 +125,6 @@ def test_write_series_does_not_number_files_in_slice_order(phantom):
         heights = [float(header.ImagePositionPatient[2]) for header in headers]
         runs_with_z.append(heights == sorted(heights, reverse=True))
     assert sum(runs_with_z) < len(runs_with_z) / 2
-
-
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
-@pytest.mark.parametrize(("bits_stored", "signed", "intercept"), ENCODINGS)
-@pytest.mark.parametrize("dirty", [False, True])
-def test_write_series_is_lossless_in_every_encoding(
-    tmp_path, syntax, bits_stored, signed, intercept, dirty
-):
-    if dirty and (bits_stored == 16 or syntax == JPEG2000Lossless):
-        pytest.skip("no unused bits to soil")
-    rng = np.random.default_rng(0)
-    hu = rng.integers(-1024, 2001, (3, 40, 44), np.int16)
-    scan = Scan(hu.shape, (5.0, 0.7, 0.7), (-10.0, -20.0, 300.0), (0.0, 0.0), 0.0)
-    storage = Storage(syntax, bits_stored, signed, intercept, dirty, True, "FFS", (9, 4, 5), None)
-    write_series(tmp_path, hu, scan, storage, 11, 22, rng)
-    np.testing.assert_array_equal(restore_volume(tmp_path), hu)
-    header = pydicom.dcmread(tmp_path / "9.dcm")
-    assert (header.file_meta.TransferSyntaxUID, header.BitsStored) == (syntax, bits_stored)
-    assert list(header.ImagePositionPatient) == pytest.approx([-10 + 43 * 0.7, -20 + 39 * 0.7, 300])
-
-
-def test_write_series_with_dirty_high_bits(tmp_path):
-    rng = np.random.default_rng(0)
-    hu = np.zeros((1, 16, 16), np.int16)
-    scan = Scan(hu.shape, (5.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0), 0.0)
-    storage = Storage(ExplicitVRLittleEndian, 12, 1, 0, True, False, "HFS", (1,), None)
-    write_series(tmp_path, hu, scan, storage, 1, 2, rng)
-    words = np.frombuffer(pydicom.dcmread(tmp_path / "1.dcm").PixelData, "<u2")
-    assert len(np.unique(words >> 12)) > 8 and not (words & 0xFFF).any()
-
-
-def test_draw_storage_covers_all_quirks():
-    rng = np.random.default_rng(0)
-    drawn = [Storage.draw(40, rng) for _ in range(200)]
-    assert len({(s.bits_stored, s.signed, s.intercept) for s in drawn}) == len(ENCODINGS)
-    assert {s.syntax for s in drawn} == {ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless}
-    assert {s.patient_position for s in drawn} == {"FFS", "HFS"}
-    for quirk in ("dirty_high_bits", "turned"):
-        assert {getattr(s, quirk) for s in drawn} == {True, False}
-    repeated = [s for s in drawn if s.duplicate_of is not None]
-    assert 0 < len(repeated) < len(drawn)
-    assert all(len(s.instances()) == 41 for s in repeated)
 
 
 def test_write_series_duplicates_a_slice(phantom):
@@ -291,6 +206,3 @@ def test_generate_dataset_refuses_a_folder_of_something_else(phantom, tmp_path):
 def test_phantom_options_are_checked(tmp_path, option, value):
     with pytest.raises(UserError, match=option.strip("-").split("-")[0]):
         main(["--output", str(tmp_path / "new"), option, value])
-
-
-# Anatomy

@@ -1,4 +1,4 @@
-"""Preparation that is killed, or loses a worker of its cluster, ends as if nothing had happened."""
+"""A run that is killed, or loses a worker of its cluster, is completed to the same result."""
 
 import os
 import random
@@ -17,6 +17,7 @@ from tests.helpers.dicom_files import write_series
 
 SCRIPT = Path(prepare_data.__file__).resolve()
 N_SERIES = 10
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +106,10 @@ def test_prepare_data_resumes_after_sigkill_during_overwrite(raw, undisturbed, t
         assert content(output) == undisturbed
 
 
-def test_prepare_data_without_a_scheduler_is_one_line(raw, tmp_path):
+def test_prepare_data_without_a_scheduler_is_one_line(tmp_path):
     pytest.importorskip("distributed")
-    options = f"--input {raw} --output {tmp_path / 'out'} --cluster tcp://127.0.0.1:9"
+    write_series(tmp_path / "raw", n_slices=1)
+    options = f"--input {tmp_path / 'raw'} --output {tmp_path / 'out'} --cluster tcp://127.0.0.1:9"
     with pytest.raises(UserError, match="no Dask scheduler answers at tcp:"):
         prepare_data.main(options.split())
 

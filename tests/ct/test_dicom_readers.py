@@ -1,4 +1,4 @@
-"""Whatever a CT is encoded with, its HU are those of pydicom's own decoding, or it is refused."""
+"""Every encoding gives the HU of pydicom's own decoding, or the file is refused."""
 
 from pathlib import Path
 
@@ -10,24 +10,23 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_rescale
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLossless, JPEGLosslessSV1, RLELossless
 
+from src.ct import dicom_readers, pydicom_reader
 from src.ct.dicom_header import DicomError
 from src.ct.dicom_readers import read_headers
-from src.ct.pixels import read_hu
+from src.ct.pixels import read_hu, stored_to_hu
 from src.ct.storage import LocalFile
+from tests.helpers.dicom_files import read_header, write_slice
 from tests.helpers.dicom_syntaxes import (
-    LOSSY,
     NATIVE,
     SYNTAXES,
     can_write,
     ramp,
     tolerance,
     write_encoded,
-    write_enhanced,
 )
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 NOT_IN_PYDICOM = {"JPEG extended"}  # its plugins decode the 8-bit kind alone
-PACKED = ("explicit big endian", "deflated")  # as a whole, or word by word
 INTERCEPT = -1024
 
 
@@ -138,49 +137,6 @@ def test_read_hu_of_every_file_that_pydicom_ships(path):
         np.testing.assert_array_equal(read_hu(header), expected)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SYNTAXES if name not in ("explicit big endian", "deflated")]
-)
-@pytest.mark.parametrize("layout", ["a table", "no table", "fragments", "fragments without a table"])
-def test_read_frames(tmp_path, name, layout):
-    syntax, n_frames, bits_stored = SYNTAXES[name], 3, 8 if name == "JPEG baseline" else 12
-    pieces = "fragments" in layout
-    if pieces and (syntax in NATIVE or (syntax == RLELossless and "without" in layout)):  # no end to be seen
-        return
-    stored = np.stack([ramp(bits_stored, False) // (index + 1) for index in range(n_frames)])
-    path = write_enhanced(
-        tmp_path / "1.dcm",
-        stored,
-        syntax,
-        bits_stored=bits_stored,
-        signed=False,
-        positions_mm=[(-20, -10, 5 * index) for index in range(n_frames)],
-        pixel_mm=(0.7, 0.8),
-        intercept=-1000,
-        fragments=2 if pieces else 1,
-        offset_table="no table" not in layout and "without" not in layout,
-    )
-    headers = read_headers(LocalFile(path))
-    assert [header.position_mm[2] for header in headers] == [0, 5, 10]
-    assert {(header.row_mm, header.col_mm) for header in headers} == {(0.7, 0.8)}
-    assert headers[2].file.name == "1.dcm frame 3"
-    for header, frame in zip(headers, stored, strict=True):
-        np.testing.assert_allclose(read_hu(header), frame - 1000, atol=tolerance(syntax, bits_stored))
-
-
-@pytest.mark.parametrize("name", PACKED)
-def test_read_frames_refuses_deflated_and_big_endian(tmp_path, name):
-    stored = np.stack([ramp(12, False)] * 2)
-    where = {"positions_mm": [(0, 0, 0), (0, 0, 5)]}
-    path = write_enhanced(tmp_path / "1.dcm", stored, SYNTAXES[name], bits_stored=12, signed=False, **where)
-    with pytest.raises(DicomError, match="many frames in the transfer syntax"):
-        read_headers(LocalFile(path))
-
-
-def test_lossy_syntaxes_are_among_those_tested():
-    assert set(SYNTAXES.values()) >= LOSSY
-
-
 JPEG_FAMILY = [name for name in SYNTAXES if name.startswith("JPEG")]
 
 
@@ -227,10 +183,131 @@ def test_read_hu_of_an_old_file_without_preamble(tmp_path, name):
     np.testing.assert_array_equal(hu_of(path), expected_hu(12, signed=False))
 
 
-def test_parse_header_refuses_more_bits_stored_than_allocated(tmp_path):
-    path = write(tmp_path / "1.dcm", "explicit little endian", bits_stored=8, signed=False, BitsStored=12)
+READERS = {
+    "dicomsdl": (dicom_readers.dicomsdl_header, dicom_readers.dicomsdl_stored),
+    "pydicom": (pydicom_reader.read_header, pydicom_reader.read_stored),
+}
+EACH_READER = pytest.mark.parametrize("reader", READERS)
+
+
+def header_with(reader, path):
+    return READERS[reader][0](LocalFile(path), path.read_bytes()[: dicom_readers.HEADER_BYTES])
+
+
+def hu_with(reader, path):
+    header = header_with(reader, path)
+    return stored_to_hu(READERS[reader][1](header), header)
+
+
+HU = np.random.default_rng(0).integers(-1000, 1000, (24, 20))
+ENCODINGS = {
+    "16-bit signed": {},
+    "12-bit signed under dirty bits": {"bits_stored": 12, "dirty_bits": 0x5000},
+    "13-bit unsigned under dirty bits": {
+        "bits_stored": 13,
+        "signed": False,
+        "intercept": -1024,
+        "dirty_bits": 0xE000,
+    },
+    "intercept -8192": {"signed": False, "intercept": -8192},
+    "intercept -32768": {"signed": False, "intercept": -32768},
+    "MONOCHROME1 unsigned": {
+        "bits_stored": 12,
+        "signed": False,
+        "intercept": -1024,
+        "photometric": "MONOCHROME1",
+    },
+    "MONOCHROME1 signed": {"bits_stored": 12, "photometric": "MONOCHROME1"},
+    "slope 0.5": {"slope": 0.5, "intercept": -1024, "signed": False},
+    "RLE": {"rle": True},
+    "RLE, 12-bit signed under dirty bits": {"rle": True, "bits_stored": 12, "dirty_bits": 0xA000},
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+@EACH_READER
+def test_stored_to_hu_restores_every_encoding(tmp_path, name, reader):
+    path = write_slice(tmp_path / "1.dcm", HU, **ENCODINGS[name])
+    hu = hu_with(reader, path)
+    np.testing.assert_array_equal(hu, HU)
+    assert hu.dtype == (np.float32 if name == "slope 0.5" else np.int16)
+
+
+def test_both_readers_give_the_same_header(tmp_path):
+    path = write_slice(tmp_path / "7.dcm", HU, position_mm=(-1.5, 2, 3.25), instance_number=7, padding=-2000)
+    assert header_with("dicomsdl", path) == header_with("pydicom", path)
+
+
+@EACH_READER
+def test_parse_header_refuses_unsigned_pixels_without_a_rescale(tmp_path, reader):
+    """From 0 up they hold no air: they are 1024 too high, or anything else."""
+    for name, signed, intercept in (("shifted", False, 0), ("signed", True, 0), ("stated", False, -1024)):
+        path = write_slice(tmp_path / f"{name}.dcm", abs(HU), signed=signed, intercept=intercept)
+        if name != "stated":
+            dataset = pydicom.dcmread(path)
+            del dataset.RescaleIntercept, dataset.RescaleSlope
+            dataset.save_as(path)
+        if name == "shifted":
+            with pytest.raises(DicomError, match="no rescale and no value below 0"):
+                header_with(reader, path)
+        else:
+            np.testing.assert_array_equal(hu_with(reader, path), abs(HU))
+
+
+def test_dicomsdl_header_reads_long_headers(tmp_path):
+    path = write_slice(tmp_path / "1.dcm", HU, ImageComments="x" * 10000)
     dataset = pydicom.dcmread(path)
-    dataset.BitsAllocated = 8
+    dataset.add_new(0x00091001, "OB", bytes(100_000))
     dataset.save_as(path)
-    with pytest.raises(DicomError, match="makes no sense"):
-        hu_of(path)
+    np.testing.assert_array_equal(hu_with("dicomsdl", path), HU)
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+@EACH_READER
+def test_read_stored_refuses_wrong_rle_segments(tmp_path, at, reader):
+    path = write_slice(tmp_path / "1.dcm", np.tile(HU, (8, 8)), rle=True)
+    header = read_header(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(bytes([2, 0, 0, 0, 64, 0, 0, 0]), header.pixels_at)
+    content[start + at : start + at + 4] = (0xFFFFFF).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DicomError):
+        hu_with(reader, path)
+
+
+@pytest.mark.parametrize("rle", [False, True])
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.999])
+def test_read_hu_refuses_a_file_cut_short(tmp_path, rle, kept):
+    path = write_slice(tmp_path / "1.dcm", np.tile(HU, (8, 8)), rle=rle)
+    header = read_header(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(DicomError):
+        read_hu(header)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", bytes(500)])
+def test_read_headers_refuses_other_files(tmp_path, content):
+    path = tmp_path / "1.dcm"
+    path.write_bytes(content)
+    with pytest.raises(DicomError, match="not a readable DICOM file"):
+        read_header(path)
+
+
+@EACH_READER
+def test_readers_raise_memory_error(tmp_path, monkeypatch, reader):
+    path = write_slice(tmp_path / "1.dcm", HU, rle=True)
+    header = header_with(reader, path)
+
+    def no_room(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(pydicom_reader.pydicom, "dcmread", no_room)
+    monkeypatch.setattr(dicom_readers.dicomsdl, "open_memory", no_room)
+    with pytest.raises(MemoryError):
+        header_with(reader, path)
+    if reader == "pydicom":
+        monkeypatch.undo()
+        monkeypatch.setattr(pydicom_reader, "pixel_array", no_room)
+    with pytest.raises(MemoryError):
+        READERS[reader][1](header)
