@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the line breaks of a script's docstring, whose commands are to be copied, and shows defaults."""
+    """Keeps the line breaks of a script's docstring and shows defaults."""
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
@@ -42,7 +42,7 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 class _Parser(ArgumentParser):
-    """Shows options with hyphens and raises `UserError` where argparse would print its usage and exit."""
+    """Prints options with hyphens and raises `UserError` where argparse would print its usage and exit."""
 
     def format_help(self) -> str:
         text = super().format_help()
@@ -103,10 +103,10 @@ def check_range(
     below: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """For `__post_init__`: every option of `names` lies within the bounds. NaN lies within none.
+    """Check that every option of `names` is within the bounds; for `__post_init__`. NaN is within none.
 
     Raises:
-        ValueError: one does not; the message names it as it is typed.
+        ValueError: one is not; the message names it as it is typed.
     """
     bounds = (
         ("above", above, operator.gt),
@@ -124,13 +124,12 @@ def check_range(
 
 def save_options(options: Any, path: str | Path) -> None:
     """Write the resolved options as YAML that `--config` reads back."""
-    content = {key: _plain(value) for key, value in dataclasses.asdict(options).items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    Path(path).write_text(yaml.safe_dump(plain_options(options), sort_keys=False), encoding="utf-8")
 
 
 def plain_options(options: Any) -> dict[str, Any]:
-    """The options as plain Python values (no `Path`, no tuple), as checkpoints and tables keep them."""
+    """The options as plain Python values (no `Path`, no tuple), for checkpoints and tables."""
     return {key: _plain(value) for key, value in dataclasses.asdict(options).items()}
 
 
@@ -211,7 +210,7 @@ def _check_preset_keys(path: Path, names: tuple[str, ...]) -> None:
 
 
 def _explain(message: str, types: dict[str, Any]) -> str:
-    """One line in the user's words out of jsonargparse's several."""
+    """jsonargparse's message of several lines as one that names the option as it is typed."""
     named = re.search(r'key "(\w+)"', message)
     values = re.findall(r"(?:Got|Given) value: (.*)", message)
     if named and values and named[1] in types:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, then renamed into it."""
+"""Atomic writes: files and folders are written beside their place, then renamed into it."""
 
 import json
 import os
@@ -32,14 +32,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; results are to be shared
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def require_writable(path: str | Path) -> None:
-    """Make sure, before long work, that its result can be written to `path`; its folder is made.
+    """Check before long work that its result can be written to `path`, and make its folder.
 
     Raises:
         UserError: `path` is a folder, or its own folder cannot be made or written to.
@@ -85,7 +85,7 @@ def write_json(content: Any, path: str | Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `folder` by one rename, or vanishes on an error.
+    """Yield an empty folder that becomes `folder` by one rename, or is deleted on an error.
 
     Each attempt has a folder of its own, `.<name>.<random>.partial` beside it, so that two workers on the
     same series cannot mix their files. An existing `folder` is replaced.
@@ -101,7 +101,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def discard(path: Path) -> None:
-    """Delete a file or folder, if it is there: out of sight at once, so that nobody meets half of it."""
+    """Delete a file or folder if it is there. It is renamed first, so that it is never seen half deleted."""
     aside = _partial(path)
     try:
         os.replace(path, aside)

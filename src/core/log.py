@@ -1,4 +1,4 @@
-"""What a run says: lines, progress, tables, and metrics.csv with TensorBoard events beside it."""
+"""Output of a run: lines, progress, tables, and metrics.csv with TensorBoard events beside it."""
 
 import csv
 import os
@@ -16,18 +16,18 @@ Item = TypeVar("Item")
 
 
 def is_main_process() -> bool:
-    """True in the process that speaks and writes: rank 0 under torchrun, the only one elsewhere."""
+    """True in the process that prints and writes: rank 0 under torchrun, the only process otherwise."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(message: str) -> None:
-    """Print a line, once however many processes run."""
+    """Print a line, in the main process only."""
     if is_main_process():
         print(message, flush=True)
 
 
 def warn(message: str) -> None:
-    """Print a line that begins with `warning:` on stderr, once however many processes run."""
+    """Print a line that begins with `warning:` on stderr, in the main process only."""
     if is_main_process():
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
@@ -47,10 +47,10 @@ def format_table(rows: "list[dict[str, Any]] | pd.DataFrame", digits: int = 4) -
 
 
 class MetricsLog:
-    """A run's numbers by step: `metrics.csv` (always) and TensorBoard events, in one folder.
+    """Metrics of a run by step: `metrics.csv` and TensorBoard events, in one folder.
 
-    Opened on a folder that already holds rows, it continues them; `drop_after` removes rows that a resumed
-    run will write again.
+    Rows that are already in the folder are continued; those after the step `drop_after`, which a resumed run
+    writes again, are removed.
     """
 
     def __init__(self, folder: str | Path, drop_after: int | None = None):
@@ -68,7 +68,7 @@ class MetricsLog:
         self._save()
 
     def log(self, step: int, **values: float | str) -> None:
-        """Add a row. Text goes to the table only; numbers to TensorBoard too."""
+        """Add a row. Numbers are written to both, text to the table only."""
         self.rows.append({"step": step, **values})
         for name, value in values.items():
             if not isinstance(value, str):
@@ -77,7 +77,7 @@ class MetricsLog:
         self._save()
 
     def _save(self) -> None:
-        """Rewrite the table: a run has at most some thousand rows, and columns may appear late."""
+        """Rewrite the table, since columns may appear late; a run has at most some thousand rows."""
         columns = dict.fromkeys(column for row in self.rows for column in row)
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:

@@ -24,37 +24,40 @@ class FoldOptions:
     """Options of `python -m src.data.folds`."""
 
     labels: Path
-    """patient labels in the form of train.csv"""
+    """Patient labels in the form of train.csv."""
+
     series: Path
-    """series table in the form of train_series_meta.csv"""
+    """Series table in the form of train_series_meta.csv."""
+
     output: Path
-    """folds to write: patient_id, fold"""
+    """Folds to write: patient_id, fold."""
+
     n_folds: int = 5
-    """number of folds"""
+    """Number of folds."""
+
     seed: int = 42
-    """draws that break ties come from it"""
+    """Seed of the draws that break ties."""
 
 
 def make_folds(
     labels: pd.DataFrame, series_counts: pd.Series, n_folds: int = 5, seed: int = 42
 ) -> pd.DataFrame:
-    """Spread patients over folds so that every injury grade and every number of series is shared out evenly.
+    """Distribute patients over folds so that injury grades and numbers of series are balanced.
 
     Iterative stratification (Sechidis et al. 2011) over the 8 injury columns and one indicator for each
-    number of series. any_injury is left out: balanced too, it would cost the balance of the grades (low-grade
+    number of series. any_injury is excluded: balancing it too would cost the balance of the grades (low-grade
     liver injuries would differ by a third). The result depends on the seed and the set of patients only, not
     on the order of the rows.
 
     Args:
-        labels: `patient_id` and the label columns, a row a patient.
+        labels: `patient_id` and the label columns, one row per patient.
         series_counts: number of series, indexed by patient id.
 
     Returns:
-        `patient_id, fold`, sorted by patient id (shorter ids first, so that numbers stand in their own
-        order).
+        `patient_id, fold`, sorted by patient id (shorter ids first, so that numbers are in numeric order).
 
     Raises:
-        UserError: fewer patients than folds, fewer than two folds, or the two tables name different patients.
+        UserError: fewer patients than folds, fewer than two folds, or two tables of different patients.
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # scikit-learn: not for readers of folds
 
@@ -76,14 +79,14 @@ def make_folds(
 
 
 def read_folds(path: str | Path, patient_ids: Iterable[str]) -> pd.DataFrame:
-    """Read folds and keep the rows of `patient_ids`; patients of the file beyond these are left out.
+    """Read folds and keep the rows of `patient_ids`.
 
     Returns:
         `patient_id` (str), `fold` (int), in the file's order.
 
     Raises:
-        UserError: a patient in two rows (and so perhaps in two folds), fold numbers other than 0, 1, ..., K -
-            1, or one of `patient_ids` that has no fold.
+        UserError: a patient in two rows, fold numbers other than 0, 1, ..., K - 1, or one of `patient_ids`
+            without a fold.
     """
     frame = read_table(path, ("patient_id", "fold"))[["patient_id", "fold"]]
     repeated = frame.patient_id.duplicated()
@@ -107,7 +110,7 @@ def read_folds(path: str | Path, patient_ids: Iterable[str]) -> pd.DataFrame:
 
 
 def count_per_fold(labels: pd.DataFrame, series_counts: pd.Series, folds: pd.DataFrame) -> pd.DataFrame:
-    """Patients, patients with two series or more, and positives of every injury, a row a fold."""
+    """Patients, patients with two series or more, and positives of every injury; one row per fold."""
     counted = labels.merge(folds, on="patient_id").assign(patients=1)
     counted["multi_series"] = (series_counts.loc[counted.patient_id].to_numpy() > 1).astype(int)
     columns = ["patients", "multi_series", *INJURIES, "any_injury"]

@@ -1,4 +1,4 @@
-"""The competition's tables as frames: patient labels, series, image-level labels, tables of probabilities.
+"""The competition's tables: patient labels, series, image-level labels, tables of probabilities.
 
 `patient_id` and `series_id` are strings in memory, so that ids of any form survive joins and rewriting.
 """
@@ -19,7 +19,7 @@ _ID_COLUMNS = ("patient_id", "series_id")
 
 
 def read_table(path: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV whose ids stay text, and make sure that it has `columns` and at least one row.
+    """Read a CSV with ids as text, and check that it has `columns` and at least one row.
 
     Raises:
         UserError: no such file, not a CSV, a missing column, no row, or an empty id.
@@ -119,8 +119,8 @@ def read_probabilities(path: str | Path) -> pd.DataFrame:
 
     Returns:
         `patient_id` (str), `series_id` (str) and `fold` (int) where the file has them, and the 13 columns as
-        they stand in the file: the score's own checks judge the values. `series_id` is "" in the row of a
-        patient without any usable series.
+        they are in the file; `score.metric` checks the values. `series_id` is "" in the row of a patient
+        without any usable series.
 
     Raises:
         UserError: a missing column, an empty `patient_id`, or a `fold` that is not a whole number.

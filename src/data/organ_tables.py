@@ -1,4 +1,4 @@
-"""Organs in numbers: how much of each a slice shows, how large each is, and where in the series it lies."""
+"""Areas, volumes and positions of the organs of a series, measured from its label maps."""
 
 from array import array
 from collections.abc import Iterable
@@ -27,17 +27,17 @@ ORGAN_TYPES = MappingProxyType(
         "bottom": "Int64",
     }
 )
-"""The columns of the table of organs; `read_csv` takes it as `dtype`, or boxes come back as floats."""
+"""Columns and types of the table of organs; without these as `dtype`, `read_csv` makes boxes floats."""
 
 
 def slice_thickness_mm(z_mm: np.ndarray, single_slice_mm: float | None = None) -> np.ndarray:
-    """The extent that each slice stands for, (slices,): half the distance to each of its neighbours.
+    """Thickness of each slice, (slices,): half the distance to each of its neighbours.
 
-    The first and the last slice reach as far outwards as inwards.
+    The first and the last slice extend as far outwards as inwards.
 
     Args:
         z_mm: (slices,) positions, falling from head to feet.
-        single_slice_mm: what a series of one slice has for want of a distance.
+        single_slice_mm: thickness of the slice of a series of one, which has no distances.
 
     Raises:
         ValueError: positions that do not fall, or one slice without `single_slice_mm`.
@@ -48,7 +48,7 @@ def slice_thickness_mm(z_mm: np.ndarray, single_slice_mm: float | None = None) -
         raise ValueError("positions of slices must fall from head to feet")
     if len(z_mm) == 1:
         if single_slice_mm is None:
-            raise ValueError("the thickness of a single slice cannot be told from its position")
+            raise ValueError("the thickness of a single slice is not known from its position")
         return np.array([single_slice_mm], dtype=np.float64)
     return (np.append(distances[:1], distances) + np.append(distances, distances[-1:])) / 2
 
@@ -59,7 +59,7 @@ def voxel_volumes_ml(pixel_mm: float, z_mm: np.ndarray, single_slice_mm: float |
 
 
 def slice_areas(masks: Iterable[np.ndarray], pixel_mm: float, z_mm: np.ndarray) -> pd.DataFrame:
-    """The table of `OrganMeasures.areas`, of masks that come one by one."""
+    """The table of `OrganMeasures.areas` for masks that are read one by one."""
     measures = OrganMeasures()
     for mask in masks:
         measures.add(mask)
@@ -67,7 +67,7 @@ def slice_areas(masks: Iterable[np.ndarray], pixel_mm: float, z_mm: np.ndarray) 
 
 
 class OrganMeasures:
-    """Sizes and places of the organs of a series, from one pass over its masks; five numbers a slice."""
+    """Sizes and positions of the organs of a series, from one pass over its masks; five numbers per slice."""
 
     def __init__(self) -> None:
         self._pixels = array("q")  # of each slice, of each organ
@@ -75,7 +75,7 @@ class OrganMeasures:
         self._shape: tuple[int, ...] | None = None
 
     def add(self, mask: np.ndarray) -> None:
-        """Take the next slice, head to feet: (H, W) label map, uint8.
+        """Add the next slice, head to feet: (H, W) label map, uint8.
 
         Raises:
             ValueError: a slice of another shape than those before it.
@@ -98,7 +98,7 @@ class OrganMeasures:
             )
 
     def areas(self, pixel_mm: float, z_mm: np.ndarray) -> pd.DataFrame:
-        """A row a slice: index, z_mm, and the area of each organ, named as in `AREA_COLUMNS`.
+        """One row per slice: index, z_mm, and the area of each organ, named as in `AREA_COLUMNS`.
 
         Args:
             pixel_mm: side of a pixel.
@@ -114,11 +114,11 @@ class OrganMeasures:
         return table
 
     def organs(self, pixel_mm: float, z_mm: np.ndarray, single_slice_mm: float | None = None) -> pd.DataFrame:
-        """A row an organ, in the order of `ORGANS`, with the columns and types of `ORGAN_TYPES`.
+        """One row per organ, in the order of `ORGANS`, with the columns and types of `ORGAN_TYPES`.
 
-        Slices count from 0, `last_slice` is the last that shows the organ. `top_z_mm` and `bottom_z_mm` are
-        where the first and the last lie. The box is in pixels, `right` and `bottom` just outside. An organ
-        that no slice shows has a volume of 0 and the rest missing.
+        Slices count from 0, `last_slice` is the last that shows the organ; `top_z_mm` and `bottom_z_mm` are
+        the positions of the first and the last. The box is in pixels, `right` and `bottom` just outside. An
+        organ that is in no slice has a volume of 0 and missing values elsewhere.
 
         Args:
             pixel_mm: side of a pixel.
@@ -151,7 +151,7 @@ class OrganMeasures:
 
 
 def crop_organ(mask: np.ndarray, label: int) -> tuple[int, int, np.ndarray] | None:
-    """Left, top, and the smallest crop (h, w) uint8 that holds all pixels of an organ, which are 1 in it.
+    """Left, top, and the smallest crop (h, w) of all pixels of an organ, uint8 with the organ at 1.
 
     None if the organ is not in the slice.
     """

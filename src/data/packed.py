@@ -1,7 +1,7 @@
-"""Slices of a prepared set as raw arrays on a fast disk, for when decoding PNG is what training waits for.
+"""Slices of a prepared set as raw arrays on a fast disk, for training that waits for the decoding of PNG.
 
-A series is packed when it is first read, so that nothing is packed that is never used. Raw slices take
-`size * size` bytes a window, about ten times their PNG.
+A series is packed when it is first read. Raw slices take `size * size` bytes per window, about ten times
+their PNG.
 """
 
 import hashlib
@@ -16,15 +16,15 @@ from src.data.prepared import PreparedDataset, image_folder, read_windows
 
 
 class PackedSlices:
-    """Reads slices from `<folder>/<digest>/<patient_id>/<series_id>.npy`, and packs what is not there.
+    """Reads slices from `<folder>/<digest>/<patient_id>/<series_id>.npy`, and packs missing series.
 
     Several processes may read and pack the same series. The digest changes with the windows and whenever
-    the set is prepared again.
+    the data set is prepared again.
 
     Args:
         prepared: the prepared data set.
-        windows: to be packed, by name.
-        folder: of the cache, which several data sets may share.
+        windows: to pack, by name.
+        folder: of the cache; several data sets may share it.
     """
 
     def __init__(self, prepared: PreparedDataset, windows: Sequence[str], folder: Path) -> None:
@@ -40,7 +40,7 @@ class PackedSlices:
         """uint8 (len(indices), size, size, windows).
 
         Raises:
-            UserError: a series is not packed yet, and a slice is missing or damaged, or the disk is full.
+            UserError: the series has to be packed, and a slice is missing or damaged, or the disk is full.
         """
         path = self.folder / key[0] / f"{key[1]}.npy"
         if not path.exists():
@@ -52,7 +52,7 @@ class PackedSlices:
         shape = (self.prepared.slice_counts[key], size, size, len(self.channels))
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         try:
-            # not through a map: a full disk would end the process
+            # not through a memory map: a full disk would end the process
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for index in range(shape[0]):

@@ -1,8 +1,8 @@
 """A prepared data set on disk: 8-bit slice stacks as PNG, their tables, and the reading of both.
 
     dataset.json                               windows, size, slice policy, source, version
-    series.csv                                 a row a series that was found
-    rejected.csv                               a row a file that was left out of its series
+    series.csv                                 one row per series of the source
+    rejected.csv                               one row per file that was excluded from its series
     images/<patient_id>/<series_id>/0000.png   channel k = window k; with slices.csv and series.json
     masks/<patient_id>/<series_id>/0000.png    label map, where there is a segmentation
 
@@ -26,7 +26,7 @@ from src.core.files import read_exact, whole_folder
 from src.data.png import decode_png, write_png
 
 VERSION = 1
-"""Of the layout above; a reader refuses another."""
+"""Version of the layout above; other versions are refused."""
 
 TEXT_COLUMNS = MappingProxyType({"patient_id": str, "series_id": str, "reason": str})
 
@@ -43,17 +43,17 @@ def slice_name(index: int) -> str:
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A prepared data set, open for reading. `open` makes one."""
+    """A prepared data set, open for reading; see `open`."""
 
     folder: Path
     windows: tuple[str, ...]
     size: int
     series: pd.DataFrame
-    """Series that can be used, sorted by patient_id and series_id (both text)."""
+    """Usable series, sorted by patient_id and series_id (both text)."""
     all_series: pd.DataFrame
     """Every series that was found, with `status` and `reason`."""
     slice_policy: Any = "all"
-    """Which slices of a series were kept, as `SliceSelection.describe` tells it."""
+    """Slices that were kept of a series, in the form of `SliceSelection.describe`."""
 
     @classmethod
     def open(cls, folder: str | Path) -> "PreparedDataset":
@@ -70,7 +70,7 @@ class PreparedDataset:
         return cls(folder, windows, description["size"], series, all_series, policy)
 
     def read_slices(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
-        """Slices by index, uint8 (T, H, W, C) with one channel a window."""
+        """Slices by index, uint8 (T, H, W, C) with one channel per window."""
         folder = image_folder(self.folder, patient_id, series_id)
         return read_slices(folder, indices, self.size, len(self.windows))
 
@@ -109,11 +109,11 @@ class PreparedDataset:
         return mask_folder(self.folder, patient_id, series_id).is_dir()
 
     def read_masks(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
-        """Label maps by slice index, uint8 (T, H, W); the labels are those of `ORGANS`."""
+        """Label maps by slice index, uint8 (T, H, W), with the labels of `ORGANS`."""
         return read_slices(mask_folder(self.folder, patient_id, series_id), indices, self.size, 1)[..., 0]
 
     def write_masks(self, patient_id: str, series_id: str, masks: Iterable[np.ndarray]) -> None:
-        """Write one label map (H, W) uint8 for every slice of a series, replacing what is there."""
+        """Write one label map (H, W) uint8 for every slice of a series; an earlier one is replaced."""
         write_masks(mask_folder(self.folder, patient_id, series_id), masks)
 
 
@@ -158,7 +158,7 @@ def read_slices(folder: Path, indices: Sequence[int], size: int, channels: int) 
 
 
 def read_windows(folder: Path, indices: Sequence[int], size: int, windows: Sequence[int]) -> np.ndarray:
-    """Some windows, by their place, of slices of a series' folder, uint8 (T, size, size, len(windows)).
+    """Some channels of slices of a series' folder, uint8 (T, size, size, len(windows)).
 
     Raises:
         UserError: a slice is missing, damaged, or of another size or number of windows.
@@ -169,8 +169,8 @@ def read_windows(folder: Path, indices: Sequence[int], size: int, windows: Seque
         image = decode_png(path)
         channels = 1 if image.ndim == 2 else image.shape[2]
         if image.shape[:2] != (size, size) or image.dtype != np.uint8 or max(windows) >= channels:
-            raise UserError(f"{path} is not as dataset.json says; prepare the data set again")
-        # from OpenCV's order, BGR: only what is asked for is copied, straight to its place
+            raise UserError(f"{path} does not fit dataset.json; prepare the data set again")
+        # from OpenCV's order, BGR: the requested channels alone are copied, straight to their places
         pairs = [place for k, window in enumerate(windows) for place in (channels - 1 - window, k)]
         cv2.mixChannels([image], [stack[row]], pairs)
     return stack
@@ -186,10 +186,10 @@ def write_masks(folder: Path, masks: Iterable[np.ndarray]) -> None:
 def read_series_tables(
     folder: Path, columns: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`series.csv` of a prepared data set: every series that was found, and those that can be used.
+    """`series.csv` of a prepared data set: every series of the source, and the usable ones.
 
     Args:
-        columns: those that are needed, with `slices` and `status` among them; all of them by default.
+        columns: to read, with `slices` and `status` among them; all of them by default.
 
     Raises:
         UserError: preparation was not finished, or the file is damaged.

@@ -1,4 +1,4 @@
-"""Which slices of a series are kept."""
+"""Choice of the slices of a series that are kept."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from src.core.errors import UserError
 
 _FINEST_MM = 0.1
-_SAME_MM = 1e-3  # positions are decimal text, their differences only nearly so
+_SAME_MM = 1e-3  # positions are decimal text, their differences are rounded
 
 
 def even_indices(n_slices: int, count: int) -> np.ndarray:
@@ -20,15 +20,15 @@ def even_indices(n_slices: int, count: int) -> np.ndarray:
 
 
 def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarray:
-    """(N,) middle slices -> (N, count) with their neighbours; behind an end, the last slice repeats."""
+    """(N,) middle slices -> (N, count) with their neighbours; beyond either end, the end slice repeats."""
     return np.clip(indices[:, None] + np.arange(count) - count // 2, 0, slices - 1)
 
 
 @dataclass(frozen=True)
 class SliceSelection:
-    """All slices by default; or about one every `spacing_z_mm`; or `count` spread evenly. None is repeated.
+    """All slices by default; or about one every `spacing_z_mm`; or `count` spread evenly, without repetition.
 
-    Slices are chosen, never interpolated: a grey level is always one that the scanner reconstructed.
+    Slices are chosen, never interpolated: every grey level is one that the scanner reconstructed.
     """
 
     spacing_z_mm: float | None = None
@@ -56,11 +56,11 @@ class SliceSelection:
 
     @classmethod
     def read(cls, described: Any) -> "SliceSelection":
-        """What `describe` told."""
+        """The inverse of `describe`."""
         return cls() if described == "all" else cls(**described)
 
     def describe(self) -> Any:
-        """For dataset.json."""
+        """As dataset.json stores it."""
         if self.count is not None:
             return {"count": self.count}
         return "all" if self.spacing_z_mm is None else {"spacing_z_mm": self.spacing_z_mm}

@@ -190,7 +190,7 @@ def lose_masks(data: Path, predicted: Path) -> None:
     [
         (drop_slice, r"predicted/11/101 holds 7 slices, its series has 8"),
         (misname_slice, r"predicted/11/101/0003.png: masks are 8 PNG of 16 x 16 px"),
-        (shrink, r"predicted/11/101/0000.png is not .*: masks are 8 PNG of 16 x 16 px"),
+        (shrink, r"predicted/11/101/0000.png does not fit .*: masks are 8 PNG of 16 x 16 px"),
         (write_label_255, r"predicted/11/101 holds the label 255"),
         (drop_true_slice, r"masks/11/101 holds 7 slices, its series has 8"),
         (stack_slices, r"11/101/slices.csv does not fit the 8 slices"),

@@ -202,7 +202,7 @@ def test_images_that_do_not_fit_their_description_are_refused(tmp_path):
     path = image_folder(folder, "10", "100") / slice_name(0)
     for image in (np.zeros((48, 48), np.uint8), np.zeros((24, 24, 3), np.uint8)):
         cv2.imwrite(str(path), image)
-        with pytest.raises(UserError, match=r"0000\.png is not as dataset\.json says"):
+        with pytest.raises(UserError, match=r"0000\.png does not fit dataset\.json"):
             open_sets(folder)[0, 0]
 
 
