@@ -208,8 +208,10 @@ def index_figures(folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     dataset = open_dataset(options)
     open_s = time.perf_counter() - start
-    dataset.table.groupby(["set", "patient_id"]).ngroup()  # as training numbers the patients
-    order = iter(VolumeOrder(len(dataset), options.batch, seed=0, first_step=0, steps=200, sets=dataset.sets))
+    dataset.index.table().groupby(["set", "patient_id"]).ngroup()  # as training numbers the patients
+    order = iter(
+        VolumeOrder(len(dataset), options.batch, seed=0, first_step=0, steps=200, sets=dataset.index.sets)
+    )
     next(order)  # draws the order of the epoch
     added_mb, peak_mb = status_mb("VmRSS") - before_mb, status_mb("VmHWM") - before_mb
     batch_us = 1e3 * timed_ms(lambda _: list(order), 0) / 199

@@ -75,15 +75,15 @@ class ForegroundExtent(Extent):
         return find_foreground(images, self.level) if self.level else Rectangle(0, 0, *images.shape[1:3])
 
 
-class Whole(ForegroundExtent):
+class WholeExtent(ForegroundExtent):
     """The whole series in `depth` even steps."""
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
         return even_indices(series.slices, self.depth)
 
 
-class Slab(ForegroundExtent):
-    """`depth` consecutive slices, from a random first one; all of a shorter series, stretched."""
+class SlabExtent(ForegroundExtent):
+    """`depth` consecutive slices from a random first one; a shorter series is stretched over them."""
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
         n_slices = min(self.depth, series.slices)
@@ -91,7 +91,7 @@ class Slab(ForegroundExtent):
         return first + even_indices(n_slices, self.depth)
 
 
-class Box(Extent):
+class BoxExtent(Extent):
     """A box of `depth` x `canvas` x `canvas` voxels of one size in mm, somewhere in the series.
 
     It lies inside the images where they are large enough, else around them: pixels outside of the slices are
@@ -120,8 +120,8 @@ class Box(Extent):
 def make_extent(options: VocoOptions) -> Extent:
     """The extent of `--extent`."""
     if options.extent == "box":
-        return Box(options.depth, options.canvas, options.spacing_mm)
-    foreground = {"slab": Slab, "whole": Whole}[options.extent]
+        return BoxExtent(options.depth, options.canvas, options.spacing_mm)
+    foreground = {"slab": SlabExtent, "whole": WholeExtent}[options.extent]
     return foreground(options.depth, options.foreground)
 
 

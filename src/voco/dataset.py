@@ -7,7 +7,6 @@ sample is the same in every process, worker and resumed run.
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -31,7 +30,7 @@ class VolumeSample(NamedTuple):
     label: Tensor
     """float32 (R, N) position labels"""
     volume: Tensor
-    """int64 (), row of `VocoDataset.table`"""
+    """int64 (), row of the index"""
 
 
 class VocoDataset(Dataset[VolumeSample]):
@@ -55,21 +54,6 @@ class VocoDataset(Dataset[VolumeSample]):
         )
         self.random_crops, self.slices, self.tile = options.random_crops, options.slices, options.tile
         self.seed = options.seed
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row a series: set (number), patient_id, series_id. Made at each access: keep it where it is used
-        often."""
-        return self.index.table()
-
-    @property
-    def sets(self) -> tuple[tuple[int, int], ...]:
-        """Series and repeat factor of every set, as `VolumeOrder` takes them."""
-        return self.index.sets
-
-    def series_of(self, entry: int) -> int:
-        """Row of `table` of the series that an entry visits."""
-        return self.index.row_of(entry)
 
     def __len__(self) -> int:
         return self.index.entries

@@ -78,7 +78,7 @@ def pretrain(options: VocoOptions, draw: Draw | None = None) -> Path:
             log_every=options.log_every,
             save_every=options.save_every,
         )
-        identity = {"options": plain_options(options), "series": digest_series(dataset.table)}
+        identity = {"options": plain_options(options), "series": digest_series(dataset.index.table())}
         loop = TrainingLoop(method, settings, runtime, output, identity, FREE_TO_CHANGE)
         if checkpoint:
             loop.resume(checkpoint, "train_voco.py")
@@ -146,7 +146,7 @@ class Pretraining(Method):
         self._volume_losses: Tensor | None = None  # (G,) of the last global batch
         self._has_warned = False
         # series of one name in two sets belong to one patient, whose crops must not count as another's
-        self._patient_of = torch.tensor(dataset.table.groupby("patient_id").ngroup().to_numpy())
+        self._patient_of = torch.tensor(dataset.index.table().groupby("patient_id").ngroup().to_numpy())
         self._order = self._order_from(0)
 
     def read(self, first_batch: int) -> Iterator[VolumeSample]:
@@ -225,7 +225,7 @@ class Pretraining(Method):
         keys = self._order.global_batch(number)
         # a gradient may be lost where every loss is still a number: then any volume may be the cause
         blamed = [key for key, is_lost in zip(keys, lost, strict=True) if is_lost] or keys
-        rows = self.dataset.table.iloc[[self.dataset.series_of(entry) for _, entry in blamed]]
+        rows = self.dataset.index.table().iloc[[self.dataset.index.row_of(entry) for _, entry in blamed]]
         return ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
 
     def export(self, path: Path, step: int) -> None:
@@ -237,7 +237,7 @@ class Pretraining(Method):
         """
         options, network = self.options, self.runtime.unwrap(self.network)
         source = network if isinstance(self.teacher, TeacherHead) else self.teacher
-        patients = self.dataset.table["patient_id"].drop_duplicates().tolist()
+        patients = self.dataset.index.table()["patient_id"].drop_duplicates().tolist()
         about = EncoderFile(
             name=options.backbone,
             in_channels=len(options.windows),
@@ -259,7 +259,7 @@ class Pretraining(Method):
             steps=options.steps,
             rank=runtime.rank,
             world=runtime.world,
-            sets=self.dataset.sets,
+            sets=self.dataset.index.sets,
         )
 
     def _write_picture(self, at: Progress) -> None:
@@ -287,7 +287,7 @@ def digest_series(table: pd.DataFrame) -> str:
 
 def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | None, step: int) -> None:
     """Print what the run is, and write what is known of it before the first step."""
-    table, runtime, output = method.dataset.table, method.runtime, options.output
+    table, runtime, output = method.dataset.index.table(), method.runtime, options.output
     where = str(runtime.device)
     where += f", {runtime.world} processes" if runtime.world > 1 else ""
     patients = set(table["patient_id"])

@@ -142,7 +142,7 @@ def test_workers_change_nothing(noise_set, extent):
     batches = []
     for workers in (0, 2):
         dataset = open_sets(noise_set, extent=extent, appearance=1.0, crop_flip=0.5, repeat=(2,))
-        order = VolumeOrder(4, 2, seed=0, first_step=0, steps=4, sets=dataset.sets)
+        order = VolumeOrder(4, 2, seed=0, first_step=0, steps=4, sets=dataset.index.sets)
         batches.append(list(StackLoader(dataset, workers, batch_sampler=order)))
     assert all(same(one, two) for one, two in zip(*batches, strict=True))
 
@@ -168,13 +168,15 @@ def test_several_sets_are_one_index_each_with_its_own_windows(tmp_path, indices_
 
 def test_entries_of_a_repeated_set_visit_its_series_with_other_draws(places_set, indices_set):
     dataset = open_sets(places_set, indices_set, repeat=(3, 1))
-    assert len(dataset) == 3 * 3 + 5 and len(dataset.table) == 3 + 5 and dataset.sets == ((3, 3), (5, 1))
-    assert [dataset.series_of(entry) for entry in range(14)] == [0, 1, 2] * 3 + [3, 4, 5, 6, 7]
+    assert (
+        len(dataset) == 3 * 3 + 5 and len(dataset.index) == 3 + 5 and dataset.index.sets == ((3, 3), (5, 1))
+    )
+    assert [dataset.index.row_of(entry) for entry in range(14)] == [0, 1, 2] * 3 + [3, 4, 5, 6, 7]
     visits = [dataset[0, entry] for entry in (1, 4, 7)]
     assert [int(visit.volume) for visit in visits] == [1, 1, 1]
     assert not any(torch.equal(visits[0].label, other.label) for other in visits[1:])
     sample = dataset[0, 11]
-    assert sample.tiles[0, 0, 0, 0, 0] == 2 and dataset.table.series_id[int(sample.volume)] == "102"
+    assert sample.tiles[0, 0, 0, 0, 0] == 2 and dataset.index.table().series_id[int(sample.volume)] == "102"
 
 
 @pytest.mark.parametrize(
