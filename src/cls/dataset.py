@@ -1,4 +1,4 @@
-"""Stacks of a prepared set with what is known of their patients and slices, as the classifier sees them."""
+"""Slice stacks of a prepared data set with their targets: the samples of the classifier."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from src.nn.augmentation import Augmentation, StackAugmenter
 
 
 class StackBatch(NamedTuple):
-    """One stack, or a batch of them with a leading B."""
+    """One stack, or a batch of them with a leading dimension B."""
 
     images: Tensor
     """uint8 (T, C, H, W)"""
@@ -30,27 +30,27 @@ class StackBatch(NamedTuple):
     targets: Tensor
     """float32 (14,) of `LABEL_COLUMNS`; zeros when predicting"""
     slice_targets: Tensor
-    """float32 (T, 8) as `SliceTargets.look_up`; (T, 0) where they are not wanted"""
+    """float32 (T, 8) as `SliceTargets.look_up`; (T, 0) where they are not used"""
     organs: Tensor
-    """uint8 (T, H, W): 0 or 1 + the place in `ORGAN_GROUPS`; (0, 0, 0) where masks are not wanted"""
+    """uint8 (T, H, W): 0 or 1 + the place in `ORGAN_GROUPS`; (0, 0, 0) where masks are not used"""
     has_organs: Tensor
     """bool (), whether the series has masks"""
 
 
 class StackDataset(Dataset[StackBatch]):
-    """A stack of each series, cut out as `view` says.
+    """One stack per series, cut out by `view`.
 
-    Training moves the slices by one random offset a stack, and augments; both follow from the seed and the
-    draw alone, so that workers, ranks and resumed runs do the same. Prediction is fixed.
+    Training moves the slices by one random offset per stack, and augments; both follow from the seed and the
+    draw alone, so that workers, ranks and resumed runs agree. Prediction is fixed.
 
     Args:
         prepared: the prepared data set.
         series: rows with `patient_id, series_id`.
-        view: what is seen of each.
-        organs: where organs lie; a series that it does not know is seen whole. None if the view needs none.
+        view: which slices, region and channels of each series.
+        organs: masks and boxes; a series without them is used whole. None if the view needs none.
         labels: the 14 columns, indexed by `patient_id`; None when predicting.
-        slice_targets: None where they are not wanted.
-        with_organs: whether samples hold organ maps besides the channels of the view.
+        slice_targets: None where they are not used.
+        with_organs: return organ maps besides the channels of the view.
         augmentation: None when predicting.
         packed: a cache of raw slices, read instead of PNG.
         offset: of the slices when predicting, 0..1.
@@ -83,7 +83,7 @@ class StackDataset(Dataset[StackBatch]):
         return len(self.keys)
 
     def __getitem__(self, drawn: Draw | int) -> StackBatch:
-        """The stack of a draw, or when predicting that of a row."""
+        """The stack of a draw; when predicting, of a row."""
         epoch, number = (0, drawn) if isinstance(drawn, int) else drawn
         key, view = self.keys[number % len(self.keys)], self.view
         rng = sample_rng(self.seed, epoch, number)
@@ -108,7 +108,7 @@ class StackDataset(Dataset[StackBatch]):
 
 
 def as_sample(stack: Stack, view: StackView) -> StackBatch:
-    """A stack without anything that is known of it."""
+    """A stack without targets and organ maps."""
     return StackBatch(
         torch.from_numpy(to_channels(stack, view)),
         torch.arange(view.slices) >= stack.plan.filled,

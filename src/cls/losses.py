@@ -1,4 +1,4 @@
-"""What the classifier is trained on: patients by the metric's weights or the metric, slices, organs."""
+"""Losses of the classifier: patients with the metric's weights or the metric itself, slices, organs."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ class StackLoss(nn.Module):
     """Mean over the targets of the cross-entropy of each patient.
 
     The metric divides a loss by the sum of its weights. Over a small batch that sum is noisy (a batch with
-    the one positive would count no more than a batch without), so the mean weight over the training set
-    stands in: batches then add up to the metric's own value.
+    one positive would count no more than a batch without), so the mean weight over the training set takes its
+    place: the mean over all batches is then the metric's value.
 
     Args:
         labels: the training patients' labels, 0 or 1, to take the mean weights from.
         kind: `weighted` weighs patients as the metric does; `metric` has its sixth loss as well, of any
             injury; `plain` has no weights.
         smoothing: label smoothing, 0 to 1.
-        targets: what the classifier tells, of `GROUPS`.
+        targets: of the classifier, of `GROUPS`.
 
     Raises:
         ValueError: `metric` without all targets.
@@ -57,7 +57,7 @@ class StackLoss(nn.Module):
         Args:
             logits: (B, columns) of the classifier's targets.
             targets: (B, 14) of `LABEL_COLUMNS` in 0..1; shares where patients are mixed.
-            importance: (B,) how much each patient counts, 1 where None.
+            importance: (B,) weight of each patient, 1 where None.
         """
         importance = torch.ones_like(targets[:, 0]) if importance is None else importance
         own, whole = group_spans(self.targets), group_spans()
@@ -74,7 +74,7 @@ class StackLoss(nn.Module):
         return torch.stack(losses)
 
     def _any_injury(self, logits: Tensor, injured: Tensor) -> Tensor:
-        """Of each patient, (B,): the metric takes the target that is most surely injured."""
+        """Of each patient, (B,): the metric takes the target with the highest probability of an injury."""
         shares = probabilities(logits, self.targets)
         healthy = torch.stack([shares[:, span.start] for span in group_spans(self.targets).values()], dim=1)
         least = healthy.min(dim=1).values.clamp(1e-6, 1 - 1e-6)
@@ -87,11 +87,11 @@ def slice_loss(slice_logits: Tensor, targets: Tensor, injuries: Sequence[str] = 
 
     Args:
         slice_logits: (B, T, injuries).
-        targets: (B, T, 8) of `INJURIES` in 0..1, NaN where nothing is known.
-        injuries: which of them the logits tell.
+        targets: (B, T, 8) of `INJURIES` in 0..1, NaN where they are missing.
+        injuries: of the logits.
 
     Returns:
-        Mean over what is known, (), under torchrun by this process; 0 where nothing is.
+        Mean over all targets that are not missing, (), under torchrun of this process; 0 without any.
     """
     targets = targets[..., [INJURIES.index(name) for name in injuries]]
     known = ~targets.isnan()
@@ -103,9 +103,7 @@ def slice_loss(slice_logits: Tensor, targets: Tensor, injuries: Sequence[str] = 
 
 
 def organ_loss(organ_logits: Tensor, organs: Tensor, is_known: Tensor) -> Tensor:
-    """Cross-entropy of the organs of the decoded slices, () over those whose organs are known.
-
-    Under torchrun the mean is that of a process's own slices.
+    """Mean cross-entropy of the decoded slices with organ maps, (), under torchrun of this process.
 
     Args:
         organ_logits: (K, classes, H, W).

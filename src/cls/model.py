@@ -15,15 +15,15 @@ from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width, first_kernel
 from src.nn.organ_decoder import OrganDecoder
 from src.nn.sequence import SequenceHead
-from src.nn.weights_file import read_weights, save_weights, to_tuples
+from src.nn.weights_file import read_description, read_weights, save_weights, to_tuples
 
 _TRAINING_ONLY = "decoder."
-"""Where the names of weights begin that a finished model does not need."""
+"""Prefix of the weights that a finished model does not need."""
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """All that is needed to build a classifier again and to feed it as it was trained."""
+    """The arguments of a classifier and of its input, saved with its weights."""
 
     backbone: str
     view: StackView
@@ -31,21 +31,21 @@ class ClassifierSpec:
     """per window, of grey levels scaled to 0..1"""
     std: tuple[float, ...]
     targets: tuple[str, ...] = tuple(GROUPS)
-    """what it was trained to tell, of `GROUPS`"""
+    """that it predicts, of `GROUPS`"""
     sequence: str = "lstm"
     hidden: int = 128
     pooling: str = "max"
     dropout: float = 0.0
     class_weights: bool = False
-    """whether its probabilities are to be weighed as the metric weighs classes: its loss was not"""
+    """whether probabilities are multiplied by the metric's class weights, which its loss did not have"""
     predicts_slices: bool = False
-    """whether it was trained on slices as well, on the injuries of its targets"""
+    """whether it has a head for the injuries of single slices"""
     flips: tuple[str, ...] = ("none",)
-    """that its out-of-fold predictions average, see `FLIPS`"""
+    """of `FLIPS`, averaged in its out-of-fold predictions"""
     offsets: tuple[float, ...] = (0.5,)
-    """of slices, averaged likewise"""
+    """of the slices, averaged likewise"""
     prior: dict[str, float] = field(default_factory=dict)
-    """weight-aware prior of the training patients: where training begins, and the answer for a patient
+    """weight-aware prior of the training patients: the start of training, and the prediction for a patient
     without a readable series"""
 
     @property
@@ -60,18 +60,18 @@ class ClassifierSpec:
 
 
 class ClassifierOutput(NamedTuple):
-    """What a classifier says of a batch of stacks."""
+    """Output for a batch of stacks."""
 
     logits: Tensor
     """(B, columns of its targets)"""
     slice_logits: Tensor | None
-    """(B, T, injuries of its targets) of being seen in each slice, where the network was trained to tell"""
+    """(B, T, injuries of its targets) for each slice, where the network has a slice head"""
     weights: Tensor
-    """(B, T) share of each slice in `logits`"""
+    """(B, T) of each slice in the pooling"""
     slice_features: Tensor
-    """(B, T, W) what is pooled"""
+    """(B, T, W) before pooling"""
     organ_logits: Tensor | None = None
-    """(slices chosen, organ groups + 1, H, W), while the decoder is trained"""
+    """(decoded slices, organ groups + 1, H, W), while the decoder is trained"""
 
 
 class TraumaClassifier(nn.Module):
@@ -80,7 +80,7 @@ class TraumaClassifier(nn.Module):
     Args:
         drop_path_rate: stochastic depth of the encoder.
         pretrained: ImageNet weights.
-        with_decoder: a decoder on the encoder's feature maps, which segments organs while training.
+        with_decoder: add a decoder on the encoder's feature maps, which segments organs in training.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TraumaClassifier(nn.Module):
         super().__init__()
         view = spec.view
         self.encoder = create_encoder(spec.backbone, view.channels, pretrained, drop_path_rate)
-        if pretrained and view.mask_channels:  # ImageNet has seen no masks
+        if pretrained and view.mask_channels:  # ImageNet has no masks
             first_kernel(self.encoder).data[:, -view.mask_channels :] = 0
         self.head = SequenceHead(
             encoder_width(self.encoder), spec.hidden, spec.sequence, spec.pooling, spec.dropout
@@ -103,7 +103,7 @@ class TraumaClassifier(nn.Module):
             nn.Linear(self.head.width, len(spec.injuries)) if spec.predicts_slices else None
         )
         self.decoder = OrganDecoder(self.encoder, view.channels, view.crop) if with_decoder else None
-        if spec.prior:  # begin at the best constant answer rather than at 1/2 and 1/3
+        if spec.prior:  # start at the best constant prediction rather than at 1/2 and 1/3
             bias = torch.tensor([spec.prior[column] for column in spec.columns]).log()
             self.classifier.bias.data.copy_(bias)
         if self.slice_classifier is not None:
@@ -123,13 +123,13 @@ class TraumaClassifier(nn.Module):
         decoded: Tensor | None = None,
         slices_at_once: int | None = None,
     ) -> ClassifierOutput:
-        """Answers to a batch of stacks.
+        """Output for a batch of stacks.
 
         Args:
             images: uint8 (B, T, C, H, W), or float in 0..255 where stacks are mixed.
             padding: bool (B, T).
-            decoded: places of slices in B * T whose organs the decoder is to segment.
-            slices_at_once: that pass the encoder together, all by default; fewer take less memory.
+            decoded: places in B * T of the slices that the decoder segments.
+            slices_at_once: slices per pass of the encoder, all by default; fewer take less memory.
         """
         batch, slices = images.shape[:2]
         flat, organ_logits = images.flatten(0, 1), None  # (B * T, C, H, W)
@@ -148,13 +148,13 @@ class TraumaClassifier(nn.Module):
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Grey levels (N, C, H, W), 0..255, to what the encoder takes."""
+        """Grey levels (N, C, H, W) in 0..255 to the encoder's input."""
         pixels = images.float().div(255.0)
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 def group_spans(targets: Sequence[str] = tuple(GROUPS)) -> dict[str, slice]:
-    """Where each target's columns stand among those of `targets`."""
+    """The place of each target's columns among those of `targets`."""
     spans, start = {}, 0
     for group in targets:
         spans[group] = slice(start, start + len(GROUPS[group]))
@@ -179,7 +179,7 @@ def predict_stack(
 ) -> Tensor:
     """Mean probabilities (B, columns) over flips of the stack: none, h (left-right), v (front-back), hv.
 
-    Columns and organ groups know no sides, so nothing is to be swapped.
+    Columns and organ groups have no sides, so a flip exchanges none of them.
     """
     answers = []
     for flip in flips:
@@ -193,7 +193,7 @@ def predict_stack(
 
 
 def metric_shift(spec: ClassifierSpec) -> Tensor:
-    """What to add to the logits of a model that was trained without class weights, (columns,)."""
+    """(columns,) to add to the logits: the class weights of a model that was trained without them."""
     weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
     return weights.log() if spec.class_weights else torch.zeros(len(spec.columns))
 
@@ -204,6 +204,11 @@ def save_classifier(path: str | Path, model: TraumaClassifier, spec: ClassifierS
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TRAINING_ONLY)
     }
     save_weights(path, tensors, spec=asdict(spec), about=about)
+
+
+def read_spec(path: str | Path) -> ClassifierSpec:
+    """The spec of a saved classifier. Errors as `load_classifier`."""
+    return read_description(path, FOLD_MODEL, _parse_spec)
 
 
 def load_classifier(path: str | Path) -> tuple[TraumaClassifier, ClassifierSpec]:

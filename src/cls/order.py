@@ -1,4 +1,4 @@
-"""In which order series are seen, by one process or by several, and how much each counts."""
+"""The order of series in training, in one process or several, and their weights in the loss."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from src.core.targets import INJURIES
 
 
 class Draw(NamedTuple):
-    """A training sample: what `SeriesOrder.epoch` names, in which epoch."""
+    """A training sample: an epoch and a number of `SeriesOrder.epoch`."""
 
     epoch: int
     number: int
@@ -38,7 +38,7 @@ class SeriesOrder:
         labels: the label columns, indexed by `patient_id`.
         batch: series of a batch, of all processes together.
         class_balance: share of the series that are drawn by injury.
-        injuries: that they are drawn by: no others are known to a network of fewer targets.
+        injuries: of the network's targets, by which series are drawn.
         seed: of the draws.
         world: number of processes.
 
@@ -69,14 +69,14 @@ class SeriesOrder:
 
     @property
     def importance(self) -> np.ndarray:
-        """How much each series counts when it is drawn: on average, all count the same."""
+        """Weight of each series when it is drawn; on average, all count the same."""
         return 1 / (self.count * self.probabilities)
 
     def epoch(self, epoch: int) -> np.ndarray:
         """(batches, batch) draws. The last batch is filled up with the first series of the epoch.
 
-        A draw is the series the first time it is seen in the epoch, and `count` more each further time: what
-        is drawn again is augmented anew.
+        A draw is the number of the series the first time in the epoch, and `count` more each further time, so
+        that each draw has its own augmentation.
         """
         rng = sample_rng(self.seed, epoch, self.count)
         if self.class_balance:
@@ -91,16 +91,16 @@ class SeriesOrder:
         return np.asarray(draws) % self.count
 
     def share(self, epoch: int, rank: int) -> np.ndarray:
-        """(batches, own share) draws that one process reads in an epoch."""
+        """(batches, share of a batch) draws that one process reads in an epoch."""
         own = self.batch // self.world
         return self.epoch(epoch)[:, rank * own : (rank + 1) * own]
 
 
 class RunSampler(Sampler[list[Draw]]):
-    """What one process reads in the epochs that are left, batch by batch.
+    """The batches of one process in the remaining epochs.
 
-    One sampler for the whole run: a loader's processes are started once, before the model takes memory that
-    they would share.
+    One sampler for the whole run: the loader's processes start once, before the model takes memory that they
+    would share.
     """
 
     def __init__(self, order: SeriesOrder, epochs: range, rank: int) -> None:
@@ -118,7 +118,7 @@ class RunSampler(Sampler[list[Draw]]):
 def _draw_probabilities(injured: np.ndarray, class_balance: float) -> np.ndarray:
     """Of each series.
 
-    A share `class_balance` is spread evenly over the injuries and "none", then over who has each.
+    A share `class_balance` is spread evenly over the injuries and "none", then over the series of each.
 
     Args:
         injured: 0 or 1, (series, injuries).

@@ -1,4 +1,4 @@
-"""Where the organs of each series lie, and how much of them a slice shows: from true or predicted masks."""
+"""Boxes and areas of the organs of each series, from true or predicted masks."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from src.core.targets import ORGANS
 from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES, OrganMeasures
 from src.data.prepared import PreparedDataset, read_slices
 
-_FOLDERS = {"true": "masks", "predicted": "predicted_masks"}
+MASK_FOLDERS = {"true": "masks", "predicted": "predicted_masks"}
 _IDS = {"patient_id": str, "series_id": str}
 
 GROUP_OF_LABEL = np.zeros(256, dtype=np.uint8)
@@ -31,15 +31,15 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class OrganIndex:
-    """Places and areas of the organs of all series that have masks."""
+    """Boxes and areas of the organs of all series with masks."""
 
     folder: Path
     """of the masks: `<patient_id>/<series_id>/0000.png ...`"""
     size: int
     boxes: dict[Key, dict[str, Box]]
-    """of each region that a series shows"""
+    """by series, of each region that the masks contain"""
     areas: dict[Key, np.ndarray]
-    """(slices, groups) mm2, in the order of `ORGAN_GROUPS`"""
+    """by series, (slices, groups) mm2 in the order of `ORGAN_GROUPS`"""
     digest: str
     source: str
     """true or predicted"""
@@ -55,12 +55,12 @@ class OrganIndex:
             UserError: no such masks, or tables that are damaged.
         """
         if source == "auto":
-            has_predicted = (prepared.folder / _FOLDERS["predicted"] / "organs.csv").is_file()
+            has_predicted = (prepared.folder / MASK_FOLDERS["predicted"] / "organs.csv").is_file()
             source = "predicted" if has_predicted else "true"
-        folder = prepared.folder / _FOLDERS[source]
+        folder = prepared.folder / MASK_FOLDERS[source]
         if not folder.is_dir():
             raise UserError(
-                f"{prepared.folder} has no {folder.name}, which the options ask for: run segment.py first"
+                f"{prepared.folder} has no {folder.name}, which the options need: run segment.py first"
             )
         organs, areas = _read_tables(folder) if source == "predicted" else _measure(prepared, folder)
         digest = hashlib.sha256(folder.name.encode())
@@ -78,41 +78,26 @@ class OrganIndex:
         by_series = {key: grouped[rows] for key, rows in rows_of.items()}
         return cls(folder, prepared.size, boxes, by_series, digest.hexdigest(), source)
 
-    @classmethod
-    def find(cls, prepared: PreparedDataset, preferred: str) -> "OrganIndex":
-        """The masks of a kind, or those of the other kind with a warning.
-
-        Raises:
-            UserError: neither is there.
-        """
-        if preferred in _FOLDERS and not (prepared.folder / _FOLDERS[preferred]).is_dir():
-            organs = cls.read(prepared)
-            warn(
-                f"models trained with {preferred} masks are shown the {organs.source} ones of {organs.folder}"
-            )
-            return organs
-        return cls.read(prepared, preferred if preferred in _FOLDERS else "auto")
-
-    def warn_of_unknown(self, series: pd.DataFrame, view: StackView) -> None:
-        """Say how many series have no masks, or do not show a region of the view, and are seen whole."""
+    def warn_of_missing(self, series: pd.DataFrame, view: StackView) -> None:
+        """Count the series without masks of the view's regions, of which the whole image is used."""
         keys = list(zip(series["patient_id"], series["series_id"], strict=True))
-        unknown = [
+        missing = [
             key
             for key in keys
             if key not in self or any(self.box(key, region) is None for region in view.regions)
         ]
-        if unknown:
+        if missing:
             what = f" of {' and '.join(view.regions)}" if view.regions else ""
             warn(
-                f"{len(unknown)} of {len(keys)} series have no masks{what} in {self.folder} and are seen "
-                f"whole, as {'/'.join(unknown[0])}"
+                f"{len(missing)} of {len(keys)} series have no masks{what} in {self.folder} and are used "
+                f"whole, as {'/'.join(missing[0])}"
             )
 
     def __contains__(self, key: Key) -> bool:
         return key in self.areas
 
     def box(self, key: Key, region: str) -> Box | None:
-        """Where a region lies; None where the series has no masks, or its masks do not show it."""
+        """The box of a region; None where the series has no masks, or they do not contain it."""
         return self.boxes.get(key, {}).get(region)
 
     def read_masks(self, key: Key, indices: Iterable[int]) -> np.ndarray:
@@ -122,18 +107,18 @@ class OrganIndex:
 
 
 def find_regions(organs: pd.DataFrame) -> dict[str, Box]:
-    """Where the regions of a series lie; one that no organ of it shows is left out.
+    """Boxes of the regions of a series, without regions that its masks do not contain.
 
     Args:
-        organs: a row an organ, as `OrganMeasures.organs`.
+        organs: one row per organ, as `OrganMeasures.organs`.
     """
     found = organs[organs["first_slice"].notna()].set_index("organ")
     regions = {}
     for region in REGIONS[1:]:
         members = ORGAN_GROUPS.get(region, tuple(ORGANS))
-        shown = found.loc[found.index.isin(members)]
-        if len(shown):
-            low, high = shown.min(), shown.max()
+        own = found.loc[found.index.isin(members)]
+        if len(own):
+            low, high = own.min(), own.max()
             regions[region] = Box(
                 first=int(low["first_slice"]),
                 stop=int(high["last_slice"]) + 1,

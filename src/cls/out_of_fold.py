@@ -43,10 +43,10 @@ def refuse_shared_patients(training: pd.DataFrame, held_out: pd.DataFrame) -> No
 def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> None:
     """Join the finished folds into `oof_series.csv` and `oof.csv`; print and save their scores.
 
-    `oof_series.csv` is what `score.py` joins with tables of other runs as `infer.py` joins the runs: targets
-    that the run does not tell are empty, and a labelled patient without a usable series has a row with an
-    empty `series_id` and the prior of the other folds. `oof.csv` stands alone: a row a patient, and the prior
-    in what is not told as well.
+    `score.py` joins `oof_series.csv` with the tables of other runs as `infer.py` joins the runs: targets that
+    the run does not predict are empty, and a labelled patient without a usable series has a row with an empty
+    `series_id` and the prior of the other folds. `oof.csv` is complete: one row per patient, and the prior in
+    missing targets.
 
     Args:
         output: folder of the run.

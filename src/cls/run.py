@@ -82,7 +82,7 @@ def train_folds(options: ClassifierOptions) -> None:
         runtime.wait_for_all()  # before anybody finishes one
         for view in {member.spec.view for member in members}:
             if inputs.organs is not None:
-                inputs.organs.warn_of_unknown(inputs.series, view)
+                inputs.organs.warn_of_missing(inputs.series, view)
         for fold in chosen:
             if fold in finished:
                 say(f"fold {fold} is finished: {options.output / f'fold{fold}'}")

@@ -1,91 +1,206 @@
-"""A second level: a small sequence model over what fold models say of each slice, trained on the metric.
+"""A second level: a small sequence model over the first level's output for each slice, trained on the metric.
 
     python -m src.cls.second_level --runs runs/cls/a runs/cls/b --data data/prepared \\
         --labels data/rsna/train.csv --folds folds/rsna2023_5fold.csv --output runs/cls/second
 
-Every series is described by the models of its own fold, which never saw its patient. The second level of a
-fold learns from the descriptions of the other folds and predicts this one, as stacking does; what it adds to
-the first level's answer begins at nothing. Its folder is a run as train_cls.py leaves one: score.py and
-infer.py take it.
+Features of every series come from the networks of its own fold, which were not trained on its patient. The
+second level of a fold is trained on the features of the other folds and predicts this one, as in stacking.
+Its output starts at 0 and is added to the first level's. The output folder is like one of train_cls.py:
+score.py and infer.py take it.
 
-The same command continues what was interrupted: descriptions, which take longest, are kept fold by fold in
-the folder, and so is every fold that is trained. To train with other options on the same descriptions, give
---resume never.
+The same command continues an interrupted run: features, which take longest, are kept fold by fold in the
+folder, and so is every trained fold. To train with other options on the same features, give --resume never.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
-from src.cls.feature_store import FEATURES, FeatureStore, out_of_fold_features
 from src.cls.losses import StackLoss
+from src.cls.model import ClassifierSpec
+from src.cls.organs import OrganIndex
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
-from src.cls.second_inputs import FeatureSource, SecondInputs, name_inputs
-from src.cls.second_model import FIRST, SECOND, SecondLevel, SecondSpec, predict_described, save_second_level
+from src.cls.run_folder import find_networks
+from src.cls.second_features import (
+    FirstNetwork,
+    SliceFeatures,
+    compute_features,
+    load_features,
+    save_features,
+)
+from src.cls.second_model import FIRST, SECOND, SecondLevel, SecondSpec, predict_features, save_second_level
 from src.cls.second_options import FREE_TO_CHANGE, SecondLevelOptions
-from src.cls.slice_features import SliceFeatures
+from src.cls.stacks import open_organs
+from src.cls.views import StackView
 from src.core.config import parse_options, plain_options, save_options
 from src.core.errors import UserError, exit_on_user_error
-from src.core.files import discard, require_writable, whole_folder, write_json, write_table
+from src.core.files import whole_folder, write_table
 from src.core.log import say
-from src.core.run_folder import differing_options, only_writer
+from src.core.run_folder import claim_folder, only_writer
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import COLUMNS, LABEL_COLUMNS
+from src.data.folds import read_folds
+from src.data.labels import read_labels
+from src.data.prepared import PreparedDataset, read_description
 from src.nn.schedule import set_lr, warmup_cosine
 
-PROGRAM = "python -m src.cls.second_level"
-RECORD = "run.json"
+FEATURES = "features"
+"""In the output folder: `fold0.safetensors` ..., the features of each fold's series."""
+INPUTS = MappingProxyType(
+    {
+        "label_table": "other --labels",
+        "fold_table": "other --folds",
+        "features": "other --runs, --data, masks or --precision",
+    }
+)
+"""What a result follows from besides the options, compared by content."""
+
+
+@dataclass(frozen=True)
+class FoldSource:
+    """The series of a fold and the networks that compute their features."""
+
+    fold: int
+    series: pd.DataFrame
+    """patient_id, series_id, fold; one row per series of the fold"""
+    networks: dict[Path, FirstNetwork]
+    """of this fold of every run, by the place of their copies in the second level's folder of the fold"""
+    key: str
+    """digest of all that the features follow from"""
+
+
+@dataclass(frozen=True)
+class SecondInputs:
+    """Everything that is read before the first features are computed, checked to belong together."""
+
+    prepared: PreparedDataset
+    labels: pd.DataFrame
+    """one row per patient, indexed by patient_id"""
+    folds: pd.Series
+    """the fold of every labelled patient, indexed by patient_id"""
+    organs: OrganIndex | None
+    """None where no network needs masks"""
+    sources: tuple[FoldSource, ...]
+    """in the order of the folds"""
+    digests: dict[str, str]
+    """of `INPUTS`"""
+
+    @classmethod
+    def read(cls, options: SecondLevelOptions, precision: str) -> "SecondInputs":
+        """Read and check the inputs that the options name.
+
+        Args:
+            precision: of the networks' forward passes: fp32, bf16 or fp16.
+
+        Raises:
+            UserError: runs, data, labels and folds that do not belong together, or a network that was trained
+                on a patient of its fold or does not record its patients.
+        """
+        prepared = PreparedDataset.open(options.data)
+        labels = read_labels(options.labels).set_index("patient_id", drop=False)
+        folds = read_folds(options.folds, labels.patient_id).set_index("patient_id").fold
+        series = prepared.series.assign(fold=prepared.series.patient_id.map(folds))
+        if series.fold.isna().any():
+            raise UserError(f"{options.labels} lacks patients of {options.data}: give its own labels")
+        if series.fold.nunique() < 2:
+            raise UserError(f"the series of {options.data} are of one fold: a second level needs two or more")
+        by_fold = {int(fold): rows.reset_index(drop=True) for fold, rows in series.groupby("fold")}
+        networks = {fold: _read_networks(options.runs, fold, rows) for fold, rows in by_fold.items()}
+        views = _require_one_kind([[network.spec for network in own.values()] for own in networks.values()])
+        organs = open_organs(prepared, views, prepared.series)
+        windows = read_description(prepared.folder)["windows"]
+        shared = [windows, prepared.size, prepared.slice_policy, organs and organs.digest, precision]
+        sources = []
+        for fold, rows in by_fold.items():
+            digests = [network.digest for network in networks[fold].values()]
+            key = _digest(digests, rows.to_csv(index=False), *shared)
+            sources.append(FoldSource(fold, rows[["patient_id", "series_id", "fold"]], networks[fold], key))
+        digests = {
+            "label_table": _digest(labels.sort_index().to_csv(index=False)),
+            "fold_table": _digest(folds.sort_index().to_csv()),
+            "features": _digest(*(source.key for source in sources)),
+        }
+        return cls(prepared, labels, folds, organs, tuple(sources), digests)
 
 
 def main(argv: list[str] | None = None) -> None:
-    train_second_level(parse_options(SecondLevelOptions, argv, prog=PROGRAM, description=__doc__))
+    program = "python -m src.cls.second_level"
+    train_second_level(parse_options(SecondLevelOptions, argv, prog=program, description=__doc__))
 
 
 def train_second_level(options: SecondLevelOptions) -> None:
-    """Describe all series, train and predict fold after fold, and write the tables; continue what is there.
+    """Compute features, train and predict fold after fold, and write the tables; continue an earlier run.
 
     Raises:
-        UserError: runs, data, labels and folds that do not belong together, features in the folder that do
-            not fit them, or an output that is in use, or holds a run with other options or another program's.
+        UserError: inputs that do not belong together, or an output that is in use or holds another run.
     """
+    output = options.output
     with Runtime.create(options.precision, one_process=True) as runtime:
         inputs = SecondInputs.read(options, runtime.precision)
-        require_writable(options.output / RECORD)
-        with only_writer(options.output):
-            _claim_folder(options, inputs)
-            _train_folds(options, inputs, runtime)
-            write_out_of_fold(options.output, inputs.labels, inputs.folds)
+        with only_writer(output):
+            claim_folder(
+                output,
+                "second_level.json",
+                {"options": plain_options(options), **inputs.digests},
+                kind="a second level",
+                leftovers=(".*.partial", f"{FEATURES}/.*"),
+                overwrite=options.resume == "never",
+                kept=(FEATURES,),
+                free=FREE_TO_CHANGE,
+                named=INPUTS,
+            )
+            save_options(options, output / "config.yaml")
+            unfinished = []
+            for source in inputs.sources:
+                if (output / f"fold{source.fold}" / FOLD_TABLE).exists():
+                    say(f"fold {source.fold} is finished: {output / f'fold{source.fold}'}")
+                else:
+                    unfinished.append(source)
+            if unfinished:
+                features = out_of_fold_features(output / FEATURES, inputs, runtime, options.workers)
+                for source in unfinished:
+                    _run_fold(options, features, inputs.labels, source)
+            write_out_of_fold(output, inputs.labels, inputs.folds)
 
 
-def _train_folds(options: SecondLevelOptions, inputs: SecondInputs, runtime: Runtime) -> None:
-    """Train and predict the folds that are not finished; where all are, no features are needed."""
-    unfinished = []
-    for fold, source in inputs.sources.items():
-        folder = options.output / f"fold{fold}"
-        if (folder / FOLD_TABLE).exists():
-            say(f"fold {fold} is finished: {folder}")
+def out_of_fold_features(
+    folder: Path, inputs: SecondInputs, runtime: Runtime, workers: int = 1
+) -> SliceFeatures:
+    """Features of every series, by the networks of its own fold; `folder` keeps those of each fold."""
+    parts = []
+    for source in inputs.sources:
+        path = folder / f"fold{source.fold}.safetensors"
+        part = load_features(path, source.series, source.key)
+        if part is not None:
+            say(f"fold {source.fold}: features of {len(part.series)} series are read from {path}")
         else:
-            unfinished.append(source)
-    if not unfinished:
-        return
-    store, sources = FeatureStore(options.output), list(inputs.sources.values())
-    if options.resume == "never":
-        store.drop_misfits(sources)
-    described = out_of_fold_features(store, sources, inputs.prepared, inputs.organs, runtime, options.workers)
-    for source in unfinished:
-        _run_fold(options, described, inputs.labels, source)
+            networks = tuple(source.networks.values())
+            part = compute_features(networks, inputs.prepared, inputs.organs, source.series, runtime, workers)
+            save_features(path, part, source.key)
+            say(f"fold {source.fold}: {len(source.series)} series by {len(networks)} networks")
+        parts.append(part)
+    return SliceFeatures(
+        pd.concat([part.series for part in parts], ignore_index=True),
+        torch.cat([part.features for part in parts]),
+        torch.cat([part.padding for part in parts]),
+        torch.cat([part.base for part in parts]),
+    )
 
 
 def _run_fold(
-    options: SecondLevelOptions, described: SliceFeatures, labels: pd.DataFrame, source: FeatureSource
+    options: SecondLevelOptions, features: SliceFeatures, labels: pd.DataFrame, source: FoldSource
 ) -> None:
-    """Train the models of a fold and predict it; its folder appears by one rename, with all that is in it."""
-    is_held_out = (described.series.fold == source.fold).to_numpy()
-    training, held_out = described.select(~is_held_out), described.select(is_held_out)
+    """Train the models of a fold and predict it; its folder appears by one rename when it is complete."""
+    is_held_out = (features.series.fold == source.fold).to_numpy()
+    training, held_out = features.select(~is_held_out), features.select(is_held_out)
     refuse_shared_patients(training.series, held_out.series)
     spec = SecondSpec(
         features=training.features.shape[2],
@@ -95,11 +210,11 @@ def _run_fold(
         dropout=options.dropout,
     )
     models = [_train(options, spec, training, labels, source.fold, number) for number in range(options.seeds)]
-    answers = torch.stack([predict_described(model, held_out) for model in models]).mean(dim=0)
+    answers = torch.stack([predict_features(model, held_out) for model in models]).mean(dim=0)
     predicted = pd.DataFrame(answers.double().numpy(), columns=list(COLUMNS))
     with whole_folder(options.output / f"fold{source.fold}") as folder:
-        for network in source.networks:
-            network.copy_into(folder)
+        for place, network in source.networks.items():
+            network.copy_to(folder / place)
         save_second_level(folder / SECOND, models, spec)
         write_table(held_out.series.join(predicted), folder / FOLD_TABLE)
 
@@ -137,51 +252,36 @@ def _train(
     return model.eval()
 
 
-def _claim_folder(options: SecondLevelOptions, inputs: SecondInputs) -> None:
-    """Make `options.output` the folder of this run; what cannot be continued in it goes.
-
-    Raises:
-        UserError: finished folds there are of another program, or were trained with other options or inputs.
-    """
-    output, record = options.output, options.output / RECORD
-    identity = {"program": PROGRAM, "options": plain_options(options), "inputs": inputs.identity}
-    saved = _read_record(record)
-    folders = [folder for folder in output.glob("fold[0-9]*") if folder.is_dir()]
-    tables = [output / name for name in ("oof.csv", "oof_series.csv", "scores.csv")]
-    foreign = [path for folder in folders for path in folder.rglob("*") if _is_foreign(path, folder)]
-    if not saved and any(path.exists() for path in (*tables, *foreign)):
-        raise UserError(f"{output} holds a run of another program: choose another --output")
-    stale = [folder for folder in folders if options.resume == "never" or not (folder / FOLD_TABLE).exists()]
-    if len(stale) < len(folders):
-        changed = differing_options(saved["options"], identity["options"], FREE_TO_CHANGE)
-        changed += [name for name, value in inputs.identity.items() if saved["inputs"].get(name) != value]
-        if changed:
-            raise UserError(
-                f"{output} holds a run with other {name_inputs(changed)}: start anew with --resume never, or "
-                "choose another --output"
-            )
-    else:  # before the folds, so that nobody takes the tables for the new run's
-        for table in tables:
-            table.unlink(missing_ok=True)
-    for leftover in (*stale, *output.glob(".*.partial"), *output.glob(f"{FEATURES}/.*.partial")):
-        discard(leftover)
-    write_json(identity, record)
-    save_options(options, output / "config.yaml")
+def _read_networks(runs: Sequence[Path], fold: int, series: pd.DataFrame) -> dict[Path, FirstNetwork]:
+    """The networks of a fold of all runs, by the place of their copies; none was trained on the series."""
+    networks = {}
+    for number, run in enumerate(runs):
+        folder = run / f"fold{fold}"
+        paths = find_networks(folder)
+        if not paths:
+            raise UserError(f"{run} has no finished fold {fold}: train_cls.py trains it")
+        for path in paths:
+            network = FirstNetwork.read(path)
+            network.require_held_out(series["patient_id"])
+            networks[Path(FIRST, str(number), path.relative_to(folder))] = network
+    return networks
 
 
-def _read_record(record: Path) -> dict[str, Any]:
-    """What this program wrote of the run in the folder; empty where it did not."""
-    try:
-        saved = json.loads(record.read_text(encoding="utf-8"))
-        _ = saved["options"].items(), saved["inputs"].items()
-        return saved if saved["program"] == PROGRAM else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+def _require_one_kind(folds: Sequence[Sequence[ClassifierSpec]]) -> list[StackView]:
+    """Make sure that the networks of every fold compute the same features; the views of a fold's networks."""
+    if len({tuple((spec.view, spec.columns, spec.predicts_slices) for spec in own) for own in folds}) > 1:
+        raise UserError("the folds of the runs give other features: they are not of one run each")
+    lengths = sorted({spec.view.slices for spec in folds[0]})
+    if len(lengths) > 1:
+        raise UserError(f"the runs have stacks of {lengths} slices: a second level needs one length")
+    missing = sorted(set(COLUMNS) - {name for spec in folds[0] for name in spec.columns})
+    if missing:
+        raise UserError(f"no network of the runs predicts {missing[0]}: a second level needs all targets")
+    return [spec.view for spec in folds[0]]
 
 
-def _is_foreign(path: Path, folder: Path) -> bool:
-    """Whether something in a fold's folder is not what this program leaves of an unfinished fold."""
-    return path.is_file() and path.relative_to(folder).parts[0] not in (FIRST, SECOND)
+def _digest(*content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 if __name__ == "__main__":

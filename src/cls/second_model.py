@@ -1,4 +1,4 @@
-"""The network of the second level, and the file that several of them travel in."""
+"""The network of the second level, and the file that holds those of a fold."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from src.cls.model import probabilities
-from src.cls.slice_features import SliceFeatures
+from src.cls.second_features import SliceFeatures
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.nn.sequence import SequenceHead
@@ -20,7 +20,7 @@ SECOND, FIRST = "second.safetensors", "first"
 
 @dataclass(frozen=True)
 class SecondSpec:
-    """All that is needed to build a second level again."""
+    """The arguments of a second level, saved with its weights."""
 
     features: int
     """F, of each slice"""
@@ -31,9 +31,9 @@ class SecondSpec:
 
 
 class SecondLevel(nn.Module):
-    """Slice features (B, T, F) and the first level's answer to logits (B, 13).
+    """Slice features (B, T, F) and the first level's probabilities to logits (B, 13).
 
-    The answer's logarithm is added to what the network says, which begins at 0.
+    The logarithm of the probabilities is added to the network's output, which starts at 0.
     """
 
     def __init__(self, spec: SecondSpec) -> None:
@@ -60,13 +60,13 @@ class SecondLevel(nn.Module):
 
 
 @torch.inference_mode()
-def predict_described(model: SecondLevel, described: SliceFeatures) -> Tensor:
+def predict_features(model: SecondLevel, given: SliceFeatures) -> Tensor:
     """(N, 13) probabilities."""
-    return probabilities(model(described.features, described.padding, described.base))
+    return probabilities(model(given.features, given.padding, given.base))
 
 
 def find_first_level(fold: Path) -> list[Path]:
-    """The first level's networks of a fold, in the order of the runs that the second level was trained on.
+    """The first level's networks in a fold's folder, in the order of the runs in training.
 
     Raises:
         UserError: they are not there.
@@ -74,7 +74,7 @@ def find_first_level(fold: Path) -> list[Path]:
     runs = sorted((fold / FIRST).glob("*"), key=lambda run: int(run.name))
     paths = [path for run in runs for path in sorted(run.rglob("*.safetensors"))]
     if not paths:
-        raise UserError(f"{fold / FIRST} holds no networks, which the second level beside it looks through")
+        raise UserError(f"{fold / FIRST} holds no networks, whose output the second level beside it needs")
     return paths
 
 
@@ -84,12 +84,7 @@ def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpe
     The same models give the same bytes: safetensors writes several entries of metadata in any order, so there
     is one.
     """
-    tensors = {
-        f"{number}.{name}": tensor
-        for number, model in enumerate(models)
-        for name, tensor in model.state_dict().items()
-    }
-    save_weights(path, tensors, spec=asdict(spec))
+    save_weights(path, nn.ModuleList(models).state_dict(), spec=asdict(spec))
 
 
 def load_second_level(path: Path) -> list[SecondLevel]:
@@ -102,11 +97,6 @@ def load_second_level(path: Path) -> list[SecondLevel]:
         path, "a second level of this kit", lambda metadata: SecondSpec(**metadata["spec"])
     )
     count = 1 + max(int(name.partition(".")[0]) for name in tensors)
-    models = []
-    for number in range(count):
-        model = SecondLevel(spec)
-        prefix = f"{number}."
-        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        model.load_state_dict(own)
-        models.append(model.eval())
-    return models
+    models = nn.ModuleList(SecondLevel(spec) for _ in range(count))
+    models.load_state_dict(tensors)
+    return list(models.eval())

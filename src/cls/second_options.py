@@ -8,7 +8,7 @@ from src.cls.options import Pooling, SequenceModel
 from src.core.config import Precision, check_range
 
 FREE_TO_CHANGE = ("runs", "data", "labels", "folds", "output", "precision", "workers", "resume")
-"""Options that may change within a run: networks, data and precision are known by what they come to."""
+"""Options that may change within a run: inputs and precision are compared by content."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class SecondLevelOptions:
     """Folder of the run."""
 
     sequence: SequenceModel = "gru"
-    """Sequence model over the slices: lstm, gru, transformer, or none."""
+    """Sequence model over the slices."""
 
     hidden: int = 8
-    """Its width, for each direction. The defaults are those that did not learn 100 patients by heart, see
+    """Its width, for each direction. The defaults are those that did not overfit 100 patients, see
     docs/experiments.md; with thousands, try a wider one and more epochs."""
 
     pooling: Pooling = "attention"
-    """From slices to the series: max, mean or attention."""
+    """From slices to the series."""
 
     dropout: float = 0.5
     """Dropout of the features."""
@@ -47,13 +47,13 @@ class SecondLevelOptions:
     """Passes over the series of the other folds."""
 
     batch: int = 32
-    """Series a batch."""
+    """Series per batch."""
 
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
 
     weight_decay: float = 0.05
-    """AdamW's."""
+    """Weight decay of AdamW."""
 
     seeds: int = 3
     """Models of each fold, averaged."""
@@ -68,8 +68,8 @@ class SecondLevelOptions:
     """Processes that read stacks."""
 
     resume: Literal["auto", "never"] = "auto"
-    """auto continues what an interrupted run left in --output; never trains all folds anew, from the features
-    that are there as far as they fit."""
+    """auto continues an interrupted run in --output; never trains all folds anew, and computes features again
+    only where inputs have changed."""
 
     def __post_init__(self) -> None:
         check_range(self, "hidden", "epochs", "batch", "seeds", at_least=1)

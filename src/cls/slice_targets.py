@@ -1,4 +1,4 @@
-"""What each slice should show: from the patient's labels and organ areas, and from image-level labels."""
+"""Targets of single slices: from the patient's labels and organ areas, and from image-level labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +21,20 @@ _ORGAN_OF = MappingProxyType({"bowel": "bowel", "kidney": "kidneys", "liver": "l
 
 @dataclass(frozen=True)
 class SliceTargets:
-    """Targets of the slices of every series, to be looked up by series and slice."""
+    """Injury targets of the slices of every series."""
 
     labels: pd.DataFrame
     """the 13 columns, indexed by patient_id"""
     organs: OrganIndex | None
-    """None: an injury that is not marked in any slice has no slice targets"""
+    """None: an injury that is not marked in any slice has missing slice targets"""
     marked: dict[Key, dict[str, np.ndarray]]
     """indices of the marked slices, by series and injury"""
 
     def look_up(self, key: Key, indices: np.ndarray) -> np.ndarray:
-        """float32 (T, 8) in 0..1 in the order of `INJURIES`; NaN where nothing is known.
+        """float32 (T, 8) in 0..1 in the order of `INJURIES`; NaN where targets are missing.
 
-        A patient without an injury shows it nowhere. One who has it shows it in the slices that are marked,
-        where his series has any that are; else in each slice by the organ's share of its largest area.
+        All slices of a patient without the injury are 0. With it, marked slices are 1 and others 0 where the
+        series has marks of the injury; else each slice has its organ area, as a share of the organ's largest.
         Extravasation has no organ.
         """
         targets = np.zeros((len(indices), len(INJURIES)), dtype=np.float32)
@@ -58,11 +58,11 @@ class SliceTargets:
 def read_marked_slices(path: Path, prepared: PreparedDataset) -> dict[Key, dict[str, np.ndarray]]:
     """The slices that image_level_labels.csv marks, as indices of the prepared series.
 
-    Marked images that preparation left out cannot be taught, which a warning counts; a series all of whose
-    marks are lost is not in the result.
+    A warning counts marked images that were not prepared; a series without any other mark is not in the
+    result.
 
     Raises:
-        UserError: the table cannot be used, or names no series of the data set.
+        UserError: the table cannot be used, or marks no series of the data set.
     """
     table = read_image_level_labels(path)
     table = table.merge(prepared.series[["patient_id", "series_id"]])
@@ -80,7 +80,7 @@ def read_marked_slices(path: Path, prepared: PreparedDataset) -> dict[Key, dict[
             lost += [f"{'/'.join(key)} instance {number}" for number in absent["instance_number"]]
     if lost:
         warn(
-            f"{len(lost)} of the {len(table)} marks of {path} are of slices that {prepared.folder} has not, "
+            f"{len(lost)} of the {len(table)} marks of {path} are of slices that {prepared.folder} lacks, "
             f"as {lost[0]}"
         )
     return marked

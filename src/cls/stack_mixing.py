@@ -1,4 +1,4 @@
-"""MixUp and CutMix of stacks: two patients in one, with what is known of them mixed alike."""
+"""MixUp and CutMix of slice stacks and their targets."""
 
 from dataclasses import dataclass
 
@@ -8,31 +8,31 @@ import torch
 from src.cls.dataset import StackBatch
 
 ALPHA = 0.5
-"""Of the Beta distribution of shares: most mixtures are mainly one of the two."""
+"""Of the Beta distribution of shares: most mixtures consist mainly of one stack."""
 
 
 @dataclass(frozen=True)
 class StackMixer:
-    """Mixes the stacks of a batch with each other, one draw a batch; no stack with itself.
+    """Mix the stacks of a batch with each other, by one draw per batch; no stack with itself.
 
-    MixUp (Zhang et al. 2018, arXiv 1710.09412) adds the pictures up by their share; CutMix (Yun et al. 2019,
-    arXiv 1905.04899) puts a rectangle of one, through all slices, in its place in the other. Labels count by
-    the share and by how much each patient counts; organ maps are cut along, and not used of pictures that
-    were added up.
+    MixUp (Zhang et al. 2018, arXiv 1710.09412) is the weighted sum of the images; CutMix (Yun et al. 2019,
+    arXiv 1905.04899) copies a rectangle of one, through all slices, to its place in the other. Targets are
+    weighted by the share and by the importance of each patient; organ maps are cut as the images are, and not
+    used after MixUp.
     """
 
     mixup: float
     """probability of MixUp"""
     cutmix: float
-    """probability of CutMix, of the batches that MixUp leaves"""
+    """probability of CutMix, of the batches without MixUp"""
 
     def __call__(
         self, batch: StackBatch, importance: torch.Tensor, rng: np.random.Generator
     ) -> tuple[StackBatch, torch.Tensor]:
-        """The batch, with images float where pictures are added up, and how much each stack of it counts.
+        """The mixed batch, its images float after MixUp, and the importance of each of its stacks, (B,).
 
         Args:
-            importance: (B,) how much each patient counts.
+            importance: (B,) weight of each patient in the loss.
         """
         draw = rng.random()
         share, order = float(rng.beta(ALPHA, ALPHA)), _draw_partners(len(batch.images), rng)
@@ -58,7 +58,7 @@ class StackMixer:
             mixed._replace(
                 targets=own * batch.targets + (1 - own) * batch.targets[order],
                 slice_targets=share * batch.slice_targets + (1 - share) * batch.slice_targets[order],
-                # where one stack ends before the other, the longer one is still to be seen
+                # where one stack ends before the other, the longer one goes on
                 padding=batch.padding & batch.padding[order],
             ),
             counts,
@@ -66,7 +66,7 @@ class StackMixer:
 
 
 def _draw_partners(count: int, rng: np.random.Generator) -> torch.Tensor:
-    """int64 (count,): each stack's partner is the next one in a random circle, never itself."""
+    """int64 (count,): the partner of each stack is the next one in a random circle, never itself."""
     circle = rng.permutation(count)
     partners = np.empty_like(circle)
     partners[circle] = np.roll(circle, -1)
@@ -74,7 +74,7 @@ def _draw_partners(count: int, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle that takes a share of the image, wherever it fits."""
+    """Rows and columns of a rectangle with a share of the image's area, at a random place."""
     sides = [max(1, round(side * share**0.5)) for side in (height, width)]
     tops = [int(rng.integers(side - own + 1)) for side, own in zip((height, width), sides, strict=True)]
     rows, columns = (slice(top, top + own) for top, own in zip(tops, sides, strict=True))

@@ -1,30 +1,33 @@
-"""Cutting stacks out of series: which slices are read, what of them is kept, and how they become channels."""
+"""Cut stacks out of prepared series: read their slices, crop them, and arrange them as channels."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pandas as pd
 
-from src.cls.organs import Key, OrganIndex
+from src.cls.organs import MASK_FOLDERS, Key, OrganIndex
 from src.cls.views import ORGAN_GROUPS, Box, StackPlan, StackView, plan_stack, square_around
 from src.core.errors import UserError
+from src.core.log import warn
 from src.data.packed import PackedSlices
 from src.data.prepared import PreparedDataset, as_channels, image_folder, read_windows
 from src.data.selection import SliceSelection
 from src.nn.augmentation import centre_crop
 
 REGION_MARGIN = 0.1
-"""Beyond an organ's box on each side, of its side: masks may miss the rim of an injured organ."""
+"""Added on each side of an organ's box, as a share of it: masks may miss the rim of an injured organ."""
 
 
 class Stack(NamedTuple):
-    """Slices as they are read, before augmentation or cropping to the middle."""
+    """Slices as they are read, before augmentation or the centre crop."""
 
     plan: StackPlan
     images: np.ndarray
     """uint8 (T * neighbours, S, S, windows)"""
     organs: np.ndarray | None
-    """uint8 (T, S, S), zeros where they are not known; None where they are not wanted"""
+    """uint8 (T, S, S), zeros where the series has no masks; None where they are not needed"""
 
 
 def check_view(prepared: PreparedDataset, view: StackView) -> None:
@@ -45,13 +48,45 @@ def check_view(prepared: PreparedDataset, view: StackView) -> None:
         )
 
 
+def open_organs(
+    prepared: PreparedDataset, views: Sequence[StackView], series: pd.DataFrame
+) -> OrganIndex | None:
+    """Make sure that stacks of all views can be cut out of a data set, and read the masks that they need.
+
+    Masks of the kind that training used are preferred; a warning names another kind, and counts the series
+    without masks.
+
+    Args:
+        series: rows with `patient_id, series_id` that stacks are cut out of.
+
+    Returns:
+        None where no view needs masks.
+
+    Raises:
+        UserError: see `check_view`; or the data set has no masks.
+    """
+    for view in views:
+        check_view(prepared, view)
+    masked = [view for view in views if view.needs_masks]
+    if not masked:
+        return None
+    kinds = [kind for kind in dict.fromkeys(view.masks_from for view in masked) if kind in MASK_FOLDERS]
+    present = [kind for kind in kinds if (prepared.folder / MASK_FOLDERS[kind]).is_dir()]
+    organs = OrganIndex.read(prepared, present[0] if present else "auto")
+    for kind in kinds:
+        if kind != organs.source:
+            warn(f"models trained with {kind} masks get the {organs.source} ones of {organs.folder}")
+    organs.warn_of_missing(series, masked[0])
+    return organs
+
+
 class StackReader:
     """Reads stacks of a prepared data set.
 
     Args:
         prepared: the prepared data set.
-        organs: where organs lie; a series that it does not know is seen whole. None if no view needs masks.
-        packed: a cache of raw slices, read instead of PNG; of the windows that all views show.
+        organs: masks and boxes; a series without them is used whole. None if no view needs masks.
+        packed: a cache of raw slices, read instead of PNG; of the windows of all views.
     """
 
     def __init__(
@@ -64,7 +99,7 @@ class StackReader:
 
         Args:
             offset: of the slices, 0..1.
-            with_organs: whether organ maps are wanted besides the channels of the view.
+            with_organs: return organ maps besides the channels of the view.
 
         Raises:
             UserError: a slice that is missing or damaged.
@@ -90,7 +125,7 @@ class StackReader:
         return self.organs.box(key, region) if self.organs is not None else None
 
     def _positions(self, key: Key, view: StackView) -> np.ndarray:
-        """In mm; where no distance counts, a table is not read for them."""
+        """In mm; the table is not read where the view needs no distances."""
         if view.spacing_mm or view.neighbour_mm:
             return self.prepared.z_mm(*key)
         return -np.arange(self.prepared.slice_counts[key], dtype=np.float64)
@@ -101,12 +136,12 @@ def cut_stack(
 ) -> Stack:
     """Cut the region of a view out of slices.
 
-    S is the size of the prepared slices, or the view's crop where it looks at a region.
+    S is the size of the prepared slices, or the view's crop where it is cut out of a region.
 
     Args:
         images: uint8 (U, size, size, windows) of `plan.wanted`.
         maps: organ maps uint8 (T, size, size).
-        box: where the region lies; None shows the whole slice.
+        box: of the region; None takes the whole slice.
     """
     if view.in_plane != "body":
         left, top, side = square_around(box, view.size, REGION_MARGIN) if box else (0, 0, view.size)
@@ -117,7 +152,7 @@ def cut_stack(
 
 
 def crop_centre(stack: Stack, view: StackView) -> Stack:
-    """The middle of a stack, where training would take a random crop."""
+    """The centre crop of a stack, for prediction; training crops at random."""
     if view.in_plane != "body":
         return stack
     maps = None if stack.organs is None else centre_crop(stack.organs, view.crop)
@@ -125,7 +160,7 @@ def crop_centre(stack: Stack, view: StackView) -> Stack:
 
 
 def to_channels(stack: Stack, view: StackView) -> np.ndarray:
-    """uint8 (T, C, H, W): windows of each neighbour, then masks; 0 where padding is."""
+    """uint8 (T, C, H, W): windows of each neighbour, then masks; 0 in padding."""
     grey = as_channels(stack.images.reshape(view.slices, view.neighbours, *stack.images.shape[1:]))
     channels = [grey]  # (T, H, W, C)
     if view.masks == "any":

@@ -19,10 +19,10 @@ ORGAN_GROUPS = MappingProxyType(
         "bowel": ("bowel",),
     }
 )
-"""Organs as the targets know them. Both kidneys are one: so a flip has no sides to exchange."""
+"""Organs as the targets name them. Both kidneys are one group, so that a flip exchanges no labels."""
 
 REGIONS = ("body", "organs", *ORGAN_GROUPS)
-"""Of the whole image, of all organs together, or of one."""
+"""The whole image, all organs together, or one organ."""
 
 OWN_REGION = MappingProxyType(
     {
@@ -33,7 +33,7 @@ OWN_REGION = MappingProxyType(
         "spleen": "spleen",
     }
 )
-"""Where a classifier of a single target looks, with --z-range own or --in-plane own."""
+"""The region of a target, for --z-range own and --in-plane own of single mode."""
 
 MASK_CHANNELS = MappingProxyType({"none": 0, "any": 1, "each": len(ORGAN_GROUPS)})
 """Channels that show organ masks: none, one for all organs, or one for each of `ORGAN_GROUPS`."""
@@ -41,7 +41,7 @@ MASK_CHANNELS = MappingProxyType({"none": 0, "any": 1, "each": len(ORGAN_GROUPS)
 
 @dataclass(frozen=True)
 class Box:
-    """Where a region lies in a series: slices and pixels, the last ones just outside."""
+    """Slices and pixels of a region in a series, the ends exclusive."""
 
     first: int
     stop: int
@@ -53,10 +53,10 @@ class Box:
 
 @dataclass(frozen=True)
 class StackView:
-    """How stacks are cut out of a series; part of what is saved with a model."""
+    """How stacks are cut out of a series; saved with a model."""
 
     windows: tuple[str, ...]
-    """CT windows shown, each a channel"""
+    """CT windows, each a channel"""
     size: int
     """side of the prepared slices in pixels"""
     crop: int
@@ -64,27 +64,27 @@ class StackView:
     slices: int
     """T, slices of a stack"""
     spacing_mm: float = 0.0
-    """distance of the slices; 0 spreads them evenly over the z range, whatever its length"""
+    """distance of the slices; 0 spreads them evenly over the z range"""
     z_range: str = "body"
     """one of `REGIONS`: the slices of this region alone"""
     in_plane: str = "body"
     """one of `REGIONS`: body is a crop of `crop` pixels, another region is cut out and resized to it"""
     neighbours: int = 1
-    """adjacent slices shown together, as channels: the slice itself in the middle"""
+    """adjacent slices as channels, the slice itself in the middle"""
     neighbour_mm: float = 0.0
     """their distance; 0 takes the slices next to it"""
     masks: str = "none"
     """one of `MASK_CHANNELS`"""
     masks_from: str = "none"
-    """true or predicted: which masks training was shown; none where it needed none"""
+    """true or predicted: the masks of training; none where it needed none"""
     selected_mm: float = 0.0
-    """about one slice every so many mm was prepared; 0 where not chosen so"""
+    """distance of the prepared slices; 0 where they were not chosen by distance"""
     selected_count: int = 0
-    """as many slices of a series were prepared; 0 where not chosen so"""
+    """number of prepared slices of each series; 0 where they were not chosen by number"""
 
     @property
     def selection(self) -> SliceSelection:
-        """Of the slices of a series, those that there are for a stack to choose from."""
+        """The slices of a series that were prepared, from which stacks are chosen."""
         return SliceSelection(self.selected_mm or None, self.selected_count or None)
 
     @property
@@ -103,7 +103,7 @@ class StackView:
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """That a series must show, or it is seen whole."""
+        """Of the masks; a series without one of them is used whole."""
         return tuple({self.z_range, self.in_plane} - {"body"})
 
     @property
@@ -118,11 +118,11 @@ class StackPlan(NamedTuple):
     indices: np.ndarray
     """int64 (T,)"""
     filled: int
-    """how many of them are slices; the rest is padding"""
+    """number of slices; the rest of `indices` is padding"""
     wanted: np.ndarray
     """int64 (U,) slices to be read, each once, rising"""
     places: np.ndarray
-    """int64 (T * neighbours,) of each picture of the stack in `wanted`"""
+    """int64 (T * neighbours,) place in `wanted` of each image of the stack"""
 
 
 def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: float) -> StackPlan:
@@ -141,7 +141,7 @@ def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: flo
 
 @dataclass(frozen=True)
 class RequiredSlices:
-    """All slices that some stacks of whole series show."""
+    """All slices that are needed to cut some stacks out of a whole series."""
 
     stacks: tuple[tuple[StackView, float], ...]
     """views of the same selection, and the offsets of their slices"""
@@ -167,7 +167,7 @@ def choose_slices(
             is the middle.
 
     Returns:
-        Indices int64 (T,) and how many of them are slices: the rest is padding, and repeats the last one.
+        Indices int64 (T,), and the number of slices among them: the rest is padding and repeats the last one.
     """
     if not view.spacing_mm:
         places = np.floor((np.arange(view.slices) + offset) * (stop - first) / view.slices).astype(np.int64)
@@ -188,7 +188,7 @@ def choose_slices(
 
 
 def neighbours_of(indices: np.ndarray, z_mm: np.ndarray, view: StackView) -> np.ndarray:
-    """(T,) slices -> (T, neighbours), the slice itself in the middle; behind an end, the last one repeats."""
+    """(T,) slices -> (T, neighbours), the slice itself in the middle; beyond an end, the last one repeats."""
     steps = np.arange(view.neighbours) - view.neighbours // 2
     if not view.neighbour_mm:
         return np.clip(indices[:, None] + steps, 0, len(z_mm) - 1)
@@ -198,7 +198,7 @@ def neighbours_of(indices: np.ndarray, z_mm: np.ndarray, view: StackView) -> np.
 
 
 def nearest(rising: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Index of the nearest of some rising values, for each wanted one; the lower of two as near."""
+    """Index of the nearest of some rising values for each wanted one; of two equally near, the lower."""
     right = np.clip(np.searchsorted(rising, wanted), 1, max(1, len(rising) - 1))
     if len(rising) == 1:
         return np.zeros(len(wanted), dtype=np.int64)
@@ -207,7 +207,11 @@ def nearest(rising: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def square_around(box: Box, size: int, margin: float) -> tuple[int, int, int]:
-    """Left, top and side of the square that holds a box and `margin` of it on each side, inside the image."""
+    """Left, top and side of the square around a box with a margin on each side, inside the image.
+
+    Args:
+        margin: share of the longer side of the box.
+    """
     side = max(box.right - box.left, box.bottom - box.top)
     side = min(size, max(1, round(side * (1 + 2 * margin))))
     left, top = (

@@ -13,14 +13,8 @@ import torch
 
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, predict_stack
 from src.cls.run_folder import find_folds
-from src.cls.second_model import (
-    SECOND,
-    SecondLevel,
-    find_first_level,
-    load_second_level,
-    predict_described,
-)
-from src.cls.slice_features import describe_stacks, join_descriptions
+from src.cls.second_features import NetworkOutput, join_outputs, slice_features
+from src.cls.second_model import SECOND, SecondLevel, find_first_level, load_second_level, predict_features
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.infer.organ_finder import ForwardSettings, OrganFinder
@@ -102,16 +96,16 @@ class Member:
         return torch.stack(answers).mean(dim=0).cpu().double().numpy()
 
     def _predict_second_level(self, stacks: Stacks, settings: ForwardSettings) -> np.ndarray:
-        described = []
+        outputs = []
         for model, spec in self.networks:
             by_offset = []
             with settings.autocast():
                 for images, padding in _samples(model, spec, stacks, settings):
-                    parts = describe_stacks(model, spec, images, padding, settings.slices_at_once)
-                    by_offset.append((*(part.cpu() for part in parts), padding.cpu()))
-            described.append((spec.columns, by_offset))
-        features = join_descriptions(pd.DataFrame({"series_id": [""]}), described)
-        answers = [predict_described(model, features)[0] for model in self.second_level]
+                    features, base = slice_features(model, spec, images, padding, settings.slices_at_once)
+                    by_offset.append(NetworkOutput(features.cpu(), base.cpu(), padding.cpu()))
+            outputs.append((spec.columns, by_offset))
+        joined = join_outputs(pd.DataFrame({"series_id": [""]}), outputs)
+        answers = [predict_features(model, joined)[0] for model in self.second_level]
         return torch.stack(answers).mean(dim=0).double().numpy()
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from src.cls.dataset import StackBatch, as_sample
-from src.cls.organs import GROUP_OF_LABEL, OrganIndex
-from src.cls.stacks import Stack, StackReader, check_view, crop_centre, cut_stack
+from src.cls.organs import GROUP_OF_LABEL
+from src.cls.stacks import Stack, StackReader, crop_centre, cut_stack, open_organs
 from src.cls.views import Box, RequiredSlices, StackView, plan_stack
 from src.core.errors import UserError
 from src.core.log import warn
@@ -158,16 +158,7 @@ class PreparedSource:
 
     def __init__(self, prepared: PreparedDataset, kinds: Sequence[StackKind]) -> None:
         self.prepared, self.kinds = prepared, tuple(kinds)
-        organs = None
-        for kind in self.kinds:
-            check_view(prepared, kind.view)
-            if not kind.view.needs_masks:
-                continue
-            if organs is None:
-                organs = OrganIndex.find(prepared, kind.view.masks_from)
-                organs.warn_of_unknown(prepared.series, kind.view)
-            elif kind.view.masks_from not in (organs.source, self.kinds[0].view.masks_from):
-                warn(f"models trained with {kind.view.masks_from} masks get the {organs.source} ones")
+        organs = open_organs(prepared, [kind.view for kind in self.kinds], prepared.series)
         self._reader = StackReader(prepared, organs)
 
     def series_of(self, patient_id: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A segmentation_models_pytorch decoder on a classifier's own encoder: organs, learnt beside the injuries."""
+"""A segmentation_models_pytorch decoder on a classifier's encoder: organs as an auxiliary task."""
 
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
@@ -11,31 +11,31 @@ CLASSES = 5
 """Background, liver, spleen, kidneys, bowel."""
 
 _WIDTHS = (128, 64, 48, 32, 16)
-"""Channels of the decoder's stages; where there are fewer, those of the deepest are left out."""
+"""Channels of the decoder's stages; with fewer stages, the deepest ones are left out."""
 
 
 class OrganDecoder(nn.Module):
     """U-Net decoder over the encoder's feature maps.
 
     Args:
-        encoder: a timm backbone that tells its feature maps.
+        encoder: a timm backbone with `forward_intermediates`.
         channels: of the images.
         size: side of the images in pixels.
 
     Raises:
-        UserError: the backbone does not tell its feature maps, or those of one size only.
+        UserError: the backbone does not give its feature maps, or gives them in one size only.
     """
 
     def __init__(self, encoder: nn.Module, channels: int, size: int) -> None:
         super().__init__()
         if not hasattr(encoder, "forward_intermediates"):
-            raise UserError("the backbone does not tell its feature maps: leave --organ-loss at 0")
+            raise UserError("the backbone does not give its feature maps: leave --organ-loss at 0")
         encoder.eval()
         with torch.inference_mode():
             images = torch.zeros(1, channels, size, size)
             maps = encoder.forward_intermediates(images, intermediates_only=True)
         sides = [feature.shape[-1] for feature in maps]
-        # of several maps of one side, the last has seen the most
+        # of several maps of one size, the last is the deepest
         self.chosen = [
             place for place, side in enumerate(sides) if side not in sides[place + 1 :] and side < size
         ]

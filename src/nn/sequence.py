@@ -1,4 +1,4 @@
-"""Sequence heads: slice features (B, T, D) to one vector a stack, behind one interface."""
+"""Sequence heads: slice features (B, T, D) to one vector per stack."""
 
 import math
 from typing import NamedTuple
@@ -13,28 +13,27 @@ POOLINGS = ("max", "mean", "attention")
 
 
 class StackSummary(NamedTuple):
-    """What a head makes of a stack."""
+    """Output of a sequence head."""
 
     pooled: Tensor
     """(B, W)"""
     weights: Tensor
-    """(B, T) share of each slice in `pooled`; sums to 1, 0 where there is padding"""
+    """(B, T) weight of each slice in `pooled`; sums to 1, 0 in padding"""
     slices: Tensor
-    """(B, T, W) features of each slice that know of the others; 0 where there is padding"""
+    """(B, T, W) features of each slice after the sequence model; 0 in padding"""
 
 
 class SequenceHead(nn.Module):
     """A sequence model over the slices, then pooling. W is `width`, twice `hidden`.
 
     Args:
-        features: D, their width.
-        hidden: width of the sequence model for each direction; attention and no sequence model take twice it.
-        sequence: lstm or gru (bidirectional), transformer (two layers), or none, which looks at each slice
-            alone.
+        features: D.
+        hidden: width of the sequence model for each direction; transformer and none have twice this width.
+        sequence: lstm or gru (bidirectional), transformer (two layers), or none: each slice alone.
         pooling: max, mean or attention.
         dropout: of the features, and inside the transformer.
-        normalise: features of each slice first, since their scale differs between backbones and one learning
-            rate is to suit all. Not where the size of a feature is what it says.
+        normalise: apply LayerNorm to the features of each slice, whose scale differs between backbones, so
+            that one learning rate suits all. Not for features whose size carries the information.
     """
 
     def __init__(
@@ -57,13 +56,14 @@ class SequenceHead(nn.Module):
         elif sequence == "transformer":
             self.model = _Transformer(features, self.width, dropout)
         else:
-            self.model = _EachAlone(features, self.width)
+            self.model = _PerSlice(features, self.width)
         self.pooling = SlicePooling(self.width, pooling)
 
     def forward(self, features: Tensor, padding: Tensor | None = None) -> StackSummary:
-        """(B, T, D), and where slices are only there to fill a stack up, bool (B, T).
+        """Summary of features (B, T, D).
 
-        Padding stands behind the slices, and does not change the result.
+        Args:
+            padding: bool (B, T), True behind the last slice; it does not change the result.
         """
         slices = self.model(self.dropout(self.norm(features)), padding)
         if padding is not None:
@@ -135,7 +135,7 @@ class _Transformer(nn.Module):
         return self.layers(tokens, src_key_padding_mask=padding)
 
 
-class _EachAlone(nn.Module):
+class _PerSlice(nn.Module):
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
         self.layer = nn.Sequential(nn.Linear(features, width), nn.GELU())
@@ -145,7 +145,7 @@ class _EachAlone(nn.Module):
 
 
 def _sine_positions(length: int, width: int) -> Tensor:
-    """(length, width): sines and cosines of the place, with wavelengths from 2 pi to 10,000 times as long."""
+    """(length, width): sines and cosines of the position, with wavelengths from 2 pi to 10,000 times that."""
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]

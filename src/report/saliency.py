@@ -1,10 +1,10 @@
-"""Where a fold model sees an injury: integrated gradients of its answer, slice by slice and place by place.
+"""Saliency of a fold model: integrated gradients of a column's log-odds, by slice and place.
 
     python -m src.report.saliency --model runs/cls/plus/fold0/model.safetensors --data data/prepared \\
         --series 21057 --column liver_high --output saliency.png
 
-Red speaks for the column, blue against it, compared with a series that shows the same everywhere: the mean of
-its own feature maps. All parts together are the difference between both answers.
+Red raises the probability of the column, blue lowers it, compared with a stack whose feature maps are their
+mean everywhere. The sum of all parts is the difference between both predictions.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,7 @@ from torch.nn.functional import interpolate
 
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, metric_shift
-from src.cls.organs import OrganIndex
-from src.cls.stacks import StackReader, check_view, crop_centre
+from src.cls.stacks import StackReader, crop_centre, open_organs
 from src.core.config import parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import atomic_path
@@ -41,11 +40,11 @@ class SaliencyOptions:
     series: str
     """series_id of the series to look at"""
     column: str
-    """whose probability is explained, as liver_high"""
+    """column whose probability is explained, such as liver_high"""
     output: Path
     """PNG file to write"""
     slices: int = 6
-    """slices to draw, those that matter most"""
+    """number of slices to draw, those with the largest contributions"""
     steps: int = 64
     """of the integral"""
 
@@ -57,14 +56,14 @@ class SaliencyOptions:
 
 
 class Saliency(NamedTuple):
-    """What each place of a stack adds to the log-odds of a column."""
+    """Contribution of each place of a stack to the log-odds of a column."""
 
     parts: Tensor
     """(T, h, w) at the resolution of the encoder's last feature maps"""
     log_odds: float
     """of the stack"""
     plain: float
-    """of the same stack, were each place the mean of all; with the sum of the parts it makes `log_odds`"""
+    """of the same stack with the mean at every place; plus the sum of the parts it is `log_odds`"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,25 +79,24 @@ def main(argv: list[str] | None = None) -> None:
     gap = saliency.log_odds - saliency.plain
     say(
         f"{options.column} of series {options.series}: probability {probability:.3f}; log-odds "
-        f"{saliency.log_odds:+.2f}, {gap:+.2f} against a uniform series, of which the parts tell "
+        f"{saliency.log_odds:+.2f}, {gap:+.2f} against a uniform series; sum of the parts "
         f"{saliency.parts.sum().item():+.2f}"
     )
     say(f"wrote {options.output}")
 
 
 def read_stack(options: SaliencyOptions, spec: ClassifierSpec) -> StackBatch:
-    """The stack that the model would be shown, at the middle of its offsets.
+    """The model's input for the series, at the middle of its offsets.
 
     Raises:
-        UserError: no such series, or a data set that cannot feed the model.
+        UserError: no such series, or a data set that does not fit the model.
     """
     dataset = PreparedDataset.open(options.data)
     found = dataset.series[dataset.series.series_id == options.series]
     if found.empty:
         raise UserError(f"{options.data} has no usable series {options.series}")
     view = spec.view
-    check_view(dataset, view)
-    organs = OrganIndex.find(dataset, view.masks_from) if view.needs_masks else None
+    organs = open_organs(dataset, [view], found)
     offset = min(spec.offsets, key=lambda offset: abs(offset - 0.5))
     key = (found.patient_id.iloc[0], options.series)
     return as_sample(crop_centre(StackReader(dataset, organs).read(key, view, offset), view), view)
@@ -109,23 +107,23 @@ def explain(
 ) -> Saliency:
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) over the encoder's last feature maps.
 
-    The path begins where every place has the mean features of the stack: features are normalised slice by
-    slice, so that a path from zero would tell nothing of them.
+    The path starts where every place has the mean features of the stack: features are normalised slice by
+    slice, so that a path from zero would carry no information.
 
     Args:
         model: in evaluation mode, on the CPU.
         steps: of the integral, at the middles of equal parts.
 
     Raises:
-        UserError: the model does not tell the column, or its encoder has no maps of channels.
+        UserError: the model does not predict the column, or its encoder has no maps of channels.
     """
     if column not in spec.columns:
-        raise UserError(f"the model tells {', '.join(spec.columns)}, not {column} (--column)")
+        raise UserError(f"the model predicts {', '.join(spec.columns)}, not {column} (--column)")
     padding = stack.padding if spec.view.is_padded else torch.zeros_like(stack.padding)
     with torch.no_grad():
         maps = model.encoder.forward_features(model.normalise(stack.images))  # (T, C, h, w)
     if maps.ndim != 4 or getattr(model.encoder, "output_fmt", "NCHW") != "NCHW":
-        raise UserError(f"{spec.backbone} has no feature maps of channels: saliency wants a CNN")
+        raise UserError(f"{spec.backbone} has no feature maps of channels: saliency needs a CNN")
     mean = maps[~padding].mean(dim=(0, 2, 3), keepdim=True)
     difference = maps - mean
     total = torch.zeros_like(maps)
@@ -157,7 +155,7 @@ def show_slices(stack: StackBatch, spec: ClassifierSpec) -> np.ndarray:
 
 
 def draw(saliency: Saliency, slices: np.ndarray, shown: list[int], column: str) -> Figure:
-    """The slices in `shown` with their parts in colour, above what every slice adds.
+    """The slices in `shown` with their parts in colour, above the contribution of every slice.
 
     Args:
         slices: uint8 (T, H, W).

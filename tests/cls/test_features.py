@@ -148,7 +148,7 @@ def test_slices_are_taught_by_marks_alone_where_there_are_no_masks(tiny, run_arg
     given = {"data": folder, "fold": "0", "epochs": 1, "slice_loss": 1.0}
     train_cls.main(run_arguments(**given, image_labels=tiny.marks))
     assert "slices are taught what is marked in them alone" in capsys.readouterr().out
-    with pytest.raises(UserError, match="has no masks, which the options ask for"):
+    with pytest.raises(UserError, match="has no masks, which the options need"):
         train_cls.main(run_arguments("other", **given))
 
 
@@ -239,7 +239,7 @@ def test_models_that_look_at_organs_need_masks(tiny, run_arguments, tmp_path):
         ({"windows": "bone"}, "--windows bone is not among those"),
         ({"targets": "heart"}, "--targets takes each of bowel"),
         ({"masks": "all"}, "--masks must be one of none, any, each"),
-        ({"masks": "any", "masks_from": "predicted"}, "predicted_masks, which the options ask for"),
+        ({"masks": "any", "masks_from": "predicted"}, "predicted_masks, which the options need"),
         ({"layer_decay": 0.0}, "--layer-decay must be above 0"),
         ({"class_balance": 2}, "--class-balance must be in 0..1"),
     ],

@@ -12,7 +12,7 @@ from src.cls.dataset import StackDataset
 from src.cls.order import Draw
 from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets, read_marked_slices
-from src.cls.stacks import StackReader, crop_centre, to_channels
+from src.cls.stacks import StackReader, crop_centre, open_organs, to_channels
 from src.cls.views import ORGAN_GROUPS, StackView
 from src.core.errors import UserError
 from src.core.targets import INJURIES, LABEL_COLUMNS, ORGANS
@@ -71,7 +71,7 @@ def test_tables_of_predicted_masks_are_read(masked, organs, tmp_path):
     shutil.copytree(masked.folder, folder)
     (folder / "masks").rename(folder / "predicted_masks")
     dataset = PreparedDataset.open(folder)
-    with pytest.raises(UserError, match="has no masks, which the options ask for"):
+    with pytest.raises(UserError, match="has no masks, which the options need"):
         OrganIndex.read(dataset)
     with pytest.raises(UserError, match=r"predicted_masks cannot be read .*: run segment.py again"):
         OrganIndex.read(dataset, "predicted")
@@ -171,15 +171,18 @@ def test_a_further_draw_of_a_series_is_another_one(masked):
     assert (first.images != again.images).any() and (again.images != other.images).any()
 
 
-def test_the_masks_of_training_are_preferred_and_others_said(masked, tmp_path, capsys):
+def test_open_organs_prefers_the_masks_of_training_and_warns_of_others(masked, tmp_path, capsys):
     folder = tmp_path / "set"
     shutil.copytree(masked.folder, folder)
     dataset = PreparedDataset.open(folder)
-    assert OrganIndex.find(dataset, "true").source == "true" and not capsys.readouterr().err
-    assert OrganIndex.find(dataset, "predicted").source == "true"
-    assert "models trained with predicted masks are shown the true ones" in capsys.readouterr().err
-    organs = OrganIndex.find(dataset, "true")
-    organs.warn_of_unknown(dataset.series, replace(VIEW, z_range="liver"))
+    known, every = dataset.series.iloc[::2], dataset.series
+    trained = {kind: replace(VIEW, z_range="liver", masks_from=kind) for kind in ("true", "predicted")}
+    assert open_organs(dataset, [VIEW], every) is None
+    assert open_organs(dataset, [VIEW, trained["true"]], known).source == "true"
+    assert not capsys.readouterr().err
+    assert open_organs(dataset, [trained["predicted"]], known).source == "true"
+    assert "models trained with predicted masks get the true ones" in capsys.readouterr().err
+    open_organs(dataset, [trained["true"]], every)
     assert "2 of 5 series have no masks of liver" in capsys.readouterr().err
 
 

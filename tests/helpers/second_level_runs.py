@@ -1,13 +1,14 @@
-"""Runs of the second level for the tests: the command line, and ways to stop it and to look at it."""
+"""Runs of the second level for the tests: the command line, interruptions, and comparison of results."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from src.cls import feature_store, second_level
+from src.cls import second_level
 from src.cls.model import load_classifier, save_classifier
 from src.cls.run_folder import read_about
+from src.core.errors import UserError
 
 SMALL = "--hidden 8 --epochs 2 --seeds 2 --workers 0"
 
@@ -23,18 +24,26 @@ def train_second(tiny: SimpleNamespace, runs: list[Path], output: Path, more: st
     second_level.main([*given, *SMALL.split(), *more.split()])
 
 
-def count_describing(patched: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
-    """Note how many series are described at a time from now on; the call of that number is interrupted."""
-    described, describe = [], feature_store.describe_series
+def refusal(tiny: SimpleNamespace, runs: list[Path], output: Path, more: str = "") -> str:
+    """The one line with which the program refuses to run."""
+    with pytest.raises(UserError) as caught:
+        train_second(tiny, runs, output, more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
-    def counting(models, prepared, organs, series, *rest):
-        if len(described) == stop_at:
+
+def count_computing(patched: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """Record the series of each computation of features from now on; the call of number `stop_at` fails."""
+    counts, compute = [], second_level.compute_features
+
+    def counting(networks, prepared, organs, series, *rest):
+        if len(counts) == stop_at:
             raise Interrupted
-        described.append(len(series))
-        return describe(models, prepared, organs, series, *rest)
+        counts.append(len(series))
+        return compute(networks, prepared, organs, series, *rest)
 
-    patched.setattr(feature_store, "describe_series", counting)
-    return described
+    patched.setattr(second_level, "compute_features", counting)
+    return counts
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -46,15 +55,15 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def results_of(run: Path) -> dict[str, bytes]:
-    """All that a run leaves save its options, where the folder's name stands."""
+    """All files of a run except its options, which hold the folder's name."""
     return {name: content for name, content in files_of(run).items() if name not in _OPTIONS}
 
 
-_OPTIONS = ("run.json", "config.yaml")
+_OPTIONS = ("second_level.json", "config.yaml")
 
 
-def tell_patients(network: Path, patients: object) -> None:
-    """Write a network anew, with this told of whom it was trained on; nothing where it is None."""
+def record_patients(network: Path, patients: object) -> None:
+    """Write a network anew with these training patients in its description; without any where it is None."""
     about = read_about(network)
     about.pop("training_patients")
     if patients is not None:

@@ -50,7 +50,7 @@ def test_the_answer_is_that_of_a_prediction(column, weights):
 
 def test_a_column_that_is_not_told_and_an_encoder_without_maps_are_refused():
     model, spec, stack = build(targets=("liver", "spleen"))
-    with pytest.raises(UserError, match=r"the model tells liver_healthy, .*, not bowel_injury"):
+    with pytest.raises(UserError, match=r"the model predicts liver_healthy, .*, not bowel_injury"):
         explain(model, spec, stack, "bowel_injury")
     view = StackView(("soft", "wide"), size=160, crop=160, slices=2)
     with pytest.raises(UserError, match="test_vit3 has no feature maps"):

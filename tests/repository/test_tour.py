@@ -23,7 +23,7 @@ BESIDE = {
     },
     "cls": {
         *("inputs", "order", "organs", "slice_targets", "stack_mixing", "out_of_fold", "run_folder"),
-        *("second_model", "slice_features"),
+        *("second_model", "second_features"),
     },
     "seg": {"model"},
     "score": {"prior"},

@@ -1,0 +1,51 @@
+"""The network of the second level: where it starts, and its file."""
+
+import pandas as pd
+import torch
+
+from src.cls.second_features import SliceFeatures
+from src.cls.second_model import (
+    SecondLevel,
+    SecondSpec,
+    load_second_level,
+    predict_features,
+    save_second_level,
+)
+
+SPEC = SecondSpec(features=3, hidden=8)
+
+
+def draw_features(count: int = 5) -> SliceFeatures:
+    """Noise of 6 slices, and probabilities that sum to 1 in every target."""
+    torch.manual_seed(0)
+    base = torch.rand(count, 13) + 0.1
+    for span in ((0, 2), (2, 4), (4, 7), (7, 10), (10, 13)):
+        base[:, slice(*span)] /= base[:, slice(*span)].sum(dim=1, keepdim=True)
+    series = pd.DataFrame({"series_id": [str(number) for number in range(count)]})
+    return SliceFeatures(series, torch.randn(count, 6, 3), torch.zeros(count, 6, dtype=torch.bool), base)
+
+
+def test_second_level_starts_at_the_probabilities_of_the_first():
+    given = draw_features()
+    torch.testing.assert_close(predict_features(SecondLevel(SPEC).eval(), given), given.base)
+
+
+def test_load_second_level_reads_the_models_that_were_saved(tmp_path):
+    given = draw_features()
+    models = [SecondLevel(SPEC).eval() for _ in range(2)]
+    for model in models:
+        torch.nn.init.normal_(model.classifier.weight)
+        model.scale_to(given.features, given.padding)
+    save_second_level(tmp_path / "second.safetensors", models, SPEC)
+    for model, loaded in zip(models, load_second_level(tmp_path / "second.safetensors"), strict=True):
+        torch.testing.assert_close(predict_features(loaded, given), predict_features(model, given))
+
+
+def test_save_second_level_writes_the_same_bytes_for_the_same_models(tmp_path):
+    """safetensors writes several entries of metadata in an order that changes from one call to the next."""
+    models = [SecondLevel(SPEC).eval() for _ in range(2)]
+    contents = set()
+    for number in range(20):
+        save_second_level(tmp_path / f"{number}.safetensors", models, SPEC)
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
