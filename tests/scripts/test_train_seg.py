@@ -1,4 +1,4 @@
-"""The training of a pair as a user runs it: whole, interrupted, wrong, and on several processes."""
+"""train_seg.py: whole runs, interrupted ones, wrong options, several processes."""
 
 import os
 import signal
@@ -48,14 +48,14 @@ def assert_same_weights(one: Path, two: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_pair_learns_the_organs_and_is_scored_on_the_patient_left_out(tmp_path):
+def test_train_seg_learns_the_organs_and_scores_the_held_out_patient(tmp_path):
     data = write_organ_set(tmp_path / "set", series=6, labelled=4)
     changes = ("--steps", "100", "--lr", "5e-3", "--ema-decay", "0.9", "--leave-out", "13")
     train_seg.main(arguments(data, tmp_path / "run", *changes, "--score-every", "50", "--save-every", "100"))
     run = tmp_path / "run"
     scores = pd.read_csv(run / "scores.csv", dtype={"patient_id": str, "series_id": str})
     assert set(scores["patient_id"]) == {"13"}
-    assert scores["dice"].mean() > 0.6  # an empty answer scores 0
+    assert scores["dice"].mean() > 0.6  # an empty prediction scores 0
     split = pd.read_csv(run / "split.csv", dtype=str)
     assert dict(zip(split["patient_id"], split["part"], strict=True)) == {
         **dict.fromkeys(("10", "11", "12"), "labelled"),
@@ -75,7 +75,8 @@ def test_a_pair_learns_the_organs_and_is_scored_on_the_patient_left_out(tmp_path
     assert not any("projection" in name for name in pair.state_dict())
 
 
-def test_a_killed_run_continues_to_the_same_result(organ_set, tmp_path):
+@pytest.mark.slow
+def test_train_seg_continues_a_killed_run_to_the_same_result(organ_set, tmp_path):
     steps = ("--steps", "12")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,13 +104,14 @@ def test_a_killed_run_continues_to_the_same_result(organ_set, tmp_path):
     pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
 
 
-def test_results_do_not_depend_on_the_number_of_workers(organ_set, tmp_path):
+def test_train_pair_does_not_depend_on_workers(organ_set, tmp_path):
     for workers in (0, 2):
         train_pair(make_options(organ_set, tmp_path / str(workers), workers=workers))
     assert_same_weights(tmp_path / "0", tmp_path / "2")
 
 
-def test_two_processes_continue_to_the_same_result(organ_set, tmp_path):
+@pytest.mark.slow
+def test_train_seg_on_two_processes_continues_to_the_same_result(organ_set, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     steps = ("--steps", "8", "--leave-out", "12")
     outcome = start_two(arguments(organ_set, whole, *steps)).wait()
@@ -135,21 +137,22 @@ def start_two(given):
     )
 
 
-def test_a_series_left_out_that_cannot_be_read_is_told_of_and_the_others_are_scored(tmp_path, capsys):
+def test_train_seg_warns_of_unreadable_held_out_series_and_scores_the_others(tmp_path, capsys):
     data = write_organ_set(tmp_path / "set", series=6, labelled=4)
     (image_folder(data, "12", "102") / slice_name(5)).write_bytes(b"")
     (mask_folder(data, "11", "101") / slice_name(5)).write_bytes(b"")
     changes = ("--steps", "2", "--leave-out", "11", "12", "13", "--score-every", "1")
     train_seg.main(arguments(data, tmp_path / "run", *changes))
-    told = capsys.readouterr().err
-    assert "12/102 is not scored: " in told and "11/101 is not scored: " in told
+    errors = capsys.readouterr().err
+    assert "12/102 is not scored: " in errors and "11/101 is not scored: " in errors
     scores = pd.read_csv(tmp_path / "run" / "scores.csv", dtype={"patient_id": str, "series_id": str})
     assert set(scores["patient_id"]) == {"13"}
     assert [path.stem for path in (tmp_path / "run" / "sheets").glob("*/*.png")] == ["103"]
 
 
-def test_half_precision_trains_and_segments(organ_set, tmp_path):
-    """Each in a process of its own: accelerate keeps the precision of its first use."""
+@pytest.mark.slow
+def test_train_seg_and_segment_run_in_half_precision(organ_set, tmp_path):
+    """In separate processes: accelerate keeps the precision of its first use."""
     given = arguments(organ_set, tmp_path / "run", "--steps", "2", "--precision", "bf16")
     subprocess.run([sys.executable, str(SCRIPT), *given], check=True, stdout=subprocess.DEVNULL)
     given = f"--model {tmp_path / 'run'} --data {organ_set} --output {tmp_path / 'masks'} --precision bf16"
@@ -158,7 +161,7 @@ def test_half_precision_trains_and_segments(organ_set, tmp_path):
     assert len(list((tmp_path / "masks").glob("*/*/0000.png"))) == 6
 
 
-def test_an_encoder_keeps_its_windows_greys_and_patients(organ_set, tmp_path, capsys):
+def test_train_pair_takes_windows_normalisation_and_patients_of_the_encoder(organ_set, tmp_path, capsys):
     windows = ("soft", "organ", "wide")
     encoder = create_encoder("test_resnet", 3)
     about = EncoderFile("test_resnet", 3, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), windows[::-1], patients=("12",))
@@ -173,7 +176,7 @@ def test_an_encoder_keeps_its_windows_greys_and_patients(organ_set, tmp_path, ca
     assert torch.allclose(kernel[:, :3], own.flip(1) / 3, atol=1e-6)
 
 
-def test_a_label_that_is_no_organ_is_one_line(tmp_path):
+def test_train_pair_refuses_a_label_that_is_no_organ_in_one_line(tmp_path):
     data = write_organ_set(tmp_path / "set", series=2, labelled=1)
     for path in mask_folder(data, "10", "100").glob("*.png"):
         write_png(path, read_png(path) + np.uint8(3))
@@ -181,7 +184,7 @@ def test_a_label_that_is_no_organ_is_one_line(tmp_path):
         train_pair(make_options(data, tmp_path / "run", steps=1, pseudo=0.0, contrast=0.0))
 
 
-def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_path, capsys):
+def test_train_pair_starts_one_sub_network_from_a_pretrained_encoder(organ_set, tmp_path, capsys):
     train_voco.main(
         [
             *("--data", str(organ_set), "--output", str(tmp_path / "voco"), "--steps", "2", "--batch", "2"),
@@ -235,13 +238,13 @@ def test_one_sub_network_may_start_from_a_pre_trained_encoder(organ_set, tmp_pat
         (("--leave-out", "10", "11", "12"), "no labelled series"),
     ],
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(organ_set, tmp_path, changes, message):
+def test_train_seg_refuses_a_mistake_in_one_line_and_writes_nothing(organ_set, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train_seg.main(arguments(organ_set, tmp_path / "run", "--steps", "2", *changes))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_of_other_options_or_labels_is_refused(organ_set, tmp_path):
+def test_train_pair_refuses_a_checkpoint_of_other_options_or_labels(organ_set, tmp_path):
     train_pair(make_options(organ_set, tmp_path / "run", steps=1))
     with pytest.raises(UserError, match="made with --lr"):
         train_pair(make_options(organ_set, tmp_path / "run", steps=1, lr=1e-2))
@@ -252,6 +255,6 @@ def test_a_checkpoint_of_other_options_or_labels_is_refused(organ_set, tmp_path)
     train_pair(make_options(organ_set, tmp_path / "run", steps=1, labelled=table, resume="never"))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(organ_set, tmp_path):
+def test_train_pair_stops_at_a_loss_that_is_not_finite_and_names_the_series(organ_set, tmp_path):
     with pytest.raises(UserError, match=r"step \d+: loss or gradient is not finite .* 1\d/10\d"):
         train_pair(make_options(organ_set, tmp_path / "run", steps=8, lr=1e30, warmup=0.0))

@@ -1,4 +1,4 @@
-"""A step of the two sub-networks: which term teaches whom."""
+"""A training step of the two sub-networks: which term trains which of them."""
 
 import math
 
@@ -46,7 +46,7 @@ def gradients(net: torch.nn.Module) -> float:
     return math.sqrt(sum(p.grad.square().sum().item() for p in net.parameters() if p.grad is not None))
 
 
-def test_every_term_is_reported_with_its_weight_and_the_loss_is_finite(organ_set):
+def test_losses_reports_every_term_with_its_weight(organ_set):
     pair, figures = run_step(organ_set, unreliable=0.9, steps=10, done=0.5)
     terms = {name: value for name, value in figures.items() if name.startswith("loss_")}
     names = ("supervised_a", "supervised_b", "verification", "pseudo", "contrast")
@@ -57,7 +57,7 @@ def test_every_term_is_reported_with_its_weight_and_the_loss_is_finite(organ_set
 
 
 @pytest.mark.parametrize(("better", "student"), [("a", "b"), ("b", "a")])
-def test_pseudo_labels_teach_the_sub_network_that_errs_more_on_the_labels(
+def test_losses_pseudo_labels_train_the_sub_network_with_the_higher_error(
     organ_set, monkeypatch, better, student
 ):
     only_pseudo(monkeypatch, errors={"a": 0.5 + (better == "b"), "b": 0.5 + (better == "a")})
@@ -75,7 +75,7 @@ def only_pseudo(monkeypatch, errors):
     )
 
 
-def test_the_contrast_alone_moves_encoders_decoders_and_projections_of_both(organ_set, monkeypatch):
+def test_losses_contrast_trains_encoders_decoders_and_projections_of_both(organ_set, monkeypatch):
     only_pseudo(monkeypatch, errors={"a": 1.0, "b": 1.0})
     pair, figures = run_step(organ_set, pseudo=0.0, verification=0.0, unreliable=0.9, steps=10, done=0.5)
     assert figures["loss_contrast"] > 0
@@ -85,15 +85,15 @@ def test_the_contrast_alone_moves_encoders_decoders_and_projections_of_both(orga
         assert gradients(net.net.segmentation_head) == 0  # its own term does not see the logits
 
 
-def test_verification_alone_moves_both(organ_set, monkeypatch):
+def test_losses_verification_trains_both(organ_set, monkeypatch):
     only_pseudo(monkeypatch, errors={"a": 1.0, "b": 1.0})
     pair, figures = run_step(organ_set, pseudo=0.0, contrast=0.0, confidence=0.0)
     assert figures["loss_verification"] > 0
     assert gradients(pair.a) > 1e-3 and gradients(pair.b) > 1e-3
 
 
-def test_what_is_taught_comes_from_the_averaged_weights_on_the_unchanged_slices(organ_set):
-    """Whatever the appearance of the views and the weights of the moment: the student's target stays."""
+def test_losses_pseudo_labels_come_from_ema_weights_on_unchanged_slices(organ_set):
+    """Targets do not depend on the augmented inputs or on the current weights."""
     targets = []
 
     def keep(*given):
@@ -117,7 +117,7 @@ def test_what_is_taught_comes_from_the_averaged_weights_on_the_unchanged_slices(
     assert torch.equal(targets[0], targets[2])
 
 
-def test_unlabelled_terms_rise_by_the_ramp(organ_set):
+def test_losses_unlabelled_terms_rise_with_the_ramp(organ_set):
     terms = []
     for done in (0.0, 0.5, 0.9):
         with torch_seed(0):
@@ -127,7 +127,7 @@ def test_unlabelled_terms_rise_by_the_ramp(organ_set):
     assert terms[0] < terms[1] < terms[2]
 
 
-def test_the_average_of_the_weights_follows_a_step(organ_set):
+def test_after_step_updates_the_ema_weights(organ_set):
     loop, batch = prepare(organ_set, ema_decay=0.5, steps=2000)
     loop.step = 1000  # timm's warm-up of the decay is over
     name = "a.net.segmentation_head.0.weight"
@@ -138,7 +138,7 @@ def test_the_average_of_the_weights_follows_a_step(organ_set):
     torch.testing.assert_close(loop.method.ema.module.state_dict()[name], 0.5 * before + 0.5 * now)
 
 
-def test_labels_of_unlabelled_slices_are_never_looked_at(organ_set):
+def test_losses_ignores_masks_of_unlabelled_slices(organ_set):
     terms = []
     for filler in (0, 3):
         loop, batch = prepare(organ_set, unreliable=0.5)
@@ -149,7 +149,7 @@ def test_labels_of_unlabelled_slices_are_never_looked_at(organ_set):
     assert all(torch.equal(terms[0][name], terms[1][name]) for name in terms[0])
 
 
-def test_supervised_reads_no_unlabelled_slice_and_has_two_terms(organ_set):
+def test_losses_supervised_has_two_terms_and_no_projection(organ_set):
     pair, figures = run_step(organ_set, verification=0.0, pseudo=0.0, contrast=0.0)
     assert {name for name in figures if name.startswith("loss_")} == {
         "loss_supervised_a",
@@ -158,7 +158,7 @@ def test_supervised_reads_no_unlabelled_slice_and_has_two_terms(organ_set):
     assert pair.a.projection is None
 
 
-def test_what_is_not_finite_is_told(organ_set):
+def test_train_on_reports_a_loss_that_is_not_finite(organ_set):
     loop, batch = prepare(organ_set)
     with torch.no_grad():
         loop.method.network.b.net.segmentation_head[0].weight.fill_(float("nan"))
