@@ -112,11 +112,16 @@ def run_kaggle(
     Raises:
         KaggleError: the program is not installed, does not start, takes too long, or failed.
     """
+    # The one beside this Python has the required version.
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    program = shutil.which("kaggle", path=os.pathsep.join(places))
+    if program is None:
+        raise KaggleError(action, "there is no kaggle program: python -m pip install kaggle six")
     # Buffered output would put errors before the lines printed earlier; verbose output contains credentials.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
     try:
         process = subprocess.Popen(
-            [_find_program(action), *arguments],
+            [program, *arguments],
             env=environment | {"PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,  # it must not wait for the answer to a question
             stdout=subprocess.PIPE,
@@ -143,15 +148,6 @@ def run_kaggle(
     if reason := _find_error([line.strip() for line in lines], process.returncode):
         raise KaggleError(action, reason)
     return "".join(lines)
-
-
-def _find_program(action: str) -> str:
-    """The program beside this Python, in whose environment the required version is; else the one on PATH."""
-    beside = Path(sys.executable).with_name("kaggle")
-    found = str(beside) if beside.is_file() else shutil.which("kaggle")
-    if found is None:
-        raise KaggleError(action, "there is no kaggle program: python -m pip install kaggle six")
-    return found
 
 
 def _find_error(lines: Sequence[str], status: int) -> str:
