@@ -39,7 +39,7 @@ from src.cls.fold import NetworkTraining, augmentation
 from src.cls.inputs import TrainingInputs
 from src.cls.options import ClassifierOptions
 from src.cls.order import Draw
-from src.cls.run import build_model, describe_members
+from src.cls.run import build_model, describe_networks
 from src.core.config import parse_options
 from src.core.errors import exit_on_user_error
 from src.core.files import write_json
@@ -139,7 +139,7 @@ def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -
         epochs=1000,
     )
     inputs = TrainingInputs.read(given)
-    spec = describe_members(given, inputs)[0].spec
+    spec = describe_networks(given, inputs)[0].spec
     model = build_model(spec, given, inputs, fold=0)
     return NetworkTraining(Runtime.create(), model, spec, given, inputs, inputs.series, "run")
 

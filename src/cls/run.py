@@ -40,7 +40,7 @@ FREE_TO_CHANGE = (
 
 
 @dataclass(frozen=True)
-class Member:
+class FoldNetwork:
     """One network of a fold: the only one, or that of a target."""
 
     name: str
@@ -58,10 +58,10 @@ def train_folds(options: ClassifierOptions) -> None:
     """
     inputs = TrainingInputs.read(options)
     chosen = inputs.choose_folds(options.fold)
-    members = describe_members(options, inputs)
-    for member in members:
-        view = member.spec.view
-        encoder = create_encoder(member.spec.backbone, view.channels)
+    networks = describe_networks(options, inputs)
+    for network in networks:
+        view = network.spec.view
+        encoder = create_encoder(network.spec.backbone, view.channels)
         check_input_size(encoder, view.channels, view.crop)
         if options.organ_loss:
             OrganDecoder(encoder, view.channels, view.crop)  # says whether it can be had
@@ -72,7 +72,7 @@ def train_folds(options: ClassifierOptions) -> None:
     ):
         require_shared_batch(options, runtime.world)
         if runtime.is_bf16_on_cpu:
-            for spec in (member.spec for member in members):
+            for spec in (network.spec for network in networks):
                 encoder = create_encoder(spec.backbone, spec.view.channels)
                 require_true_bf16(encoder, spec.view.channels, spec.view.crop)
         if is_main_process():
@@ -80,14 +80,14 @@ def train_folds(options: ClassifierOptions) -> None:
         runtime.wait_for_all()
         finished = [fold for fold in chosen if (options.output / f"fold{fold}" / FOLD_TABLE).exists()]
         runtime.wait_for_all()  # before anybody finishes one
-        for view in {member.spec.view for member in members}:
+        for view in {network.spec.view for network in networks}:
             if inputs.organs is not None:
                 inputs.organs.warn_of_missing(inputs.series, view)
         for fold in chosen:
             if fold in finished:
                 say(f"fold {fold} is finished: {options.output / f'fold{fold}'}")
             else:
-                _run_fold(runtime, options, members, inputs, fold)
+                _run_fold(runtime, options, networks, inputs, fold)
         if is_main_process():
             write_out_of_fold(options.output, inputs.labels, inputs.folds)
 
@@ -106,15 +106,15 @@ def require_shared_batch(options: ClassifierOptions, world: int) -> None:
         )
 
 
-def describe_members(options: ClassifierOptions, inputs: TrainingInputs) -> list[Member]:
+def describe_networks(options: ClassifierOptions, inputs: TrainingInputs) -> list[FoldNetwork]:
     """The networks of a fold that these options, this data set and this encoder ask for.
 
     Raises:
         UserError: a crop larger than the slices, or windows that are not prepared.
     """
     if options.mode == "multi":
-        return [Member("", _describe_model(options, inputs, options.targets))]
-    return [Member(target, _describe_model(options, inputs, (target,))) for target in options.targets]
+        return [FoldNetwork("", _describe_model(options, inputs, options.targets))]
+    return [FoldNetwork(target, _describe_model(options, inputs, (target,))) for target in options.targets]
 
 
 def _describe_model(
@@ -170,7 +170,11 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
 
 
 def _run_fold(
-    runtime: Runtime, options: ClassifierOptions, members: list[Member], inputs: TrainingInputs, fold: int
+    runtime: Runtime,
+    options: ClassifierOptions,
+    networks: list[FoldNetwork],
+    inputs: TrainingInputs,
+    fold: int,
 ) -> None:
     is_held_out = inputs.series.fold == fold
     training = inputs.series[~is_held_out].reset_index(drop=True)
@@ -186,16 +190,18 @@ def _run_fold(
     inputs.warn_of_seen_patients(fold)
     folder = options.output / f"fold{fold}"
     predicted = held_out[["patient_id", "series_id"]].assign(fold=fold, **dict.fromkeys(COLUMNS, np.nan))
-    for member in members:
-        spec = replace(member.spec, prior=prior.to_dict())
-        about = {"fold": fold, "networks": [each.name for each in members]}
-        table = _run_member(runtime, options, spec, inputs, about, (training, held_out), folder / member.name)
+    for network in networks:
+        spec = replace(network.spec, prior=prior.to_dict())
+        about = {"fold": fold, "networks": [each.name for each in networks]}
+        table = _run_network(
+            runtime, options, spec, inputs, about, (training, held_out), folder / network.name
+        )
         predicted[list(spec.columns)] = table[list(spec.columns)].to_numpy()
     if is_main_process():
         write_table(predicted[["patient_id", "series_id", "fold", *COLUMNS]], folder / FOLD_TABLE)
 
 
-def _run_member(
+def _run_network(
     runtime: Runtime,
     options: ClassifierOptions,
     spec: ClassifierSpec,

@@ -50,7 +50,7 @@ from src.core.targets import COLUMNS, LABEL_COLUMNS
 from src.data.folds import read_folds
 from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset, read_description
-from src.nn.schedule import set_lr, warmup_cosine
+from src.nn.training import set_lr, warmup_cosine
 
 FEATURES = "features"
 """In the output folder: `fold0.safetensors` ..., the features of each fold's series."""

@@ -5,6 +5,7 @@ logs, saves, resumes, and ends in one line where training cannot go on: memory t
 is not finite, an fp16 scale that never settles, a process that lost the others.
 """
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from src.core.errors import UserError
 from src.core.log import MetricsLog, is_main_process, progress
 from src.core.run_folder import require_same
 from src.core.runtime import Runtime, torch_seed
-from src.nn.schedule import set_lr, warmup_cosine
 
 MOST_SKIPPED = 25
 """Steps in a row that fp16's scaler may skip: from its first scale, 2^16, to far below 1."""
@@ -286,3 +286,24 @@ class TrainingLoop:
             f"{where} {step}: loss or gradient is not finite ({values}) for series "
             f"{method.name_series(number)}: {method.failure_advice}"
         )
+
+
+def warmup_cosine(
+    step: int, total_steps: int, warmup_steps: int, base_lr: float, final_lr: float = 0.0
+) -> float:
+    """Linear rise to `base_lr` over `warmup_steps`, then half a cosine to `final_lr`; never rises again.
+
+    Args:
+        step: the optimiser's step, from 0.
+        total_steps: steps of the whole run; later steps keep `final_lr`.
+    """
+    if step < warmup_steps:
+        return base_lr * (step + 1) / warmup_steps
+    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final_lr + (base_lr - final_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group `lr` times its own `lr_scale` (1 where it has none)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

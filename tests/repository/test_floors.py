@@ -101,3 +101,25 @@ def test_what_is_to_start_quickly_loads_no_torch_through_others(module):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_is_short(script):
     assert len((ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+PARALLEL = {"__init__", "__main__", "options", "dataset", "model", "losses", "order", "run"}
+"""File names that several rooms share, since they hold the same part of each stage."""
+
+
+def test_no_two_rooms_have_a_file_of_one_name():
+    rooms = {}
+    for name in MODULES:
+        *_, room, module = name.split(".")
+        if module not in PARALLEL:
+            rooms.setdefault(module, []).append(room)
+    assert {module: found for module, found in rooms.items() if len(found) > 1} == {}
+
+
+def test_no_two_rooms_have_a_public_class_of_one_name():
+    rooms = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                rooms.setdefault(node.name, []).append(path.parent.name)
+    assert {name: found for name, found in rooms.items() if len(set(found)) > 1} == {}

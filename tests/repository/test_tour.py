@@ -19,7 +19,7 @@ BESIDE = {
     "voco": {"index", "order", "monitors", "micro_batch"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
-        *("augmentation", "loading", "schedule"),
+        *("augmentation", "loading"),
     },
     "cls": {
         *("inputs", "order", "organs", "slice_targets", "stack_mixing", "out_of_fold", "run_folder"),
