@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.cls.run_folder import FOLD_MODEL
+from src.cls.fold_models import FOLD_MODEL
 from src.cls.views import StackView
 from src.core.targets import CLASS_WEIGHTS, GROUPS
 from src.nn.augmentation import FLIPS

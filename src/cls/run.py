@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from src.cls.fold import predict_series, train_network
+from src.cls.fold_models import MODEL
 from src.cls.inputs import TrainingInputs
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import require_even_share
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
-from src.cls.run_folder import MODEL
 from src.cls.views import OWN_REGION, StackView
 from src.core.config import plain_options, save_options
 from src.core.errors import UserError

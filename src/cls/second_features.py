@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from src.cls.dataset import StackDataset
+from src.cls.fold_models import read_about
 from src.cls.model import (
     ClassifierSpec,
     TraumaClassifier,
@@ -22,7 +23,6 @@ from src.cls.model import (
     read_spec,
 )
 from src.cls.organs import OrganIndex
-from src.cls.run_folder import read_about
 from src.core.errors import UserError
 from src.core.log import progress, say
 from src.core.runtime import Runtime

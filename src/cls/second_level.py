@@ -24,11 +24,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from src.cls.fold_models import find_networks
 from src.cls.losses import StackLoss
 from src.cls.model import ClassifierSpec
 from src.cls.organs import OrganIndex
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
-from src.cls.run_folder import find_networks
 from src.cls.second_features import (
     FirstNetwork,
     SliceFeatures,

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from src.cls.fold_models import find_folds
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, predict_stack
-from src.cls.run_folder import find_folds
 from src.cls.second_features import NetworkOutput, join_outputs, slice_features
 from src.cls.second_model import SECOND, SecondLevel, find_first_level, load_second_level, predict_features
 from src.core.errors import UserError

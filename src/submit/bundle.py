@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src.cls.run_folder import find_folds
+from src.cls.fold_models import find_folds
 from src.cls.second_model import SECOND, find_first_level
 from src.core.errors import UserError
 from src.core.files import require_writable, whole_folder, write_json

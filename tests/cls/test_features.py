@@ -16,8 +16,8 @@ import infer
 import score
 import train_cls
 from src.cls import run as cls_run
+from src.cls.fold_models import find_folds
 from src.cls.model import load_classifier, metric_shift
-from src.cls.run_folder import find_folds
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
 from src.data.prepared import PreparedDataset

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from src.cls import second_level
-from src.cls.run_folder import read_about
+from src.cls.fold_models import read_about
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.submit.bundle import run_files

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from src.cls import second_level
+from src.cls.fold_models import read_about
 from src.cls.model import load_classifier, save_classifier
-from src.cls.run_folder import read_about
 from src.core.errors import UserError
 
 SMALL = "--hidden 8 --epochs 2 --seeds 2 --workers 0"

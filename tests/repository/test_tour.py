@@ -22,7 +22,7 @@ BESIDE = {
         *("augmentation", "loading"),
     },
     "cls": {
-        *("inputs", "order", "organs", "slice_targets", "stack_mixing", "out_of_fold", "run_folder"),
+        *("inputs", "order", "organs", "slice_targets", "stack_mixing", "out_of_fold", "fold_models"),
         *("second_model", "second_features"),
     },
     "seg": {"model"},

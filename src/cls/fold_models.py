@@ -1,4 +1,4 @@
-"""What a run of the classifier leaves: folds, each with one network or one for each target."""
+"""The files of fold models: a run has folds, a fold has one network or one for each target."""
 
 from pathlib import Path
 
@@ -10,11 +10,7 @@ FOLD_MODEL = "a fold model of train_cls.py"
 
 
 def read_about(path: Path) -> dict:
-    """What is told of the run in the file of a network.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """What the file of a network records of its run: fold, networks, training patients."""
     return read_description(path, FOLD_MODEL, lambda metadata: metadata.get("about", {}))
 
 
