@@ -146,7 +146,7 @@ def measure(image: np.ndarray, png: tuple[int, ...]) -> tuple[float, float, floa
 def whole_competition(rows: list[dict[str, Any]]) -> dict[str, float]:
     """GB for every slice of the competition with the kit's setting."""
     shipped = next(row for row in rows if row["kit"])
-    return {"KB a slice": shipped["KB"], "GB": shipped["KB"] * COMPETITION_SLICES / 1e6}
+    return {"KB per slice": shipped["KB"], "GB": shipped["KB"] * COMPETITION_SLICES / 1e6}
 
 
 if __name__ == "__main__":

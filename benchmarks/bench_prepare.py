@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def timings(scratch: Path, quick: bool) -> dict[str, Any]:
-    """`speed` and `stages` in ms a slice by syntax, and `start_s`, what a run of one small series takes."""
+    """`speed` and `stages` in ms per slice by syntax, and `start_s`, the time of a small run."""
     anatomy = phantom_series(scratch / "phantom", spacing_z_mm=20.0 if quick else 8.0)
     slices, pixel_mm = [anatomy.read(index) for index in range(len(anatomy.z_mm))], anatomy.pixel_mm[0]
     n_slices, rounds = (48, 2) if quick else (MEAN_SLICES, 7)
@@ -117,13 +117,14 @@ def timings(scratch: Path, quick: bool) -> dict[str, Any]:
             stages[syntax] = stage_times(folders[0], scratch / f"stages {syntax}")
         speed[syntax] = compare(folders, small, job, rounds)
         shutil.rmtree(scratch / syntax)
-    say(f"\nms a slice, and ratios of speed\n{format_table([{'': s, **row} for s, row in speed.items()], 2)}")
-    say(f"\nstages, ms a slice\n{format_table([{'': s, **row} for s, row in stages.items()], 3)}")
+    for title, table, digits in (("ways, ratios of speed", speed, 2), ("stages", stages, 3)):
+        rows = format_table([{"": syntax, **row} for syntax, row in table.items()], digits)
+        say(f"\n{title}, ms per slice\n{rows}")
     return {"speed": speed, "stages": stages, "start_s": start_s}
 
 
 def compare(folders: list[Path], small: SeriesSource, job: PrepareJob, rounds: int) -> dict[str, float]:
-    """Medians over rounds: ms a slice of every way, and ratios of speed."""
+    """Medians over rounds: ms per slice of every way, and ratios of speed."""
     sources = [SeriesSource("1", folder.name, LocalFolder(folder)) for folder in folders]
     output = job.output
     prepare_all(FoundSources("benchmark", sources[:1]), job)
@@ -204,7 +205,7 @@ def warm_workers(n_workers: int, small: SeriesSource, job: PrepareJob) -> Iterat
 
 
 def stage_times(folder: Path, scratch: Path) -> dict[str, float]:
-    """Medians in ms a slice of the kit's stages, slice by slice in this process; `scratch` takes the PNG."""
+    """Medians in ms per slice of the kit's stages, run in this process; `scratch` takes the PNG."""
     scratch.mkdir()
     start = time.perf_counter()
     series = open_series(folder)

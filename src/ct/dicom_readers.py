@@ -84,8 +84,8 @@ def read_stored(header: Header, pydicom_only: bool = False) -> np.ndarray:
     return pydicom_reader.read_stored(header)
 
 
-class _HeaderIncomplete(Exception):
-    """The given bytes end before the pixels; the message is the reason to report if the file does too."""
+class _HeaderIncomplete(DicomError):
+    """The given bytes end before the pixels."""
 
 
 def dicomsdl_header(file: StoredFile, head: bytes) -> Header:
@@ -96,13 +96,10 @@ def dicomsdl_header(file: StoredFile, head: bytes) -> Header:
     """
     try:
         return _parse_with_dicomsdl(head, file)
-    except _HeaderIncomplete as incomplete:
+    except _HeaderIncomplete:
         if len(head) < HEADER_BYTES:
-            raise DicomError(str(incomplete)) from None
-    try:
-        return _parse_with_dicomsdl(read_bytes(file), file)
-    except _HeaderIncomplete as incomplete:
-        raise DicomError(str(incomplete)) from None
+            raise
+    return _parse_with_dicomsdl(read_bytes(file), file)
 
 
 def _parse_with_dicomsdl(content: bytes, file: StoredFile) -> Header:

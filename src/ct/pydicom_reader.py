@@ -41,11 +41,7 @@ _JPEG = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntax
 
 
 def read_header(file: StoredFile, head: bytes) -> Header:
-    """Header of a slice; `head` holds the first `HEADER_BYTES` of the file, or all of it.
-
-    Raises:
-        DicomError: not a readable CT slice.
-    """
+    """Header of a slice; `head` holds the first `HEADER_BYTES` of the file, or all of it."""
     content = BytesIO(head if len(head) < HEADER_BYTES else read_bytes(file))
     dataset = open_with_pydicom(content, pixels=False)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))

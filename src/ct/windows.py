@@ -1,6 +1,7 @@
 """CT windows: how Hounsfield units become the 8-bit grey levels of a prepared data set."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -60,30 +61,17 @@ WINDOWS = MappingProxyType(
 )
 """Every window the kit knows, by name."""
 
-MAX_WINDOWS = 3
-"""Channels of a PNG that any RGB reader sees."""
 
-
-def get_windows(names: tuple[str, ...] | list[str]) -> tuple[Window, ...]:
-    """The windows of these names, in this order.
-
-    Raises:
-        UserError: no name, more than three, a repeated or an unknown one.
-    """
-    if not 1 <= len(names) <= MAX_WINDOWS or len(set(names)) != len(names):
-        raise UserError(f"--windows takes one to three different windows, got: {' '.join(names) or 'none'}")
+def get_windows(names: Iterable[str]) -> tuple[Window, ...]:
+    """The windows of these names, in this order. Raises `UserError`: an unknown name."""
     for name in names:
         if name not in WINDOWS:
-            raise UserError(f"unknown window {name!r} in --windows; there are {', '.join(WINDOWS)}")
+            raise UserError(f"unknown window {name!r}; there are {', '.join(WINDOWS)}")
     return tuple(WINDOWS[name] for name in names)
 
 
 def parse_window(text: str) -> Window:
-    """A window by its name, or by its centre and width in HU, such as "40/350".
-
-    Raises:
-        UserError: neither.
-    """
+    """A window by its name, or by centre and width in HU, such as "40/350". Raises `UserError`: neither."""
     if text in WINDOWS:
         return WINDOWS[text]
     try:

@@ -1,12 +1,14 @@
 """Grey levels follow the formula exactly, by table or not, and window names are checked."""
 
 from itertools import permutations
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from src.core.errors import UserError
 from src.ct.windows import WINDOWS, apply_windows, get_windows
+from src.prepare.options import WindowName
 
 ORDERS = [names for count in (1, 2, 3) for names in permutations(WINDOWS, count)]
 
@@ -54,7 +56,10 @@ def test_apply_windows_of_fractions():
     )
 
 
-@pytest.mark.parametrize("names", [(), ("soft", "soft"), ("bone",), ("soft", "organ", "wide", "soft")])
-def test_get_windows_refuses_wrong_names(names):
-    with pytest.raises(UserError, match="window"):
-        get_windows(names)
+def test_get_windows_refuses_unknown_names():
+    with pytest.raises(UserError, match="unknown window 'bone'; there are soft, organ, wide"):
+        get_windows(("soft", "bone"))
+
+
+def test_prepare_options_know_every_window():
+    assert get_args(WindowName) == tuple(WINDOWS)

@@ -70,12 +70,6 @@ def make_noise(report: Report) -> str:
     return "done"
 
 
-def large_array(megabytes: int):
-    import numpy as np
-
-    return np.arange(megabytes * 250_000, dtype=np.int32)
-
-
 def cost_of_a_step(steps: int, report: Report) -> float:
     start = time.perf_counter()
     for step in range(steps):

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from src.core.errors import UserError
-from src.core.targets import COLUMNS
+from src.core.targets import COLUMNS, LABEL_COLUMNS
 from src.data.labels import read_image_level_labels, read_labels, read_series_meta
 from src.phantom.__main__ import main
 from src.phantom.cohort import plan_cohort
@@ -206,3 +206,22 @@ def test_generate_dataset_refuses_a_folder_of_something_else(phantom, tmp_path):
 def test_phantom_options_are_checked(tmp_path, option, value):
     with pytest.raises(UserError, match=option.strip("-").split("-")[0]):
         main(["--output", str(tmp_path / "new"), option, value])
+
+
+def test_plan_cohort_follows_the_rates():
+    labels = {}
+    for patients, rate in ((40, 0.2), (20, 0.01)):
+        options = PhantomOptions(
+            Path("unused"),
+            patients=patients,
+            bowel_rate=rate,
+            extravasation_rate=rate,
+            liver_rates=(rate, rate),
+            two_phase_rate=0.35,
+        )
+        plans = [plan for plan in plan_cohort(options) if plan.split == "train"]
+        labels[patients] = pd.DataFrame([plan.labels() for plan in plans])[list(LABEL_COLUMNS)].sum()
+        assert sum(len(plan.series) == 2 for plan in plans) == round(0.35 * patients)
+    for column in ("bowel_injury", "extravasation_injury", "liver_low", "liver_high"):
+        assert labels[40][column] == 8 and labels[20][column] == 1
+    assert labels[40]["kidney_low"] == labels[40]["spleen_high"] == 4

@@ -138,6 +138,7 @@ def test_prepare_data_with_preview(raw, tmp_path):
         (["--input", "hollow"], "no series in"),
         (["--input", "raw", "--split", "test"], "no test_images"),
         (["--input", "raw", "--windows", "bone"], "option --windows: expected values (soft, organ or wide)"),
+        (["--input", "raw", "--windows", "soft", "soft"], "--windows takes one to three different windows"),
         (["--input", "raw", "--size", "4"], "--size"),
         (["--input", "raw", "--wind", "soft"], "unknown option --wind"),
     ],
