@@ -1,4 +1,4 @@
-"""Plots of scored predictions: ROC, precision and recall, calibration, and the classes confused."""
+"""Plots of scored predictions: ROC, precision and recall, calibration, confusion matrices."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +21,14 @@ _BINS = 8
 
 
 def plot_scores(labels: pd.DataFrame, predictions: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw `roc.png`, `precision_recall.png`, `calibration.png` and `confusion.png`, a panel a target.
+    """Draw `roc.png`, `precision_recall.png`, `calibration.png` and `confusion.png`, one panel per target.
 
     Args:
         labels: `patient_id` and the label columns.
-        predictions: of the same patients, a row a patient.
+        predictions: of the same patients, one row per patient.
 
     Returns:
         The paths of the files.
-
-    Raises:
-        UserError: as `metric.score`.
     """
     probabilities = normalise(align(predictions, labels.patient_id))
     drawn: dict[str, Callable[[Axes, pd.DataFrame, pd.DataFrame, str], None]] = {
@@ -59,7 +56,7 @@ def plot_scores(labels: pd.DataFrame, predictions: pd.DataFrame, folder: Path) -
 def _injuries(
     labels: pd.DataFrame, probabilities: pd.DataFrame, target: str
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, truth and ranking of each curve of a panel; those without both classes are left out."""
+    """Name, truth and ranking of each curve of a panel; those without both classes are excluded."""
     if target == "any_injury":
         curves = [("any injury", any_injury(labels), any_injury(probabilities))]
     else:
@@ -73,11 +70,11 @@ def _injuries(
 def calibration_points(
     labels: pd.DataFrame, probabilities: pd.DataFrame, target: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What is predicted and what is true, in bins of equally many patients.
+    """Mean prediction and share of injured patients, in bins of equally many patients.
 
     Under the metric's weights the best prediction is not the probability of a class but one in proportion to
     probability times weight. The weights are divided out here, so that calibrated predictions lie on the
-    diagonal, be it of two classes or three.
+    diagonal, in targets of two classes and of three.
 
     Args:
         labels: `patient_id` and the label columns.

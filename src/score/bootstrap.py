@@ -1,7 +1,7 @@
 """Bootstrap intervals over patients (Efron 1979): how far a score or a difference could move by chance.
 
 A resample only changes how often each patient counts, so every round is a product of counts with per-patient
-loss terms, and a thousand rounds over thousands of patients take about a second.
+loss terms: a thousand rounds over thousands of patients take about a second.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _ROUNDS_AT_ONCE = 256  # bounds memory: 256 rounds of 3,000 patients are 6 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """Percentile interval at `level`; `observed` is the figure itself, `mean` its mean over the resamples."""
+    """Percentile interval at `level`; `observed` is the value itself, `mean` its mean over the resamples."""
 
     observed: float
     mean: float
@@ -29,7 +29,7 @@ class Interval:
 def bootstrap_score(
     labels: pd.DataFrame, predictions: pd.DataFrame, rounds: int = 1000, seed: int = 0, level: float = 0.9
 ) -> Interval:
-    """Interval of the score. Raises as `metric.score` does."""
+    """Interval of the score."""
     terms = loss_terms(labels, predictions)
     rounds_of_scores = [
         terms.average(counts).mean(axis=1) for counts in _resampled_counts(len(labels), rounds, seed)
@@ -47,8 +47,8 @@ def bootstrap_difference(
 ) -> Interval:
     """Interval of `score(a) - score(b)`, paired: both are scored on the same resampled patients.
 
-    Negative means that `a` is better; an interval that excludes 0 means that chance of the draw is a poor
-    explanation. Raises as `metric.score` does.
+    Negative means that `a` is better; an interval that excludes 0, that the draw of patients alone hardly
+    explains the difference.
     """
     terms_a, terms_b = loss_terms(labels, a), loss_terms(labels, b)
     differences = [

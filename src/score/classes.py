@@ -32,9 +32,6 @@ def class_metrics(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
     Returns:
         One row per class: `class, positives, predicted` (numbers of patients) and the measures, which are NaN
         where no patient or every patient has the class.
-
-    Raises:
-        UserError: as `metric.score`.
     """
     probabilities = normalise(align(predictions, labels.patient_id))
     rows = []
@@ -80,9 +77,6 @@ def auc_per_grade(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
     Returns:
         `injury` (a column of the competition, or any_injury), `positives, negatives, auc`; `auc` is NaN where
         one of the two classes is empty.
-
-    Raises:
-        UserError: as `metric.score`.
     """
     probabilities = normalise(align(predictions, labels.patient_id))
     problems = {}

@@ -120,7 +120,7 @@ def align(
     for name, ids in tables.items():
         if ids.duplicated().any():
             patient = ids[ids.duplicated()].iloc[0]
-            raise UserError(f"the {name} have patient {patient} more than once: keep one row a patient")
+            raise UserError(f"the {name} have patient {patient} more than once: keep one row per patient")
     for name, other in ((what, reference), (reference, what)):
         absent = tables[other][~tables[other].isin(tables[name])]
         if len(absent):

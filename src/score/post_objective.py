@@ -15,6 +15,9 @@ and multipliers, of shares, and of weights relative to equal ones. The prior wei
 LARGEST_LOG = np.log(8.0)
 LEAST_WEIGHT = 0.01
 """Of a table that predicts a target which others lack, whatever the other targets gain."""
+SHARES, TEMPERATURE, MULTIPLIERS = slice(0, 2), slice(2, 7), slice(7, 15)
+WEIGHTS = slice(15, None)
+"""Parts of the vector, see `PostObjective`."""
 _TINY = 1e-300
 _EPS = np.finfo(np.float64).eps
 
@@ -56,22 +59,21 @@ class PostObjective:
     @property
     def start(self) -> np.ndarray:
         """The vector that changes nothing."""
-        start = np.zeros(self._slices()["weights"].stop)
-        start[self._slices()["weights"]] = 1 / self.tables
+        start = np.zeros(WEIGHTS.start + self.tables)
+        start[WEIGHTS] = 1 / self.tables
         return start
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
         """Of each number; those that `parts` excludes stay where they are."""
-        where = self._slices()
         low, high = self.start, self.start
         if self.parts.joining:
-            low[where["shares"]], high[where["shares"]] = 0.0, 1.0
+            low[SHARES], high[SHARES] = 0.0, 1.0
             is_needed = (self.predicted & ~self.predicted.all(axis=0)).any(axis=1)
-            low[where["weights"]], high[where["weights"]] = np.where(is_needed, LEAST_WEIGHT, 0.0), 1.0
+            low[WEIGHTS], high[WEIGHTS] = np.where(is_needed, LEAST_WEIGHT, 0.0), 1.0
         if self.parts.calibration:
-            for name in ("temperature", "multipliers"):
-                low[where[name]], high[where[name]] = -LARGEST_LOG, LARGEST_LOG
+            for part in (TEMPERATURE, MULTIPLIERS):
+                low[part], high[part] = -LARGEST_LOG, LARGEST_LOG
         return list(zip(low, high, strict=True))
 
     def freeze(self, vector: np.ndarray) -> None:
@@ -84,9 +86,8 @@ class PostObjective:
 
     def read(self, vector: np.ndarray) -> PostProcessing:
         """The numbers of a vector."""
-        where = self._slices()
-        weights = vector[where["weights"]]
-        temperature, multipliers = (np.exp(vector[where[name]]) for name in ("temperature", "multipliers"))
+        weights = vector[WEIGHTS]
+        temperature, multipliers = np.exp(vector[TEMPERATURE]), np.exp(vector[MULTIPLIERS])
         return PostProcessing(
             weights=tuple((weights / weights.sum()).tolist()),
             series_max=float(vector[0]),
@@ -99,17 +100,16 @@ class PostObjective:
         """The score with the pull added, and its gradient."""
         value, gradient = self._score(vector)
         away = vector - self.start
-        away[self._slices()["weights"]] *= self.tables
+        away[WEIGHTS] *= self.tables
         strength = 1 / (PULL**2 * len(self.truth))
         pull = strength * away
-        pull[self._slices()["weights"]] *= self.tables
+        pull[WEIGHTS] *= self.tables
         return value + 0.5 * strength * (away**2).sum(), gradient + pull
 
     def _score(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
-        where = self._slices()
-        series_max, coupling = vector[where["shares"]]
-        sharpness = np.exp(-vector[where["temperature"]])[:, None]  # 1 / temperature
-        weights = vector[where["weights"]][:, None] * self.predicted  # (tables, targets)
+        series_max, coupling = vector[SHARES]
+        sharpness = np.exp(-vector[TEMPERATURE])[:, None]  # 1 / temperature
+        weights = vector[WEIGHTS][:, None] * self.predicted  # (tables, targets)
         total = weights.sum(axis=0)
         weights = weights / total
 
@@ -117,7 +117,7 @@ class PostObjective:
         joined = (1 - series_max) * self.mean + series_max * self.most_injured
         mixed = _join(weights, joined)  # (patients, targets, classes)
         logs = np.log(np.maximum(mixed, _TINY))
-        scores = logs * sharpness + from_vector(vector[where["multipliers"]])
+        scores = logs * sharpness + from_vector(vector[MULTIPLIERS])
         scores = np.where(self.is_class, scores, -np.inf)
         scores -= scores.max(axis=-1, keepdims=True)
         shares = np.exp(scores)
@@ -158,24 +158,12 @@ class PostObjective:
         by_mixed = np.where(mixed > _TINY, by_scores * sharpness / np.maximum(mixed, _TINY), 0.0)
         gradient[0] = (by_mixed * _join(weights, self.most_injured - self.mean)).sum()
         gradient[1] = (by_raised * (1 - product - largest)).sum()
-        gradient[where["temperature"]] = -(by_scores * logs * sharpness).sum(axis=(0, 2))
-        gradient[where["multipliers"]] = by_scores.sum(axis=0)[*GRADES]
+        gradient[TEMPERATURE] = -(by_scores * logs * sharpness).sum(axis=(0, 2))
+        gradient[MULTIPLIERS] = by_scores.sum(axis=0)[*GRADES]
         by_weights = (joined * by_mixed).sum(axis=1).sum(axis=-1)  # (tables, targets)
         by_weights = np.where(self.predicted, by_weights - (weights * by_weights).sum(axis=0), 0.0)
-        gradient[where["weights"]] = (by_weights / total).sum(axis=1)
+        gradient[WEIGHTS] = (by_weights / total).sum(axis=1)
         return float(value), gradient
-
-    def _slices(self) -> dict[str, slice]:
-        spans, start = {}, 0
-        for name, length in (
-            ("shares", 2),
-            ("temperature", len(GROUPS)),
-            ("multipliers", len(INJURIES)),
-            ("weights", self.tables),
-        ):
-            spans[name] = slice(start, start + length)
-            start += length
-        return spans
 
 
 def _join(weights: np.ndarray, tables: np.ndarray) -> np.ndarray:

@@ -68,9 +68,6 @@ def fit_and_report(
         `fitted_score, fitted_losses` of cross-fitted predictions, `fitted_difference` (an interval of the
         fitted score minus the raw one, over patients) and `post`: the numbers fitted on all patients, and
         `by_fold` those of each fold.
-
-    Raises:
-        UserError: as `cross_fit`.
     """
     own = [table[table.patient_id.isin(labels.patient_id)] for table in tables.values()]
     rows = PatientRows.read(own, labels.patient_id)

@@ -128,9 +128,6 @@ class PatientRows:
             tables: `patient_id` and the 13 columns, one row per series or per patient; a target that a table
                 lacks is empty in all of its rows.
             patient_ids: each table must have exactly these patients.
-
-        Raises:
-            UserError: as `metric.align` and `check_predicted_targets`.
         """
         means, most_injured = [], []
         for table in tables:
@@ -168,14 +165,10 @@ class PatientRows:
         rows = (1 - post.series_max) * self.mean + post.series_max * self.most_injured
         rows = np.where(self.predicted[:, None, :, None], rows, 0.0)
         joined = ((weights / together)[:, None, :, None] * rows).sum(axis=0)
-        adjusted = adjust(joined, *adjustment_arrays(post), post.any_injury)
+        temperature = np.array([post.temperature[name] for name in GROUPS])
+        multipliers = from_vector(np.array([post.multipliers[name] for name in INJURIES]), others=1.0)
+        adjusted = adjust(joined, temperature, multipliers, post.any_injury)
         return from_targets(adjusted).assign(patient_id=self.patient_ids)
-
-
-def adjustment_arrays(post: PostProcessing) -> tuple[np.ndarray, np.ndarray]:
-    """Temperatures, shape (targets,), and multipliers, shape (targets, classes), 1 for healthy."""
-    temperature = np.array([post.temperature[name] for name in GROUPS])
-    return temperature, from_vector(np.array([post.multipliers[name] for name in INJURIES]), others=1.0)
 
 
 def adjust(

@@ -1,9 +1,10 @@
-"""Constant predictions that know the labels' frequencies only: the baselines any model has to beat.
+"""Constant predictions from the labels' frequencies alone: the baselines that any model has to beat.
 
 Under a weighted log loss the best constant is not the prevalence but the *weighted* prevalence, `n_c w_c /
-sum n w`, since its loss is a plain log loss over patients repeated by their weight. That is the weight-aware
+sum n w`, since the loss is a plain log loss over patients repeated by their weight. That is the weight-aware
 prior. It minimises the five targets' losses, yet any-injury, which the metric takes from the largest injury
-probability, stays far too low; `raised_prior` trades one target's loss for it and is the stricter baseline.
+probability, stays far too low; `raised_prior` accepts a higher loss in one target for it and is the stricter
+baseline.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, GROUPS
 from src.score.metric import any_injury, score
 
 PSEUDO_COUNT = 0.5
-"""Added to every class's patients, so that one absent from a small table never gets probability 0."""
+"""Added to every class's patients, so that a class without patients does not get probability 0."""
 
 PriorFit = Callable[[pd.DataFrame], pd.Series]
 """Turns labels into one constant prediction of the 13 columns."""
@@ -26,7 +27,7 @@ def weight_aware_prior(labels: pd.DataFrame) -> pd.Series:
     """Prevalence times the metric's class weight, renormalised in every target.
 
     Args:
-        labels: the 13 columns, 0 or 1, a row a patient.
+        labels: the 13 columns, 0 or 1, one row per patient.
 
     Returns:
         13 probabilities, indexed by column.
@@ -38,15 +39,15 @@ def weight_aware_prior(labels: pd.DataFrame) -> pd.Series:
 
 
 def raised_prior(labels: pd.DataFrame) -> pd.Series:
-    """The weight-aware prior with one target raised: the one by which any-injury gains most.
+    """The weight-aware prior with the injuries of one target raised, so that any-injury gains most.
 
     While a target's injury probability `e` is the largest, its own loss and any-injury's are both
     cross-entropies in `e`, minimal at their weighted prevalences; their sum is minimal at the mean of the
-    two. Each target is tried so, low and high kept in proportion, and the constant with the lowest score on
-    `labels` is taken (in RSNA 2023 extravasation is the one raised).
+    two. Each target is raised in turn, with low and high in proportion, and the constant with the lowest
+    score on `labels` is taken (in RSNA 2023 extravasation is raised).
 
     Args:
-        labels: `patient_id` and the 13 columns, 0 or 1, a row a patient.
+        labels: `patient_id` and the 13 columns, 0 or 1, one row per patient.
     """
     prior = weight_aware_prior(labels)
     injured = any_injury(labels).mean()
@@ -70,15 +71,15 @@ def cross_fitted_prior(labels: pd.DataFrame, folds: pd.DataFrame, fit: PriorFit)
     """Predict every fold by the prior of all the other patients of `labels`.
 
     Args:
-        labels: `patient_id` and the 13 columns; patients without a row in `folds` serve fitting only.
+        labels: `patient_id` and the 13 columns; patients without a row in `folds` are used for fitting only.
         folds: `patient_id, fold`.
         fit: `weight_aware_prior` or `raised_prior`.
 
     Returns:
-        `patient_id, fold` and the 13 columns, a row for each row of `folds`, by fold.
+        `patient_id, fold` and the 13 columns, one row per row of `folds`, by fold.
 
     Raises:
-        UserError: a fold outside which no labelled patient is left.
+        UserError: all labelled patients are in one fold.
     """
     predicted = []
     for fold, members in folds.groupby("fold"):

@@ -178,9 +178,6 @@ def build_report(
         `classes` holds `all` and `injuries` (means over 13 and 8 classes: `map, auc, precision, recall, f1`),
         `per_class`, and `left_out`, the classes that no patient or every patient has and that the means
         therefore miss.
-
-    Raises:
-        UserError: as `metric.score`.
     """
     report: dict[str, Any] = {
         "patients": len(labels),

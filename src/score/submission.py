@@ -69,8 +69,7 @@ def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         target that all tables lack is empty.
 
     Raises:
-        UserError: two tables that name different patients, or give a patient different folds, or a value that
-            the metric refuses.
+        UserError: tables of different patients, a patient in different folds, or a value the metric refuses.
     """
     for table in tables:
         check_predicted_targets(table)
@@ -90,13 +89,13 @@ def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def validate_submission(frame: pd.DataFrame, sample: pd.DataFrame) -> None:
-    """Make sure that `frame` would be accepted: the sample's columns, patients and order, and valid values.
+    """Check that the competition would accept `frame`: the sample's columns, patients and order.
 
     Args:
         sample: sample_submission.csv, its `patient_id` as text.
 
     Raises:
-        UserError: what is wrong first, naming the column or the patient.
+        UserError: the first fault, with its column or patient.
     """
     absent = [column for column in sample.columns if column not in frame.columns]
     if absent:
@@ -119,11 +118,7 @@ def write_submission(frame: pd.DataFrame, sample: pd.DataFrame, path: str | Path
     Args:
         frame: one row per patient, in any order; further columns are dropped.
     """
-    absent = [column for column in sample.columns if column not in frame.columns]
-    if absent:
-        raise UserError(f"the submission lacks the column {absent[0]}")
-    submission = align(frame, sample.patient_id, "rows of the submission", "rows of the sample")[
-        list(sample.columns)
-    ]
+    ordered = align(frame, sample.patient_id, "rows of the submission", "rows of the sample")
+    submission = ordered[[column for column in sample.columns if column in frame.columns]]
     validate_submission(submission, sample)
     write_table(submission, path)
