@@ -21,7 +21,7 @@ LOST = "105"
 
 @pytest.fixture
 def run(tmp_path) -> tuple[Path, pd.DataFrame, pd.Series]:
-    """A finished run of two folds that tells the liver alone, where a patient of fold 1 has no series."""
+    """A finished run of two folds that predicts the liver alone; a patient of fold 1 has no series."""
     labels = draw_labels(20)
     folds = pd.Series(np.arange(20) % 2, index=labels.patient_id, name="fold")
     table = draw_predictions(labels).assign(series_id="007", fold=folds.to_numpy())
@@ -32,7 +32,7 @@ def run(tmp_path) -> tuple[Path, pd.DataFrame, pd.Series]:
     return tmp_path, labels, folds
 
 
-def test_what_is_not_told_is_empty_by_series_and_the_prior_by_patient(run):
+def test_missing_targets_are_empty_by_series_and_the_prior_by_patient(run):
     output, labels, folds = run
     write_out_of_fold(output, labels, folds)
     series, patients = (read_probabilities(output / name) for name in ("oof_series.csv", "oof.csv"))

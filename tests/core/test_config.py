@@ -49,7 +49,7 @@ def preset(tmp_path: Path, name: str, text: str) -> str:
 
 
 @pytest.mark.parametrize("config_first", [True, False])
-def test_the_command_line_wins_over_presets_whatever_the_order(tmp_path, config_first):
+def test_command_line_wins_over_presets_in_any_order(tmp_path, config_first):
     config = ["--config", preset(tmp_path, "a.yaml", "lr: 1e-3\ntest_patients: 5\n")]
     given = ["--input", "raw", "--lr", "0.5"]
     options = parse(*(config + given if config_first else given + config))
@@ -63,7 +63,7 @@ def test_a_later_preset_overrides_an_earlier_one(tmp_path):
     assert (options.lr, options.test_patients) == (1e-2, 5)
 
 
-def test_lists_take_several_values_and_keep_text_as_text():
+def test_parse_options_keeps_text_in_lists_as_text():
     options = parse("--input", "raw", "--windows", "soft", "1", "a, b", "--fold", "0", "3")
     assert options.windows == ("soft", "1", "a, b")
     assert options.fold == (0, 3)
@@ -73,7 +73,7 @@ def test_a_switch_needs_no_value():
     assert parse("--overwrite", "--input", "raw").overwrite is True
 
 
-def test_saved_options_read_back_as_they_were(tmp_path):
+def test_parse_options_reads_what_save_options_wrote(tmp_path):
     options = parse("--input", "raw", "--fold", "1", "2", "--lr", "3e-4")
     save_options(options, tmp_path / "run" / "config.yaml")
     assert parse("--config", str(tmp_path / "run" / "config.yaml")) == options
@@ -95,7 +95,7 @@ def test_saved_options_read_back_as_they_were(tmp_path):
         (["raw"], "unexpected argument 'raw'"),
     ],
 )
-def test_every_mistake_is_one_line_that_names_it(argv, part):
+def test_parse_options_names_every_mistake_in_one_line(argv, part):
     with pytest.raises(UserError) as caught:
         parse(*argv)
     assert part in str(caught.value)
@@ -110,7 +110,7 @@ def test_every_mistake_is_one_line_that_names_it(argv, part):
         ("a: [", "not valid YAML"),
     ],
 )
-def test_a_mistake_in_a_preset_names_the_file(tmp_path, text, part):
+def test_parse_options_names_the_preset_of_a_mistake(tmp_path, text, part):
     path = preset(tmp_path, "bad.yaml", text)
     with pytest.raises(UserError) as caught:
         parse("--input", "raw", "--config", path)
@@ -118,7 +118,7 @@ def test_a_mistake_in_a_preset_names_the_file(tmp_path, text, part):
     assert part in str(caught.value)
 
 
-def test_help_shows_every_option_as_it_is_typed(capsys):
+def test_help_shows_options_as_they_are_typed(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("--help")
     text = capsys.readouterr().out

@@ -1,45 +1,13 @@
-"""Files that are whole or absent, and folders that one run at a time writes to."""
-
-import multiprocessing
+"""Files and folders are whole or absent."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from src.core.errors import UserError
-from src.core.files import atomic_path, read_exact, write_table
-from src.core.run_folder import only_writer
+from src.core.files import atomic_path, read_exact, whole_folder, write_table
 
 
-def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    refused = pytest.raises(UserError, match="another run is writing")
-    with only_writer(tmp_path), refused, only_writer(tmp_path):
-        pass
-    with only_writer(tmp_path):
-        pass
-
-
-def test_a_forked_worker_does_not_hold_its_parents_folder(tmp_path):
-    """As after a kill of the run alone, whose workers live on for some seconds."""
-    fork = multiprocessing.get_context("fork")
-    started, done = fork.Event(), fork.Event()
-    with only_writer(tmp_path):
-        worker = fork.Process(target=_wait, args=(started, done), daemon=True)
-        worker.start()
-        assert started.wait(60)
-    with only_writer(tmp_path):
-        assert worker.is_alive()
-    done.set()
-    worker.join()
-    assert worker.exitcode == 0
-
-
-def _wait(started, done):
-    started.set()
-    done.wait(60)
-
-
-def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
+def test_atomic_path_keeps_the_old_file_on_an_error(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_path(path) as temporary:
@@ -49,9 +17,21 @@ def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["table.csv"]
 
 
-def test_floats_come_back_from_a_table_to_the_last_digit(tmp_path):
+def test_read_exact_returns_floats_to_the_last_digit(tmp_path):
     """A parser that is off in the last digit, as pandas' was, errs in half of them."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"value": rng.random(1000) * 10.0 ** rng.integers(-3, 4, 1000)})
     write_table(table, tmp_path / "table.csv")
     pd.testing.assert_frame_equal(read_exact(tmp_path / "table.csv"), table, check_exact=True)
+
+
+def test_whole_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "a" / "b") as partial:
+        (partial / "x").write_text("half")
+        raise RuntimeError
+    assert list((tmp_path / "a").iterdir()) == []
+    with whole_folder(tmp_path / "a" / "b") as partial:
+        (partial / "x").write_text("whole")
+        assert not (tmp_path / "a" / "b").exists()
+    assert (tmp_path / "a" / "b" / "x").read_text() == "whole"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]

@@ -1,6 +1,7 @@
 """Folders are claimed once, continued by what made them, and refused to anything else."""
 
 import json
+import multiprocessing
 
 import pytest
 
@@ -85,3 +86,23 @@ def test_only_writer_refuses_a_second_run_until_the_first_ends(tmp_path):
         pass
     with only_writer(tmp_path / "run"):
         pass
+
+
+def test_only_writer_is_not_held_by_forked_workers(tmp_path):
+    """As after a kill of the run alone, whose workers live on for some seconds."""
+    fork = multiprocessing.get_context("fork")
+    started, done = fork.Event(), fork.Event()
+    with only_writer(tmp_path):
+        worker = fork.Process(target=_wait, args=(started, done), daemon=True)
+        worker.start()
+        assert started.wait(60)
+    with only_writer(tmp_path):
+        assert worker.is_alive()
+    done.set()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def _wait(started, done):
+    started.set()
+    done.wait(60)

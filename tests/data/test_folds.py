@@ -19,7 +19,7 @@ def series_counts(labels: pd.DataFrame) -> pd.Series:
     return pd.Series(np.arange(len(labels)) % 2 + 1, index=labels.patient_id)
 
 
-def test_every_injury_and_number_of_series_is_shared_out_evenly():
+def test_make_folds_balances_injuries_and_numbers_of_series():
     labels = draw_labels(300, injury_rate=0.2)
     folds = make_folds(labels, series_counts(labels))
     counts = count_per_fold(labels, series_counts(labels), folds)
@@ -29,14 +29,14 @@ def test_every_injury_and_number_of_series_is_shared_out_evenly():
     assert spread[list(INJURIES)].max() <= 4  # of about 6 positives a fold for every grade
 
 
-def test_every_patient_is_in_one_fold():
+def test_make_folds_puts_every_patient_in_one_fold():
     labels = draw_labels(50)
     folds = make_folds(labels, series_counts(labels))
     assert sorted(folds.patient_id) == sorted(labels.patient_id)
     assert set(folds.fold) == {0, 1, 2, 3, 4}
 
 
-def test_the_same_seed_gives_the_same_folds_whatever_the_order_of_rows():
+def test_make_folds_ignores_the_order_of_rows():
     labels = draw_labels(60)
     counts = series_counts(labels)
     folds = make_folds(labels, counts, seed=7)
@@ -44,13 +44,13 @@ def test_the_same_seed_gives_the_same_folds_whatever_the_order_of_rows():
     assert not folds.equals(make_folds(labels, counts, seed=8))
 
 
-def test_numeric_ids_stand_in_numeric_order():
+def test_make_folds_sorts_ids_numerically():
     labels = draw_labels(6).assign(patient_id=["10", "9", "100", "1", "2", "33"])
     folds = make_folds(labels, series_counts(labels), n_folds=2)
     assert folds.patient_id.tolist() == ["1", "2", "9", "10", "33", "100"]
 
 
-def test_patients_without_series_or_labels_are_refused():
+def test_make_folds_refuses_patients_without_series_or_labels():
     labels = draw_labels(10)
     with pytest.raises(UserError, match="1 patients have labels but no series, the first is 109"):
         make_folds(labels, series_counts(labels).iloc[:-1])
@@ -69,13 +69,13 @@ def test_patients_without_series_or_labels_are_refused():
         ([("1", 0), ("3", 1)], "no fold for 1 of 2 patients, the first is 2"),
     ],
 )
-def test_broken_folds_are_refused(tmp_path, rows, message):
+def test_read_folds_refuses_broken_folds(tmp_path, rows, message):
     pd.DataFrame(rows, columns=["patient_id", "fold"]).to_csv(tmp_path / "folds.csv", index=False)
     with pytest.raises(UserError, match=message):
         read_folds(tmp_path / "folds.csv", ["1", "2"])
 
 
-def test_folds_of_a_larger_study_serve_a_part_of_it(tmp_path):
+def test_read_folds_keeps_the_requested_patients(tmp_path):
     folds = pd.DataFrame({"patient_id": ["1", "2", "3"], "fold": [0, 1, 2]})
     folds.to_csv(tmp_path / "folds.csv", index=False)
     assert read_folds(tmp_path / "folds.csv", ["3", "1"]).to_dict("list") == {
@@ -85,7 +85,7 @@ def test_folds_of_a_larger_study_serve_a_part_of_it(tmp_path):
 
 
 @needs_rsna_tables
-def test_the_committed_folds_are_what_the_documented_command_writes(tmp_path, capsys):
+def test_committed_folds_are_those_of_the_documented_command(tmp_path, capsys):
     main(
         [
             f"--labels={RSNA_TABLES / 'train.csv'}",
@@ -99,7 +99,7 @@ def test_the_committed_folds_are_what_the_documented_command_writes(tmp_path, ca
 
 
 @needs_rsna_tables
-def test_the_committed_folds_balance_the_competition_labels():
+def test_committed_folds_balance_the_competition_labels():
     labels = read_labels(RSNA_TABLES / "train.csv")
     counts = read_series_meta(RSNA_TABLES / "train_series_meta.csv").groupby("patient_id").size()
     table = count_per_fold(labels, counts, read_folds(COMMITTED, labels.patient_id))

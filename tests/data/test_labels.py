@@ -18,13 +18,13 @@ def write(tmp_path):
     return write_csv
 
 
-def test_labels_come_back_as_written_with_text_ids(write):
+def test_read_labels_keeps_values_and_text_ids(write):
     labels = draw_labels(12).assign(patient_id=[f"{row:03d}" for row in range(12)])
     pd.testing.assert_frame_equal(read_labels(write(labels)), labels, check_dtype=False)
     assert read_labels(write(labels)).patient_id.iloc[7] == "007"
 
 
-def test_any_injury_is_derived_where_the_file_has_none(write):
+def test_read_labels_derives_any_injury(write):
     labels = draw_labels(12)
     assert (
         read_labels(write(labels.drop(columns="any_injury"))).any_injury.tolist()
@@ -51,13 +51,13 @@ def test_any_injury_is_derived_where_the_file_has_none(write):
         (lambda frame: frame.iloc[:0], "has no rows"),
     ],
 )
-def test_a_broken_label_table_is_refused(write, change, message):
+def test_read_labels_refuses_a_broken_table(write, change, message):
     with pytest.raises(UserError, match=message) as refusal:
         read_labels(write(change(draw_labels(3))))
     assert "\n" not in str(refusal.value)
 
 
-def test_a_missing_or_empty_file_is_refused(tmp_path):
+def test_read_labels_refuses_a_missing_or_empty_file(tmp_path):
     with pytest.raises(UserError, match="no table"):
         read_labels(tmp_path / "absent.csv")
     (tmp_path / "empty.csv").touch()
@@ -65,20 +65,20 @@ def test_a_missing_or_empty_file_is_refused(tmp_path):
         read_labels(tmp_path / "empty.csv")
 
 
-def test_the_test_set_has_no_incomplete_organ_column(write):
+def test_read_series_meta_accepts_the_test_table(write):
     series = pd.DataFrame(
         {"patient_id": ["1", "1"], "series_id": ["10", "11"], "aortic_hu": [200.5, -1024.0]}
     )
     assert read_series_meta(write(series)).series_id.tolist() == ["10", "11"]
 
 
-def test_an_unknown_finding_is_refused(write):
+def test_read_image_level_labels_refuses_an_unknown_finding(write):
     row = {"patient_id": "1", "series_id": "2", "instance_number": 3, "injury_name": "Liver"}
     with pytest.raises(UserError, match="unknown injury_name Liver"):
         read_image_level_labels(write(pd.DataFrame([row])))
 
 
-def test_probabilities_keep_series_and_fold(write):
+def test_read_probabilities_keeps_series_and_fold(write):
     predictions = draw_predictions(draw_labels(3)).assign(series_id=["7", "8", "9"], fold=[0, 1, 0], note="x")
     read = read_probabilities(write(predictions))
     assert read.columns[:3].tolist() == ["patient_id", "series_id", "fold"]
@@ -87,7 +87,7 @@ def test_probabilities_keep_series_and_fold(write):
 
 
 @needs_rsna_tables
-def test_the_competition_tables_are_read():
+def test_readers_accept_the_competition_tables():
     labels = read_labels(RSNA_TABLES / "train.csv")
     assert labels.shape == (3147, 1 + len(LABEL_COLUMNS))
     assert labels[["bowel_injury", "extravasation_injury", "any_injury"]].sum().tolist() == [64, 200, 855]

@@ -37,14 +37,14 @@ def measure(masks):
     return measures
 
 
-def test_a_slice_reaches_half_way_to_its_neighbours():
+def test_slice_thickness_reaches_half_way_to_the_neighbours():
     np.testing.assert_allclose(slice_thickness_mm(Z_MM), THICKNESS_MM)
     np.testing.assert_allclose(slice_thickness_mm(-5.0 * np.arange(7)), np.full(7, 5.0))
     np.testing.assert_allclose(slice_thickness_mm([3, 1]), [2, 2])
     assert slice_thickness_mm([]).tolist() == []
 
 
-def test_a_single_slice_needs_to_be_told_its_thickness():
+def test_slice_thickness_of_a_single_slice_must_be_given():
     with pytest.raises(ValueError, match="single slice"):
         slice_thickness_mm([7.0])
     assert slice_thickness_mm([7.0], 5).tolist() == [5.0]
@@ -52,12 +52,12 @@ def test_a_single_slice_needs_to_be_told_its_thickness():
 
 
 @pytest.mark.parametrize("z_mm", [[1, 2, 3], [3, 2, 2], [3, float("nan"), 1]])
-def test_positions_that_do_not_fall_are_refused(z_mm):
+def test_slice_thickness_refuses_positions_that_do_not_fall(z_mm):
     with pytest.raises(ValueError, match="must fall from head to feet"):
         slice_thickness_mm(z_mm)
 
 
-def test_a_voxel_is_a_pixel_of_the_slices_thickness():
+def test_voxel_volumes_are_pixels_times_thickness():
     np.testing.assert_allclose(voxel_volumes_ml(2.0, Z_MM), [0.008, 0.01, 0.026, 0.04])
     np.testing.assert_allclose(voxel_volumes_ml(0.5, [7.0], 4.0), [0.001])
 
@@ -78,7 +78,7 @@ def test_areas_are_pixels_times_the_area_of_one(masks):
     pd.testing.assert_frame_equal(slice_areas(iter(masks), 1.5, Z_MM), expected)  # which come once only
 
 
-def test_organs_are_measured_over_uneven_slices(masks):
+def test_organs_measures_uneven_slices(masks):
     organs = measure(masks).organs(2.0, Z_MM)
     assert organs["organ"].tolist() == list(ORGANS)
     liver, kidney = organs.iloc[0], organs.iloc[2]
@@ -92,14 +92,14 @@ def test_organs_are_measured_over_uneven_slices(masks):
     assert kidney[["left", "top", "right", "bottom"]].tolist() == [20, 0, 30, 20]
 
 
-def test_an_absent_organ_has_no_volume_and_no_place(masks):
+def test_organs_gives_an_absent_organ_no_volume_and_no_box(masks):
     organs = measure(masks).organs(2.0, Z_MM).set_index("organ")
     absent = organs.loc[["spleen", "right kidney", "bowel"]]
     assert absent["volume_ml"].tolist() == [0, 0, 0]
     assert absent[MISSING].isna().all(axis=None)
 
 
-def test_the_volume_is_the_sum_of_areas_times_thickness():
+def test_organ_volume_is_the_sum_of_areas_times_thickness():
     masks = np.random.default_rng(0).integers(0, 6, (4, 9, 9), dtype=np.uint8)
     measures = measure(masks)
     areas = measures.areas(0.7, Z_MM).iloc[:, 2:].to_numpy()
@@ -108,7 +108,7 @@ def test_the_volume_is_the_sum_of_areas_times_thickness():
 
 
 @pytest.mark.parametrize("shown", ["some organs", "no organ", "one slice", "no slice"])
-def test_tables_come_back_from_csv_as_they_were(tmp_path, masks, shown):
+def test_organ_tables_survive_csv(tmp_path, masks, shown):
     z_mm = Z_MM.astype(int)
     if shown == "no organ":
         masks = np.zeros_like(masks)
@@ -127,7 +127,7 @@ def test_tables_come_back_from_csv_as_they_were(tmp_path, masks, shown):
         pd.testing.assert_frame_equal(read_exact(tmp_path / "areas.csv"), areas, check_exact=True)
 
 
-def test_what_does_not_fit_the_slices_is_refused(masks):
+def test_organ_measures_refuse_other_numbers_of_slices(masks):
     measures = measure(masks)
     with pytest.raises(ValueError, match="shape"):
         measures.add(masks[0, :10])

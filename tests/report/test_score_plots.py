@@ -27,7 +27,7 @@ def exact() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @pytest.mark.parametrize("target", GROUPS)
-def test_the_best_predictions_of_a_target_lie_on_the_diagonal(exact, target):
+def test_calibration_points_of_the_best_predictions_lie_on_the_diagonal(exact, target):
     points = calibration_points(*exact, target)
     assert list(points) == [column.rsplit("_", 1)[1] for column in GROUPS[target][1:]]
     for mean, share in points.values():
@@ -35,16 +35,16 @@ def test_the_best_predictions_of_a_target_lie_on_the_diagonal(exact, target):
         assert mean[0] < 0.1 and mean[-1] > 0.7
 
 
-def test_the_best_predictions_of_any_injury_lie_on_the_diagonal(exact):
+def test_calibration_points_of_any_injury_lie_on_the_diagonal(exact):
     labels, predictions = exact
     injured = 1 - labels.liver_healthy
     truth = labels.assign(**{name: int(name.endswith("_healthy")) for name in COLUMNS})
     truth = truth.assign(liver_healthy=1 - injured, liver_low=injured)
     share = 1 - without_weights(predictions, "liver").liver_healthy
     weighted = ANY_INJURY_WEIGHT * share / (ANY_INJURY_WEIGHT * share + 1 - share)
-    told = predictions.assign(**{name: float(name.endswith("_healthy")) for name in COLUMNS})
-    told = told.assign(liver_healthy=1 - weighted, liver_low=weighted)
-    ((mean, found),) = calibration_points(truth, told, "any_injury").values()
+    predicted = predictions.assign(**{name: float(name.endswith("_healthy")) for name in COLUMNS})
+    predicted = predicted.assign(liver_healthy=1 - weighted, liver_low=weighted)
+    ((mean, found),) = calibration_points(truth, predicted, "any_injury").values()
     assert mean == pytest.approx(found, abs=0.03)
     assert mean[0] < 0.3 and mean[-1] > 0.9
 
@@ -55,7 +55,7 @@ def without_weights(predictions: pd.DataFrame, target: str) -> pd.DataFrame:
     return shares.div(shares.sum(axis=1), axis=0)
 
 
-def test_the_pictures_are_drawn(exact, tmp_path):
+def test_plot_scores_draws_four_pictures(exact, tmp_path):
     labels, predictions = (frame.iloc[:500] for frame in exact)
     paths = plot_scores(labels, predictions, tmp_path)
     assert [path.stem for path in paths] == ["roc", "precision_recall", "calibration", "confusion"]

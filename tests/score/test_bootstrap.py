@@ -10,7 +10,7 @@ from src.score.metric import LOSSES, loss_terms, score
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
 
-def test_counted_patients_score_as_repeated_rows_would():
+def test_average_by_counts_equals_repeated_rows():
     labels = draw_labels(30)
     predictions = draw_predictions(labels)
     drawn = np.random.default_rng(0).integers(0, 30, 30)
@@ -23,7 +23,7 @@ def test_counted_patients_score_as_repeated_rows_would():
     assert by_counts == pytest.approx([score(*repeated).losses[name] for name in LOSSES])
 
 
-def test_the_interval_holds_the_observed_score_and_widens_with_its_level():
+def test_bootstrap_score_widens_with_its_level():
     labels = draw_labels(200)
     predictions = draw_predictions(labels)
     narrow, wide = (bootstrap_score(labels, predictions, rounds=300, level=level) for level in (0.5, 0.95))
@@ -31,7 +31,7 @@ def test_the_interval_holds_the_observed_score_and_widens_with_its_level():
     assert wide.low < narrow.low < narrow.observed < narrow.high < wide.high
 
 
-def test_the_width_is_that_of_the_spread_over_fresh_patients():
+def test_bootstrap_score_is_as_wide_as_the_spread_over_new_patients():
     scores, widths = [], []
     for seed in range(60):
         labels = draw_labels(150, seed)
@@ -43,7 +43,7 @@ def test_the_width_is_that_of_the_spread_over_fresh_patients():
     assert np.mean(widths) == pytest.approx(expected, rel=0.3)
 
 
-def test_a_better_table_differs_below_zero_and_equal_ones_not_at_all():
+def test_bootstrap_difference_is_negative_for_the_better_table():
     labels = draw_labels(300)
     good, poor = draw_predictions(labels, skill=2.0), draw_predictions(labels, skill=0.5)
     difference = bootstrap_difference(labels, good, poor.iloc[::-1])
@@ -53,7 +53,7 @@ def test_a_better_table_differs_below_zero_and_equal_ones_not_at_all():
     assert (same.low, same.mean, same.high) == (0, 0, 0)
 
 
-def test_both_tables_are_scored_on_the_same_draws():
+def test_bootstrap_difference_is_paired():
     labels = draw_labels(200)
     predictions = draw_predictions(labels)
     slightly_worse = predictions.assign(liver_healthy=predictions.liver_healthy * 1.05)
@@ -62,14 +62,14 @@ def test_both_tables_are_scored_on_the_same_draws():
     assert paired.high - paired.low < 0.1 * (alone.high - alone.low)
 
 
-def test_the_seed_fixes_the_interval():
+def test_bootstrap_score_follows_from_its_seed():
     labels = draw_labels(50)
     predictions = draw_predictions(labels)
     assert bootstrap_score(labels, predictions, seed=3) == bootstrap_score(labels, predictions, seed=3)
     assert bootstrap_score(labels, predictions, seed=3) != bootstrap_score(labels, predictions, seed=4)
 
 
-def test_a_thousand_rounds_of_the_whole_competition_take_seconds():
+def test_bootstrap_difference_of_the_whole_competition_takes_seconds():
     labels = draw_labels(3147)
     good, poor = draw_predictions(labels), draw_predictions(labels, seed=2)
     began = time.perf_counter()

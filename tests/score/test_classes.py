@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, classification_report, roc_
 import score as score_script
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, GROUPS
-from src.score.classes import average_precision, class_means, class_metrics, roc_auc
+from src.score.classes import auc_per_grade, average_precision, class_means, class_metrics, roc_auc
 from src.score.prior import constant, weight_aware_prior
 from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
 
@@ -33,7 +33,7 @@ PREDICTED = patients(
 )
 
 
-def test_a_case_worked_by_hand():
+def test_class_metrics_of_a_case_worked_by_hand():
     table = class_metrics(LABELS, PREDICTED).set_index("class")
     bowel = table.loc["bowel_injury"]
     assert (bowel.positives, bowel.predicted) == (2, 2)
@@ -42,7 +42,7 @@ def test_a_case_worked_by_hand():
     assert (bowel.precision, bowel.recall, bowel.f1) == (0.5, 0.5, 0.5)
 
 
-def test_classes_that_nobody_or_everybody_has_are_left_out_of_the_means():
+def test_class_means_exclude_classes_of_no_or_every_patient():
     table = class_metrics(LABELS, PREDICTED)
     measured = table[table.recall.notna()]
     assert list(measured["class"]) == ["bowel_healthy", "bowel_injury"]
@@ -54,7 +54,7 @@ def test_classes_that_nobody_or_everybody_has_are_left_out_of_the_means():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_scikit_learn_on_random_data(seed):
+def test_class_metrics_equal_scikit_learn(seed):
     labels = draw_labels(80, seed)
     predictions = draw_predictions(labels, seed)
     table = class_metrics(labels, predictions.sample(frac=1, random_state=seed)).set_index("class")
@@ -83,7 +83,17 @@ def test_rankings_with_ties_equal_scikit_learn(levels):
     assert roc_auc(truth, ranking) == roc_auc_score(truth, ranking)
 
 
-def test_a_constant_prediction_has_the_prevalence_as_average_precision():
+def test_auc_per_grade_ranks_each_grade_against_healthy_patients():
+    labels = patients({}, {"liver_healthy": 0, "liver_low": 1}, {"liver_healthy": 0, "liver_high": 1})
+    predictions = labels.assign(liver_healthy=[0.5, 0.8, 0.1], liver_low=0.1, liver_high=[0.4, 0.1, 0.8])
+    auc = auc_per_grade(labels, predictions).set_index("injury")
+    assert auc.auc["liver_low"] == 0  # the low-grade patient is ranked below the healthy one
+    assert auc.auc["liver_high"] == 1
+    assert (auc.positives["liver_low"], auc.negatives["liver_low"]) == (1, 1)
+    assert math.isnan(auc.auc["kidney_low"])  # no patient has one
+
+
+def test_average_precision_of_a_constant_is_the_prevalence():
     labels = draw_labels(60)
     predicted = constant(weight_aware_prior(labels), labels.patient_id)
     table = class_metrics(labels, predicted)
@@ -91,14 +101,14 @@ def test_a_constant_prediction_has_the_prevalence_as_average_precision():
     assert class_means(table)["recall"] == pytest.approx(5 / 13)  # one class a target is always given
 
 
-def test_a_class_that_is_never_given_has_precision_0_and_counts():
+def test_precision_of_a_class_that_is_never_predicted_is_0():
     labels = draw_labels(60)
     healthy = class_metrics(labels, patients(*[{}] * 60).assign(patient_id=labels.patient_id))
     injuries = class_means(healthy, injuries_only=True)
     assert (injuries["precision"], injuries["recall"]) == (0, 0)
 
 
-def test_other_patients_are_refused():
+def test_class_metrics_refuse_other_patients():
     with pytest.raises(UserError, match="lack 1 of the 4 patients"):
         class_metrics(LABELS, PREDICTED.iloc[1:])
 
@@ -118,7 +128,7 @@ def test_score_prints_the_means_and_writes_them_as_json(tmp_path, capsys):
     assert line.split()[-5:] == [f"{value:.4f}" for value in means.values()]
 
 
-def test_score_says_which_classes_are_left_out(tmp_path, capsys):
+def test_score_names_the_excluded_classes(tmp_path, capsys):
     labels = draw_labels(40).assign(bowel_healthy=1, bowel_injury=0).drop(columns="any_injury")
     labels.to_csv(tmp_path / "labels.csv", index=False)
     as_submission(draw_predictions(labels)).to_csv(tmp_path / "submission.csv", index=False)

@@ -7,11 +7,8 @@ from sklearn.metrics import log_loss
 
 from src.core.errors import UserError
 from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS
-from src.data.labels import read_labels, read_probabilities
-from src.score.classes import auc_per_grade
 from src.score.metric import any_injury, normalise, score, weighted_log_loss
-from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
-from tests.helpers.score_frames import RSNA_TABLES, draw_labels, draw_predictions, needs_rsna_tables
+from tests.helpers.score_frames import draw_labels, draw_predictions
 
 HEALTHY = {column: float(column.endswith("_healthy")) for column in COLUMNS}
 
@@ -38,13 +35,13 @@ def official_score(labels: pd.DataFrame, predictions: pd.DataFrame) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_scikit_learn_on_random_data(seed):
+def test_score_equals_scikit_learn(seed):
     labels = draw_labels(60, seed)
     predictions = draw_predictions(labels, seed)
     assert score(labels, predictions).score == pytest.approx(official_score(labels, predictions), abs=1e-9)
 
 
-def test_a_hand_worked_case():
+def test_score_of_a_case_worked_by_hand():
     # One patient with a low-grade liver injury, one healthy; only the liver and the bowel are in doubt.
     labels = pd.concat([one_patient("1", liver_healthy=0, liver_low=1), one_patient("2")], ignore_index=True)
     predictions = pd.concat(
@@ -66,7 +63,7 @@ def test_a_hand_worked_case():
     ("column", "weight"),
     [("bowel_injury", 2), ("extravasation_injury", 6), ("spleen_low", 2), ("spleen_high", 4)],
 )
-def test_each_injury_has_its_weight(column, weight):
+def test_score_weighs_each_injury(column, weight):
     target = column.split("_")[0]
     injured = one_patient("1", **{f"{target}_healthy": 0, column: 1})
     labels = pd.concat([injured, one_patient("2")], ignore_index=True)
@@ -85,12 +82,12 @@ def test_any_injury_is_the_largest_injury_probability_after_normalisation():
     assert any_injury(normalise(predictions)) == pytest.approx([0.5])
 
 
-def test_a_certain_mistake_costs_the_logarithm_of_the_float64_epsilon():
+def test_weighted_log_loss_clips_at_the_float64_epsilon():
     truth, probabilities = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     assert weighted_log_loss(truth, probabilities, np.ones(1)) == pytest.approx(-np.log(np.finfo(float).eps))
 
 
-def test_rows_are_matched_by_patient_not_by_position():
+def test_score_matches_rows_by_patient():
     labels = draw_labels(30)
     predictions = draw_predictions(labels)
     shuffled = predictions.sample(frac=1, random_state=3)
@@ -125,60 +122,13 @@ def test_rows_are_matched_by_patient_not_by_position():
         (lambda frame: frame.drop(columns="patient_id"), "patient_id"),
     ],
 )
-def test_a_broken_rule_is_named_with_its_column_or_patient(change, message):
+def test_score_names_the_column_or_patient_of_a_broken_rule(change, message):
     labels = draw_labels(3)
     with pytest.raises(UserError, match=message):
         score(labels, change(draw_predictions(labels)))
 
 
-def test_labels_without_exactly_one_class_are_refused():
+def test_score_refuses_labels_without_exactly_one_class():
     labels = draw_labels(3)
     with pytest.raises(UserError, match="labels: spleen of patient 101"):
         score(labels.assign(spleen_healthy=[1, 0, 1], spleen_low=0, spleen_high=0), draw_predictions(labels))
-
-
-def test_auc_ranks_each_grade_against_healthy_patients_only():
-    labels = pd.concat(
-        [
-            one_patient("1"),
-            one_patient("2", liver_healthy=0, liver_low=1),
-            one_patient("3", liver_healthy=0, liver_high=1),
-        ]
-    )
-    predictions = labels.assign(liver_healthy=[0.5, 0.8, 0.1], liver_low=0.1, liver_high=[0.4, 0.1, 0.8])
-    auc = auc_per_grade(labels, predictions).set_index("injury")
-    assert auc.auc["liver_low"] == 0  # the low-grade patient is ranked below the healthy one
-    assert auc.auc["liver_high"] == 1
-    assert (auc.positives["liver_low"], auc.negatives["liver_low"]) == (1, 1)
-    assert np.isnan(auc.auc["kidney_low"])  # nobody has one
-
-
-def test_the_weight_aware_prior_is_the_best_constant_for_every_target():
-    labels = draw_labels(400, injury_rate=0.1)
-    best = score(labels, constant(weight_aware_prior(labels), labels.patient_id)).losses
-    for target, (healthy, *_) in GROUPS.items():
-        for factor in (0.9, 1.1):
-            other = weight_aware_prior(labels)
-            other[healthy] *= factor
-            assert score(labels, constant(other, labels.patient_id)).losses[target] > best[target]
-
-
-def test_the_prior_of_a_fold_knows_only_the_other_folds():
-    labels = draw_labels(40)
-    folds = pd.DataFrame({"patient_id": labels.patient_id, "fold": [0, 1] * 20})
-    prior = cross_fitted_prior(labels, folds, weight_aware_prior).set_index("patient_id")
-    others = weight_aware_prior(labels[folds.fold == 1])
-    assert prior.loc["100", list(COLUMNS)].to_numpy() == pytest.approx(others.to_numpy())
-
-
-@needs_rsna_tables
-def test_reference_scores_on_the_competition_labels():
-    labels = read_labels(RSNA_TABLES / "train.csv")
-    sample = read_probabilities(RSNA_TABLES / "sample_submission.csv")
-    for prediction, expected in (
-        (sample[list(COLUMNS)].iloc[0], 0.884),
-        (labels[list(COLUMNS)].mean(), 0.786),
-        (weight_aware_prior(labels), 0.609),
-        (raised_prior(labels), 0.579),
-    ):
-        assert round(score(labels, constant(prediction, labels.patient_id)).score, 3) == expected

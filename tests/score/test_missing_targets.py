@@ -52,7 +52,7 @@ def means(folder: Path, name: str) -> pd.DataFrame:
     return read(folder, name).groupby("patient_id")[list(COLUMNS)].mean().reset_index()
 
 
-def test_a_target_is_averaged_over_the_tables_that_tell_it(study, capsys):
+def test_score_averages_a_target_over_the_tables_that_predict_it(study, capsys):
     folder, labels, _ = study
     report = run(folder, "all liver")
     everything, liver = means(folder, "all"), means(folder, "liver")
@@ -62,7 +62,7 @@ def test_a_target_is_averaged_over_the_tables_that_tell_it(study, capsys):
     assert "liver.csv has no bowel, extravasation, kidney, spleen: they come" in capsys.readouterr().out
 
 
-def test_alone_a_table_of_few_targets_gets_the_prior_in_the_others(study):
+def test_score_fills_missing_targets_of_a_table_alone_with_the_prior(study):
     folder, labels, folds = study
     second = run(folder, "all liver")["tables"][1]
     prior = cross_fitted_prior(labels, folds, weight_aware_prior).set_index("patient_id")
@@ -71,7 +71,7 @@ def test_alone_a_table_of_few_targets_gets_the_prior_in_the_others(study):
     assert second["losses"] == pytest.approx(score(labels, alone).losses)
 
 
-def test_what_no_table_tells_gets_the_prior_of_the_other_folds_and_it_is_said(study, capsys):
+def test_score_fills_targets_that_all_tables_lack_and_says_so(study, capsys):
     folder, labels, folds = study
     report = run(folder, "liver")
     prior = cross_fitted_prior(labels, folds, weight_aware_prior)
@@ -81,14 +81,7 @@ def test_what_no_table_tells_gets_the_prior_of_the_other_folds_and_it_is_said(st
     assert "no table has bowel, extravasation, kidney, spleen: the prior" in capsys.readouterr().out
 
 
-def test_two_tables_may_share_the_targets_between_them(study):
-    folder, labels, _ = study
-    report = run(folder, "liver others")
-    both = means(folder, "others").assign(**means(folder, "liver")[LIVER])
-    assert report["losses"] == pytest.approx(score(labels, both).losses)
-
-
-def test_without_folds_there_is_no_prior_to_stand_in(study):
+def test_score_needs_folds_to_fill_missing_targets(study):
     folder, *_ = study
     read(folder, "liver").drop(columns="fold").to_csv(folder / "bare.csv", index=False)
     with pytest.raises(UserError, match=r"no table predicts bowel, .* needs folds: give --folds"):
@@ -109,7 +102,7 @@ def test_a_target_that_is_empty_in_some_rows_is_refused_in_one_line(study):
 
 
 @pytest.mark.parametrize("tables", ["all liver", "liver others", "liver"])
-def test_what_is_fitted_is_what_is_scored(study, tables):
+def test_fit_adjusts_what_is_scored(study, tables):
     folder, labels, folds = study
     post = folder / "post.json"
     report = run(folder, tables, "--fit", str(post))
@@ -127,7 +120,7 @@ def test_what_is_fitted_is_what_is_scored(study, tables):
     assert score(labels, fitted).score < report["score"]
 
 
-def test_a_patient_without_series_is_scored_with_the_prior_and_keeps_it_through_a_fit(study):
+def test_fit_leaves_the_prior_of_a_patient_without_series(study):
     folder, labels, folds = study
     prior = cross_fitted_prior(labels, folds, weight_aware_prior)
     for name in ("all", "liver"):
@@ -140,7 +133,7 @@ def test_a_patient_without_series_is_scored_with_the_prior_and_keeps_it_through_
     report = run(folder, "all liver", "--fit", str(post))
     assert report["patients"] == 300
     assert json.loads(post.read_text())["about"]["patients"] == 299
-    # the fit moved everybody else: were he moved too, the scores would be another patient's
+    # the patient without a series takes no part in the fit: without the patient, the numbers are equal
     without = [read(folder, name).query("patient_id != '107'") for name in ("all", "liver")]
     for name, table in zip(("a", "l"), without, strict=True):
         table.to_csv(folder / f"{name}.csv", index=False)

@@ -48,7 +48,7 @@ def raw_score(labels: pd.DataFrame, rows: PatientRows) -> float:
 
 @pytest.mark.parametrize("is_frozen", [False, True])
 @pytest.mark.parametrize("tables", ["case", "few"])
-def test_the_objective_is_the_score_and_its_gradient_the_slope(request, tables, is_frozen):
+def test_objective_equals_the_score_and_its_gradient_the_slope(request, tables, is_frozen):
     labels, rows = request.getfixturevalue(tables)
     objective = PostObjective(labels, rows, EVERYTHING)
     vector = objective.start + np.random.default_rng(0).uniform(0.05, 0.3, len(objective.start))
@@ -62,7 +62,7 @@ def test_the_objective_is_the_score_and_its_gradient_the_slope(request, tables, 
     assert objective(vector)[1] == pytest.approx(np.array(slopes), abs=1e-8)
 
 
-def test_a_probability_of_zero_costs_what_it_costs_in_the_metric(case):
+def test_objective_clips_probabilities_as_the_metric_does(case):
     labels, rows = case
     mean = rows.mean.copy()
     injured = int(np.flatnonzero(labels.liver_high)[0])
@@ -74,7 +74,7 @@ def test_a_probability_of_zero_costs_what_it_costs_in_the_metric(case):
     assert score(labels, hard.apply(post)).score < raw_score(labels, hard) - 0.02
 
 
-def test_only_what_is_named_is_changed(case):
+def test_fit_post_changes_the_named_parts_only(case):
     labels, rows = case
     joined = fit_post(labels, rows, Parts(joining=True))
     assert set(joined.temperature.values()) == set(joined.multipliers.values()) == {1.0}
@@ -84,7 +84,7 @@ def test_only_what_is_named_is_changed(case):
     assert fit_post(labels, rows, Parts()) == PostProcessing.identity(2)
 
 
-def test_a_known_distortion_is_undone():
+def test_fit_post_undoes_a_known_distortion():
     labels = draw_labels(3000, injury_rate=0.2)
     exact = PatientRows.read(simulate_tables(labels, [EXACT]), labels.patient_id)
     factor = {**dict.fromkeys(INJURIES, 1.0), "bowel_injury": 0.25}
@@ -98,7 +98,7 @@ def test_a_known_distortion_is_undone():
     assert found.temperature["kidney"] == pytest.approx(1.0, rel=0.2)
 
 
-def test_the_better_table_gets_the_larger_weight(case):
+def test_fit_post_gives_the_better_table_the_larger_weight(case):
     labels, rows = case
     alone = [PatientRows(rows.patient_ids, rows.mean[[k]], rows.most_injured[[k]]) for k in (0, 1)]
     assert raw_score(labels, alone[0]) < raw_score(labels, alone[1])
@@ -106,13 +106,13 @@ def test_the_better_table_gets_the_larger_weight(case):
     assert weights[0] > weights[1]
 
 
-def test_tables_that_lack_targets_are_fitted_too(few):
+def test_fit_post_gains_on_tables_with_missing_targets(few):
     labels, rows = few
     post = fit_post(labels, rows, EVERYTHING)
     assert score(labels, rows.apply(post)).score < raw_score(labels, rows) - 0.02
 
 
-def test_a_table_that_others_need_keeps_a_weight(case):
+def test_fit_post_keeps_a_table_that_alone_predicts_a_target(case):
     labels, rows = case
     mean = np.stack([rows.mean[0], np.roll(rows.mean[1], 1, axis=0)])  # says nothing of the patients
     mean[0][:, 2] = np.nan
@@ -121,7 +121,7 @@ def test_a_table_that_others_need_keeps_a_weight(case):
 
 
 @pytest.mark.slow
-def test_cross_fitting_gains_on_overconfident_tables(case):
+def test_cross_fit_gains_on_overconfident_tables(case):
     labels, rows = case
     fitted = cross_fit(labels, rows, pd.Series(deal_folds(labels, 5)))
     assert fitted.predictions.patient_id.tolist() == labels.patient_id.tolist()
@@ -131,7 +131,7 @@ def test_cross_fitting_gains_on_overconfident_tables(case):
     assert on_all < score(labels, fitted.predictions).score
 
 
-def test_what_is_best_already_is_left_alone():
+def test_select_and_fit_leaves_the_best_predictions_alone():
     labels = draw_labels(400, injury_rate=0.2)
     exact = PatientRows.read(simulate_tables(labels, [EXACT]), labels.patient_id)
     best = exact.apply(fit_post(labels, exact, EVERYTHING))
@@ -139,7 +139,7 @@ def test_what_is_best_already_is_left_alone():
     assert select_and_fit(labels, rows) == PostProcessing.identity(1)
 
 
-def test_a_fold_is_adjusted_by_the_others_alone(case, monkeypatch):
+def test_cross_fit_adjusts_a_fold_by_the_others_alone(case, monkeypatch):
     labels, rows = case
     folds = pd.Series(deal_folds(labels, 4))
     fitted_to, plain = [], postfit.select_and_fit
@@ -156,7 +156,7 @@ def test_a_fold_is_adjusted_by_the_others_alone(case, monkeypatch):
 
 
 @pytest.mark.slow
-def test_labels_of_a_fold_do_not_reach_its_own_predictions(case):
+def test_cross_fit_ignores_the_labels_of_the_adjusted_fold(case):
     labels, rows = case
     folds = pd.Series(deal_folds(labels, 5))
     is_own = (folds == 2).to_numpy()
@@ -168,12 +168,12 @@ def test_labels_of_a_fold_do_not_reach_its_own_predictions(case):
     assert not before[~is_own].equals(after[~is_own])
 
 
-def test_a_patient_on_both_sides_is_caught():
+def test_refuse_shared_patients_names_the_patient():
     with pytest.raises(UserError, match="patient 7 would be adjusted by a fit on the same patient"):
         refuse_shared_patients(pd.Series(["5", "7"]), pd.Series(["7", "9"]))
 
 
-def test_a_leaky_selection_is_caught(case, monkeypatch):
+def test_cross_fit_refuses_a_leak(case, monkeypatch):
     labels, rows = case
     select = PatientRows.select
 
@@ -188,20 +188,20 @@ def test_a_leaky_selection_is_caught(case, monkeypatch):
         cross_fit(labels, rows, pd.Series(deal_folds(labels, 5)))
 
 
-def test_too_few_positives_are_refused():
+def test_cross_fit_refuses_too_few_positives():
     labels = draw_labels(60, injury_rate=0.2)
     rows = PatientRows.read(simulate_tables(labels, [NoiseModel()]), labels.patient_id)
     with pytest.raises(UserError, match=r"too few positives to fit on: \w+ has \d patients outside fold 0"):
         cross_fit(labels, rows, pd.Series(deal_folds(labels, 5)))
 
 
-def test_one_fold_is_not_enough(case):
+def test_cross_fit_refuses_a_single_fold(case):
     labels, rows = case
     with pytest.raises(UserError, match="at least two"):
         cross_fit(labels, rows, pd.Series(np.zeros(len(labels))))
 
 
-def test_folds_are_dealt_evenly():
+def test_deal_folds_balances_injuries():
     labels = draw_labels(203, injury_rate=0.1)
     folds = deal_folds(labels, 5)
     assert np.bincount(folds).tolist() == [41, 41, 41, 40, 40]
@@ -213,7 +213,7 @@ def test_folds_are_dealt_evenly():
 @pytest.mark.slow
 @needs_rsna_tables
 @pytest.mark.parametrize("models", [[EXACT], [NoiseModel(), NoiseModel(model=0.8)]], ids=["exact", "noisy"])
-def test_the_competitions_labels_are_never_scored_worse(models):
+def test_cross_fit_never_worsens_the_competition_labels(models):
     labels = read_labels(RSNA_TABLES / "train.csv")
     rows = PatientRows.read(simulate_tables(labels, models), labels.patient_id)
     fitted = cross_fit(labels, rows, pd.Series(deal_folds(labels, 5)))

@@ -34,7 +34,7 @@ def adjusted(rows: list[dict[str, float]], ids: list[str], **numbers) -> pd.Seri
     return PatientRows.read([table], pd.Series(ids[:1])).apply(PostProcessing((1.0,), **numbers)).iloc[0]
 
 
-def test_the_identity_is_the_plain_mean_of_series_and_tables():
+def test_identity_is_the_plain_mean_of_series_and_tables():
     labels = draw_labels(40)
     tables = [
         pd.concat([draw_predictions(labels, seed), draw_predictions(labels, seed + 9).iloc[::2]])
@@ -60,7 +60,7 @@ def test_series_max_leaves_patients_of_one_series_alone():
     pd.testing.assert_series_equal(adjusted(one, ["7"], series_max=1.0), adjusted(one, ["7"]))
 
 
-def test_weights_mix_the_tables():
+def test_apply_mixes_tables_by_their_weights():
     tables = [pd.DataFrame([patient(bowel=(1 - p, p))]).assign(patient_id="7") for p in (0.2, 0.6)]
     rows = PatientRows.read(tables, pd.Series(["7"]))
     mixed = rows.apply(PostProcessing((0.75, 0.25))).iloc[0]
@@ -91,7 +91,7 @@ def test_any_injury_raises_the_most_injured_target_towards_independence():
         assert any_injury(after.to_frame().T)[0] == pytest.approx(raised)
 
 
-def test_a_certain_answer_stays_finite():
+def test_apply_keeps_probabilities_of_0_and_1_finite():
     certain = [patient(bowel=(1.0, 0.0), liver=(0.0, 0.0, 1.0))]
     row = adjusted(certain, ["7"], temperature=dict.fromkeys(GROUPS, 0.1), any_injury=0.5, series_max=0.3)
     values = row[list(COLUMNS)].astype(float)
@@ -99,17 +99,17 @@ def test_a_certain_answer_stays_finite():
     assert all(values[list(columns)].sum() == pytest.approx(1) for columns in GROUPS.values())
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_read_post_reads_what_write_post_wrote(tmp_path):
     post = PostProcessing(
         (0.25, 0.75), 0.5, {**ONES, "liver": 0.8}, {**dict.fromkeys(INJURIES, 1.0), "liver_low": 2.0}, 0.3
     )
     tables = ("runs/a/oof_series.csv", "runs/b/oof_series.csv")
     write_post(post, tmp_path / "post.json", tables, patients=7)
     assert read_post(tmp_path / "post.json") == replace(post, tables=tables)
-    told = json.loads((tmp_path / "post.json").read_text())
-    assert told["tables"] == list(tables)
-    del told["tables"]  # as another program may write it
-    (tmp_path / "post.json").write_text(json.dumps(told))
+    content = json.loads((tmp_path / "post.json").read_text())
+    assert content["tables"] == list(tables)
+    del content["tables"]  # as another program may write it
+    (tmp_path / "post.json").write_text(json.dumps(content))
     assert read_post(tmp_path / "post.json") == post
 
 
@@ -128,7 +128,7 @@ def test_what_is_written_is_read_again(tmp_path):
         ({"temperature": None}, "values of another kind"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, change, message):
+def test_read_post_refuses_a_damaged_file(tmp_path, change, message):
     path = tmp_path / "post.json"
     write_post(PostProcessing.identity(2), path, ["A", "B"])
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, change, mes
         read_post(path)
 
 
-def test_another_number_of_runs_is_refused():
+def test_require_runs_refuses_another_number_of_runs():
     labels = draw_labels(10)
     rows = PatientRows.read([draw_predictions(labels)], labels.patient_id)
     with pytest.raises(UserError, match="fitted on 2 tables or runs, there are 1"):
@@ -150,7 +150,7 @@ def fitted() -> PostProcessing:
     return PostProcessing((0.5, 0.3, 0.2), tables=tables)
 
 
-def test_the_same_runs_in_another_order_are_refused_with_the_right_one(fitted):
+def test_require_runs_refuses_another_order(fitted):
     with pytest.raises(UserError, match=r"in another order .*: give --models runs/cls/second a/plus v2$"):
         fitted.require_runs([Path("a/plus"), Path("v2"), Path("runs/cls/second")])
     with pytest.raises(UserError, match="fitted on 3 tables or runs, there are 2"):
@@ -167,11 +167,11 @@ def test_the_same_runs_in_another_order_are_refused_with_the_right_one(fitted):
     ],
     ids=["as fitted", "written otherwise", "in a bundle", "renamed"],
 )
-def test_the_same_order_and_other_names_are_accepted(fitted, runs):
+def test_require_runs_accepts_the_same_order_and_other_names(fitted, runs):
     fitted.require_runs([Path(run) for run in runs])
 
 
-def test_runs_of_one_name_and_tables_of_no_folder_tell_nothing_of_their_order():
+def test_require_runs_accepts_equal_names_and_tables_without_folder():
     alike = PostProcessing((0.5, 0.5), tables=("a/run/oof.csv", "b/run/oof.csv"))
     alike.require_runs([Path("b/run"), Path("a/run")])
     alone = PostProcessing((0.5, 0.5), tables=("a.csv", "b.csv"))

@@ -24,7 +24,7 @@ def predictions() -> pd.DataFrame:
     return as_submission(draw_predictions(draw_labels(4)))
 
 
-def test_a_patients_series_are_averaged():
+def test_combine_series_averages_the_series_of_a_patient():
     rows = draw_predictions(draw_labels(3)).assign(
         patient_id=["1", "2", "1"], series_id=["a", "b", "c"], fold=[0, 1, 0]
     )
@@ -35,20 +35,20 @@ def test_a_patients_series_are_averaged():
     assert combined.liver_high[1] == rows.liver_high[1]
 
 
-def test_a_failed_series_is_not_averaged_away():
+def test_combine_series_refuses_a_failed_series():
     rows = draw_predictions(draw_labels(2)).assign(patient_id="1", liver_high=[0.5, np.nan])
     with pytest.raises(UserError, match="liver_high of patient 1 is not a finite number"):
         combine_series(rows)
 
 
-def test_a_target_that_is_empty_in_some_rows_is_refused():
+def test_combine_series_refuses_a_target_empty_in_some_rows():
     rows = draw_predictions(draw_labels(2)).assign(patient_id=["1", "2"])
     rows.loc[1, list(GROUPS["liver"])] = np.nan
     with pytest.raises(UserError, match="liver_healthy of patient 2 is not a finite number"):
         combine_series(rows)
 
 
-def test_a_target_that_is_empty_in_all_rows_stays_empty():
+def test_combine_series_keeps_missing_targets_empty():
     rows = draw_predictions(draw_labels(3)).assign(patient_id=["1", "2", "1"])
     combined = combine_series(rows.assign(**dict.fromkeys(GROUPS["liver"], np.nan)))
     pd.testing.assert_frame_equal(combined[list(OTHERS)], combine_series(rows)[list(OTHERS)])
@@ -59,13 +59,13 @@ def test_a_target_that_is_empty_in_all_rows_stays_empty():
         combine_series(rows.assign(liver_low=np.nan))
 
 
-def test_a_patient_in_two_folds_is_refused():
+def test_combine_series_refuses_a_patient_in_two_folds():
     rows = draw_predictions(draw_labels(2)).assign(patient_id="1", fold=[0, 1])
     with pytest.raises(UserError, match="patient 1 is in more than one fold"):
         combine_series(rows)
 
 
-def test_tables_are_averaged_by_patient_whatever_their_order(predictions):
+def test_combine_tables_averages_by_patient_in_any_order(predictions):
     other = as_submission(draw_predictions(draw_labels(4), seed=9))
     combined = combine_tables(
         [predictions, other.iloc[::-1].reset_index(drop=True).assign(fold=[3, 2, 1, 0])]
@@ -75,7 +75,7 @@ def test_tables_are_averaged_by_patient_whatever_their_order(predictions):
     assert combined.fold.tolist() == [0, 1, 2, 3]
 
 
-def test_each_target_is_averaged_over_the_tables_that_tell_it(predictions):
+def test_combine_tables_averages_a_target_over_tables_that_predict_it(predictions):
     few = predictions.assign(**dict.fromkeys(OTHERS, np.nan), liver_low=1.0)
     combined = combine_tables([few, predictions, few])
     pd.testing.assert_frame_equal(combined[list(OTHERS)], predictions[list(OTHERS)])
@@ -83,14 +83,14 @@ def test_each_target_is_averaged_over_the_tables_that_tell_it(predictions):
     assert missing_targets(combine_tables([few, few])) == ("bowel", "extravasation", "kidney", "spleen")
 
 
-def test_a_gap_in_one_table_is_not_filled_by_another(predictions):
+def test_combine_tables_refuses_a_gap_in_one_table(predictions):
     gap = predictions.copy()
     gap.loc[2, list(GROUPS["liver"])] = np.nan
     with pytest.raises(UserError, match="liver_healthy of patient 102 is not a finite number"):
         combine_tables([predictions, gap])
 
 
-def test_a_row_may_lack_a_series_but_not_a_patient(tmp_path, predictions):
+def test_read_probabilities_accepts_an_empty_series_but_no_empty_patient(tmp_path, predictions):
     table = predictions.assign(series_id=["007", None, "8", "9"])
     table.to_csv(tmp_path / "oof.csv", index=False)
     assert read_probabilities(tmp_path / "oof.csv").series_id.tolist() == ["007", "", "8", "9"]
@@ -99,7 +99,7 @@ def test_a_row_may_lack_a_series_but_not_a_patient(tmp_path, predictions):
         read_probabilities(tmp_path / "oof.csv")
 
 
-def test_tables_of_different_patients_or_folds_are_refused(predictions):
+def test_combine_tables_refuses_other_patients_or_folds(predictions):
     with pytest.raises(
         UserError, match="other tables lack 1 of the 4 patients of the first table, the first is 103"
     ):
@@ -108,7 +108,7 @@ def test_tables_of_different_patients_or_folds_are_refused(predictions):
         combine_tables([predictions.assign(fold=0), predictions.assign(fold=[0, 0, 1, 0])])
 
 
-def test_a_written_submission_has_the_samples_order_and_exact_values(tmp_path, sample, predictions):
+def test_write_submission_keeps_the_samples_order_and_exact_values(tmp_path, sample, predictions):
     shuffled = predictions.iloc[::-1].assign(fold=0)[["fold", *reversed(predictions.columns)]]
     write_submission(shuffled, sample, tmp_path / "submission.csv")
     pd.testing.assert_frame_equal(read_probabilities(tmp_path / "submission.csv"), predictions)
@@ -132,13 +132,13 @@ def test_a_written_submission_has_the_samples_order_and_exact_values(tmp_path, s
         (lambda frame: frame.assign(bowel_healthy=0.0, bowel_injury=0.0), "at least one value above 0"),
     ],
 )
-def test_an_invalid_submission_is_refused(sample, predictions, change, message):
+def test_validate_submission_refuses_every_fault(sample, predictions, change, message):
     validate_submission(predictions, sample)
     with pytest.raises(UserError, match=message):
         validate_submission(change(predictions), sample)
 
 
-def test_an_invalid_submission_leaves_no_file(tmp_path, sample, predictions):
+def test_write_submission_leaves_no_invalid_file(tmp_path, sample, predictions):
     with pytest.raises(UserError, match="not a finite number"):
         write_submission(predictions.assign(liver_low=np.nan), sample, tmp_path / "submission.csv")
     assert list(tmp_path.iterdir()) == []

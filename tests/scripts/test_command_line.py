@@ -36,40 +36,40 @@ def refusal(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("script", VALID)
-def test_an_unknown_option(refusal, script):
+def test_unknown_option_is_refused(refusal, script):
     assert "unknown option --learn" in refusal(script, "--learn 3")
 
 
 @pytest.mark.parametrize("script", VALID)
-def test_an_abbreviated_option(refusal, script):
+def test_abbreviated_option_is_refused(refusal, script):
     first = VALID[script].split()[0]
     assert f"did you mean {first}?" in refusal(script, f"{first[:-1]} x")
 
 
 @pytest.mark.parametrize("script", VALID)
-def test_a_misspelt_key_of_a_preset(refusal, script, tmp_path):
+def test_misspelt_key_of_a_preset_is_refused(refusal, script, tmp_path):
     (tmp_path / "preset.yaml").write_text("outputt: 3\n")
     assert "preset.yaml: unknown option outputt" in refusal(script, f"--config {tmp_path}/preset.yaml")
 
 
 @pytest.mark.parametrize("script", INPUT)
-def test_a_missing_folder(refusal, script, tmp_path):
+def test_missing_folder_is_refused(refusal, script, tmp_path):
     assert "no folder" in refusal(script, **{INPUT[script]: tmp_path / "nowhere"})
 
 
 @pytest.mark.parametrize("script", INPUT)
-def test_an_empty_folder(refusal, script, tmp_path):
+def test_empty_folder_is_refused(refusal, script, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "empty" in refusal(script, **{INPUT[script]: tmp_path / "empty"})
 
 
 @pytest.mark.parametrize("script", ["train_cls", "score"])
-def test_labels_that_are_missing(refusal, script, tmp_path):
+def test_missing_labels_are_refused(refusal, script, tmp_path):
     assert "no table" in refusal(script, labels=tmp_path / "nothing.csv")
 
 
 @pytest.mark.parametrize("table", ["labels", "folds"])
-def test_labels_or_folds_that_miss_a_patient(refusal, tiny, tmp_path, table):
+def test_labels_or_folds_without_a_patient_are_refused(refusal, tiny, tmp_path, table):
     lines = Path(getattr(tiny, table)).read_text().splitlines()
     (tmp_path / "short.csv").write_text("\n".join(lines[:-1]) + "\n")
     assert "short.csv has no" in refusal("train_cls", **{table: tmp_path / "short.csv"})

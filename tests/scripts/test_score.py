@@ -44,7 +44,7 @@ def run(folder: Path, *arguments: str) -> dict:
     return json.loads((folder / "score.json").read_text())
 
 
-def test_the_json_holds_the_metric_overall_and_by_fold(study):
+def test_score_writes_the_metric_overall_and_by_fold(study):
     folder, labels, folds, mean = study
     report = run(folder, "--oof", "oof.csv")
     expected = score(labels, mean)
@@ -58,7 +58,7 @@ def test_the_json_holds_the_metric_overall_and_by_fold(study):
     assert report["auc"]["liver_low"]["positives"] == labels.liver_low.sum()
 
 
-def test_the_prior_is_fitted_on_the_other_folds_and_compared(study):
+def test_score_compares_with_priors_of_the_other_folds(study):
     folder, labels, folds, _ = study
     report = run(folder, "--oof", "oof.csv", "--level", "0.8")
     prior = score(labels, cross_fitted_prior(labels, folds, weight_aware_prior)).score
@@ -69,7 +69,7 @@ def test_the_prior_is_fitted_on_the_other_folds_and_compared(study):
     assert report["difference"]["low"] < report["difference"]["mean"] < report["difference"]["high"]
 
 
-def test_several_series_and_several_tables_are_averaged(study):
+def test_score_averages_series_and_tables(study):
     folder, *_ = study
     by_series, by_patient = run(folder, "--oof", "oof_series.csv"), run(folder, "--oof", "oof.csv")
     both = run(folder, "--oof", "oof_series.csv", "oof.csv")
@@ -77,7 +77,7 @@ def test_several_series_and_several_tables_are_averaged(study):
     assert both["score"] == pytest.approx(by_patient["score"])
 
 
-def test_a_table_without_folds_is_scored_overall(study, capsys):
+def test_score_of_a_table_without_folds_is_overall_only(study, capsys):
     folder, labels, _, mean = study
     mean.drop(columns="fold").to_csv(folder / "other_kit.csv", index=False)
     report = run(folder, "--oof", "other_kit.csv")
@@ -87,7 +87,7 @@ def test_a_table_without_folds_is_scored_overall(study, capsys):
     assert len(run(folder, "--oof", "other_kit.csv", "--folds", "folds.csv")["folds"]) == 4
 
 
-def test_a_run_of_one_fold_is_scored_on_that_fold_and_says_so(study, capsys):
+def test_score_of_one_fold_counts_its_patients_only(study, capsys):
     folder, _, _, mean = study
     mean[mean.fold == 1].to_csv(folder / "fold1.csv", index=False)
     report = run(folder, "--oof", "fold1.csv", "--folds", "folds.csv")
@@ -96,14 +96,14 @@ def test_a_run_of_one_fold_is_scored_on_that_fold_and_says_so(study, capsys):
     assert "difference" in report
 
 
-def test_a_patient_missing_inside_a_fold_is_an_error(study):
+def test_score_refuses_a_fold_with_a_missing_patient(study):
     folder, _, _, mean = study
     mean[mean.fold == 1].iloc[:-1].to_csv(folder / "gap.csv", index=False)
     with pytest.raises(UserError, match="the predictions lack 1 of the 10 patients"):
         run(folder, "--oof", "gap.csv", "--folds", "folds.csv")
 
 
-def test_a_submission_is_scored_beside_the_prior_of_the_training_labels(study):
+def test_score_of_a_submission_compares_with_the_training_prior(study):
     folder, labels, _, mean = study
     as_submission(mean).to_csv(folder / "submission.csv", index=False)
     draw_labels(80, seed=3).to_csv(folder / "train.csv", index=False)
@@ -113,7 +113,7 @@ def test_a_submission_is_scored_beside_the_prior_of_the_training_labels(study):
     assert report["difference"]["high"] < 0
 
 
-def test_patients_of_one_and_of_several_series_are_scored_apart(study, capsys):
+def test_score_separates_patients_of_one_and_several_series(study, capsys):
     folder, labels, _, mean = study
     groups = run(folder, "--oof", "oof_series.csv")["series"]
     several = labels.patient_id.iloc[::2]
@@ -124,7 +124,7 @@ def test_patients_of_one_and_of_several_series_are_scored_apart(study, capsys):
     assert run(folder, "--oof", "oof.csv")["series"] == {}
 
 
-def test_several_runs_stand_side_by_side(study):
+def test_score_compares_every_table_with_the_first(study):
     folder, labels, folds, mean = study
     other = draw_predictions(labels, seed=9, skill=2.0).merge(folds)
     other.to_csv(folder / "other.csv", index=False)
@@ -136,7 +136,7 @@ def test_several_runs_stand_side_by_side(study):
     assert second["difference"]["low"] < observed < second["difference"]["high"]
 
 
-def test_tables_of_other_folds_are_averaged_without_folds(study, capsys):
+def test_score_drops_folds_that_differ_between_tables(study, capsys):
     folder, _, _, mean = study
     mean.assign(fold=3 - mean.fold).to_csv(folder / "other_folds.csv", index=False)
     report = run(folder, "--oof", "oof.csv", "other_folds.csv")
@@ -145,7 +145,7 @@ def test_tables_of_other_folds_are_averaged_without_folds(study, capsys):
 
 
 @pytest.mark.parametrize("with_folds", [True, False])
-def test_a_fit_reports_raw_and_cross_fitted_scores_and_writes_its_numbers(tmp_path, capsys, with_folds):
+def test_fit_reports_raw_and_cross_fitted_scores(tmp_path, capsys, with_folds):
     labels = draw_labels(300)
     labels.to_csv(tmp_path / "labels.csv", index=False)
     for name, seed in (("a.csv", 1), ("b.csv", 2)):
@@ -163,14 +163,14 @@ def test_a_fit_reports_raw_and_cross_fitted_scores_and_writes_its_numbers(tmp_pa
     assert "Post-processing, every fold by a fit to the others" in capsys.readouterr().out
 
 
-def test_too_few_positives_for_a_fit_leave_no_file(study):
+def test_fit_with_too_few_positives_leaves_no_file(study):
     folder, *_ = study
     with pytest.raises(UserError, match="too few positives to fit on"):
         run(folder, "--oof", "oof.csv", "--fit", str(folder / "post.json"))
     assert not (folder / "post.json").exists()
 
 
-def test_plots_are_drawn_of_what_is_scored(study):
+def test_plots_are_drawn(study):
     folder, *_ = study
     run(folder, "--oof", "oof.csv", "--plots", str(folder / "plots"), "--rounds", "10")
     names = ("roc", "precision_recall", "calibration", "confusion")
@@ -212,7 +212,7 @@ def edit(folder: Path, name: str, change) -> None:
         ),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(study, name, change, message):
+def test_score_refuses_tables_that_do_not_fit(study, name, change, message):
     folder, *_ = study
     edit(folder, name, change)
     with pytest.raises(UserError, match=message):
@@ -229,7 +229,7 @@ def test_tables_that_do_not_fit_are_refused(study, name, change, message):
         ),
     ],
 )
-def test_folds_that_do_not_fit_are_refused(study, change, message):
+def test_score_refuses_folds_that_do_not_fit(study, change, message):
     folder, *_ = study
     edit(folder, "folds.csv", change)
     with pytest.raises(UserError, match=message):
@@ -251,13 +251,13 @@ def test_folds_that_do_not_fit_are_refused(study, change, message):
         ["--labels", "labels.csv", "--oof", "oof.csv", "--fit", "labels.csv/post.json"],
     ],
 )
-def test_a_mistake_is_refused_before_anything_is_scored(study, monkeypatch, arguments):
+def test_score_refuses_wrong_options(study, monkeypatch, arguments):
     monkeypatch.chdir(study[0])
     with pytest.raises(UserError):
         score_script.main(arguments)
 
 
-def test_a_mistake_ends_in_one_line_and_status_2(study):
+def test_score_ends_a_mistake_in_one_line_and_status_2(study):
     command = [sys.executable, str(SCRIPT), "--labels", "absent.csv", "--oof", "oof.csv"]
     finished = subprocess.run(command, cwd=study[0], capture_output=True, text=True, check=False)
     assert finished.returncode == 2
