@@ -48,6 +48,7 @@ def assert_same_weights(one: Path, two: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_train_seg_learns_the_organs_and_scores_the_held_out_patient(tmp_path):
     data = write_organ_set(tmp_path / "set", series=6, labelled=4)
     changes = ("--steps", "100", "--lr", "5e-3", "--ema-decay", "0.9", "--leave-out", "13")
