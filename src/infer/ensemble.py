@@ -60,9 +60,10 @@ class Member:
     """on the CPU, averaged"""
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> list[int]:
         """Which of the 13 it predicts."""
-        return COLUMNS if self.second_level else self.networks[0][1].columns
+        names = COLUMNS if self.second_level else self.networks[0][1].columns
+        return [COLUMNS.index(name) for name in names]
 
     @property
     def prior(self) -> dict[str, float]:
@@ -71,7 +72,7 @@ class Member:
 
     @property
     def kinds(self) -> tuple[StackKind, ...]:
-        """Stacks that it wants of a series."""
+        """Stacks of a series that it takes."""
         return tuple(StackKind(spec.view, offset) for _, spec in self.networks for offset in spec.offsets)
 
     @property
@@ -137,7 +138,7 @@ class Ensemble:
         ]
         self._predicted = np.zeros((len(runs), len(COLUMNS)), dtype=bool)
         for member in self.members:
-            self._predicted[member.run, _places(member)] = self.weights[member.run] > 0
+            self._predicted[member.run, member.columns] = self.weights[member.run] > 0
         self._finder = None
         if segmenter is None:
             return
@@ -183,13 +184,8 @@ class Ensemble:
 
     @property
     def stack_kinds(self) -> list[StackKind]:
-        """The different stacks that the members want; folds of a run share them."""
+        """The different stacks that the members take; folds of a run share them."""
         return _kinds(self._choose(self.full.folds, tta=True))
-
-    @property
-    def most_slices(self) -> int:
-        """Of the longest stack."""
-        return max(kind.view.slices for kind in self.stack_kinds)
 
     def copy_to(self, device: torch.device) -> "Ensemble":
         """The same ensemble on another device; this one stays where it is."""
@@ -223,8 +219,8 @@ class Ensemble:
         runs_s = np.zeros(len(self.weights))
         for member in members:
             started = time.perf_counter()
-            total[member.run, _places(member)] += member.predict(stacks, settings)
-            count[member.run, _places(member)] += 1
+            total[member.run, member.columns] += member.predict(stacks, settings)
+            count[member.run, member.columns] += 1
             runs_s[member.run] += time.perf_counter() - started
         if not np.isfinite(total).all():
             raise FloatingPointError("the models give probabilities that are not finite")
@@ -269,11 +265,6 @@ def _load_members(number: int, run: Path, flips: tuple[str, ...] | None) -> list
         Member(number, fold, tuple(map(load, find_first_level(path.parent))), tuple(load_second_level(path)))
         for fold, path in enumerate(second)
     ]
-
-
-def _places(member: Member) -> list[int]:
-    """Of its columns among the 13."""
-    return [COLUMNS.index(name) for name in member.columns]
 
 
 def _kinds(members: Sequence[Member]) -> list[StackKind]:

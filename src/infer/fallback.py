@@ -83,9 +83,9 @@ class FallbackPredictor:
         """The next attempt; None if there is none."""
         if isinstance(error, FloatingPointError) and settings.autocast is not nullcontext:
             return ensemble, replace(settings, autocast=nullcontext)
-        fewer = (settings.slices_at_once or ensemble.most_slices) // 2
-        if _is_out_of_memory(error) and fewer > 0:
-            return ensemble, replace(settings, slices_at_once=fewer)
+        most = settings.slices_at_once or max(kind.view.slices for kind in ensemble.stack_kinds)
+        if _is_out_of_memory(error) and most > 1:
+            return ensemble, replace(settings, slices_at_once=most // 2)
         if ensemble is self._on_cpu or not isinstance(error, RuntimeError | ArithmeticError | MemoryError):
             return None
         if not self._warned:

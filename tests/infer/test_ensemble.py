@@ -45,13 +45,13 @@ class FakeMember:
 
     @property
     def columns(self):
-        return tuple(column for target in self.targets for column in GROUPS[target])
+        return [COLUMNS.index(column) for target in self.targets for column in GROUPS[target]]
 
     def without_tta(self):
         return self
 
     def predict(self, stacks, settings):
-        return self.table.loc[stacks["key"], list(self.columns)].to_numpy()
+        return self.table.loc[stacks["key"], list(COLUMNS)].to_numpy(float)[self.columns]
 
 
 @pytest.fixture
