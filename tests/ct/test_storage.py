@@ -1,10 +1,24 @@
 """Files and folders on disk are listed and read; links never lead round in a circle."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from src.ct.storage import LocalFile, LocalFolder, LocalTree, UnreadableFile, walk
+from src.core.errors import UserError
+from src.ct.dicom_series import scan_series
+from src.ct.series import SeriesError, UnreachableSeries
+from src.ct.storage import (
+    LocalFile,
+    LocalFolder,
+    LocalTree,
+    UnreachableFile,
+    UnreachableTree,
+    UnreadableFile,
+    walk,
+)
+from tests.helpers.dicom_files import write_series
 
 
 def write_folder(folder, contents):
@@ -61,3 +75,39 @@ def test_printable_of_names_that_are_not_utf_8(tmp_path):
     files = LocalFolder(tmp_path).list() + LocalTree(tmp_path).files("", [name]).list()
     read = {file.name: file.read() for file in files}
     assert read == {"caf\\xe9.dcm": b"one", "Zo\u00eb.dcm": b"two"}
+
+
+def fail_to_open(monkeypatch, number):
+    def failing(self, *_, **__):
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(os, "scandir", failing)
+
+
+@pytest.mark.parametrize(
+    ("number", "passes"),
+    [
+        (errno.EIO, True),
+        (errno.ENOTCONN, True),
+        (errno.ENOMEM, True),
+        (errno.ENOENT, False),
+        (errno.EACCES, False),
+    ],
+)
+def test_an_unreachable_disk_raises_unreachable_errors(tmp_path, monkeypatch, number, passes):
+    folder = write_series(tmp_path / "s", n_slices=3)
+    files = LocalFolder(folder).list()
+    with monkeypatch.context() as patch:
+        fail_to_open(patch, number)
+        for work in (files[0].read, lambda: list(files[0].chunks()), LocalFolder(folder).list):
+            with pytest.raises(UnreadableFile) as caught:
+                work()
+            assert isinstance(caught.value, UnreachableFile) == passes
+        with pytest.raises(UserError) as caught:
+            LocalTree(folder).list_folder("")
+        assert isinstance(caught.value, UnreachableTree) == passes
+        with pytest.raises(SeriesError, match="no usable file: file cannot be read") as caught:
+            scan_series(files)
+        assert isinstance(caught.value, UnreachableSeries) == passes
+    assert len(scan_series([*files, LocalFile(folder / "gone.dcm")]).z_mm) == len(files)

@@ -117,7 +117,7 @@ def test_sample_of_totalsegmentators_organs():
 
 
 def test_open_nifti_refuses_a_published_volume_without_an_affine():
-    """Its affine is the identity, and its slices lie on their side, feet first; nothing says so."""
+    """Its affine is the identity, and its slices lie on their side, feet first, which nothing records."""
     with pytest.raises(SeriesError, match="the identity"), open_nifti(LocalFile(GREY), WINDOWS["soft"]):
         pass
 

@@ -57,7 +57,7 @@ def test_prepare_data_resumes_after_sigkill(raw, undisturbed, tmp_path, seed):
         wait_until(lambda enough=n_finished: finished(output) >= enough and begun(output))
         time.sleep(rng.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL  # else the run was over, and this test says nothing
+        assert process.wait() == -signal.SIGKILL  # else the run was over before the kill
     subprocess.run(command(raw, output), check=True, capture_output=True)
     assert content(output) == undisturbed
 
