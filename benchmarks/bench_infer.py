@@ -1,21 +1,21 @@
-"""What a series costs from DICOM to probabilities, stage by stage, and how well the stages overlap.
+"""Seconds of a series from DICOM to probabilities, stage by stage, and how well the stages overlap.
 
     python benchmarks/bench_infer.py --json infer.json
     python benchmarks/bench_infer.py --quick
 
-A phantom patient at 512 px, of as many slices as a series of the competition has on the average, linked to
-several series. The models have random weights: the published setting (48 slices, 192 px crops of 256 px,
-three windows) on a backbone. Alone, one after the other:
+A phantom patient at 512 px, with as many slices as an average series of the competition, linked to several
+series. The models have random weights: the published setting (48 slices, 192 px crops of 256 px, three windows)
+on a backbone. Alone, one after the other:
 
-    decode     headers, finding the body, and the slices that the models show, to grey levels
+    decode     headers, finding the body, and the slices of the models' stacks, to grey levels
     transform  cutting stacks out of them
     model      the forward passes, torch on one thread
 
-and then infer.py's pipeline, one process that decodes beside one thread for the models: from the end of the
-first series to that of the last, its seconds a series over those of the slowest stage alone say what the
-overlap misses. What comes before, to start the process and to have the first series through, is told as the
-start. Memory is that of the pipeline's process and the one that decodes, in the first 20 and in all of 200
-series of 40 slices.
+and then infer.py's pipeline, one process that decodes beside one thread for the models. Its seconds per series
+are counted from the end of the first series to that of the last; divided by those of the slowest stage alone
+they give what the overlap misses. The start is what comes before: starting the process, and the first series.
+Memory is that of the pipeline's process and the one that decodes, in the first 20 and in all of 200 series of
+40 slices.
 """
 
 import math
@@ -58,7 +58,7 @@ from src.score.postprocess import PostProcessing
 OVERLAP_LIMIT = 1.15
 COMPETITION_SERIES, COMPETITION_SLICES, COMPETITION_HOURS = 1770, 317, 9.0
 EARLY, LATE = 20, 200
-"""Series after which memory is looked at."""
+"""Series after which memory is measured."""
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,10 @@ def write_models(run: Path, backbone: str, folds: int) -> Path:
 
 def show(figures: dict[str, Any], memory: dict[str, float], n_slices: int) -> None:
     rows = []
-    for backbone, told in figures.items():
-        hours = COMPETITION_SERIES * told["wall_s"] / 3600 * COMPETITION_SLICES / n_slices
-        rows.append({"backbone": backbone, **told, "competition_hours": hours})
-    say(f"\nseconds a series of {n_slices} slices\n{format_table(rows, 2)}")
+    for backbone, seconds in figures.items():
+        hours = COMPETITION_SERIES * seconds["wall_s"] / 3600 * COMPETITION_SLICES / n_slices
+        rows.append({"backbone": backbone, **seconds, "competition_hours": hours})
+    say(f"\nseconds per series of {n_slices} slices\n{format_table(rows, 2)}")
     say(
         f"competition_hours: {COMPETITION_SERIES} series of {COMPETITION_SLICES} slices at this pace, of the "
         f"{COMPETITION_HOURS:g} that there are; wall_over_slowest is to be at most {OVERLAP_LIMIT}"

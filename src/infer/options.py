@@ -20,7 +20,7 @@ class CheckOptions:
     """Options of `infer.py --check`."""
 
     check: Path
-    """Submission to look at."""
+    """Submission to judge."""
 
     sample: Path
     """sample_submission.csv: which patients, in which order."""
@@ -43,10 +43,10 @@ class InferOptions:
     """Submission to write; report.csv stands beside it."""
 
     segmenter: Path | None = None
-    """Run folder of train_seg.py, for models that look at organs and raw data: finds them in memory."""
+    """Run folder of train_seg.py, whose networks find the organs of raw data for models that look at them."""
 
     weights: tuple[float, ...] | None = None
-    """Of the runs, in their order; equal by default."""
+    """Weights of the runs, in their order; equal by default."""
 
     post: Path | None = None
     """Post-processing of score.py --fit, fitted on the out-of-fold tables of the same runs in the same
@@ -59,8 +59,8 @@ class InferOptions:
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
 
     max_hours: float | None = None
-    """Hours that the run may take: when late, it averages ever fewer flips, folds and runs; at the end,
-    patients that were not reached get the prior."""
+    """Hours that the run may take. While it is late, series are predicted by one fold of each run without
+    flips; patients that are not reached in time get the prior."""
 
     jobs: int | None = None
     """Threads that read series ahead, each with a process that decodes. By default the cores less one, not
@@ -85,7 +85,7 @@ class InferOptions:
 
     @property
     def threads(self) -> int:
-        """That read series."""
+        """How many read series."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.jobs or min(MOST_JOBS, max(1, cores - 1))
 

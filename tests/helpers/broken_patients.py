@@ -1,4 +1,4 @@
-"""Twenty ways in which the files of a patient go wrong."""
+"""Twenty ways to damage the files of a patient."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 
 CRASH, HANG = "crash", "hang"
-"""Left to the reader: no file does it on every machine. See `dying_readers.Misbehave`."""
+"""Done by the reader, see `dying_readers.Misbehave`: no file crashes or hangs decoders on every machine."""
 
 
 def _each_file(change: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -74,7 +74,7 @@ def _unknown_syntax(path: Path) -> None:
 
 
 def _nothing(patient: Path) -> None:
-    """What breaks is the reader."""
+    """The files stay as they are."""
 
 
 BROKEN: dict[str, Callable[[Path], None]] = {
