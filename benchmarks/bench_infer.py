@@ -4,18 +4,18 @@
     python benchmarks/bench_infer.py --quick
 
 A phantom patient at 512 px, with as many slices as an average series of the competition, linked to several
-series. The models have random weights: the published setting (48 slices, 192 px crops of 256 px, three windows)
-on a backbone. Alone, one after the other:
+series. The models have random weights: the published setting (48 slices, 192 px crops of 256 px, three
+windows) on a backbone. Alone, one after the other:
 
     decode     headers, finding the body, and the slices of the models' stacks, to grey levels
     transform  cutting stacks out of them
     model      the forward passes, torch on one thread
 
-and then infer.py's pipeline, one process that decodes beside one thread for the models. Its seconds per series
-are counted from the end of the first series to that of the last; divided by those of the slowest stage alone
-they give what the overlap misses. The start is what comes before: starting the process, and the first series.
-Memory is that of the pipeline's process and the one that decodes, in the first 20 and in all of 200 series of
-40 slices.
+and then infer.py's pipeline, one process that decodes beside one thread for the models. Its seconds per
+series are counted from the end of the first series to that of the last; divided by those of the slowest stage
+alone they give what the overlap misses. The start is what comes before: starting the process, and the first
+series. Memory is that of the pipeline's process and the one that decodes, in the first 20 and in all of 200
+series of 40 slices.
 """
 
 import math
