@@ -151,17 +151,17 @@ class NetworkTraining(Method):
         decoded = choose_slices_to_decode(batch, options.organ_slices, rng) if options.organ_loss else None
         padding = batch.padding if self.spec.view.is_padded else None
         with self.runtime.autocast():
-            answer: ClassifierOutput = self.network(batch.images, padding, decoded)
-        losses = self.loss(answer.logits, batch.targets, importance)
+            output: ClassifierOutput = self.network(batch.images, padding, decoded)
+        losses = self.loss(output.logits, batch.targets, importance)
         names = [*self.spec.targets, "any_injury"][: len(losses)]
         figures = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}
-        if answer.slice_logits is not None:
-            figures["slices"] = slice_loss(answer.slice_logits, batch.slice_targets, self.spec.injuries)
+        if output.slice_logits is not None:
+            figures["slices"] = slice_loss(output.slice_logits, batch.slice_targets, self.spec.injuries)
             figures["loss"] = figures["loss"] + options.slice_loss * figures["slices"]
         if decoded is not None:
             maps = batch.organs.flatten(0, 1)[decoded]
             is_known = (batch.has_organs[:, None] & ~batch.padding).flatten()[decoded]
-            figures["organs"] = organ_loss(answer.organ_logits, maps, is_known)
+            figures["organs"] = organ_loss(output.organ_logits, maps, is_known)
             figures["loss"] = figures["loss"] + options.organ_loss * figures["organs"]
         return Losses(figures["loss"], {name: value.detach() for name, value in figures.items()})
 
@@ -225,7 +225,7 @@ def predict_series(
     series: pd.DataFrame,
     options: ClassifierOptions,
 ) -> pd.DataFrame:
-    """`patient_id, series_id` and the probabilities of the network's columns, a row of each of `series`.
+    """`patient_id, series_id` and the probabilities of the network's columns, one row per series.
 
     Under torchrun every process predicts its share, and gets all rows.
     """
@@ -260,7 +260,7 @@ def open_cache(
 
 
 def augmentation(options: ClassifierOptions) -> Augmentation:
-    """The augmentation that the options ask for."""
+    """The augmentation of the options."""
     return Augmentation(
         flip=options.flip,
         rotate90=options.rotate90,

@@ -1,30 +1,38 @@
-"""The files of fold models: a run has folds, a fold has one network or one for each target."""
+"""The files of trained networks in a run folder of the first or the second level.
+
+fold0/model.safetensors             the network of a fold
+fold0/liver/model.safetensors ...   or one per target, in single mode
+fold0/second.safetensors            of a second level, with the first level's networks beside it:
+fold0/first/0/model.safetensors ... those of the fold of each run
+"""
 
 from pathlib import Path
+from typing import Any
 
 from src.core.errors import UserError
 from src.nn.weights_file import read_description
 
 MODEL = "model.safetensors"
+SECOND_LEVEL, FIRST_LEVEL = "second.safetensors", "first"
 FOLD_MODEL = "a fold model of train_cls.py"
 
 
-def read_about(path: Path) -> dict:
-    """What the file of a network records of its run: fold, networks, training patients."""
+def read_about(path: Path) -> dict[str, Any]:
+    """What a network's file records of its run: fold, names of the fold's networks, training patients."""
     return read_description(path, FOLD_MODEL, lambda metadata: metadata.get("about", {}))
 
 
 def find_networks(fold: Path) -> list[Path]:
-    """The networks of a fold's folder, none where some are still to be trained."""
+    """The networks in a fold's folder, none where some of them are not trained yet."""
     found = sorted([*fold.glob(MODEL), *fold.glob(f"*/{MODEL}")])
     if not found:
         return []
-    wanted = {fold / name / MODEL for name in read_about(found[0]).get("networks", [""])}
-    return found if wanted == set(found) else []
+    all_of_fold = {fold / name / MODEL for name in read_about(found[0]).get("networks", [""])}
+    return found if all_of_fold == set(found) else []
 
 
 def find_folds(run: Path) -> list[list[Path]]:
-    """The networks of every finished fold of a run.
+    """The networks of every finished fold of a run of the first level.
 
     Raises:
         UserError: no such folder, or no finished fold in it.
@@ -36,3 +44,23 @@ def find_folds(run: Path) -> list[list[Path]]:
     if not finished:
         raise UserError(f"{run} holds no finished fold (fold*/{MODEL}): train_cls.py writes them")
     return finished
+
+
+def find_second_levels(run: Path) -> list[Path]:
+    """The file of every finished fold of a second level; none in a run of the first level."""
+    return sorted(run.glob(f"fold*/{SECOND_LEVEL}"))
+
+
+def find_first_level(fold: Path) -> list[Path]:
+    """The first level's networks in a fold's folder of a second level, in the order of the runs.
+
+    Raises:
+        UserError: they are not there.
+    """
+    runs = sorted((fold / FIRST_LEVEL).glob("*"), key=lambda run: int(run.name))
+    paths = [path for run in runs for path in sorted(run.rglob("*.safetensors"))]
+    if not paths:
+        raise UserError(
+            f"{fold / FIRST_LEVEL} holds no networks, whose output the second level beside it needs"
+        )
+    return paths

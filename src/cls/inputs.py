@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
@@ -24,14 +25,14 @@ class TrainingInputs:
     series: pd.DataFrame
     """the usable series: patient_id, series_id, slices, fold, ..."""
     labels: pd.DataFrame
-    """a row a patient, indexed by patient_id"""
+    """one row per patient, indexed by patient_id"""
     folds: pd.Series
     """the fold of every labelled patient, indexed by patient_id"""
     encoder: EncoderFile | None
     organs: OrganIndex | None
     """None where nothing needs masks"""
     slice_targets: SliceTargets | None
-    """None where slices are not learnt"""
+    """None without --slice-loss"""
     digest: str
     """changes with anything above that a result depends on, whatever the paths"""
 
@@ -40,18 +41,9 @@ class TrainingInputs:
         """Read and check the inputs that the options name.
 
         Raises:
-            UserError: a file that is missing or damaged, or labels or folds that miss a patient.
+            UserError: a file that is missing or damaged, or files that do not belong together.
         """
-        prepared = PreparedDataset.open(options.data)
-        labels = read_labels(options.labels).set_index("patient_id", drop=False)
-        unknown = sorted(set(prepared.series.patient_id) - set(labels.patient_id))
-        if unknown:
-            raise UserError(
-                f"{options.labels} has no row for {len(unknown)} patients of {options.data}, "
-                f"the first is {unknown[0]}: give the labels of this data set"
-            )
-        folds = read_folds(options.folds, labels.patient_id).set_index("patient_id").fold
-        series = prepared.series.assign(fold=prepared.series.patient_id.map(folds))
+        prepared, series, labels, folds = read_tables(options.data, options.labels, options.folds)
         encoder = read_encoder_file(options.encoder) if options.encoder else None
         digest = hashlib.sha256(repr((prepared.windows, prepared.size)).encode())
         for table in (series[["patient_id", "series_id", "slices", "fold"]], labels):
@@ -68,16 +60,16 @@ class TrainingInputs:
     def fold_numbers(self) -> list[int]:
         return sorted(int(fold) for fold in self.folds.unique())
 
-    def choose_folds(self, asked: tuple[int, ...] | None) -> list[int]:
-        """The folds to train: those asked for, or all.
+    def choose_folds(self, given: tuple[int, ...] | None) -> list[int]:
+        """The folds to train: those of --fold, or all.
 
         Raises:
-            UserError: one that there is not.
+            UserError: one that does not exist.
         """
-        unknown = [fold for fold in asked or () if fold not in self.fold_numbers]
+        unknown = [fold for fold in given or () if fold not in self.fold_numbers]
         if unknown:
             raise UserError(f"--fold {unknown[0]}: the folds are {', '.join(map(str, self.fold_numbers))}")
-        return self.fold_numbers if asked is None else list(dict.fromkeys(asked))
+        return self.fold_numbers if given is None else list(dict.fromkeys(given))
 
     def warn_of_seen_patients(self, fold: int) -> None:
         """Say how many held-out patients the encoder saw in its own training."""
@@ -90,13 +82,34 @@ class TrainingInputs:
             )
 
 
+def read_tables(
+    data: Path, labels: Path, folds: Path
+) -> tuple[PreparedDataset, pd.DataFrame, pd.DataFrame, pd.Series]:
+    """A prepared data set, its usable series with their fold, labels and folds, as in `TrainingInputs`.
+
+    Raises:
+        UserError: a file that is missing or damaged, or labels or folds that lack a patient.
+    """
+    prepared = PreparedDataset.open(data)
+    label_table = read_labels(labels).set_index("patient_id", drop=False)
+    unknown = sorted(set(prepared.series.patient_id) - set(label_table.patient_id))
+    if unknown:
+        raise UserError(
+            f"{labels} has no row for {len(unknown)} patients of {data}, the first is {unknown[0]}: give the "
+            "labels of this data set"
+        )
+    fold_of = read_folds(folds, label_table.patient_id).set_index("patient_id").fold
+    series = prepared.series.assign(fold=prepared.series.patient_id.map(fold_of))
+    return prepared, series, label_table, fold_of
+
+
 def _read_organs(prepared: PreparedDataset, options: ClassifierOptions) -> OrganIndex | None:
-    """Masks that must be there, or that slice targets take where they are."""
+    """Required masks, or masks that slice targets use where they exist."""
     if options.needs_organs:
         return OrganIndex.read(prepared, options.masks_from)
     if options.slice_loss:
         try:
             return OrganIndex.read(prepared, options.masks_from)
         except UserError:
-            say("there are no masks: slices are taught what is marked in them alone")
+            say("there are no masks: only marked slices have slice targets")
     return None

@@ -43,60 +43,60 @@ class ClassifierOptions:
     """Start from timm's ImageNet weights (its cache or the network); not together with --encoder."""
 
     mode: Literal["multi", "single"] = "multi"
-    """multi: one network tells all targets. single: one network each, which see only their own labels."""
+    """multi: one network predicts all targets. single: one network per target, from its labels alone."""
 
     targets: tuple[Target, ...] = tuple(GROUPS)
-    """What is told. A run of fewer targets gives the others the prior."""
+    """Targets to predict. In oof.csv of a run of fewer targets, the others have the prior."""
 
     windows: tuple[str, ...] | None = None
-    """CT windows shown, of those prepared; all of them when absent."""
+    """CT windows to use, of those prepared; all of them when absent."""
 
     slices: int = 48
-    """Slices a series. More find small injuries and cost time in proportion."""
+    """Slices per series. More find small injuries, and cost time in proportion."""
 
     spacing_mm: float = 0.0
     """Distance of the slices; 0 spreads them evenly over the z range."""
 
     z_range: Region = "body"
-    """Where slices are taken: body, organs, liver, spleen, kidneys, bowel, or in single mode own, the
-    target's. All but body need masks (segment.py)."""
+    """Region whose slices are used; own, in single mode, is that of the target. All but body need masks
+    (segment.py)."""
 
     in_plane: Region = "body"
-    """What of a slice is shown: body is a crop of the prepared slice, random in training and the middle when
-    predicting; the other regions, as in --z-range, are cut out and resized."""
+    """Region of a slice: body is a crop of the prepared slice, random in training and central in prediction;
+    the other regions, as in --z-range, are cut out and resized."""
 
     crop: int = 192
     """Side of the network's input in pixels."""
 
     neighbours: int = 1
-    """Adjacent slices shown together as channels, an odd number."""
+    """Adjacent slices as channels, an odd number."""
 
     neighbour_mm: float = 0.0
-    """Distance of the neighbours; 0 takes the next slices, whatever their distance."""
+    """Distance of the neighbours; 0 takes the next slices at any distance."""
 
     masks: Literal["none", "any", "each"] = "none"
-    """Channels that show organ masks: none, any (all organs), each (liver, spleen, kidneys, bowel)."""
+    """Organ masks as channels: any is one of all organs, each is one of liver, spleen, kidneys and bowel."""
 
     masks_from: Literal["auto", "true", "predicted"] = "auto"
-    """true, predicted (segment.py), or auto: predicted where there are any."""
+    """true, predicted (segment.py), or auto: predicted ones where they exist."""
 
     sequence: SequenceModel = "lstm"
-    """Sequence model over the slices: lstm, gru (both bidirectional), transformer, or none."""
+    """Sequence model over the slices; lstm and gru are bidirectional."""
 
     hidden: int = 128
     """Width of the sequence model, for each direction."""
 
     pooling: Pooling = "max"
-    """From slices to the series: max, mean or attention."""
+    """From slices to the series."""
 
     epochs: int = 20
     """Passes over the training folds. The schedule ends with the last."""
 
     batch: int = 4
-    """Series a batch, shared by the processes of torchrun. The memory grows with batch times slices."""
+    """Series per batch, shared by the processes of torchrun. Memory grows with batch times slices."""
 
     accumulation: int = 1
-    """Batches an optimiser step: raise it when a larger batch does not fit."""
+    """Batches per optimiser step: raise it when a larger batch does not fit into memory."""
 
     loss: Literal["weighted", "metric", "plain"] = "weighted"
     """weighted: cross-entropy with the metric's weights. metric: any injury as well, so the score itself.
@@ -106,13 +106,13 @@ class ClassifierOptions:
     """Multiply probabilities by the metric's class weights when predicting; for --loss plain alone."""
 
     slice_loss: float = 0.0
-    """Weight of the loss of single slices: what each should show by the patient's labels and organ areas."""
+    """Weight of the loss of single slices, whose targets come from the patient's labels and organ areas."""
 
     image_labels: Path | None = None
-    """image_level_labels.csv: the slices that show extravasation and bowel injuries, for --slice-loss."""
+    """image_level_labels.csv: slices with extravasation and bowel injuries, for --slice-loss."""
 
     organ_loss: float = 0.0
-    """Weight of segmenting the organs besides, by a decoder on the same encoder, dropped afterwards."""
+    """Weight of organ segmentation as an auxiliary task, by a decoder that is not saved."""
 
     organ_slices: int = 8
     """Slices of a stack that are segmented."""
@@ -121,26 +121,26 @@ class ClassifierOptions:
     """Peak learning rate of AdamW. Raise it for a small backbone from scratch, lower it if the loss jumps."""
 
     encoder_lr_scale: float = 1.0
-    """The encoder's share of --lr. Below 1 it keeps more of what pre-training gave it."""
+    """Learning rate of the encoder as a share of --lr. Below 1 it keeps more of its pre-training."""
 
     layer_decay: float = 1.0
-    """Share of the learning rate that each layer of the encoder has of the next one."""
+    """Learning rate of each layer of the encoder as a share of the next layer's."""
 
     class_balance: float = 0.0
-    """Share of the series that are drawn by injury (of the targets), each injury as often, instead of one by
-    one. Who is drawn more often counts less each time, so that probabilities stay what they are."""
+    """Share of the series that are drawn by injury (of the targets), each injury equally often. Series that
+    are drawn more often have less weight each time, so that probabilities stay calibrated."""
 
     mixup: float = 0.0
-    """Probability of adding two stacks up."""
+    """Probability of MixUp of two stacks."""
 
     cutmix: float = 0.0
-    """Probability of putting a rectangle of one stack into another."""
+    """Probability of CutMix, a rectangle of one stack in another."""
 
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up before the cosine."""
 
     weight_decay: float = 0.01
-    """AdamW's decay of matrices and kernels; biases and norms have none."""
+    """Weight decay of AdamW, for matrices and kernels; biases and norms have none."""
 
     clip: float = 1.0
     """Largest norm of the gradient."""
@@ -155,13 +155,13 @@ class ClassifierOptions:
     """Label smoothing."""
 
     ema_decay: float = 0.995
-    """Decay of the weight average that is saved and evaluated. Raise it for long runs, lower for short."""
+    """Decay of the weight average that is saved and evaluated. Raise it for long runs, lower it for short."""
 
     flip: float = 0.5
-    """Probability of a left-right flip and of a front-back flip (the 13 columns know no sides)."""
+    """Probability of a left-right flip and of a front-back flip (the 13 columns have no sides)."""
 
     rotate90: float = 0.5
-    """Probability of turning a stack by a multiple of 90 degrees."""
+    """Probability of a rotation by a multiple of 90 degrees."""
 
     affine: float = 0.5
     """Probability of a small rotation, zoom and shift."""
@@ -173,16 +173,16 @@ class ClassifierOptions:
     """Probability of blacking out a few rectangles."""
 
     tta: tuple[Flip, ...] = ("none", "h", "v", "hv")
-    """Flips averaged when predicting, here and in infer.py: none, h, v, hv."""
+    """Flips averaged in prediction, here and in infer.py: none, h (left-right), v (front-back), hv."""
 
     offsets: int = 1
-    """Stacks averaged when predicting, each of other slices."""
+    """Stacks averaged in prediction, each of other slices."""
 
     precision: Precision = "auto"
-    """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
+    """auto is bf16 or fp16 on a GPU, fp32 on a CPU."""
 
     cache: Path | None = None
-    """Folder on a fast disk for raw copies of the slices, where decoding PNG is what training waits for."""
+    """Folder on a fast disk for raw copies of the slices, where decoding PNG slows training down."""
 
     workers: int = 1
     """Processes that read and augment stacks."""
@@ -191,7 +191,7 @@ class ClassifierOptions:
     """Start weights, order, slices and augmentation follow from it."""
 
     resume: Literal["auto", "never"] = "auto"
-    """auto continues what an interrupted run left in --output, never trains the folds asked for anew."""
+    """auto continues an interrupted run in --output, never trains the chosen folds anew."""
 
     def __post_init__(self) -> None:
         counts = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")
@@ -233,7 +233,7 @@ class ClassifierOptions:
 
     @property
     def needs_organs(self) -> bool:
-        """Whether masks must be there: for the view, for the organ loss, or for slices without marks."""
+        """Whether masks are required: by the view, by the organ loss, or by slice targets without marks."""
         regions = {self.z_range, self.in_plane} != {"body"}
         unmarked = self.slice_loss > 0 and self.image_labels is None
         return regions or self.masks != "none" or self.organ_loss > 0 or unmarked

@@ -16,7 +16,7 @@ from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import require_even_share
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
-from src.cls.views import OWN_REGION, StackView
+from src.cls.views import TARGET_ORGANS, StackView
 from src.core.config import plain_options, save_options
 from src.core.errors import UserError
 from src.core.files import discard, write_json, write_table
@@ -49,7 +49,7 @@ class FoldNetwork:
 
 
 def train_folds(options: ClassifierOptions) -> None:
-    """Train the folds asked for; write their models, tables and scores into `options.output`.
+    """Train the chosen folds; write their models, tables and scores into `options.output`.
 
     Under torchrun every process calls this; rank 0 alone writes.
 
@@ -64,7 +64,7 @@ def train_folds(options: ClassifierOptions) -> None:
         encoder = create_encoder(network.spec.backbone, view.channels)
         check_input_size(encoder, view.channels, view.crop)
         if options.organ_loss:
-            OrganDecoder(encoder, view.channels, view.crop)  # says whether it can be had
+            OrganDecoder(encoder, view.channels, view.crop)  # refuses backbones that do not suit it
     with (
         Runtime.create(options.precision) as runtime,
         runtime.lost_peer_in_one_line(),
@@ -79,7 +79,7 @@ def train_folds(options: ClassifierOptions) -> None:
             _claim_folder(options, inputs, chosen)
         runtime.wait_for_all()
         finished = [fold for fold in chosen if (options.output / f"fold{fold}" / FOLD_TABLE).exists()]
-        runtime.wait_for_all()  # before anybody finishes one
+        runtime.wait_for_all()  # before any process finishes one
         for view in {network.spec.view for network in networks}:
             if inputs.organs is not None:
                 inputs.organs.warn_of_missing(inputs.series, view)
@@ -107,7 +107,7 @@ def require_shared_batch(options: ClassifierOptions, world: int) -> None:
 
 
 def describe_networks(options: ClassifierOptions, inputs: TrainingInputs) -> list[FoldNetwork]:
-    """The networks of a fold that these options, this data set and this encoder ask for.
+    """The networks of a fold: one, or one per target in single mode.
 
     Raises:
         UserError: a crop larger than the slices, or windows that are not prepared.
@@ -148,7 +148,7 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
         raise UserError(
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
         )
-    own = {"own": OWN_REGION[targets[0]]}
+    own = {"own": TARGET_ORGANS.get(targets[0], "organs")}  # of single mode
     selection = SliceSelection.read(prepared.slice_policy)
     view = StackView(
         windows=windows,

@@ -24,7 +24,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from src.cls.fold_models import find_networks
+from src.cls.fold_models import FIRST_LEVEL, SECOND_LEVEL, find_networks
+from src.cls.inputs import read_tables
 from src.cls.losses import StackLoss
 from src.cls.model import ClassifierSpec
 from src.cls.organs import OrganIndex
@@ -36,7 +37,7 @@ from src.cls.second_features import (
     load_features,
     save_features,
 )
-from src.cls.second_model import FIRST, SECOND, SecondLevel, SecondSpec, predict_features, save_second_level
+from src.cls.second_model import SecondLevel, SecondSpec, predict_features, save_second_level
 from src.cls.second_options import FREE_TO_CHANGE, SecondLevelOptions
 from src.cls.stacks import open_organs
 from src.cls.views import StackView
@@ -47,8 +48,6 @@ from src.core.log import say
 from src.core.run_folder import claim_folder, only_writer
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import COLUMNS, LABEL_COLUMNS
-from src.data.folds import read_folds
-from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset, read_description
 from src.nn.training import set_lr, warmup_cosine
 
@@ -104,12 +103,7 @@ class SecondInputs:
             UserError: runs, data, labels and folds that do not belong together, or a network that was trained
                 on a patient of its fold or does not record its patients.
         """
-        prepared = PreparedDataset.open(options.data)
-        labels = read_labels(options.labels).set_index("patient_id", drop=False)
-        folds = read_folds(options.folds, labels.patient_id).set_index("patient_id").fold
-        series = prepared.series.assign(fold=prepared.series.patient_id.map(folds))
-        if series.fold.isna().any():
-            raise UserError(f"{options.labels} lacks patients of {options.data}: give its own labels")
+        prepared, series, labels, folds = read_tables(options.data, options.labels, options.folds)
         if series.fold.nunique() < 2:
             raise UserError(f"the series of {options.data} are of one fold: a second level needs two or more")
         by_fold = {int(fold): rows.reset_index(drop=True) for fold, rows in series.groupby("fold")}
@@ -215,7 +209,7 @@ def _run_fold(
     with whole_folder(options.output / f"fold{source.fold}") as folder:
         for place, network in source.networks.items():
             network.copy_to(folder / place)
-        save_second_level(folder / SECOND, models, spec)
+        save_second_level(folder / SECOND_LEVEL, models, spec)
         write_table(held_out.series.join(predicted), folder / FOLD_TABLE)
 
 
@@ -263,7 +257,7 @@ def _read_networks(runs: Sequence[Path], fold: int, series: pd.DataFrame) -> dic
         for path in paths:
             network = FirstNetwork.read(path)
             network.require_held_out(series["patient_id"])
-            networks[Path(FIRST, str(number), path.relative_to(folder))] = network
+            networks[Path(FIRST_LEVEL, str(number), path.relative_to(folder))] = network
     return networks
 
 

@@ -9,13 +9,9 @@ from torch import Tensor, nn
 
 from src.cls.model import probabilities
 from src.cls.second_features import SliceFeatures
-from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.nn.sequence import SequenceHead
 from src.nn.weights_file import read_weights, save_weights
-
-SECOND, FIRST = "second.safetensors", "first"
-"""In a fold's folder: the second level, and the first level's networks, `first/<run>/...`."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +59,6 @@ class SecondLevel(nn.Module):
 def predict_features(model: SecondLevel, given: SliceFeatures) -> Tensor:
     """(N, 13) probabilities."""
     return probabilities(model(given.features, given.padding, given.base))
-
-
-def find_first_level(fold: Path) -> list[Path]:
-    """The first level's networks in a fold's folder, in the order of the runs in training.
-
-    Raises:
-        UserError: they are not there.
-    """
-    runs = sorted((fold / FIRST).glob("*"), key=lambda run: int(run.name))
-    paths = [path for run in runs for path in sorted(run.rglob("*.safetensors"))]
-    if not paths:
-        raise UserError(f"{fold / FIRST} holds no networks, whose output the second level beside it needs")
-    return paths
 
 
 def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpec) -> None:

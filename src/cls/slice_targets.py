@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from src.cls.organs import Key, OrganIndex
-from src.cls.views import ORGAN_GROUPS
+from src.cls.views import ORGAN_GROUPS, TARGET_ORGANS
 from src.core.errors import UserError
 from src.core.log import warn
 from src.core.targets import INJURIES
@@ -16,7 +16,6 @@ from src.data.labels import read_image_level_labels
 from src.data.prepared import PreparedDataset
 
 _IMAGE_LEVEL = MappingProxyType({"Active_Extravasation": "extravasation_injury", "Bowel": "bowel_injury"})
-_ORGAN_OF = MappingProxyType({"bowel": "bowel", "kidney": "kidneys", "liver": "liver", "spleen": "spleen"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class SliceTargets:
         marked = self.marked.get(key, {}).get(injury)
         if marked is not None:
             return np.isin(indices, marked)
-        organ = _ORGAN_OF.get(injury.split("_")[0])
+        organ = TARGET_ORGANS.get(injury.split("_")[0])
         if organ is None or self.organs is None or key not in self.organs:
             return np.nan
         area = self.organs.areas[key][:, list(ORGAN_GROUPS).index(organ)]

@@ -24,16 +24,10 @@ ORGAN_GROUPS = MappingProxyType(
 REGIONS = ("body", "organs", *ORGAN_GROUPS)
 """The whole image, all organs together, or one organ."""
 
-OWN_REGION = MappingProxyType(
-    {
-        "bowel": "bowel",
-        "extravasation": "organs",
-        "kidney": "kidneys",
-        "liver": "liver",
-        "spleen": "spleen",
-    }
+TARGET_ORGANS = MappingProxyType(
+    {"bowel": "bowel", "kidney": "kidneys", "liver": "liver", "spleen": "spleen"}
 )
-"""The region of a target, for --z-range own and --in-plane own of single mode."""
+"""Of `ORGAN_GROUPS`, the organ of each target; extravasation has none."""
 
 MASK_CHANNELS = MappingProxyType({"none": 0, "any": 1, "each": len(ORGAN_GROUPS)})
 """Channels that show organ masks: none, one for all organs, or one for each of `ORGAN_GROUPS`."""

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from src.cls.fold_models import find_folds
+from src.cls.fold_models import find_first_level, find_folds, find_second_levels
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, predict_stack
 from src.cls.second_features import NetworkOutput, join_outputs, slice_features
-from src.cls.second_model import SECOND, SecondLevel, find_first_level, load_second_level, predict_features
+from src.cls.second_model import SecondLevel, load_second_level, predict_features
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.infer.organ_finder import ForwardSettings, OrganFinder
@@ -257,7 +257,7 @@ def _load_members(number: int, run: Path, flips: tuple[str, ...] | None) -> list
         model, spec = load_classifier(path)
         return model, replace(spec, flips=flips) if flips else spec
 
-    second = sorted(run.glob(f"fold*/{SECOND}"))
+    second = find_second_levels(run)
     if not second:
         folds = enumerate(find_folds(run))
         return [Member(number, fold, (load(path),)) for fold, paths in folds for path in paths]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src.cls.fold_models import find_folds
-from src.cls.second_model import SECOND, find_first_level
+from src.cls.fold_models import find_first_level, find_folds, find_second_levels
 from src.core.errors import UserError
 from src.core.files import require_writable, whole_folder, write_json
 from src.core.log import format_table, say, warn
@@ -96,7 +95,7 @@ def run_files(run: Path) -> list[Path]:
     Raises:
         UserError: no such run, no finished fold, or a file that cannot be read.
     """
-    second = sorted(run.glob(f"fold*/{SECOND}"))
+    second = find_second_levels(run)
     if second:
         files = [path for found in second for path in (found, *find_first_level(found.parent))]
     else:

@@ -1,4 +1,4 @@
-"""Losses of the classifier: the metric's own values, smoothing, mixtures, slices, organs."""
+"""Losses of the classifier: agreement with the metric, smoothing, mixed targets, slices, organs."""
 
 from itertools import pairwise
 
@@ -27,55 +27,55 @@ def official(logits: torch.Tensor) -> dict[str, float]:
     return score(LABELS, predicted.assign(patient_id=LABELS.patient_id)).losses
 
 
-def test_weighted_over_all_patients_is_the_metric_without_any_injury(logits):
+def test_weighted_loss_of_all_patients_is_the_metric_without_any_injury(logits):
     losses = StackLoss(LABELS)(logits, TARGETS)
     assert losses.tolist() == pytest.approx([official(logits)[group] for group in GROUPS], rel=1e-5)
 
 
-def test_metric_over_all_patients_is_the_metric(logits):
+def test_metric_loss_of_all_patients_is_the_metric(logits):
     losses = StackLoss(LABELS, "metric")(logits, TARGETS)
     assert losses.tolist() == pytest.approx([official(logits)[name] for name in LOSSES], rel=1e-5)
 
 
-def test_any_injury_pulls_at_the_most_injured_target_alone(logits):
+def test_any_injury_has_a_gradient_in_the_most_injured_target_only(logits):
     logits = logits.requires_grad_()
     StackLoss(LABELS, "metric")(logits, TARGETS)[-1].backward()
     touched = [(logits.grad[:, span].abs().sum(dim=1) > 0) for span in _spans()]
     assert (torch.stack(touched).sum(dim=0) == 1).all()
 
 
-def test_plain_is_cross_entropy(logits):
+def test_plain_loss_is_cross_entropy(logits):
     losses = StackLoss(LABELS, "plain")(logits, TARGETS)
     for loss, span, names in zip(losses, _spans(), GROUPS.values(), strict=True):
         truth = torch.tensor(LABELS[list(names)].to_numpy().argmax(1))
         torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[:, span], truth))
 
 
-def test_the_metric_needs_all_targets():
+def test_metric_loss_needs_all_targets():
     with pytest.raises(ValueError, match="all targets"):
         StackLoss(LABELS, "metric", targets=("liver",))
 
 
-def test_one_target_has_the_loss_that_it_has_among_all(logits):
+def test_loss_of_one_target_is_the_same_alone(logits):
     alone = StackLoss(LABELS, targets=("liver",))(logits[:, _spans()[3]], TARGETS)
     torch.testing.assert_close(alone[0], StackLoss(LABELS)(logits, TARGETS)[3])
 
 
 @pytest.mark.parametrize("kind", ["weighted", "metric"])
-def test_batches_of_any_split_average_to_the_whole(logits, kind):
+def test_loss_is_the_mean_over_batches(logits, kind):
     loss = StackLoss(LABELS, kind)
     parts = torch.stack([loss(logits[i : i + 8], TARGETS[i : i + 8]) for i in range(0, 40, 8)])
     torch.testing.assert_close(parts.mean(0), loss(logits, TARGETS))
 
 
-def test_smoothing_changes_the_loss_of_a_confident_answer():
+def test_smoothing_raises_the_loss_of_a_confident_prediction():
     confident = TARGETS[:, :13] * 20.0
     assert StackLoss(LABELS)(confident, TARGETS).mean() < 1e-4
     assert StackLoss(LABELS, smoothing=0.1)(confident, TARGETS).mean() > 0.5
 
 
 @pytest.mark.parametrize("kind", ["weighted", "metric", "plain"])
-def test_a_mixture_of_two_patients_has_the_mixture_of_their_losses(logits, kind):
+def test_loss_is_linear_in_mixed_targets(logits, kind):
     loss = StackLoss(LABELS, kind, smoothing=0.1)
     same = logits[:1].expand(2, -1)
     single = [loss(same[:1], TARGETS[[place]]) for place in (0, 1)]
@@ -90,7 +90,7 @@ def test_importance_weighs_patients(logits):
     torch.testing.assert_close(loss(logits, TARGETS, importance), loss(logits[:10], TARGETS[:10]))
 
 
-def test_slices_that_nothing_is_known_of_have_no_loss():
+def test_slice_loss_ignores_missing_targets():
     slice_logits = torch.randn(2, 4, 8, requires_grad=True)
     targets = torch.full((2, 4, 8), torch.nan)
     targets[0, 1, 2] = 1.0
@@ -102,12 +102,12 @@ def test_slices_that_nothing_is_known_of_have_no_loss():
     assert slice_loss(slice_logits, torch.full((2, 4, 8), torch.nan)) == 0
 
 
-def test_slices_without_an_injury_count_once():
+def test_slice_loss_weighs_slices_without_injury_by_one():
     loss = slice_loss(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8))
     assert loss.item() == pytest.approx(np.log(2))
 
 
-def test_series_without_masks_have_no_organ_loss():
+def test_organ_loss_ignores_series_without_masks():
     organ_logits = torch.randn(3, 5, 4, 4)
     organs = torch.randint(0, 5, (3, 4, 4), dtype=torch.uint8)
     only = organ_loss(organ_logits, organs, torch.tensor([False, True, False]))

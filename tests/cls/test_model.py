@@ -1,4 +1,4 @@
-"""The CNN-LSTM: shapes, probabilities, what is predicted with, and what a file of it holds."""
+"""The CNN-LSTM: shapes, probabilities, prediction, and its file."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def stacks(count: int = 2) -> torch.Tensor:
     return torch.randint(0, 256, (count, 5, 2, 32, 32), dtype=torch.uint8, generator=generator)
 
 
-def test_a_stack_gives_probabilities_that_sum_to_one_in_every_target(model):
+def test_probabilities_sum_to_one_in_every_target(model):
     with torch.inference_mode():
         predicted = probabilities(model(stacks()).logits)
     assert predicted.shape == (2, 13)
@@ -61,7 +61,7 @@ def test_every_target_and_the_encoder_get_a_gradient(model):
     assert next(model.encoder.parameters()).grad.abs().sum() > 0
 
 
-def test_a_classifier_of_one_target_tells_its_columns_alone():
+def test_classifier_of_one_target_predicts_its_columns():
     torch.manual_seed(0)
     spec = replace(SPEC, targets=("spleen",))
     model = TraumaClassifier(spec).eval()
@@ -70,7 +70,7 @@ def test_a_classifier_of_one_target_tells_its_columns_alone():
     torch.testing.assert_close(predicted.sum(dim=1), torch.ones(2))
 
 
-def test_slices_and_organs_are_told_where_they_are_trained():
+def test_slice_and_organ_heads_exist_where_they_are_trained():
     torch.manual_seed(0)
     model = TraumaClassifier(replace(SPEC, predicts_slices=True), with_decoder=True)
     answer = model(stacks(), None, torch.tensor([0, 7, 9]))
@@ -80,7 +80,7 @@ def test_slices_and_organs_are_told_where_they_are_trained():
     assert plain.slice_logits is None and plain.organ_logits is None
 
 
-def test_the_decoder_leaves_the_answer_as_it_is():
+def test_decoder_does_not_change_the_logits():
     torch.manual_seed(0)
     model = TraumaClassifier(SPEC, with_decoder=True).eval()
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_the_decoder_leaves_the_answer_as_it_is():
     torch.testing.assert_close(plain.logits, decoding.logits)
 
 
-def test_mask_channels_pass_unchanged_and_neighbours_share_the_windows_greys():
+def test_normalise_keeps_mask_channels_and_repeats_windows_for_neighbours():
     view = replace(VIEW, neighbours=3, masks="each")
     model = TraumaClassifier(replace(SPEC, view=view, mean=(0.4, 0.5), std=(0.2, 0.25)))
     assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5] * 3 + [0.0] * 4)
@@ -96,7 +96,7 @@ def test_mask_channels_pass_unchanged_and_neighbours_share_the_windows_greys():
     assert model(torch.zeros(1, 5, 10, 32, 32, dtype=torch.uint8)).logits.shape == (1, 13)
 
 
-def test_training_begins_at_the_prior():
+def test_initial_predictions_are_the_prior():
     prior = weight_aware_prior(draw_labels(30)).to_dict()
     model = TraumaClassifier(replace(SPEC, prior=prior)).eval()
     torch.nn.init.zeros_(model.classifier.weight)
@@ -105,7 +105,7 @@ def test_training_begins_at_the_prior():
     torch.testing.assert_close(predicted, torch.tensor([prior[column] for column in COLUMNS]))
 
 
-def test_flips_are_averaged(model):
+def test_predict_stack_averages_flips(model):
     images, padding = stacks(1), UNPADDED[:1]
     single = [predict_stack(model, SPEC, images, padding, (flip,)) for flip in ("none", "h", "v", "hv")]
     every = predict_stack(model, SPEC, images, padding, ("none", "h", "v", "hv"))
@@ -114,7 +114,7 @@ def test_flips_are_averaged(model):
     assert not torch.allclose(single[0], single[1])
 
 
-def test_padding_counts_where_stacks_have_any(model):
+def test_predict_stack_uses_padding_of_padded_views_only(model):
     images, padding = stacks(), UNPADDED.clone()
     padding[0, 3:] = True
     spec = replace(SPEC, view=replace(VIEW, spacing_mm=5.0))
@@ -123,7 +123,7 @@ def test_padding_counts_where_stacks_have_any(model):
     torch.testing.assert_close(padded[1], whole[1])
 
 
-def test_a_model_without_class_weights_is_weighed_when_predicting(model):
+def test_predict_stack_multiplies_by_class_weights(model):
     spec = replace(SPEC, class_weights=True)
     plain, weighed = (predict_stack(model, each, stacks(), UNPADDED, ("none",)) for each in (SPEC, spec))
     weights = torch.tensor([CLASS_WEIGHTS[name] for name in COLUMNS])
@@ -133,7 +133,7 @@ def test_a_model_without_class_weights_is_weighed_when_predicting(model):
     torch.testing.assert_close(weighed, expected)
 
 
-def test_a_saved_model_predicts_the_same(tmp_path):
+def test_load_classifier_gives_the_model_that_was_saved(tmp_path):
     torch.manual_seed(0)
     spec = replace(SPEC, predicts_slices=True, sequence="transformer", view=replace(VIEW, z_range="liver"))
     model = TraumaClassifier(spec, with_decoder=True).eval()

@@ -1,4 +1,4 @@
-"""The tables of a run, joined from its folds: who and what stands in them, and what is left empty."""
+"""The tables of a run, joined from its folds: their patients, missing targets and scores."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ LOST = "105"
 
 @pytest.fixture
 def run(tmp_path) -> tuple[Path, pd.DataFrame, pd.Series]:
-    """A finished run of two folds that predicts the liver alone; a patient of fold 1 has no series."""
+    """A finished run of two folds that predicts the liver only; a patient of fold 1 has no series."""
     labels = draw_labels(20)
     folds = pd.Series(np.arange(20) % 2, index=labels.patient_id, name="fold")
     table = draw_predictions(labels).assign(series_id="007", fold=folds.to_numpy())
@@ -57,7 +57,7 @@ def test_a_patient_without_series_has_a_row_in_both_tables(run, capsys):
     assert [own[column] for column in COLUMNS] == pytest.approx(prior[list(COLUMNS)].tolist())
 
 
-def test_the_scores_are_of_every_patient_of_the_finished_folds(run):
+def test_scores_cover_every_patient_of_the_finished_folds(run):
     output, labels, folds = run
     write_out_of_fold(output, labels, folds)
     scores = pd.read_csv(output / "scores.csv").set_index("fold")

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: pictures, labels and organ maps are mixed by the same share."""
+"""MixUp and CutMix: images, labels and organ maps are mixed by the same share."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_without_probabilities_nothing_is_mixed():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mixup_adds_up_pictures_and_labels(seed):
+def test_mixup_adds_up_images_and_labels(seed):
     given = batch()
     mixed, _ = StackMixer(1.0, 0.0)(given, EQUAL, np.random.default_rng(seed))
     shares = mixed.targets[:, :4]  # of each of the four, by their one-hot labels
@@ -42,7 +42,7 @@ def test_mixup_adds_up_pictures_and_labels(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cutmix_takes_labels_by_area_and_cuts_organs_along(seed):
+def test_cutmix_weighs_labels_by_area_and_cuts_organ_maps(seed):
     given = batch()
     mixed, _ = StackMixer(0.0, 1.0)(given, EQUAL, np.random.default_rng(seed))
     assert mixed.images.dtype == torch.uint8
@@ -63,7 +63,7 @@ def test_no_stack_is_mixed_with_itself(mixer):
         assert (mixed.targets.diagonal()[:4] < 1).all()
 
 
-def test_the_longer_stack_stays_visible():
+def test_mixed_padding_is_that_of_the_longer_stack():
     given = batch()
     mixed, _ = StackMixer(1.0, 0.0)(given, EQUAL, np.random.default_rng(3))
     for place, share in enumerate(mixed.targets[:, :4]):
@@ -77,13 +77,13 @@ def test_draws_follow_the_generator():
 
 
 @pytest.mark.parametrize("mixer", [StackMixer(1.0, 0.0), StackMixer(0.0, 1.0)])
-def test_a_patient_counts_as_much_in_a_mixture_as_alone(mixer):
+def test_patients_keep_their_importance_in_a_mixture(mixer):
     """The loss of a mixture is the sum of what its patients' shares would count alone."""
     given, importance = batch(), torch.tensor([1.0, 0.2, 3.0, 0.5])
     for seed in range(5):
         plain, _ = mixer(given, EQUAL, np.random.default_rng(seed))
         mixed, counts = mixer(given, importance, np.random.default_rng(seed))
-        shares = plain.targets[:, :4]  # of the pictures
+        shares = plain.targets[:, :4]  # of the images
         torch.testing.assert_close(counts, shares @ importance)
         torch.testing.assert_close(counts[:, None] * mixed.targets[:, :4], shares * importance)
         torch.testing.assert_close(mixed.images, plain.images)

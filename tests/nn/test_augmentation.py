@@ -16,7 +16,7 @@ def stack(slices: int = 6) -> np.ndarray:
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_change_is_drawn_once_a_stack(switch):
+def test_every_change_is_drawn_once_per_stack(switch):
     augment = StackAugmenter(32, Augmentation(**{**OFF, switch: 1.0}))
     changed = augment(stack(), sample_rng(0, 0, 0))[0]
     assert changed.shape == (6, 32, 32, 3) and changed.dtype == np.uint8

@@ -12,7 +12,7 @@ BACKBONES = ("test_efficientnet", "resnet10t", "test_convnext", "mobilenetv3_sma
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("size", [64, 72])
-def test_features_are_those_of_the_encoder_and_logits_as_large_as_the_images(backbone, size):
+def test_decoder_keeps_features_and_gives_logits_of_the_image_size(backbone, size):
     torch.manual_seed(0)
     encoder = create_encoder(backbone, 2)
     decoder = OrganDecoder(encoder, 2, size).eval()
@@ -23,7 +23,7 @@ def test_features_are_those_of_the_encoder_and_logits_as_large_as_the_images(bac
     assert logits.shape == (2, CLASSES, size, size)
 
 
-def test_organs_teach_the_encoder():
+def test_organ_loss_reaches_the_encoder():
     encoder = create_encoder("test_efficientnet", 1)
     decoder = OrganDecoder(encoder, 1, 32)
     _, logits = decoder(encoder.train(), torch.randn(2, 1, 32, 32), torch.tensor([1]))

@@ -13,7 +13,7 @@ def _seed():
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_a_stack_becomes_one_vector_and_weights_that_sum_to_one(sequence, pooling):
+def test_head_gives_one_vector_and_weights_that_sum_to_one(sequence, pooling):
     head = SequenceHead(16, hidden=8, sequence=sequence, pooling=pooling)
     pooled, weights, slices = head(torch.randn(3, 7, 16))
     assert pooled.shape == (3, head.width) == (3, 16)
@@ -23,7 +23,7 @@ def test_a_stack_becomes_one_vector_and_weights_that_sum_to_one(sequence, poolin
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_padding_changes_nothing(sequence, pooling):
+def test_padding_does_not_change_the_summary(sequence, pooling):
     head = SequenceHead(16, hidden=8, sequence=sequence, pooling=pooling).eval()
     features = torch.randn(2, 9, 16)
     padding = torch.zeros(2, 9, dtype=torch.bool)
@@ -45,7 +45,7 @@ def test_max_pooling_keeps_a_finding_of_one_slice_that_the_mean_dilutes():
     torch.testing.assert_close(by_mean, torch.full((1, 4), 0.05))
 
 
-def test_attention_learns_which_slice_matters():
+def test_attention_learns_the_slice_that_matters():
     pooling = SlicePooling(4, "attention")
     features = torch.zeros(1, 10, 4)
     features[0, 3] = 1.0
@@ -59,9 +59,9 @@ def test_attention_learns_which_slice_matters():
 
 
 @pytest.mark.parametrize(
-    ("sequence", "is_felt"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
+    ("sequence", "depends"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
 )
-def test_the_first_slice_feels_a_change_of_the_last(sequence, is_felt):
+def test_first_slice_depends_on_the_last(sequence, depends):
     head = SequenceHead(4, hidden=8, sequence=sequence, pooling="mean").eval()
     features = torch.randn(1, 6, 4)
     changed = features.clone()
@@ -71,9 +71,9 @@ def test_the_first_slice_feels_a_change_of_the_last(sequence, is_felt):
 
 
 @pytest.mark.parametrize(
-    ("sequence", "is_told"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
+    ("sequence", "matters"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
 )
-def test_the_order_of_the_slices_is_told(sequence, is_told):
+def test_order_of_the_slices_matters(sequence, matters):
     head = SequenceHead(4, hidden=8, sequence=sequence, pooling="mean").eval()
     features = torch.randn(1, 6, 4)
     before, after = head(features).pooled, head(features.flip(1)).pooled
@@ -81,13 +81,13 @@ def test_the_order_of_the_slices_is_told(sequence, is_told):
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-def test_the_scale_of_the_features_does_not_matter(sequence):
+def test_scale_of_the_features_does_not_matter(sequence):
     head, features = SequenceHead(16, hidden=8, sequence=sequence).eval(), torch.randn(2, 5, 16)
     torch.testing.assert_close(head(features).pooled, head(100 * features).pooled, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-def test_dropout_is_felt_in_training_alone(sequence):
+def test_dropout_acts_in_training_only(sequence):
     head, features = SequenceHead(16, hidden=8, sequence=sequence, dropout=0.5), torch.randn(2, 5, 16)
     assert not torch.equal(head(features).pooled, head(features).pooled)
     head.eval()

@@ -1,4 +1,4 @@
-"""Saliency: its parts make up the model's answer, and the picture shows the slices that matter."""
+"""Saliency: the parts sum to the log-odds, and a picture is drawn of a prepared series."""
 
 import numpy as np
 import pytest
@@ -31,24 +31,24 @@ def build(**changes) -> tuple[TraumaClassifier, ClassifierSpec, StackBatch]:
 
 @pytest.mark.parametrize("sequence", ["lstm", "transformer", "none"])
 @pytest.mark.parametrize("pooling", ["max", "attention"])
-def test_the_parts_are_the_difference_from_a_uniform_stack(sequence, pooling):
+def test_explain_parts_sum_to_the_difference_from_a_uniform_stack(sequence, pooling):
     model, spec, stack = build(sequence=sequence, pooling=pooling)
     found = explain(model, spec, stack, "liver_high", steps=256)
     assert found.parts.shape[0] == 6 and found.parts.abs().sum() > 1e-3
     assert found.parts.sum().item() == pytest.approx(found.log_odds - found.plain, rel=0.02, abs=1e-4)
-    assert (found.parts[4:] == 0).all()  # padding says nothing
+    assert (found.parts[4:] == 0).all()  # padding contributes nothing
 
 
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("column", ["bowel_injury", "kidney_low"])
-def test_the_answer_is_that_of_a_prediction(column, weights):
+def test_explain_log_odds_are_those_of_a_prediction(column, weights):
     model, spec, stack = build(class_weights=weights)
     found = explain(model, spec, stack, column, steps=1)
     predicted = predict_stack(model, spec, stack.images[None], stack.padding[None], ("none",))[0]
     assert 1 / (1 + np.exp(-found.log_odds)) == pytest.approx(predicted[spec.columns.index(column)].item())
 
 
-def test_a_column_that_is_not_told_and_an_encoder_without_maps_are_refused():
+def test_explain_refuses_other_columns_and_encoders_without_maps():
     model, spec, stack = build(targets=("liver", "spleen"))
     with pytest.raises(UserError, match=r"the model predicts liver_healthy, .*, not bowel_injury"):
         explain(model, spec, stack, "bowel_injury")
@@ -58,7 +58,7 @@ def test_a_column_that_is_not_told_and_an_encoder_without_maps_are_refused():
 
 
 @pytest.mark.parametrize("views", ["", "--z-range organs --in-plane liver --masks each --neighbours 3"])
-def test_a_picture_of_a_prepared_series(tiny, tmp_path, capsys, views):
+def test_main_draws_a_prepared_series(tiny, tmp_path, capsys, views):
     run = train_small(tiny, tmp_path / "run", views)
     series_id = PreparedDataset.open(tiny.prepared).series.series_id.iloc[0]
     output = tmp_path / "saliency.png"

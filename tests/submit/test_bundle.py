@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import submit
-from src.cls.fold_models import find_folds
-from src.cls.second_model import find_first_level
+from src.cls.fold_models import find_first_level, find_folds
 from src.core.config import ROOT
 from src.core.errors import UserError
 from src.score.postprocess import PostProcessing, write_post

@@ -1,4 +1,4 @@
-"""Every option of train_cls.py, changed alone, changes what a tiny run predicts; none is ignored."""
+"""Options of train_cls.py: each, changed alone, changes the predictions of a tiny run; contradictions."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 
 import train_cls
 from src.cls.options import ClassifierOptions
+from src.core.errors import UserError
 from src.core.targets import COLUMNS
 
 CHANGES = {
@@ -19,10 +20,10 @@ CHANGES = {
     "a wider head": {"hidden": 12},
     "another backbone": {"backbone": "test_resnet"},
     "one target": {"targets": "liver"},
-    "a network a target": {"mode": "single"},
+    "one network per target": {"mode": "single"},
     "metric as loss": {"loss": "metric"},
     "plain loss": {"loss": "plain"},
-    "plain loss, weighed": {"loss": "plain", "reweigh": True},
+    "plain loss, reweighed": {"loss": "plain", "reweigh": True},
     "slices": {"slice_loss": 1.0},
     "organs": {"organ_loss": 1.0, "organ_slices": 2},
     "smoothing": {"smoothing": 0.2},
@@ -59,16 +60,16 @@ CHANGES = {
     "flips when predicting": {"tta": "none h"},
     "seed": {"seed": 7},
 }
-"""What is changed, by what it is about."""
+"""Changed options by the name of the test."""
 
 ELSEWHERE = {
-    *("data", "labels", "folds", "output", "fold", "resume"),  # test_train_cls.py
-    *("encoder", "image_labels", "cache", "masks_from"),  # test_train_cls_features.py, test_cls_stacks.py
-    *("workers", "precision"),  # test_train_cls.py, test_runtime.py: the same result
+    *("data", "labels", "folds", "output", "fold", "resume"),  # tests/scripts/test_train_cls.py
+    *("encoder", "image_labels", "cache", "masks_from"),  # test_run.py, test_stacks.py
+    *("workers", "precision"),  # tests/scripts/test_train_cls.py, tests/core/test_runtime.py: the same result
     "drop_path",  # below, with a backbone that has it
-    "pretrained",  # test_encoder.py: weights cannot be downloaded in a test
+    "pretrained",  # tests/nn/test_encoder.py: weights cannot be downloaded in a test
 }
-"""Options that are no matter of training alone, and where they are tested."""
+"""Options that are tested elsewhere."""
 
 
 def predictions(run: Path) -> np.ndarray:
@@ -86,7 +87,7 @@ def plain(tiny, tmp_path_factory) -> np.ndarray:
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_an_option_changes_what_is_predicted(run_arguments, tmp_path, plain, what):
+def test_option_changes_predictions(run_arguments, tmp_path, plain, what):
     train_cls.main(run_arguments(**({"fold": "0", "epochs": 1, "lr": "1e-3"} | CHANGES[what])))
     own = predictions(tmp_path / "run")
     assert own.shape == plain.shape and np.isfinite(own).all()
@@ -95,14 +96,14 @@ def test_an_option_changes_what_is_predicted(run_arguments, tmp_path, plain, wha
         assert own[:, span].sum(axis=1) == pytest.approx(1.0)
 
 
-def test_stochastic_depth_changes_a_backbone_that_has_it(run_arguments, tmp_path):
+def test_drop_path_changes_predictions_of_a_backbone_that_has_it(run_arguments, tmp_path):
     given = {"fold": "0", "epochs": 1, "lr": "1e-3", "backbone": "test_convnext"}
     for name, rate in (("all", 0.0), ("some", 0.9)):
         train_cls.main(run_arguments(name, **given, drop_path=rate))
     assert np.abs(predictions(tmp_path / "all") - predictions(tmp_path / "some")).max() > 1e-7
 
 
-def test_no_option_is_left_out():
+def test_every_option_is_tested():
     changed = {name for changes in CHANGES.values() for name in changes}
     assert changed | ELSEWHERE == {field.name for field in fields(ClassifierOptions)}
     assert not changed & ELSEWHERE
@@ -111,3 +112,30 @@ def test_no_option_is_left_out():
 def test_the_same_command_gives_the_same_predictions(run_arguments, tmp_path, plain):
     train_cls.main(run_arguments(fold="0", epochs=1, lr="1e-3"))
     assert (predictions(tmp_path / "run") == plain).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        (
+            {"loss": "weighted", "reweigh": True},
+            "--reweigh would weigh the classes twice, --loss weighted has",
+        ),
+        ({"loss": "metric", "reweigh": True}, "--reweigh would weigh the classes twice"),
+        ({"loss": "metric", "mode": "single"}, "--loss metric takes any injury from all targets"),
+        ({"loss": "metric", "targets": "liver"}, "--loss metric takes any injury from all targets"),
+        ({"z_range": "own"}, "needs --mode single"),
+        ({"image_labels": "labels.csv"}, "--image-labels are used by --slice-loss"),
+        ({"neighbours": 2}, "--neighbours must be odd"),
+        ({"windows": "bone"}, "has no window bone; it has"),
+        ({"targets": "heart"}, r"--targets: expected values \(bowel"),
+        ({"masks": "all"}, "--masks: expected none, any or each"),
+        ({"masks": "any", "masks_from": "predicted"}, "predicted_masks, which the options need"),
+        ({"layer_decay": 0.0}, "--layer-decay must be above 0"),
+        ({"class_balance": 2}, "--class-balance must be at least 0 and at most 1"),
+    ],
+)
+def test_contradictions_are_refused_in_one_line(run_arguments, changes, part):
+    with pytest.raises(UserError, match=part) as caught:
+        train_cls.main(run_arguments(fold="0", **changes))
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Every feature of train_cls.py, switched on by its option alone: what it changes in a tiny run."""
+"""Runs of train_cls.py on the tiny phantom: modes, masks, encoders, slice targets, and their predictions."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from src.cls import run as cls_run
 from src.cls.fold_models import find_folds
 from src.cls.model import load_classifier, metric_shift
 from src.core.errors import UserError
+from src.core.run_folder import only_writer
 from src.core.targets import COLUMNS, GROUPS
 from src.data.prepared import PreparedDataset
 from src.nn.encoder import EncoderFile, create_encoder, first_kernel, save_encoder
@@ -31,7 +32,7 @@ def predictions(run: Path) -> np.ndarray:
     return pd.read_csv(run / "oof_series.csv")[list(COLUMNS)].to_numpy()
 
 
-def test_marked_slices_change_what_slices_teach(tiny, run_arguments, tmp_path):
+def test_slice_loss_uses_image_labels(tiny, run_arguments, tmp_path):
     given = {"fold": "0", "epochs": 1, "lr": "1e-3", "slice_loss": 1.0}
     train_cls.main(run_arguments("areas", **given))
     train_cls.main(run_arguments("marks", **given, image_labels=tiny.marks))
@@ -43,7 +44,7 @@ def test_marked_slices_change_what_slices_teach(tiny, run_arguments, tmp_path):
         train_cls.main(run_arguments("marks", **(given | {"fold": "1"}), image_labels=tmp_path / "fewer.csv"))
 
 
-def test_a_network_a_target_learns_its_own_labels_alone(tiny, run_arguments, tmp_path):
+def test_single_mode_trains_one_network_per_target(tiny, run_arguments, tmp_path):
     changes = {"mode": "single", "targets": "liver spleen", "z_range": "own", "in_plane": "own"}
     train_cls.main(run_arguments(fold="0", epochs=1, **changes))
     folder = tmp_path / "run" / "fold0"
@@ -61,7 +62,7 @@ def test_a_network_a_target_learns_its_own_labels_alone(tiny, run_arguments, tmp
     assert patients.kidney_low.to_numpy() == pytest.approx(prior.kidney_low)
 
 
-def test_labels_of_other_targets_do_not_reach_a_single_network(tiny, run_arguments, tmp_path):
+def test_single_mode_ignores_the_labels_of_other_targets(tiny, run_arguments, tmp_path):
     labels = pd.read_csv(tiny.labels, dtype={"patient_id": str})
     others = [column for names in GROUPS.values() for column in names if not column.startswith("liver")]
     turned = labels.assign(**labels[others].iloc[::-1].set_axis(labels.index))
@@ -69,21 +70,21 @@ def test_labels_of_other_targets_do_not_reach_a_single_network(tiny, run_argumen
     turned.assign(any_injury=1 - healthy.min(axis=1)).to_csv(tmp_path / "turned.csv", index=False)
     assert not turned[others].equals(labels[others])
     given = {"fold": "0", "epochs": 1, "mode": "single", "targets": "liver", "slice_loss": 1.0}
-    told = []
+    tables = []
     for name, path in (("own", tiny.labels), ("turned", tmp_path / "turned.csv")):
         train_cls.main(run_arguments(name, **given, class_balance=1.0, lr="1e-3", labels=path))
-        told.append(pd.read_csv(tmp_path / name / "oof_series.csv")[list(GROUPS["liver"])])
-    pd.testing.assert_frame_equal(*told)
+        tables.append(pd.read_csv(tmp_path / name / "oof_series.csv")[list(GROUPS["liver"])])
+    pd.testing.assert_frame_equal(*tables)
 
 
-def test_a_single_run_with_other_options_is_refused(run_arguments, tmp_path):
+def test_single_mode_refuses_to_continue_with_other_options(run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1, mode="single", targets="liver spleen"))
     (tmp_path / "run/fold0/oof_series.csv").unlink()  # as an interruption leaves it
     with pytest.raises(UserError, match="made with --lr"):
         train_cls.main(run_arguments(fold="0", epochs=1, mode="single", targets="liver spleen", lr="1e-2"))
 
 
-def test_a_fold_with_networks_still_to_come_takes_no_part(tiny, run_arguments, tmp_path):
+def test_find_folds_skips_folds_that_lack_a_network(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments(epochs=1, mode="single", targets="liver spleen"))
     run = tmp_path / "run"
     assert [len(networks) for networks in find_folds(run)] == [2, 2]
@@ -94,7 +95,7 @@ def test_a_fold_with_networks_still_to_come_takes_no_part(tiny, run_arguments, t
         find_folds(run)
 
 
-def test_a_run_of_few_targets_leaves_the_others_to_the_others(tiny, run_arguments, tmp_path):
+def test_missing_targets_of_a_run_come_from_other_runs(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments("few", fold="0", epochs=1, targets="liver"))
     train_cls.main(run_arguments("all", fold="0", epochs=1))
     tables = {}
@@ -115,7 +116,7 @@ def test_a_run_of_few_targets_leaves_the_others_to_the_others(tiny, run_argument
     assert losses["both"]["liver"] != pytest.approx(losses["all"]["liver"])
 
 
-def test_an_encoder_is_taken_by_window(tiny, run_arguments, tmp_path):
+def test_encoder_kernels_are_taken_by_window(tiny, run_arguments, tmp_path):
     prepared = PreparedDataset.open(tiny.prepared)
     encoder = create_encoder("test_efficientnet", 3)
     about = EncoderFile("test_efficientnet", 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), prepared.windows)
@@ -130,7 +131,7 @@ def test_an_encoder_is_taken_by_window(tiny, run_arguments, tmp_path):
     assert not kernel[:, 2].any() and spec.mean == (0.6, 0.4) and spec.std == (0.4, 0.2)
 
 
-def test_masks_never_take_the_kernel_of_a_window(tiny, run_arguments, tmp_path):
+def test_mask_channels_never_take_the_kernel_of_a_window(tiny, run_arguments, tmp_path):
     prepared = PreparedDataset.open(tiny.prepared)
     encoder = create_encoder("test_efficientnet", 3)
     about = EncoderFile("test_efficientnet", 3, (0.5,) * 3, (0.25,) * 3, prepared.windows)
@@ -142,30 +143,30 @@ def test_masks_never_take_the_kernel_of_a_window(tiny, run_arguments, tmp_path):
     assert not first_kernel(model.encoder)[:, 2].any()
 
 
-def test_slices_are_taught_by_marks_alone_where_there_are_no_masks(tiny, run_arguments, tmp_path, capsys):
+def test_slice_targets_without_masks_are_the_marked_slices(tiny, run_arguments, tmp_path, capsys):
     folder = tmp_path / "prepared"
     shutil.copytree(tiny.prepared, folder, ignore=shutil.ignore_patterns("masks"))
     given = {"data": folder, "fold": "0", "epochs": 1, "slice_loss": 1.0}
     train_cls.main(run_arguments(**given, image_labels=tiny.marks))
-    assert "slices are taught what is marked in them alone" in capsys.readouterr().out
+    assert "only marked slices have slice targets" in capsys.readouterr().out
     with pytest.raises(UserError, match="has no masks, which the options need"):
         train_cls.main(run_arguments("other", **given))
 
 
-def test_padding_has_no_organs_to_teach(run_arguments, tmp_path):
+def test_organ_loss_is_finite_with_padding(run_arguments, tmp_path):
     changes = {"spacing_mm": 150, "slices": 6, "organ_loss": 1.0, "organ_slices": 6, "epochs": 1}
     train_cls.main(run_arguments(fold="0", **changes))
     assert np.isfinite(pd.read_csv(tmp_path / "run/fold0/metrics.csv").organs).all()
 
 
-def test_a_plain_loss_begins_at_its_own_best_constant(run_arguments, tmp_path):
+def test_plain_loss_starts_at_the_prior(run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1, lr="1e-9", loss="plain", reweigh=True, smoothing=0))
     model, spec = load_classifier(tmp_path / "run/fold0/model.safetensors")
     begun = torch.log_softmax(model.classifier.bias.detach()[:2] + metric_shift(spec)[:2], dim=0).exp()
     assert begun[1].item() == pytest.approx(spec.prior["bowel_injury"], abs=1e-4)
 
 
-def test_networks_of_single_targets_are_joined_when_predicting(tiny, run_arguments, tmp_path):
+def test_infer_joins_the_networks_of_single_mode(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1, mode="single", neighbours=3, spacing_mm=30, offsets=2))
     submission = tmp_path / "submission.csv"
     given = f"--models {tmp_path / 'run'} --sample {tiny.sample} --output {submission}"
@@ -176,8 +177,8 @@ def test_networks_of_single_targets_are_joined_when_predicting(tiny, run_argumen
         assert table[names[1]].nunique() == 3
 
 
-def test_raw_and_prepared_input_give_the_same_answer(tiny, run_arguments, tmp_path):
-    """Slices at a distance, with neighbours, padded and moved, as the training set would cut them."""
+def test_infer_gives_the_out_of_fold_predictions_of_prepared_series(tiny, run_arguments, tmp_path):
+    """Also with slices at a distance, neighbours, padding and offsets."""
     options = {"neighbours": 3, "neighbour_mm": 25, "spacing_mm": 45, "slices": 9, "offsets": 2}
     train_cls.main(run_arguments(fold="0", epochs=1, windows="wide", **options))
     rows = {}
@@ -204,7 +205,7 @@ def test_raw_and_prepared_input_give_the_same_answer(tiny, run_arguments, tmp_pa
         {"mode": "single", "z_range": "own", "in_plane": "own"},
     ],
 )
-def test_prepared_series_with_masks_are_seen_as_they_were_trained(tiny, run_arguments, tmp_path, options):
+def test_infer_gives_the_out_of_fold_predictions_of_series_with_masks(tiny, run_arguments, tmp_path, options):
     train_cls.main(run_arguments(fold="0", epochs=1, **options))
     oof = pd.read_csv(tmp_path / "run" / "oof.csv")
     sample = pd.read_csv(tiny.sample).assign(patient_id=oof.patient_id[:3])
@@ -216,41 +217,7 @@ def test_prepared_series_with_masks_are_seen_as_they_were_trained(tiny, run_argu
         assert both[column].to_numpy() == pytest.approx(both[f"{column}_oof"].to_numpy(), abs=1e-5)
 
 
-def test_models_that_look_at_organs_need_masks(tiny, run_arguments, tmp_path):
-    train_cls.main(run_arguments(fold="0", epochs=1, z_range="organs"))
-    given = f"--models {tmp_path / 'run'} --sample {tiny.sample} --output {tmp_path / 's.csv'}"
-    with pytest.raises(UserError, match="raw images have no masks: give --segmenter"):
-        infer.main(f"--input {tiny.raw} {given}".split())
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        (
-            {"loss": "weighted", "reweigh": True},
-            "--reweigh would weigh the classes twice, --loss weighted has",
-        ),
-        ({"loss": "metric", "reweigh": True}, "--reweigh would weigh the classes twice"),
-        ({"loss": "metric", "mode": "single"}, "--loss metric takes any injury from all targets"),
-        ({"loss": "metric", "targets": "liver"}, "--loss metric takes any injury from all targets"),
-        ({"z_range": "own"}, "needs --mode single"),
-        ({"image_labels": "labels.csv"}, "--image-labels are used by --slice-loss"),
-        ({"neighbours": 2}, "--neighbours must be odd"),
-        ({"windows": "bone"}, "--windows bone is not among those"),
-        ({"targets": "heart"}, "--targets takes each of bowel"),
-        ({"masks": "all"}, "--masks must be one of none, any, each"),
-        ({"masks": "any", "masks_from": "predicted"}, "predicted_masks, which the options need"),
-        ({"layer_decay": 0.0}, "--layer-decay must be above 0"),
-        ({"class_balance": 2}, "--class-balance must be in 0..1"),
-    ],
-)
-def test_contradictions_are_one_line(run_arguments, changes, part):
-    with pytest.raises(UserError, match=part) as caught:
-        train_cls.main(run_arguments(fold="0", **changes))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_patient_on_both_sides_of_a_fold_is_caught(run_arguments, monkeypatch):
+def test_train_folds_refuses_a_patient_on_both_sides_of_a_fold(run_arguments, monkeypatch):
     read = cls_run.TrainingInputs.read.__func__
 
     def leaky(cls, options):
@@ -266,7 +233,7 @@ def test_a_patient_on_both_sides_of_a_fold_is_caught(run_arguments, monkeypatch)
         train_cls.main(run_arguments(fold="0", epochs=1))
 
 
-def test_layers_near_the_input_learn_slower(run_arguments, tmp_path):
+def test_layer_decay_lowers_the_rate_of_layers_near_the_input(run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1, layer_decay=0.5, encoder_lr_scale=0.5))
     groups = torch.load(tmp_path / "run/fold0/last.pt", weights_only=True)["optimizer"]["param_groups"]
     scales = [group["lr_scale"] for group in groups if "lr_scale" in group]
@@ -274,23 +241,21 @@ def test_layers_near_the_input_learn_slower(run_arguments, tmp_path):
     assert any("lr_scale" not in group for group in groups), "the head learns at the full rate"
 
 
-def test_a_cache_changes_nothing(run_arguments, tmp_path):
+def test_cache_does_not_change_predictions(run_arguments, tmp_path):
     for name, cache in (("plain", {}), ("cached", {"cache": tmp_path / "cache", "workers": 1})):
         train_cls.main(run_arguments(name, fold="0", epochs=1, **cache))
     assert (predictions(tmp_path / "plain") == predictions(tmp_path / "cached")).all()
     assert list((tmp_path / "cache").rglob("*.npy"))
 
 
-def test_a_second_run_may_not_write_into_the_folder(run_arguments, tmp_path):
-    from src.core.run_folder import only_writer
-
-    (tmp_path / "run").mkdir()
+def test_train_folds_refuses_an_output_in_use(run_arguments, tmp_path):
     with only_writer(tmp_path / "run"), pytest.raises(UserError, match="another run is writing"):
         train_cls.main(run_arguments(fold="0", epochs=1))
 
 
-def test_two_processes_train_as_one_does(run_arguments, tmp_path):
-    """With a backbone that normalises every image by itself, and no dropout."""
+@pytest.mark.slow
+def test_two_processes_train_like_one(run_arguments, tmp_path):
+    """With a backbone that normalises every image alone, and no dropout."""
     steady = {"backbone": "test_convnext", "fold": "0", "dropout": 0.0, "precision": "fp32", "epochs": 2}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,0 +1,33 @@
+"""A prepared data set with masks in every second series, for the tests of stacks and their targets."""
+
+import pandas as pd
+import pytest
+
+from src.cls.organs import OrganIndex
+from src.core.targets import LABEL_COLUMNS
+from src.data.prepared import PreparedDataset
+from tests.helpers.seg_files import series_ids, write_masked
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """A prepared set of 12 slices a series, organs in slices 3 to 8 of every second one."""
+    dataset = PreparedDataset.open(write_masked(tmp_path_factory.mktemp("stacks") / "set"))
+    for ids in series_ids(dataset)[::2]:
+        masks = [dataset.read_masks(*ids, [0])[0] * (3 <= index < 9) for index in range(12)]
+        dataset.write_masks(*ids, masks)
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def organs(masked):
+    return OrganIndex.read(masked)
+
+
+@pytest.fixture
+def labels(masked):
+    """All patients have every injury but the first, who has none."""
+    patients = masked.series.patient_id.unique()
+    table = pd.DataFrame(1, index=patients, columns=list(LABEL_COLUMNS))
+    table.iloc[0] = 0
+    return table

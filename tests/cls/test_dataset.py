@@ -1,0 +1,82 @@
+"""Samples of the classifier: draws, targets, padding, packed slices."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from src.cls.dataset import StackDataset
+from src.cls.order import Draw
+from src.cls.views import StackView
+from src.core.errors import UserError
+from src.data.packed import PackedSlices
+from src.data.prepared import PreparedDataset, image_folder, slice_name
+from src.nn.augmentation import Augmentation
+from tests.helpers.seg_files import SIZE, series_ids
+
+VIEW = StackView(windows=("soft", "organ", "wide"), size=SIZE, crop=24, slices=4)
+STILL = Augmentation(flip=0, rotate90=0, affine=0, gamma=0, dropout=0)
+
+
+def test_padding_is_black_and_marked(masked):
+    view = replace(VIEW, spacing_mm=40.0)  # of a series of 55 mm
+    sample = StackDataset(masked, masked.series, view)[0]
+    assert sample.padding.tolist() == [False, False, True, True]
+    assert sample.images[:2].any() and not sample.images[2:].any()
+
+
+def test_training_stacks_follow_from_seed_and_draw_and_prediction_is_fixed(masked):
+    view = replace(VIEW, slices=5)
+    fixed = StackDataset(masked, masked.series, view)
+    assert all((a == b).all() for a, b in zip(fixed[1], fixed[1], strict=True))
+    assert (StackDataset(masked, masked.series, view, offset=0.1)[1].images != fixed[1].images).any()
+
+    def images(seed: int, epoch: int):
+        stacks = StackDataset(masked, masked.series, view, augmentation=Augmentation(), seed=seed)
+        return stacks[Draw(epoch, 1)].images
+
+    assert (images(seed=1, epoch=2) == images(seed=1, epoch=2)).all()
+    assert (images(seed=1, epoch=2) != images(seed=1, epoch=3)).any()
+    assert (images(seed=1, epoch=2) != images(seed=2, epoch=2)).any()
+
+
+def test_further_draws_of_a_series_differ(masked):
+    stacks = StackDataset(masked, masked.series, VIEW, augmentation=Augmentation())
+    first, again, other = (stacks[Draw(0, 1 + times * len(stacks))] for times in range(3))
+    assert (first.images != again.images).any() and (again.images != other.images).any()
+
+
+def test_samples_hold_labels_and_organ_maps(masked, organs, labels):
+    dataset = StackDataset(
+        masked, masked.series, VIEW, organs, labels=labels, with_organs=True, augmentation=STILL
+    )
+    for place, key in enumerate(series_ids(masked)):
+        sample = dataset[place]
+        assert (sample.targets.numpy() == labels.loc[key[0]].to_numpy()).all()
+        assert bool(sample.has_organs) == (key in organs)
+        assert sample.organs.shape == (4, 24, 24) and bool(sample.organs.any()) == (key in organs)
+
+
+def test_packed_slices_equal_those_of_the_png(masked, organs, tmp_path):
+    view = replace(VIEW, windows=("wide", "soft"), neighbours=3)
+    packed = PackedSlices(masked, view.windows, tmp_path / "cache")
+    plain = StackDataset(masked, masked.series, view, organs)
+    fast = StackDataset(masked, masked.series, view, organs, packed=packed)
+    for _ in range(2):  # packed, then read
+        for index in range(len(plain)):
+            assert all((a == b).all() for a, b in zip(plain[index], fast[index], strict=True))
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(files) == len(masked.series)
+    other = PackedSlices(masked, ("soft",), tmp_path / "cache")
+    assert other.folder != packed.folder
+
+
+def test_packing_a_damaged_series_leaves_no_file(masked, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(masked.folder, folder)
+    dataset, key = PreparedDataset.open(folder), series_ids(masked)[0]
+    (image_folder(folder, *key) / slice_name(11)).write_bytes(b"")
+    packed = PackedSlices(dataset, ("soft",), tmp_path / "cache")
+    with pytest.raises(UserError, match="is damaged"):
+        packed.read(key, [0])
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
