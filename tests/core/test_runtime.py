@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 
 from src.core.errors import UserError
-from src.core.runtime import Runtime, fastest_precision
+from src.core.runtime import Runtime, fastest_precision, synchronised
+from src.nn.encoder import create_encoder
 
 ROOT = Path(__file__).parents[2]
 SHARING = """
@@ -100,3 +102,15 @@ def test_the_exchange_is_left_but_never_freed(tmp_path):
     """The destructor of the group may wait for a thread that waits for Python; a thread that frees the last
     barrier may want Python when it has ended."""
     assert (launch(LEAVING, tmp_path, processes=1) / "left, not freed").exists()
+
+
+def test_synchronised_keeps_the_activations_of_timm_batchnorms():
+    """timm's BatchNorms hold the activation behind them; torch's own conversion drops it."""
+    encoder = create_encoder("test_efficientnet", 3).eval()
+    assert any(isinstance(module, BatchNormAct2d) for module in encoder.modules())
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = encoder(images)
+        converted = synchronised(encoder).eval()
+        torch.testing.assert_close(converted(images), before)
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())

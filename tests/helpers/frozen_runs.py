@@ -1,4 +1,4 @@
-"""Folders of pre-training runs that took no step, for the tests of evaluation."""
+"""Folders of pre-training runs without a step, for the tests of probes."""
 
 from pathlib import Path
 from typing import Any

@@ -24,7 +24,7 @@ def write_prepared(
     slice_mm: float = 5.0,
     pixel_mm: float = 2.0,
 ) -> Path:
-    """Write series, one a patient; `draw_slice(series, slice)` gives uint8 (size, size, channels)."""
+    """Write series, one per patient; `draw_slice(series, slice)` gives uint8 (size, size, channels)."""
     size = draw_slice(0, 0).shape[0]
     ids = [(f"{10 + number}", f"{100 + number}") for number in range(series)]
     for number, (patient_id, series_id) in enumerate(ids):
@@ -44,14 +44,14 @@ def write_prepared(
 
 
 def write_slice_table(images: Path, z_mm: np.ndarray) -> None:
-    """slices.csv of a series: where its slices lie, head positive."""
+    """slices.csv of a series: positions of its slices, head positive."""
     index = np.arange(len(z_mm))
     table = pd.DataFrame({"index": index, "instance_number": index + 1, "z_mm": z_mm, "source": index})
     table.to_csv(images / "slices.csv", index=False)
 
 
 def draw_anatomy(series: int, index: int) -> np.ndarray:
-    """Nine places whose grey levels are those of every patient, under noise of the slice's own."""
+    """Nine places with the same grey levels in every patient, under noise that differs between slices."""
     places = np.random.default_rng(7).uniform(30, 220, (3, 3, 3))
     smooth = cv2.resize(places, (48, 48), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng((series, index)).normal(0, 15, smooth.shape)
@@ -59,22 +59,22 @@ def draw_anatomy(series: int, index: int) -> np.ndarray:
 
 
 def draw_indices(series: int, index: int) -> np.ndarray:
-    """The grey levels tell the series, the slice and nothing else."""
+    """The grey levels are the number of the series and the index of the slice."""
     return np.broadcast_to(np.uint8([series, index, 255]), (48, 48, 3)).copy()
 
 
 def draw_places(series: int, index: int) -> np.ndarray:
-    """The grey levels tell the row, the column and the slice of a pixel."""
+    """The grey levels are the row, the column and the slice of a pixel."""
     rows, columns = np.mgrid[:48, :48]
     return np.dstack([rows, columns, np.full_like(rows, index)]).astype(np.uint8)
 
 
 def draw_noise(series: int, index: int) -> np.ndarray:
-    """Other grey levels in every pixel, slice and series."""
+    """Random grey levels, different in every pixel, slice and series."""
     return np.random.default_rng((series, index)).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
 
 def draw_ramps(series: int, index: int) -> np.ndarray:
-    """The grey levels tell the row, the column and the series of a pixel."""
+    """The grey levels are the row, the column and the series of a pixel."""
     rows, columns = np.mgrid[:48, :48]
     return np.dstack([rows, columns, np.full_like(rows, series)]).astype(np.uint8)

@@ -35,6 +35,6 @@ def embed(net, tiles):
 
 
 def place_loss(embeddings):
-    """A loss of the kind that training has: crops of a volume are to differ in direction."""
+    """A loss similar to that of training: crops of a volume should differ in direction."""
     directions = nn.functional.normalize(embeddings, dim=-1)
     return (directions[:, :1] * directions[:, 1:]).sum(-1).square().mean()

@@ -24,7 +24,7 @@ def swin():
     return SwinEncoder(1, features=12)
 
 
-def test_every_part_of_swin_is_used_and_trained(swin):
+def test_swin_encoder_trains_all_of_its_parts(swin):
     """Parts without a gradient would stop a run on several processes."""
     features = swin.train()(torch.randn(1, 1, 64, 32, 32))
     assert features.shape == (1, 288) and encoder_width(swin) == 288
@@ -32,7 +32,7 @@ def test_every_part_of_swin_is_used_and_trained(swin):
     assert all(value.grad is not None and value.grad.any() for value in swin.parameters())
 
 
-def test_swin_is_the_encoder_of_monais_network(swin):
+def test_swin_encoder_equals_that_of_monai(swin):
     """The same maps, pooled: what a whole SwinUNETR computes on the way, from the same weights."""
     network = SwinUNETR(1, 2, feature_size=12, use_v2=True).eval()
     missing, unexpected = network.load_state_dict(swin.state_dict(), strict=False)
@@ -46,27 +46,27 @@ def test_swin_is_the_encoder_of_monais_network(swin):
         torch.testing.assert_close(swin.eval()(volumes), torch.cat(maps, dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_swin_has_the_published_size():
+def test_swin_unetr_b_has_the_published_size():
     """Model B of large-scale VoCo has 53 million parameters and 1152 features."""
     encoder = create_volume_encoder("swin_unetr_b", 1)
     assert round(sum(value.numel() for value in encoder.parameters()) / 1e6) == 53
     assert encoder_width(encoder) == 1152
 
 
-def test_the_next_size_is_twice_as_wide():
+def test_swin_unetr_l_is_twice_as_wide():
     encoder = create_volume_encoder("swin_unetr_l", 1).to("meta")  # shapes alone
     assert encoder_width(encoder) == 2304
     assert encoder(torch.empty(2, 1, 64, 64, 64, device="meta")).shape == (2, 2304)
 
 
 @pytest.mark.parametrize("sides", [(64, 64, 48), (16, 64, 64), (32, 32, 32)])
-def test_swin_refuses_sides_that_it_cannot_halve(swin, sides):
+def test_swin_encoder_refuses_sides_that_it_cannot_halve(swin, sides):
     with pytest.raises(UserError, match=f"not {' x '.join(map(str, sides))}"):
         swin(torch.zeros(1, 1, *sides))
 
 
 @pytest.mark.parametrize("sides", [(16, 32, 32), (7, 40, 24)])
-def test_the_light_cnn_takes_any_sides(sides):
+def test_resnet10_3d_takes_any_sides(sides):
     encoder = create_volume_encoder("resnet10_3d", 2)
     features = encoder(torch.randn(2, 2, *sides))
     assert features.shape == (2, encoder_width(encoder))
@@ -78,7 +78,7 @@ def test_the_light_cnn_takes_any_sides(sides):
 @pytest.mark.parametrize(
     ("build", "adapted"), [(partial(SwinEncoder, features=12), 3), (VOLUME_BACKBONES["resnet10_3d"], 1)]
 )
-def test_weights_of_one_channel_serve_three(build, adapted, tmp_path):
+def test_load_encoder_adapts_3d_weights_of_one_channel_to_three(build, adapted, tmp_path):
     torch.manual_seed(0)
     one, three = build(1).eval(), build(3).eval()
     torch.save(one.state_dict(), tmp_path / "one.pth")
@@ -90,18 +90,18 @@ def test_weights_of_one_channel_serve_three(build, adapted, tmp_path):
         torch.testing.assert_close(repeated, one(volumes), rtol=1e-3, atol=1e-4)
 
 
-def test_swin_of_another_width_is_refused(swin, tmp_path):
+def test_load_encoder_refuses_a_swin_of_another_width(swin, tmp_path):
     torch.save(swin.state_dict(), tmp_path / "narrow.pth")
     with pytest.raises(UserError, match="was it trained with another --backbone"):
         load_encoder(SwinEncoder(1, features=24), tmp_path / "narrow.pth")
 
 
-def test_an_unknown_name_is_refused_with_those_that_there_are():
+def test_create_volume_encoder_refuses_unknown_names():
     with pytest.raises(UserError, match="no 3D backbone 'swin_unetr_x': there are swin_unetr_b, "):
         create_volume_encoder("swin_unetr_x", 1)
 
 
-def test_names_are_known_without_importing_monai():
+def test_volume_backbones_are_known_without_monai():
     """Its import takes seconds, which 2D runs would pay for nothing."""
     code = "import sys, src.nn.encoder3d, src.voco.model; sys.exit('monai' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -27,7 +27,7 @@ print(values.tolist(), threads.tolist(), cv2.getNumThreads())
 """
 
 
-def test_workers_start_after_opencv_used_threads_of_its_own():
+def test_stack_loader_workers_start_after_opencv_used_threads():
     finished = subprocess.run(
         [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=100
     )

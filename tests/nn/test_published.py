@@ -50,7 +50,7 @@ def assert_holds(path, backbone, expected):
 
 @pytest.mark.parametrize("wrapper", ["", "module."])
 @pytest.mark.parametrize("container", [None, "state_dict"])
-def test_of_2d_voco_the_student_is_taken_whole(networks, tmp_path, wrapper, container):
+def test_convert_takes_the_student_of_2d_voco(networks, tmp_path, wrapper, container):
     content = prefixed(wrapper, two_d_voco(networks))
     source, output = tmp_path / "step60000.pth", tmp_path / "encoder.safetensors"
     torch.save({"global_step": 60000, container: content} if container else content, source)
@@ -63,7 +63,7 @@ def test_of_2d_voco_the_student_is_taken_whole(networks, tmp_path, wrapper, cont
     assert f"teacher {all_tensors}, student_proj_head 6, teacher_proj_head 6, classifier 2" in report
 
 
-def test_the_file_says_what_the_encoder_is(networks, tmp_path):
+def test_convert_records_what_the_encoder_is(networks, tmp_path):
     torch.save(two_d_voco(networks), tmp_path / "step.pth")
     output = tmp_path / "encoder.safetensors"
     convert(PublishedOptions(tmp_path / "step.pth", BACKBONE, output, windows=("soft", "organ")))
@@ -73,7 +73,7 @@ def test_the_file_says_what_the_encoder_is(networks, tmp_path):
     assert about.trained_by["weights"] == "student."
 
 
-def test_a_pickled_optimiser_is_refused_with_what_to_do(networks, tmp_path):
+def test_load_encoder_refuses_a_pickled_optimiser(networks, tmp_path):
     """2D-VoCo and VoCo save the optimiser as an object in their .pt files."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
     torch.save({"state_dict": two_d_voco(networks), "optimizer": optimizer}, tmp_path / "step.pt")
@@ -81,7 +81,7 @@ def test_a_pickled_optimiser_is_refused_with_what_to_do(networks, tmp_path):
         load_encoder(create_encoder(BACKBONE, 1), tmp_path / "step.pt")
 
 
-def test_the_state_of_an_optimiser_is_passed_over(networks, tmp_path):
+def test_load_encoder_ignores_the_state_of_an_optimiser(networks, tmp_path):
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight])
     weight.sum().backward()
@@ -120,7 +120,7 @@ def volume_networks():
     ],
     ids=["voco", "voco on several GPUs", "large-scale", "large-scale final", "released"],
 )
-def test_3d_layouts_reach_the_encoder(volume_networks, tmp_path, layout, root):
+def test_load_encoder_understands_3d_layouts(volume_networks, tmp_path, layout, root):
     torch.save(layout(*volume_networks), tmp_path / "published.pt")
     encoder = SwinEncoder(1, features=12)
     report = load_encoder(encoder, tmp_path / "published.pt")
@@ -129,7 +129,7 @@ def test_3d_layouts_reach_the_encoder(volume_networks, tmp_path, layout, root):
         torch.testing.assert_close(tensor, volume_networks[0][name], rtol=0, atol=0)
 
 
-def test_a_file_of_another_backbone_is_refused(networks, tmp_path):
+def test_convert_refuses_a_file_of_another_backbone(networks, tmp_path):
     torch.save(two_d_voco(networks), tmp_path / "step.pth")
     for backbone in ("resnet10t", "efficientnet_b0"):
         with pytest.raises(UserError, match="was it trained with another --backbone"):
@@ -137,7 +137,7 @@ def test_a_file_of_another_backbone_is_refused(networks, tmp_path):
     assert not (tmp_path / "encoder.safetensors").exists()
 
 
-def test_the_command_writes_the_file_and_says_what_matched(networks, tmp_path, capsys):
+def test_main_writes_the_file_and_reports_matches(networks, tmp_path, capsys):
     torch.save(two_d_voco(networks), tmp_path / "step.pth")
     output = tmp_path / "out" / "encoder.safetensors"
     main(
@@ -166,7 +166,7 @@ def test_the_command_writes_the_file_and_says_what_matched(networks, tmp_path, c
         (["--input", "nothing.pth"], "there is no file nothing.pth: expected weights of an encoder"),
     ],
 )
-def test_mistakes_are_told(arguments, message, tmp_path):
+def test_main_refuses_mistakes(arguments, message, tmp_path):
     given = {"--input": "a.pth", "--backbone": BACKBONE, "--output": str(tmp_path / "encoder.safetensors")}
     given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
     with pytest.raises(UserError, match=message):

@@ -48,7 +48,7 @@ def band_pixels(path):
     return int((np.abs(read_image(path) - BAND).max(-1) <= 3).sum())
 
 
-def test_six_panels_are_drawn_and_panels_without_figures_left_out(tmp_path):
+def test_plot_metrics_draws_panels_with_figures_only(tmp_path):
     whole = read_image(plot_metrics(write_run(tmp_path / "a", [FIGURES] * 5)))
     only_losses = {name: value for name, value in FIGURES.items() if name.startswith("loss")}
     short = read_image(plot_metrics(write_run(tmp_path / "b", [only_losses] * 5)))
@@ -56,7 +56,7 @@ def test_six_panels_are_drawn_and_panels_without_figures_left_out(tmp_path):
     assert (short[:, short.shape[1] // 2 + 40 :] == 255).all(), "one panel fills the left half alone"
 
 
-def test_the_interval_is_a_band_as_high_as_it_is_wide(tmp_path):
+def test_plot_metrics_draws_the_interval_as_a_band(tmp_path):
     narrow = [FIGURES | {"cross_low": 0.38, "cross_high": 0.42}] * 5
     none = [{name: value for name, value in FIGURES.items() if name not in ("cross_low", "cross_high")}] * 5
     sizes = [
@@ -66,7 +66,7 @@ def test_the_interval_is_a_band_as_high_as_it_is_wide(tmp_path):
     assert sizes[0] > 3 * sizes[1] > 0 and sizes[2] < sizes[1] / 3
 
 
-def test_chance_is_that_of_the_grid(tmp_path):
+def test_plot_metrics_draws_the_chance_of_the_grid(tmp_path):
     pictures = [
         read_image(plot_metrics(write_run(tmp_path / f"{grid}{planes}", [FIGURES] * 5, config)))
         for grid, planes, config in ((3, 1, "grid: 3\n"), (3, 4, "grid: 3\ngrid_z: 4\n"), (6, 1, "grid: 6\n"))
@@ -75,7 +75,7 @@ def test_chance_is_that_of_the_grid(tmp_path):
     np.testing.assert_array_equal(pictures[1], pictures[2])  # 1 in 36 both
 
 
-def test_one_row_and_figures_that_appear_late_are_drawn(tmp_path):
+def test_plot_metrics_draws_one_row_and_late_figures(tmp_path):
     only_in_legend = band_pixels(plot_metrics(write_run(tmp_path / "one", [FIGURES])))
     late = [{"loss": 1.0}, FIGURES, {"loss": 0.8, "cross_placing": float("nan")}, FIGURES]
     metrics = read_metrics(write_run(tmp_path / "late", late) / "metrics.csv")
@@ -84,7 +84,7 @@ def test_one_row_and_figures_that_appear_late_are_drawn(tmp_path):
     assert band_pixels(plot_metrics(tmp_path / "late")) > 10 * only_in_legend > 0
 
 
-def test_a_run_without_rows_is_one_clear_line(tmp_path):
+def test_plot_metrics_refuses_a_run_without_rows(tmp_path):
     with pytest.raises(UserError, match=r"no .*metrics\.csv"):
         plot_metrics(tmp_path)
     write_run(tmp_path / "empty", [])
@@ -97,7 +97,7 @@ def test_a_run_without_rows_is_one_clear_line(tmp_path):
     assert finished.returncode == 2 and len(finished.stderr.strip().splitlines()) == 1
 
 
-def test_the_command_names_the_file_and_leaves_nothing_else(tmp_path, capsys):
+def test_main_names_the_file_and_leaves_nothing_else(tmp_path, capsys):
     run = write_run(tmp_path / "run", [FIGURES] * 2)
     before = set(run.iterdir())
     main(["--run", str(run)])
@@ -105,7 +105,7 @@ def test_the_command_names_the_file_and_leaves_nothing_else(tmp_path, capsys):
     assert set(run.iterdir()) - before == {run / "curves.png"}
 
 
-def test_a_full_disk_leaves_the_old_picture_and_drawing_no_global_state(tmp_path):
+def test_plot_metrics_keeps_the_old_picture_if_the_disk_is_full(tmp_path):
     run = write_run(tmp_path / "run", [FIGURES] * 2)
     old = plot_metrics(run).read_bytes()
     code = """

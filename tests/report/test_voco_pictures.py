@@ -51,7 +51,7 @@ def has_colour(image, colour):
 
 
 @pytest.mark.parametrize("grid", [FLAT, HIGH])
-def test_the_grids_are_as_bright_as_label_and_similarity(grid):
+def test_draw_predictions_shades_label_and_similarity(grid):
     batch = draw_batch(grid)
     similarity = torch.rand(batch.label.shape, generator=torch.Generator().manual_seed(1))
     _, _, label, predicted = panels(draw_predictions(batch, similarity, grid), grid)
@@ -61,7 +61,7 @@ def test_the_grids_are_as_bright_as_label_and_similarity(grid):
 
 
 @pytest.mark.parametrize("grid", [FLAT, HIGH])
-def test_crop_and_bases_are_shown_by_middle_slice_and_first_window(grid):
+def test_draw_predictions_shows_the_middle_slice_in_the_first_window(grid):
     batch = draw_batch(grid)
     crop, canvas, _, _ = panels(draw_predictions(batch, batch.label, grid), grid)
     assert (crop == 20).all()
@@ -70,7 +70,7 @@ def test_crop_and_bases_are_shown_by_middle_slice_and_first_window(grid):
     np.testing.assert_array_equal(shown[~outlined], (25 + 5 * np.arange(len(shown)))[~outlined])
 
 
-def test_the_outline_lies_where_the_crop_was_cut():
+def test_draw_predictions_outlines_the_place_of_the_crop():
     grid = CropGrid((32, 96, 96), HIGH)
     starts = grid.random_starts(np.random.default_rng(0), 200)
     labels = overlap_labels(starts, grid.base_starts(), grid.crop)
@@ -86,7 +86,7 @@ def test_the_outline_lies_where_the_crop_was_cut():
     np.testing.assert_allclose(last, [1.5, 2.5], atol=0.03)
 
 
-def test_no_outline_on_a_plane_that_the_crop_does_not_touch():
+def test_draw_predictions_outlines_only_planes_of_the_crop():
     grid = CropGrid((32, 96, 96), HIGH)
     label = overlap_labels([[0, 16, 48]], grid.base_starts(), grid.crop)
     batch = draw_batch(HIGH)._replace(label=torch.from_numpy(label)[None])
@@ -94,7 +94,7 @@ def test_no_outline_on_a_plane_that_the_crop_does_not_touch():
     assert has_colour(canvas[:, : CELL_PX * 3], ORANGE) and not has_colour(canvas[:, CELL_PX * 3 :], ORANGE)
 
 
-def test_the_most_similar_base_is_framed_green_where_right_and_red_where_wrong():
+def test_draw_predictions_frames_right_and_wrong_bases():
     batch = draw_batch(FLAT, crops=2)
     similarity = batch.label.clone()
     similarity[0, 1] = 0.2
@@ -110,14 +110,14 @@ def test_the_most_similar_base_is_framed_green_where_right_and_red_where_wrong()
         assert not has_colour(panel, shown), "no other cell is framed"
 
 
-def test_a_picture_has_a_row_a_crop_of_the_first_volumes():
+def test_draw_predictions_has_one_row_per_crop():
     batch = draw_batch(FLAT, volumes=VOLUMES + 2, crops=2)
     one = draw_predictions(draw_batch(FLAT), draw_batch(FLAT).label, FLAT)
     whole = draw_predictions(batch, batch.label, FLAT)
     assert whole.dtype == np.uint8 and whole.shape == (VOLUMES * 2 * len(one), one.shape[1], 3)
 
 
-def test_similarities_below_zero_and_in_half_precision_are_drawn():
+def test_draw_predictions_takes_negative_and_half_precision_similarities():
     batch = draw_batch(FLAT)
     similarity = torch.full_like(batch.label, -0.5)
     panel = panels(draw_predictions(batch, similarity.bfloat16(), FLAT), FLAT)[3]

@@ -33,23 +33,23 @@ def places_set(tmp_path_factory):
     return write_prepared(tmp_path_factory.mktemp("places") / "set", draw_places, series=2, slices=20)
 
 
-def test_a_slab_is_of_consecutive_slices_anywhere(places_set):
+def test_slab_extent_is_consecutive_slices_anywhere(places_set):
     slabs = choose_slices(options_of(places_set), 200)
     assert (np.diff(slabs, axis=1) == 1).all()
     assert set(slabs[:, 0]) == set(range(13))  # places of 8 among 20
 
 
-def test_the_whole_series_is_always_the_same_even_steps(places_set):
+def test_whole_extent_is_even_steps(places_set):
     slices = choose_slices(options_of(places_set, extent="whole", depth=10), 3)
     assert (slices == np.arange(1, 20, 2)).all()
 
 
-def test_a_slab_stretches_a_short_series_over_its_depth(places_set):
+def test_slab_extent_stretches_a_short_series(places_set):
     slabs = choose_slices(options_of(places_set, depth=40), 5)
     assert (slabs == np.repeat(np.arange(20), 2)).all()
 
 
-def test_a_box_has_its_depth_in_mm_and_lies_anywhere(places_set):
+def test_box_extent_has_its_depth_in_mm(places_set):
     boxes = choose_slices(options_of(places_set, extent="box", spacing_mm=10.0), 200)
     assert (np.diff(boxes, axis=1) == 2).all()  # 10 mm are two slices
     assert set(boxes[:, 0]) == set(range(20 - 14))
@@ -57,7 +57,7 @@ def test_a_box_has_its_depth_in_mm_and_lies_anywhere(places_set):
     assert (fine[:, 2:] - fine[:, :-2] == 1).all() and fine.min() == 0 and fine.max() == 19
 
 
-def test_a_box_goes_by_the_positions_of_the_slices_that_are_there(tmp_path):
+def test_box_extent_uses_the_positions_of_the_slices(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=6)
     gap_mm = -np.array([0, 5, 10, 40, 45, 50.0])
     write_slice_table(image_folder(folder, "10", "100"), gap_mm)
@@ -65,7 +65,7 @@ def test_a_box_goes_by_the_positions_of_the_slices_that_are_there(tmp_path):
     assert box.tolist() == [0, 1, 2, 2, 2, 2, 3, 3, 3, 4, 5]
 
 
-def test_a_box_longer_than_the_series_shows_its_ends_beyond_it(tmp_path):
+def test_box_extent_repeats_the_end_slices(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=3)
     boxes = choose_slices(options_of(folder, extent="box", depth=12, spacing_mm=5.0), 100)
     middles = {tuple(np.bincount(box, minlength=3)) for box in boxes}
@@ -75,7 +75,7 @@ def test_a_box_longer_than_the_series_shows_its_ends_beyond_it(tmp_path):
 
 @pytest.mark.parametrize("slices", [1, 3])
 @pytest.mark.parametrize("extent", EXTENTS)
-def test_every_extent_makes_do_with_a_short_series(tmp_path, extent, slices):
+def test_every_extent_takes_a_short_series(tmp_path, extent, slices):
     folder = write_prepared(tmp_path / "set", draw_noise, series=1, slices=slices)
     options = options_of(folder, extent=extent, grid_z=2, foreground=0.3, windows=("wide", "soft"))
     dataset = open_dataset(options)
@@ -85,7 +85,7 @@ def test_every_extent_makes_do_with_a_short_series(tmp_path, extent, slices):
         np.testing.assert_allclose(sample.label.sum(1), 1, atol=1e-6)
 
 
-def test_a_box_has_its_sides_in_mm(places_set):
+def test_box_extent_has_its_sides_in_mm(places_set):
     options = options_of(places_set, extent="box", windows=("soft", "organ"), spacing_mm=4.0)
     series, extent = open_index(options).series(0), make_extent(options)
     images = series.read(np.array([0]))
@@ -101,7 +101,7 @@ def test_a_box_has_its_sides_in_mm(places_set):
     assert np.min(corners) == 0 and np.max(corners) == 24  # inside the image of 48
 
 
-def test_a_box_wider_than_the_image_is_black_around_it(tmp_path):
+def test_box_extent_pads_with_black(tmp_path):
     folder = write_prepared(
         tmp_path / "set", lambda series, index: np.full((48, 48, 1), 9, np.uint8), windows=("soft",), series=1
     )
@@ -119,7 +119,7 @@ def test_a_box_wider_than_the_image_is_black_around_it(tmp_path):
 
 
 @pytest.mark.parametrize("windows", [("soft",), ("soft", "organ")])
-def test_the_foreground_is_the_smallest_rectangle_around_bright_pixels(windows):
+def test_find_foreground_is_the_smallest_rectangle(windows):
     images = np.full((3, 20, 30, len(windows)), 76, np.uint8)
     images[..., 1:] = 255  # other windows do not count
     images[0, 4, 7, 0] = images[2, 11, 25, 0] = 77  # 0.3 of 255 is 76.5
@@ -127,12 +127,12 @@ def test_the_foreground_is_the_smallest_rectangle_around_bright_pixels(windows):
     assert (found.top, found.left, found.height, found.width) == (4, 7, 8, 19)
 
 
-def test_without_a_foreground_the_whole_image_is_taken(places_set):
+def test_find_foreground_of_a_dark_image_is_the_whole_image(places_set):
     found = find_foreground(np.full((2, 20, 30, 1), 76, np.uint8), 76.5)
     assert (found.top, found.left, found.height, found.width) == (0, 0, 20, 30)
 
 
-def test_the_canvas_is_the_foreground_of_the_slices_that_are_shown(tmp_path):
+def test_canvas_is_the_foreground_of_the_slices_read(tmp_path):
     def draw(series, index):
         """A square of 24 pixels on every other slice, hidden in a larger one on the rest."""
         image = np.zeros((48, 48, 1), np.uint8)
@@ -150,7 +150,7 @@ def test_the_canvas_is_the_foreground_of_the_slices_that_are_shown(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["pixel_mm", "slices.csv", "rows"])
-def test_what_a_box_needs_is_asked_for(tmp_path, damage):
+def test_box_extent_requires_sizes_in_mm(tmp_path, damage):
     folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=6)
     images, table = image_folder(folder, "10", "100"), folder / "series.csv"
     if damage == "pixel_mm":

@@ -17,7 +17,7 @@ def count_shared_pixels(first_start, second_start, crop, canvas):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_labels_equal_brute_force_pixel_counts(grid):
+def test_overlap_labels_equal_pixel_counts(grid):
     randoms = grid.random_starts(np.random.default_rng(0), 50)
     bases = grid.base_starts()
     labels = overlap_labels(randoms, bases, grid.crop)
@@ -27,20 +27,20 @@ def test_labels_equal_brute_force_pixel_counts(grid):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_every_row_of_labels_sums_to_one(grid):
+def test_overlap_labels_sum_to_one(grid):
     randoms = grid.random_starts(np.random.default_rng(1), 500)
     np.testing.assert_allclose(overlap_labels(randoms, grid.base_starts(), grid.crop).sum(1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_base_crops_cover_every_pixel_once(grid):
+def test_base_starts_cover_every_pixel_once(grid):
     covered = np.zeros(grid.canvas, int)
     for start in grid.base_starts():
         covered[tuple(slice(s, s + c) for s, c in zip(start, grid.crop, strict=True))] += 1
     assert (covered == 1).all()
 
 
-def test_random_starts_are_uniform_over_all_positions_inside():
+def test_random_starts_are_uniform():
     grid = CropGrid((6, 9), (2, 3))  # crops of 3 x 3: rows 0..3, columns 0..6
     starts = grid.random_starts(np.random.default_rng(2), 28_000)
     counts = np.zeros((4, 7), int)
@@ -49,12 +49,12 @@ def test_random_starts_are_uniform_over_all_positions_inside():
     assert abs(counts - 1000).max() < 150  # five standard deviations
 
 
-def test_an_uneven_grid_is_refused():
+def test_crop_grid_refuses_uneven_sizes():
     with pytest.raises(ValueError, match="cannot be cut"):
         CropGrid((100, 100), (3, 3))
 
 
-def test_one_cell_along_the_body_gives_the_labels_of_the_plane():
+def test_overlap_labels_of_one_plane_are_those_in_2d():
     flat, deep = CropGrid((12, 12), (3, 3)), CropGrid((8, 12, 12), (1, 3, 3))
     randoms = deep.random_starts(np.random.default_rng(3), 50)
     assert not randoms[:, 0].any() and not deep.base_starts()[:, 0].any()
@@ -65,7 +65,7 @@ def test_one_cell_along_the_body_gives_the_labels_of_the_plane():
     )
 
 
-def test_every_tile_shows_its_own_slices_of_its_own_place():
+def test_cut_tiles_cuts_each_crop_from_its_own_slices():
     canvas = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 2), dtype=np.uint8)
     shown, corners = np.array([[0, 1, 1], [2, 4, 4]]), np.array([[0, 0], [2, 4]])
     tiles = cut_tiles(canvas, shown, corners, (4, 4), tile=4)
@@ -75,7 +75,7 @@ def test_every_tile_shows_its_own_slices_of_its_own_place():
 
 
 @pytest.mark.parametrize(("tile", "method"), [(4, cv2.INTER_AREA), (9, cv2.INTER_LINEAR)])
-def test_tiles_of_another_size_are_resized_by_themselves(tile, method):
+def test_cut_tiles_resizes_each_tile(tile, method):
     canvas = np.random.default_rng(5).integers(0, 256, (1, 12, 12, 1), dtype=np.uint8)
     tiles = cut_tiles(canvas, np.array([[0]]), np.array([[3, 5]]), (6, 6), tile)
     expected = cv2.resize(canvas[0, 3:9, 5:11, 0], (tile, tile), interpolation=method)

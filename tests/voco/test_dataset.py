@@ -54,7 +54,7 @@ def noise_set(tmp_path_factory):
     return write_prepared(tmp_path_factory.mktemp("noise") / "set", draw_noise, series=2, slices=12)
 
 
-def test_labels_say_where_the_tiles_were_cut(places_set):
+def test_dataset_labels_agree_with_the_places_of_tiles(places_set):
     dataset = open_sets(places_set)
     for epoch in range(10):
         sample = dataset[epoch, 1]
@@ -65,7 +65,7 @@ def test_labels_say_where_the_tiles_were_cut(places_set):
 
 
 @pytest.mark.parametrize("extent", ["slab", "whole"])
-def test_in_three_dimensions_each_crop_shows_the_slices_of_its_height(places_set, extent):
+def test_dataset_crops_in_3d_show_the_slices_of_their_height(places_set, extent):
     dataset = open_sets(places_set, extent=extent, depth=12, grid_z=3)  # twelve slices, three crops of 4
     heights = set()
     for epoch in range(10):
@@ -81,7 +81,7 @@ def test_in_three_dimensions_each_crop_shows_the_slices_of_its_height(places_set
     assert len(heights) > 4
 
 
-def test_a_crop_shows_evenly_spaced_slices_of_its_depth(indices_set):
+def test_dataset_crops_show_evenly_spaced_slices(indices_set):
     dataset = open_sets(indices_set)
     slabs = np.array([dataset[epoch, 0].tiles[0, :, 0, 0, 1].numpy() for epoch in range(100)])
     assert (np.diff(slabs.astype(int)) == 2).all()  # 4 of 8 consecutive slices
@@ -96,7 +96,7 @@ def test_a_crop_shows_evenly_spaced_slices_of_its_depth(indices_set):
         {"canvas": 60, "tile": 24, "grid_z": 2},
     ],
 )
-def test_grey_levels_are_those_of_the_plain_way(noise_set, changes):
+def test_dataset_tiles_equal_a_plain_implementation(noise_set, changes):
     dataset = open_sets(noise_set, extent="whole", **changes)
     sample = dataset[0, 1]
     channels = [SMALL["windows"].index(name) for name in changes.get("windows", SMALL["windows"])]
@@ -116,7 +116,7 @@ def test_grey_levels_are_those_of_the_plain_way(noise_set, changes):
             )
 
 
-def test_only_the_slices_of_the_sample_are_read(tmp_path):
+def test_dataset_reads_only_the_slices_of_the_sample(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_indices, series=1, slices=20)
     dataset = open_sets(folder, grid_z=2, slices=2)
     used = {slice_name(index) for index in dataset[0, 0].tiles[..., 1].unique().tolist()}
@@ -127,7 +127,7 @@ def test_only_the_slices_of_the_sample_are_read(tmp_path):
     dataset[0, 0]
 
 
-def test_a_sample_follows_from_seed_epoch_and_entry(noise_set):
+def test_dataset_samples_follow_from_seed_epoch_and_entry(noise_set):
     changes = {"appearance": 0.5, "crop_flip": 0.5, "crop_shift": 0.5, "crop_rotate90": 0.5}
     dataset = open_sets(noise_set, **changes)
     first = dataset[3, 1]
@@ -138,7 +138,7 @@ def test_a_sample_follows_from_seed_epoch_and_entry(noise_set):
 
 
 @pytest.mark.parametrize("extent", ["slab", "box"])
-def test_workers_change_nothing(noise_set, extent):
+def test_dataset_samples_do_not_depend_on_workers(noise_set, extent):
     batches = []
     for workers in (0, 2):
         dataset = open_sets(noise_set, extent=extent, appearance=1.0, crop_flip=0.5, repeat=(2,))
@@ -147,14 +147,14 @@ def test_workers_change_nothing(noise_set, extent):
     assert all(same(one, two) for one, two in zip(*batches, strict=True))
 
 
-def test_windows_become_channels_in_the_order_asked_for(indices_set):
+def test_dataset_channels_are_windows_in_the_order_of_the_option(indices_set):
     one = open_sets(indices_set, windows=("organ",))[0, 0]
     assert one.tiles.shape[-1] == 1 and one.tiles.max() < 20
     swapped = open_sets(indices_set, windows=("wide", "soft"))[0, 3]
     assert swapped.tiles[0, 0, 0, 0].tolist() == [255, 3]
 
 
-def test_several_sets_are_one_index_each_with_its_own_windows(tmp_path, indices_set):
+def test_dataset_of_several_sets_has_windows_of_each(tmp_path, indices_set):
     other = write_prepared(
         tmp_path / "other", lambda s, i: np.full((48, 48, 1), 77, np.uint8), series=2, windows=("narrow",)
     )
@@ -166,7 +166,7 @@ def test_several_sets_are_one_index_each_with_its_own_windows(tmp_path, indices_
     assert both.tiles[0, 0, 0, 0].tolist() == [255, 2]
 
 
-def test_entries_of_a_repeated_set_visit_its_series_with_other_draws(places_set, indices_set):
+def test_dataset_visits_repeated_series_with_other_draws(places_set, indices_set):
     dataset = open_sets(places_set, indices_set, repeat=(3, 1))
     assert (
         len(dataset) == 3 * 3 + 5 and len(dataset.index) == 3 + 5 and dataset.index.sets == ((3, 3), (5, 1))
@@ -186,12 +186,12 @@ def test_entries_of_a_repeated_set_visit_its_series_with_other_draws(places_set,
         ({"windows": ("soft",), "set_windows": ("bone",)}, "no window bone"),
     ],
 )
-def test_a_window_that_a_set_lacks_is_refused(indices_set, changes, message):
+def test_open_dataset_refuses_an_unknown_window(indices_set, changes, message):
     with pytest.raises(UserError, match=message):
         open_sets(indices_set, **changes)
 
 
-def test_a_set_without_usable_series_is_refused(tmp_path):
+def test_open_dataset_refuses_a_set_without_usable_series(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_indices, series=1, slices=1)
     table = folder / "series.csv"
     table.write_text(table.read_text().replace(",ok,", ",skipped,"))
@@ -199,7 +199,7 @@ def test_a_set_without_usable_series_is_refused(tmp_path):
         open_sets(folder)
 
 
-def test_images_that_do_not_fit_their_description_are_refused(tmp_path):
+def test_dataset_refuses_images_that_contradict_dataset_json(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_indices, series=1, slices=1)
     path = image_folder(folder, "10", "100") / slice_name(0)
     for image in (np.zeros((48, 48), np.uint8), np.zeros((24, 24, 3), np.uint8)):
@@ -218,11 +218,11 @@ def changed(tiles, seed=0, **switches):
     return result
 
 
-def test_without_changes_tiles_stay_as_they_are():
+def test_crop_changes_switched_off_change_nothing():
     np.testing.assert_array_equal(changed(noise_tiles()), noise_tiles())
 
 
-def test_a_flip_is_of_the_crop_along_any_of_its_axes():
+def test_crop_changes_flip_along_every_axis():
     tiles = noise_tiles()
     np.testing.assert_array_equal(changed(tiles, flip=1.0), tiles[:, ::-1, ::-1, ::-1])
     seen = set()
@@ -238,7 +238,7 @@ def test_a_flip_is_of_the_crop_along_any_of_its_axes():
     assert len(seen) == 8
 
 
-def test_a_turn_is_of_one_to_three_quarters_in_the_plane():
+def test_crop_changes_turn_by_quarters_in_the_plane():
     tiles = noise_tiles()
     seen = set()
     for seed in range(10):
@@ -247,7 +247,7 @@ def test_a_turn_is_of_one_to_three_quarters_in_the_plane():
     assert seen == {1, 2, 3}
 
 
-def test_a_shift_is_one_number_a_crop_of_up_to_a_tenth():
+def test_crop_changes_shift_by_one_number_per_crop():
     tiles = noise_tiles(50)
     differences = set()
     for tile, result in zip(tiles, changed(tiles, shift=1.0), strict=True):
@@ -260,14 +260,14 @@ def test_a_shift_is_one_number_a_crop_of_up_to_a_tenth():
 
 
 @pytest.mark.parametrize("switch", ["flip", "rotate90", "shift"])
-def test_a_probability_is_that_share_of_crops(switch):
+def test_crop_changes_happen_with_their_probability(switch):
     tiles = noise_tiles(1000)
     share = (changed(tiles, **{switch: 0.2}) != tiles).any(axis=(1, 2, 3, 4)).mean()
     expected = 1 - 0.8**3 if switch == "flip" else 0.2
     assert abs(share - expected) < 0.05
 
 
-def test_one_change_leaves_the_draws_of_the_others_alone():
+def test_crop_changes_draw_independently():
     tiles = noise_tiles()
     turned = changed(tiles, rotate90=1.0)
     flipped = changed(tiles[:, ::-1, ::-1, ::-1], rotate90=1.0)
@@ -275,7 +275,7 @@ def test_one_change_leaves_the_draws_of_the_others_alone():
     assert (turned != flipped).any()
 
 
-def test_the_appearance_is_drawn_once_a_crop_and_shared_by_its_slices():
+def test_appearance_change_is_shared_by_the_slices_of_a_crop():
     tile = np.repeat(noise_tiles(1)[0, :1], 5, axis=0)
     change = AppearanceChange(1.0)
     results = [change(tile, np.random.default_rng(seed)) for seed in range(20)]
@@ -285,13 +285,13 @@ def test_the_appearance_is_drawn_once_a_crop_and_shared_by_its_slices():
     assert len({crop.tobytes() for crop in crops}) > 5
 
 
-def test_a_stronger_appearance_is_a_larger_change():
+def test_appearance_change_grows_with_its_strength():
     tiles = noise_tiles(40)
     sizes = [np.abs(changed(tiles, appearance=s).astype(int) - tiles).mean() for s in (0.05, 0.3, 1.0)]
     assert 0 < 2 * sizes[0] < sizes[1] and 2 * sizes[1] < sizes[2]
 
 
-def test_the_appearance_changes_pixels_but_neither_places_nor_labels(tmp_path):
+def test_appearance_change_keeps_places_and_labels(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_anatomy, series=1)
     plain, other = (open_sets(folder, windows=("soft",), appearance=strength) for strength in (0.0, 0.5))
     correlations = []

@@ -16,10 +16,11 @@ from src.core.checkpoint import save_checkpoint
 from src.nn import training
 from tests.helpers.voco_files import draw_anatomy, write_prepared
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "train_voco.py"
 STEPS = 20
 COMMON = (
-    *("--backbone", "test_convnext"),  # it normalises every image by itself
+    *("--backbone", "test_convnext"),  # normalises every image separately
     *("--windows", "soft", "organ", "wide"),
     *("--canvas", "96", "--tile", "32", "--depth", "6", "--slices", "2", "--foreground", "0"),
     *("--batch", "4", "--projection", "32", "--dropout", "0", "--lr", "1e-3", "--warmup", "0.2"),
@@ -35,7 +36,7 @@ def anatomy(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["overlap", "softmax"])
 def alone(anatomy, request, tmp_path_factory):
-    """A run of one process, in this one, and its checkpoint of half-way."""
+    """A run of this process alone, and its checkpoint of half-way."""
     folder = tmp_path_factory.mktemp(request.param)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -58,7 +59,7 @@ def arguments(data, output, *changes):
 def share(data, output, *changes):
     """A run of two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others: time for their own words
+    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others, for their own messages
     return subprocess.run(
         [*launcher, SCRIPT, *arguments(data, output, *changes)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -85,22 +86,22 @@ def test_two_processes_give_the_losses_of_one(anatomy, alone, tmp_path):
     """Each has half of the batch; comparisons between volumes reach across."""
     run = share(anatomy, tmp_path, "--objective", alone.objective)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count(f"step {STEPS}/{STEPS}") == 1  # one process speaks
+    assert run.stdout.count(f"step {STEPS}/{STEPS}") == 1  # one process prints
     assert_same_losses(alone, tmp_path)
 
 
-def test_two_processes_go_on_where_one_was(anatomy, alone, tmp_path):
+def test_two_processes_continue_a_run_of_one(anatomy, alone, tmp_path):
     run = share(anatomy, tmp_path, "--objective", alone.objective, "--resume", alone.halfway)
     assert run.returncode == 0 and f"after step 10 of {STEPS}" in run.stdout, run.stderr[-2000:]
     assert_same_losses(alone, tmp_path)
 
 
-def test_where_one_process_fails_every_process_ends_in_one_line(anatomy, tmp_path):
-    """The other would wait for it for ever, or end in a traceback of the exchange."""
+def test_every_process_ends_in_one_line_when_one_fails(anatomy, tmp_path):
+    """Without care the other would wait for ever, or end in a traceback of the exchange."""
     data = tmp_path / "set"
     shutil.copytree(anatomy, data)
     slices = sorted(data.glob("images/*/*/*.png"))
-    for path in slices[-12:]:  # of the last series: at each step it is one process's, or nobody's
+    for path in slices[-12:]:  # of the last series: at each step at most one process reads it
         path.write_bytes(b"")
     run = share(data, tmp_path / "run")
     lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
@@ -110,7 +111,7 @@ def test_where_one_process_fails_every_process_ends_in_one_line(anatomy, tmp_pat
     assert any("lost the others" in line for line in lines)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(anatomy, tmp_path):
+def test_two_processes_refuse_an_odd_batch(anatomy, tmp_path):
     run = share(anatomy, tmp_path, "--batch", "3")
     assert run.returncode != 0
     assert "error: option --batch 3" in run.stderr

@@ -32,7 +32,7 @@ def options_of(*folders, **changes):
     return VocoOptions(data=tuple(map(str, folders)), output=Path("unused"), **changes)
 
 
-def test_the_table_lists_every_usable_series_in_order(large_set):
+def test_index_table_lists_usable_series_in_order(large_set):
     folder, table = large_set
     index = open_index(options_of(folder))
     expected = table[table["status"] == "ok"].astype({"series_id": str}).reset_index(drop=True)
@@ -44,7 +44,7 @@ def test_the_table_lists_every_usable_series_in_order(large_set):
     assert open_index(options_of(folder, extent="box")).series(7).pixel_mm == 1.5
 
 
-def test_rows_of_several_sets_follow_each_other(large_set, tmp_path):
+def test_index_rows_of_several_sets_are_consecutive(large_set, tmp_path):
     small = write_prepared(tmp_path / "set", draw_noise, series=2, slices=3)
     folder, _ = large_set
     index = open_index(options_of(small, folder, small, repeat=(2, 1, 3)))
@@ -62,7 +62,7 @@ def test_rows_of_several_sets_follow_each_other(large_set, tmp_path):
     ]
 
 
-def test_a_series_takes_few_bytes_and_no_python_object(large_set):
+def test_index_takes_few_bytes_per_series(large_set):
     tracemalloc.start()
     try:
         index = open_index(options_of(large_set[0]))
@@ -74,7 +74,7 @@ def test_a_series_takes_few_bytes_and_no_python_object(large_set):
     assert not any(array.dtype.hasobject for array in vars(index).values() if isinstance(array, np.ndarray))
 
 
-def test_finding_a_series_does_not_depend_on_how_many_there_are(large_set):
+def test_index_lookup_does_not_depend_on_its_size(large_set):
     index = open_index(options_of(large_set[0], large_set[0], repeat=(5, 2)))
     started = time.perf_counter()
     for entry in range(0, index.entries, index.entries // 200):

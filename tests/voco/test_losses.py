@@ -33,19 +33,19 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_positive_loss_of_a_hand_worked_row():
+def test_positive_loss_of_a_row_calculated_by_hand():
     label, cosine = torch.tensor([[0.75, 0.25, 0.0]]), torch.tensor([[0.5, 0.25, 0.9]])
     expected = -0.75 * math.log(0.75) / 1.0  # the second matches, the third is no positive
     assert positive_loss(label, cosine).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_negative_loss_is_the_mean_square_over_pairs_without_overlap():
+def test_squared_negatives_are_the_mean_over_pairs_without_overlap():
     label, cosine = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[0.1, 0.6, -0.8, 0.3]])
     assert squared_negatives(label, cosine).item() == pytest.approx((0.36 + 0 + 0.09) / 3, abs=1e-6)
     assert squared_negatives(torch.ones(1, 4), cosine).item() == 0
 
 
-def test_positive_loss_is_finite_with_finite_gradient_for_every_cosine_and_label():
+def test_positive_loss_and_its_gradient_are_always_finite():
     """With the bare cosine, `log(1 - |y - cos|)` is NaN wherever `y - cos > 1`."""
     label, cosine = torch.meshgrid(torch.linspace(0, 1, 21), torch.linspace(-1, 1, 41), indexing="ij")
     cosine = cosine.clone().requires_grad_()
@@ -56,7 +56,7 @@ def test_positive_loss_is_finite_with_finite_gradient_for_every_cosine_and_label
     assert torch.log(1 - (label - cosine.detach()).abs() + 1e-6).isnan().any()  # the form that is avoided
 
 
-def test_a_positive_with_negative_cosine_is_pulled_up_by_its_overlap():
+def test_positive_loss_pulls_up_negative_cosines():
     """A clamp to 0..1 alone gives such a pair no gradient: it would stay lost."""
     label = torch.tensor([[0.6, 0.4, 0.0]])
     cosine = torch.tensor([[-0.5, 0.3, -0.5]], requires_grad=True)
@@ -72,14 +72,14 @@ def test_positive_loss_is_continuous_where_the_cosine_changes_sign():
     assert below.item() == pytest.approx(above.item(), abs=1e-5)
 
 
-def test_the_regulariser_pushes_every_base_the_last_one_too():
+def test_base_regulariser_gives_every_base_a_gradient():
     """Summed over i < j with the second of a pair fixed, the last base has no gradient."""
     bases = draw(1, 5, 8).abs().requires_grad_()
     base_regulariser(bases).sum().backward()
     assert (bases.grad.norm(dim=-1) > 1e-3).all()
 
 
-def test_the_regulariser_is_the_mean_over_unordered_pairs():
+def test_base_regulariser_is_the_mean_over_pairs():
     bases = draw(2, 4, 6)
     cosine = cosine_similarity(bases, bases)
     pairs = [cosine[:, i, j].relu() ** 2 for i in range(4) for j in range(i + 1, 4)]
@@ -87,7 +87,7 @@ def test_the_regulariser_is_the_mean_over_unordered_pairs():
     assert base_regulariser(torch.eye(4)).item() == 0
 
 
-def test_two_directions_predict_by_their_mean():
+def test_positive_loss_of_two_directions_predicts_by_their_mean():
     label = torch.tensor([[0.5, 0.5, 0.0]])
     first, second = torch.tensor([[0.8, 0.5, 0.4]]), torch.tensor([[0.4, 0.5, -0.9]])
     expected = -0.5 * math.log(1 - abs(0.5 - 0.6))
@@ -95,14 +95,14 @@ def test_two_directions_predict_by_their_mean():
     assert squared_negatives(label, first, second).item() == pytest.approx(0.2**2)
 
 
-def test_two_directions_pull_up_the_one_that_is_opposed():
+def test_positive_loss_of_two_directions_pulls_up_the_negative_one():
     label = torch.tensor([[1.0]])
     cosines = [torch.tensor([[value]], requires_grad=True) for value in (0.3, -0.3)]
     positive_loss(label, *cosines).backward()
     assert all(cosine.grad.item() < 0 for cosine in cosines)
 
 
-def test_log_negatives_are_the_large_scale_form_and_stay_finite_at_one():
+def test_log_negatives_are_finite_at_one():
     label, cosine = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.2, 0.5, -0.5]])
     assert log_negatives(label, cosine).item() == pytest.approx(-math.log(0.5) / 2, abs=1e-5)
     assert log_negatives(torch.zeros(1, 1), torch.ones(1, 1)).item() == pytest.approx(
@@ -110,14 +110,14 @@ def test_log_negatives_are_the_large_scale_form_and_stay_finite_at_one():
     )
 
 
-def test_placing_loss_is_the_cross_entropy_between_label_and_softmax():
+def test_placing_loss_is_a_cross_entropy():
     label, cosine = torch.tensor([[0.75, 0.25]]), torch.tensor([[0.6, 0.4]])
     odds = math.exp(0.2 / 0.1)
     expected = -0.75 * math.log(odds / (1 + odds)) - 0.25 * math.log(1 / (1 + odds))
     assert placing_loss(label, cosine, temperature=0.1).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_placing_loss_is_least_where_the_softmax_equals_the_label():
+def test_placing_loss_is_least_if_the_softmax_equals_the_label():
     label = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
     best = placing_loss(label, 0.1 * label.log(), temperature=0.1)
     entropy = -(label * label.log()).sum(-1).mean()
@@ -125,7 +125,7 @@ def test_placing_loss_is_least_where_the_softmax_equals_the_label():
     assert placing_loss(label, 0.1 * label.log() + 0.02 * draw(3, 5), temperature=0.1) > best
 
 
-def test_placing_loss_over_planes_does_not_ask_for_the_height():
+def test_placing_loss_over_planes_ignores_the_height():
     """Probability may lie in either plane; in-plane it must lie right."""
     label = torch.tensor([[1.0, 0.0, 0.0, 0.0]])  # two planes of two bases
     right, wrong = torch.tensor([[-1.0, -1.0, 1.0, -1.0]]), torch.tensor([[-1.0, 1.0, -1.0, -1.0]])
@@ -137,7 +137,7 @@ def test_placing_loss_over_planes_does_not_ask_for_the_height():
 @pytest.mark.parametrize(
     "loss", [positive_loss, squared_negatives, log_negatives], ids=lambda loss: loss.__name__
 )
-def test_half_precision_cosines_give_float32_losses(loss):
+def test_losses_of_half_precision_cosines_are_float32(loss):
     label, cosine = torch.rand(2, 2, 4), torch.rand(2, 2, 4).bfloat16()
     assert loss(label, cosine).dtype == torch.float32
     assert placing_loss(label, cosine, temperature=0.1).dtype == torch.float32
@@ -158,7 +158,7 @@ def evaluate(objective, student, teacher, label, share=slice(None)):
     return objective(*own, label[share], everyone)
 
 
-def test_v2_compares_the_students_crops_with_the_teachers_bases():
+def test_overlap_objective_v2_compares_student_crops_with_teacher_bases():
     student, teacher, label = draw_volumes()
     terms = evaluate(V2, student, teacher, label)
     cosine = cosine_similarity(student[:, :CROPS], teacher[:, CROPS:])
@@ -166,7 +166,7 @@ def test_v2_compares_the_students_crops_with_the_teachers_bases():
     torch.testing.assert_close(terms["negative"], squared_negatives(label, cosine))
 
 
-def test_v1_takes_the_mean_of_both_directions():
+def test_overlap_objective_v1_averages_both_directions():
     student, teacher, label = draw_volumes()
     forth = cosine_similarity(student[:, :CROPS], teacher[:, CROPS:])
     back = cosine_similarity(teacher[:, :CROPS], student[:, CROPS:])
@@ -175,7 +175,7 @@ def test_v1_takes_the_mean_of_both_directions():
     assert terms.keys() == {"positive", "negative", "regulariser"}
 
 
-def test_each_volume_is_compared_with_the_bases_of_the_next():
+def test_overlap_objective_compares_each_volume_with_the_next():
     student, teacher, label = draw_volumes()
     terms = evaluate(V2, student, teacher, label)
     for volume, following in ((0, 1), (1, 2), (2, 0)):
@@ -185,13 +185,13 @@ def test_each_volume_is_compared_with_the_bases_of_the_next():
         torch.testing.assert_close(terms["inter_negative"][volume], squared_negatives(target, predicted))
 
 
-def test_inter_volume_targets_have_both_positives_and_negatives():
+def test_overlap_objective_has_inter_volume_positives_and_negatives():
     """Without the relu no target is ever exactly 0, and the negative term is empty."""
     terms = evaluate(V2, *draw_volumes(volumes=8))
     assert (terms["inter_negative"] > 0).any() and (terms["inter_positive"] > 0).any()
 
 
-def test_plus_places_crops_among_the_bases_of_all_other_volumes_and_not_its_own():
+def test_placing_objective_uses_the_bases_of_all_other_volumes():
     student, teacher, label = draw_volumes()
     terms = evaluate(PLUS, student, teacher, label)
     expected = []
@@ -203,7 +203,7 @@ def test_plus_places_crops_among_the_bases_of_all_other_volumes_and_not_its_own(
 
 
 @ALL
-def test_no_gradient_reaches_the_teacher_and_all_of_the_student_gets_one(objective):
+def test_objectives_train_all_of_the_student_and_not_the_teacher(objective):
     student, teacher, label = draw_volumes()
     student.requires_grad_()
     sum(evaluate(objective, student, teacher, label).values()).mean().backward()
@@ -211,7 +211,7 @@ def test_no_gradient_reaches_the_teacher_and_all_of_the_student_gets_one(objecti
 
 
 @ALL
-def test_a_volume_has_the_same_loss_whichever_process_holds_it(objective):
+def test_objectives_do_not_depend_on_the_process_of_a_volume(objective):
     student, teacher, label = draw_volumes(volumes=4)
     whole = evaluate(objective, student, teacher, label)
     for share in (slice(0, 2), slice(2, 4)):
@@ -220,7 +220,7 @@ def test_a_volume_has_the_same_loss_whichever_process_holds_it(objective):
 
 
 @ALL
-def test_every_term_has_one_float32_value_a_volume(objective):
+def test_objectives_have_one_float32_value_per_volume(objective):
     student, teacher, label = draw_volumes()
     for term in evaluate(objective, student.bfloat16(), teacher.bfloat16(), label).values():
         assert term.shape == (3,) and term.dtype == torch.float32 and term.isfinite().all()
@@ -237,5 +237,5 @@ def test_every_term_has_one_float32_value_a_volume(objective):
     ],
     ids=["v2", "v1", "large", "plus", "z-aware"],
 )
-def test_options_choose_the_objective(changes, expected):
+def test_build_objective_follows_the_options(changes, expected):
     assert build_objective(VocoOptions(data=("set",), output="run", **changes)) == expected

@@ -14,7 +14,7 @@ def gradients(net, tiles):
     return loss.item(), {name: value.grad for name, value in net.named_parameters()}
 
 
-def test_micro_batches_give_the_loss_and_the_gradient_of_the_whole():
+def test_encode_in_parts_gives_the_gradient_of_the_whole():
     nets = [make_net("convnext_atto", dropout=0.0, micro_batch=size).double() for size in (0, 4)]
     (whole, expected), (parts, found) = (gradients(net, draw_tiles(crops=3)) for net in nets)
     assert parts == pytest.approx(whole, rel=1e-6)
@@ -22,7 +22,7 @@ def test_micro_batches_give_the_loss_and_the_gradient_of_the_whole():
         assert (found[name] - value).norm() <= 1e-6 * value.norm() + 1e-12, name
 
 
-def test_micro_batches_of_volumes_give_the_gradient_of_the_whole():
+def test_encode_in_parts_of_volumes_gives_the_gradient_of_the_whole():
     """In double precision and without batch statistics, which couple the crops of a part."""
     tiles = draw_tiles(slices=32, crops=3)
     nets = [make_net("resnet10_3d", dropout=0.0, micro_batch=size).double().eval() for size in (0, 4)]
@@ -32,7 +32,7 @@ def test_micro_batches_of_volumes_give_the_gradient_of_the_whole():
         assert (found[name] - value).norm() <= 1e-6 * value.norm() + 1e-12, name
 
 
-def test_parts_are_of_even_size():
+def test_encode_in_parts_makes_parts_of_even_size():
     sizes = []
     net = make_net(micro_batch=16)
     net.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
@@ -40,7 +40,7 @@ def test_parts_are_of_even_size():
     assert sizes == [9, 9]
 
 
-def test_stochastic_depth_draws_the_same_in_the_second_computation():
+def test_encode_in_parts_repeats_the_draws_of_stochastic_depth():
     torch.manual_seed(0)
     encoder = create_encoder("convnext_atto", 1, drop_path_rate=0.5)
     settings = {"projection": 32, "dropout": 0.0, "mean": [0.5], "std": [0.25], "micro_batch": 5}
@@ -53,7 +53,7 @@ def test_stochastic_depth_draws_the_same_in_the_second_computation():
     assert len(second) == 3 and all(any(torch.equal(a, b) for b in second) for a in first)
 
 
-def test_running_statistics_count_every_image_once():
+def test_encode_in_parts_counts_every_image_once_in_running_statistics():
     tiles = draw_tiles()
     with_graph, without_graph = make_net(micro_batch=10), make_net(micro_batch=10)
     embed(with_graph, tiles).sum().backward()
@@ -82,12 +82,12 @@ def held_bytes(net, tiles):
     return sum(size for size, _ in held.values())
 
 
-def test_micro_batches_hold_the_activations_of_no_part():
+def test_encode_in_parts_keeps_no_activations():
     tiles = draw_tiles(slices=8)
     assert held_bytes(make_net(micro_batch=8), tiles) < 0.1 * held_bytes(make_net(), tiles)
 
 
-def test_the_teacher_works_in_micro_batches_too():
+def test_encode_in_parts_serves_the_teacher():
     student = make_net("convnext_atto", dropout=0.0)
     tiles, sizes = draw_tiles(), []
     expected = make_teacher(student, shared_backbone=False).embed(tiles)

@@ -26,7 +26,7 @@ def take_step(student, teacher, optimizer, tiles):
     optimizer.step()
 
 
-def test_the_head_treats_a_crop_alike_in_every_slot_and_every_company():
+def test_projection_head_does_not_depend_on_position_or_batch():
     """BatchNorm over (B, N, D) takes the slot for the channel: moving a crop would change its embedding."""
     torch.manual_seed(0)
     head = ProjectionHead(16, 8).train()
@@ -42,14 +42,14 @@ def test_the_head_treats_a_crop_alike_in_every_slot_and_every_company():
 
 @pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "resnet10t", "convnext_atto"])
 @pytest.mark.parametrize("size", [32, 48, 64])
-def test_any_backbone_takes_any_tile_size(backbone, size):
+def test_voco_net_takes_any_tile_size(backbone, size):
     """Features flattened at a fixed width fit one tile size only."""
     net = make_net(backbone)
     embeddings, features = net(draw_tiles(size=size))
     assert embeddings.shape == (2, 5, 32) and features.shape == (2, 5, encoder_width(net.encoder))
 
 
-def test_an_embedding_is_the_projected_mean_over_the_slices():
+def test_voco_net_projects_the_mean_over_the_slices():
     net = make_net(dropout=0.0, channels=3).eval()
     tiles = draw_tiles(channels=3)
     images = (tiles[1, 2].permute(0, 3, 1, 2) / 255 - 0.5) / 0.25  # (T, C, H, W)
@@ -57,21 +57,21 @@ def test_an_embedding_is_the_projected_mean_over_the_slices():
     torch.testing.assert_close(embed(net, tiles)[1, 2], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_volume_is_encoded_whole_slices_first():
+def test_volume_voco_net_encodes_crops_as_volumes():
     net = make_net("resnet10_3d", channels=2, dropout=0.0).eval()
     tiles = draw_tiles(channels=2, slices=40)  # (B, K, T, H, W, C)
     crop = ((tiles[1, 2] / 255 - 0.5) / 0.25).permute(3, 0, 1, 2)[None]  # (1, C, T, H, W)
     torch.testing.assert_close(embed(net, tiles)[1, 2], net.head(net.encoder(crop))[0], atol=1e-5, rtol=1e-4)
 
 
-def test_features_are_those_before_dropout():
+def test_voco_net_returns_features_before_dropout():
     net = make_net("convnext_atto", dropout=0.9)
     tiles = draw_tiles()
     torch.testing.assert_close(net(tiles)[1], net(tiles)[1], rtol=0, atol=0)
     assert not torch.allclose(net(tiles)[0], net(tiles)[0], atol=1e-2)
 
 
-def test_the_teacher_begins_as_the_whole_student_and_no_gradient_trains_it():
+def test_make_teacher_copies_the_student_without_gradients():
     student = make_net()
     teacher = make_teacher(student, shared_backbone=False)
     for name, value in student.state_dict().items():
@@ -80,7 +80,7 @@ def test_the_teacher_begins_as_the_whole_student_and_no_gradient_trains_it():
     assert {id(p) for p in teacher.parameters()}.isdisjoint(id(p) for p in student.parameters())
 
 
-def test_the_teacher_follows_the_student_backbone_head_and_buffers():
+def test_update_teacher_averages_backbone_head_and_buffers():
     """Published: a random head that is never averaged, and buffers that stay behind."""
     student = make_net()
     teacher = make_teacher(student, shared_backbone=False)
@@ -100,7 +100,7 @@ def test_the_teacher_follows_the_student_backbone_head_and_buffers():
     assert 0 < teacher_distance(teacher, student) < 1
 
 
-def test_the_teachers_forward_uses_batch_statistics_without_noise_and_changes_nothing():
+def test_teacher_normalises_by_the_batch_without_noise():
     student = make_net(dropout=0.9)
     teacher, tiles = make_teacher(student, shared_backbone=False), draw_tiles()
     before = {
@@ -116,13 +116,13 @@ def test_the_teachers_forward_uses_batch_statistics_without_noise_and_changes_no
 
 
 @pytest.mark.parametrize("shared_backbone", [False, True])
-def test_the_teacher_keeps_no_graph(shared_backbone):
+def test_embed_by_both_gives_the_teacher_no_graph(shared_backbone):
     student, tiles = make_net(), draw_tiles()
     embeddings, targets = embed_by_both(student, make_teacher(student, shared_backbone), tiles)
     assert embeddings.requires_grad and not targets.requires_grad
 
 
-def test_on_a_shared_backbone_the_teacher_is_the_average_of_the_head_alone():
+def test_make_teacher_on_a_shared_backbone_averages_the_head_alone():
     student = make_net(dropout=0.5)
     teacher, tiles = make_teacher(student, shared_backbone=True), draw_tiles()
     assert all(name.startswith("head.") for name in teacher.state_dict())
@@ -136,7 +136,7 @@ def test_on_a_shared_backbone_the_teacher_is_the_average_of_the_head_alone():
     assert 0 < teacher_distance(teacher, student) < 1
 
 
-def test_convolutions_run_channels_last():
+def test_voco_net_runs_channels_last():
     seen = []
     net = make_net(channels=3)
     net.encoder.conv_stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -150,18 +150,18 @@ def options(**changes):
     return VocoOptions(**(small | changes))
 
 
-def test_the_backbones_name_chooses_2d_or_3d():
+def test_build_network_chooses_2d_or_3d_by_the_backbone():
     assert type(build_network(options(backbone="resnet10t"))) is VocoNet
     assert type(build_network(options(backbone="resnet10_3d"))) is VolumeVocoNet
 
 
-def test_options_reach_the_network():
+def test_build_network_follows_the_options():
     net = build_network(options(backbone="resnet10t", windows=("soft", "organ"), micro_batch=7, dropout=0.3))
     assert (net.micro_batch, net.dropout.p) == (7, 0.3)
     assert net(draw_tiles(channels=2))[0].shape == (2, 5, 16)
 
 
-def test_training_starts_from_the_weights_of_a_file(tmp_path, capsys):
+def test_build_network_loads_first_weights(tmp_path, capsys):
     torch.manual_seed(1)
     first = make_net("resnet10t")
     torch.save({"student": first.state_dict(), "teacher": first.state_dict()}, tmp_path / "last.pt")
@@ -171,17 +171,17 @@ def test_training_starts_from_the_weights_of_a_file(tmp_path, capsys):
     assert "tensors matched under teacher.encoder." in capsys.readouterr().out
 
 
-def test_imagenet_weights_of_a_3d_backbone_are_refused():
+def test_build_network_refuses_imagenet_weights_in_3d():
     with pytest.raises(UserError, match="--pretrained: resnet10_3d"):
         build_network(options(backbone="resnet10_3d", pretrained=True))
 
 
-def test_sides_that_a_backbone_cannot_halve_are_refused_before_training():
+def test_build_network_refuses_wrong_sides_in_3d():
     with pytest.raises(UserError, match=r"multiples of 32.*not 3 x 32 x 32: set --slices and --tile"):
         build_network(options(backbone="swin_unetr_b"))
 
 
-def test_a_compiled_network_keeps_the_names_of_its_tensors():
+def test_compile_encoder_keeps_the_names_of_tensors():
     """Compiling happens at the first images, so that this needs no compiler."""
     plain, compiled = (build_network(options(backbone="resnet10t", compile=flag)) for flag in (False, True))
     assert list(plain.state_dict()) == list(compiled.state_dict())

@@ -36,7 +36,7 @@ def update(monitors, student, teacher, label, patient):
     monitors.update(student, teacher, label, patient, teacher.bases, patient)
 
 
-def test_a_network_that_knows_places_places_all_crops_right():
+def test_monitors_of_perfect_embeddings():
     label, patient = draw_batch()
     known = embed_places(label)
     figures = read(known, known, label, patient)
@@ -46,7 +46,7 @@ def test_a_network_that_knows_places_places_all_crops_right():
     assert figures["positive_similarity"] > figures["negative_similarity"]
 
 
-def test_random_embeddings_place_at_chance():
+def test_monitors_of_random_embeddings_are_at_chance():
     label, patient = draw_batch(volumes=64)
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn(64, 2 + BASES, 32, generator=generator)
@@ -54,7 +54,7 @@ def test_random_embeddings_place_at_chance():
     assert figures["cross_placing"] == pytest.approx(1 / BASES, abs=0.02)
 
 
-def test_knowing_each_patient_by_heart_counts_inside_but_not_across():
+def test_monitors_of_embeddings_private_to_each_patient():
     """What matching shared pixels achieves: right inside a patient, at chance across patients."""
     label, patient = draw_batch(volumes=16)
     known = embed_places(label)
@@ -66,14 +66,14 @@ def test_knowing_each_patient_by_heart_counts_inside_but_not_across():
     assert figures["cross_placing"] < 0.25
 
 
-def test_two_series_of_one_patient_are_no_cross_trial():
+def test_cross_placing_excludes_series_of_the_same_patient():
     label, _ = draw_batch(volumes=3)
     known = embed_places(label)
     assert read(known, known, label, torch.tensor([0, 0, 1]))["cross_trials"] == 4 * 2
     assert "cross_placing" not in read(known, known, label, torch.tensor([0, 0, 0]))
 
 
-def test_a_collapse_shows_as_zero_spread_and_the_balance_as_one():
+def test_embedding_std_is_zero_for_a_collapse_and_one_in_balance():
     label, patient = draw_batch()
     constant = torch.ones(8, 2 + BASES, 32) + 1e-4 * torch.randn(8, 2 + BASES, 32)
     assert read(constant, constant, label, patient)["embedding_std"] < COLLAPSE_STD
@@ -81,7 +81,7 @@ def test_a_collapse_shows_as_zero_spread_and_the_balance_as_one():
     assert read(balanced, balanced, label, patient)["embedding_std"] == pytest.approx(1, abs=0.02)
 
 
-def test_figures_average_over_batches_and_start_anew_once_read():
+def test_read_averages_over_batches_and_resets():
     label, patient = draw_batch()
     known, wrong = embed_places(label), embed_places(1 - label)
     monitors = Monitors()
@@ -93,12 +93,12 @@ def test_figures_average_over_batches_and_start_anew_once_read():
     assert monitors.read()["intra_placing"] == 1
 
 
-def test_the_interval_agrees_with_the_published_example():
+def test_wilson_interval_agrees_with_the_published_example():
     """Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662."""
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
-def test_batches_of_one_volume_are_placed_among_the_bases_of_the_step_before():
+def test_cross_placing_of_single_volumes_uses_the_step_before():
     label, patient = draw_batch(volumes=3)
     known = embed_places(label)
     monitors = Monitors()
@@ -110,7 +110,7 @@ def test_batches_of_one_volume_are_placed_among_the_bases_of_the_step_before():
     assert figures["cross_placing"] == 1
 
 
-def test_figures_of_several_processes_add_up():
+def test_read_adds_up_several_processes():
     label, patient = draw_batch()
     known, wrong = embed_places(label), embed_places(1 - label)
     monitors = Monitors()

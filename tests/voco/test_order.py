@@ -12,7 +12,7 @@ def order_of(entries, batch, steps, **changes):
     return VolumeOrder(entries, batch, **{"seed": 0, "first_step": 0, "steps": steps} | changes)
 
 
-def test_each_epoch_shows_every_volume_once_in_a_new_order():
+def test_volume_order_shuffles_every_epoch():
     batches = list(order_of(12, 4, 30))
     epochs = [list(chain(*batches[start : start + 3])) for start in range(0, 30, 3)]
     for number, epoch in enumerate(epochs):
@@ -23,20 +23,20 @@ def test_each_epoch_shows_every_volume_once_in_a_new_order():
     assert len(pairs) > 60  # of 132: the inter-volume pairs change
 
 
-def test_no_batch_holds_a_volume_twice_and_none_is_left_out_for_long():
+def test_volume_order_visits_all_volumes_without_repeats_in_a_batch():
     batches = list(order_of(7, 3, 40))
     assert all(len({volume for _, volume in batch}) == 3 for batch in batches)
     assert {volume for batch in batches for _, volume in batch} == set(range(7))
 
 
-def test_a_resumed_order_is_the_rest_of_the_whole_one():
+def test_volume_order_resumes_at_a_step():
     whole = list(order_of(7, 3, 20, seed=5))
     resumed = order_of(7, 3, 20, seed=5, first_step=9)
     assert list(resumed) == whole[9:] and len(resumed) == 11
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
-def test_the_processes_share_the_very_batches_of_one(world):
+def test_volume_order_shares_the_same_batches_among_processes(world):
     whole = list(order_of(20, 6, 10))
     shares = [list(order_of(20, 6, 10, rank=rank, world=world)) for rank in range(world)]
     for step in range(10):
@@ -48,13 +48,13 @@ def test_the_processes_share_the_very_batches_of_one(world):
 SETS = ((40, 1), (14, 5), (18, 2))
 
 
-def test_an_epoch_visits_each_set_as_often_as_it_is_repeated():
+def test_volume_order_repeats_sets():
     batches = list(order_of(146, 2, 73, sets=SETS))
     assert sorted(entry for batch in batches for _, entry in batch) == list(range(146))
 
 
 @pytest.mark.parametrize("sets", [SETS, ((14, 10),), ((14, 3), (14, 3))])
-def test_a_batch_never_holds_a_volume_twice_though_sets_are_repeated(sets):
+def test_volume_order_of_repeated_sets_has_no_repeats_in_a_batch(sets):
     series_of, first = [], 0
     for series, repeat in sets:
         series_of += [first + number for number in range(series)] * repeat
@@ -65,7 +65,7 @@ def test_a_batch_never_holds_a_volume_twice_though_sets_are_repeated(sets):
             assert len({series_of[entry] for _, entry in batch}) == 8
 
 
-def test_repeated_sets_are_mixed_with_the_others_all_along():
+def test_volume_order_mixes_repeated_sets_with_the_others():
     batches = list(order_of(146, 2, 73, sets=SETS))
     entries = [entry for batch in batches for _, entry in batch]
     for first in range(0, 140, 35):
@@ -73,7 +73,7 @@ def test_repeated_sets_are_mixed_with_the_others_all_along():
         assert 9 <= share <= 26  # 70 of 146 is 17 of 35
 
 
-def test_the_runs_of_a_repeated_set_differ():
+def test_volume_order_shuffles_every_run_of_a_repeated_set():
     entries = [entry for batch in order_of(40, 2, 20, sets=((10, 4),)) for _, entry in batch]
     runs = [tuple(entry % 10 for entry in entries[first : first + 10]) for first in range(0, 40, 10)]
     assert len(set(runs)) == 4 and all(sorted(run) == list(range(10)) for run in runs)
@@ -86,6 +86,6 @@ def test_the_runs_of_a_repeated_set_differ():
         (30, 4, 3, "--batch 4 must be a multiple of the number of processes, 3"),
     ],
 )
-def test_batches_that_cannot_be_made_are_refused(entries, batch, world, message):
+def test_volume_order_refuses_impossible_batches(entries, batch, world, message):
     with pytest.raises(UserError, match=message):
         order_of(entries, batch, 1, world=world)

@@ -1,4 +1,4 @@
-"""A pre-training run learns, resumes to the same weights, stops on NaN, and hands over an encoder."""
+"""Pre-training runs: learning, resumption, refusals, and the exported encoder."""
 
 import csv
 import dataclasses
@@ -17,10 +17,12 @@ import torch
 from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, save_options
 from src.core.errors import UserError
+from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.encoder_weights import load_encoder
 from src.nn.training import LoopSettings, TrainingLoop
+from src.probe.frozen import load_run
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
@@ -60,7 +62,8 @@ def assert_equal_states(first, second):
         assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())
 
 
-def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(anatomy, tmp_path, capsys):
+@pytest.mark.slow
+def test_pretrain_resumes_after_sigkill_to_the_same_weights(anatomy, tmp_path, capsys):
     """Weights, optimiser and metrics to the last bit, with dropout, across epochs."""
     whole = make_options(anatomy, tmp_path / "whole", steps=12)
     pretrain(whole)
@@ -91,7 +94,7 @@ def finished(anatomy, tmp_path_factory):
     return options
 
 
-def test_a_finished_run_is_left_as_it_is(finished, capsys):
+def test_pretrain_leaves_a_finished_run_unchanged(finished, capsys):
     before = load_checkpoint(finished.output / "last.pt")
     pretrain(finished)
     assert_equal_states(before, load_checkpoint(finished.output / "last.pt"))
@@ -99,19 +102,19 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
 
 
 @pytest.mark.parametrize("change", [{"lr": 2e-3}, {"seed": 1}, {"batch": 2}, {"steps": 9}], ids=str)
-def test_resuming_with_other_options_is_refused(finished, change):
+def test_pretrain_refuses_to_resume_with_other_options(finished, change):
     name = next(iter(change))
     with pytest.raises(UserError, match=f"was made with --{name} {getattr(finished, name)}, not"):
         pretrain(dataclasses.replace(finished, **change))
 
 
-def test_resuming_on_other_series_is_refused(finished, tmp_path):
+def test_pretrain_refuses_to_resume_on_other_series(finished, tmp_path):
     other = write_prepared(tmp_path / "other", draw_anatomy, series=7)
     with pytest.raises(UserError, match="other series"):
         pretrain(dataclasses.replace(finished, data=(other,)))
 
 
-def test_resume_never_starts_anew_and_a_path_continues_that_file(finished, tmp_path):
+def test_pretrain_resume_takes_never_or_a_path(finished, tmp_path):
     elsewhere = dataclasses.replace(finished, output=tmp_path / "elsewhere")
     pretrain(dataclasses.replace(elsewhere, resume=str(finished.output / "last.pt")))
     assert not (tmp_path / "elsewhere" / "last.pt").exists()  # it was finished: no step was left
@@ -122,13 +125,13 @@ def test_resume_never_starts_anew_and_a_path_continues_that_file(finished, tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"], ids=["empty", "text"])
-def test_a_damaged_checkpoint_is_refused(finished, tmp_path, content):
+def test_pretrain_refuses_a_damaged_checkpoint(finished, tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"checkpoint .*last.pt cannot be read"):
         pretrain(dataclasses.replace(finished, output=tmp_path))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(anatomy, tmp_path):
+def test_pretrain_names_the_series_of_a_loss_that_is_not_finite(anatomy, tmp_path):
     with pytest.raises(
         UserError, match=r"step \d: loss or gradient is not finite .* series 1\d/10\d, 1\d/10\d"
     ):
@@ -137,15 +140,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_series(anatomy, tm
     assert saved["step"] < 6
 
 
-def test_a_collapse_is_said_once(tmp_path, capsys):
-    """Images without content look alike to any network; this one does not normalise by the batch."""
+def test_pretrain_warns_once_of_a_collapse(tmp_path, capsys):
+    """Black images have equal embeddings; this network does not normalise by the batch."""
     black = write_prepared(tmp_path / "set", lambda s, i: np.zeros((96, 96, 3), np.uint8), slices=3)
     pretrain(make_options(black, tmp_path / "run", canvas=96, tile=32, backbone="convnext_atto", steps=3))
     assert capsys.readouterr().err.count("every crop gets nearly the same embedding") == 1
 
 
-def test_training_finds_places_that_hold_across_patients(anatomy, tmp_path):
-    """All of the chain: read in another order or labelled wrongly, crops would be placed at chance, 0.11."""
+def test_pretrain_learns_places_that_hold_across_patients(anatomy, tmp_path):
+    """The whole chain: crops read in another order or labelled wrongly would be placed at chance, 0.11."""
     changes = {"steps": 30, "batch": 6, "dropout": 0.0, "log_every": 5, "save_every": 30}
     pretrain(make_options(anatomy, tmp_path, backbone="resnet10t", **changes))
     first, *_, last = read_metrics(tmp_path)
@@ -154,7 +157,7 @@ def test_training_finds_places_that_hold_across_patients(anatomy, tmp_path):
     assert float(last["cross_low"]) > float(first["cross_high"])
 
 
-def test_the_encoder_is_the_teachers_and_plain_timm_takes_it(finished):
+def test_export_writes_the_teachers_encoder_for_plain_timm(finished):
     path = finished.output / "encoder.safetensors"
     plain = timm.create_model(finished.backbone, in_chans=3, num_classes=0, checkpoint_path=str(path))
     teacher = load_checkpoint(finished.output / "last.pt")["teacher"]
@@ -164,7 +167,7 @@ def test_the_encoder_is_the_teachers_and_plain_timm_takes_it(finished):
     assert not report.missing and not report.unused and not report.adapted
 
 
-def test_the_encoder_file_says_how_and_on_whom_it_was_trained(finished):
+def test_export_records_options_and_patients(finished):
     about = read_encoder_file(finished.output / "encoder.safetensors")
     assert (about.name, about.in_channels, about.windows) == (finished.backbone, 3, WINDOWS)
     assert len(about.mean) == len(about.std) == 3
@@ -173,12 +176,12 @@ def test_the_encoder_file_says_how_and_on_whom_it_was_trained(finished):
     assert about.patients == tuple(listed["patient_id"]) == ("10", "11", "12", "13", "14", "15")
 
 
-def test_a_run_saves_its_options_as_a_preset(finished):
+def test_pretrain_saves_its_options_as_a_preset(finished):
     config = ["--config", str(finished.output / "config.yaml")]
     assert parse_options(VocoOptions, config, prog="train_voco.py", description="") == finished
 
 
-def test_tiles_too_small_for_bf16_on_a_cpu_are_refused(anatomy, tmp_path):
+def test_pretrain_refuses_tiles_too_small_for_bf16_on_a_cpu(anatomy, tmp_path):
     options = make_options(anatomy, tmp_path / "run", precision="bf16")  # tiles of 16 px, strides of 32
     save_options(options, tmp_path / "bf16.yaml")
     command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
@@ -188,8 +191,8 @@ def test_tiles_too_small_for_bf16_on_a_cpu_are_refused(anatomy, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_bfloat16_training_stays_finite(anatomy, tmp_path):
-    """In a process of its own, since a process has one precision, whatever lies in its memory."""
+def test_pretrain_in_bf16_stays_finite(anatomy, tmp_path):
+    """In another process, since a process has one precision; with memory that is not zero at first."""
     options = make_options(anatomy, tmp_path / "run", precision="bf16", steps=3, tile=32)
     save_options(options, tmp_path / "bf16.yaml")
     command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
@@ -198,8 +201,8 @@ def test_bfloat16_training_stays_finite(anatomy, tmp_path):
     assert all(np.isfinite(float(row["loss"])) for row in read_metrics(tmp_path / "run"))
 
 
-def test_the_teacher_moves_once_a_step_towards_the_student_of_after_the_step(anatomy, tmp_path):
-    """The loop's own step: updating before the optimiser, or twice, gives other weights."""
+def test_train_on_updates_the_teacher_once_after_the_optimiser(anatomy, tmp_path):
+    """Updating before the optimiser, or twice, gives other weights."""
     options = make_options(anatomy, tmp_path / "run", momentum=0.9)
     runtime = Runtime.create("fp32")
     method = Pretraining(options, open_dataset(options), runtime)
@@ -217,7 +220,7 @@ def test_the_teacher_moves_once_a_step_towards_the_student_of_after_the_step(ana
     assert moved, "the step must have changed the student"
 
 
-def test_the_teachers_momentum_rises_by_half_a_cosine(tmp_path):
+def test_teacher_momentum_rises_by_half_a_cosine(tmp_path):
     options = make_options(tmp_path, tmp_path, momentum=0.9, final_momentum=1.0, steps=100)
     assert teacher_momentum(0, options) == pytest.approx(0.9)
     assert teacher_momentum(50, options) == pytest.approx(0.95)
@@ -225,24 +228,12 @@ def test_the_teachers_momentum_rises_by_half_a_cosine(tmp_path):
     assert teacher_momentum(50, dataclasses.replace(options, final_momentum=None)) == 0.9
 
 
-def test_encoders_of_chosen_steps_and_pictures_stay(anatomy, tmp_path):
+def test_pretrain_keeps_encoders_and_pictures_of_chosen_steps(anatomy, tmp_path):
     pretrain(make_options(anatomy, tmp_path, keep_every=2, picture_every=3, steps=4), draw_predictions)
     kept = sorted(path.name for path in tmp_path.glob("encoder*"))
     assert kept == ["encoder.safetensors", "encoder_0000002.safetensors", "encoder_0000004.safetensors"]
     assert read_encoder_file(tmp_path / "encoder_0000002.safetensors").trained_by["steps"] == 2
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["step_0000003.png"]
-
-
-def test_training_starts_from_the_weights_of_a_file(anatomy, finished, tmp_path, capsys):
-    """A run of no learning keeps them."""
-    path = finished.output / "encoder.safetensors"
-    pretrain(make_options(anatomy, tmp_path, encoder=path, lr=1e-12, steps=1))
-    assert "tensors matched" in capsys.readouterr().out
-    first, second = (create_encoder(finished.backbone, 3).requires_grad_(False) for _ in range(2))
-    load_encoder(first, path)
-    load_encoder(second, tmp_path / "encoder.safetensors")
-    for name, value in first.named_parameters():
-        torch.testing.assert_close(value, second.get_parameter(name), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -255,9 +246,94 @@ def test_training_starts_from_the_weights_of_a_file(anatomy, finished, tmp_path,
     ],
     ids=["v1", "plus", "large", "micro-batches"],
 )
-def test_every_method_trains_and_exports(anatomy, tmp_path, changes):
+def test_pretrain_runs_every_method(anatomy, tmp_path, changes):
     pretrain(make_options(anatomy, tmp_path, steps=2, log_every=2, save_every=2, **changes))
     rows = read_metrics(tmp_path)
     assert all(np.isfinite(float(row["loss"])) for row in rows)
     assert "cross_placing" in rows[-1]
     assert read_encoder_file(tmp_path / "encoder.safetensors").in_channels == 3
+
+
+def build(options):
+    """The method of a run before its first step."""
+    return Pretraining(options, open_dataset(options), Runtime.create("fp32"))
+
+
+def encoder_of(options):
+    return options.output / "encoder.safetensors"
+
+
+def test_pretrain_keeps_naming_patients_of_the_first_weights(anatomy, finished, tmp_path):
+    """Also in a resumed run, which does not read that file again."""
+    fewer = write_prepared(tmp_path / "set", draw_anatomy, series=4)
+    options = make_options(fewer, tmp_path / "run", encoder=encoder_of(finished), steps=1)
+    pretrain(options)
+    for _ in range(2):
+        assert set(read_encoder_file(encoder_of(options)).patients) == {str(10 + n) for n in range(6)}
+        listed = pd.read_csv(tmp_path / "run" / "patients.csv", dtype=str)
+        assert set(listed["patient_id"]) == {str(10 + n) for n in range(6)}
+        pretrain(options)
+
+
+@pytest.mark.parametrize(
+    ("set_windows", "written", "measured"),
+    [
+        (("wide",), ("wide",), ("wide",)),
+        (("soft", "wide"), ("soft|wide",), ("soft",)),
+    ],
+    ids=["all alike", "a mixture"],
+)
+def test_export_records_the_windows_of_the_sets(anatomy, tmp_path, set_windows, written, measured):
+    data = (anatomy,) * len(set_windows)
+    options = make_options(anatomy, tmp_path, windows=("soft",), steps=1)
+    options = dataclasses.replace(options, data=data, set_windows=set_windows)
+    pretrain(options)
+    assert read_encoder_file(encoder_of(options)).windows == written
+    assert load_run(tmp_path).options.windows == measured
+
+
+def test_pretrain_anew_removes_files_of_the_old_run(finished, tmp_path):
+    options = make_options(Path(finished.data[0]), tmp_path / "run", steps=2, keep_every=1)
+    pretrain(options)
+    anew = dataclasses.replace(options, resume="never", steps=500, save_every=500, keep_every=0, seed=1)
+    save_options(anew, tmp_path / "anew.yaml")
+    command = [sys.executable, SCRIPT, "--config", tmp_path / "anew.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if line.startswith("step 2/500"):
+                process.send_signal(signal.SIGKILL)
+                break
+    left = {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith("events")}
+    assert left == {"config.yaml", "patients.csv", "metrics.csv"}
+
+
+def test_pretrain_refuses_a_folder_in_use(anatomy, tmp_path):
+    (tmp_path / "run").mkdir()
+    with only_writer(tmp_path / "run"), pytest.raises(UserError, match="another run is writing"):
+        pretrain(make_options(anatomy, tmp_path / "run"))
+
+
+def test_pretrain_resumes_with_another_precision(finished, anatomy):
+    """As the message about a loss that is not finite advises."""
+    pretrain(dataclasses.replace(finished, precision="fp32"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"backbone": "vit_tiny_patch16_224"}, "cannot take images of 16 px"),
+        ({"backbone": "convnext_atto"}, "cannot take images of 16 px"),
+        ({"micro_batch": 1}, "--micro-batch must be at least 4"),
+        ({"backbone": "swin_unetr_b", "slices": 6}, "swin_unetr_b"),
+    ],
+    ids=str,
+)
+def test_pretraining_refuses_networks_that_do_not_fit(anatomy, tmp_path, changes, expected):
+    with pytest.raises(UserError, match=expected):
+        build(make_options(anatomy, tmp_path, **changes))
+
+
+def test_voco_options_reject_nan():
+    with pytest.raises(ValueError, match="--lr must be above 0"):
+        make_options(Path("set"), Path("run"), lr=float("nan"))

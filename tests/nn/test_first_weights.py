@@ -1,0 +1,74 @@
+"""First weights: files of every kind, the grey levels that they record, and the patients."""
+
+import pytest
+import torch
+
+from src.nn.encoder import EncoderFile, create_encoder, save_encoder
+from src.nn.first_weights import load_first_weights, patients_seen_by, recorded_greys
+
+NAME = "test_efficientnet"
+WINDOWS = ("soft", "organ", "wide")
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return create_encoder(NAME, 3)
+
+
+@pytest.fixture
+def saved(encoder, tmp_path):
+    """An encoder file that records other grey levels than the kit's own."""
+    about = EncoderFile(NAME, 3, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), WINDOWS, {}, ("12", "9"))
+    save_encoder(tmp_path / "encoder.safetensors", encoder, about)
+    return tmp_path / "encoder.safetensors"
+
+
+def test_load_first_weights_takes_the_recorded_grey_levels_by_window(saved):
+    first = load_first_weights(create_encoder(NAME, 2), saved, ("wide", "soft"))
+    assert (first.mean, first.std) == ((0.3, 0.1), (3.0, 1.0))
+    assert not first.report.missing and len(first.report.adapted) == 1
+
+
+def test_load_first_weights_repeats_windows_over_slices_and_leaves_masks_zero(saved, encoder):
+    """The input of a classifier: two neighbouring slices of two windows each, then a mask."""
+    network = create_encoder(NAME, 5)
+    load_first_weights(network, saved, ("wide", "soft"), slices=2, mask_channels=1)
+    kernel, own = network.conv_stem.weight, encoder.conv_stem.weight
+    torch.testing.assert_close(kernel[:, :4], own[:, [2, 0, 2, 0]] * 3 / 4)
+    assert not kernel[:, 4].any()
+
+
+def test_load_first_weights_warns_of_unknown_windows(saved, capsys):
+    first = load_first_weights(create_encoder(NAME, 3), saved, ("soft", "organ", "lung"))
+    assert (first.mean, first.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert "its input is now soft organ lung" in capsys.readouterr().err
+    assert recorded_greys(saved, ("lung",)) == ((0.5,), (0.25,))  # with another number, the kit's own
+
+
+@pytest.mark.parametrize(
+    ("content", "mean", "std"),
+    [
+        (lambda weights: {f"student.{name}": value for name, value in weights.items()}, 0.0, 1.0),
+        (
+            lambda weights: {
+                "teacher": {f"encoder.{name}": value for name, value in weights.items()}
+                | {"mean": torch.full((3,), 0.125), "std": torch.full((3,), 0.5)}
+            },
+            0.125,
+            0.5,
+        ),
+        (lambda weights: weights, 0.5, 0.25),
+    ],
+    ids=["published", "checkpoint of a run", "plain timm"],
+)
+def test_load_first_weights_knows_the_grey_levels_of_checkpoints(encoder, tmp_path, content, mean, std):
+    path = tmp_path / "given.pth"
+    torch.save(content(encoder.state_dict()), path)
+    first = load_first_weights(create_encoder(NAME, 3), path, WINDOWS)
+    assert (first.mean, first.std) == ((mean,) * 3, (std,) * 3)
+    assert recorded_greys(path, WINDOWS) is None and patients_seen_by(path) == ()
+
+
+def test_patients_seen_by_reads_the_encoder_file(saved):
+    assert patients_seen_by(saved) == ("12", "9")
