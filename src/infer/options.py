@@ -3,13 +3,9 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from src.cls.options import Flip
 from src.core.config import Precision, check_range
-
-if TYPE_CHECKING:
-    from src.score.postprocess import PostProcessing
 
 MOST_JOBS = 8
 """Default limit of --jobs: each may hold a whole series."""
@@ -40,7 +36,7 @@ class InferOptions:
     """sample_submission.csv: which patients, in which order."""
 
     output: Path
-    """Submission to write; report.csv stands beside it."""
+    """Submission to write; report.csv is written beside it."""
 
     segmenter: Path | None = None
     """Run folder of train_seg.py, whose networks find the organs of raw data for models that look at them."""
@@ -88,19 +84,3 @@ class InferOptions:
         """How many read series."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.jobs or min(MOST_JOBS, max(1, cores - 1))
-
-
-def choose_post(options: InferOptions) -> "PostProcessing":
-    """How runs and series are joined.
-
-    Raises:
-        UserError: post-processing that cannot be read, or of other runs or the same ones in another order.
-    """
-    from src.score.postprocess import PostProcessing, read_post  # pandas: not for --help
-
-    if options.post is not None:
-        post = read_post(options.post)
-        post.require_runs(options.models)
-        return post
-    weights = options.weights or (1.0,) * len(options.models)
-    return PostProcessing(tuple(weight / sum(weights) for weight in weights))

@@ -20,9 +20,10 @@ from src.ct.series import UnreachableSeries
 from src.infer.budget import RunEnds, TimeBudget, last_resort, stop_on_signals
 from src.infer.ensemble import Ensemble
 from src.infer.fallback import FallbackPredictor
-from src.infer.options import InferOptions, choose_post
+from src.infer.options import InferOptions
 from src.infer.results import Results, describe_error, read_sample
 from src.infer.stack_sources import ReadSeries, StackSource, open_source
+from src.score.postprocess import post_of_runs
 
 GRACE_S = 300.0
 """Beyond --max-hours, before a run that no longer answers is ended."""
@@ -55,7 +56,7 @@ def predict_patients(options: InferOptions, started: float) -> None:
     if not options.input.exists():
         raise UserError(f"no folder or file {options.input} (--input)")
     require_writable(options.output)
-    sample, post = read_sample(options.sample), choose_post(options)
+    sample, post = read_sample(options.sample), post_of_runs(options.models, options.weights, options.post)
     limit_s = math.inf if options.max_hours is None else 3600 * options.max_hours
     with stop_on_signals() as stop:
         ensemble = Ensemble(options.models, post.weights, options.segmenter, options.tta)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from src.core.config import parse_options
+from src.core.config import check_range, parse_options
 from src.core.errors import exit_on_user_error
 from src.core.files import require_writable, write_json
 from src.core.log import format_table, say, warn
@@ -29,24 +29,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeOptions:
+    """Options of `python -m src.probe`."""
+
     data: Path
-    """prepared data set that the run has not seen"""
+    """Prepared data set that the run has not seen."""
+
     run: Path
-    """folder of a train_voco.py run, with last.pt"""
+    """Folder of a train_voco.py run, with last.pt."""
+
     random_weights: bool = False
-    """measure the run's architecture with random weights instead, drawn from --seed"""
+    """Measure the run's architecture with random weights instead, drawn from --seed."""
+
     patients: int | None = None
-    """use only this many patients, the first ones"""
+    """Use only this many patients, the first ones."""
+
     seed: int = 0
-    """of crops, tiles, halves and resamples; compare runs with the same seed"""
+    """Seed of crops, tiles, halves and resamples; compare runs with the same seed."""
+
     json: Path | None = None
-    """file for the figures"""
+    """File for the figures."""
 
     def __post_init__(self) -> None:
-        if self.patients is not None and self.patients < 1:
-            raise ValueError(f"option --patients must be at least 1, got {self.patients}")
-        if self.seed < 0:
-            raise ValueError(f"option --seed must be at least 0, got {self.seed}")
+        check_range(self, "seed", at_least=0)
+        if self.patients is not None:
+            check_range(self, "patients", at_least=1)
 
 
 def main(argv: list[str] | None = None) -> None:

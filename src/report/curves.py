@@ -38,8 +38,10 @@ _FEW_ROWS = 40
 
 @dataclass(frozen=True)
 class CurvesOptions:
+    """Options of `python -m src.report.curves`."""
+
     run: Path
-    """folder of a run of train_voco.py or train_seg.py"""
+    """Folder of a run of train_voco.py or train_seg.py."""
 
 
 def main(argv: list[str] | None = None) -> None:

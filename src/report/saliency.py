@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from src.cls.dataset import StackBatch, as_sample
 from src.cls.model import ClassifierSpec, TraumaClassifier, load_classifier, metric_shift
 from src.cls.stacks import StackReader, crop_centre, open_organs
-from src.core.config import parse_options
+from src.core.config import check_range, parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import atomic_path
 from src.core.log import say
@@ -33,26 +33,33 @@ _INCHES = 2.4
 
 @dataclass(frozen=True)
 class SaliencyOptions:
+    """Options of `python -m src.report.saliency`."""
+
     model: Path
-    """fold<k>/model.safetensors of a run of train_cls.py"""
+    """fold<k>/model.safetensors of a run of train_cls.py."""
+
     data: Path
-    """prepared data set"""
+    """Prepared data set."""
+
     series: str
-    """series_id of the series to look at"""
+    """series_id of the series to look at."""
+
     column: str
-    """column whose probability is explained, such as liver_high"""
+    """Column whose probability is explained, such as liver_high."""
+
     output: Path
-    """PNG file to write"""
+    """PNG file to write."""
+
     slices: int = 6
-    """number of slices to draw, those with the largest contributions"""
+    """Number of slices to draw, those with the largest contributions."""
+
     steps: int = 64
-    """of the integral"""
+    """Steps of the integral."""
 
     def __post_init__(self) -> None:
-        if min(self.slices, self.steps) < 1:
-            raise UserError("--slices and --steps must be at least 1")
+        check_range(self, "slices", "steps", at_least=1)
         if self.output.suffix.lower() != ".png":
-            raise UserError(f"--output must end in .png, got {self.output}")
+            raise ValueError(f"option --output must end in .png, got {self.output}")
 
 
 class Saliency(NamedTuple):

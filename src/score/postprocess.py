@@ -203,6 +203,23 @@ def adjust(
     return shares
 
 
+def post_of_runs(runs: Sequence[Path], weights: Sequence[float] | None, path: Path | None) -> PostProcessing:
+    """How the predictions of some runs are joined and adjusted: as the file `path` says, or a weighted mean.
+
+    Args:
+        weights: one per run, equal by default; not used with a file.
+
+    Raises:
+        UserError: a file that cannot be read, or of other runs or the same ones in another order.
+    """
+    if path is not None:
+        post = read_post(path)
+        post.require_runs(runs)
+        return post
+    weights = weights or (1.0,) * len(runs)
+    return PostProcessing(tuple(weight / sum(weights) for weight in weights))
+
+
 def write_post(post: PostProcessing, path: str | Path, tables: Sequence[str], **about: Any) -> None:
     """Write the JSON file that `infer.py --post` reads, by one rename.
 

@@ -33,18 +33,25 @@ IDS = ["patient_id", "series_id"]
 
 @dataclass(frozen=True)
 class MaskScoreOptions:
+    """Options of `python -m src.seg.evaluate`."""
+
     data: Path
-    """prepared data set with true masks"""
+    """Prepared data set with true masks."""
+
     predicted: Path | None = None
-    """folder of predictions, <patient_id>/<series_id>/0000.png ...; predicted_masks in --data by default"""
+    """Folder of predictions, <patient_id>/<series_id>/0000.png ...; predicted_masks in --data by default."""
+
     organs: tuple[Organ, ...] = get_args(Organ)
-    """organs to score"""
+    """Organs to score."""
+
     series: Path | None = None
-    """table with patient_id and series_id: score only these"""
+    """Table with patient_id and series_id: score only these."""
+
     output: Path | None = None
-    """CSV for the scores, one row per series and organ"""
+    """CSV for the scores, one row per series and organ."""
+
     json: Path | None = None
-    """file for the means"""
+    """File for the means."""
 
     def __post_init__(self) -> None:
         if not self.organs or len(set(self.organs)) < len(self.organs):

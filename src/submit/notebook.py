@@ -14,7 +14,8 @@ from src.core.config import ROOT, parse_options
 from src.core.errors import UserError
 from src.core.files import atomic_path, require_writable, write_json
 from src.core.log import warn
-from src.infer.options import InferOptions, choose_post
+from src.infer.options import InferOptions
+from src.score.postprocess import post_of_runs
 from src.submit.folders import FINGERPRINT, KERNEL_METADATA, NOTEBOOK, Bundle, read_bundle, verify_bundle
 from src.submit.options import KernelOptions
 
@@ -132,6 +133,7 @@ def _check_arguments(folder: Path, bundle: Bundle, arguments: Sequence[str]) -> 
     for option, name in (("--segmenter", bundle.segmenter), ("--post", bundle.post)):
         given += [option, str(folder / name)] if name else []
     try:
-        choose_post(parse_options(InferOptions, [*given, *arguments], prog="infer.py", description=""))
+        options = parse_options(InferOptions, [*given, *arguments], prog="infer.py", description="")
+        post_of_runs(options.models, options.weights, options.post)
     except UserError as error:
         raise UserError(f"infer.py would refuse its options: {error}") from None
