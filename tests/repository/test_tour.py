@@ -26,7 +26,7 @@ BESIDE = {
         *("second_model", "second_features"),
     },
     "seg": {"model"},
-    "score": {"prior"},
+    "score": {"postprocess", "prior"},
     "infer": {"stack_sources", "organ_finder", "budget", "results", "fallback"},
 }
 """What files of the tour import besides each other, `src/core` and the options of their rooms."""
