@@ -47,7 +47,7 @@ def create_encoder(
         pretrained: ImageNet weights from timm's cache or the network.
 
     Raises:
-        UserError: timm has no such backbone, or its weights cannot be had.
+        UserError: the weights cannot be loaded, or the backbone does not take stochastic depth.
     """
     require_backbone(name)
     extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
@@ -60,8 +60,8 @@ def create_encoder(
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"pretrained weights of {name} cannot be had ({reason}): connect once so that timm caches them, "
-            "or give --encoder FILE"
+            f"pretrained weights of {name} cannot be loaded ({reason}): connect once so that timm caches "
+            "them, or give --encoder FILE"
         ) from None
 
 
@@ -81,7 +81,7 @@ def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
     """Make sure that the encoder takes images of `size` pixels, before long work begins.
 
     Raises:
-        UserError: it does not (a vision transformer has one size of its own).
+        UserError: it does not (a vision transformer has a fixed size).
     """
     try:
         with torch.inference_mode():
@@ -97,10 +97,10 @@ def require_true_bf16(encoder: nn.Module, channels: int, size: int) -> None:
     """Make sure that gradients in bf16 on a CPU are right for images of `size` pixels.
 
     Where a depthwise convolution strides over a map of one pixel, oneDNN leaves a part of its weights'
-    gradient as the memory was (torch 2.8 to 2.15 on CPUs with AVX512-BF16): often zero, sometimes anything.
+    gradient uninitialised (torch 2.8 to 2.15 on CPUs with AVX512-BF16): often zero, sometimes anything.
 
     Raises:
-        UserError: the encoder has such a place.
+        UserError: the encoder has such a convolution.
     """
     found = []
 

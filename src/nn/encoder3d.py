@@ -1,6 +1,6 @@
 """Encoders of sub-volumes: MONAI's SwinUNETR encoder, as VoCo pre-trains it, and a light 3D CNN.
 
-MONAI takes seconds to import and so is imported when an encoder is built.
+MONAI takes seconds to import, and is therefore imported when an encoder is built.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ class SwinEncoder(nn.Module):
     """The encoder of SwinUNETR under MONAI's own names, its five feature maps pooled into one vector.
 
     VoCo (arXiv 2402.17300): patches of 2, windows of 7, depths 2, 2, 2, 2, heads 3, 6, 12, 24, and a residual
-    convolution before each stage. The decoder is not built. Blocks of attention are computed a second time in
-    the backward pass, as in the published runs, for they hold most of the memory.
+    convolution before each stage. The decoder is not built. Attention blocks, which hold most of the memory,
+    are computed a second time in the backward pass, as in the published runs.
 
     Args:
         in_channels: channels of the volume.
@@ -58,7 +58,7 @@ class SwinEncoder(nn.Module):
         """Volumes (M, C, T, H, W) -> (M, 24 x features).
 
         Raises:
-            UserError: a side is no multiple of 32, or all are 32.
+            UserError: a side is not a multiple of 32, or all are 32.
         """
         check_sides("a SwinUNETR encoder", self, volumes.shape[2:])
         stages = self.swinViT(volumes)
@@ -90,11 +90,11 @@ VOLUME_BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "swin_unetr_h": partial(SwinEncoder, features=192),
     "resnet10_3d": build_resnet10,
 }
-"""Names that --backbone takes for an encoder of volumes."""
+"""Encoders of volumes by the name that --backbone takes."""
 
 
 def create_volume_encoder(name: str, in_channels: int) -> nn.Module:
-    """An encoder of volumes with random weights: (M, C, T, H, W) -> (M, D), D as `encoder_width` tells it.
+    """An encoder of volumes with random weights: (M, C, T, H, W) -> (M, D), with D of `encoder_width`.
 
     Raises:
         UserError: no such encoder.

@@ -39,10 +39,7 @@ def load_first_weights(
             the mask channels.
         windows: CT windows of its input. A file that knows all of them gives each its own kernel and grey
             levels, in any order.
-        mask_channels: whose kernels become zero.
-
-    Raises:
-        UserError: the file cannot be read, or holds another backbone.
+        mask_channels: the last input channels, whose kernels become zero.
     """
     report = load_encoder(encoder, path, mask_channels, tuple(windows) * slices)
     greys = recorded_greys(path, windows) or _greys_of_checkpoint(path, report.root, windows)

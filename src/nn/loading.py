@@ -1,4 +1,4 @@
-"""Loaders whose workers leave the cores to the model and report a user's mistake as it was."""
+"""Data loaders whose workers use one thread each and pass on a UserError as one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from src.core.errors import UserError
 
 
 class StackLoader:
-    """Batches of a dataset, in order; `workers` processes read ahead, 0 reads in this one.
+    """Batches of a dataset, in order; `workers` processes read ahead, with 0 the calling process reads.
 
     Args:
-        order: what `DataLoader` takes: `batch_sampler=`, or `sampler=` with `batch_size=`.
+        order: arguments of `DataLoader`: `batch_sampler=`, or `sampler=` with `batch_size=`.
     """
 
     def __init__(self, dataset: Dataset, workers: int, **order: Any):
@@ -31,7 +31,7 @@ class StackLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Raises UserError with its own one line, which a worker process would bury in a traceback."""
+        """A UserError of a worker process is raised with its own line, without the worker's traceback."""
         with _without_opencv_threads():
             batches = iter(self.loader)  # starts the workers
         try:
@@ -42,9 +42,9 @@ class StackLoader:
 
 @contextmanager
 def _without_opencv_threads() -> Iterator[None]:
-    """End OpenCV's threads for a while, so that processes may be forked.
+    """End OpenCV's threads for a while, so that processes can be forked.
 
-    A fork copies the account of the threads but not the threads: a worker would wait for them for ever.
+    A fork copies OpenCV's record of its threads but not the threads: a worker would wait for them for ever.
     """
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)

@@ -3,8 +3,8 @@
     python -m src.nn.published --input step60000.pth --backbone efficientnet_b0 --output encoder.safetensors
     python -m src.nn.published --input VoCo_B.pt --backbone swin_unetr_b --output encoder.safetensors
 
-train_voco.py --encoder takes the result, and so do train_cls.py --encoder and plain timm where it is 2D. The
-layouts, as the authors' public code saves them, each bare or under `state_dict`, with or without `module.`:
+train_voco.py --encoder takes the result, and train_cls.py --encoder and plain timm take it if it is 2D. The
+layouts, as the authors' public code saves them, each plain or under `state_dict`, with or without `module.`:
 
 - 2D-VoCo: `student.<timm name>`, `teacher.<timm name>`, `student_proj_head.`, `teacher_proj_head.`. Its .pt
   files hold a pickled optimiser and are refused; the .pth files beside them hold the same weights.
@@ -13,8 +13,8 @@ layouts, as the authors' public code saves them, each bare or under `state_dict`
 - Large-scale VoCo: `backbone.swinViT.` ..., and heads `student.` and `teacher.`; released files are without a
   prefix, and those of the omni-supervised stage hold a decoder as well.
 
-The published networks saw axes in the order x, y, z of RAS files, ours see z, y, x of LPS: training goes on
-from their weights, but frozen features meet transposed images.
+The axes of the published networks are x, y, z of RAS files, ours are z, y, x of LPS: training can continue
+from their weights, but their frozen features do not fit our transposed images.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class PublishedOptions:
     """Encoder file to write, .safetensors."""
 
     windows: tuple[str, ...] = ("soft",)
-    """Windows of the input channels it is to have; the first layer of the file is spread over them."""
+    """Windows of its input channels; the first layer of the file is spread over them."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.windows if name not in WINDOWS]
@@ -58,12 +58,7 @@ class PublishedOptions:
 
 
 def convert(options: PublishedOptions) -> str:
-    """Write the encoder file; returns the report of what matched, was missing and was left.
-
-    Raises:
-        UserError: a checkpoint that cannot be read or holds another backbone, or an output that cannot be
-        written.
-    """
+    """Write the encoder file; returns the report of matched, missing and unused tensors."""
     if options.output.resolve() == options.input.resolve():
         raise UserError(f"--output {options.output} is the checkpoint itself: name another file")
     require_writable(options.output)
@@ -74,7 +69,7 @@ def convert(options: PublishedOptions) -> str:
     about = EncoderFile(
         name=options.backbone,
         in_channels=channels,
-        mean=(0.0,) * channels,  # the published runs feed grey levels from 0 to 1 as they are
+        mean=(0.0,) * channels,  # the published runs train on grey levels from 0 to 1 as they are
         std=(1.0,) * channels,
         windows=options.windows,
         trained_by={"method": "published checkpoint", "file": options.input.name, "weights": report.root},
@@ -87,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(PublishedOptions, argv, prog="python -m src.nn.published", description=__doc__)
     say(f"{options.input}: {convert(options)}")
     warn(
-        "the file does not say which patients it was trained on: 2D-VoCo's runs saw 2,518 of the "
+        "the file does not record which patients it was trained on: 2D-VoCo's runs saw 2,518 of the "
         "competition's 3,147, so that no fold of them is known to be unseen"
     )
     say(f"wrote {options.output}")

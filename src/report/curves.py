@@ -1,4 +1,4 @@
-"""The course of a run of pre-training or segmentation as curves: losses, monitors, scores, learning rate.
+"""Curves of a run of pre-training or segmentation: losses, monitors, scores, learning rate.
 
 python -m src.report.curves --run runs/voco/v2
 """
@@ -29,7 +29,7 @@ PANELS = {
     "HD95 of the patients left out (mm)": ("hd95_mm",),
     "learning rate": ("lr",),
 }
-"""Title and columns of each panel; `loss` stands for every column of that name or with `loss_` before it."""
+"""Title and columns of each panel; `loss` includes the columns that begin with `loss_`."""
 
 _COLUMNS = 2
 _PANEL_INCHES = (5.5, 3.2)
@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> None:
 def plot_metrics(run: Path) -> Path:
     """Draw `metrics.csv` of a run of pre-training or segmentation.
 
-    A panel of which no column was measured is left out. Chance is one of the bases of `config.yaml`; without
-    that file no line is drawn for it.
+    Panels without a measured column are omitted. The chance level follows from the number of bases in
+    `config.yaml`; without that file no line is drawn for it.
 
     Returns:
         The path of `curves.png` in the run's folder.
 
     Raises:
-        UserError: no `metrics.csv`, one without rows or steps, or one that holds none of the figures.
+        UserError: `metrics.csv` is missing or has none of the figures.
     """
     metrics = read_metrics(run / "metrics.csv")
     shown = {title: found for title, names in PANELS.items() if (found := _measured(metrics, names))}
@@ -88,7 +88,7 @@ def plot_metrics(run: Path) -> Path:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """The rows of a `metrics.csv` by step: float columns, nan where a figure was not measured.
+    """The rows of a `metrics.csv` by step: float columns, NaN where a figure was not measured.
 
     Raises:
         UserError: no such file, or no row in it.
@@ -105,7 +105,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def _measured(metrics: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
-    """The columns of a panel that hold a number, in the panel's order: colours do not hang on the table's."""
+    """The columns of a panel with a number, in the panel's order: colours do not depend on the table."""
     parts = [column for column in metrics if column.startswith("loss_")] if "loss" in names else []
     return [column for column in (*names, *parts) if column in metrics and metrics[column].notna().any()]
 

@@ -1,7 +1,7 @@
 """A picture of what the network predicts: random crops, the bases, the labels and the similarities.
 
-The bases of a volume, side by side, are its canvas; the place of a random crop is outlined on it. Beside it
-stand the labels and the predicted similarities on the same grid, with the most similar base framed.
+The bases of a volume, side by side, are its canvas; the place of a random crop is outlined on it. Next to it
+are the labels and the predicted similarities on the same grid, with the most similar base framed.
 """
 
 import cv2
@@ -11,10 +11,10 @@ from torch import Tensor
 from src.voco.dataset import VolumeSample
 
 VOLUMES = 4
-"""Volumes of a batch that are drawn at most."""
+"""Largest number of volumes of a batch in a picture."""
 
 CELL_PX = 72
-"""Side of a cell of a grid in the picture: two decimals are readable on it."""
+"""Side of a cell of a grid in the picture, large enough for two decimals."""
 
 _GAP_PX = 8
 _CAPTION_PX = 22
@@ -26,11 +26,12 @@ _RIGHT, _WRONG = (0, 190, 80), (230, 30, 60)
 
 
 def draw_predictions(batch: VolumeSample, similarity: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
-    """Draw the first volumes of a batch: uint8 (H, W, 3) in RGB, one row a random crop.
+    """Draw the first volumes of a batch: uint8 (H, W, 3) in RGB, one row per random crop.
 
     A row shows the random crop, the bases with the crop's true place outlined, the labels, and the
     similarities with the highest one framed: green where no base overlaps the crop more, red elsewhere.
-    Images are the middle slice of a crop in its first window. A grid in z shows as planes, head to feet.
+    Images are the middle slice of a crop in its first window. A grid with several cells along z is drawn as
+    planes, head to feet.
 
     Args:
         batch: B volumes, tiles (B, R + N, T, h, w, C), random crops first.
@@ -62,14 +63,14 @@ def draw_predictions(batch: VolumeSample, similarity: Tensor, grid: tuple[int, i
 def crop_places(label: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     """First corner of random crops in units of a base, (..., N) labels -> float (..., 3) in z, y, x.
 
-    Exact: along an axis the label falls linearly with the distance, so that it interpolates the bases' own
-    places.
+    This is exact: along an axis the label falls linearly with the distance, so that it interpolates the
+    places of the bases.
     """
     return label @ np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=-1)  # (N, 3) places
 
 
 def _draw_canvas(bases: np.ndarray, label: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """The bases (N, h, w) where they lie, a plane beside the other, and the crop's outline on each plane."""
+    """The bases (N, h, w) in their places, planes side by side, with the crop's outline on each plane."""
     z, y, x = crop_places(label, grid)
     first, last = (tuple(round(CELL_PX * place) for place in corner) for corner in ((x, y), (x + 1, y + 1)))
     planes = []
@@ -84,7 +85,7 @@ def _draw_canvas(bases: np.ndarray, label: np.ndarray, grid: tuple[int, int, int
 
 
 def _draw_grid(values: np.ndarray, grid: tuple[int, int, int], frame: tuple[int, ...] | None) -> np.ndarray:
-    """Values (N,) as cells, black at 0 and white at 1, with their numbers; `frame` colours the highest."""
+    """Values (N,) as cells, black at 0 and white at 1, with their numbers; the highest is framed."""
     highest = np.arange(len(values)) == values.argmax()
     planes = []
     for plane, is_highest in zip(_planes(values, grid), _planes(highest, grid), strict=True):

@@ -120,9 +120,5 @@ class CropChanges:
 
 
 def open_dataset(options: VocoOptions) -> VocoDataset:
-    """The samples of the prepared sets of `--data`.
-
-    Raises:
-        UserError: a set cannot be used, has no usable series, or lacks a window.
-    """
+    """The samples of the prepared sets of `--data`; errors as `open_index`."""
     return VocoDataset(open_index(options), options)

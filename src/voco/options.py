@@ -34,11 +34,11 @@ class VocoOptions:
     """Windows of the prepared sets to use as input channels, in this order; the published runs use one."""
 
     set_windows: tuple[str, ...] = ()
-    """Windows of each set of --data instead, one value a set, joined by + (wide or soft+organ): a mixture of
-    sources that were windowed differently."""
+    """Windows of each set of --data instead, one value per set, joined by + (wide or soft+organ): a mixture
+    of sources that were windowed differently."""
 
     repeat: tuple[int, ...] = ()
-    """How often an epoch visits each set of --data, one number a set; 1 where it is left out."""
+    """How often an epoch visits each set of --data, one number per set; 1 by default."""
 
     canvas: int = 192
     """Side in pixels to which a slice is resized before it is cut; it must be a multiple of --grid."""
@@ -61,16 +61,16 @@ class VocoOptions:
     """Base crops along each side. More and smaller crops make the task finer and show less context."""
 
     grid_z: int = 1
-    """Base crops along the body. Above 1, position labels tell heights apart as well."""
+    """Base crops along the body. Above 1, position labels distinguish heights as well."""
 
     tile: int = 64
     """Side in pixels to which a crop is resized for the network."""
 
     slices: int = 32
-    """Evenly spaced slices of each crop that the network sees; in 3D, the depth of its input."""
+    """Evenly spaced slices of each crop that are encoded; in 3D, the depth of the input."""
 
     random_crops: int = 2
-    """Random crops a volume. Each costs as much as a base crop and adds a comparison with all of them."""
+    """Random crops per volume. Each costs as much as a base crop and adds a comparison with all of them."""
 
     crop_flip: float = 0.0
     """Probability of a flip of a single crop along each axis (0.2 in VoCo 3D); its label stays."""
@@ -83,10 +83,10 @@ class VocoOptions:
 
     appearance: float = 0.0
     """Strength, 0 to 1, of a random change of each crop's contrast, brightness, sharpness and noise: crops
-    must then be told apart by what they show, not by equal pixels."""
+    must then be distinguished by their content, not by equal pixels."""
 
     objective: Literal["overlap", "softmax"] = "overlap"
-    """overlap predicts the overlap itself (published); softmax chooses among the bases by cross-entropy."""
+    """overlap predicts the overlap (published); softmax chooses among the bases by cross-entropy."""
 
     directions: Literal["student", "both"] = "student"
     """Random crops of the student among bases of the teacher (v2), or the mean with the reverse (v1, 3D)."""
@@ -98,13 +98,13 @@ class VocoOptions:
     """Compare crops with the bases of another volume of the batch, too (not in v1 and VoCo 3D)."""
 
     temperature: float = 0.1
-    """Of --objective softmax: lower looks at the most similar bases only."""
+    """Of --objective softmax: lower values weigh the most similar bases more."""
 
     batch: int = 4
-    """Volumes a step over all processes, at least 2 with --inter-volume. Raise it if cross_placing stalls."""
+    """Volumes per step of all processes, 2 or more with --inter-volume. Raise it if cross_placing stalls."""
 
     micro_batch: int = 0
-    """Images (in 3D: crops) that pass the backbone at a time, for small GPUs: less memory, a step about
+    """Images (in 3D: crops) encoded at a time, for small GPUs: less memory, a step about
     a third longer. Exact unless the backbone normalises by batch statistics. 0 is all at once."""
 
     projection: int = 2048
@@ -117,10 +117,10 @@ class VocoOptions:
     """Share of the student's features dropped before the head; 0 for very short runs."""
 
     momentum: float = 0.9
-    """Of the teacher's moving average. Raise it towards 0.99 if losses oscillate or embedding_std falls."""
+    """Momentum of the teacher. Raise it towards 0.99 if losses oscillate or embedding_std falls."""
 
     final_momentum: float | None = None
-    """Momentum at the last step, reached by half a cosine; by default it stays."""
+    """Momentum at the last step, reached by half a cosine; by default it is constant."""
 
     lr: float = 1e-4
     """Peak learning rate. Lower it if the loss turns NaN or cross_placing falls after the warm-up."""
@@ -165,7 +165,7 @@ class VocoOptions:
 
     @property
     def windows_of_sets(self) -> tuple[tuple[str, ...], ...]:
-        """The windows that each set of --data shows, channel by channel."""
+        """The windows of each set of --data, channel by channel."""
         given = tuple(tuple(names.split("+")) for names in self.set_windows)
         return given or (self.windows,) * len(self.data)
 
