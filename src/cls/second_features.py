@@ -35,6 +35,9 @@ from src.nn.weights_file import read_weights, save_weights
 BATCH = 4
 """Stacks per forward pass of the first level."""
 
+VERSION = 1
+"""Of the features that `slice_features` computes; part of the key of stored ones."""
+
 
 @dataclass(frozen=True)
 class SliceFeatures:

@@ -31,6 +31,7 @@ from src.cls.model import ClassifierSpec
 from src.cls.organs import OrganIndex
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
 from src.cls.second_features import (
+    VERSION,
     FirstNetwork,
     SliceFeatures,
     compute_features,
@@ -111,7 +112,7 @@ class SecondInputs:
         views = _require_one_kind([[network.spec for network in own.values()] for own in networks.values()])
         organs = open_organs(prepared, views, prepared.series)
         windows = read_description(prepared.folder)["windows"]
-        shared = [windows, prepared.size, prepared.slice_policy, organs and organs.digest, precision]
+        shared = [VERSION, windows, prepared.size, prepared.slice_policy, organs and organs.digest, precision]
         sources = []
         for fold, rows in by_fold.items():
             digests = [network.digest for network in networks[fold].values()]

@@ -11,9 +11,9 @@ from src.cls.losses import StackLoss, organ_loss, slice_loss
 from src.cls.model import probabilities
 from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS, INJURIES, LABEL_COLUMNS
 from src.score.metric import LOSSES, score
-from tests.helpers.cls_labels import draw_labels
+from tests.helpers.score_frames import draw_labels
 
-LABELS = draw_labels(40)
+LABELS = draw_labels(40, injury_rate=0.5)
 TARGETS = torch.tensor(LABELS[list(LABEL_COLUMNS)].to_numpy(), dtype=torch.float32)
 
 

@@ -18,7 +18,7 @@ from src.cls.model import (
 from src.cls.views import StackView
 from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS, LABEL_COLUMNS
 from src.score.prior import weight_aware_prior
-from tests.helpers.cls_labels import draw_labels
+from tests.helpers.score_frames import draw_labels
 
 VIEW = StackView(windows=("soft", "organ"), size=48, crop=32, slices=5)
 SPEC = ClassifierSpec(
@@ -52,7 +52,7 @@ def test_probabilities_sum_to_one_in_every_target(model):
 
 
 def test_every_target_and_the_encoder_get_a_gradient(model):
-    labels = draw_labels(50)
+    labels = draw_labels(50, injury_rate=0.5)
     targets = torch.tensor(labels[list(LABEL_COLUMNS)].to_numpy())[:2]
     losses = StackLoss(labels)(model(stacks()).logits, targets)
     losses.mean().backward()
@@ -97,7 +97,7 @@ def test_normalise_keeps_mask_channels_and_repeats_windows_for_neighbours():
 
 
 def test_initial_predictions_are_the_prior():
-    prior = weight_aware_prior(draw_labels(30)).to_dict()
+    prior = weight_aware_prior(draw_labels(30, injury_rate=0.5)).to_dict()
     model = TraumaClassifier(replace(SPEC, prior=prior)).eval()
     torch.nn.init.zeros_(model.classifier.weight)
     with torch.inference_mode():

@@ -16,8 +16,8 @@ from src.cls.second_level import SecondInputs, SecondLevelOptions, _train
 from src.cls.second_model import SecondSpec, predict_features
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
-from tests.helpers.cls_labels import draw_labels
 from tests.helpers.infer_runs import submit, train_small
+from tests.helpers.score_frames import draw_labels
 from tests.helpers.second_level_runs import record_patients, refusal, train_second
 
 
@@ -53,11 +53,11 @@ def draw_features(labels: pd.DataFrame, seed: int = 0) -> SliceFeatures:
 
 @pytest.mark.parametrize("sequence", ["gru", "transformer", "none"])
 def test_train_learns_from_single_slices(sequence, tmp_path):
-    labels = draw_labels(300).set_index("patient_id", drop=False)
+    labels = draw_labels(300, injury_rate=0.5).set_index("patient_id", drop=False)
     given = {"sequence": sequence, "epochs": 20, "batch": 16, "lr": 1e-2}
     options = SecondLevelOptions((), tmp_path, tmp_path, tmp_path, tmp_path, **given)
     model = _train(options, SecondSpec(3, sequence, 8, "max", 0.0), draw_features(labels), labels, 0, 0)
-    fresh = draw_labels(100, seed=7)
+    fresh = draw_labels(100, seed=7, injury_rate=0.5)
     predicted = predict_features(model, draw_features(fresh, seed=7))[
         :, COLUMNS.index("bowel_injury")
     ].numpy()

@@ -1,4 +1,4 @@
-"""Run folders of the classifier with random weights, and what lies in them besides the networks."""
+"""Run folders of the classifier with random weights."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def write_network(path: Path, seed: int = 0, in_plane: str = "body", **about: ob
 
 
 def write_run(run: Path, folds: int = 2) -> Path:
-    """A run of train_cls.py with what it leaves besides the networks."""
+    """A run of train_cls.py: networks, and the other files of a run."""
     for fold in range(folds):
         write_network(run / f"fold{fold}" / "model.safetensors", seed=fold)
         (run / f"fold{fold}" / "last.pt").write_bytes(b"checkpoint")
@@ -30,7 +30,7 @@ def write_run(run: Path, folds: int = 2) -> Path:
 
 
 def write_second_run(run: Path) -> Path:
-    """A run of the second level: one fold, over the networks of two runs, which look at the liver."""
+    """A run of the second level: one fold, over the networks of two runs with crops of the liver."""
     fold = run / "fold0"
     for number in range(2):
         write_network(fold / "first" / str(number) / "model.safetensors", number, "liver")

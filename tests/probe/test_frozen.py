@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from src.probe.frozen import HeldOut, load_run
-from tests.helpers.frozen_runs import write_run
 from tests.helpers.voco_files import draw_indices, write_prepared
+from tests.helpers.voco_runs import write_frozen_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "voco")
+    return write_frozen_run(tmp_path_factory.mktemp("runs") / "voco")
 
 
 def test_load_run_draws_random_weights_from_the_seed(run, tmp_path):
-    other = write_run(tmp_path / "other", seed=5)
+    other = write_frozen_run(tmp_path / "other", seed=5)
     random, same, differs = (
         load_run(folder, seed).network.state_dict()["encoder.conv_stem.weight"]
         for folder, seed in ((run, 0), (other, 0), (run, 1))
@@ -35,7 +35,7 @@ def test_load_run_takes_the_teacher(run):
 
 
 def test_load_run_puts_a_teacher_head_on_the_students_backbone(tmp_path):
-    folder = write_run(tmp_path / "run", shared_backbone=True)
+    folder = write_frozen_run(tmp_path / "run", shared_backbone=True)
     saved = torch.load(folder / "last.pt", weights_only=True)
     for name, tensor in load_run(folder).network.state_dict().items():
         assert torch.equal(tensor, saved["teacher" if name.startswith("head.") else "student"][name])

@@ -15,7 +15,7 @@ from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset
 from src.phantom import __main__ as phantom
 from src.probe import __main__ as probe
-from tests.helpers.frozen_runs import write_run
+from tests.helpers.voco_runs import write_frozen_run
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data" / "ct"
@@ -46,7 +46,7 @@ def run_probe(data: Path, run: Path, output: Path, *more: str) -> dict:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "voco")
+    return write_frozen_run(tmp_path_factory.mktemp("runs") / "voco")
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,13 @@ def test_main_prints_the_same_figures_again(held_out, run, found, tmp_path, caps
 
 
 def test_main_measures_a_3d_network_with_random_weights(held_out, tmp_path):
-    folder = write_run(tmp_path / "run", backbone="resnet10_3d", tile=16)
+    folder = write_frozen_run(tmp_path / "run", backbone="resnet10_3d", tile=16)
     found = run_probe(held_out, folder, tmp_path / "out.json", "--patients", "2", "--random-weights")
     assert set(found["figures"]) >= {*PLACING, *ORGAN, *Z_POSITION} and found["weights"] == "random"
 
 
 def test_warn_of_seen_names_the_patients(held_out, tmp_path, capsys):
-    folder = write_run(tmp_path / "run")
+    folder = write_frozen_run(tmp_path / "run")
     series = PreparedDataset.open(held_out).series
     probe.warn_of_seen(folder, series)
     assert capsys.readouterr().err == ""
@@ -112,7 +112,7 @@ def test_main_refuses_wrong_runs_and_options(held_out, run, tmp_path):
         run_probe(held_out, tmp_path, tmp_path / "out.json")
     with pytest.raises(UserError, match="--patients must be at least 1"):
         run_probe(held_out, run, tmp_path / "out.json", "--patients", "0")
-    broken = write_run(tmp_path / "broken")
+    broken = write_frozen_run(tmp_path / "broken")
     saved = torch.load(broken / "last.pt", weights_only=True)
     saved["teacher"]["head.layers.6.bias"].fill_(torch.nan)
     torch.save(saved, broken / "last.pt")
@@ -143,7 +143,7 @@ def test_main_measures_real_ct(tmp_path):
             assert images[masks == ORGANS["liver"]].std() < 45 < images[images > 0].std()
     assert not dataset.has_masks("rsna", "1")
 
-    run = write_run(tmp_path / "run", windows=("soft",))
+    run = write_frozen_run(tmp_path / "run", windows=("soft",))
     found = run_probe(tmp_path / "ct", run, tmp_path / "out.json")
     figures = found["figures"]
     assert figures["placing/standard/cross/projection"]["over"] == "draws"
@@ -151,4 +151,4 @@ def test_main_measures_real_ct(tmp_path):
     assert figures["probe/organ_within/totalsegmentator/knn"]["chance"] == pytest.approx(1 / 6)
     assert figures["probe/z_position/ridge/r2"]["patients"] == 3
     with pytest.raises(UserError, match="has no window organ"):
-        run_probe(tmp_path / "ct", write_run(tmp_path / "more"), tmp_path / "out.json")
+        run_probe(tmp_path / "ct", write_frozen_run(tmp_path / "more"), tmp_path / "out.json")

@@ -17,8 +17,8 @@ from src.probe.placing import (
     standard_crops,
 )
 from src.voco.options import VocoOptions
-from tests.helpers.frozen_runs import write_run
 from tests.helpers.voco_files import draw_indices, draw_ramps, write_prepared
+from tests.helpers.voco_runs import write_frozen_run
 
 LABEL = np.float32([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5]])  # the second crop lies halfway between two bases
 PATIENTS = np.array([f"patient {number}" for number in range(8)])
@@ -160,7 +160,7 @@ def test_middle_indices_cover_the_middle_half(n_slices):
 
 
 def test_embed_series_draws_few_series_more_often(tmp_path):
-    net = load_run(write_run(tmp_path / "run"))
+    net = load_run(write_frozen_run(tmp_path / "run"))
 
     def sample(series, draw):
         images = np.full((8 + 9, 1, 32, 32, 2), 40 * series + draw, dtype=np.uint8)
@@ -176,7 +176,9 @@ def test_embed_series_draws_few_series_more_often(tmp_path):
 
 def test_own_sampler_uses_the_chosen_patients_and_the_runs_grid(tmp_path):
     folder = write_prepared(tmp_path / "set", draw_indices)
-    net = load_run(write_run(tmp_path / "run", grid=2, grid_z=2, depth=8, extent="whole", random_crops=1))
+    net = load_run(
+        write_frozen_run(tmp_path / "run", grid=2, grid_z=2, depth=8, extent="whole", random_crops=1)
+    )
     for patients in (None, 2):
         sample = own_sampler(net, HeldOut.open(folder, ("soft", "organ"), patients), seed=0)
         crops, label = sample(1, 0)

@@ -11,8 +11,8 @@ from src.data.prepared import PreparedDataset, image_folder
 from src.probe.frozen import HeldOut, load_run
 from src.probe.linear import organ_estimates
 from src.probe.tiles import body_tissue, centred_tiles, choose_centres, collect, read_stack, slice_neighbours
-from tests.helpers.frozen_runs import write_run
 from tests.helpers.voco_files import write_prepared
+from tests.helpers.voco_runs import write_frozen_run
 
 
 def test_slice_neighbours_repeat_the_end_slices():
@@ -63,7 +63,7 @@ def bodies(tmp_path):
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "resnet10_3d"])
 def test_collect_labels_tiles_and_slices(tmp_path, bodies, backbone):
-    net = load_run(write_run(tmp_path / "run", backbone=backbone, tile=16, canvas=48))
+    net = load_run(write_frozen_run(tmp_path / "run", backbone=backbone, tile=16, canvas=48))
     tiles, slices = collect(net, HeldOut.open(bodies, ("soft", "organ")), seed=0)
     assert len(slices) == 6 * 12
     np.testing.assert_allclose(slices.target, np.tile(np.arange(12) / 11, 6))
@@ -75,7 +75,7 @@ def test_collect_labels_tiles_and_slices(tmp_path, bodies, backbone):
 
 
 def test_collect_averages_the_tiles_of_a_slice(tmp_path, bodies):
-    net = load_run(write_run(tmp_path / "run", tile=16, canvas=48))
+    net = load_run(write_frozen_run(tmp_path / "run", tile=16, canvas=48))
     held_out = HeldOut.open(bodies, ("soft", "organ"), patients=1)
     slices = collect(net, held_out, seed=0)[1]
     image = held_out.read("10", "100", np.array([7]), 48)
@@ -87,7 +87,7 @@ def test_collect_averages_the_tiles_of_a_slice(tmp_path, bodies):
 
 def test_choose_centres_labels_the_pixel_at_the_centre(tmp_path, bodies):
     """The liver alone is as bright as 160; a tile is cut around it, padded where it lies at the edge."""
-    net = load_run(write_run(tmp_path / "run", tile=16, canvas=48))
+    net = load_run(write_frozen_run(tmp_path / "run", tile=16, canvas=48))
     held_out = HeldOut.open(bodies, ("soft", "organ"))
     stack = read_stack(net, held_out, held_out.series.iloc[1], 12)
     place, centre, organ = choose_centres(held_out, stack, 400, sample_rng(0, 0, 0))
@@ -99,7 +99,7 @@ def test_choose_centres_labels_the_pixel_at_the_centre(tmp_path, bodies):
 
 def test_read_stack_makes_cubic_voxels(tmp_path, bodies):
     """48 px of 8 mm, resized to 3 x 8: voxels of 16 mm, slices of 5 mm."""
-    net = load_run(write_run(tmp_path / "run", backbone="resnet10_3d", tile=8, canvas=24))
+    net = load_run(write_frozen_run(tmp_path / "run", backbone="resnet10_3d", tile=8, canvas=24))
     held_out = HeldOut.open(bodies, ("soft", "organ"))
     stack = read_stack(net, held_out, held_out.series.iloc[0], 12)
     shown = stack.images[:, :, 0, 0, 1]  # (S, T), the slice's index as its grey level
