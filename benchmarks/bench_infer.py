@@ -135,7 +135,7 @@ def open_all(raw: Path, run: Path) -> tuple[FallbackPredictor, RawSource, list[t
     """The models where they are fastest, the images, and the ids of all series."""
     predictor = FallbackPredictor(Ensemble([run]))
     predictor.use_fastest("auto")
-    source = RawSource.open(raw, predictor.ensemble.stack_kinds)
+    source = RawSource(raw, predictor.ensemble.stack_kinds)
     patients = sorted(path.name for path in (raw / "test_images").iterdir())
     return predictor, source, order_series(source, patients)
 

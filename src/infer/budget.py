@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from src.core.log import say, warn
 from src.infer.ensemble import EnsembleSubset, Prediction
@@ -28,21 +29,11 @@ class RunEnds(Exception):
     """The run has to end now, in the middle of a series; the message says why."""
 
 
+@dataclass
 class StopRequest:
     """Whether the run was asked to end: by SIGTERM, by Ctrl-C, or since its terminal was closed."""
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Of the signal; empty without one."""
-        return signal.Signals(self.signal).name if self.signal else ""
-
-    @property
-    def exit_status(self) -> int:
-        """As shells number it."""
-        return 128 + self.signal if self.signal else 0
+    received: signal.Signals | None = None
 
 
 class TimeBudget:
@@ -85,8 +76,8 @@ class TimeBudget:
 
     def check(self) -> None:
         """Raises RunEnds where a signal or the time limit ends the run."""
-        if self._stop.name:
-            raise RunEnds(self._stop.name)
+        if self._stop.received is not None:
+            raise RunEnds(self._stop.received.name)
         if self.left_s <= 0:
             raise RunEnds("the time of --max-hours is spent")
 
@@ -180,9 +171,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(number: int, _: object) -> None:
-        if request.signal is not None and number == signal.SIGINT:
+        if request.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.signal = number
+        request.received = signal.Signals(number)
 
     if threading.current_thread() is not threading.main_thread():  # only that one may
         yield request

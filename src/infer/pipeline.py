@@ -86,8 +86,8 @@ def predict_patients(options: InferOptions, started: float) -> None:
         finally:
             save()
     _summarise(results.report(), early, options.output)
-    if stop.name:
-        raise SystemExit(stop.exit_status)
+    if stop.received is not None:
+        raise SystemExit(128 + stop.received)  # as shells number it
 
 
 def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[str, str]]:

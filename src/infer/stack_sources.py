@@ -15,7 +15,7 @@ from src.cls.stacks import Stack, StackReader, crop_centre, cut_stack, open_orga
 from src.cls.views import Box, RequiredSlices, StackView, plan_stack
 from src.core.errors import UserError
 from src.core.log import warn
-from src.ct.series import Rejected, SeriesSource
+from src.ct.series import SeriesSource
 from src.ct.storage import UnreachableTree
 from src.ct.windows import WINDOWS, get_windows
 from src.data.prepared import PreparedDataset
@@ -136,7 +136,7 @@ def open_source(
     for pause_s in (*PAUSES_S, None):
         try:
             if not (path / "dataset.json").exists():
-                return RawSource.open(path, kinds, segmenter)
+                return RawSource(path, kinds, segmenter)
             if segmenter is not None:
                 raise UserError(
                     f"{path} is a prepared data set: segment.py writes its masks, leave --segmenter out"
@@ -184,45 +184,31 @@ class RawSource:
     """Test images that are decoded as needed; a slice that several stacks show is decoded once.
 
     Args:
-        series, left_out: see `find_competition_series`.
+        path: folder or zip with test_images/, perhaps inside another folder.
         kinds: stacks that are wanted of every series.
         segmenter: of the networks that find organs; None if there are none.
 
     Raises:
-        UserError: see `require_segmenter`; or organs would have to be found in several versions of a series.
+        UserError: no test_images/, see `require_segmenter`, or organs would have to be found in several
+            versions of a series.
     """
 
     def __init__(
-        self,
-        series: Sequence[SeriesSource],
-        left_out: Sequence[Rejected],
-        kinds: Sequence[StackKind],
-        segmenter: SegmenterSpec | None,
+        self, path: Path, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None = None
     ) -> None:
-        require_segmenter(kinds, segmenter)
+        tree = open_tree(path, "--input")
+        root = find_competition(tree)
+        if root is None or "test_images" not in tree.list_folder(root)[0]:
+            raise UserError(f"{path} holds neither test_images/ nor a prepared data set (dataset.json)")
+        series, self._left_out = find_competition_series(tree, root, "test")
         self._series = {(source.patient_id, source.series_id): source for source in series}
-        self._left_out = left_out
+        require_segmenter(kinds, segmenter)
         together: dict[tuple, list[StackKind]] = {}
         for kind in kinds:
             together.setdefault((kind.view.size, kind.view.selection), []).append(kind)
         self._requests = [_Request.of(own, segmenter) for own in together.values()]
         if sum(request.is_whole for request in self._requests) > 1:
             raise UserError("the models that look at organs come from data prepared in different ways")
-
-    @classmethod
-    def open(
-        cls, path: Path, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None = None
-    ) -> "RawSource":
-        """Find test_images/ in a folder or a zip.
-
-        Raises:
-            UserError: there is none.
-        """
-        tree = open_tree(path, "--input")
-        root = find_competition(tree)
-        if root is None or "test_images" not in tree.list_folder(root)[0]:
-            raise UserError(f"{path} holds neither test_images/ nor a prepared data set (dataset.json)")
-        return cls(*find_competition_series(tree, root, "test"), kinds, segmenter)
 
     def series_of(self, patient_id: str) -> list[str]:
         return sorted(series_id for patient, series_id in self._series if patient == patient_id)

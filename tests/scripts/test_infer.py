@@ -82,8 +82,8 @@ def test_raw_source_finds_test_images_in_a_folder_around_them(tiny, tmp_path):
     (tmp_path / "around").mkdir()
     (tmp_path / "around" / "raw").symlink_to(tiny.raw.absolute())
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    series = RawSource.open(tiny.raw, []).series_of(patient_id)
-    assert series and RawSource.open(tmp_path / "around", []).series_of(patient_id) == series
+    series = RawSource(tiny.raw, []).series_of(patient_id)
+    assert series and RawSource(tmp_path / "around", []).series_of(patient_id) == series
 
 
 @pytest.mark.skipif(not CHAOS.is_dir(), reason="no real CT in ../shared/data/ct/chaos")
