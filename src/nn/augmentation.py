@@ -1,4 +1,4 @@
-"""Augmentation of slice stacks and of single crops, drawn once each: the kit's one use of albumentations.
+"""Augmentation of slice stacks and of crops by one draw each: the only use of albumentations in the kit.
 
 `images=` of shape (T, H, W, C) shares one draw over the slices. The library's own seed would repeat the same
 draws in every loader worker and every epoch, so each stack reseeds its pipeline from (seed, epoch, index).
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # the import would ask the network for a newer release
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer release online
 
 import albumentations as A
 
@@ -44,7 +44,7 @@ class Augmentation:
 
 
 class StackAugmenter:
-    """uint8 stacks with label maps, cropped to `crop`, reproducible by the generator handed in."""
+    """Augment uint8 stacks with label maps, cropped to `crop`, by draws of the generator of each call."""
 
     def __init__(self, crop: int, strengths: Augmentation):
         self.pipeline = A.Compose(_transforms(crop, strengths), seed=0)
@@ -52,7 +52,7 @@ class StackAugmenter:
     def __call__(
         self, images: np.ndarray, rng: np.random.Generator, maps: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Images (N, S, S, C) and label maps (T, S, S), moved alike; the look of the images changes alone."""
+        """Images (N, S, S, C) and label maps (T, S, S) moved alike; only images change in grey levels."""
         self.pipeline.set_random_seed(int(rng.integers(2**31)))
         if maps is None:
             return np.ascontiguousarray(self.pipeline(images=images)["images"]), None
@@ -61,13 +61,13 @@ class StackAugmenter:
 
 
 class AppearanceChange:
-    """How a crop looks, not what or where it shows: uint8 (T, h, w, C) -> the same shape.
+    """Change the grey levels of a crop, not its geometry: uint8 (T, h, w, C) -> the same shape.
 
-    Contrast, brightness and gamma, noise, a blur and a few blacked-out rectangles; one draw serves all slices
-    and windows of the crop, save that the noise of the windows differs.
+    Contrast, brightness and gamma, noise, blur and a few black rectangles, by one draw for all slices and
+    windows of the crop, except that the noise of the windows differs.
 
     Args:
-        strength: above 0, to 1. It scales the limits of every change; how often each happens is fixed.
+        strength: above 0, at most 1. It scales the limits of every change; their probabilities are fixed.
     """
 
     def __init__(self, strength: float):
@@ -93,12 +93,12 @@ class AppearanceChange:
 
 
 class PlaceChange:
-    """Where a slice and its label map lie: a flip, and a small rotation, zoom and shift, of both alike.
+    """Change the geometry of slices and their label map: a flip, and a small rotation, zoom and shift.
 
     Args:
         flip: probability of a left-right flip.
         affine: probability of the rotation, zoom and shift.
-        mirrored: pairs of labels that a left-right flip exchanges, as those of the kidneys.
+        mirrored: pairs of labels that a left-right flip exchanges, such as those of the kidneys.
     """
 
     def __init__(self, flip: float, affine: float, mirrored: Sequence[tuple[int, int]]):
@@ -121,7 +121,7 @@ class PlaceChange:
 
 
 def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:
-    """(T, S, S, ...) -> (T, crop, crop, ...), the middle."""
+    """(T, S, S, ...) -> (T, crop, crop, ...), the centre."""
     top, left = ((side - crop) // 2 for side in images.shape[1:3])
     return np.ascontiguousarray(images[:, top : top + crop, left : left + crop])
 
