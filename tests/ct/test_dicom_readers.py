@@ -194,25 +194,16 @@ def hu_with(reader, path):
 
 
 HU = np.random.default_rng(0).integers(-1000, 1000, (24, 20))
+UNSIGNED = {"signed": False, "intercept": -1024}
 ENCODINGS = {
     "16-bit signed": {},
     "12-bit signed under dirty bits": {"bits_stored": 12, "dirty_bits": 0x5000},
-    "13-bit unsigned under dirty bits": {
-        "bits_stored": 13,
-        "signed": False,
-        "intercept": -1024,
-        "dirty_bits": 0xE000,
-    },
+    "13-bit unsigned under dirty bits": UNSIGNED | {"bits_stored": 13, "dirty_bits": 0xE000},
     "intercept -8192": {"signed": False, "intercept": -8192},
     "intercept -32768": {"signed": False, "intercept": -32768},
-    "MONOCHROME1 unsigned": {
-        "bits_stored": 12,
-        "signed": False,
-        "intercept": -1024,
-        "photometric": "MONOCHROME1",
-    },
+    "MONOCHROME1 unsigned": UNSIGNED | {"bits_stored": 12, "photometric": "MONOCHROME1"},
     "MONOCHROME1 signed": {"bits_stored": 12, "photometric": "MONOCHROME1"},
-    "slope 0.5": {"slope": 0.5, "intercept": -1024, "signed": False},
+    "slope 0.5": UNSIGNED | {"slope": 0.5},
     "RLE": {"rle": True},
     "RLE, 12-bit signed under dirty bits": {"rle": True, "bits_stored": 12, "dirty_bits": 0xA000},
 }

@@ -1,6 +1,7 @@
 """A series is ordered and turned by its positions and orientations alone."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -231,34 +232,13 @@ def test_scan_series_passes_over_left_out_files_and_frames(tmp_path):
     assert [series.source(index) for index in range(3)] == ["9.dcm frame 2", "3.dcm", "1.dcm"]
 
 
-def test_scan_series_needs_no_guard_for_a_regular_series(tmp_path, monkeypatch):
-    regular = write_series(tmp_path / "regular", shift_mm=(3, -4, 5))
-    shuffled = write_series(tmp_path / "shuffled")
-    for number, path in enumerate(sorted(shuffled.iterdir()), start=1):
-        dataset = pydicom.dcmread(path)
-        dataset.InstanceNumber = number * 5 % 13
-        dataset.save_as(path)
-    guarded = []
-    guard = dicom_series.keep_one_acquisition
-    monkeypatch.setattr(
-        dicom_series, "keep_one_acquisition", lambda *all_of_it: guarded.append(1) or guard(*all_of_it)
-    )
-    assert len(scan_series(regular).z_mm) == 12 and not guarded
-    assert len(scan_series(shuffled).z_mm) == 12 and guarded
-
-
-@pytest.mark.parametrize(
-    "guard",
-    [
-        dicom_series.keep_main_grid,
-        dicom_series.keep_main_centre,
-        lambda headers, rejected: dicom_series.keep_one_acquisition(
-            headers, dicom_series.positions_along_normal(headers), rejected
-        ),
-    ],
-    ids=["grid", "centre", "acquisition"],
-)
-def test_every_guard_keeps_a_regular_series(tmp_path, guard):
+def test_is_regular_only_if_no_guard_would_reject_a_slice(tmp_path):
     headers, rejected = list(scan_series(write_series(tmp_path)).headers), []
     assert dicom_series._is_regular(headers)
-    assert guard(headers, rejected) == headers and not rejected
+    z_mm = dicom_series.positions_along_normal(headers)
+    assert dicom_series.keep_main_grid(headers, rejected) == headers
+    assert dicom_series.keep_one_acquisition(headers, z_mm, rejected) == headers
+    assert dicom_series.keep_main_centre(headers, rejected) == headers and not rejected
+    irregular = {"instance_number": 5, "acquisition_number": 2, "rows": 63, "position_mm": (-120, 0, 0)}
+    for name, value in irregular.items():
+        assert not dicom_series._is_regular([*headers[:-1], replace(headers[-1], **{name: value})])

@@ -125,11 +125,6 @@ def test_read_turns_nan_and_values_below_air_into_air(tmp_path):
         assert series.read(0).min() == AIR_HU
 
 
-def test_open_nifti_drops_trailing_axes_of_length_one(tmp_path):
-    with open_nifti(save(tmp_path / "1.nii", patient(lps_affine())[..., None, None])) as series:
-        assert series.shape == (SHAPE[1], SHAPE[0])
-
-
 def test_open_nifti_reads_the_unit_of_length(tmp_path):
     save(tmp_path / "1.nii", patient(lps_affine()))
     with open_nifti(set_header(tmp_path / "1.nii", xyzt_units=0)) as series:

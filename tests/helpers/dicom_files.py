@@ -25,6 +25,23 @@ def hu_at(x_mm: np.ndarray, y_mm: np.ndarray, z_mm: np.ndarray) -> np.ndarray:
     return hu
 
 
+def ct_dataset(
+    shape: tuple[int, int], syntax: str, bits_allocated: int, bits_stored: int, signed: bool
+) -> pydicom.Dataset:
+    """A CT image without place and pixels."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    dataset.Modality, dataset.PatientPosition, dataset.InstanceNumber = "CT", "HFS", 1
+    dataset.Rows, dataset.Columns = shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits_allocated, bits_stored, bits_stored - 1
+    dataset.PixelRepresentation = int(signed)
+    return dataset
+
+
 def write_slice(
     path: Path,
     hu: np.ndarray,
@@ -55,22 +72,12 @@ def write_slice(
     depth = 8 if bits_stored <= 8 else 16
     words = ((stored & used) | (dirty_bits & ~used)).astype(f"u{depth // 8}")
 
-    dataset = pydicom.Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-    dataset.Modality = "CT"
-    dataset.PatientPosition = "HFS"
+    dataset = ct_dataset(words.shape, ExplicitVRLittleEndian, depth, bits_stored, signed)
     dataset.InstanceNumber = instance_number
     dataset.ImagePositionPatient = [float(value) for value in position_mm]
     dataset.ImageOrientationPatient = [float(value) for value in orientation]
     dataset.PixelSpacing = list(pixel_mm)
-    dataset.Rows, dataset.Columns = words.shape
-    dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = depth, bits_stored, bits_stored - 1
-    dataset.PixelRepresentation = int(signed)
     dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
     if padding is not None:
         dataset.add_new("PixelPaddingValue", "SS" if signed else "US", padding)

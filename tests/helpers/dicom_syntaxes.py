@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom import uid
-from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_encoder
 
+from tests.helpers.dicom_files import ct_dataset
 from tests.helpers.jpeg_encoders import jpeg_lossless, jpeg_lossy
 
 SYNTAXES: dict[str, uid.UID] = {
@@ -86,7 +86,9 @@ def write_encoded(
     does, with the same bits under it; `precision` is what a lossless JPEG states (BitsStored, where none is
     given). `tags` are set last, by keyword.
     """
-    dataset = _dataset(stored.shape, syntax, bits_stored, signed, bits_allocated)
+    dataset = ct_dataset(
+        stored.shape, syntax, bits_allocated or (8 if bits_stored <= 8 else 16), bits_stored, signed
+    )
     if syntax in NATIVE:
         dataset.PixelData = _native(dataset, stored, dirty_bits, big_endian=syntax == uid.ExplicitVRBigEndian)
     else:
@@ -120,7 +122,7 @@ def write_enhanced(
     Position stands in PerFrameFunctionalGroupsSequence (5200,9230), all else in
     SharedFunctionalGroupsSequence (5200,9229), as PS3.3 A.38.1 has it.
     """
-    dataset = _dataset(stored.shape[1:], syntax, bits_stored, signed, None)
+    dataset = ct_dataset(stored.shape[1:], syntax, 8 if bits_stored <= 8 else 16, bits_stored, signed)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = uid.EnhancedCTImageStorage
     dataset.NumberOfFrames = len(stored)
     if syntax in NATIVE:
@@ -142,26 +144,6 @@ def write_enhanced(
         _item(PlanePositionSequence=[_item(ImagePositionPatient=list(position))]) for position in positions_mm
     ]
     return _save(dataset, path, tags)
-
-
-def _dataset(
-    shape: tuple[int, int], syntax: uid.UID, bits_stored: int, signed: bool, bits_allocated: int | None
-) -> pydicom.Dataset:
-    dataset = pydicom.Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = uid.CTImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid.generate_uid()
-    dataset.Modality = "CT"
-    dataset.PatientPosition = "HFS"
-    dataset.InstanceNumber = 1
-    dataset.Rows, dataset.Columns = shape
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated = bits_allocated or (8 if bits_stored <= 8 else 16)
-    dataset.BitsStored, dataset.HighBit = bits_stored, bits_stored - 1
-    dataset.PixelRepresentation = int(signed)
-    return dataset
 
 
 def _item(**tags) -> pydicom.Dataset:

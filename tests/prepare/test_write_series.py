@@ -28,14 +28,7 @@ def test_prepare_series_places_masks_for_any_voxel_axes(tmp_path, axes):
 
 def write_liver_label(path, axes):
     """The liver of `hu_at` on a 3 mm grid of its own, whose voxel axes run towards `axes`."""
-    directions = {
-        "L": (1, 0, 0),
-        "R": (-1, 0, 0),
-        "P": (0, 1, 0),
-        "A": (0, -1, 0),
-        "S": (0, 0, 1),
-        "I": (0, 0, -1),
-    }
+    directions = dict(zip("LPSRAI", np.vstack([np.eye(3), -np.eye(3)]), strict=True))
     affine = np.eye(4)
     affine[:3, :3] = 3.0 * np.array([directions[axis] for axis in axes]).T
     shape = (70, 70, 70)

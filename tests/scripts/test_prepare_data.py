@@ -64,19 +64,6 @@ def test_prepare_data_lists_every_series(raw, tmp_path, capsys):
     assert not dataset.has_masks("9", "90")
 
 
-def test_prepare_data_completes_an_earlier_run(raw, tmp_path):
-    once = content(run(raw, tmp_path / "out").folder)
-    finished = tmp_path / "out" / "images" / "10" / "100" / "0000.png"
-    stamp = finished.stat().st_mtime_ns
-    for path in (tmp_path / "out" / "images" / "10" / "101").iterdir():
-        path.unlink()
-    (tmp_path / "out" / "images" / "10" / "101").rmdir()
-    (tmp_path / "out" / "images" / "10" / ".101.partial").mkdir()  # as a killed run leaves it
-    (tmp_path / "out" / "series.csv").unlink()
-    assert content(run(raw, tmp_path / "out").folder) == once
-    assert finished.stat().st_mtime_ns == stamp
-
-
 def test_prepare_data_adds_a_second_input(raw, tmp_path):
     run(raw, tmp_path / "out")
     write_series(tmp_path / "more" / "train_images" / "5" / "50", n_slices=4)
@@ -194,9 +181,14 @@ def test_prepare_data_selects_slices(raw, tmp_path, policy, expected):
 
 def test_prepare_data_restores_missing_images(raw, tmp_path):
     whole = content(run(raw, tmp_path / "out").folder)
-    (tmp_path / "out" / "images" / "9" / "90" / "0003.png").unlink()
-    (tmp_path / "out" / "images" / "10" / "100" / "series.json").write_text("")
+    images = tmp_path / "out" / "images"
+    stamp = (images / "10" / "101" / "0000.png").stat().st_mtime_ns
+    (images / "9" / "90" / "0003.png").unlink()
+    (images / "10" / "100" / "series.json").write_text("")
+    (images / "10" / ".101.partial").mkdir()  # as a killed run leaves it
+    (tmp_path / "out" / "series.csv").unlink()
     assert content(run(raw, tmp_path / "out").folder) == whole
+    assert (images / "10" / "101" / "0000.png").stat().st_mtime_ns == stamp  # a finished series is kept
 
 
 def test_prepare_data_refuses_an_output_in_use(raw, tmp_path):
