@@ -136,12 +136,12 @@ class NetworkTraining(Method):
         sampler = RunSampler(self.order, epochs, self.runtime.rank)
         return iter(StackLoader(self.dataset, options.workers, batch_sampler=sampler))
 
-    def draws(self, number: int) -> tuple[int, ...]:
+    def seed_parts(self, number: int) -> tuple[int, ...]:
         return divmod(number, self.order.batches)  # epoch, batch of the epoch
 
     def losses(self, batch: StackBatch, number: int, step: int) -> Losses:
         """The loss of the stacks, with those of slices and organs where they are trained."""
-        epoch, index = self.draws(number)
+        epoch, index = self.seed_parts(number)
         chosen = self._draws_of(epoch)[index]
         options, device = self.options, self.runtime.device
         rng = sample_rng(options.seed, epoch, index * self.runtime.world + self.runtime.rank)
@@ -188,7 +188,7 @@ class NetworkTraining(Method):
         self.ema.module.load_state_dict(saved["ema"])
 
     def name_series(self, number: int) -> str:
-        epoch, index = self.draws(number)
+        epoch, index = self.seed_parts(number)
         rows = self.series.iloc[self.order.series_of(self.order.epoch(epoch)[index])]
         return ", ".join(dict.fromkeys(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples()))
 

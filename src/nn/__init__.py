@@ -1,1 +1,1 @@
-"""Network parts that every stage shares: encoders, pooling, sequence heads, augmentation, stack datasets."""
+"""What the stages that train networks share: encoders, weights, sequence heads, augmentation, the training loop."""

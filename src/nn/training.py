@@ -100,8 +100,8 @@ class Method(ABC):
     def losses(self, batch: Any, number: int, step: int) -> Losses:
         """The loss of a batch, the `number`-th of the run, after `step` optimiser steps."""
 
-    def draws(self, number: int) -> tuple[int, ...]:
-        """What the random numbers of a batch follow from, besides seed and process."""
+    def seed_parts(self, number: int) -> tuple[int, ...]:
+        """What the random numbers of a batch follow from, besides the seed and the process."""
         return (number,)
 
     def row(self, step: int) -> int:
@@ -241,7 +241,7 @@ class TrainingLoop:
         size, is_first, is_last = settings.group(number)
         try:
             # dropout and stochastic depth: other noise in every process, the same in a resumed run
-            with torch_seed(settings.seed, *method.draws(number), runtime.rank):
+            with torch_seed(settings.seed, *method.seed_parts(number), runtime.rank):
                 loss, figures = method.losses(batch, number, self.step)
                 if is_first:
                     method.optimizer.zero_grad()

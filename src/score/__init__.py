@@ -1,1 +1,1 @@
-"""The competition's score and everything judged by it: priors, intervals, rankings, submissions. No torch."""
+"""The competition's score: the metric, priors, intervals, post-processing, submissions. Imports no torch."""

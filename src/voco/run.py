@@ -163,10 +163,10 @@ class Pretraining(Method):
         runtime = self.runtime
         tiles = batch.tiles.to(runtime.device, non_blocking=True)
         label = batch.label.to(runtime.device, non_blocking=True)
-        crops = label.shape[1]
+        random_crops = label.shape[1]
         with runtime.autocast():
             both = embed_by_both(self.network, self.teacher, tiles)  # (B, R + N, D) each
-        student, teacher = (Embeddings.split(embeddings, crops) for embeddings in both)
+        student, teacher = (Embeddings.split(embeddings, random_crops) for embeddings in both)
         all_bases = GlobalBases(
             runtime.gather(student.bases), runtime.gather(teacher.bases), first=runtime.rank * len(tiles)
         )

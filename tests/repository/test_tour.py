@@ -9,25 +9,29 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOUR = re.findall(r"^\| `(src/[\w/]+\.py)` \|", README, re.MULTILINE)
-MOST_LINES = 6500
+MOST_LINES = 6600
 
 BESIDE = {
-    "prepare": {"sources", "retries"},
-    "ct": {"geometry", "storage", "series_guards", "codestream", "multiframe", "nifti"}
-    | {"pydicom_reader", "label_volume"},
-    "data": {"selection", "png", "packed", "preview"},
+    "prepare": {"sources", "retries", "grey_stack"},
+    "ct": {
+        *("geometry", "storage", "series_guards", "codestream", "multiframe", "pydicom_reader", "nifti"),
+        "label_volume",
+    },
+    "data": {"labels", "selection", "png", "packed", "preview"},
     "voco": {"index", "order", "monitors", "micro_batch"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
         *("augmentation", "loading"),
     },
     "cls": {
-        *("inputs", "order", "organs", "slice_targets", "stack_mixing", "out_of_fold", "fold_models"),
+        *("inputs", "order", "organs", "slice_targets", "stack_mixing", "fold_models"),
         *("second_model", "second_features"),
     },
     "seg": {"model"},
-    "score": {"postprocess", "prior"},
-    "infer": {"stack_sources", "organ_finder", "budget", "results", "fallback"},
+    "score": {
+        *("prior", "submission", "missing_targets", "bootstrap", "classes", "postprocess", "postfit"),
+    },
+    "infer": {"organ_finder", "budget", "fallback"},
 }
 """What files of the tour import besides each other, `src/core` and the options of their rooms."""
 
