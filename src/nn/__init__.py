@@ -1,1 +1,1 @@
-"""What the stages that train networks share: encoders, weights, sequence heads, augmentation, the training loop."""
+"""What the trainers share: encoders, weights, sequence heads, augmentation, the training loop."""
