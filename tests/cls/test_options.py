@@ -86,6 +86,7 @@ def plain(tiny, tmp_path_factory) -> np.ndarray:
     return predictions(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
 def test_option_changes_predictions(run_arguments, tmp_path, plain, what):
     train_cls.main(run_arguments(**({"fold": "0", "epochs": 1, "lr": "1e-3"} | CHANGES[what])))
