@@ -13,7 +13,7 @@ from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS, INJURIES
 
 
 class StackLoss(nn.Module):
-    """Mean over the targets of the cross-entropy of each patient.
+    """Weighted cross-entropy of each target, over the patients of a batch.
 
     The metric divides a loss by the sum of its weights. Over a small batch that sum is noisy (a batch with
     one positive would count no more than a batch without), so the mean weight over the training set takes its

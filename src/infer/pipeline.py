@@ -82,10 +82,10 @@ def predict_patients(options: InferOptions, started: float) -> None:
                 passes = sum(ensemble.full.passes)
                 say(f"{len(sample)} patients, {len(series)} series, {passes} forward passes each; {device}")
                 reader = ReadAhead(source, series, options.threads)
-                early = predict_all(reader, predictor, results, budget, save)
+                why_early = predict_all(reader, predictor, results, budget, save)
         finally:
             save()
-    _summarise(results.report(), early, options.output)
+    _summarise(results.report(), why_early, options.output)
     if stop.received is not None:
         raise SystemExit(128 + stop.received)  # as shells number it
 
@@ -198,7 +198,7 @@ class ReadAhead:
                 continue
             self._slots.release()
             attempts[series.key] += 1
-            if series.is_passing and attempts[series.key] < ATTEMPTS:
+            if series.is_temporary and attempts[series.key] < ATTEMPTS:
                 self._waiting.put(series.key)
             else:
                 self.left -= 1
@@ -224,7 +224,7 @@ class ReadAhead:
                 decoded = self._source.decode(*key)
             except BaseException as error:
                 failed = _unread_series(key, error)
-                if failed.is_passing:
+                if failed.is_temporary:
                     time.sleep(PAUSE_S)
                 self._done.put(failed)
             else:
@@ -246,11 +246,11 @@ class ReadAhead:
 
 
 def _unread_series(key: tuple[str, str], error: BaseException) -> ReadSeries:
-    is_passing = isinstance(error, UnreachableSeries | ChildNotStarted | MemoryError | OSError)
-    return ReadSeries(key, reason=describe_error(error), is_passing=is_passing)
+    is_temporary = isinstance(error, UnreachableSeries | ChildNotStarted | MemoryError | OSError)
+    return ReadSeries(key, reason=describe_error(error), is_temporary=is_temporary)
 
 
-def _summarise(report: pd.DataFrame, early: str, output: Path) -> None:
+def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:
     """Say how it went.
 
     Raises:
@@ -260,9 +260,9 @@ def _summarise(report: pd.DataFrame, early: str, output: Path) -> None:
     say(f"series: {', '.join(f'{counts[status]} {status}' for status in counts.index if status != 'prior')}")
     if "prior" in counts:
         warn(f"{counts['prior']} patients got the prior, see report.csv")
-    if early:
-        warn(f"the run ended early ({early}): the submission is complete, with what was known by then")
+    if why_early:
+        warn(f"the run ended early ({why_early}): the submission is complete, with what was known by then")
     say(f"submission: {output}")
-    if not early and not {"ok", "thinned"} & set(counts.index):
+    if not why_early and not {"ok", "thinned"} & set(counts.index):
         reason = report.reason[(report.status != "prior") | (len(counts) == 1)].max()
         raise UserError(f"no series could be predicted, every patient got the prior: {reason}")

@@ -100,7 +100,7 @@ class ReadSeries:
     """the whole series, where stacks are wanted that show organs: these are still to be found"""
     reason: str = ""
     """why it cannot be read; empty if it was"""
-    is_passing: bool = False
+    is_temporary: bool = False
     """whether the machine is to blame rather than the files, so that another attempt may help"""
     read_s: float = 0.0
 
