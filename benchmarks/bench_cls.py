@@ -9,17 +9,15 @@ crops. Side by side, in turn, the model on one thread:
     model   forward, loss, backward, optimiser and weight average on batches that lie in memory
     step    what train_cls.py does: the same with one process that reads, augments and hands over the batches
 
-and the loader alone, in this process: samples a second with PNG and with raw copies (--cache), whole and
+and the loader alone, in this process: samples per second with PNG and with raw copies (--cache), whole and
 without augmentation. A ratio is the median over rounds.
 """
 
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,12 +25,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench_segment import there_and_back
-from bench_voco_data import prepare_phantom
-from ct_files import machine
-from measuring import alternate, device_name
+from harness import BenchOptions, alternate, median_ratio, run_main
+from phantom_files import link_prepared, prepare_phantom
 
 from src.cls.dataset import StackBatch, StackDataset
 from src.cls.fold import NetworkTraining, augmentation
@@ -40,14 +34,11 @@ from src.cls.inputs import TrainingInputs
 from src.cls.options import ClassifierOptions
 from src.cls.order import Draw
 from src.cls.run import build_model, describe_networks
-from src.core.config import parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.data.packed import PackedSlices
-from src.data.prepared import PreparedDataset, image_folder, slice_name
+from src.data.prepared import PreparedDataset
 from src.nn.augmentation import Augmentation
 from src.nn.training import LoopSettings, TrainingLoop
 
@@ -58,63 +49,33 @@ EPOCHS = 3
 """Of a round: what the loader reads ahead while the other work has its turn is then a small part of it."""
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    quick: bool = False
-    """a small backbone, fewer slices and rounds: to see that it works, not for figures"""
-    backbone: str = "efficientnet_b0"
-    """timm backbone of the classifier"""
-    slices: int = 48
-    """slices of a stack"""
-    crop: int = 192
-    """side of the network's input"""
-    batch: int = 2
-    """stacks of a step"""
-    workers: int = 1
-    """processes that read beside the model"""
+PUBLISHED = {"backbone": "efficientnet_b0", "slices": 48, "crop": 192, "batch": 2, "workers": 1}
+SMALL = {"backbone": "test_efficientnet", "slices": 16, "crop": 96, "batch": 2, "workers": 1}
+"""The classifier's options, and those of --quick."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierBenchOptions(BenchOptions):
     repeats: int | None = None
     """timed rounds, of three epochs of 8 series each; by default 3, --quick 2"""
-    json: Path | None = None
-    """file for the figures"""
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(BenchOptions, argv, prog="bench_cls.py", description=__doc__)
-    if options.quick:
-        options = replace(options, backbone="test_efficientnet", slices=16, crop=96)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
-    say(f"{options.backbone}, {options.slices} slices of {options.crop} px, {options.batch} stacks a step")
-    say(f"{device_name()}; {machine()}; load {load:.1f}" + (": other work slows it" if load > 0.5 else ""))
+def main(options: ClassifierBenchOptions) -> dict[str, Any]:
+    shape = SMALL if options.quick else PUBLISHED
+    say("{backbone}, {slices} slices of {crop} px, {batch} stacks per step".format_map(shape))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         phantom, mean_kb = prepare_phantom(folder, options.quick)
-        data = write_set(phantom, folder / "set")
-        training = build_training(options, data, folder)
+        training = build_training(write_set(phantom, folder / "set"), folder, **shape)
         times = compare_times(options, training)
-        loading = compare_loading(options, training, folder / "cache")
-    if options.json:
-        about = {"machine": machine(), "device": device_name(), "load": load, "quick": options.quick}
-        shape = {name: getattr(options, name) for name in ("backbone", "slices", "crop", "batch", "workers")}
-        write_json(about | shape | {"mean_slice_kb": mean_kb, **times, "loading": loading}, options.json)
+        loading = compare_loading(training, folder / "cache", rounds=1 if options.quick else 3)
+    return {**shape, "mean_slice_kb": mean_kb, **times, "loading": loading}
 
 
 def write_set(phantom: Path, folder: Path) -> PreparedDataset:
-    """Eight patients with the phantom's slices, three hundred each, linked there and back again."""
-    folder.mkdir()
-    (folder / "dataset.json").hardlink_to(phantom / "dataset.json")
-    source = PreparedDataset.open(phantom).series.iloc[[0] * SERIES].reset_index(drop=True)
-    images = image_folder(phantom, source["patient_id"][0], source["series_id"][0])
-    count, found = 300, int(source["slices"][0])
-    names = [str(number) for number in range(SERIES)]
-    table = source.assign(slices=count, patient_id=names, series_id=names)
-    table.to_csv(folder / "series.csv", index=False)
-    for _, row in table.iterrows():
-        target = image_folder(folder, row["patient_id"], row["series_id"])
-        target.mkdir(parents=True)
-        for index, shown in enumerate(there_and_back(found, count)):
-            (target / slice_name(index)).hardlink_to(images / slice_name(shown))
-        pd.DataFrame({"z_mm": -2.5 * pd.RangeIndex(count)}).to_csv(target / "slices.csv", index=False)
+    """Eight healthy patients with the phantom's slices, three hundred each."""
+    dataset = link_prepared(phantom, folder, SERIES, slices=300)
+    names = dataset.series["patient_id"].tolist()
     labels = pd.DataFrame({"patient_id": names, **{column: 0 for column in COLUMNS}})
     healthy = [column for column in COLUMNS if column.endswith("_healthy")]
     labels[healthy] = 1
@@ -122,21 +83,18 @@ def write_set(phantom: Path, folder: Path) -> PreparedDataset:
     # a patient of a fold of its own, so that all others are trained on
     folds = pd.DataFrame({"patient_id": names, "fold": [int(name == names[-1]) for name in names]})
     folds.to_csv(folder / "folds.csv", index=False)
-    return PreparedDataset.open(folder)
+    return dataset
 
 
-def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -> NetworkTraining:
+def build_training(data: PreparedDataset, folder: Path, **shape: Any) -> NetworkTraining:
+    """The training of a classifier of the given options."""
     given = ClassifierOptions(
         data=data.folder,
         labels=data.folder / "train.csv",
         folds=data.folder / "folds.csv",
         output=folder / "run",
-        backbone=options.backbone,
-        slices=options.slices,
-        crop=options.crop,
-        batch=options.batch,
-        workers=options.workers,
         epochs=1000,
+        **shape,
     )
     inputs = TrainingInputs.read(given)
     spec = describe_networks(given, inputs)[0].spec
@@ -144,17 +102,17 @@ def build_training(options: BenchOptions, data: PreparedDataset, folder: Path) -
     return NetworkTraining(Runtime.create(), model, spec, given, inputs, inputs.series, "run")
 
 
-def compare_times(options: BenchOptions, training: NetworkTraining) -> dict[str, Any]:
+def compare_times(options: ClassifierBenchOptions, training: NetworkTraining) -> dict[str, Any]:
     """Seconds of a step both ways, and their ratio."""
     settings = LoopSettings(10**6, 0, training.options.lr, training.options.clip, 0, 1, 1)
     loop = TrainingLoop(training, settings, training.runtime, training.options.output, {})
     epochs = {"step": read_and_train(loop), "model": train_from_memory(loop)}
     works = {name: partial(_repeat, epoch) for name, epoch in epochs.items()}
     seconds = alternate(works, options.repeats or (2 if options.quick else 3))
-    ratio = statistics.median(a / b for a, b in zip(seconds["step"], seconds["model"], strict=True))
+    ratio = median_ratio(seconds["step"], seconds["model"])
     steps = EPOCHS * training.order.batches
     medians = {name: statistics.median(tries) / steps for name, tries in seconds.items()}
-    say(f"\n{format_table([{'': name, 's a step': value} for name, value in medians.items()], 2)}")
+    say(f"\n{format_table([{'': name, 's per step': value} for name, value in medians.items()], 2)}")
     verdict = "within" if ratio <= TIME_LIMIT else "beyond"
     say(f"step / model {ratio:.3f}, {verdict} the limit of {TIME_LIMIT}")
     return {
@@ -199,11 +157,10 @@ def stack(samples: list[StackBatch]) -> StackBatch:
     return StackBatch(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
 
 
-def compare_loading(options: BenchOptions, training: NetworkTraining, cache: Path) -> list[dict[str, Any]]:
-    """Samples a second of one process, by where slices come from and what is done with them."""
+def compare_loading(training: NetworkTraining, cache: Path, rounds: int) -> list[dict[str, Any]]:
+    """Samples per second of one process, by where slices come from and what is done with them."""
     packed = PackedSlices(training.inputs.prepared, training.spec.view.windows, cache)
     changes = {"whole": augmentation(training.options), "without augmentation": STILL}
-    rounds = 1 if options.quick else 3
     rows = []
     for name, strengths in changes.items():
         for source, copies in (("PNG", None), ("raw copies", packed)):
@@ -228,5 +185,4 @@ def compare_loading(options: BenchOptions, training: NetworkTraining, cache: Pat
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, ClassifierBenchOptions, threads=1)

@@ -21,26 +21,18 @@ series of 40 slices.
 import math
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
-from measuring import device_name, in_fresh_process, resident_with_children
+from harness import BenchOptions, in_fresh_process, process_tree, resident_bytes, run_main
 
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.views import StackView
-from src.core.config import parse_options
-from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_json
+from src.core.errors import UserError
 from src.core.log import format_table, say
 from src.core.runtime import torch_seed
 from src.core.targets import CLASS_WEIGHTS
@@ -59,47 +51,23 @@ OVERLAP_LIMIT = 1.15
 COMPETITION_SERIES, COMPETITION_SLICES, COMPETITION_HOURS = 1770, 317, 9.0
 EARLY, LATE = 20, 200
 """Series after which memory is measured."""
+BACKBONES = ("mobilenetv3_small_050", "efficientnet_b0")
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    quick: bool = False
-    """a shorter series, fewer of them: to see that it works, not for figures"""
-    backbones: tuple[str, ...] = ("mobilenetv3_small_050", "efficientnet_b0")
-    """timm backbones, measured one after the other"""
-    folds: int = 1
-    """models of a backbone; more make the models the slowest stage by far"""
-    series: int | None = None
-    """that go through the pipeline; by default 24, --quick 4"""
-    json: Path | None = None
-    """file for the figures"""
-
-    def __post_init__(self) -> None:
-        if self.folds < 1 or (self.series is not None and self.series < 2):
-            raise ValueError("--folds must be at least 1 and --series at least 2")
-
-
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(BenchOptions, argv, prog="bench_infer.py", description=__doc__)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
-    say(f"{device_name()}; {machine()}; load {load:.1f}" + (": other work slows it" if load > 0.5 else ""))
-    n_series, n_slices = options.series or (4 if options.quick else 24), 60 if options.quick else 317
+def main(options: BenchOptions) -> dict[str, Any]:
+    n_series, n_slices = (4, 60) if options.quick else (24, 317)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         files = write_slices(folder / "phantom", n_slices, 256 if options.quick else 512)
         raw = link_series(files, folder / "raw", n_series)
         short = link_series(files[:40], folder / "short", 8 + EARLY if options.quick else LATE)
-        for backbone in options.backbones:
-            run = write_models(folder / backbone, backbone, options.folds)
+        for backbone in BACKBONES:
+            run = write_model(folder / backbone, backbone)
             figures[backbone] = time_stages(raw, run)
-        memory = in_fresh_process(watch_memory, short, folder / options.backbones[0])
+        memory = in_fresh_process(watch_memory, short, folder / BACKBONES[0])
     show(figures, memory, n_slices)
-    if options.json:
-        about = {"machine": machine(), "device": device_name(), "load": load, "quick": options.quick}
-        counts = {"series": n_series, "slices": n_slices, "folds": options.folds}
-        write_json(about | counts | {"backbones": figures, "memory": memory}, options.json)
+    return {"series": n_series, "slices": n_slices, "backbones": figures, "memory": memory}
 
 
 def time_stages(raw: Path, run: Path) -> dict[str, float]:
@@ -172,7 +140,11 @@ def watch_memory(raw: Path, run: Path) -> dict[str, float]:
     """Resident MB, with the process that decodes, after some series and after many."""
     predictor, source, series = open_all(raw, run)
     seen = []
-    run_pipeline(source, predictor, series, lambda: seen.append(resident_with_children() / 1e6))
+
+    def look() -> None:
+        seen.append(sum(resident_bytes("VmRSS", pid) for pid in process_tree(os.getpid())) / 1e6)
+
+    run_pipeline(source, predictor, series, look)
     return {
         "series": len(seen),
         "early_mb": max(seen[:EARLY]),
@@ -210,16 +182,15 @@ def link_series(files: list[Path], folder: Path, count: int) -> Path:
     return folder
 
 
-def write_models(run: Path, backbone: str, folds: int) -> Path:
-    """A run folder with models of random weights."""
+def write_model(run: Path, backbone: str) -> Path:
+    """A run folder with one model of random weights."""
     windows = ("soft", "organ", "wide")
     view = StackView(windows, size=256, crop=192, slices=48)
     mean, std = (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
     prior = {column: weight / 10 for column, weight in CLASS_WEIGHTS.items()}
     spec = ClassifierSpec(backbone, view, mean, std, prior=prior)
-    for fold in range(folds):
-        with torch_seed(fold):
-            save_classifier(run / f"fold{fold}" / "model.safetensors", TraumaClassifier(spec), spec)
+    with torch_seed(0):
+        save_classifier(run / "fold0" / "model.safetensors", TraumaClassifier(spec), spec)
     return run
 
 
@@ -238,5 +209,4 @@ def show(figures: dict[str, Any], memory: dict[str, float], n_slices: int) -> No
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, BenchOptions, threads=1)

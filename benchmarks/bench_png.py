@@ -9,7 +9,6 @@ is the median over the slices of the best of three tries, on one thread. `x` col
 setting that the kit writes with, marked `*`.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -19,13 +18,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from harness import BenchOptions, run_main
+from phantom_files import open_series, phantom_series
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine, open_series, phantom_series
-
-from src.core.config import parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import write_json
 from src.core.log import format_table, say
 from src.ct.windows import apply_windows, get_windows
 from src.data.png import PNG_COLOUR, PNG_GREY
@@ -53,37 +48,29 @@ TRIES = 3
 FIGURES = ("KB", "encode ms", "decode ms")
 
 
-@dataclass(frozen=True)
-class PngOptions:
+@dataclass(frozen=True, kw_only=True)
+class PngOptions(BenchOptions):
     input: Path | None = None
     """folder of DICOM files, one axial series; by default a series of the phantom is made"""
-    quick: bool = False
-    """few slices, at 256 px only"""
-    json: Path | None = None
-    """file for the figures"""
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(PngOptions, argv, prog="bench_png.py", description=__doc__)
-    cv2.setNumThreads(1)
+def main(options: PngOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         series = open_series(options.input) if options.input else phantom_series(Path(scratch) / "ct", 20.0)
         indices = even_indices(len(series.z_mm), min(len(series.z_mm), 4 if options.quick else 16))
         slices = [series.read(int(index)) for index in indices]
         crop = body_crop(slices, series.pixel_mm, series.shape)
-    say(f"{options.input or 'phantom'}: {len(slices)} slices {slices[0].shape}; {machine()}")
-    figures: dict[str, Any] = {"machine": machine(), "input": str(options.input or "phantom"), "settings": {}}
-    disk = []
+    say(f"{options.input or 'phantom'}: {len(slices)} slices {slices[0].shape}")
+    settings, disk = {}, []
     for names in WINDOWS:
         for size in (256,) if options.quick else (256, 384, 512):
             images = [cut_to_grey(hu, crop, size, names) for hu in slices]
             rows = compare(images, PNG_COLOUR if len(names) > 1 else PNG_GREY)
             say(f"\n{size} px, {len(names)} window(s)\n{format_table(rows, digits=2)}")
-            figures["settings"][f"{size}px_{len(names)}windows"] = rows
+            settings[f"{size}px_{len(names)}windows"] = rows
             disk.append({"px": size, "windows": len(names), **whole_competition(rows)})
     say(f"\n{COMPETITION_SLICES:,} slices\n{format_table(disk, digits=0)}")
-    if options.json:
-        write_json(figures | {"disk": disk}, options.json)
+    return {"settings": settings, "disk": disk}
 
 
 def cut_to_grey(hu: np.ndarray, crop: Crop, size: int, names: tuple[str, ...]) -> np.ndarray:
@@ -93,7 +80,7 @@ def cut_to_grey(hu: np.ndarray, crop: Crop, size: int, names: tuple[str, ...]) -
 
 
 def compare(images: list[np.ndarray], shipped: tuple[int, ...]) -> list[dict[str, Any]]:
-    """A row a setting: its KB, ms to encode and ms to decode, and each of them over that of `shipped`."""
+    """One row per setting: its KB, ms to encode and ms to decode, and each of them over that of `shipped`."""
     settings = list(grid())
     tries = np.array(  # (try, setting, image, 3); one after the other, so that a slow moment costs one try
         [
@@ -150,5 +137,4 @@ def whole_competition(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, PngOptions, threads=1)

@@ -7,26 +7,21 @@ Each case is fitted across five folds, as score.py --fit does it:
 
     three models     overconfident, of different skill; one trained without the metric's weights
     one model        overconfident
-    exact            one model that says the best that can be said of each target
+    exact            one model with the best possible probabilities of each target
     best already     `exact` after a post-processing fitted on all: nothing is left to gain
 
 A gain is the raw score minus the cross-fitted one, over draws of the predictions.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
+from harness import BenchOptions, run_main
 from simulated_predictions import EXACT, NoiseModel, simulate_tables
 
-from src.core.config import parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import write_json
 from src.core.log import format_table, say
 from src.data.labels import read_labels
 from src.score.metric import score
@@ -40,49 +35,38 @@ MODELS = {
     "exact": (EXACT,),
 }
 BEST = "best already"
+DRAWS, FOLDS = 3, 5
 TIME_LIMIT, HARM_LIMIT = 60.0, 0.001
 
 
-@dataclass(frozen=True)
-class BenchOptions:
+@dataclass(frozen=True, kw_only=True)
+class PostBenchOptions(BenchOptions):
     labels: Path
     """patient labels in the form of train.csv"""
-    draws: int = 3
-    """draws of the predictions, each of all cases"""
-    folds: int = 5
-    """folds of the cross-fitting"""
-    json: Path | None = None
-    """file for the figures"""
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(BenchOptions, argv, prog="bench_postprocess.py", description=__doc__)
+def main(options: PostBenchOptions) -> dict[str, Any]:
     labels = read_labels(options.labels)
     rows = []
-    for seed in range(options.draws):
+    for seed in range(1 if options.quick else DRAWS):
         for case, predictions in draw_cases(labels, seed).items():
-            rows.append({"case": case, "draw": seed, **measure(labels, predictions, options.folds, seed)})
+            rows.append({"case": case, "draw": seed, **measure(labels, predictions, seed)})
     table = pd.DataFrame(rows)
     summary = table.groupby("case", sort=False)[["raw", "fitted"]].mean()
     summary["gain"] = table.groupby("case")["gain"].mean()
     summary["least gain"] = table.groupby("case")["gain"].min()
     summary["seconds"] = table.groupby("case")["seconds"].max()
+    say(f"{len(labels)} patients, {table.draw.nunique()} draws\n\n{format_table(summary.reset_index())}")
     say(
-        f"{machine()}\n{len(labels)} patients, {options.draws} draws\n\n{format_table(summary.reset_index())}"
+        f"\nslowest fit {table.seconds.max():.1f} s (limit {TIME_LIMIT:.0f}), least gain "
+        f"{table.gain.min():+.4f} (limit -{HARM_LIMIT})"
     )
-    figures = {
-        "machine": machine(),
+    return {
         "patients": len(labels),
         "runs": rows,
         "within_time": bool(table.seconds.max() < TIME_LIMIT),
         "does_no_harm": bool(table.gain.min() > -HARM_LIMIT),
     }
-    say(
-        f"\nslowest fit {table.seconds.max():.1f} s (limit {TIME_LIMIT:.0f}), least gain "
-        f"{table.gain.min():+.4f} (limit -{HARM_LIMIT})"
-    )
-    if options.json:
-        write_json(figures, options.json)
 
 
 def draw_cases(labels: pd.DataFrame, seed: int) -> dict[str, PatientRows]:
@@ -96,15 +80,14 @@ def draw_cases(labels: pd.DataFrame, seed: int) -> dict[str, PatientRows]:
     return cases | {BEST: PatientRows.read([best], labels.patient_id)}
 
 
-def measure(labels: pd.DataFrame, rows: PatientRows, n_folds: int, seed: int) -> dict[str, float]:
+def measure(labels: pd.DataFrame, rows: PatientRows, seed: int) -> dict[str, float]:
     """Raw and cross-fitted score, and the seconds of the fit."""
     raw = score(labels, rows.apply(PostProcessing.identity(len(rows.mean)))).score
-    folds = pd.Series(deal_folds(labels, n_folds, seed))
+    folds = pd.Series(deal_folds(labels, FOLDS, seed))
     started = time.perf_counter()
     fitted = score(labels, cross_fit(labels, rows, folds).predictions).score
     return {"raw": raw, "fitted": fitted, "gain": raw - fitted, "seconds": time.perf_counter() - started}
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, PostBenchOptions)

@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -37,13 +37,11 @@ import cv2
 import dicomsdl
 import numpy as np
 import pydicom
+from harness import BenchOptions, median_ratio, process_tree, resident_bytes, run_main, seconds_of
+from phantom_files import open_series, phantom_series, write_series
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine, open_series, phantom_series, write_series
-
-from src.core.config import parse_options
-from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_json
+from src.core.config import ROOT
+from src.core.errors import UserError
 from src.core.log import format_table, progress, say
 from src.ct.series import SeriesSource
 from src.ct.storage import LocalFolder
@@ -56,7 +54,6 @@ from src.prepare.run import prepare_all, prepare_or_skip
 from src.prepare.sources import FoundSources
 from src.prepare.write_series import PrepareJob
 
-ROOT = Path(__file__).resolve().parents[1]
 SYNTAXES = ("RLE", "uncompressed")
 WINDOWS = get_windows(("soft", "organ", "wide"))
 SIZE = 256
@@ -67,31 +64,19 @@ MEMORY_LIMIT_MB = 600
 ROOM_BYTES = 2 << 30  # for the files of the timings
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    quick: bool = False
-    """short series and two rounds: to see that it works, not for figures"""
+@dataclass(frozen=True, kw_only=True)
+class PrepareBenchOptions(BenchOptions):
     memory: bool = False
     """peak memory over the longest series there is, 1,727 slices of 1024 x 1024, instead of the timings"""
-    json: Path | None = None
-    """file for the figures"""
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(BenchOptions, argv, prog="bench_prepare.py", description=__doc__)
-    cv2.setNumThreads(1)
-    load = os.getloadavg()[0]
-    say(f"{machine()}; load {load:.1f}" + (": other work slows two workers most" if load > 0.5 else ""))
+def main(options: PrepareBenchOptions) -> dict[str, Any]:
     in_memory = Path("/dev/shm")
     use_memory = not options.memory and in_memory.is_dir() and shutil.disk_usage(in_memory).free > ROOM_BYTES
     with tempfile.TemporaryDirectory(dir=in_memory if use_memory else None) as scratch:
-        figures = {"machine": machine(), "load": load, "quick": options.quick}
         if options.memory:
-            figures["memory"] = peak_memory(Path(scratch), 100 if options.quick else LONGEST_SLICES)
-        else:
-            figures |= timings(Path(scratch), options.quick)
-    if options.json:
-        write_json(figures, options.json)
+            return {"memory": peak_memory(Path(scratch), 100 if options.quick else LONGEST_SLICES)}
+        return timings(Path(scratch), options.quick)
 
 
 def timings(scratch: Path, quick: bool) -> dict[str, Any]:
@@ -117,9 +102,9 @@ def timings(scratch: Path, quick: bool) -> dict[str, Any]:
             stages[syntax] = stage_times(folders[0], scratch / f"stages {syntax}")
         speed[syntax] = compare(folders, small, job, rounds)
         shutil.rmtree(scratch / syntax)
-    for title, table, digits in (("ways, ratios of speed", speed, 2), ("stages", stages, 3)):
-        rows = format_table([{"": syntax, **row} for syntax, row in table.items()], digits)
-        say(f"\n{title}, ms per slice\n{rows}")
+    say("\nms per slice, and ratios of speed")
+    say(format_table([{"": syntax, **row} for syntax, row in speed.items()], 2))
+    say(f"\nstages, ms per slice\n{format_table([{'': s, **row} for s, row in stages.items()], 3)}")
     return {"speed": speed, "stages": stages, "start_s": start_s}
 
 
@@ -133,7 +118,8 @@ def compare(folders: list[Path], small: SeriesSource, job: PrepareJob, rounds: i
     shutil.rmtree(output)
     paths = sorted(folders[0].iterdir())
     n_slices, n_all = len(paths), len(paths) * len(folders)
-    taken = []
+    ways = ("conventional", "kit", "limit", "kit, 2 workers")
+    taken: dict[str, list[float]] = {way: [] for way in ways}  # ms per slice
     with warm_workers(1, small, job) as one, warm_workers(2, small, job) as two:
         for _ in progress(range(rounds), desc=folders[0].parent.name):
             with pinned(1):
@@ -141,16 +127,13 @@ def compare(folders: list[Path], small: SeriesSource, job: PrepareJob, rounds: i
                 kit_s = timed(lambda: prepare_with(one, sources, job), output) / n_all
                 limit_s = timed(lambda: limit(paths, images)) / n_slices
             two_s = timed(lambda: prepare_with(two, sources, job), output) / n_all
-            taken.append((conventional_s, kit_s, limit_s, two_s))
-    conventional_s, kit_s, limit_s, two_s = map(median, zip(*taken, strict=True))
+            for way, seconds in zip(ways, (conventional_s, kit_s, limit_s, two_s), strict=True):
+                taken[way].append(1e3 * seconds)
     return {
-        "conventional": 1e3 * conventional_s,
-        "kit": 1e3 * kit_s,
-        "limit": 1e3 * limit_s,
-        "kit, 2 workers": 1e3 * two_s,
-        "kit / conventional": median(usual / kit for usual, kit, _, _ in taken),
-        "kit / limit": median(bare / kit for _, kit, bare, _ in taken),
-        "2 workers / 1": median(kit / both for _, kit, _, both in taken),
+        **{way: median(times) for way, times in taken.items()},
+        "kit / conventional": median_ratio(taken["conventional"], taken["kit"]),
+        "kit / limit": median_ratio(taken["limit"], taken["kit"]),
+        "2 workers / 1": median_ratio(taken["kit"], taken["kit, 2 workers"]),
     }
 
 
@@ -233,7 +216,7 @@ def stage_times(folder: Path, scratch: Path) -> dict[str, float]:
 
 def peak_memory(scratch: Path, n_slices: int) -> dict[str, float]:
     """Peak MB of `prepare_data.py --jobs 1` and of its child, over one RLE series of 1024 x 1024 slices."""
-    if not Path("/proc/self/status").exists():
+    if not resident_bytes("VmHWM"):
         raise UserError("--memory reads /proc, which only Linux has")
     anatomy = phantom_series(scratch / "phantom", spacing_z_mm=20.0)
     hu = anatomy.read(len(anatomy.z_mm) // 2)
@@ -244,9 +227,8 @@ def peak_memory(scratch: Path, n_slices: int) -> dict[str, float]:
     with subprocess.Popen([sys.executable, str(ROOT / "prepare_data.py"), *arguments]) as worker:
         peak_mb: dict[int, float] = {}
         while worker.poll() is None:
-            peak_mb |= {
-                pid: mb for pid in process_tree(worker.pid) if (mb := resident_peak_mb(pid)) is not None
-            }
+            for pid in process_tree(worker.pid):
+                peak_mb[pid] = max(resident_bytes("VmHWM", pid) / 1e6, peak_mb.get(pid, 0.0))
             time.sleep(0.02)
     if worker.returncode != 0:
         raise RuntimeError(f"prepare_data.py ended with exit status {worker.returncode}")
@@ -255,24 +237,6 @@ def peak_memory(scratch: Path, n_slices: int) -> dict[str, float]:
     figures = {"slices": n_slices, "worker MB": own, "child MB": child, "both MB": own + child}
     say(f"\npeak memory, at most {MEMORY_LIMIT_MB} MB\n{format_table([figures], digits=0)}")
     return figures
-
-
-def process_tree(pid: int) -> Iterator[int]:
-    """A process and its descendants."""
-    yield pid
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # ended meanwhile
-            for child in path.read_text().split():
-                yield from process_tree(int(child))
-
-
-def resident_peak_mb(pid: int) -> float | None:
-    """Highest resident memory since the process started its program (VmHWM), None once it has ended."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return None
 
 
 @contextmanager
@@ -291,14 +255,11 @@ def pinned(n_cpus: int) -> Iterator[None]:
 
 def timed(work: Callable[[], Any], output: Path | None = None) -> float:
     """Seconds that `work` takes; `output`, which it writes, is removed afterwards."""
-    start = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - start
+    seconds = seconds_of(work)
     if output is not None:
         shutil.rmtree(output)
     return seconds
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, PrepareBenchOptions, threads=1)

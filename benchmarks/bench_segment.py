@@ -13,40 +13,30 @@ in turn, torch on one thread in both:
     write     what the one thread that follows the model does: cleaning, measuring and writing alone
 
 A fast GPU waits for the slower of the last two. A ratio is the median over the rounds. Weights are random,
-and masks of noise would have thousands of pieces a slice; so the pair's answer is drawn to ellipses of the
-size of organs, in all. Peak memory is that of a process of its own, which reads its slices itself, for a
+and masks of noise would have thousands of pieces per slice; so the pair's answer is drawn to ellipses of the
+size of organs, in all. Peak memory is that of a new process, which reads its slices itself, for a
 short and for a long series.
 """
 
-import os
 import statistics
-import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
+from harness import BenchOptions, alternate, median_ratio, peak_bytes, run_main
+from phantom_files import link_prepared, prepare_phantom
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench_voco_data import prepare_phantom
-from ct_files import machine
-from measuring import alternate, device_name, peak_bytes
-
-from src.core.config import parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import ORGANS
-from src.data.prepared import PreparedDataset, image_folder, slice_name
+from src.data.prepared import PreparedDataset
 from src.nn.encoder import default_greys
 from src.nn.loading import StackLoader
 from src.seg.mask_writer import MaskWriter, segment_series
@@ -55,23 +45,10 @@ from src.seg.predict import SliceStream, with_neighbours
 
 TIME_LIMIT = 1.2
 WINDOWS, SLICES, BATCH = ("soft", "organ", "wide"), 3, 16
-SLICE_MM = 2.5
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    quick: bool = False
-    """fewer slices and rounds: to see that it works, not for figures"""
-    backbones: tuple[str, str] = ("test_efficientnet", "test_resnet")
-    """timm backbones of the pair; the defaults suit a CPU"""
-    decoders: tuple[str, str] = ("unet", "deeplabv3plus")
-    """segmentation_models_pytorch decoders of the pair"""
-    workers: int = 1
-    """processes that read slices beside the forward passes"""
-    repeats: int | None = None
-    """timed rounds; by default 5, --quick 3"""
-    json: Path | None = None
-    """file for the figures"""
+BACKBONES, DECODERS = ("test_efficientnet", "test_resnet"), ("unet", "deeplabv3plus")
+"""Of the pair; small enough for a CPU."""
+WORKERS = 1
+"""Processes that read slices beside the forward passes."""
 
 
 class OrganPair(SegmenterPair):
@@ -86,39 +63,31 @@ class OrganPair(SegmenterPair):
         return super().probabilities(images) + self.organs
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(BenchOptions, argv, prog="bench_segment.py", description=__doc__)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
-    say(f"{' and '.join(map('+'.join, zip(options.backbones, options.decoders, strict=True)))}")
-    say(f"{device_name()}; {machine()}; load {load:.1f}" + (": other work slows it" if load > 0.5 else ""))
+def main(options: BenchOptions) -> dict[str, Any]:
+    say(f"{' and '.join(map('+'.join, zip(BACKBONES, DECODERS, strict=True)))}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         phantom, mean_kb = prepare_phantom(folder, options.quick)
-        times = compare_times(options, phantom, folder)
-        memory = compare_memory(options, phantom, folder)
-    if options.json:
-        about = {"machine": machine(), "device": device_name(), "load": load, "quick": options.quick}
-        pair = {"backbones": options.backbones, "decoders": options.decoders, "workers": options.workers}
-        write_json(about | pair | {"mean_slice_kb": mean_kb, **times, "memory": memory}, options.json)
+        times = compare_times(options.quick, phantom, folder)
+        memory = compare_memory(options.quick, phantom, folder)
+    pair = {"backbones": BACKBONES, "decoders": DECODERS, "workers": WORKERS}
+    return {**pair, "mean_slice_kb": mean_kb, **times, "memory": memory}
 
 
-def compare_times(options: BenchOptions, phantom: Path, folder: Path) -> dict[str, Any]:
-    """Seconds a slice of both ways, and their ratio."""
-    series, slices = (2, 24) if options.quick else (4, 60)
-    data = write_set(phantom, folder / "timed", series, slices)
+def compare_times(quick: bool, phantom: Path, folder: Path) -> dict[str, Any]:
+    """Seconds per slice of both ways, and their ratio."""
+    series, slices = (2, 24) if quick else (4, 60)
+    data = link_prepared(phantom, folder / "timed", series, slices)
     works = {
-        "forward": build_forward(options, data),
-        "whole": build_whole(options, data, folder / "masks", options.workers),
+        "forward": build_forward(data),
+        "whole": build_whole(data, folder / "masks", WORKERS),
         "read": build_read(data),
-        "write": build_write(options, data, folder / "written"),
+        "write": build_write(data, folder / "written"),
     }
-    seconds = alternate(works, options.repeats or (3 if options.quick else 5))
-    ratio = statistics.median(
-        whole / forward for whole, forward in zip(seconds["whole"], seconds["forward"], strict=True)
-    )
+    seconds = alternate(works, 3 if quick else 5)
+    ratio = median_ratio(seconds["whole"], seconds["forward"])
     medians = {name: statistics.median(tries) / (series * slices) for name, tries in seconds.items()}
-    rows = [{"": name, "ms a slice": 1e3 * value} for name, value in medians.items()]
+    rows = [{"": name, "ms per slice": 1e3 * value} for name, value in medians.items()]
     say(f"\n{series} series of {slices} slices, {len(seconds['whole'])} rounds\n{format_table(rows, 1)}")
     verdict = "within" if ratio <= TIME_LIMIT else "beyond"
     say(f"whole / forward {ratio:.3f}, {verdict} the limit of {TIME_LIMIT}")
@@ -135,19 +104,19 @@ def compare_times(options: BenchOptions, phantom: Path, folder: Path) -> dict[st
     }
 
 
-def compare_memory(options: BenchOptions, phantom: Path, folder: Path) -> dict[str, Any]:
-    """Peak bytes for two lengths of a series, and what a slice more adds."""
-    lengths = (48, 144) if options.quick else (48, 480)
+def compare_memory(quick: bool, phantom: Path, folder: Path) -> dict[str, Any]:
+    """Peak bytes for two lengths of a series, and what each further slice adds."""
+    lengths = (48, 144) if quick else (48, 480)
     peaks = []
     for slices in lengths:
-        data = write_set(phantom, folder / f"{slices}", 1, slices)
-        peaks.append(peak_bytes(build_whole, options, data, folder / f"masks_{slices}", 0))
+        data = link_prepared(phantom, folder / f"{slices}", 1, slices)
+        peaks.append(peak_bytes(build_whole, data, folder / f"masks_{slices}", 0))
     added = (peaks[1] - peaks[0]) / (lengths[1] - lengths[0])
     mask, probabilities = data.size**2, 4 * CLASSES * data.size**2
     rows = [{"slices": slices, "peak MB": peak / 1e6} for slices, peak in zip(lengths, peaks, strict=True)]
     say(f"\n{format_table(rows, 1)}")
     say(
-        f"{added / 1e3:.1f} KB for each slice more; its mask kept would take {mask / 1e3:.0f} KB, "
+        f"{added / 1e3:.1f} KB for each further slice; its mask kept would take {mask / 1e3:.0f} KB, "
         f"its probabilities {probabilities / 1e3:.0f} KB"
     )
     return {
@@ -160,9 +129,9 @@ def compare_memory(options: BenchOptions, phantom: Path, folder: Path) -> dict[s
     }
 
 
-def build_forward(options: BenchOptions, dataset: PreparedDataset) -> Callable[[], Any]:
+def build_forward(dataset: PreparedDataset) -> Callable[[], Any]:
     """The pair on the batches of all series, already on the device."""
-    pair, spec, runtime = build_pair(options, dataset.size)
+    pair, spec, runtime = build_pair(dataset.size)
     stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
     batches = [with_neighbours(part, runtime.device) for part in StackLoader(stream, 0, batch_size=None)]
 
@@ -174,11 +143,9 @@ def build_forward(options: BenchOptions, dataset: PreparedDataset) -> Callable[[
     return forward
 
 
-def build_whole(
-    options: BenchOptions, dataset: PreparedDataset, output: Path, workers: int
-) -> Callable[[], Any]:
+def build_whole(dataset: PreparedDataset, output: Path, workers: int) -> Callable[[], Any]:
     """Masks and tables of all series, in a new folder each time."""
-    pair, spec, runtime = build_pair(options, dataset.size)
+    pair, spec, runtime = build_pair(dataset.size)
     numbers = count()
 
     def whole() -> None:
@@ -197,9 +164,9 @@ def build_read(dataset: PreparedDataset) -> Callable[[], Any]:
     return lambda: deque(StackLoader(stream, 0, batch_size=None), maxlen=0)
 
 
-def build_write(options: BenchOptions, dataset: PreparedDataset, output: Path) -> Callable[[], Any]:
+def build_write(dataset: PreparedDataset, output: Path) -> Callable[[], Any]:
     """All that is done with masks once they are predicted."""
-    pair, spec, runtime = build_pair(options, dataset.size)
+    pair, spec, runtime = build_pair(dataset.size)
     stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
     parts = list(StackLoader(stream, 0, batch_size=None))
     masks = [predict_masks(pair, with_neighbours(part, runtime.device)).cpu().numpy() for part in parts]
@@ -213,11 +180,9 @@ def build_write(options: BenchOptions, dataset: PreparedDataset, output: Path) -
     return write
 
 
-def build_pair(options: BenchOptions, size: int) -> tuple[SegmenterPair, SegmenterSpec, Runtime]:
+def build_pair(size: int) -> tuple[SegmenterPair, SegmenterSpec, Runtime]:
     mean, std = default_greys(WINDOWS)
-    spec = SegmenterSpec(
-        options.backbones, options.decoders, 1.0, WINDOWS, SLICES, size, (mean, mean), (std, std)
-    )
+    spec = SegmenterSpec(BACKBONES, DECODERS, 1.0, WINDOWS, SLICES, size, (mean, mean), (std, std))
     runtime = Runtime.create()
     with torch_seed(0):
         pair = OrganPair(spec).eval().to(runtime.device, memory_format=torch.channels_last)
@@ -240,29 +205,5 @@ def draw_organs(size: int) -> np.ndarray:
     return mask
 
 
-def write_set(phantom: Path, folder: Path, series: int, slices: int) -> PreparedDataset:
-    """Series of the phantom's slices, linked there and back again until they are long enough."""
-    folder.mkdir()
-    (folder / "dataset.json").hardlink_to(phantom / "dataset.json")
-    source = PreparedDataset.open(phantom).series.iloc[[0] * series].reset_index(drop=True)
-    images = image_folder(phantom, source["patient_id"][0], source["series_id"][0])
-    found = int(source["slices"][0])
-    table = source.assign(slices=slices, series_id=[f"{number}" for number in range(series)])
-    table.to_csv(folder / "series.csv", index=False)
-    for _, row in table.iterrows():
-        target = image_folder(folder, row["patient_id"], row["series_id"])
-        target.mkdir(parents=True)
-        for index, shown in enumerate(there_and_back(found, slices)):
-            (target / slice_name(index)).hardlink_to(images / slice_name(shown))
-        pd.DataFrame({"z_mm": -SLICE_MM * np.arange(slices)}).to_csv(target / "slices.csv", index=False)
-    return PreparedDataset.open(folder)
-
-
-def there_and_back(found: int, wanted: int) -> Iterator[int]:
-    """`wanted` indices: up to the last of `found`, back to the first, and so on."""
-    return (min(index % (2 * found), -1 - index % (2 * found) + 2 * found) for index in range(wanted))
-
-
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, BenchOptions, threads=1)

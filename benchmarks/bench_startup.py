@@ -2,8 +2,8 @@
 
     python benchmarks/bench_startup.py --json startup.json
 
-Every command runs in a new process, the best of `--tries`. `CPU s` is what the process computed (user and
-system time), which a busy machine changes little; `MB` is its peak of resident memory.
+Every command runs in a new process; figures are the best of three tries (--quick: one). `CPU s` is user and
+system time, which a busy machine changes little; `MB` is the peak of resident memory.
 """
 
 import resource
@@ -11,17 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from harness import BenchOptions, run_main
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from src.core.config import ROOT, check_range, parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import write_json, write_table
+from src.core.config import ROOT
+from src.core.files import write_table
 from src.core.log import format_table, say
 from src.core.targets import COLUMNS, GROUPS
 
@@ -40,20 +38,6 @@ finally:
         print(*(line for line in status if line.startswith("VmHWM")), file=sys.stderr)
 """
 """Runs a script and prints its peak memory; the one that the system counts includes this process's, too."""
-
-
-@dataclass(frozen=True)
-class StartupOptions:
-    """Options of `bench_startup.py`."""
-
-    tries: int = 3
-    """Runs of each command."""
-
-    json: Path | None = None
-    """File for the figures as JSON."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "tries", at_least=1)
 
 
 def write_tables(folder: Path, patients: int = 200) -> None:
@@ -94,19 +78,16 @@ def measure(arguments: list[str], tries: int) -> dict[str, float]:
     return dict(zip(("CPU s", "s", "MB"), map(min, zip(*runs, strict=True)), strict=True))
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(StartupOptions, argv, prog="bench_startup.py", description=__doc__)
+def main(options: BenchOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_tables(Path(folder))
         rows = [
-            {"command": name, **measure(arguments, options.tries)}
+            {"command": name, **measure(arguments, tries=1 if options.quick else 3)}
             for name, arguments in commands(Path(folder)).items()
         ]
     say(format_table(rows, digits=2))
-    if options.json:
-        write_json(rows, options.json)
+    return {"rows": rows}
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, BenchOptions)

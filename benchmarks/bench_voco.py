@@ -6,28 +6,21 @@ python benchmarks/bench_voco.py --quick
 Same tiles, same backbone, one run: the whole optimiser step (uint8 tiles in, student, teacher, losses,
 monitors, clipping, AdamW, moving average) against the bare backbone (student forward and backward, teacher
 forward without graph, channels-last, float tiles that are ready). The two take turns; a time is the median.
-Peak memory is that of a process of its own. The geometry is that of 2D-VoCo v2; on a CPU, 8 of its 32 slices.
+Peak memory is that of a new process. The geometry is that of 2D-VoCo v2; on a CPU, 8 of its 32 slices.
 """
 
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from harness import BenchOptions, alternate, in_fresh_process, median_ratio, peak_bytes, run_main
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
-from measuring import alternate, device_name, in_fresh_process, peak_bytes
-
-from src.core.config import parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
 from src.nn.training import LoopSettings, TrainingLoop
@@ -41,41 +34,32 @@ TIME_LIMIT, MEMORY_LIMIT = 1.15, 1.2
 MICRO_BATCH = 64
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    quick: bool = False
-    """fewer tiles and repeats"""
+@dataclass(frozen=True, kw_only=True)
+class VocoBenchOptions(BenchOptions):
     slices: int | None = None
-    """slices a crop; by default 32 on a GPU and 8 on a CPU, --quick 4"""
+    """slices per crop; by default 32 on a GPU and 8 on a CPU, --quick 4"""
     repeats: int | None = None
     """timed runs of each row; by default 7, --quick 3"""
-    precision: tuple[Literal["fp32", "bf16"], ...] = ()
-    """by default fp32, and bf16 where the device is made for it"""
-    json: Path | None = None
-    """file for the figures"""
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(BenchOptions, argv, prog="bench_voco.py", description=__doc__)
+def main(options: VocoBenchOptions) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     slices = options.slices or (4 if options.quick else 32 if on_gpu else 8)
     repeats = options.repeats or (3 if options.quick else 7)
     voco = VocoOptions(data=(Path("none"),), output=Path("none"), backbone="efficientnet_b0", slices=slices)
     tiles = voco.batch * (voco.random_crops + voco.grid**2) * slices
-    say(f"{voco.backbone}, {tiles} tiles of {voco.tile} px a step; {device_name()}; {machine()}")
+    say(f"{voco.backbone}, {tiles} tiles of {voco.tile} px per step")
     rows = []
     has_bf16 = on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    for precision in options.precision or (("fp32", "bf16") if has_bf16 else ("fp32",)):
+    for precision in ("fp32", "bf16") if has_bf16 else ("fp32",):
         measured = measure(replace(voco, precision=precision), repeats)
         say(format_table(measured, digits=2))
         rows += measured
-    steps = [row for row in rows if row["row"] == "step"]  # one a precision
+    steps = [row for row in rows if row["row"] == "step"]  # one per precision
     within = all(row["x time"] <= TIME_LIMIT and row["x memory"] <= MEMORY_LIMIT for row in steps)
     verdict = "within" if within else "beyond"
     say(f"a whole step is {verdict} its limits: x time {TIME_LIMIT}, x memory {MEMORY_LIMIT}")
-    if options.json:
-        figures = {"machine": machine(), "device": device_name(), "tiles": tiles, "repeats": repeats}
-        write_json(figures | {"rows": rows, "within_limits": within}, options.json)
+    return {"tiles": tiles, "repeats": repeats, "rows": rows, "within_limits": within}
 
 
 def measure(options: VocoOptions, repeats: int) -> list[dict[str, Any]]:
@@ -162,18 +146,12 @@ def draw_batch(options: VocoOptions) -> VolumeSample:
 
 
 def compare(seconds: dict[str, list[float]], peaks: dict[str, int]) -> list[dict[str, Any]]:
-    """A row a work: medians, and each over that of the backbone.
-
-    The ratio of times is the median of the ratios of neighbours in time, so that a machine that slows down
-    halfway does not decide it.
-    """
+    """One row per work: medians, and each over that of the backbone."""
     return [
         {
             "row": name,
             "s": statistics.median(tries),
-            "x time": statistics.median(
-                own / bare for own, bare in zip(tries, seconds["backbone"], strict=True)
-            ),
+            "x time": median_ratio(tries, seconds["backbone"]),
             "GB": peaks[name] / 1e9,
             "x memory": peaks[name] / peaks["backbone"],
         }
@@ -182,5 +160,4 @@ def compare(seconds: dict[str, list[float]], peaks: dict[str, int]) -> list[dict
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, VocoBenchOptions)

@@ -16,15 +16,10 @@ shared machine changes its speed between rounds. The index is opened in a fresh 
 what the process takes more than after its imports, with the table of ids and the order of an epoch made once.
 """
 
-import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,23 +27,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import torch
+from harness import BenchOptions, in_fresh_process, median_ratio, read_preset, resident_bytes, run_main
+from phantom_files import prepare_phantom
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
-from presets import read_preset
-
-import prepare_data
-from src.core.config import parse_options
-from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_json
+from src.core.errors import UserError
 from src.core.log import format_table, say
 from src.core.runtime import sample_rng
 from src.data.png import read_png
 from src.data.prepared import slice_name
 from src.data.selection import even_indices
-from src.phantom.generate import generate_dataset
-from src.phantom.options import PhantomOptions
 from src.voco.canvas import find_foreground
 from src.voco.dataset import VocoDataset, open_dataset
 from src.voco.options import VocoOptions
@@ -61,50 +48,22 @@ OPEN_LIMIT_S, ADDED_LIMIT_MB = 10, 300  # of the larger index
 LINKED = 20  # series of the index that have images
 
 
-@dataclass(frozen=True)
-class DataBenchOptions:
-    quick: bool = False
-    """a coarse phantom and two rounds: to see that it works, not for figures"""
-    json: Path | None = None
-    """file for the figures"""
-
-
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(DataBenchOptions, argv, prog="bench_voco_data.py", description=__doc__)
-    if not Path("/proc/self/status").exists():
+def main(options: BenchOptions) -> dict[str, Any]:
+    if not resident_bytes("VmRSS"):
         raise UserError("memory is read from /proc, which only Linux has")
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
-    say(f"{machine()}; load {load:.1f}" + (": other work slows the times" if load > 0.5 else ""))
     with tempfile.TemporaryDirectory() as scratch:
         prepared, mean_kb = prepare_phantom(Path(scratch), options.quick)
         say(f"slices of {mean_kb:.0f} KB on the average")
         samples = time_samples(prepared, rounds=2 if options.quick else 15)
         index = time_index(prepared, Path(scratch), rounds=1 if options.quick else 3)
-    if options.json:
-        about = {"machine": machine(), "load": load, "quick": options.quick, "mean_slice_kb": mean_kb}
-        write_json(about | {"samples": samples, "index": index}, options.json)
-
-
-def prepare_phantom(scratch: Path, quick: bool) -> tuple[Path, float]:
-    """A prepared set of one series of 256 px and three windows, and the mean size of its slices in KB."""
-    raw, prepared = scratch / "raw", scratch / "prepared"
-    matrix, spacing_z_mm = (256, 2.8) if quick else (512, 2.5)
-    options = PhantomOptions(
-        raw, patients=1, test_patients=0, matrix=matrix, spacing_z_mm=spacing_z_mm, two_phase_rate=0, jobs=1
-    )
-    generate_dataset(options)
-    prepare_data.main(["--input", str(raw), "--output", str(prepared), "--size", "256", "--jobs", "1"])
-    sizes = [path.stat().st_size for path in prepared.glob("images/*/*/*.png")]
-    return prepared, sum(sizes) / len(sizes) / 1e3
+    return {"mean_slice_kb": mean_kb, "samples": samples, "index": index}
 
 
 def time_samples(prepared: Path, rounds: int) -> dict[str, dict[str, float]]:
-    """Figures of every preset, in ms a sample."""
+    """Figures of every preset, in ms per sample."""
     figures = {}
     for name in PRESETS:
-        dataset = open_dataset(read_preset(VocoOptions, f"voco/{name}", data=(prepared,)))
+        dataset = open_dataset(read_preset(VocoOptions, f"voco/{name}", "--data", prepared))
         used = used_slices(dataset, epoch=0)
         folder = dataset.index.series(0).folder
         content = [np.fromfile(folder / slice_name(index), np.uint8) for index in used]
@@ -115,12 +74,15 @@ def time_samples(prepared: Path, rounds: int) -> dict[str, dict[str, float]]:
         }
         for way in ways.values():
             way(0)
-        taken = [{way: timed_ms(ways[way], epoch) for way in ways} for epoch in range(rounds)]
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        for epoch in range(rounds):
+            for way, work in ways.items():
+                taken[way].append(timed_ms(work, epoch))
         figures[name] = {
             "slices": len(used),
-            **{f"{way} ms": median(times[way] for times in taken) for way in ways},
-            "naive / kit": median(times["naive"] / times["kit"] for times in taken),
-            "kit / decode": median(times["kit"] / times["decode"] for times in taken),
+            **{f"{way} ms": median(times) for way, times in taken.items()},
+            "naive / kit": median_ratio(taken["naive"], taken["kit"]),
+            "kit / decode": median_ratio(taken["kit"], taken["decode"]),
         }
     say(f"\na sample\n{format_table([{'': name, **row} for name, row in figures.items()], 2)}")
     say(f"v2 is to take at most {LIMIT_MS} ms")
@@ -158,7 +120,10 @@ def naive_sample(dataset: VocoDataset, epoch: int) -> np.ndarray:
 def time_index(prepared: Path, scratch: Path, rounds: int) -> dict[str, Any]:
     """Medians over fresh processes, by number of rows, and the ratios of the larger index to the smaller."""
     folders = {rows: write_index(prepared, scratch / f"index_{rows}", rows) for rows in ROWS}
-    taken = [{rows: in_fresh_process(folder) for rows, folder in folders.items()} for _ in range(rounds)]
+    taken = [
+        {rows: in_fresh_process(index_figures, folder) for rows, folder in folders.items()}
+        for _ in range(rounds)
+    ]
     names = taken[0][ROWS[0]]
     figures: dict[str, Any] = {
         str(rows): {name: median(run[rows][name] for run in taken) for name in names} for rows in ROWS
@@ -194,17 +159,11 @@ def linked_rows(rows: int) -> range:
     return range(0, rows, rows // LINKED)
 
 
-def in_fresh_process(folder: Path) -> dict[str, float]:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(index_figures, folder).result()
-
-
 def index_figures(folder: Path) -> dict[str, float]:
     """What opening and using an index takes, in a process that has imported this file and done nothing."""
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
     options = VocoOptions(data=(folder,), output=Path("unused"))
-    before_mb = status_mb("VmRSS")
+    before = resident_bytes("VmRSS")
     start = time.perf_counter()
     dataset = open_dataset(options)
     open_s = time.perf_counter() - start
@@ -213,7 +172,7 @@ def index_figures(folder: Path) -> dict[str, float]:
         VolumeOrder(len(dataset), options.batch, seed=0, first_step=0, steps=200, sets=dataset.index.sets)
     )
     next(order)  # draws the order of the epoch
-    added_mb, peak_mb = status_mb("VmRSS") - before_mb, status_mb("VmHWM") - before_mb
+    added_mb, peak_mb = ((resident_bytes(field) - before) / 1e6 for field in ("VmRSS", "VmHWM"))
     batch_us = 1e3 * timed_ms(lambda _: list(order), 0) / 199
     rows = linked_rows(len(dataset))
     dataset[0, 0]
@@ -230,14 +189,6 @@ def index_figures(folder: Path) -> dict[str, float]:
     }
 
 
-def status_mb(field: str) -> float:
-    """A memory figure of this process: VmRSS, what it has now; VmHWM, the most it had."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise LookupError(field)
-
-
 def timed_ms(work: Callable[[int], Any], argument: int) -> float:
     """Time on the processor: what else runs on the machine disturbs it less than the time of the clock."""
     start = time.process_time()
@@ -246,5 +197,4 @@ def timed_ms(work: Callable[[int], Any], argument: int) -> float:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, BenchOptions, threads=1)

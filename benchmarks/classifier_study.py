@@ -17,35 +17,27 @@ The second level and the post-processing are fitted on what the baseline says ou
 is the plain mean of all runs. A single seed: differences smaller than their interval say nothing.
 """
 
-import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
+from harness import read_preset, run_main
+from study import Piece, StudyOptions, make_all, make_phantom, prepare, run_stages, split_finished
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
-from joblib import cpu_count
-from study_pieces import Piece, make_all, read_classifier, read_preset
-
-import prepare_data
 from src.cls import second_level
-from src.core.config import parse_options
-from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_json
+from src.cls.options import ClassifierOptions
+from src.core.errors import UserError
 from src.core.log import format_table, say
-from src.core.run_folder import only_writer
 from src.data import folds as fold_maker
 from src.data.labels import read_labels, read_probabilities
-from src.phantom import __main__ as phantom
 from src.score.postfit import cross_fit, deal_folds
 from src.score.postprocess import PatientRows
 from src.score.scoring import side_by_side
 from src.score.submission import combine_series, combine_tables
+from src.voco.options import VocoOptions
 
 PHANTOMS = {
     "labelled": "--patients 200 --test-patients 0 --segmentation-rate 1 --seed 11",
@@ -91,10 +83,8 @@ FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 SECOND, POST = "second-level", "post-processing"
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    work: Path
-    """folder of the study: all that it makes, and what it continues from"""
+@dataclass(frozen=True, kw_only=True)
+class ClassifierStudyOptions(StudyOptions):
     stage: tuple[Literal["data", "pretrain", "train", "table"], ...] = ("data", "pretrain", "train", "table")
     """stages to run, always in this order"""
     features: tuple[str, ...] = tuple(FEATURES)
@@ -107,21 +97,14 @@ class StudyOptions:
     """side of the prepared images in pixels"""
     seed: int = 0
     """of all trainings"""
-    precision: str = "auto"
-    """of all trainings, as train_cls.py takes it"""
-    jobs: int = 1
-    """trainings at a time, with the cores shared among them"""
     rounds: int = 1000
     """bootstrap resamples"""
-    json: Path | None = None
-    """file for the figures"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = set(self.features) - set(FEATURES)
         if unknown:
             raise ValueError(f"no feature {min(unknown)!r}; there are: {', '.join(FEATURES)}")
-        if not self.stage or self.jobs < 1:
-            raise ValueError("--stage needs at least one value, --jobs at least 1")
 
     @property
     def prepared(self) -> Path:
@@ -136,44 +119,37 @@ class StudyOptions:
         return self.work / "labelled"
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(StudyOptions, argv, prog="classifier_study.py", description=__doc__)
-    options.work.mkdir(parents=True, exist_ok=True)
-    # a table may be looked at while a study is at work
-    with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
-        if "data" in options.stage:
-            make_data(options)
-        if "pretrain" in options.stage and any("{encoder}" in FEATURES[name] for name in options.features):
-            make_all("pretrain", [pretraining(options)], options.jobs)
-        if "train" in options.stage:
-            make_all("train", list(plan(options).values()), options.jobs)
-            add_second_level(options)
-    if "table" in options.stage:
-        show(options)
+def main(options: ClassifierStudyOptions) -> dict[str, Any] | None:
+    stages = {
+        "data": lambda: make_data(options),
+        "pretrain": lambda: make_encoder(options),
+        "train": lambda: train(options),
+        "table": lambda: show(options),
+    }
+    return run_stages(options, stages)
 
 
-def make_data(options: StudyOptions) -> None:
+def make_data(options: ClassifierStudyOptions) -> None:
     """Make and prepare the phantoms and the folds; what is there is kept."""
     for name, arguments in PHANTOMS.items():
-        raw, prepared = options.work / name, options.work / f"prepared_{name}"
-        phantom.main(["--output", str(raw), *arguments.split(), "--jobs", str(cpu_count())])
-        if not (prepared / "series.csv").is_file():
-            given = ["--input", str(raw), "--output", str(prepared), "--size", str(options.size)]
-            prepare_data.main([*given, "--jobs", str(cpu_count())])
+        make_phantom(options.work / name, arguments)
+        prepare(options.work / name, options.work / f"prepared_{name}", options.size)
     if not options.folds.is_file():
         tables = ["--labels", str(options.raw / "train.csv")]
         tables += ["--series", str(options.raw / "train_series_meta.csv")]
         fold_maker.main([*tables, "--output", str(options.folds), "--n-folds", "2"])
 
 
-def pretraining(options: StudyOptions) -> Piece:
-    """The run that gives the encoder."""
-    data, output = options.work / "prepared_unlabelled", options.work / "voco"
-    seed = ("--seed", str(options.seed), "--precision", options.precision)
-    return Piece(read_preset("plus_small", data, output, *seed), (data / "series.csv",))
+def make_encoder(options: ClassifierStudyOptions) -> None:
+    """Pre-train the encoder, where a feature needs it."""
+    if any("{encoder}" in FEATURES[name] for name in options.features):
+        data = options.work / "prepared_unlabelled"
+        given = ("--data", data, "--output", options.work / "voco", "--seed", str(options.seed))
+        run = read_preset(VocoOptions, "voco/plus_small", *given, "--precision", options.precision)
+        make_all("pretrain", {"encoder": Piece(run, (data / "series.csv",))}, options.jobs)
 
 
-def plan(options: StudyOptions) -> dict[str, Piece]:
+def plan(options: ClassifierStudyOptions) -> dict[str, Piece]:
     """Every training, the baseline first."""
     paths = {
         "marks": str(options.raw / "image_level_labels.csv"),
@@ -185,23 +161,19 @@ def plan(options: StudyOptions) -> dict[str, Piece]:
     for name in dict.fromkeys((BASELINE, *options.features)):
         output = options.work / "runs" / name
         added = [part.format_map(paths) for part in FEATURES[name]]
-        given = ["--labels", str(options.raw / "train.csv"), "--folds", str(options.folds)]
-        given += ["--slices", str(options.slices), "--seed", str(options.seed)]
-        run = read_classifier(
-            options.preset, options.prepared, output, *given, "--precision", options.precision, *added
-        )
-        inputs = [
-            *tables,
-            *([run.encoder] if run.encoder else []),
-            *([run.image_labels] if run.image_labels else []),
-        ]
-        pieces[name] = Piece(run, tuple(inputs))
+        given = ["--data", options.prepared, "--labels", options.raw / "train.csv", "--folds", options.folds]
+        given += ["--output", output, "--slices", str(options.slices), "--seed", str(options.seed)]
+        run = read_preset(ClassifierOptions, options.preset, *given, "--precision", options.precision, *added)
+        more = [path for path in (run.encoder, run.image_labels) if path]
+        pieces[name] = Piece(run, (*tables, *more))
     return pieces
 
 
-def add_second_level(options: StudyOptions) -> None:
-    """Fit the second level on the baseline; what is there is kept."""
-    baseline, output = plan(options)[BASELINE].folder, options.work / "runs" / SECOND
+def train(options: ClassifierStudyOptions) -> None:
+    """Train all features, and fit the second level on the baseline; what is there is kept."""
+    planned = plan(options)
+    make_all("train", planned, options.jobs)
+    baseline, output = planned[BASELINE].folder, options.work / "runs" / SECOND
     second_level.main(
         [
             *("--runs", str(baseline), "--data", str(options.prepared), "--output", str(output)),
@@ -211,22 +183,17 @@ def add_second_level(options: StudyOptions) -> None:
     )
 
 
-def show(options: StudyOptions) -> None:
-    """Print the table of what is finished, and write the figures.
+def show(options: ClassifierStudyOptions) -> dict[str, Any]:
+    """Print the table of what is finished; returns the figures.
 
     Raises:
         UserError: the baseline is not finished.
     """
-    planned = plan(options)
-    if not planned[BASELINE].is_finished:
+    finished, missing = split_finished(plan(options))
+    if BASELINE not in finished:
         raise UserError(f"the baseline of {options.work} is not finished: run --stage train first")
-    tables, seconds = {}, {}
-    for name, piece in planned.items():
-        if piece.is_finished:
-            piece.require_same()
-            tables[name] = read_probabilities(piece.folder / "oof_series.csv")
-            seconds[name] = piece.read_record()["seconds"]
-    missing = [name for name, piece in planned.items() if not piece.is_finished]
+    tables = {name: read_probabilities(piece.folder / "oof_series.csv") for name, piece in finished.items()}
+    seconds = {name: piece.read_record()["seconds"] for name, piece in finished.items()}
     labels = read_labels(options.raw / "train.csv")
     runs = {name: combine_series(table) for name, table in tables.items()}
     second = options.work / "runs" / SECOND / "oof.csv"
@@ -239,7 +206,10 @@ def show(options: StudyOptions) -> None:
     except UserError as error:
         say(f"{POST} is left out: {error}")
     rows = side_by_side(labels, runs, options.rounds, level=0.9)
-    report(options, labels, rows, seconds, missing)
+    say(f"\n{len(labels)} patients, two folds\n\n{format_table(shown_rows(rows, seconds), 3)}")
+    if missing:
+        say(f"\nnot finished yet: {', '.join(missing)}")
+    return {"patients": len(labels), "runs": rows, "seconds": seconds, "missing": missing}
 
 
 def post_process(labels: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -258,13 +228,8 @@ def post_process(labels: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> di
     }
 
 
-def report(
-    options: StudyOptions,
-    labels: pd.DataFrame,
-    rows: list[dict],
-    seconds: dict[str, float | None],
-    missing: list[str],
-) -> None:
+def shown_rows(rows: list[dict[str, Any]], seconds: dict[str, float | None]) -> list[dict[str, Any]]:
+    """The rows of the printed table."""
     shown = []
     for row in rows:
         change = row.get("difference")
@@ -273,22 +238,8 @@ def report(
         line["90 % interval"] = "" if change is None else f"{change['low']:+.3f} to {change['high']:+.3f}"
         line["seconds"] = "" if seconds.get(row["name"]) is None else f"{seconds[row['name']]:.0f}"
         shown.append(line)
-    say(f"\n{machine()}\n{len(labels)} patients, two folds\n\n{format_table(shown, 3)}")
-    if missing:
-        say(f"\nnot finished yet: {', '.join(missing)}")
-    if options.json:
-        write_json(
-            {
-                "machine": machine(),
-                "patients": len(labels),
-                "runs": rows,
-                "seconds": seconds,
-                "missing": missing,
-            },
-            options.json,
-        )
+    return shown
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, ClassifierStudyOptions)

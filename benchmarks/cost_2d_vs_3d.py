@@ -12,25 +12,24 @@ of them, as v2 does.
 """
 
 import statistics
-import sys
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from harness import BenchOptions, alternate, peak_bytes, read_preset, run_main
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from counting import Count, count
-from ct_files import machine
-from measuring import alternate, device_name, peak_bytes
-
-from src.core.config import ROOT, parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import atomic_path, write_json
+from src.core.files import atomic_path
 from src.core.log import format_table, say
 from src.core.runtime import torch_seed
 from src.voco.model import build_network, embed_by_both, make_teacher
@@ -57,44 +56,35 @@ GROWING_GRID = 3
 QUICK_FLOPS = 100e9
 
 
-@dataclass(frozen=True)
-class CostOptions:
-    quick: bool = False
-    """ends of the ranges only, one crop measured once, nothing slow measured"""
-    crops: int | None = None
-    """crops to measure with; by default 2 on a CPU and all on a GPU: lower it where memory runs out"""
-    json: Path | None = None
-    """file for the figures"""
+@dataclass(frozen=True, kw_only=True)
+class CostOptions(BenchOptions):
     plot: Path | None = None
     """PNG file for the plot"""
 
-    def __post_init__(self) -> None:
-        if self.crops is not None and self.crops < 1:
-            raise ValueError(f"option --crops must be at least 1, got {self.crops}")
+
+class Count(NamedTuple):
+    flops: int
+    """Of convolutions and matrix products, a multiplication and an addition being two."""
+    peak_bytes: int
+    """Of the tensors that live at one time, those that were there before among them."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(CostOptions, argv, prog="cost_2d_vs_3d.py", description=__doc__)
-    say(f"{device_name()}; {machine()}")
-    published = []
-    for name, backbone in PUBLISHED:
-        published.append(compare_step(name, load_preset(name, backbone), options))
-    say(f"\na step, a volume, at the published geometry\n{format_table(published, digits=2)}")
+def main(options: CostOptions) -> dict[str, Any]:
+    published = [
+        compare_step(name, load_preset(name, backbone), options.quick) for name, backbone in PUBLISHED
+    ]
+    say(f"\na step of one volume, at the published geometry\n{format_table(published, digits=2)}")
     growth = list(grow(options.quick))
-    say(f"\na step, a volume, counted\n{format_table(growth, digits=2)}")
+    say(f"\na step of one volume, counted\n{format_table(growth, digits=2)}")
     if options.plot:
         with atomic_path(options.plot) as temporary:
             draw_growth(growth).savefig(temporary, dpi=110, format="png")
-    if options.json:
-        figures = {"machine": machine(), "device": device_name()}
-        write_json(figures | {"published": published, "growth": growth}, options.json)
+    return {"published": published, "growth": growth}
 
 
 def load_preset(name: str, backbone: str) -> VocoOptions:
     """A preset of `configs/voco` with another backbone."""
-    preset = str(ROOT / "configs" / "voco" / f"{name}.yaml")
-    arguments = ["--config", preset, "--data", "none", "--output", "none", "--backbone", backbone]
-    return parse_options(VocoOptions, arguments, prog="cost_2d_vs_3d.py", description="")
+    return read_preset(VocoOptions, f"voco/{name}", "--data", "none", "--backbone", backbone)
 
 
 def crops_of(options: VocoOptions) -> int:
@@ -102,23 +92,23 @@ def crops_of(options: VocoOptions) -> int:
     return options.random_crops + options.grid_z * options.grid**2
 
 
-def compare_step(name: str, options: VocoOptions, bench: CostOptions) -> dict[str, Any]:
+def compare_step(name: str, options: VocoOptions, quick: bool) -> dict[str, Any]:
     """A row of the first table: the step of a whole volume counted, and a part of it measured."""
     crops = crops_of(options)
-    part = min(crops, bench.crops or (crops if torch.cuda.is_available() else 1 if bench.quick else 2))
+    part = crops if torch.cuda.is_available() else 1 if quick else 2
     whole, counted_part = count_step(options, crops), count_step(options, part)
     row = {
         "step": name,
         "backbone": options.backbone,
         "crops": crops,
-        "a crop": f"{options.slices}x{options.tile}x{options.tile}",
+        "crop": f"{options.slices}x{options.tile}x{options.tile}",
         "GFLOP": whole.flops / 1e9,
         "GB": whole.peak_bytes / 1e9,
     }
-    if bench.quick and counted_part.flops > QUICK_FLOPS:
+    if quick and counted_part.flops > QUICK_FLOPS:
         return row
     measured_bytes = peak_bytes(build_step, options, part)
-    seconds = alternate({name: build_step(options, part)}, 1 if bench.quick else 3)[name]
+    seconds = alternate({name: build_step(options, part)}, 1 if quick else 3)[name]
     scaled = statistics.median(seconds) * crops / part
     return row | {
         "s": scaled,
@@ -157,8 +147,11 @@ def grow(quick: bool) -> Iterator[dict[str, Any]]:
 def count_step(options: VocoOptions, crops: int) -> Count:
     """The step of `crops` crops, counted and not run."""
     step, networks = _prepare_step(options, crops, torch.device("meta"))
-    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-    return count(step, tensors)
+    return count(step, tensors_of(networks))
+
+
+def tensors_of(networks: Sequence[torch.nn.Module]) -> list[Tensor]:
+    return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
 
 
 def build_step(options: VocoOptions, crops: int) -> Callable[[], None]:
@@ -221,6 +214,76 @@ def draw_growth(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def count(work: Callable[[], Any], existing: list[Tensor]) -> Count:
+    """Count what `work`, on tensors of torch's meta device, would compute and hold.
+
+    It runs twice, for torch's counter of operations keeps tensors alive that nothing else needs. What a
+    kernel uses inside itself is not seen, nor are the blocks that an allocator keeps for later.
+
+    Args:
+        existing: tensors that live before the work begins, as parameters do.
+    """
+    live = LiveBytes(existing)
+    with live:
+        work()
+    formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    flops = FlopCounterMode(display=False, custom_mapping=formulas)
+    with flops:
+        work()
+    return Count(flops.get_total_flops(), live.peak)
+
+
+def convolution_backward_flops(
+    grad_output: tuple[int, ...],
+    inputs: tuple[int, ...],
+    weight: tuple[int, ...],
+    *rest: Any,
+    out_shape: Any = None,
+) -> int:
+    """A gradient of a convolution costs what the convolution does, that of its input as that of its weight.
+
+    torch counts the weight's as if every group saw all channels: a depthwise convolution of a thousand
+    channels would count a thousand times too much.
+
+    Args:
+        grad_output, inputs, weight: shapes.
+        rest: what else aten.convolution_backward takes; transposed, and which gradients are asked for.
+    """
+    is_transposed, wanted = rest[4], rest[7]
+    places = prod((inputs if is_transposed else grad_output)[2:])
+    return 2 * inputs[0] * places * prod(weight) * (wanted[0] + wanted[1])
+
+
+class LiveBytes(TorchDispatchMode):
+    """The bytes of all storages that live at a time: inside this mode, or among those given to it."""
+
+    def __init__(self, existing: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+        for tensor in existing:
+            self._add(tensor)
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        results = function(*arguments, **(keywords or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                self._add(result)
+        return results
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()  # views share theirs
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, CostOptions)

@@ -21,25 +21,18 @@ them on 4,711 series of 1,510,373 slices (prediction: 1,770 series of 317):
 A step takes as long as the slower of both. Downloads, uploads and waiting for Kaggle are not known here.
 """
 
-import os
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import bench_cls
-from bench_voco_data import prepare_phantom
-from counting import Count
-from ct_files import machine, phantom_series, write_series
-from measuring import device_name
+import torch
+from cost_2d_vs_3d import Count
+from harness import BenchOptions, device_name, run_main, seconds_of
+from phantom_files import phantom_series, prepare_phantom, write_series
 from recipe_steps import (
     MASKS_BATCH,
     META,
@@ -59,9 +52,6 @@ from recipe_steps import (
 
 import prepare_data
 from src.cls.order import Draw
-from src.core.config import parse_options
-from src.core.errors import exit_on_user_error
-from src.core.files import write_json
 from src.core.log import format_table, say
 from src.core.runtime import Runtime
 from src.data.png import read_png
@@ -79,18 +69,14 @@ FOR_THE_BODY = 64
 """Slices of a series, at most, that are decoded to find out where the body lies."""
 
 
-@dataclass(frozen=True)
-class RecipeOptions:
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions(BenchOptions):
     tflops: float = 10.0
     """what the GPU does of 10^12 operations a second; 10 is an assumption for a card as the A100"""
     kaggle_tflops: float = 2.0
     """and the T4 of a notebook, of which infer.py takes one"""
     measure: bool = False
     """the time and memory of the GPU at hand, instead of --tflops"""
-    quick: bool = False
-    """smaller phantoms: to see that it works, not for figures"""
-    json: Path | None = None
-    """file for the figures"""
 
     def __post_init__(self) -> None:
         if min(self.tflops, self.kaggle_tflops) <= 0:
@@ -99,12 +85,7 @@ class RecipeOptions:
             raise ValueError("--measure needs a GPU")
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(RecipeOptions, argv, prog="recipe_cost.py", description=__doc__)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    load = os.getloadavg()[0]
-    say(f"{machine()}; load {load:.1f}" + (": other work slows it" if load > 0.5 else ""))
+def main(options: RecipeOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         core_s = measure_cores(Path(scratch), options.quick)
     rows = [
@@ -120,9 +101,7 @@ def main(argv: list[str] | None = None) -> None:
         row["reading hours"] = row["core hours"] / row["readers"]
         row["hours"] = max(row["GPU hours"], row["reading hours"])
     say(f"\n{pace}; hours of one core are shared by the readers\n{format_table(rows, 2)}")
-    if options.json:
-        about = {"machine": machine(), "load": load, "pace": pace, "core_s": core_s}
-        write_json(about | {"steps": rows}, options.json)
+    return {"pace": pace, "core_s": core_s, "steps": rows}
 
 
 def assume_hours(rows: list[dict[str, Any]], options: RecipeOptions) -> str:
@@ -156,20 +135,20 @@ def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
         raw, output = folder / f"raw{number}", folder / f"prepared{number}"
         write_series(raw / "train_images" / "1" / "1", slices, length, pixel_mm, "RLE")
         given = f"--input {raw} --output {output} --size {SIZE} --jobs 1"
-        seconds.append(_seconds(partial(prepare_data.main, given.split())))
+        seconds.append(seconds_of(partial(prepare_data.main, given.split())))
     # without what a run pays once
     prepare_s = (seconds[2] - seconds[1]) / (counts[2] - counts[1])
     prepared, kilobytes = prepare_phantom(folder, quick)
     data = bench_cls.write_set(prepared, folder / "set")
     images = sorted(image_folder(data.folder, "0", "0").glob("*.png"))
-    options = bench_cls.BenchOptions(workers=0, backbone="test_efficientnet")  # reading is all that it does
-    stacks = bench_cls.build_training(options, data, folder).dataset()
+    shape = bench_cls.PUBLISHED | {"workers": 0, "backbone": "test_efficientnet"}  # it only reads
+    stacks = bench_cls.build_training(data, folder, **shape).dataset
     crops = open_dataset(replace(voco_options(), data=(data.folder,)))
     return {
         "prepared slice": prepare_s,
-        "slice from PNG": _seconds(lambda: [read_png(path) for path in images]) / len(images),
-        "pre-training sample": _seconds(lambda: [crops[0, each] for each in range(8)]) / 8,
-        "classifier sample": _seconds(lambda: [stacks[Draw(0, each)] for each in range(7)]) / 7,
+        "slice from PNG": seconds_of(lambda: [read_png(path) for path in images]) / len(images),
+        "pre-training sample": seconds_of(lambda: [crops[0, each] for each in range(8)]) / 8,
+        "classifier sample": seconds_of(lambda: [stacks[Draw(0, each)] for each in range(7)]) / 7,
         "slice in KB": kilobytes,
     }
 
@@ -233,12 +212,5 @@ def _row(
     }
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, RecipeOptions, threads=1)

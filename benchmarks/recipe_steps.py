@@ -3,14 +3,11 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from cost_2d_vs_3d import crops_of
-from counting import Count, count
-from measuring import seconds_of
-from presets import read_preset
+from cost_2d_vs_3d import Count, count, crops_of, tensors_of
+from harness import read_preset, seconds_of
 from torch import Tensor, nn
 
 from src.cls.model import ClassifierSpec, TraumaClassifier
@@ -67,8 +64,7 @@ class Step:
 def count_step(build: Callable[[torch.device], Step]) -> Count:
     """Operations and memory in fp32, not run."""
     step = build(META)
-    tensors = [each for network in step.networks for each in (*network.parameters(), *network.buffers())]
-    return count(step.run, tensors)
+    return count(step.run, tensors_of(step.networks))
 
 
 def measure_step(build: Callable[[torch.device], Step], runtime: Runtime, repeats: int) -> Measurement:
@@ -82,15 +78,16 @@ def measure_step(build: Callable[[torch.device], Step], runtime: Runtime, repeat
 
 
 def voco_options() -> VocoOptions:
-    return read_preset(VocoOptions, "voco/plus", data=(Path("data"),))
+    return read_preset(VocoOptions, "voco/plus", "--data", "data")
 
 
 def seg_options() -> SegOptions:
-    return read_preset(SegOptions, "seg/dual", data=(Path("data"),))
+    return read_preset(SegOptions, "seg/dual", "--data", "data")
 
 
 def classifier_options() -> ClassifierOptions:
-    return read_preset(ClassifierOptions, "cls/cnn_lstm", data="data", labels="train.csv", folds="folds.csv")
+    tables = ("--data", "data", "--labels", "train.csv", "--folds", "folds.csv")
+    return read_preset(ClassifierOptions, "cls/cnn_lstm", *tables)
 
 
 def pretraining_step(device: torch.device) -> Step:

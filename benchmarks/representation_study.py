@@ -15,27 +15,21 @@ Stages, each of which keeps what is finished, so that the same command continues
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import run_main
 from joblib import Parallel, delayed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
-from study_pieces import Piece, Start, make_all, pretraining
-from study_sets import StudyFolders, make_data
+from study import Piece, StudyOptions, make_all, run_stages
+from study_sets import Start, StudyFolders, make_data, pretraining
 from study_table import format_spread, markdown, spread
 
 from src.core.checkpoint import load_checkpoint
-from src.core.config import parse_options, plain_options
-from src.core.errors import UserError, exit_on_user_error
+from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import say
-from src.core.run_folder import only_writer
 from src.probe.__main__ import measure
 from src.probe.frozen import HeldOut, load_run
 
@@ -54,10 +48,8 @@ SHOWN = {
 """Figures of the tables; the JSON holds all."""
 
 
-@dataclass(frozen=True)
-class RepresentationOptions:
-    work: Path
-    """folder of the study, which transfer_study.py may share"""
+@dataclass(frozen=True, kw_only=True)
+class RepresentationOptions(StudyOptions):
     stage: tuple[Literal["data", "pretrain", "evaluate", "table"], ...] = STAGES
     """stages to run, always in the order data, pretrain, evaluate, table"""
     presets: tuple[str, ...] = ("v2_small", "v1_small", "plus_small", "3d_small")
@@ -72,18 +64,13 @@ class RepresentationOptions:
     """one run of everything each"""
     size: int = 144
     """side of the prepared images in pixels"""
-    precision: str = "auto"
-    """of all trainings, as train_voco.py takes it; bf16 is faster on CPUs made for it"""
-    jobs: int = 1
-    """trainings or measurements at a time, with the cores shared among them"""
-    json: Path | None = None
-    """file for the figures"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seconds_of not in self.presets:
             raise ValueError(f"--seconds-of {self.seconds_of} is not among --presets")
-        if not self.seeds or min(self.seeds) < 0 or self.jobs < 1 or self.unlabelled < 1:
-            raise ValueError("--seeds must be at least 0, --jobs and --unlabelled at least 1")
+        if not self.seeds or min(self.seeds) < 0 or self.unlabelled < 1:
+            raise ValueError("--seeds must be at least 0, --unlabelled at least 1")
 
 
 @dataclass(frozen=True)
@@ -117,22 +104,21 @@ class Measurement:
         return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else None
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(RepresentationOptions, argv, prog="representation_study.py", description=__doc__)
+def main(options: RepresentationOptions) -> dict[str, Any] | None:
     folders = StudyFolders.find(options.work, ())
-    options.work.mkdir(parents=True, exist_ok=True)
-    # a table may be looked at while a study is at work
-    with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
-        if "data" in options.stage:
-            make_data(folders, options.size)
-        equal_steps = plan_equal_steps(options, folders)
-        if "pretrain" in options.stage:
-            make_all("pretrain", list(equal_steps.values()), options.jobs)
-            make_all("pretrain", list(plan_equal_seconds(options, equal_steps).values()), options.jobs)
-        if "evaluate" in options.stage:
-            evaluate(options, folders, equal_steps)
-    if "table" in options.stage:
-        show(options, folders, equal_steps)
+    stages = {
+        "data": lambda: make_data(folders, options.size),
+        "pretrain": lambda: pretrain(options, folders),
+        "evaluate": lambda: evaluate(options, plan_measurements(options, folders)),
+        "table": lambda: show(options, plan_measurements(options, folders)),
+    }
+    return run_stages(options, stages)
+
+
+def pretrain(options: RepresentationOptions, folders: StudyFolders) -> None:
+    equal_steps = plan_equal_steps(options, folders)
+    make_all("pretrain", equal_steps, options.jobs)
+    make_all("pretrain", plan_equal_seconds(options, equal_steps), options.jobs)
 
 
 def plan_equal_steps(options: RepresentationOptions, folders: StudyFolders) -> dict[tuple[str, int], Piece]:
@@ -176,10 +162,9 @@ def training_seconds(piece: Piece) -> float:
     return load_checkpoint(piece.folder / "last.pt")["seconds"]
 
 
-def plan_measurements(
-    options: RepresentationOptions, folders: StudyFolders, equal_steps: dict[tuple[str, int], Piece]
-) -> list[Measurement]:
+def plan_measurements(options: RepresentationOptions, folders: StudyFolders) -> list[Measurement]:
     """Every network on every set; random weights once for each backbone."""
+    equal_steps = plan_equal_steps(options, folders)
     rows: list[tuple[str, int, Path, bool]] = []
     backbones = {piece.options.backbone: preset for (preset, _), piece in reversed(equal_steps.items())}
     for (preset, seed), piece in equal_steps.items():
@@ -197,23 +182,16 @@ def plan_measurements(
     ]
 
 
-def evaluate(
-    options: RepresentationOptions, folders: StudyFolders, equal_steps: dict[tuple[str, int], Piece]
-) -> None:
+def evaluate(options: RepresentationOptions, planned: Sequence[Measurement]) -> None:
     """Make every measurement that can be made."""
-    planned = plan_measurements(options, folders, equal_steps)
     ready = [each for each in planned if (each.run / "encoder.safetensors").is_file()]
     say(f"evaluate: {len(planned)} measurements, {len(planned) - len(ready)} lack their encoder")
     Parallel(n_jobs=options.jobs)(delayed(Measurement.make)(each, options.work) for each in ready)
 
 
-def show(
-    options: RepresentationOptions, folders: StudyFolders, equal_steps: dict[tuple[str, int], Piece]
-) -> None:
-    """Print the tables of what is finished, and write the figures."""
-    say(f"\n{machine()}")
+def show(options: RepresentationOptions, planned: Sequence[Measurement]) -> dict[str, Any]:
+    """Print the tables of what is finished; returns the figures."""
     rows: list[dict[str, Any]] = []
-    planned = plan_measurements(options, folders, equal_steps)
     for data in dict.fromkeys(each.data for each in planned):
         found = [(each, each.read(options.work)) for each in planned if each.data == data]
         found = [(each, figures) for each, figures in found if figures]
@@ -245,12 +223,11 @@ def show(
                 "patients, chance {chance:.3f}\n".format_map(placing)
             )
             say(markdown(_intervals(found)))
-    if options.json:
-        write_json({"machine": machine(), "options": plain_options(options), "runs": rows}, options.json)
+    return {"runs": rows}
 
 
 def _intervals(found: Sequence[tuple[Measurement, dict[str, Any]]]) -> list[dict[str, str]]:
-    """A row a method: placing across patients with its interval, seed by seed."""
+    """One row per method: placing across patients with its interval, seed by seed."""
     seeds = dict.fromkeys(each.seed for each, _ in found)
     cells = {
         (each.method, each.seed): _with_interval(figures[PLACING])
@@ -291,5 +268,4 @@ def _difference(name: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, RepresentationOptions)

@@ -16,27 +16,18 @@ each of its terms, and supervised with verification alone. All of a seed and sha
 series, each seed others; steps are equal, a run's seconds are those of its steps.
 """
 
-import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
+from harness import read_preset, run_main
+from study import Piece, StudyOptions, make_all, make_phantom, prepare, run_stages, split_finished
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
-from joblib import cpu_count
-from study_pieces import Piece, make_all
-
-import prepare_data
-from src.core.config import parse_options, plain_options
-from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_json, write_table
+from src.core.errors import UserError
+from src.core.files import write_table
 from src.core.log import format_table, say
-from src.core.run_folder import only_writer
 from src.data.prepared import PreparedDataset
-from src.phantom import __main__ as phantom
 from src.seg.options import SegOptions
 from src.seg.volume_scores import summarise
 
@@ -57,10 +48,8 @@ METHODS = {
 SCORES = ("dice", "jaccard", "hd95_mm", "asd_mm")
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    work: Path
-    """folder of the study: all that it makes, and what it continues from"""
+@dataclass(frozen=True, kw_only=True)
+class SegStudyOptions(StudyOptions):
     stage: tuple[Literal["data", "train", "table"], ...] = ("data", "train", "table")
     """stages to run, always in this order"""
     size: int = 64
@@ -73,16 +62,11 @@ class StudyOptions:
     """those of --shares at which all methods are trained, not supervised and dual alone"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """one run of everything each"""
-    precision: str = "auto"
-    """of all trainings, as train_seg.py takes it"""
-    jobs: int = 1
-    """trainings at a time, with the cores shared among them"""
-    json: Path | None = None
-    """file for the figures"""
 
     def __post_init__(self) -> None:
-        if not all((self.stage, self.shares, self.seeds)) or self.jobs < 1:
-            raise ValueError("--stage, --shares and --seeds need at least one value, --jobs at least 1")
+        super().__post_init__()
+        if not self.shares or not self.seeds:
+            raise ValueError("--shares and --seeds need at least one value")
         if any(not 0 < share < 1 for share in self.shares):
             raise ValueError("--shares must lie between 0 and 1")
         if set(self.ablated) - set(self.shares):
@@ -99,30 +83,24 @@ class StudyOptions:
         ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(StudyOptions, argv, prog="segmentation_study.py", description=__doc__)
-    options.work.mkdir(parents=True, exist_ok=True)
-    # a table may be looked at while a study is at work
-    with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
-        if "data" in options.stage:
-            make_data(options)
-        if "train" in options.stage:
-            make_all("train", list(plan(options).values()), options.jobs)
-    if "table" in options.stage:
-        show(options)
+def main(options: SegStudyOptions) -> dict[str, Any] | None:
+    stages = {
+        "data": lambda: make_data(options),
+        "train": lambda: make_all("train", plan(options), options.jobs),
+        "table": lambda: show(options),
+    }
+    return run_stages(options, stages)
 
 
-def make_data(options: StudyOptions) -> None:
+def make_data(options: SegStudyOptions) -> None:
     """Make and prepare the phantoms; what is there is kept."""
     for name, arguments in PHANTOMS.items():
-        raw, prepared = options.work / f"raw_{name}", options.work / name
-        phantom.main(["--output", str(raw), *arguments.split(), "--jobs", str(cpu_count())])
-        if not (prepared / "series.csv").is_file():
-            given = ["--input", str(raw), "--output", str(prepared), "--size", str(options.size)]
-            prepare_data.main([*given, "--jobs", str(cpu_count())])
+        raw = options.work / f"raw_{name}"
+        make_phantom(raw, arguments)
+        prepare(raw, options.work / name, options.size)
 
 
-def plan(options: StudyOptions) -> dict[tuple[str, float, int], Piece]:
+def plan(options: SegStudyOptions) -> dict[tuple[str, float, int], Piece]:
     """Every training."""
     sets = [options.work / name for name in PHANTOMS]
     train, test = (PreparedDataset.open(folder) for folder in sets)
@@ -134,11 +112,11 @@ def plan(options: StudyOptions) -> dict[tuple[str, float, int], Piece]:
         labelled = draw_labelled(options.work / "labelled", train, share, seed)
         output = options.work / "runs" / f"{method.replace(' ', '-')}-{share:g}-s{seed}"
         arguments = [
-            *("--config", options.preset, "--data", *map(str, sets), "--labelled", str(labelled)),
-            *("--leave-out", *scored, "--validation", "0", "--output", str(output)),
+            *("--data", *sets, "--labelled", labelled, "--leave-out", *scored),
+            *("--validation", "0", "--output", output),
             *("--seed", str(seed), "--precision", options.precision, *METHODS[method]),
         ]
-        run = parse_options(SegOptions, arguments, prog="train_seg.py", description="")
+        run = read_preset(SegOptions, options.preset, *arguments)
         inputs = (labelled, *(folder / "series.csv" for folder in sets))
         pieces[method, share, seed] = Piece(run, inputs)
     return pieces
@@ -157,34 +135,29 @@ def draw_labelled(folder: Path, dataset: PreparedDataset, share: float, seed: in
     return path
 
 
-def show(options: StudyOptions) -> None:
-    """Print the tables of what is finished, and write the figures.
+def show(options: SegStudyOptions) -> dict[str, Any]:
+    """Print the tables of what is finished; returns the figures.
 
     Raises:
         UserError: nothing is.
     """
-    planned = plan(options)
-    runs = []
-    for (method, share, seed), piece in planned.items():
-        if piece.is_finished:
-            piece.require_same()
-            runs.append({"method": method, "share": share, "seed": seed, **read_scores(piece)})
-    missing = [piece.folder.name for piece in planned.values() if not piece.is_finished]
+    finished, missing = split_finished(plan(options))
+    runs = [
+        {"method": method, "share": share, "seed": seed, **read_scores(piece)}
+        for (method, share, seed), piece in finished.items()
+    ]
     if not runs:
         raise UserError(f"no run of {options.work} is finished: run --stage train first")
     table = pd.DataFrame(runs)
     means, differences = summarise_runs(table), compare(table)
     labelled = {share: count for share, count in table.groupby("share")["labelled"].first().items()}
-    say(f"\n{machine()}\nlabelled series: {labelled}\n\n{format_table(means, 3)}")
+    say(f"\nlabelled series: {labelled}\n\n{format_table(means, 3)}")
     if len(differences):
         say(f"\nDifferences to supervised, paired by seed\n\n{format_table(differences, 3)}")
     if missing:
         say(f"\nnot finished yet: {', '.join(missing)}")
-    if options.json:
-        figures = {"machine": machine(), "options": plain_options(options), "missing": missing}
-        for name, frame in (("runs", table), ("means", means), ("differences", differences)):
-            figures[name] = frame.to_dict("records")
-        write_json(figures, options.json)
+    frames = {"runs": table, "means": means, "differences": differences}
+    return {"missing": missing, **{name: frame.to_dict("records") for name, frame in frames.items()}}
 
 
 def read_scores(piece: Piece) -> dict[str, float]:
@@ -201,7 +174,7 @@ def read_scores(piece: Piece) -> dict[str, float]:
 
 
 def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, a row a share and method."""
+    """Mean and standard deviation over seeds, one row per share and method."""
     rows = []
     for (share, method), runs in table.groupby(["share", "method"], sort=False):
         row = {"share": share, "method": method, "seeds": len(runs)}
@@ -230,5 +203,4 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, SegStudyOptions)

@@ -1,4 +1,4 @@
-"""The data of the transfer study: phantoms, prepared sets, and smaller sets that share their images."""
+"""The data and trainings of the transfer study: sets that share their images, encoders and classifiers."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -6,23 +6,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from joblib import cpu_count
+from harness import read_preset
+from study import Piece, make_phantom, prepare
 
-import prepare_data
+from src.cls.options import ClassifierOptions
 from src.core.errors import UserError
 from src.core.files import whole_folder, write_json, write_table
 from src.data.folds import make_folds
 from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset, image_folder, read_description
-from src.phantom import __main__ as phantom
+from src.voco.options import VocoOptions
 
-WINDOWS = ("soft", "organ", "wide")
 PHANTOMS = {
     "raw": "--patients 200 --test-patients 300 --seed 1",
     "raw_unlabelled": "--patients 400 --test-patients 0 --seed 2",
     "raw_probe": "--patients 40 --test-patients 0 --segmentation-rate 1 --seed 3",
 }
 """What the study makes where it is not given raw data; the probe set is for the probes of encoders."""
+
+
+MOST_REPEATS = 2
+"""More overfit: with five times the epochs a tenth of the labels scored far worse than the prior."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a classifier starts from: random weights, or an encoder of a method and a number of patients."""
+
+    method: str = "scratch"
+    unlabelled: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.unlabelled}" if self.unlabelled else self.method
+
+
+SCRATCH = Start()
 
 
 @dataclass(frozen=True)
@@ -73,22 +92,12 @@ def make_data(folders: StudyFolders, size: int) -> None:
     """
     for name, options in PHANTOMS.items():
         if folders.work / name in (folders.labelled, folders.unlabelled, folders.probe):
-            phantom.main(f"--output {folders.work / name} {options} --jobs {cpu_count()}".split())
-    _prepare(folders.labelled, folders.prepared("train"), size, "--split", "train")
-    _prepare(folders.labelled, folders.prepared("test"), size, "--split", "test")
-    _prepare(folders.unlabelled, folders.prepared("unlabelled"), size)
+            make_phantom(folders.work / name, options)
+    prepare(folders.labelled, folders.prepared("train"), size, "--split", "train")
+    prepare(folders.labelled, folders.prepared("test"), size, "--split", "test")
+    prepare(folders.unlabelled, folders.prepared("unlabelled"), size)
     if folders.probe:
-        _prepare(folders.probe, folders.prepared("probe"), size)
-
-
-def _prepare(raw: Path, output: Path, size: int, *split: str) -> None:
-    if (output / "series.csv").is_file():
-        made_with = read_description(output)["size"]
-        if made_with != size:
-            raise UserError(f"{output} was prepared at {made_with} px, not {size}: choose another --work")
-        return
-    arguments = ["--input", str(raw), "--output", str(output), "--size", str(size)]
-    prepare_data.main([*arguments, "--windows", *WINDOWS, *split])
+        prepare(folders.probe, folders.prepared("probe"), size)
 
 
 def take_first_patients(folders: StudyFolders, patients: int) -> Path:
@@ -128,6 +137,49 @@ def draw_labelled(folders: StudyFolders, share: float, seed: int) -> Path:
 def draw_name(share: float, seed: int) -> str:
     """All labels are one draw, whatever the seed."""
     return "100" if share == 1 else f"{100 * share:g}-s{seed}"
+
+
+def pretraining(folders: StudyFolders, start: Start, preset: str, seed: int, precision: str) -> Piece:
+    """The pre-training that `start` asks for."""
+    data = take_first_patients(folders, start.unlabelled)
+    output = folders.work / "voco" / f"{start.name}-s{seed}"
+    options = read_voco(preset, data, output, "--seed", str(seed), "--precision", precision)
+    return Piece(options, (data / "series.csv",))
+
+
+def classification(
+    folders: StudyFolders, start: Start, config: str, share: float, seed: int, precision: str
+) -> Piece:
+    """Training from `start` on a share of the labels, and the prediction of the patients that are scored.
+
+    Fewer labels get more epochs, up to `MOST_REPEATS` times as many, and the warm-up its share of them.
+    """
+    data = draw_labelled(folders, share, seed)
+    inputs = [data / name for name in ("series.csv", "labels.csv", "folds.csv")]
+    output = folders.work / "cls" / f"{start.name}-l{draw_name(share, seed).split('-')[0]}-s{seed}"
+    given = read_classifier(config, data, output)
+    repeats = min(round(1 / share), MOST_REPEATS)
+    arguments = [
+        *("--epochs", str(given.epochs * repeats), "--warmup-epochs", str(given.warmup_epochs * repeats)),
+        *("--seed", str(seed), "--fold", "0", "--precision", precision),
+    ]
+    if start != SCRATCH:
+        encoder = folders.work / "voco" / f"{start.name}-s{seed}" / "encoder.safetensors"
+        inputs.append(encoder)
+        arguments += ["--encoder", str(encoder)]
+    return Piece(read_classifier(config, data, output, *arguments), tuple(inputs))
+
+
+def read_voco(preset: str, data: Path, output: Path, *arguments: str) -> VocoOptions:
+    """A preset of train_voco.py, by its name in configs/voco or by its path."""
+    name = preset if preset.endswith(".yaml") else f"voco/{preset}"
+    return read_preset(VocoOptions, name, "--data", data, "--output", output, *arguments)
+
+
+def read_classifier(config: str, data: Path, output: Path, *arguments: str) -> ClassifierOptions:
+    """A preset of train_cls.py with the tables of a drawn set."""
+    tables = ("--labels", data / "labels.csv", "--folds", data / "folds.csv")
+    return read_preset(ClassifierOptions, config, "--data", data, "--output", output, *tables, *arguments)
 
 
 def link_patients(

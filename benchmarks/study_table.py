@@ -6,7 +6,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
-from study_pieces import SCRATCH, Piece, Start
+from study import Piece
+from study_sets import SCRATCH, Start
 
 from src.core.targets import COLUMNS
 from src.data.labels import read_labels, read_probabilities

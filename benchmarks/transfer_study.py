@@ -20,40 +20,32 @@ the same patients, each seed others. Encoder and classifier of a run have the sa
 those of its process; --jobs 2 halves the cores of each.
 """
 
-import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from ct_files import machine
-from study_pieces import (
+from harness import run_main
+from study import Piece, StudyOptions, make_all, run_stages, split_finished
+from study_sets import (
     SCRATCH,
-    Piece,
     Start,
+    StudyFolders,
     classification,
-    make_all,
+    make_data,
     pretraining,
     read_classifier,
-    read_preset,
+    read_voco,
 )
-from study_sets import StudyFolders, make_data
 from study_table import compare, comparisons, format_differences, format_means, measure, summarise
 
-from src.core.config import parse_options, plain_options
-from src.core.errors import UserError, exit_on_user_error
-from src.core.files import write_json
+from src.core.errors import UserError
 from src.core.log import say
-from src.core.run_folder import only_writer
 
 STAGES = ("data", "pretrain", "classify", "table")
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    work: Path
-    """folder of the study: all that it makes, and what it continues from"""
+@dataclass(frozen=True, kw_only=True)
+class TransferOptions(StudyOptions):
     stage: tuple[Literal["data", "pretrain", "classify", "table"], ...] = STAGES
     """stages to run, always in the order data, pretrain, classify, table"""
     raw_folders: tuple[Path, ...] = ()
@@ -73,14 +65,9 @@ class StudyOptions:
     """shares of the labelled training patients, each one over a whole number"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """one run of everything each"""
-    precision: str = "auto"
-    """of all trainings, as train_voco.py and train_cls.py take it; bf16 is faster on CPUs made for it"""
-    jobs: int = 1
-    """trainings at a time, with the cores shared among them"""
-    json: Path | None = None
-    """file for the figures"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("stage", "presets", "unlabelled", "shares", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -89,8 +76,8 @@ class StudyOptions:
             raise ValueError("--raw-folders takes two folders: the labelled data, and the unlabelled")
         if any(not 0 < share <= 1 or abs(1 / share - round(1 / share)) > 1e-6 for share in self.shares):
             raise ValueError("--shares takes 1, 0.5, 0.1 and the like: one over a whole number")
-        if min(self.unlabelled) < 1 or min(self.seeds) < 0 or self.jobs < 1:
-            raise ValueError("--unlabelled and --jobs must be at least 1, --seeds at least 0")
+        if min(self.unlabelled) < 1 or min(self.seeds) < 0:
+            raise ValueError("--unlabelled must be at least 1, --seeds at least 0")
         unknown = [name for name in self.scaled if name not in self.presets]
         if unknown:
             raise ValueError(f"--scaled {unknown[0]} is not among --presets")
@@ -110,36 +97,31 @@ class StudyOptions:
         }
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = parse_options(StudyOptions, argv, prog="transfer_study.py", description=__doc__)
+def main(options: TransferOptions) -> dict[str, Any] | None:
     folders = StudyFolders.find(options.work, options.raw_folders)
     check_backbones(options)
-    options.work.mkdir(parents=True, exist_ok=True)
-    # a table may be looked at while a study is at work
-    with only_writer(options.work) if {*options.stage} - {"table"} else nullcontext():
-        if "data" in options.stage:
-            make_data(folders, options.size)
-        if "pretrain" in options.stage:
-            make_all("pretrain", list(plan_pretraining(options, folders).values()), options.jobs)
-        if "classify" in options.stage:
-            make_all("classify", list(plan_classification(options, folders).values()), options.jobs)
-    if "table" in options.stage:
-        show(options, folders)
+    stages = {
+        "data": lambda: make_data(folders, options.size),
+        "pretrain": lambda: make_all("pretrain", plan_pretraining(options, folders), options.jobs),
+        "classify": lambda: make_all("classify", plan_classification(options, folders), options.jobs),
+        "table": lambda: show(options, folders),
+    }
+    return run_stages(options, stages)
 
 
-def check_backbones(options: StudyOptions) -> None:
+def check_backbones(options: TransferOptions) -> None:
     """Make sure that from scratch and from an encoder the same network is trained."""
     anywhere = Path("unused")
     backbone = read_classifier(options.classifier, anywhere, anywhere).backbone
     for preset in options.presets:
-        other = read_preset(preset, anywhere, anywhere).backbone
+        other = read_voco(preset, anywhere, anywhere).backbone
         if other != backbone:
             raise UserError(
                 f"preset {preset} trains {other}, {options.classifier} {backbone}: make them agree"
             )
 
 
-def plan_pretraining(options: StudyOptions, folders: StudyFolders) -> dict[tuple[Start, int], Piece]:
+def plan_pretraining(options: TransferOptions, folders: StudyFolders) -> dict[tuple[Start, int], Piece]:
     """Every pre-training, seed by seed, so that an unfinished study compares like with like."""
     return {
         (start, seed): pretraining(folders, start, preset, seed, options.precision)
@@ -149,7 +131,7 @@ def plan_pretraining(options: StudyOptions, folders: StudyFolders) -> dict[tuple
 
 
 def plan_classification(
-    options: StudyOptions, folders: StudyFolders
+    options: TransferOptions, folders: StudyFolders
 ) -> dict[tuple[Start, float, int], Piece]:
     """Every training of a classifier, seed by seed."""
     return {
@@ -162,37 +144,32 @@ def plan_classification(
     }
 
 
-def show(options: StudyOptions, folders: StudyFolders) -> None:
-    """Print the tables of what is finished, and write the figures.
+def show(options: TransferOptions, folders: StudyFolders) -> dict[str, Any]:
+    """Print the tables of what is finished; returns the figures.
 
     Raises:
         UserError: nothing is.
     """
-    encoders, planned = plan_pretraining(options, folders), plan_classification(options, folders)
+    encoders = plan_pretraining(options, folders)
+    finished, missing = split_finished(plan_classification(options, folders))
     runs = {}
-    for cell, piece in planned.items():
-        if piece.is_finished:
-            piece.require_same()
-            start, _, seed = cell
-            runs |= measure(piece, cell, encoders.get((start, seed)))
-    missing = [piece.folder.name for piece in planned.values() if not piece.is_finished]
+    for cell, piece in finished.items():
+        start, _, seed = cell
+        runs |= measure(piece, cell, encoders.get((start, seed)))
     if not runs:
         raise UserError(f"no classifier of {options.work} is finished: run --stage classify first")
     means, pairs = summarise(runs), comparisons((SCRATCH, *options.starts()))
     differences = compare(runs, pairs)
-    say(f"\n{machine()}\n\n{format_means(means)}")
+    say(f"\n{format_means(means)}")
     say(f"\nDifferences, paired by seed\n\n{format_differences(differences)}")
     if missing:
         say(f"\nnot finished yet: {', '.join(missing)}")
-    if options.json:
-        rows = [
-            {"start": start.method, "unlabelled": start.unlabelled, "labels": share, "seed": seed, **run}
-            for (start, share, seed), run in runs.items()
-        ]
-        figures = {"machine": machine(), "options": plain_options(options), "missing": missing}
-        write_json({**figures, "runs": rows, "means": means, "differences": differences}, options.json)
+    rows = [
+        {"start": start.method, "unlabelled": start.unlabelled, "labels": share, "seed": seed, **run}
+        for (start, share, seed), run in runs.items()
+    ]
+    return {"missing": missing, "runs": rows, "means": means, "differences": differences}
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run_main(main, TransferOptions)

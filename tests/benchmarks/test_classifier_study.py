@@ -8,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import classifier_study
-from classifier_study import FEATURES, StudyOptions, main, plan
+from classifier_study import FEATURES, ClassifierStudyOptions, plan
+from harness import run_benchmark
 
 from src.core.config import parse_options
 from src.core.errors import UserError
@@ -26,6 +27,10 @@ workers: 0
 """
 
 
+def main(arguments):
+    run_benchmark(classifier_study.main, ClassifierStudyOptions, arguments)
+
+
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """The command line of a study of seconds."""
@@ -40,18 +45,13 @@ def study(tmp_path, monkeypatch):
     (tmp_path / "preset.yaml").write_text(PRESET)
     return [
         *("--work", str(tmp_path / "study"), "--size", "48", "--slices", "4"),
-        *(
-            "--preset",
-            str(tmp_path / "preset.yaml"),
-            "--rounds",
-            "20",
-            "--json",
-            str(tmp_path / "study.json"),
-        ),
+        *("--preset", str(tmp_path / "preset.yaml"), "--rounds", "20"),
+        *("--json", str(tmp_path / "study.json")),
     ]
 
 
-def test_features_are_trained_compared_and_kept(study, tmp_path, capsys):
+@pytest.mark.slow
+def test_main_trains_compares_and_keeps_features(study, tmp_path, capsys):
     chosen = ["gru", "image-labels", "own-crops-single"]
     with pytest.raises(UserError, match=r"baseline of .* is not finished"):
         main([*study, "--stage", "data", "table", "--features", *chosen])
@@ -66,9 +66,9 @@ def test_features_are_trained_compared_and_kept(study, tmp_path, capsys):
     assert "4 pieces, 4 of them finished" in capsys.readouterr().out
 
 
-def test_every_feature_is_an_option_of_the_classifier(study):
+def test_plan_every_feature_is_an_option_of_the_classifier(study):
     main([*study, "--stage", "data", "--features", "gru"])
-    options = parse_options(StudyOptions, study, prog="study", description="")
+    options = parse_options(ClassifierStudyOptions, study, prog="study", description="")
     planned = plan(options)
     assert list(planned) == list(FEATURES)
     baseline = planned["baseline"].options
@@ -76,6 +76,6 @@ def test_every_feature_is_an_option_of_the_classifier(study):
     assert planned["voco-encoder"].options.encoder in planned["voco-encoder"].inputs
 
 
-def test_an_unknown_feature_is_refused(study):
+def test_options_refuse_an_unknown_feature(study):
     with pytest.raises(UserError, match="no feature 'luck'"):
         main([*study, "--features", "luck"])

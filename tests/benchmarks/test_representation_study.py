@@ -12,6 +12,7 @@ from tests.helpers.voco_files import draw_anatomy, write_prepared
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import representation_study
+from harness import run_benchmark
 
 from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
@@ -21,6 +22,12 @@ PRESET = (
     "batch: 2\nprojection: 8\nsteps: 3\nlog_every: 1\nsave_every: 1\nworkers: 0\nforeground: 0.0\n"
 )
 METHODS = ("v2", "plus")
+
+pytestmark = pytest.mark.slow
+
+
+def main(arguments):
+    run_benchmark(representation_study.main, representation_study.RepresentationOptions, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,7 @@ def study(tmp_path_factory) -> SimpleNamespace:
         *("--work", str(work), "--presets", *presets, "--seconds-of", presets[1], "--unlabelled", "4"),
         *("--seeds", "0", "--stage", "pretrain", "evaluate", "table", "--json", f"{folder}/figures.json"),
     ]
-    representation_study.main(arguments)
+    main(arguments)
     return SimpleNamespace(folder=folder, work=work, arguments=arguments)
 
 
@@ -44,7 +51,7 @@ def read_rows(study: SimpleNamespace) -> dict:
     return {row["method"]: row for row in json.loads((study.folder / "figures.json").read_text())["runs"]}
 
 
-def test_every_method_is_measured_beside_random_weights_of_its_backbone(study):
+def test_main_measures_every_method_and_random_weights(study):
     rows = read_rows(study)
     assert list(rows) == ["random weights, test_efficientnet", "v2", "plus", "v2, equal seconds"]
     for row in rows.values():
@@ -52,7 +59,7 @@ def test_every_method_is_measured_beside_random_weights_of_its_backbone(study):
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1 and figure["trials"] > 0
 
 
-def test_at_equal_seconds_a_method_takes_as_many_steps_as_fit_the_time_of_the_other(study):
+def test_plan_equal_seconds_scales_steps_by_time(study):
     saved = {
         name: load_checkpoint(study.work / "voco" / f"{name}-s0" / "last.pt") for name in ("v2-4", "plus-4")
     }
@@ -60,27 +67,27 @@ def test_at_equal_seconds_a_method_takes_as_many_steps_as_fit_the_time_of_the_ot
     assert load_checkpoint(study.work / "voco" / "v2-4t-s0" / "last.pt")["step"] == expected
 
 
-def test_only_what_was_lost_is_measured_again(study):
+def test_evaluate_measures_only_what_is_lost(study):
     paths = sorted((study.work / "figures").iterdir())
     before = {path: path.stat().st_mtime_ns for path in paths}
     wanted = read_rows(study)
     paths[0].unlink()
-    representation_study.main(study.arguments)
+    main(study.arguments)
     assert [path for path in paths if path.stat().st_mtime_ns != before[path]] == [paths[0]]
     assert read_rows(study) == wanted
 
 
-def test_figures_of_other_weights_are_not_kept(study):
+def test_evaluate_measures_other_weights_again(study):
     path = study.work / "figures" / "v2-4-s0-teacher-probe.json"
     stale = json.loads(path.read_text()) | {"encoder": "other"}
     path.write_text(json.dumps(stale))
-    representation_study.main(study.arguments)
+    main(study.arguments)
     assert json.loads(path.read_text())["encoder"] != "other"
 
 
-def test_an_unfinished_study_says_which_run_is_missing(study, tmp_path):
+def test_show_refuses_a_study_without_its_runs(study, tmp_path):
     shutil.copytree(study.work, tmp_path / "work", symlinks=True)
     (tmp_path / "work" / "voco" / "plus-4-s0" / "piece.json").unlink()
     arguments = [*study.arguments, "--work", str(tmp_path / "work"), "--stage", "table"]
     with pytest.raises(UserError, match="plus-4-s0 is not finished: run --stage pretrain"):
-        representation_study.main(arguments)
+        main(arguments)

@@ -10,7 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import segmentation_study
-from segmentation_study import METHODS, StudyOptions, compare, draw_labelled, summarise_runs
+from harness import run_benchmark
+from segmentation_study import METHODS, SegStudyOptions, compare, draw_labelled, summarise_runs
 
 from src.core.errors import UserError
 from src.data.prepared import PreparedDataset
@@ -33,6 +34,10 @@ workers: 0
 """
 
 
+def main(arguments):
+    run_benchmark(segmentation_study.main, SegStudyOptions, arguments)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study of one seed and two shares, made once: its folder and arguments."""
@@ -44,11 +49,12 @@ def study(tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation_study, "PHANTOMS", TINY_PHANTOMS)
-        segmentation_study.main([*arguments, "--json", str(work / "study.json")])
+        main([*arguments, "--json", str(work / "study.json")])
     return SimpleNamespace(work=work, arguments=arguments)
 
 
-def test_every_method_is_trained_and_scored(study):
+@pytest.mark.slow
+def test_main_trains_and_scores_every_method(study):
     figures = json.loads((study.work / "study.json").read_text())
     runs = pd.DataFrame(figures["runs"])
     assert figures["missing"] == []
@@ -58,7 +64,8 @@ def test_every_method_is_trained_and_scored(study):
     assert runs["seconds"].gt(0).all() and runs["dice"].between(0, 1).all()
 
 
-def test_methods_of_a_share_learn_from_the_same_labels_and_differ_in_their_terms(study):
+@pytest.mark.slow
+def test_main_methods_share_labels_and_differ_in_terms(study):
     splits, terms = [], {}
     for run in sorted((study.work / "runs").glob("*-0.25-s0")):
         splits.append((run / "split.csv").read_text())
@@ -77,15 +84,17 @@ def test_methods_of_a_share_learn_from_the_same_labels_and_differ_in_their_terms
     }
 
 
-def test_the_same_command_keeps_what_is_finished(study, monkeypatch):
+@pytest.mark.slow
+def test_main_keeps_finished_runs(study, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (study.work / "runs").rglob("segmenter.safetensors")}
     monkeypatch.setattr(segmentation_study, "PHANTOMS", TINY_PHANTOMS)
-    segmentation_study.main(study.arguments)
+    main(study.arguments)
     assert len(before) == len(METHODS) + 2
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_larger_shares_hold_the_smaller_and_patients_come_before_second_series(study, tmp_path):
+@pytest.mark.slow
+def test_draw_labelled_is_nested_and_takes_patients_before_second_series(study, tmp_path):
     dataset = PreparedDataset.open(study.work / "train")
     tables = [
         pd.read_csv(draw_labelled(tmp_path, dataset, share, 3), dtype=str) for share in (0.25, 0.5, 1.0)
@@ -97,7 +106,7 @@ def test_larger_shares_hold_the_smaller_and_patients_come_before_second_series(s
     assert len(draws) > 1
 
 
-def test_tables_are_means_over_seeds_and_differences_seed_by_seed():
+def test_summarise_runs_over_seeds_and_compare_seed_by_seed():
     rows = []
     for seed, (supervised, dual) in enumerate([(0.5, 0.6), (0.7, 0.72), (0.6, 0.58)]):
         for method, dice in (("supervised", supervised), ("dual", dual)):
@@ -123,22 +132,12 @@ def test_tables_are_means_over_seeds_and_differences_seed_by_seed():
         ({"jobs": 0}, "at least 1"),
     ],
 )
-def test_a_mistake_is_told(tmp_path, changes, message):
+def test_options_refuse_mistakes(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        StudyOptions(work=tmp_path, **changes)
+        SegStudyOptions(work=tmp_path, **changes)
 
 
-def test_a_table_of_nothing_is_one_line(study):
+@pytest.mark.slow
+def test_show_refuses_a_study_without_finished_runs(study):
     with pytest.raises(UserError, match=r"no run of .* is finished"):
-        segmentation_study.main(
-            [
-                "--work",
-                str(study.work),
-                "--stage",
-                "table",
-                "--seeds",
-                "9",
-                "--preset",
-                str(study.work / "tiny.yaml"),
-            ]
-        )
+        main([*study.arguments, "--stage", "table", "--seeds", "9"])

@@ -1,9 +1,7 @@
-"""The transfer study on tiny phantoms: every stage, what is kept and refused, and its tables' arithmetic."""
+"""The transfer study on tiny phantoms: every stage, what is kept and refused."""
 
 import json
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +10,8 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import study_table
 import transfer_study
-from study_pieces import SCRATCH, Start
+from harness import run_benchmark
 from study_sets import StudyFolders, draw_labelled, link_patients, take_first_patients
 
 from src.core.errors import UserError
@@ -22,7 +19,8 @@ from src.core.run_folder import only_writer
 from src.data.prepared import PreparedDataset
 from src.score.metric import score
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
 ENCODER = (
     "backbone: test_efficientnet\nwindows: [soft, organ, wide]\ncanvas: 48\ndepth: 6\ntile: 16\nslices: 2\n"
     "batch: 2\nprojection: 8\nsteps: 2\nlog_every: 1\nsave_every: 1\nworkers: 0\n"
@@ -30,6 +28,10 @@ ENCODER = (
 CLASSIFIER = (
     "backbone: test_efficientnet\nslices: 4\ncrop: 32\nhidden: 8\nepochs: 1\ntta: [none]\nworkers: 0\n"
 )
+
+
+def main(arguments):
+    run_benchmark(transfer_study.main, transfer_study.TransferOptions, arguments)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def study(tiny, tmp_path_factory) -> SimpleNamespace:
         *("--classifier", f"{folder}/cls.yaml", "--unlabelled", "4", "8"),
         *("--shares", "0.5", "--seeds", "0", "--json", f"{folder}/study.json"),
     ]
-    transfer_study.main(arguments)
+    main(arguments)
     work = folder / "work"
     folders = StudyFolders.find(work, (tiny.raw, tiny.raw))
     return SimpleNamespace(folder=folder, work=work, arguments=arguments, folders=folders)
@@ -55,13 +57,13 @@ def figures(study: SimpleNamespace) -> dict:
     return json.loads((study.folder / "study.json").read_text())
 
 
-def test_a_study_has_a_run_of_every_start_and_the_prior(study):
+def test_main_runs_every_start_and_the_prior(study):
     starts = [(run["start"], run["unlabelled"]) for run in figures(study)["runs"]]
     assert starts == [("scratch", 0), ("prior", 0), ("v2", 8), ("plus", 4), ("plus", 8)]
     assert figures(study)["missing"] == []
 
 
-def test_the_score_is_that_of_the_patients_who_are_scored_and_of_nobody_else(study, tiny):
+def test_measure_scores_the_held_out_patients(study, tiny):
     truth = pd.read_csv(tiny.raw / "test_labels.csv", dtype={"patient_id": str})
     for run in figures(study)["runs"]:
         if run["start"] == "scratch":
@@ -70,7 +72,7 @@ def test_the_score_is_that_of_the_patients_who_are_scored_and_of_nobody_else(stu
             assert run["classifier_steps"] == 4  # 2 batches, of twice the epochs for half of the labels
 
 
-def test_nothing_is_trained_on_patients_who_are_scored(study, tiny):
+def test_draw_labelled_trains_on_no_scored_patient(study, tiny):
     scored = set(PreparedDataset.open(study.work / "prepared" / "test").series.patient_id)
     assert len(scored) == 3
     folds = pd.read_csv(study.work / "sets" / "labels-50-s0" / "folds.csv", dtype={"patient_id": str})
@@ -81,14 +83,14 @@ def test_nothing_is_trained_on_patients_who_are_scored(study, tiny):
         assert seen.nunique() == patients and not scored & set(seen)
 
 
-def test_a_second_call_makes_nothing_again_and_a_lost_piece_alone(study, capsys):
+def test_main_makes_only_a_lost_piece_again(study, capsys):
     before = {path: path.stat().st_mtime_ns for path in study.work.glob("*/*/piece.json")}
     assert len(before) == 3 + 4
     wanted = figures(study)["runs"]
     lost = study.work / "cls" / "plus-4-l50-s0"
     shutil.rmtree(lost)
     capsys.readouterr()
-    transfer_study.main(study.arguments)
+    main(study.arguments)
     printed = capsys.readouterr().out
     assert "pretrain: 3 pieces, 3 of them finished" in printed
     assert "classify: 4 pieces, 3 of them finished" in printed
@@ -98,7 +100,7 @@ def test_a_second_call_makes_nothing_again_and_a_lost_piece_alone(study, capsys)
         assert run["score"] == other["score"]
 
 
-def test_two_trainings_at_a_time_read_their_slices_with_workers(study, tmp_path):
+def test_make_all_two_trainings_at_a_time_with_workers(study, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     (work / "prepared").symlink_to(study.work / "prepared")
@@ -107,39 +109,22 @@ def test_two_trainings_at_a_time_read_their_slices_with_workers(study, tmp_path)
         (tmp_path / f"{name}.yaml").write_text(preset.replace("workers: 0", "workers: 1"))
     presets = [f"{tmp_path}/v2.yaml", f"{tmp_path}/plus.yaml"]
     arguments = ["--presets", *presets, "--scaled", presets[1], "--work", str(work)]
-    transfer_study.main([*study.arguments, *arguments, "--stage", "pretrain", "--jobs", "2"])
+    main([*study.arguments, *arguments, "--stage", "pretrain", "--jobs", "2"])
     finished = {path.parent.name for path in work.glob("voco/*/piece.json")}
     assert finished == {"v2-8-s0", "plus-4-s0", "plus-8-s0"}
 
 
-def test_the_processes_of_a_killed_study_end_with_it():
-    code = f"""
-import multiprocessing, os, signal, sys, time
-from concurrent.futures import ProcessPoolExecutor
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
-from measuring import begin_process
-spawn = multiprocessing.get_context("spawn")
-pool = ProcessPoolExecutor(1, spawn, initializer=begin_process, initargs=(1,))
-pool.submit(os.getpid).result()
-pool.submit(time.sleep, 120)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    # returns once nobody holds the pipes of the output any more: a process that is left would
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=90)
-    assert finished.returncode == -signal.SIGKILL, finished.stderr.decode()
-
-
-def test_an_interrupted_piece_continues_and_has_no_seconds(study):
+def test_piece_interrupted_continues_and_has_no_seconds(study):
     piece = study.work / "cls" / "scratch-l50-s0"
     before = json.loads((piece / "piece.json").read_text())
     (piece / "piece.json").unlink()
-    transfer_study.main([*study.arguments, "--stage", "classify"])
+    main([*study.arguments, "--stage", "classify"])
     after = json.loads((piece / "piece.json").read_text())
     assert before["seconds"] > 0 and after["seconds"] is None
     assert after["steps"] == before["steps"]
 
 
-def test_a_piece_at_which_a_killed_study_still_works_is_left_alone(study):
+def test_piece_refuses_a_folder_in_use(study):
     piece = study.work / "cls" / "plus-8-l50-s0"
     record = (piece / "piece.json").read_bytes()
     (piece / "piece.json").unlink()
@@ -147,15 +132,15 @@ def test_a_piece_at_which_a_killed_study_still_works_is_left_alone(study):
         only_writer(piece),
         pytest.raises(UserError, match=r"another run is writing to .*plus-8-l50-s0: wait"),
     ):
-        transfer_study.main([*study.arguments, "--stage", "classify"])
+        main([*study.arguments, "--stage", "classify"])
     (piece / "piece.json").write_bytes(record)
 
 
-def test_the_table_of_an_unfinished_study_says_what_is_missing(study, capsys):
+def test_show_lists_missing_pieces(study, capsys):
     moved = study.folder / "aside"
     (study.work / "cls" / "v2-8-l50-s0").rename(moved)
     try:
-        transfer_study.main([*study.arguments, "--stage", "table"])
+        main([*study.arguments, "--stage", "table"])
     finally:
         moved.rename(study.work / "cls" / "v2-8-l50-s0")
     assert "not finished yet: v2-8-l50-s0" in capsys.readouterr().out
@@ -177,32 +162,32 @@ def test_the_table_of_an_unfinished_study_says_what_is_missing(study, capsys):
         ("--stage pretrain --work elsewhere", "no prepared set .*unlabelled: run --stage data first"),
     ],
 )
-def test_mistakes_are_one_line(study, tmp_path, monkeypatch, changes, message):
+def test_main_mistakes_are_one_line(study, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
-    root = Path(transfer_study.__file__).parents[2]
+    root = Path(transfer_study.__file__).parents[1]
     changes = changes.replace("configs", f"{root}/configs")
     with pytest.raises(UserError, match=message) as caught:
-        transfer_study.main([*study.arguments, *changes.split()])
+        main([*study.arguments, *changes.split()])
     assert "\n" not in str(caught.value)
 
 
-def test_a_finished_piece_of_other_options_is_refused(study):
+def test_piece_refuses_other_options(study):
     other = study.folder / "other.yaml"
     other.write_text(CLASSIFIER.replace("hidden: 8", "hidden: 4"))
     for stage in ("classify", "table"):
         with pytest.raises(UserError, match="was made with other values of hidden: delete"):
-            transfer_study.main([*study.arguments, "--classifier", str(other), "--stage", stage])
+            main([*study.arguments, "--classifier", str(other), "--stage", stage])
 
 
-def test_a_failed_piece_names_itself_and_its_log(study):
+def test_piece_failure_names_the_piece_and_its_log(study):
     bad = study.folder / "bad.yaml"
     bad.write_text(CLASSIFIER.replace("crop: 32", "crop: 64"))
     with pytest.raises(UserError, match=r"scratch-l100-s0: --crop 64 is larger .*log\.txt"):
         arguments = [*study.arguments, "--classifier", str(bad), "--shares", "1", "--stage", "classify"]
-        transfer_study.main(arguments)
+        main(arguments)
 
 
-def test_sets_share_images_and_follow_their_folder(study, tmp_path):
+def test_link_patients_shares_images_and_can_be_moved(study, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(study.work, moved, symlinks=True)
     for name in ("unlabelled-4", "labels-50-s0"):
@@ -213,7 +198,7 @@ def test_sets_share_images_and_follow_their_folder(study, tmp_path):
         assert drawn.read_slices(row.patient_id, row.series_id, [0, 1]).shape == (2, 48, 48, 3)
 
 
-def test_sets_of_other_windows_are_not_joined(study, tmp_path):
+def test_link_patients_refuses_other_windows(study, tmp_path):
     shutil.copytree(study.work / "prepared" / "test", tmp_path / "other")
     description = json.loads((tmp_path / "other" / "dataset.json").read_text())
     description["windows"] = description["windows"][:1]
@@ -223,7 +208,7 @@ def test_sets_of_other_windows_are_not_joined(study, tmp_path):
         link_patients(tmp_path / "joined", sets, ["1"])
 
 
-def test_a_draw_follows_from_the_seed_and_a_larger_subset_holds_a_smaller(study):
+def test_draws_follow_the_seed_and_subsets_are_nested(study):
     folders = study.folders
     drawn = []
     for seed in (0, 0, 1):
@@ -234,37 +219,3 @@ def test_a_draw_follows_from_the_seed_and_a_larger_subset_holds_a_smaller(study)
         set(PreparedDataset.open(take_first_patients(folders, n)).series.patient_id) for n in (4, 8)
     )
     assert small < large
-
-
-def run(value: float) -> dict:
-    """A run all of whose figures are `value`."""
-    return {"patients": 20, **dict.fromkeys(study_table.FIGURES, value)}
-
-
-V2, SMALL, LARGE = Start("v2", 8), Start("plus", 4), Start("plus", 8)
-
-
-def test_differences_are_paired_by_seed_and_share():
-    runs = {(SCRATCH, 1.0, seed): run(value) for seed, value in enumerate((0.5, 0.7, 0.9, 1.1))}
-    runs |= {(V2, 1.0, seed): run(value) for seed, value in ((0, 0.4), (2, 1.0), (3, 0.8))}
-    runs[V2, 0.1, 1] = run(9.0)
-    (row,) = study_table.compare(runs, [(V2, SCRATCH)])
-    assert (row["start"], row["minus"], row["labels"], row["seeds"]) == ("v2-8", "scratch", 1.0, [0, 2, 3])
-    assert row["score"] == pytest.approx({"mean": -0.1, "sd": 0.2, "min": -0.3, "max": 0.1})
-    assert row["better"] == 2  # a lower score is better
-
-
-def test_means_and_spread_are_over_seeds():
-    runs = {(V2, 1.0, seed): run(value) for seed, value in enumerate((1.0, 2.0, 4.5))}
-    runs[V2, 1.0, 0]["classifier_seconds"] = 10.0
-    runs[V2, 1.0, 1]["classifier_seconds"] = None  # interrupted
-    (row,) = study_table.summarise(runs)
-    assert row["map"] == pytest.approx({"mean": 2.5, "sd": 3.25**0.5, "min": 1.0, "max": 4.5})
-    assert row["classifier_seconds"] == 10.0 and row["seeds"] == [0, 1, 2]
-
-
-def test_encoders_are_compared_with_scratch_the_first_method_and_fewer_patients():
-    pairs = study_table.comparisons([SCRATCH, V2, SMALL, LARGE])
-    assert {other for start, other in pairs if start == LARGE} == {SCRATCH, V2, SMALL}
-    assert {other for start, other in pairs if start == V2} == {SCRATCH}
-    assert {other for start, other in pairs if start == SCRATCH} == {study_table.PRIOR}

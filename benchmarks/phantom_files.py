@@ -1,26 +1,21 @@
-"""CT slices for the benchmarks: the phantom's anatomy as DICOM files of one syntax, any number of them."""
+"""CT files for the benchmarks, from the phantom's anatomy: DICOM series and prepared sets of any length."""
 
-import os
-import platform
 from itertools import chain, cycle, islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
+import prepare_data
 from src.core.errors import UserError
 from src.ct.dicom_series import DicomSeries, scan_series
 from src.ct.storage import LocalFolder
+from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.phantom.generate import generate_dataset
 from src.phantom.options import PhantomOptions
-
-
-def machine() -> str:
-    """The machine, as far as a table of timings needs it."""
-    python = f"Python {platform.python_version()}"
-    return f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()}, {python}"
 
 
 def phantom_series(folder: Path, spacing_z_mm: float) -> DicomSeries:
@@ -75,3 +70,39 @@ def _dataset(hu: np.ndarray, pixel_mm: float, syntax: str) -> Dataset:
     if syntax == "RLE":
         dataset.compress(RLELossless, generate_instance_uid=False)
     return dataset
+
+
+def prepare_phantom(scratch: Path, quick: bool) -> tuple[Path, float]:
+    """A prepared set of one series of 256 px and three windows, and the mean size of its slices in KB."""
+    raw, prepared = scratch / "raw", scratch / "prepared"
+    matrix, spacing_z_mm = (256, 2.8) if quick else (512, 2.5)
+    options = PhantomOptions(
+        raw, patients=1, test_patients=0, matrix=matrix, spacing_z_mm=spacing_z_mm, two_phase_rate=0, jobs=1
+    )
+    generate_dataset(options)
+    prepare_data.main(["--input", str(raw), "--output", str(prepared), "--size", "256", "--jobs", "1"])
+    sizes = [path.stat().st_size for path in prepared.glob("images/*/*/*.png")]
+    return prepared, sum(sizes) / len(sizes) / 1e3
+
+
+def link_prepared(phantom: Path, folder: Path, series: int, slices: int) -> PreparedDataset:
+    """A prepared set of `series` patients "0", "1", ... with one series each of the same name.
+
+    Args:
+        phantom: prepared set; the slices of its first series are linked there and back again.
+        slices: of each series, 2.5 mm apart.
+    """
+    folder.mkdir()
+    (folder / "dataset.json").hardlink_to(phantom / "dataset.json")
+    source = PreparedDataset.open(phantom).series.iloc[[0] * series].reset_index(drop=True)
+    images = image_folder(phantom, source["patient_id"][0], source["series_id"][0])
+    numbers = range(int(source["slices"][0]))
+    names = [str(number) for number in range(series)]
+    source.assign(slices=slices, patient_id=names, series_id=names).to_csv(folder / "series.csv", index=False)
+    for name in names:
+        target = image_folder(folder, name, name)
+        target.mkdir(parents=True)
+        for index, shown in enumerate(islice(cycle(chain(numbers, reversed(numbers))), slices)):
+            (target / slice_name(index)).hardlink_to(images / slice_name(shown))
+        pd.DataFrame({"z_mm": -2.5 * np.arange(slices)}).to_csv(target / "slices.csv", index=False)
+    return PreparedDataset.open(folder)

@@ -1,33 +1,40 @@
-"""The pieces of a study: one run of train_voco.py, train_seg.py or train_cls.py each, made once and kept."""
+"""What the studies share: options, stages, phantoms, and pieces.
+
+A piece is one run of train_voco.py, train_seg.py or train_cls.py, made once and kept.
+"""
 
 import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
+from harness import begin_process
 from joblib import cpu_count
-from measuring import begin_process
-from study_sets import StudyFolders, draw_labelled, draw_name, take_first_patients
 
+import prepare_data
 from src.cls.options import ClassifierOptions
 from src.cls.run import train_folds
 from src.core.checkpoint import load_checkpoint
-from src.core.config import parse_options, plain_options
+from src.core.config import Precision, check_range, plain_options
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import say
-from src.core.run_folder import differing_options
+from src.core.run_folder import differing_options, only_writer
+from src.data.prepared import read_description
+from src.phantom import __main__ as phantom
 from src.seg.options import SegOptions
 from src.seg.run import train_pair
 from src.voco.options import VocoOptions
 from src.voco.run import pretrain
+
+Key = TypeVar("Key", bound=Hashable)
 
 _TRAININGS = MappingProxyType({VocoOptions: pretrain, ClassifierOptions: train_folds, SegOptions: train_pair})
 RECORD = "piece.json"
@@ -37,24 +44,59 @@ NO_RESULT = (
     *("workers", "resume"),
 )
 """Options that may differ from those of a finished piece: inputs are known by their content."""
-MOST_REPEATS = 2
-"""More fit a few patients by heart: with five times the epochs a tenth of the labels
-scored far worse than the prior."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a classifier starts from: random weights, or an encoder of a method and a number of patients."""
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    work: Path
+    """folder of the study: all that it makes, and what it continues from"""
+    precision: Precision = "auto"
+    """of all trainings, as the training scripts take it; bf16 is faster on CPUs made for it"""
+    jobs: int = 1
+    """trainings or measurements at a time, with the cores shared among them"""
+    json: Path | None = None
+    """file for the figures"""
 
-    method: str = "scratch"
-    unlabelled: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}-{self.unlabelled}" if self.unlabelled else self.method
+    def __post_init__(self) -> None:
+        check_range(self, "jobs", at_least=1)
+        if not self.stage:
+            raise ValueError("--stage needs at least one value")
 
 
-SCRATCH = Start()
+def run_stages(options: StudyOptions, stages: Mapping[str, Callable[[], Any]]) -> Any:
+    """Run the chosen stages in their order.
+
+    Returns:
+        The result of the last stage, which only reads: a table may be printed while a study is at work. None
+        where it is not chosen.
+    """
+    options.work.mkdir(parents=True, exist_ok=True)
+    *making, table = stages
+    chosen = [name for name in making if name in options.stage]
+    with only_writer(options.work) if chosen else nullcontext():
+        for name in chosen:
+            stages[name]()
+    return stages[table]() if table in options.stage else None
+
+
+def make_phantom(raw: Path, arguments: str) -> None:
+    """Make a raw data set; what is there is kept."""
+    phantom.main(["--output", str(raw), *arguments.split(), "--jobs", str(cpu_count())])
+
+
+def prepare(raw: Path, output: Path, size: int, *arguments: str) -> None:
+    """Prepare a raw data set in three windows; what is there is kept.
+
+    Raises:
+        UserError: the prepared set has another size.
+    """
+    if (output / "series.csv").is_file():
+        made_with = read_description(output)["size"]
+        if made_with != size:
+            raise UserError(f"{output} was prepared at {made_with} px, not {size}: choose another --work")
+        return
+    given = ["--input", str(raw), "--output", str(output), "--size", str(size), "--jobs", str(cpu_count())]
+    prepare_data.main([*given, "--windows", "soft", "organ", "wide", *arguments])
 
 
 @dataclass(frozen=True)
@@ -127,57 +169,25 @@ class Piece:
         return {"options": plain_options(self.options), "inputs": digest.hexdigest()}
 
 
-def pretraining(folders: StudyFolders, start: Start, preset: str, seed: int, precision: str) -> Piece:
-    """The pre-training that `start` asks for."""
-    data = take_first_patients(folders, start.unlabelled)
-    output = folders.work / "voco" / f"{start.name}-s{seed}"
-    options = read_preset(preset, data, output, "--seed", str(seed), "--precision", precision)
-    return Piece(options, (data / "series.csv",))
+def split_finished(planned: Mapping[Key, Piece]) -> tuple[dict[Key, Piece], list[str]]:
+    """The finished pieces, and the names of the others.
 
-
-def classification(
-    folders: StudyFolders, start: Start, config: str, share: float, seed: int, precision: str
-) -> Piece:
-    """Training from `start` on a share of the labels, and the prediction of the patients that are scored.
-
-    Fewer labels get more epochs, up to `MOST_REPEATS` times as many, and the warm-up its share of them.
+    Raises:
+        UserError: a finished piece of other options or data.
     """
-    data = draw_labelled(folders, share, seed)
-    inputs = [data / name for name in ("series.csv", "labels.csv", "folds.csv")]
-    output = folders.work / "cls" / f"{start.name}-l{draw_name(share, seed).split('-')[0]}-s{seed}"
-    given = read_classifier(config, data, output)
-    repeats = min(round(1 / share), MOST_REPEATS)
-    arguments = [
-        *("--epochs", str(given.epochs * repeats), "--warmup-epochs", str(given.warmup_epochs * repeats)),
-        *("--seed", str(seed), "--fold", "0", "--precision", precision),
-    ]
-    if start != SCRATCH:
-        encoder = folders.work / "voco" / f"{start.name}-s{seed}" / "encoder.safetensors"
-        inputs.append(encoder)
-        arguments += ["--encoder", str(encoder)]
-    return Piece(read_classifier(config, data, output, *arguments), tuple(inputs))
+    finished = {key: piece for key, piece in planned.items() if piece.is_finished}
+    for piece in finished.values():
+        piece.require_same()
+    return finished, [piece.folder.name for key, piece in planned.items() if key not in finished]
 
 
-def read_preset(preset: str, data: Path, output: Path, *arguments: str) -> VocoOptions:
-    """A preset of train_voco.py, by its name in configs/voco or by its path."""
-    path = preset if preset.endswith(".yaml") else f"configs/voco/{preset}.yaml"
-    given = ["--config", path, "--data", str(data), "--output", str(output), *arguments]
-    return parse_options(VocoOptions, given, prog="train_voco.py", description="")
-
-
-def read_classifier(config: str, data: Path, output: Path, *arguments: str) -> ClassifierOptions:
-    """A preset of train_cls.py with the tables of a drawn set."""
-    given = ["--config", config, "--data", str(data), "--labels", str(data / "labels.csv")]
-    given += ["--folds", str(data / "folds.csv"), "--output", str(output), *arguments]
-    return parse_options(ClassifierOptions, given, prog="train_cls.py", description="")
-
-
-def make_all(stage: str, pieces: Sequence[Piece], jobs: int) -> None:
+def make_all(stage: str, planned: Mapping[Key, Piece], jobs: int) -> None:
     """Make all pieces, `jobs` at a time with the cores shared among them, in the order given.
 
     Raises:
         UserError: an encoder that is not there yet, or as `Piece.make`.
     """
+    pieces = list(planned.values())
     for path in (path for piece in pieces for path in piece.inputs):
         if not path.is_file():
             raise UserError(f"no encoder {path}: run --stage pretrain first")
