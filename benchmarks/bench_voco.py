@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,13 +95,13 @@ def build_step(options: VocoOptions) -> Callable[[], Any]:
 
 
 class NoiseVolumes:
-    """In place of a `VocoDataset`: as many series as a batch has."""
+    """In place of a `VocoDataset`: as many series as a batch has. No sample is read."""
 
     def __init__(self, table: pd.DataFrame) -> None:
-        self.table, self.sets = table, ((len(table), 1),)
+        self.index = SimpleNamespace(table=lambda: table, sets=((len(table), 1),))
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.index.table())
 
 
 def build_backbone(options: VocoOptions) -> Callable[[], Any]:
