@@ -21,7 +21,7 @@ from harness import BenchOptions, run_main
 from src.core.config import ROOT
 from src.core.files import write_table
 from src.core.log import format_table, say
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 
 SCRIPTS = (
     *("prepare_data", "train_voco", "train_seg", "segment"),
@@ -44,7 +44,7 @@ def write_tables(folder: Path, patients: int = 200) -> None:
     """labels.csv of random patients, and oof.csv and submission.csv that predict them."""
     rng = np.random.default_rng(0)
     labels = pd.DataFrame({"patient_id": range(patients)})
-    for columns in GROUPS.values():
+    for columns in TARGETS.values():
         grade = np.where(rng.random(patients) < 0.3, rng.integers(1, len(columns), patients), 0)
         labels[list(columns)] = np.eye(len(columns), dtype=int)[grade]
     predictions = labels.astype(dict.fromkeys(COLUMNS, float))

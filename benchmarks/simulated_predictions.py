@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.core.targets import CLASS_WEIGHTS, GROUPS
+from src.core.targets import CLASS_WEIGHTS, TARGETS
 
 SEPARATION = {"healthy": 0.0, "low": 1.5, "high": 3.0, "injury": 2.0}
 
@@ -54,11 +54,11 @@ def simulate_tables(
         series_id=[str(number) for number in range(len(patient))]
     )
     seen = {}
-    for target, columns in GROUPS.items():
+    for target, columns in TARGETS.items():
         centres = np.array([SEPARATION[column.rsplit("_", 1)[1]] for column in columns])
         truth = labels[list(columns)].to_numpy().argmax(axis=1)
         seen[target] = centres, (centres[truth] + rng.normal(size=len(labels)))[patient]
-    shared = {target: rng.normal(size=len(patient)) for target in GROUPS}
+    shared = {target: rng.normal(size=len(patient)) for target in TARGETS}
     return [_answer(labels, ids, seen, shared, model, rng) for model in models]
 
 
@@ -71,7 +71,7 @@ def _answer(
     rng: np.random.Generator,
 ) -> pd.DataFrame:
     table = ids.copy()
-    for target, columns in GROUPS.items():
+    for target, columns in TARGETS.items():
         centres, exact = seen[target]
         x = exact + model.series * series_noise[target] + model.model * rng.normal(size=len(ids))
         share = labels[list(columns)].mean().to_numpy()

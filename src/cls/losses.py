@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.cls.model import group_spans, probabilities
-from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS, INJURIES
+from src.cls.model import probabilities, target_spans
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, INJURIES, TARGETS
 
 
 class StackLoss(nn.Module):
@@ -24,7 +24,7 @@ class StackLoss(nn.Module):
         kind: `weighted` weighs patients as the metric does; `metric` has its sixth loss as well, of any
             injury; `plain` has no weights.
         smoothing: label smoothing, 0 to 1.
-        targets: of the classifier, of `GROUPS`.
+        targets: of the classifier, of `TARGETS`.
 
     Raises:
         ValueError: `metric` without all targets.
@@ -35,17 +35,18 @@ class StackLoss(nn.Module):
         labels: pd.DataFrame,
         kind: str = "weighted",
         smoothing: float = 0.0,
-        targets: Sequence[str] = tuple(GROUPS),
+        targets: Sequence[str] = tuple(TARGETS),
     ) -> None:
         super().__init__()
-        if kind == "metric" and len(targets) < len(GROUPS):
+        if kind == "metric" and len(targets) < len(TARGETS):
             raise ValueError("the metric as a loss needs all targets")
         self.kind, self.smoothing, self.targets = kind, smoothing, tuple(targets)
         weights, means = [], []
-        for group in self.targets:
-            own = np.array([1.0 if kind == "plain" else CLASS_WEIGHTS[name] for name in GROUPS[group]])
-            weights.append(torch.tensor(own, dtype=torch.float32))
-            means.append(float((labels[list(GROUPS[group])].to_numpy() @ own).mean()))
+        for target in self.targets:
+            columns = list(TARGETS[target])
+            of_classes = np.array([1.0 if kind == "plain" else CLASS_WEIGHTS[name] for name in columns])
+            weights.append(torch.tensor(of_classes, dtype=torch.float32))
+            means.append(float((labels[columns].to_numpy() @ of_classes).mean()))
         share = float(labels["any_injury"].mean())
         self.register_buffer("weights", torch.cat(weights))
         self.register_buffer("mean_weights", torch.tensor(means, dtype=torch.float32))
@@ -60,11 +61,11 @@ class StackLoss(nn.Module):
             importance: (B,) weight of each patient, 1 where None.
         """
         importance = torch.ones_like(targets[:, 0]) if importance is None else importance
-        own, whole = group_spans(self.targets), group_spans()
+        in_logits, in_labels = target_spans(self.targets), target_spans()
         losses = []
-        for group, mean_weight in zip(self.targets, self.mean_weights, strict=True):
-            log_shares = F.log_softmax(logits[:, own[group]].float(), dim=1)
-            weighted = targets[:, whole[group]].float() * self.weights[own[group]]  # (B, classes)
+        for target, mean_weight in zip(self.targets, self.mean_weights, strict=True):
+            log_shares = F.log_softmax(logits[:, in_logits[target]].float(), dim=1)
+            weighted = targets[:, in_labels[target]].float() * self.weights[in_logits[target]]  # (B, classes)
             loss = -(1 - self.smoothing) * (weighted * log_shares).sum(dim=1)
             if self.smoothing:
                 loss = loss - self.smoothing * weighted.sum(dim=1) * log_shares.mean(dim=1)
@@ -76,7 +77,7 @@ class StackLoss(nn.Module):
     def _any_injury(self, logits: Tensor, injured: Tensor) -> Tensor:
         """Of each patient, (B,): the metric takes the target with the highest probability of an injury."""
         shares = probabilities(logits, self.targets)
-        healthy = torch.stack([shares[:, span.start] for span in group_spans(self.targets).values()], dim=1)
+        healthy = torch.stack([shares[:, span.start] for span in target_spans(self.targets).values()], dim=1)
         least = healthy.min(dim=1).values.clamp(1e-6, 1 - 1e-6)
         loss = -(ANY_INJURY_WEIGHT * injured * torch.log1p(-least) + (1 - injured) * least.log())
         return loss / self.any_mean_weight

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from src.cls.fold_models import FOLD_MODEL
 from src.cls.views import StackView
-from src.core.targets import CLASS_WEIGHTS, GROUPS
+from src.core.targets import CLASS_WEIGHTS, TARGETS
 from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width, first_kernel
 from src.nn.organ_decoder import OrganDecoder
@@ -30,13 +30,13 @@ class ClassifierSpec:
     mean: tuple[float, ...]
     """per window, of grey levels scaled to 0..1"""
     std: tuple[float, ...]
-    targets: tuple[str, ...] = tuple(GROUPS)
-    """that it predicts, of `GROUPS`"""
+    targets: tuple[str, ...] = tuple(TARGETS)
+    """that it predicts, of `TARGETS`"""
     sequence: str = "lstm"
     hidden: int = 128
     pooling: str = "max"
     dropout: float = 0.0
-    class_weights: bool = False
+    reweigh: bool = False
     """whether probabilities are multiplied by the metric's class weights, which its loss did not have"""
     predicts_slices: bool = False
     """whether it has a head for the injuries of single slices"""
@@ -51,12 +51,12 @@ class ClassifierSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """Of the targets, in their order."""
-        return tuple(column for group in self.targets for column in GROUPS[group])
+        return tuple(column for target in self.targets for column in TARGETS[target])
 
     @property
     def injuries(self) -> tuple[str, ...]:
         """Of the targets, in their order."""
-        return tuple(column for group in self.targets for column in GROUPS[group][1:])
+        return tuple(column for target in self.targets for column in TARGETS[target][1:])
 
 
 class ClassifierOutput(NamedTuple):
@@ -153,18 +153,18 @@ class TraumaClassifier(nn.Module):
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
-def group_spans(targets: Sequence[str] = tuple(GROUPS)) -> dict[str, slice]:
+def target_spans(targets: Sequence[str] = tuple(TARGETS)) -> dict[str, slice]:
     """The place of each target's columns among those of `targets`."""
     spans, start = {}, 0
-    for group in targets:
-        spans[group] = slice(start, start + len(GROUPS[group]))
-        start += len(GROUPS[group])
+    for target in targets:
+        spans[target] = slice(start, start + len(TARGETS[target]))
+        start += len(TARGETS[target])
     return spans
 
 
-def probabilities(logits: Tensor, targets: Sequence[str] = tuple(GROUPS)) -> Tensor:
+def probabilities(logits: Tensor, targets: Sequence[str] = tuple(TARGETS)) -> Tensor:
     """(..., columns) logits -> probabilities, a softmax within each target."""
-    parts = [logits[..., span].float().softmax(dim=-1) for span in group_spans(targets).values()]
+    parts = [logits[..., span].float().softmax(dim=-1) for span in target_spans(targets).values()]
     return torch.cat(parts, dim=-1)
 
 
@@ -195,7 +195,7 @@ def predict_stack(
 def metric_shift(spec: ClassifierSpec) -> Tensor:
     """(columns,) to add to the logits: the class weights of a model that was trained without them."""
     weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
-    return weights.log() if spec.class_weights else torch.zeros(len(spec.columns))
+    return weights.log() if spec.reweigh else torch.zeros(len(spec.columns))
 
 
 def save_classifier(path: str | Path, model: TraumaClassifier, spec: ClassifierSpec, **about: Any) -> None:

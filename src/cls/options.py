@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from src.core.config import Precision, check_range
-from src.core.targets import GROUPS
+from src.core.targets import TARGETS
 
 Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
 Region = Literal["body", "organs", "liver", "spleen", "kidneys", "bowel", "own"]
@@ -45,7 +45,7 @@ class ClassifierOptions:
     mode: Literal["multi", "single"] = "multi"
     """multi: one network predicts all targets. single: one network per target, from its labels alone."""
 
-    targets: tuple[Target, ...] = tuple(GROUPS)
+    targets: tuple[Target, ...] = tuple(TARGETS)
     """Targets to predict. In oof.csv of a run of fewer targets, the others have the prior."""
 
     windows: tuple[str, ...] | None = None
@@ -222,7 +222,7 @@ class ClassifierOptions:
                 f"--reweigh would weigh the classes twice, --loss {self.loss} has the metric's weights "
                 "already: give --loss plain with it, or leave it out"
             )
-        if self.loss == "metric" and (self.mode == "single" or len(self.targets) < len(GROUPS)):
+        if self.loss == "metric" and (self.mode == "single" or len(self.targets) < len(TARGETS)):
             raise ValueError(
                 "--loss metric takes any injury from all targets: it needs --mode multi and all --targets"
             )

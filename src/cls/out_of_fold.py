@@ -8,7 +8,7 @@ import pandas as pd
 from src.core.errors import UserError
 from src.core.files import write_table
 from src.core.log import format_table, say, warn
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.data.labels import read_probabilities
 from src.score.metric import score
 from src.score.missing_targets import fill_missing, fill_targets, missing_targets
@@ -66,7 +66,7 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
         first = absent.patient_id.iloc[0]
         warn(f"{len(absent)} labelled patients have no prepared series and get the prior, as {first}")
         absent = absent.assign(series_id="", **dict.fromkeys(COLUMNS, np.nan))
-        predicted = [target for target in GROUPS if target not in missing_targets(by_series)]
+        predicted = [target for target in TARGETS if target not in missing_targets(by_series)]
         by_series = pd.concat([by_series, fill_targets(absent, predicted, labels, dealt)], ignore_index=True)
     by_patient = fill_missing(combine_series(by_series), labels, dealt)
     write_table(by_series, output / "oof_series.csv")

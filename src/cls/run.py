@@ -133,7 +133,7 @@ def _describe_model(
         hidden=options.hidden,
         pooling=options.pooling,
         dropout=options.dropout,
-        class_weights=options.reweigh,
+        reweigh=options.reweigh,
         predicts_slices=options.slice_loss > 0,
         flips=options.tta,
         offsets=tuple((index + 0.5) / options.offsets for index in range(options.offsets)),

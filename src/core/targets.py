@@ -2,7 +2,7 @@
 
 from types import MappingProxyType
 
-GROUPS = MappingProxyType(
+TARGETS = MappingProxyType(
     {
         "bowel": ("bowel_healthy", "bowel_injury"),
         "extravasation": ("extravasation_healthy", "extravasation_injury"),
@@ -11,12 +11,12 @@ GROUPS = MappingProxyType(
         "spleen": ("spleen_healthy", "spleen_low", "spleen_high"),
     }
 )
-"""Each target's columns, healthy first. Probabilities of a group sum to 1 once normalised."""
+"""Each target's columns, healthy first. Probabilities of a target sum to 1 once normalised."""
 
-COLUMNS = tuple(column for columns in GROUPS.values() for column in columns)
+COLUMNS = tuple(column for columns in TARGETS.values() for column in columns)
 """The 13 columns of a submission, in its order."""
 
-INJURIES = tuple(column for columns in GROUPS.values() for column in columns[1:])
+INJURIES = tuple(column for columns in TARGETS.values() for column in columns[1:])
 """The 8 columns of injuries."""
 
 LABEL_COLUMNS = (*COLUMNS, "any_injury")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import read_exact
-from src.core.targets import COLUMNS, GROUPS, LABEL_COLUMNS
+from src.core.targets import COLUMNS, LABEL_COLUMNS, TARGETS
 
 INJURY_NAMES = ("Active_Extravasation", "Bowel")
 """The two findings that image_level_labels.csv marks slice by slice."""
@@ -65,14 +65,14 @@ def read_labels(path: str | Path) -> pd.DataFrame:
             row = frame[bad].iloc[0]
             raise UserError(f"{path}: {column} of patient {row.patient_id} is {row[column]}, not 0 or 1")
     labels = frame[["patient_id", *columns]].astype(dict.fromkeys(columns, int))
-    for group, members in GROUPS.items():
-        bad = labels[list(members)].sum(axis=1) != 1
+    for target, names in TARGETS.items():
+        bad = labels[list(names)].sum(axis=1) != 1
         if bad.any():
             patient = labels.patient_id[bad].iloc[0]
             raise UserError(
-                f"{path}: patient {patient} must have exactly one 1 among {', '.join(members)} ({group})"
+                f"{path}: patient {patient} must have exactly one 1 among {', '.join(names)} ({target})"
             )
-    injured = (labels[[members[0] for members in GROUPS.values()]] == 0).any(axis=1).astype(int)
+    injured = (labels[[names[0] for names in TARGETS.values()]] == 0).any(axis=1).astype(int)
     if "any_injury" in labels and (labels.any_injury != injured).any():
         patient = labels.patient_id[labels.any_injury != injured].iloc[0]
         raise UserError(f"{path}: any_injury of patient {patient} contradicts the patient's other labels")

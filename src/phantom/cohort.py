@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.core.targets import GROUPS, LABEL_COLUMNS
+from src.core.targets import LABEL_COLUMNS, TARGETS
 from src.phantom.body import PHASES
 from src.phantom.options import PhantomOptions
 
@@ -35,8 +35,8 @@ class PatientPlan:
     def labels(self) -> dict[str, int]:
         """The row of train.csv: `patient_id` and the 14 columns as 0 or 1."""
         row = {"patient_id": self.patient_id} | dict.fromkeys(LABEL_COLUMNS, 0)
-        for group, grade in self.grades.items():
-            row[f"{group}_{grade}"] = 1
+        for target, grade in self.grades.items():
+            row[f"{target}_{grade}"] = 1
         row["any_injury"] = int(any(grade != "healthy" for grade in self.grades.values()))
         return row
 
@@ -54,7 +54,7 @@ def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
     series_ids = iter(rng.permutation(np.arange(*ID_RANGE))[: 2 * count].tolist())
     plans: list[PatientPlan] = []
     for split, size in (("train", options.patients), ("test", options.test_patients)):
-        grades = {group: draw_grades(group, size, options.rates()[group], rng) for group in GROUPS}
+        grades = {target: draw_grades(target, size, options.rates()[target], rng) for target in TARGETS}
         two_phases = _choose(size, options.two_phase_rate, rng)
         phases = [list(PHASES) if two else [str(rng.choice(PHASES))] for two in two_phases]
         segmented = iter(_choose(sum(map(len, phases)), options.segmentation_rate * (split == "train"), rng))
@@ -64,7 +64,7 @@ def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
                     index=len(plans),
                     patient_id=patient_ids[len(plans)],
                     split=split,
-                    grades={group: grades[group][i] for group in GROUPS},
+                    grades={target: grades[target][i] for target in TARGETS},
                     series=tuple(SeriesPlan(next(series_ids), phase, next(segmented)) for phase in phases[i]),
                 )
             )
@@ -73,7 +73,7 @@ def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
 
 def draw_grades(group: str, size: int, rates: tuple[float, ...], rng: np.random.Generator) -> list[str]:
     """Give `size` patients a class of `group`; `rates` are the shares of its injured classes, in order."""
-    names = [column.split("_")[1] for column in GROUPS[group]]
+    names = [column.split("_")[1] for column in TARGETS[group]]
     drawn: list[str] = []
     for name, rate in zip(names[1:], rates, strict=True):
         drawn += [name] * _share(size, rate)

@@ -13,7 +13,7 @@ from src.core.config import plain_options
 from src.core.files import write_table
 from src.core.log import progress
 from src.core.run_folder import ANOTHER_OUTPUT, claim_folder, only_writer
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.ct.nifti import write_label_volume
 from src.phantom.cohort import PatientPlan, label_table, plan_cohort, stream
 from src.phantom.dicom_writer import Storage, write_series
@@ -128,7 +128,7 @@ def write_tables(folder: Path, plans: list[PatientPlan], records: list[SeriesRec
     image_level = pd.DataFrame(marks, columns=["patient_id", "series_id", "instance_number", "injury_name"])
     hidden = label_table(plans, "test")
     sample = hidden[["patient_id"]].assign(
-        **{column: 1 / len(group) for group in GROUPS.values() for column in group}
+        **{column: 1 / len(columns) for columns in TARGETS.values() for column in columns}
     )
     write_table(label_table(plans, "train"), folder / "train.csv")
     write_table(train, folder / "train_series_meta.csv")

@@ -25,7 +25,7 @@ from src.core.config import check_range, parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.files import atomic_path
 from src.core.log import say
-from src.core.targets import GROUPS
+from src.core.targets import TARGETS
 from src.data.prepared import PreparedDataset
 
 _INCHES = 2.4
@@ -150,8 +150,8 @@ def _log_odds(
     features = model.encoder.forward_head(maps)[None]
     pooled = model.head(features, padding[None] if spec.view.is_padded else None).pooled
     logits = (model.classifier(pooled)[0] + metric_shift(spec)).double()
-    group = next(names for names in GROUPS.values() if column in names)
-    others = [spec.columns.index(name) for name in group if name != column]
+    columns = next(names for names in TARGETS.values() if column in names)
+    others = [spec.columns.index(name) for name in columns if name != column]
     return logits[spec.columns.index(column)] - logits[others].logsumexp(dim=0)
 
 

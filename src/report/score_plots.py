@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from sklearn.metrics import roc_curve as roc_points
 
 from src.core.files import atomic_path
-from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, TARGETS
 from src.score.metric import align, any_injury, normalise
 
 _INCHES = 3.4
@@ -41,7 +41,7 @@ def plot_scores(labels: pd.DataFrame, predictions: pd.DataFrame, folder: Path) -
     for name, draw in drawn.items():
         figure = Figure(figsize=(_INCHES * 3, _INCHES * 2), layout="constrained")
         FigureCanvasAgg(figure)
-        targets = [target for target in (*GROUPS, "any_injury") if target in GROUPS or name != "confusion"]
+        targets = [target for target in (*TARGETS, "any_injury") if target in TARGETS or name != "confusion"]
         for place, target in enumerate(targets, 1):
             axes = figure.add_subplot(2, 3, place)
             axes.set_title(target.replace("_", " "))
@@ -62,7 +62,7 @@ def _injuries(
     else:
         curves = [
             (column.rsplit("_", 1)[1], labels[column].to_numpy(), probabilities[column].to_numpy())
-            for column in GROUPS[target][1:]
+            for column in TARGETS[target][1:]
         ]
     return [curve for curve in curves if 0 < curve[1].sum() < len(labels)]
 
@@ -97,8 +97,8 @@ def calibration_points(
 
 def _without_weights(probabilities: pd.DataFrame) -> pd.DataFrame:
     columns = {}
-    for members in GROUPS.values():
-        values = probabilities[list(members)] / [CLASS_WEIGHTS[column] for column in members]
+    for columns in TARGETS.values():
+        values = probabilities[list(columns)] / [CLASS_WEIGHTS[column] for column in columns]
         columns |= dict(values.div(values.sum(axis=1), axis=0).items())
     return probabilities.assign(**columns)
 
@@ -134,7 +134,7 @@ def _draw_calibration(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFr
 
 
 def _draw_confusion(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:
-    columns = list(GROUPS[target])
+    columns = list(TARGETS[target])
     names = [column.rsplit("_", 1)[1] for column in columns]
     truth, given = (frame[columns].to_numpy().argmax(axis=1) for frame in (labels, probabilities))
     counts = confusion_matrix(truth, given, labels=range(len(columns)))

@@ -10,7 +10,7 @@ scikit-learn takes longer than scoring.
 import numpy as np
 import pandas as pd
 
-from src.core.targets import GROUPS
+from src.core.targets import TARGETS
 from src.score.metric import align, any_injury, normalise
 
 MEASURES = ("average_precision", "auc", "precision", "recall", "f1")
@@ -35,9 +35,9 @@ def class_metrics(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
     """
     probabilities = normalise(align(predictions, labels.patient_id))
     rows = []
-    for members in GROUPS.values():
-        chosen = probabilities[list(members)].to_numpy().argmax(axis=1)
-        for index, name in enumerate(members):
+    for columns in TARGETS.values():
+        chosen = probabilities[list(columns)].to_numpy().argmax(axis=1)
+        for index, name in enumerate(columns):
             truth, given = labels[name].to_numpy(), chosen == index
             positives, predicted = int(truth.sum()), int(given.sum())
             row = {"class": name, "positives": positives, "predicted": predicted}
@@ -80,7 +80,7 @@ def auc_per_grade(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
     """
     probabilities = normalise(align(predictions, labels.patient_id))
     problems = {}
-    for healthy, *injuries in GROUPS.values():
+    for healthy, *injuries in TARGETS.values():
         ranking = 1 - probabilities[healthy].to_numpy()
         for injury in injuries:
             kept = ((labels[healthy] == 1) | (labels[injury] == 1)).to_numpy()

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, GROUPS
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, TARGETS
 
-LOSSES = (*GROUPS, "any_injury")
+LOSSES = (*TARGETS, "any_injury")
 """Names of the six losses, in the order of every array here."""
 
 _EPS = np.finfo(np.float64).eps
-_HEALTHY = [columns[0] for columns in GROUPS.values()]
+_HEALTHY = [columns[0] for columns in TARGETS.values()]
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,19 @@ def score(labels: pd.DataFrame, predictions: pd.DataFrame) -> Score:
             is broken (see `check_probabilities`); the message names the column or the patient.
     """
     losses = {
-        name: weighted_log_loss(*problem)
-        for name, problem in zip(LOSSES, _problems(labels, predictions), strict=True)
+        name: weighted_log_loss(truth, probabilities, weights)
+        for name, (truth, probabilities, weights) in zip(
+            LOSSES, _loss_inputs(labels, predictions), strict=True
+        )
     }
     return Score(float(np.mean(list(losses.values()))), losses)
 
 
 def loss_terms(labels: pd.DataFrame, predictions: pd.DataFrame) -> LossTerms:
     """Each patient's log losses and weights, in the order of `labels`. Raises as `score` does."""
-    problems = list(_problems(labels, predictions))
-    losses = [_log_losses(truth, probabilities) for truth, probabilities, _ in problems]
-    return LossTerms(np.stack(losses, axis=1), np.stack([weights for _, _, weights in problems], axis=1))
+    inputs = list(_loss_inputs(labels, predictions))
+    losses = [_log_losses(truth, probabilities) for truth, probabilities, _ in inputs]
+    return LossTerms(np.stack(losses, axis=1), np.stack([weights for _, _, weights in inputs], axis=1))
 
 
 def weighted_log_loss(truth: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> float:
@@ -87,11 +89,11 @@ def weighted_log_loss(truth: np.ndarray, probabilities: np.ndarray, weights: np.
 def normalise(predictions: pd.DataFrame) -> pd.DataFrame:
     """Divide every target's columns by their row sum. Raises as `check_probabilities` does."""
     check_probabilities(predictions)
-    columns = {}
-    for members in GROUPS.values():
-        values = predictions[list(members)].to_numpy(np.float64)
-        columns |= dict(zip(members, (values / values.sum(axis=1, keepdims=True)).T, strict=True))
-    return predictions.assign(**columns)
+    shares = {}
+    for columns in TARGETS.values():
+        values = predictions[list(columns)].to_numpy(np.float64)
+        shares |= dict(zip(columns, (values / values.sum(axis=1, keepdims=True)).T, strict=True))
+    return predictions.assign(**shares)
 
 
 def any_injury(probabilities: pd.DataFrame) -> np.ndarray:
@@ -146,13 +148,13 @@ def check_probabilities(predictions: pd.DataFrame) -> None:
             raise UserError(
                 f"predictions: {COLUMNS[column]} of patient {_patient(predictions, row)} is {fault}"
             )
-    for group, members in GROUPS.items():
-        empty = predictions[list(members)].to_numpy(np.float64).sum(axis=1) <= 0
+    for target, columns in TARGETS.items():
+        empty = predictions[list(columns)].to_numpy(np.float64).sum(axis=1) <= 0
         if empty.any():
             row = int(np.argmax(empty))
             raise UserError(
-                f"predictions: {' + '.join(members)} of patient {_patient(predictions, row)} is 0; "
-                f"{group} needs at least one value above 0"
+                f"predictions: {' + '.join(columns)} of patient {_patient(predictions, row)} is 0; "
+                f"{target} needs at least one value above 0"
             )
 
 
@@ -160,8 +162,8 @@ def obeys_rules(predictions: pd.DataFrame) -> np.ndarray:
     """Which rows `check_probabilities` would pass, (rows,) bool; all columns must be there and numeric."""
     values = predictions[list(COLUMNS)].to_numpy(np.float64)
     obeys = (np.isfinite(values) & (values >= 0)).all(axis=1)
-    for members in GROUPS.values():
-        obeys &= predictions[list(members)].to_numpy(np.float64).sum(axis=1) > 0
+    for columns in TARGETS.values():
+        obeys &= predictions[list(columns)].to_numpy(np.float64).sum(axis=1) > 0
     return obeys
 
 
@@ -174,23 +176,23 @@ def check_labels(labels: pd.DataFrame) -> None:
     if "patient_id" not in labels.columns:
         raise UserError("the labels lack the column patient_id")
     _check_numbers(labels, "labels")
-    for group, members in GROUPS.items():
-        values = labels[list(members)].to_numpy(np.float64)
+    for target, columns in TARGETS.items():
+        values = labels[list(columns)].to_numpy(np.float64)
         bad = ~(np.isin(values, (0, 1)).all(axis=1) & (values.sum(axis=1) == 1))
         if bad.any():
             row = int(np.argmax(bad))
             raise UserError(
-                f"labels: {group} of patient {_patient(labels, row)} must have exactly one column at 1"
+                f"labels: {target} of patient {_patient(labels, row)} must have exactly one column at 1"
             )
 
 
-def _problems(
+def _loss_inputs(
     labels: pd.DataFrame, predictions: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """One-hot truth, probabilities (both patients x classes) and weights of the six losses, in order."""
     check_labels(labels)
     probabilities = normalise(align(predictions, labels.patient_id))
-    for columns in GROUPS.values():
+    for columns in TARGETS.values():
         truth = labels[list(columns)].to_numpy(np.float64)
         yield (
             truth,

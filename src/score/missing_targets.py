@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.targets import GROUPS
+from src.core.targets import TARGETS
 from src.score.metric import check_probabilities
 from src.score.prior import cross_fitted_prior, weight_aware_prior
 
@@ -17,7 +17,7 @@ from src.score.prior import cross_fitted_prior, weight_aware_prior
 def missing_targets(table: pd.DataFrame) -> tuple[str, ...]:
     """The targets whose columns are all there and empty in every row."""
     empty = {column for column in table.columns if table[column].isna().all()}
-    return tuple(target for target, members in GROUPS.items() if empty >= set(members))
+    return tuple(target for target, columns in TARGETS.items() if empty >= set(columns))
 
 
 def check_predicted_targets(table: pd.DataFrame) -> None:
@@ -62,7 +62,7 @@ def fill_missing(table: pd.DataFrame, labels: pd.DataFrame, folds: pd.DataFrame 
 def explain_missing(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """One line for each of several tables that lacks targets, and one for the targets that all lack."""
     missing = {name: missing_targets(table) for name, table in tables.items()}
-    by_all = [target for target in GROUPS if all(target in targets for targets in missing.values())]
+    by_all = [target for target in TARGETS if all(target in targets for targets in missing.values())]
     lines = [
         f"{name} has no {', '.join(targets)}: they come from the other tables, and alone it gets the prior"
         for name, targets in missing.items()
@@ -74,4 +74,4 @@ def explain_missing(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _columns(targets: Iterable[str]) -> list[str]:
-    return [column for target in targets for column in GROUPS[target]]
+    return [column for target in targets for column in TARGETS[target]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, GROUPS, INJURIES
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, INJURIES, TARGETS
 from src.score.metric import LOSSES, any_injury
 from src.score.postprocess import GRADES, PatientRows, PostProcessing, from_vector, to_targets
 
@@ -92,7 +92,7 @@ class PostObjective:
             weights=tuple((weights / weights.sum()).tolist()),
             series_max=float(vector[0]),
             any_injury=float(vector[1]),
-            temperature=dict(zip(GROUPS, temperature.tolist(), strict=True)),
+            temperature=dict(zip(TARGETS, temperature.tolist(), strict=True)),
             multipliers=dict(zip(INJURIES, multipliers.tolist(), strict=True)),
         )
 

@@ -22,12 +22,14 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import write_json
-from src.core.targets import COLUMNS, GROUPS, INJURIES
+from src.core.targets import COLUMNS, INJURIES, TARGETS
 from src.score.metric import align
 from src.score.missing_targets import check_predicted_targets
 
-N_CLASSES = max(map(len, GROUPS.values()))
-_places = [(target, grade) for target, columns in enumerate(GROUPS.values()) for grade in range(len(columns))]
+N_CLASSES = max(map(len, TARGETS.values()))
+_places = [
+    (target, grade) for target, columns in enumerate(TARGETS.values()) for grade in range(len(columns))
+]
 _ALL = tuple(np.array(_places).T)
 GRADES = tuple(np.array([place for place in _places if place[1]]).T)
 """Index of the 8 injuries in (targets, classes), in the order of `INJURIES`."""
@@ -45,7 +47,7 @@ class PostProcessing:
     series_max: float = 0.0
     """share of the most injured series in a patient's row, 0..1; the rest is the mean of the series. 0 is the
     plain mean, 1 takes each target from the series with the least `healthy`"""
-    temperature: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(GROUPS, 1.0))
+    temperature: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TARGETS, 1.0))
     """of each target: probabilities are raised to 1 / temperature; below 1 sharpens"""
     multipliers: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(INJURIES, 1.0))
     """of the 8 injury columns; a target is divided by its sum afterwards"""
@@ -61,7 +63,7 @@ class PostProcessing:
         for name in ("series_max", "any_injury"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"post-processing: {name} must be in 0..1, got {getattr(self, name)}")
-        for name, keys in (("temperature", tuple(GROUPS)), ("multipliers", INJURIES)):
+        for name, keys in (("temperature", tuple(TARGETS)), ("multipliers", INJURIES)):
             values = getattr(self, name)
             if set(values) != set(keys) or not all(np.isfinite(v) and v > 0 for v in values.values()):
                 raise UserError(f"post-processing: {name} must give a number above 0 to {', '.join(keys)}")
@@ -160,12 +162,12 @@ class PatientRows:
         weights = np.array(post.weights)[:, None] * self.predicted  # (tables, targets)
         together = weights.sum(axis=0)
         if not together.all():
-            target = list(GROUPS)[int(np.argmin(together))]
+            target = list(TARGETS)[int(np.argmin(together))]
             raise UserError(f"post-processing: no table of a weight above 0 predicts {target}")
         rows = (1 - post.series_max) * self.mean + post.series_max * self.most_injured
         rows = np.where(self.predicted[:, None, :, None], rows, 0.0)
         joined = ((weights / together)[:, None, :, None] * rows).sum(axis=0)
-        temperature = np.array([post.temperature[name] for name in GROUPS])
+        temperature = np.array([post.temperature[name] for name in TARGETS])
         multipliers = from_vector(np.array([post.multipliers[name] for name in INJURIES]), others=1.0)
         adjusted = adjust(joined, temperature, multipliers, post.any_injury)
         return from_targets(adjusted).assign(patient_id=self.patient_ids)
@@ -259,7 +261,7 @@ def read_post(path: str | Path) -> PostProcessing:
 
 def to_targets(frame: pd.DataFrame) -> np.ndarray:
     """The 13 columns as (rows, targets, classes)."""
-    values = np.zeros((len(frame), len(GROUPS), N_CLASSES))
+    values = np.zeros((len(frame), len(TARGETS), N_CLASSES))
     values[:, *_ALL] = frame[list(COLUMNS)].to_numpy(np.float64)
     return values
 
@@ -271,7 +273,7 @@ def from_targets(values: np.ndarray) -> pd.DataFrame:
 
 def from_vector(values: np.ndarray, others: float = 0.0) -> np.ndarray:
     """(targets, classes) with a value for each of `INJURIES`, and `others` elsewhere."""
-    array = np.full((len(GROUPS), N_CLASSES), others)
+    array = np.full((len(TARGETS), N_CLASSES), others)
     array[GRADES] = values
     return array
 

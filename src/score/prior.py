@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
-from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, GROUPS
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, TARGETS
 from src.score.metric import any_injury, score
 
 PSEUDO_COUNT = 0.5
@@ -33,7 +33,7 @@ def weight_aware_prior(labels: pd.DataFrame) -> pd.Series:
         13 probabilities, indexed by column.
     """
     weighted = (labels[list(COLUMNS)].sum() + PSEUDO_COUNT) * pd.Series(dict(CLASS_WEIGHTS))
-    for columns in GROUPS.values():
+    for columns in TARGETS.values():
         weighted[list(columns)] /= weighted[list(columns)].sum()
     return weighted
 
@@ -53,7 +53,7 @@ def raised_prior(labels: pd.DataFrame) -> pd.Series:
     injured = any_injury(labels).mean()
     any_injury_share = ANY_INJURY_WEIGHT * injured / (ANY_INJURY_WEIGHT * injured + 1 - injured)
     candidates = [prior]
-    for healthy, *injuries in GROUPS.values():
+    for healthy, *injuries in TARGETS.values():
         raised = prior.copy()
         raised[healthy] = 1 - (1 - prior[healthy] + any_injury_share) / 2
         raised[injuries] *= (1 - raised[healthy]) / (1 - prior[healthy])

@@ -8,7 +8,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import write_table
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.score.metric import align, check_probabilities
 from src.score.missing_targets import check_predicted_targets, missing_targets
 
@@ -29,7 +29,7 @@ def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
             target at all.
     """
     check_predicted_targets(frame)
-    if len(missing_targets(frame)) == len(GROUPS):
+    if len(missing_targets(frame)) == len(TARGETS):
         raise UserError("predictions: the columns of every target are empty")
     by_patient = frame.groupby("patient_id", sort=False)
     combined = by_patient[list(COLUMNS)].mean()

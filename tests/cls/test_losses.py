@@ -9,12 +9,12 @@ import torch
 
 from src.cls.losses import StackLoss, organ_loss, slice_loss
 from src.cls.model import probabilities
-from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS, INJURIES, LABEL_COLUMNS
+from src.core.targets import CLASS_WEIGHTS, COLUMNS, INJURIES, LABEL_COLUMNS, TARGETS
 from src.score.metric import LOSSES, score
 from tests.helpers.score_frames import draw_labels
 
 LABELS = draw_labels(40, injury_rate=0.5)
-TARGETS = torch.tensor(LABELS[list(LABEL_COLUMNS)].to_numpy(), dtype=torch.float32)
+TRUTH = torch.tensor(LABELS[list(LABEL_COLUMNS)].to_numpy(), dtype=torch.float32)
 
 
 @pytest.fixture
@@ -28,25 +28,25 @@ def official(logits: torch.Tensor) -> dict[str, float]:
 
 
 def test_weighted_loss_of_all_patients_is_the_metric_without_any_injury(logits):
-    losses = StackLoss(LABELS)(logits, TARGETS)
-    assert losses.tolist() == pytest.approx([official(logits)[group] for group in GROUPS], rel=1e-5)
+    losses = StackLoss(LABELS)(logits, TRUTH)
+    assert losses.tolist() == pytest.approx([official(logits)[target] for target in TARGETS], rel=1e-5)
 
 
 def test_metric_loss_of_all_patients_is_the_metric(logits):
-    losses = StackLoss(LABELS, "metric")(logits, TARGETS)
+    losses = StackLoss(LABELS, "metric")(logits, TRUTH)
     assert losses.tolist() == pytest.approx([official(logits)[name] for name in LOSSES], rel=1e-5)
 
 
 def test_any_injury_has_a_gradient_in_the_most_injured_target_only(logits):
     logits = logits.requires_grad_()
-    StackLoss(LABELS, "metric")(logits, TARGETS)[-1].backward()
+    StackLoss(LABELS, "metric")(logits, TRUTH)[-1].backward()
     touched = [(logits.grad[:, span].abs().sum(dim=1) > 0) for span in _spans()]
     assert (torch.stack(touched).sum(dim=0) == 1).all()
 
 
 def test_plain_loss_is_cross_entropy(logits):
-    losses = StackLoss(LABELS, "plain")(logits, TARGETS)
-    for loss, span, names in zip(losses, _spans(), GROUPS.values(), strict=True):
+    losses = StackLoss(LABELS, "plain")(logits, TRUTH)
+    for loss, span, names in zip(losses, _spans(), TARGETS.values(), strict=True):
         truth = torch.tensor(LABELS[list(names)].to_numpy().argmax(1))
         torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[:, span], truth))
 
@@ -57,29 +57,29 @@ def test_metric_loss_needs_all_targets():
 
 
 def test_loss_of_one_target_is_the_same_alone(logits):
-    alone = StackLoss(LABELS, targets=("liver",))(logits[:, _spans()[3]], TARGETS)
-    torch.testing.assert_close(alone[0], StackLoss(LABELS)(logits, TARGETS)[3])
+    alone = StackLoss(LABELS, targets=("liver",))(logits[:, _spans()[3]], TRUTH)
+    torch.testing.assert_close(alone[0], StackLoss(LABELS)(logits, TRUTH)[3])
 
 
 @pytest.mark.parametrize("kind", ["weighted", "metric"])
 def test_loss_is_the_mean_over_batches(logits, kind):
     loss = StackLoss(LABELS, kind)
-    parts = torch.stack([loss(logits[i : i + 8], TARGETS[i : i + 8]) for i in range(0, 40, 8)])
-    torch.testing.assert_close(parts.mean(0), loss(logits, TARGETS))
+    parts = torch.stack([loss(logits[i : i + 8], TRUTH[i : i + 8]) for i in range(0, 40, 8)])
+    torch.testing.assert_close(parts.mean(0), loss(logits, TRUTH))
 
 
 def test_smoothing_raises_the_loss_of_a_confident_prediction():
-    confident = TARGETS[:, :13] * 20.0
-    assert StackLoss(LABELS)(confident, TARGETS).mean() < 1e-4
-    assert StackLoss(LABELS, smoothing=0.1)(confident, TARGETS).mean() > 0.5
+    confident = TRUTH[:, :13] * 20.0
+    assert StackLoss(LABELS)(confident, TRUTH).mean() < 1e-4
+    assert StackLoss(LABELS, smoothing=0.1)(confident, TRUTH).mean() > 0.5
 
 
 @pytest.mark.parametrize("kind", ["weighted", "metric", "plain"])
 def test_loss_is_linear_in_mixed_targets(logits, kind):
     loss = StackLoss(LABELS, kind, smoothing=0.1)
     same = logits[:1].expand(2, -1)
-    single = [loss(same[:1], TARGETS[[place]]) for place in (0, 1)]
-    mixed = loss(same[:1], 0.3 * TARGETS[[0]] + 0.7 * TARGETS[[1]])
+    single = [loss(same[:1], TRUTH[[place]]) for place in (0, 1)]
+    mixed = loss(same[:1], 0.3 * TRUTH[[0]] + 0.7 * TRUTH[[1]])
     torch.testing.assert_close(mixed, 0.3 * single[0] + 0.7 * single[1])
 
 
@@ -87,7 +87,7 @@ def test_importance_weighs_patients(logits):
     loss = StackLoss(LABELS)
     importance = torch.zeros(40)
     importance[:10] = 4.0
-    torch.testing.assert_close(loss(logits, TARGETS, importance), loss(logits[:10], TARGETS[:10]))
+    torch.testing.assert_close(loss(logits, TRUTH, importance), loss(logits[:10], TRUTH[:10]))
 
 
 def test_slice_loss_ignores_missing_targets():
@@ -117,5 +117,5 @@ def test_organ_loss_ignores_series_without_masks():
 
 
 def _spans() -> list[slice]:
-    starts = np.cumsum([0, *map(len, GROUPS.values())])
+    starts = np.cumsum([0, *map(len, TARGETS.values())])
     return [slice(a, b) for a, b in pairwise(starts)]

@@ -9,14 +9,14 @@ from src.cls.losses import StackLoss
 from src.cls.model import (
     ClassifierSpec,
     TraumaClassifier,
-    group_spans,
     load_classifier,
     predict_stack,
     probabilities,
     save_classifier,
+    target_spans,
 )
 from src.cls.views import StackView
-from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS, LABEL_COLUMNS
+from src.core.targets import CLASS_WEIGHTS, COLUMNS, LABEL_COLUMNS, TARGETS
 from src.score.prior import weight_aware_prior
 from tests.helpers.score_frames import draw_labels
 
@@ -27,7 +27,7 @@ SPEC = ClassifierSpec(
     mean=(0.5, 0.5),
     std=(0.25, 0.25),
     hidden=8,
-    prior={column: 1 / 2 if len(names) == 2 else 1 / 3 for names in GROUPS.values() for column in names},
+    prior={column: 1 / 2 if len(names) == 2 else 1 / 3 for names in TARGETS.values() for column in names},
 )
 UNPADDED = torch.zeros(2, 5, dtype=torch.bool)
 
@@ -47,7 +47,7 @@ def test_probabilities_sum_to_one_in_every_target(model):
     with torch.inference_mode():
         predicted = probabilities(model(stacks()).logits)
     assert predicted.shape == (2, 13)
-    for span in group_spans().values():
+    for span in target_spans().values():
         torch.testing.assert_close(predicted[:, span].sum(dim=1), torch.ones(2))
 
 
@@ -66,7 +66,7 @@ def test_classifier_of_one_target_predicts_its_columns():
     spec = replace(SPEC, targets=("spleen",))
     model = TraumaClassifier(spec).eval()
     predicted = predict_stack(model, spec, stacks(), UNPADDED, ("none",))
-    assert predicted.shape == (2, 3) and spec.columns == GROUPS["spleen"]
+    assert predicted.shape == (2, 3) and spec.columns == TARGETS["spleen"]
     torch.testing.assert_close(predicted.sum(dim=1), torch.ones(2))
 
 
@@ -124,11 +124,11 @@ def test_predict_stack_uses_padding_of_padded_views_only(model):
 
 
 def test_predict_stack_multiplies_by_class_weights(model):
-    spec = replace(SPEC, class_weights=True)
+    spec = replace(SPEC, reweigh=True)
     plain, weighed = (predict_stack(model, each, stacks(), UNPADDED, ("none",)) for each in (SPEC, spec))
     weights = torch.tensor([CLASS_WEIGHTS[name] for name in COLUMNS])
     expected = plain * weights
-    for span in group_spans().values():
+    for span in target_spans().values():
         expected[:, span] /= expected[:, span].sum(dim=1, keepdim=True)
     torch.testing.assert_close(weighed, expected)
 

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.data.labels import read_probabilities
 from src.score.metric import score
 from src.score.missing_targets import missing_targets
 from src.score.prior import weight_aware_prior
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
-LIVER = list(GROUPS["liver"])
+LIVER = list(TARGETS["liver"])
 OTHERS = [column for column in COLUMNS if column not in LIVER]
 LOST = "105"
 

@@ -20,7 +20,7 @@ from src.cls.fold_models import find_folds
 from src.cls.model import load_classifier, metric_shift
 from src.core.errors import UserError
 from src.core.run_folder import only_writer
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.data.prepared import PreparedDataset
 from src.nn.encoder import EncoderFile, create_encoder, first_kernel, save_encoder
 from src.score.prior import weight_aware_prior
@@ -64,16 +64,16 @@ def test_single_mode_trains_one_network_per_target(tiny, run_arguments, tmp_path
 
 def test_single_mode_ignores_the_labels_of_other_targets(tiny, run_arguments, tmp_path):
     labels = pd.read_csv(tiny.labels, dtype={"patient_id": str})
-    others = [column for names in GROUPS.values() for column in names if not column.startswith("liver")]
+    others = [column for names in TARGETS.values() for column in names if not column.startswith("liver")]
     turned = labels.assign(**labels[others].iloc[::-1].set_axis(labels.index))
-    healthy = turned[[names[0] for names in GROUPS.values()]]
+    healthy = turned[[names[0] for names in TARGETS.values()]]
     turned.assign(any_injury=1 - healthy.min(axis=1)).to_csv(tmp_path / "turned.csv", index=False)
     assert not turned[others].equals(labels[others])
     given = {"fold": "0", "epochs": 1, "mode": "single", "targets": "liver", "slice_loss": 1.0}
     tables = []
     for name, path in (("own", tiny.labels), ("turned", tmp_path / "turned.csv")):
         train_cls.main(run_arguments(name, **given, class_balance=1.0, lr="1e-3", labels=path))
-        tables.append(pd.read_csv(tmp_path / name / "oof_series.csv")[list(GROUPS["liver"])])
+        tables.append(pd.read_csv(tmp_path / name / "oof_series.csv")[list(TARGETS["liver"])])
     pd.testing.assert_frame_equal(*tables)
 
 
@@ -104,7 +104,7 @@ def test_missing_targets_of_a_run_come_from_other_runs(tiny, run_arguments, tmp_
         output = tmp_path / f"{name}.csv"
         infer.main(f"--input {tiny.raw} --models {models} --sample {tiny.sample} --output {output}".split())
         tables[name] = pd.read_csv(output)
-    kidney, liver = list(GROUPS["kidney"]), list(GROUPS["liver"])
+    kidney, liver = list(TARGETS["kidney"]), list(TARGETS["liver"])
     np.testing.assert_allclose(tables["both"][kidney], tables["all"][kidney], atol=1e-6)
     assert not np.allclose(tables["both"][liver], tables["all"][liver])
     given = f"--labels {tiny.labels} --folds {tiny.folds} --json {tmp_path}/score.json --rounds 10"
@@ -172,7 +172,7 @@ def test_infer_joins_the_networks_of_single_mode(tiny, run_arguments, tmp_path):
     given = f"--models {tmp_path / 'run'} --sample {tiny.sample} --output {submission}"
     infer.main(f"--input {tiny.raw} {given}".split())
     table = pd.read_csv(submission)
-    for names in GROUPS.values():
+    for names in TARGETS.values():
         assert table[list(names)].sum(axis=1).to_numpy() == pytest.approx(1.0)
         assert table[names[1]].nunique() == 3
 
@@ -271,6 +271,6 @@ def test_two_processes_train_like_one(run_arguments, tmp_path):
     )
     assert shared.returncode == 0, shared.stderr[-2000:]
     one, two = (pd.read_csv(tmp_path / run / "fold0/metrics.csv") for run in ("one", "two"))
-    for name in ("loss", *GROUPS):
+    for name in ("loss", *TARGETS):
         assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-4), name
     assert predictions(tmp_path / "two") == pytest.approx(predictions(tmp_path / "one"), rel=1e-3)

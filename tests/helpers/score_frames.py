@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 
 RSNA_TABLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "rsna2023"
 
@@ -19,11 +19,11 @@ def draw_labels(patients: int, seed: int = 0, injury_rate: float = 0.3) -> pd.Da
     """Labels of patients 100, 101, ...: every target injured at `injury_rate`, grades equally likely."""
     rng = np.random.default_rng(seed)
     labels = pd.DataFrame({"patient_id": [str(100 + row) for row in range(patients)]})
-    for columns in GROUPS.values():
+    for columns in TARGETS.values():
         grade = np.where(rng.random(patients) < injury_rate, rng.integers(1, len(columns), patients), 0)
         labels[list(columns)] = np.eye(len(columns), dtype=int)[grade]
     return labels.assign(
-        any_injury=(labels[[columns[0] for columns in GROUPS.values()]] == 0).any(axis=1).astype(int)
+        any_injury=(labels[[columns[0] for columns in TARGETS.values()]] == 0).any(axis=1).astype(int)
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS, INJURIES
+from src.core.targets import COLUMNS, INJURIES, TARGETS
 from src.infer import ensemble as ensembles
 from src.infer.ensemble import Ensemble
 from src.infer.organ_finder import ForwardSettings
@@ -23,7 +23,7 @@ from tests.helpers.score_frames import draw_labels, draw_predictions
 LABELS = draw_labels(30)
 PRIOR = weight_aware_prior(LABELS)
 RUNS = {
-    "all": tuple(GROUPS),
+    "all": tuple(TARGETS),
     "liver": ("liver",),
     "most": ("extravasation", "kidney", "liver", "spleen"),
     "spleen": ("spleen",),
@@ -45,7 +45,7 @@ class FakeMember:
 
     @property
     def columns(self):
-        return [COLUMNS.index(column) for target in self.targets for column in GROUPS[target]]
+        return [COLUMNS.index(column) for target in self.targets for column in TARGETS[target]]
 
     def without_tta(self):
         return self
@@ -83,7 +83,7 @@ def join(tables: dict, names: str, post: PostProcessing) -> tuple[pd.DataFrame, 
         results.add(key, predict(ensemble, key, ensemble.full))
     left = []
     for name in chosen:
-        missing = [column for target in GROUPS if target not in RUNS[name] for column in GROUPS[target]]
+        missing = [column for target in TARGETS if target not in RUNS[name] for column in TARGETS[target]]
         left.append(tables[name].reset_index(drop=True).assign(**dict.fromkeys(missing, np.nan)))
     return results.predictions(), left
 
@@ -99,7 +99,7 @@ def test_ensemble_joins_runs_of_some_targets_as_their_tables(fake_runs, names, s
     post = PostProcessing(
         tuple(weights / weights.sum()),
         series_max,
-        dict.fromkeys(GROUPS, 1.0) | {"liver": 0.7},
+        dict.fromkeys(TARGETS, 1.0) | {"liver": 0.7},
         dict.fromkeys(INJURIES, 1.0) | {"spleen_low": 2.0},
         any_injury=0.3,
     )
@@ -113,7 +113,7 @@ def test_ensemble_predicts_the_prior_of_a_target_that_no_run_predicts(fake_runs)
         (0.3, 0.7), 0.5, multipliers=dict.fromkeys(INJURIES, 1.0) | {"bowel_injury": 3.0}, any_injury=0.2
     )
     predicted, tables = join(fake_runs, "liver most", post)
-    filled = [table.assign(**{name: PRIOR[name] for name in GROUPS["bowel"]}) for table in tables]
+    filled = [table.assign(**{name: PRIOR[name] for name in TARGETS["bowel"]}) for table in tables]
     fitted = PatientRows.read(filled, predicted.patient_id).apply(post)
     np.testing.assert_allclose(predicted[list(COLUMNS)], fitted[list(COLUMNS)], rtol=1e-9)
 
@@ -133,13 +133,13 @@ def test_ensemble_replaces_runs_that_a_subset_excludes_by_the_others(fake_runs):
     without_all = ensemble._subset(np.array([1, 0, 1]), tta=True)
     liver, all_, most = predict(ensemble, key, without_all)
     own = {name: fake_runs[name].loc[key, list(COLUMNS)].to_numpy(float) for name in RUNS}
-    is_liver = np.array([column in GROUPS["liver"] for column in COLUMNS])
-    is_bowel = np.array([column in GROUPS["bowel"] for column in COLUMNS])
+    is_liver = np.array([column in TARGETS["liver"] for column in COLUMNS])
+    is_bowel = np.array([column in TARGETS["bowel"] for column in COLUMNS])
     # NaN where a run never predicts; the others or the prior where it is excluded
     np.testing.assert_array_equal(np.isnan(liver), ~is_liver)
     np.testing.assert_array_equal(np.isnan(most), is_bowel)
     np.testing.assert_allclose(all_[is_liver], (0.5 * own["liver"] + 0.3 * own["most"])[is_liver] / 0.8)
-    np.testing.assert_allclose(all_[is_bowel], PRIOR[list(GROUPS["bowel"])])
+    np.testing.assert_allclose(all_[is_bowel], PRIOR[list(TARGETS["bowel"])])
     is_other = ~is_liver & ~is_bowel
     np.testing.assert_allclose(all_[is_other], own["most"][is_other])
 

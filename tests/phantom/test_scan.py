@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.core.targets import GROUPS
+from src.core.targets import TARGETS
 from src.phantom.cohort import PatientPlan, SeriesPlan
 from src.phantom.options import PhantomOptions
 from src.phantom.scan import generate_series
 
-HEALTHY = dict.fromkeys(GROUPS, "healthy")
+HEALTHY = dict.fromkeys(TARGETS, "healthy")
 
 
 def patient(phase: str = "portal", index: int = 0, **grades: str) -> PatientPlan:

@@ -42,7 +42,7 @@ def test_explain_parts_sum_to_the_difference_from_a_uniform_stack(sequence, pool
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("column", ["bowel_injury", "kidney_low"])
 def test_explain_log_odds_are_those_of_a_prediction(column, weights):
-    model, spec, stack = build(class_weights=weights)
+    model, spec, stack = build(reweigh=weights)
     found = explain(model, spec, stack, column, steps=1)
     predicted = predict_stack(model, spec, stack.images[None], stack.padding[None], ("none",))[0]
     assert 1 / (1 + np.exp(-found.log_odds)) == pytest.approx(predicted[spec.columns.index(column)].item())

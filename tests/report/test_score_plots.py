@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, GROUPS
+from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, TARGETS
 from src.report.score_plots import calibration_points, plot_scores
 
 PATIENTS = 20_000
@@ -17,7 +17,7 @@ def exact() -> tuple[pd.DataFrame, pd.DataFrame]:
     rng = np.random.default_rng(0)
     labels = pd.DataFrame({"patient_id": [str(row) for row in range(PATIENTS)]})
     predictions = labels.copy()
-    for columns in GROUPS.values():
+    for columns in TARGETS.values():
         shares = rng.dirichlet([1.0] * len(columns), PATIENTS)
         drawn = (rng.random((PATIENTS, 1)) > shares.cumsum(axis=1)).sum(axis=1).clip(max=len(columns) - 1)
         labels[list(columns)] = np.eye(len(columns), dtype=int)[drawn]
@@ -26,10 +26,10 @@ def exact() -> tuple[pd.DataFrame, pd.DataFrame]:
     return labels, predictions
 
 
-@pytest.mark.parametrize("target", GROUPS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_calibration_points_of_the_best_predictions_lie_on_the_diagonal(exact, target):
     points = calibration_points(*exact, target)
-    assert list(points) == [column.rsplit("_", 1)[1] for column in GROUPS[target][1:]]
+    assert list(points) == [column.rsplit("_", 1)[1] for column in TARGETS[target][1:]]
     for mean, share in points.values():
         assert mean == pytest.approx(share, abs=0.03)
         assert mean[0] < 0.1 and mean[-1] > 0.7
@@ -50,7 +50,7 @@ def test_calibration_points_of_any_injury_lie_on_the_diagonal(exact):
 
 
 def without_weights(predictions: pd.DataFrame, target: str) -> pd.DataFrame:
-    columns = list(GROUPS[target])
+    columns = list(TARGETS[target])
     shares = predictions[columns] / [CLASS_WEIGHTS[column] for column in columns]
     return shares.div(shares.sum(axis=1), axis=0)
 

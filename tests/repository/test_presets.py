@@ -10,7 +10,7 @@ import timm
 from src.cls.options import ClassifierOptions, Flip, Pooling, Region, SequenceModel, Target
 from src.cls.views import MASK_CHANNELS, REGIONS
 from src.core.config import parse_options
-from src.core.targets import GROUPS, ORGANS
+from src.core.targets import ORGANS, TARGETS
 from src.ct.label_volume import read_mask_ids
 from src.nn.augmentation import FLIPS
 from src.nn.encoder3d import VOLUME_BACKBONES
@@ -53,7 +53,7 @@ def test_a_preset_loads(path):
 @pytest.mark.parametrize(
     ("choices", "known"),
     [
-        (Target, GROUPS),
+        (Target, TARGETS),
         (Region, (*REGIONS, "own")),
         (get_type_hints(ClassifierOptions)["masks"], MASK_CHANNELS),
         (SequenceModel, SEQUENCES),

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, classification_report, roc_
 
 import score as score_script
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.score.classes import auc_per_grade, average_precision, class_means, class_metrics, roc_auc
 from src.score.prior import constant, weight_aware_prior
 from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
@@ -58,7 +58,7 @@ def test_class_metrics_equal_scikit_learn(seed):
     labels = draw_labels(80, seed)
     predictions = draw_predictions(labels, seed)
     table = class_metrics(labels, predictions.sample(frac=1, random_state=seed)).set_index("class")
-    for members in map(list, GROUPS.values()):
+    for members in map(list, TARGETS.values()):
         values = predictions[members].to_numpy()
         values = values / values.sum(axis=1, keepdims=True)
         truth = labels[members].to_numpy()

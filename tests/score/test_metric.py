@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from src.core.errors import UserError
-from src.core.targets import CLASS_WEIGHTS, COLUMNS, GROUPS
+from src.core.targets import CLASS_WEIGHTS, COLUMNS, TARGETS
 from src.score.metric import any_injury, normalise, score, weighted_log_loss
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
@@ -22,12 +22,12 @@ def official_score(labels: pd.DataFrame, predictions: pd.DataFrame) -> float:
     """The competition's rules by scikit-learn, rows already in the same order."""
     losses = []
     probabilities = {}
-    for group, columns in GROUPS.items():
+    for target, columns in TARGETS.items():
         values = predictions[list(columns)].to_numpy()
-        probabilities[group] = values / values.sum(axis=1, keepdims=True)
+        probabilities[target] = values / values.sum(axis=1, keepdims=True)
         truth = labels[list(columns)].to_numpy()
         weights = truth @ np.array([CLASS_WEIGHTS[column] for column in columns])
-        losses.append(log_loss(truth, probabilities[group], sample_weight=weights))
+        losses.append(log_loss(truth, probabilities[target], sample_weight=weights))
     predicted = np.max([1 - values[:, 0] for values in probabilities.values()], axis=0)
     weights = np.where(labels.any_injury == 1, 6, 1)
     losses.append(log_loss(labels.any_injury, predicted, sample_weight=weights))
@@ -67,9 +67,9 @@ def test_score_weighs_each_injury(column, weight):
     target = column.split("_")[0]
     injured = one_patient("1", **{f"{target}_healthy": 0, column: 1})
     labels = pd.concat([injured, one_patient("2")], ignore_index=True)
-    probability = 1 / len(GROUPS[target])
-    predictions = labels.assign(**dict.fromkeys(GROUPS[target], probability))
-    predictions.loc[1, list(GROUPS[target])] = [1.0] + [0.0] * (len(GROUPS[target]) - 1)
+    probability = 1 / len(TARGETS[target])
+    predictions = labels.assign(**dict.fromkeys(TARGETS[target], probability))
+    predictions.loc[1, list(TARGETS[target])] = [1.0] + [0.0] * (len(TARGETS[target]) - 1)
     assert score(labels, predictions).losses[target] == pytest.approx(
         -weight * np.log(probability) / (weight + 1)
     )

@@ -9,13 +9,13 @@ import pytest
 
 import score as score_script
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.score.metric import score
 from src.score.postprocess import PatientRows, read_post
 from src.score.prior import cross_fitted_prior, weight_aware_prior
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
-LIVER = list(GROUPS["liver"])
+LIVER = list(TARGETS["liver"])
 OTHERS = [column for column in COLUMNS if column not in LIVER]
 
 

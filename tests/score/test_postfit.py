@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from simulated_predictions import EXACT, NoiseModel, simulate_tables
 
 from src.core.errors import UserError
-from src.core.targets import GROUPS, INJURIES
+from src.core.targets import INJURIES, TARGETS
 from src.data.labels import read_labels
 from src.score import postfit
 from src.score.metric import score
@@ -89,7 +89,7 @@ def test_fit_post_undoes_a_known_distortion():
     exact = PatientRows.read(simulate_tables(labels, [EXACT]), labels.patient_id)
     factor = {**dict.fromkeys(INJURIES, 1.0), "bowel_injury": 0.25}
     distorted = PostProcessing(
-        (1.0,), temperature={**dict.fromkeys(GROUPS, 1.0), "liver": 0.5}, multipliers=factor
+        (1.0,), temperature={**dict.fromkeys(TARGETS, 1.0), "liver": 0.5}, multipliers=factor
     )
     rows = PatientRows.read([exact.apply(distorted)], labels.patient_id)
     found = fit_post(labels, rows, Parts(calibration=True))

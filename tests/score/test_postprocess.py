@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS, INJURIES
+from src.core.targets import COLUMNS, INJURIES, TARGETS
 from src.score.metric import any_injury, score
 from src.score.postprocess import PatientRows, PostProcessing, read_post, write_post
 from src.score.submission import combine_series, combine_tables
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
-ONES = {name: 1.0 for name in GROUPS}
+ONES = {name: 1.0 for name in TARGETS}
 
 
 def patient(**changes: float) -> dict[str, float]:
@@ -24,7 +24,7 @@ def patient(**changes: float) -> dict[str, float]:
     for target in ("kidney", "liver", "spleen"):
         row |= {f"{target}_low": 0.01, f"{target}_high": 0.01}
     for target, values in changes.items():
-        row |= dict(zip(GROUPS[target], values, strict=True))
+        row |= dict(zip(TARGETS[target], values, strict=True))
     return row
 
 
@@ -71,17 +71,17 @@ def test_temperature_and_multipliers_change_their_own_target_only():
     row = [patient(liver=(0.6, 0.3, 0.1), kidney=(0.8, 0.1, 0.1))]
     sharp = adjusted(row, ["7"], temperature={**ONES, "liver": 0.5})
     expected = np.array([0.6, 0.3, 0.1]) ** 2
-    assert sharp[list(GROUPS["liver"])].tolist() == pytest.approx((expected / expected.sum()).tolist())
+    assert sharp[list(TARGETS["liver"])].tolist() == pytest.approx((expected / expected.sum()).tolist())
     assert sharp.kidney_low == pytest.approx(0.1)
     weighed = adjusted(row, ["7"], multipliers={**dict.fromkeys(INJURIES, 1.0), "liver_high": 3.0})
-    assert weighed[list(GROUPS["liver"])].tolist() == pytest.approx([0.5, 0.25, 0.25])
+    assert weighed[list(TARGETS["liver"])].tolist() == pytest.approx([0.5, 0.25, 0.25])
     assert weighed.kidney_low == pytest.approx(0.1)
 
 
 def test_any_injury_raises_the_most_injured_target_towards_independence():
     row = [patient(liver=(0.6, 0.3, 0.1), kidney=(0.7, 0.2, 0.1))]
     before = adjusted(row, ["7"])
-    together = 1 - before[[columns[0] for columns in GROUPS.values()]].prod()
+    together = 1 - before[[columns[0] for columns in TARGETS.values()]].prod()
     for share in (0.5, 1.0):
         after = adjusted(row, ["7"], any_injury=share)
         raised = (1 - share) * 0.4 + share * together
@@ -93,10 +93,10 @@ def test_any_injury_raises_the_most_injured_target_towards_independence():
 
 def test_apply_keeps_probabilities_of_0_and_1_finite():
     certain = [patient(bowel=(1.0, 0.0), liver=(0.0, 0.0, 1.0))]
-    row = adjusted(certain, ["7"], temperature=dict.fromkeys(GROUPS, 0.1), any_injury=0.5, series_max=0.3)
+    row = adjusted(certain, ["7"], temperature=dict.fromkeys(TARGETS, 0.1), any_injury=0.5, series_max=0.3)
     values = row[list(COLUMNS)].astype(float)
     assert np.isfinite(values).all() and (values >= 0).all()
-    assert all(values[list(columns)].sum() == pytest.approx(1) for columns in GROUPS.values())
+    assert all(values[list(columns)].sum() == pytest.approx(1) for columns in TARGETS.values())
 
 
 def test_read_post_reads_what_write_post_wrote(tmp_path):

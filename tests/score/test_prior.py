@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.data.labels import read_labels, read_probabilities
 from src.score.metric import score
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
@@ -13,7 +13,7 @@ from tests.helpers.score_frames import RSNA_TABLES, draw_labels, needs_rsna_tabl
 def test_weight_aware_prior_is_the_best_constant_for_every_target():
     labels = draw_labels(400, injury_rate=0.1)
     best = score(labels, constant(weight_aware_prior(labels), labels.patient_id)).losses
-    for target, (healthy, *_) in GROUPS.items():
+    for target, (healthy, *_) in TARGETS.items():
         for factor in (0.9, 1.1):
             other = weight_aware_prior(labels)
             other[healthy] *= factor

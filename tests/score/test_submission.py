@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS
+from src.core.targets import COLUMNS, TARGETS
 from src.data.labels import read_probabilities
 from src.score.missing_targets import missing_targets
 from src.score.submission import combine_series, combine_tables, validate_submission, write_submission
 from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
 
-OTHERS = tuple(column for column in COLUMNS if column not in GROUPS["liver"])
+OTHERS = tuple(column for column in COLUMNS if column not in TARGETS["liver"])
 
 
 @pytest.fixture
@@ -43,16 +43,16 @@ def test_combine_series_refuses_a_failed_series():
 
 def test_combine_series_refuses_a_target_empty_in_some_rows():
     rows = draw_predictions(draw_labels(2)).assign(patient_id=["1", "2"])
-    rows.loc[1, list(GROUPS["liver"])] = np.nan
+    rows.loc[1, list(TARGETS["liver"])] = np.nan
     with pytest.raises(UserError, match="liver_healthy of patient 2 is not a finite number"):
         combine_series(rows)
 
 
 def test_combine_series_keeps_missing_targets_empty():
     rows = draw_predictions(draw_labels(3)).assign(patient_id=["1", "2", "1"])
-    combined = combine_series(rows.assign(**dict.fromkeys(GROUPS["liver"], np.nan)))
+    combined = combine_series(rows.assign(**dict.fromkeys(TARGETS["liver"], np.nan)))
     pd.testing.assert_frame_equal(combined[list(OTHERS)], combine_series(rows)[list(OTHERS)])
-    assert combined[list(GROUPS["liver"])].isna().all(axis=None)
+    assert combined[list(TARGETS["liver"])].isna().all(axis=None)
     with pytest.raises(UserError, match="the columns of every target are empty"):
         combine_series(rows.assign(**dict.fromkeys(COLUMNS, np.nan)))
     with pytest.raises(UserError, match="liver_low of patient 1 is not a finite number"):
@@ -85,7 +85,7 @@ def test_combine_tables_averages_a_target_over_tables_that_predict_it(prediction
 
 def test_combine_tables_refuses_a_gap_in_one_table(predictions):
     gap = predictions.copy()
-    gap.loc[2, list(GROUPS["liver"])] = np.nan
+    gap.loc[2, list(TARGETS["liver"])] = np.nan
     with pytest.raises(UserError, match="liver_healthy of patient 102 is not a finite number"):
         combine_tables([predictions, gap])
 
@@ -126,7 +126,7 @@ def test_write_submission_keeps_the_samples_order_and_exact_values(tmp_path, sam
         (lambda frame: frame.assign(spleen_low=[0.1, 0.1, np.nan, 0.1]), "spleen_low of patient 102"),
         (lambda frame: frame.assign(spleen_low=-0.1), "negative"),
         (
-            lambda frame: frame.assign(**dict.fromkeys(GROUPS["bowel"], np.nan)),
+            lambda frame: frame.assign(**dict.fromkeys(TARGETS["bowel"], np.nan)),
             "bowel_healthy of patient 100",
         ),
         (lambda frame: frame.assign(bowel_healthy=0.0, bowel_injury=0.0), "at least one value above 0"),

@@ -12,7 +12,7 @@ import infer
 import prepare_data
 import score
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, GROUPS, INJURIES
+from src.core.targets import COLUMNS, INJURIES, TARGETS
 from src.infer import stack_sources
 from src.infer.stack_sources import RawSource
 from src.score.postprocess import PatientRows, PostProcessing, write_post
@@ -50,7 +50,7 @@ def test_infer_writes_a_valid_submission_in_the_order_of_the_sample(tiny, tiny_r
     submission = read_text(tmp_path / "submission.csv")
     assert list(submission) == ["patient_id", *COLUMNS]
     assert list(submission.patient_id) == list(sample.patient_id)
-    for columns in GROUPS.values():
+    for columns in TARGETS.values():
         np.testing.assert_allclose(submission[list(columns)].astype(float).sum(axis=1), 1, atol=1e-6)
     assert set(read_report(tmp_path).status) == {"ok"}
     score.main(f"--submission {tmp_path}/submission.csv --labels {tiny.raw}/test_labels.csv".split())
