@@ -38,10 +38,10 @@ from src.core.runtime import torch_seed
 from src.core.targets import CLASS_WEIGHTS
 from src.infer.budget import TimeBudget
 from src.infer.ensemble import Ensemble
-from src.infer.fallback import FallbackPredictor
 from src.infer.pipeline import ReadAhead, order_series, predict_all
+from src.infer.predictor import SeriesPredictor
 from src.infer.results import Results
-from src.infer.stack_sources import RawSource, ReadSeries
+from src.infer.stack_sources import LoadedSeries, RawSource
 from src.nn.encoder import GREY_MEAN, GREY_STD
 from src.phantom.generate import generate_dataset
 from src.phantom.options import PhantomOptions
@@ -77,7 +77,7 @@ def time_stages(raw: Path, run: Path) -> dict[str, float]:
     source.decode(*series[0])  # starts the process that decodes
     decoded, decode_s = time_each(series, lambda key: source.decode(*key))
     cut, transform_s = time_each(decoded, source.cut)
-    read = [ReadSeries(key, *parts) for key, parts in zip(series, cut, strict=True)]
+    read = [LoadedSeries(key, *parts) for key, parts in zip(series, cut, strict=True)]
     predictor.predict(read[0], full)
     predictions, _ = time_each(read, lambda each: predictor.predict(each, full))
     stages = {
@@ -99,9 +99,9 @@ def time_each(items: Iterable[Any], work: Callable[[Any], Any]) -> tuple[list[An
     return results, (time.perf_counter() - started_s) / len(results)
 
 
-def open_all(raw: Path, run: Path) -> tuple[FallbackPredictor, RawSource, list[tuple[str, str]]]:
+def open_all(raw: Path, run: Path) -> tuple[SeriesPredictor, RawSource, list[tuple[str, str]]]:
     """The models where they are fastest, the images, and the ids of all series."""
-    predictor = FallbackPredictor(Ensemble([run]))
+    predictor = SeriesPredictor(Ensemble([run]))
     predictor.use_fastest("auto")
     source = RawSource(raw, predictor.ensemble.stack_kinds)
     patients = sorted(path.name for path in (raw / "test_images").iterdir())
@@ -110,7 +110,7 @@ def open_all(raw: Path, run: Path) -> tuple[FallbackPredictor, RawSource, list[t
 
 def run_pipeline(
     source: RawSource,
-    predictor: FallbackPredictor,
+    predictor: SeriesPredictor,
     series: list[tuple[str, str]],
     after_each: Callable[[], None],
 ) -> None:
@@ -120,7 +120,7 @@ def run_pipeline(
         UserError: it did not predict all of them.
     """
 
-    class Observed(FallbackPredictor):
+    class Observed(SeriesPredictor):
         def predict(self, *arguments: Any) -> Any:
             prediction = predictor.predict(*arguments)
             after_each()

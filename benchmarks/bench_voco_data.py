@@ -96,7 +96,7 @@ def used_slices(dataset: VocoDataset, epoch: int) -> np.ndarray:
     starts = np.concatenate(
         [dataset.grid.random_starts(rng, dataset.random_crops), dataset.grid.base_starts()]
     )
-    return np.unique(canvas_slices[starts[:, :1] + even_indices(dataset.grid.crop[0], dataset.slices)])
+    return np.unique(canvas_slices[starts[:, :1] + even_indices(dataset.grid.crop[0], dataset.crop_slices)])
 
 
 def naive_sample(dataset: VocoDataset, epoch: int) -> np.ndarray:
@@ -111,7 +111,7 @@ def naive_sample(dataset: VocoDataset, epoch: int) -> np.ndarray:
     depth, rows, columns = grid.crop
     tiles = []
     for z, y, x in starts:
-        crop = canvas[z + even_indices(depth, dataset.slices), y : y + rows, x : x + columns]
+        crop = canvas[z + even_indices(depth, dataset.crop_slices), y : y + rows, x : x + columns]
         sides = (dataset.tile, dataset.tile)
         tiles.append([cv2.resize(image, sides, interpolation=cv2.INTER_AREA) for image in crop])
     return np.array(tiles)

@@ -217,7 +217,7 @@ def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Genera
     return torch.from_numpy(np.concatenate(own)).to(batch.images.device)
 
 
-def predict_series(
+def predict_held_out(
     runtime: Runtime,
     model: torch.nn.Module,
     spec: ClassifierSpec,

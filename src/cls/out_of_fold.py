@@ -11,11 +11,12 @@ from src.core.log import format_table, say, warn
 from src.core.targets import COLUMNS, TARGETS
 from src.data.labels import read_probabilities
 from src.score.metric import score
-from src.score.missing_targets import fill_missing, fill_targets, missing_targets
+from src.score.missing_targets import fill_targets, missing_targets
 from src.score.submission import combine_series
 
 FOLD_TABLE = "oof_series.csv"
-"""In a fold's folder: predictions of its held-out series. Its presence marks the fold as finished."""
+"""In a fold's folder: predictions of its held-out series, which the run's table of this name joins. Its
+presence marks the fold as finished."""
 
 
 def refuse_shared_patients(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
@@ -60,18 +61,22 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
         if (output / f"fold{fold}" / FOLD_TABLE).exists()
     }
     by_series = pd.concat(tables.values(), ignore_index=True)
-    dealt = pd.DataFrame({"patient_id": folds.index, "fold": folds.to_numpy()})
-    absent = dealt[dealt.fold.isin(list(tables)) & ~dealt.patient_id.isin(by_series.patient_id)]
+    fold_table = pd.DataFrame({"patient_id": folds.index, "fold": folds.to_numpy()})
+    absent = fold_table[
+        fold_table.fold.isin(list(tables)) & ~fold_table.patient_id.isin(by_series.patient_id)
+    ]
     if len(absent):
         first = absent.patient_id.iloc[0]
         warn(f"{len(absent)} labelled patients have no prepared series and get the prior, as {first}")
         absent = absent.assign(series_id="", **dict.fromkeys(COLUMNS, np.nan))
         predicted = [target for target in TARGETS if target not in missing_targets(by_series)]
-        by_series = pd.concat([by_series, fill_targets(absent, predicted, labels, dealt)], ignore_index=True)
-    by_patient = fill_missing(combine_series(by_series), labels, dealt)
+        absent = fill_targets(absent, predicted, labels, fold_table)
+        by_series = pd.concat([by_series, absent], ignore_index=True)
+    by_patient = combine_series(by_series)
+    by_patient = fill_targets(by_patient, missing_targets(by_patient), labels, fold_table)
     write_table(by_series, output / "oof_series.csv")
     write_table(by_patient[["patient_id", "fold", *COLUMNS]], output / "oof.csv")
-    rows = [_score_row(f"fold {fold}", group, labels) for fold, group in by_patient.groupby("fold")]
+    rows = [_score_row(f"fold {fold}", part, labels) for fold, part in by_patient.groupby("fold")]
     name = "all" if len(tables) == len(numbers) else f"{len(tables)} folds"
     rows.append(_score_row(name, by_patient, labels))
     write_table(pd.DataFrame(rows), output / "scores.csv")

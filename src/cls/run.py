@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from src.cls.fold import predict_series, train_network
+from src.cls.fold import predict_held_out, train_network
 from src.cls.fold_models import MODEL
 from src.cls.inputs import TrainingInputs
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
@@ -217,7 +217,7 @@ def _run_network(
     if is_main_process():
         patients = sorted(set(training.patient_id))
         save_classifier(folder / MODEL, averaged, spec, **about, training_patients=patients)
-    predicted = predict_series(runtime, averaged, spec, inputs, held_out, options)
+    predicted = predict_held_out(runtime, averaged, spec, inputs, held_out, options)
     runtime.release()
     return predicted
 

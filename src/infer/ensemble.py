@@ -18,7 +18,7 @@ from src.cls.second_model import SecondLevel, load_second_level, predict_feature
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.infer.organ_finder import ForwardSettings, OrganFinder
-from src.infer.stack_sources import ReadSeries, StackKind, Stacks
+from src.infer.stack_sources import LoadedSeries, StackKind, Stacks
 from src.seg.model import SegmenterSpec
 
 
@@ -26,8 +26,8 @@ from src.seg.model import SegmenterSpec
 class EnsembleSubset:
     """The part of an ensemble that looks at a series, and what it costs."""
 
-    folds: tuple[int, ...]
-    """how many of each run, the first ones; 0 excludes a run"""
+    fold_counts: tuple[int, ...]
+    """folds of each run that predict, its first ones; 0 excludes the run"""
     tta: bool
     """whether flips and offsets of the slices are averaged; else unflipped, the middle of the slices"""
     passes: tuple[int, ...]
@@ -115,7 +115,7 @@ class Ensemble:
 
     Args:
         runs: run folders of train_cls.py or of the second level; every finished fold in them takes part.
-        weights: of the runs, equal by default; one of weight 0 does not take part.
+        weights: of the runs, equal by default; a run of weight 0 predicts nothing, its priors count.
         segmenter: run folder of train_seg.py, whose networks find the organs of raw series; not loaded where
             the runs that look at organs have no weight.
         flips: of test-time augmentation; by default each network's own.
@@ -160,10 +160,10 @@ class Ensemble:
     @property
     def full(self) -> EnsembleSubset:
         """Everything."""
-        folds = np.zeros(len(self.weights), dtype=int)
+        fold_counts = np.zeros(len(self.weights), dtype=int)
         for member in self.members:
-            folds[member.run] = (member.fold + 1) * (self.weights[member.run] > 0)
-        return self._subset(folds, tta=True)
+            fold_counts[member.run] = (member.fold + 1) * (self.weights[member.run] > 0)
+        return self._subset(fold_counts, tta=True)
 
     @property
     def subsets(self) -> tuple[EnsembleSubset, ...]:
@@ -173,7 +173,7 @@ class Ensemble:
         too, unless only they predict some target.
         """
         full = self.full
-        one_fold = np.minimum(full.folds, 1)
+        one_fold = np.minimum(full.fold_counts, 1)
         organ_runs = sorted({member.run for member in self.members if _needs_organs([member])})
         others = one_fold.copy()
         others[organ_runs] = 0
@@ -185,7 +185,7 @@ class Ensemble:
     @property
     def stack_kinds(self) -> list[StackKind]:
         """The different stacks that the members take; folds of a run share them."""
-        return _kinds(self._choose(self.full.folds, tta=True))
+        return _kinds(self._choose(self.full.fold_counts, tta=True))
 
     def copy_to(self, device: torch.device) -> "Ensemble":
         """The same ensemble on another device; this one stays where it is."""
@@ -197,7 +197,7 @@ class Ensemble:
         other.device = device
         return other
 
-    def predict(self, series: ReadSeries, subset: EnsembleSubset, settings: ForwardSettings) -> Prediction:
+    def predict(self, series: LoadedSeries, subset: EnsembleSubset, settings: ForwardSettings) -> Prediction:
         """Predict one series.
 
         A column of a run is the mean of its members that predict it. Where the subset excludes all of these,
@@ -208,7 +208,7 @@ class Ensemble:
         Raises:
             FloatingPointError: a network gives NaN or infinity.
         """
-        stacks, members = dict(series.stacks), self._choose(subset.folds, subset.tta)
+        stacks, members = dict(series.stacks), self._choose(subset.fold_counts, subset.tta)
         note, started = "", time.perf_counter()
         if series.volume is not None and subset.needs_organs:
             kinds = [kind for kind in _kinds(members) if kind.view.needs_masks]
@@ -238,15 +238,15 @@ class Ensemble:
         is_due = self._predicted | ~self._predicted.any(axis=0)  # the rest is NaN in every series
         return np.where(is_known, means, np.where(is_due, others, np.nan))
 
-    def _subset(self, folds: np.ndarray, tta: bool) -> EnsembleSubset:
-        members, passes = self._choose(folds, tta), [0] * len(self.weights)
+    def _subset(self, fold_counts: np.ndarray, tta: bool) -> EnsembleSubset:
+        members, passes = self._choose(fold_counts, tta), [0] * len(self.weights)
         for member in members:
             passes[member.run] += member.passes
-        return EnsembleSubset(tuple(folds.tolist()), tta, tuple(passes), _needs_organs(members))
+        return EnsembleSubset(tuple(fold_counts.tolist()), tta, tuple(passes), _needs_organs(members))
 
-    def _choose(self, folds: Sequence[int], tta: bool) -> list[Member]:
+    def _choose(self, fold_counts: Sequence[int], tta: bool) -> list[Member]:
         """The members of the first folds of each run."""
-        chosen = [member for member in self.members if member.fold < folds[member.run]]
+        chosen = [member for member in self.members if member.fold < fold_counts[member.run]]
         return chosen if tta else [member.without_tta() for member in chosen]
 
 

@@ -19,10 +19,10 @@ from src.core.log import progress, say, warn
 from src.ct.series import UnreachableSeries
 from src.infer.budget import RunEnds, TimeBudget, last_resort, stop_on_signals
 from src.infer.ensemble import Ensemble
-from src.infer.fallback import FallbackPredictor
 from src.infer.options import InferOptions
+from src.infer.predictor import SeriesPredictor
 from src.infer.results import Results, describe_error, read_sample
-from src.infer.stack_sources import ReadSeries, StackSource, open_source
+from src.infer.stack_sources import LoadedSeries, StackSource, open_source
 from src.score.postprocess import post_of_runs
 
 GRACE_S = 300.0
@@ -67,7 +67,7 @@ def predict_patients(options: InferOptions, started: float) -> None:
         save()  # the prior for every patient: from here on there is a valid submission, whatever happens
         try:
             with last_resort(started + limit_s + GRACE_S - time.monotonic(), save):
-                predictor = FallbackPredictor(ensemble)
+                predictor = SeriesPredictor(ensemble)
                 predictor.use_fastest(options.precision)
                 device = predictor.ensemble.device
                 budget = TimeBudget(
@@ -106,7 +106,7 @@ def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[
 
 def predict_all(
     reader: "ReadAhead",
-    predictor: FallbackPredictor,
+    predictor: SeriesPredictor,
     results: Results,
     budget: TimeBudget,
     save: Callable[[], None],
@@ -172,7 +172,7 @@ class ReadAhead:
         self._source, self._jobs = source, jobs
         self._waiting: Queue[tuple[str, str] | None] = Queue()
         self._decoded: Queue[tuple[tuple[str, str], Any, float] | None] = Queue()
-        self._done: Queue[ReadSeries] = Queue()
+        self._done: Queue[LoadedSeries] = Queue()
         self._slots = threading.Semaphore(jobs + AHEAD)  # bounds what is in memory
         self._stopped = threading.Event()
         for key in series:
@@ -181,7 +181,7 @@ class ReadAhead:
             threading.Thread(target=self._decode_all, daemon=True).start()
             threading.Thread(target=self._cut_all, daemon=True).start()
 
-    def read(self, budget: TimeBudget) -> Iterator[ReadSeries]:
+    def read(self, budget: TimeBudget) -> Iterator[LoadedSeries]:
         """Each series as it is ready; one that the machine could not read is tried again after all others.
 
         Raises:
@@ -242,12 +242,12 @@ class ReadAhead:
                 self._done.put(_unread_series(key, error))
             else:
                 read_s = decode_s + time.perf_counter() - started
-                self._done.put(ReadSeries(key, stacks, volume, read_s=read_s))
+                self._done.put(LoadedSeries(key, stacks, volume, read_s=read_s))
 
 
-def _unread_series(key: tuple[str, str], error: BaseException) -> ReadSeries:
+def _unread_series(key: tuple[str, str], error: BaseException) -> LoadedSeries:
     is_temporary = isinstance(error, UnreachableSeries | ChildNotStarted | MemoryError | OSError)
-    return ReadSeries(key, reason=describe_error(error), is_temporary=is_temporary)
+    return LoadedSeries(key, reason=describe_error(error), is_temporary=is_temporary)
 
 
 def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:
@@ -264,5 +264,6 @@ def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:
         warn(f"the run ended early ({why_early}): the submission is complete, with what was known by then")
     say(f"submission: {output}")
     if not why_early and not {"ok", "thinned"} & set(counts.index):
+        # a series' reason says more than its patient's; with no series at all there are only the latter
         reason = report.reason[(report.status != "prior") | (len(counts) == 1)].max()
         raise UserError(f"no series could be predicted, every patient got the prior: {reason}")

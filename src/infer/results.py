@@ -46,6 +46,7 @@ class Results:
         self._why_none = why_none
         self._probabilities: dict[tuple[str, str], np.ndarray] = {}  # (runs, 13) of each series
         self._statuses: dict[tuple[str, str], tuple[str, str]] = {}  # status and reason
+        self._refused: list[str] = []  # patients whose joined row breaks a rule of the competition
 
     def add(
         self, key: tuple[str, str], probabilities: np.ndarray, status: str = "ok", reason: str = ""
@@ -70,7 +71,8 @@ class Results:
             raise UserError(f"cannot write {output}: {error.strerror}") from None
 
     def predictions(self) -> pd.DataFrame:
-        """`patient_id` and the 13 probabilities, one row per patient: a prediction or the prior."""
+        """`patient_id` and the 13 probabilities, one row per patient: a prediction, or the prior where there
+        is none or where it breaks a rule of the competition."""
         known = self._probabilities.copy()
         answers = [(key[0], known[key]) for key in self._series if key in known]
         seen = pd.Series([patient for patient, _ in answers], dtype=str)
@@ -84,7 +86,9 @@ class Results:
             ]
             rows = PatientRows.read(tables, seen.drop_duplicates()).apply(self._post)
             # one row that the competition refuses voids the whole submission
-            rows.loc[~obeys_rules(rows), list(COLUMNS)] = self._prior[list(COLUMNS)].to_numpy()
+            is_refused = ~obeys_rules(rows)
+            rows.loc[is_refused, list(COLUMNS)] = self._prior[list(COLUMNS)].to_numpy()
+            self._refused = rows.patient_id[is_refused].tolist()
             parts.append(rows)
         without = self._all_but(seen)
         if without:
@@ -92,7 +96,7 @@ class Results:
         return pd.concat(parts, ignore_index=True)
 
     def report(self) -> pd.DataFrame:
-        """One row per series and per patient that got the prior, patient by patient, see `REPORT`."""
+        """One row per series, and per patient that got the prior in `predictions`, see `REPORT`."""
         known = self._statuses.copy()
         rows = [(*key, *known.get(key, ("not reached", ""))) for key in self._series]
         statuses: dict[str, set[str]] = {}
@@ -104,6 +108,10 @@ class Results:
             else:
                 reason = "; ".join(part for part in ("no series found", self._why_none(patient)) if part)
             rows.append((patient, "", "prior", reason))
+        rows += [
+            (patient, "", "prior", "the prediction breaks a rule of the competition")
+            for patient in self._refused
+        ]
         place = {patient: number for number, patient in enumerate(self._sample.patient_id)}
         rows.sort(key=lambda row: (place[row[0]], row[1] == "", row[1]))
         return pd.DataFrame(rows, columns=list(REPORT))

@@ -90,7 +90,7 @@ class DecodedSlices:
 
 
 @dataclass(frozen=True)
-class ReadSeries:
+class LoadedSeries:
     """A series as far as it can be read without networks, or the reason why it cannot."""
 
     key: tuple[str, str]

@@ -12,7 +12,8 @@ from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
 from src.core.runtime import torch_seed
 from src.data.prepared import PreparedDataset
-from src.voco.crops import CropGrid, resize_plane
+from src.voco.canvas import resize_plane
+from src.voco.crops import CropGrid
 from src.voco.model import VocoNet, VolumeVocoNet, build_network
 from src.voco.options import VocoOptions
 

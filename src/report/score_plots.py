@@ -96,11 +96,11 @@ def calibration_points(
 
 
 def _without_weights(probabilities: pd.DataFrame) -> pd.DataFrame:
-    columns = {}
+    shares = {}
     for columns in TARGETS.values():
         values = probabilities[list(columns)] / [CLASS_WEIGHTS[column] for column in columns]
-        columns |= dict(values.div(values.sum(axis=1), axis=0).items())
-    return probabilities.assign(**columns)
+        shares |= dict(values.div(values.sum(axis=1), axis=0).items())
+    return probabilities.assign(**shares)
 
 
 def _draw_roc(axes: Axes, labels: pd.DataFrame, probabilities: pd.DataFrame, target: str) -> None:

@@ -54,11 +54,6 @@ def fill_targets(
     return table.assign(**{name: prior[name].loc[table.patient_id].to_numpy() for name in columns})
 
 
-def fill_missing(table: pd.DataFrame, labels: pd.DataFrame, folds: pd.DataFrame | None) -> pd.DataFrame:
-    """`fill_targets` of the targets that the table lacks, so that it can be scored alone."""
-    return fill_targets(table, missing_targets(table), labels, folds)
-
-
 def explain_missing(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """One line for each of several tables that lacks targets, and one for the targets that all lack."""
     missing = {name: missing_targets(table) for name, table in tables.items()}

@@ -14,14 +14,14 @@ from src.core.log import say
 from src.score.bootstrap import bootstrap_difference, bootstrap_score
 from src.score.classes import auc_per_grade, class_means, class_metrics
 from src.score.metric import align, score
-from src.score.missing_targets import explain_missing, fill_missing, fill_targets, missing_targets
+from src.score.missing_targets import explain_missing, fill_targets, missing_targets
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
 from src.score.submission import combine_tables, folds_differ, one_row_a_patient
 
 PRIORS = MappingProxyType(
     {"prior": (weight_aware_prior, "difference"), "raised_prior": (raised_prior, "raised_difference")}
 )
-"""Each prior's key in a report: its fit, and the key of the difference to it."""
+"""Key of each prior in a report: the function that fits it, and the key of the difference to it."""
 
 
 class Scored(NamedTuple):
@@ -82,7 +82,10 @@ def score_oof(
     counts = pd.concat(table.groupby("patient_id").size() for table in tables.values())
     report["series"] = by_series_count(scored, predictions, counts.groupby(level=0).max())
     if len(tables) > 1:
-        alone = {name: fill_missing(table, labels, folds) for name, table in by_patient.items()}
+        alone = {
+            name: fill_targets(table, missing_targets(table), labels, folds)
+            for name, table in by_patient.items()
+        }
         report["tables"] = side_by_side(scored, alone, rounds, level)
     if fit:
         from src.score.postfit import fit_and_report  # scipy takes longer than scoring

@@ -1,4 +1,4 @@
-"""Which slices and which pixels of a series make the canvas that crops are cut from.
+"""From the slices of a series to a canvas, and from the canvas to the tiles of its crops.
 
 A canvas has `depth` positions along the body and a square of `canvas` pixels in the plane. An extent chooses
 the slice at each position and the rectangle of the slices that becomes the square. All slices of a sample
@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from src.data.selection import even_indices
-from src.voco.crops import resize_plane
 from src.voco.index import Series
 from src.voco.options import VocoOptions
 
@@ -56,7 +55,7 @@ class Extent(ABC):
         """The part of the slices that becomes the square.
 
         Args:
-            images: uint8 (U, S, S, C), the slices that the crops of the sample show.
+            images: uint8 (U, S, S, C), the slices that the crops of the sample use.
         """
 
 
@@ -79,15 +78,15 @@ class WholeExtent(ForegroundExtent):
     """The whole series in `depth` even steps."""
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        return even_indices(series.slices, self.depth)
+        return even_indices(series.n_slices, self.depth)
 
 
 class SlabExtent(ForegroundExtent):
     """`depth` consecutive slices from a random first one; a shorter series is stretched over them."""
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        n_slices = min(self.depth, series.slices)
-        first = rng.integers(0, series.slices - n_slices + 1)
+        n_slices = min(self.depth, series.n_slices)
+        first = rng.integers(0, series.n_slices - n_slices + 1)
         return first + even_indices(n_slices, self.depth)
 
 
@@ -103,7 +102,7 @@ class BoxExtent(Extent):
         self.depth, self.canvas, self.spacing_mm = depth, canvas, spacing_mm
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        depth_mm = series.depth_mm()  # (slices,), rising from 0
+        depth_mm = series.depth_mm()  # (n_slices,), rising from 0
         room_mm = depth_mm[-1] - (self.depth - 1) * self.spacing_mm
         first_mm = rng.uniform(min(room_mm, 0), max(room_mm, 0))
         positions_mm = first_mm + np.arange(self.depth) * self.spacing_mm
@@ -142,3 +141,41 @@ def find_foreground(images: np.ndarray, level: float) -> Rectangle:
     return Rectangle(
         int(rows[0]), int(columns[0]), int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1)
     )
+
+
+def cut_tiles(
+    canvas: np.ndarray, slice_rows: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
+) -> np.ndarray:
+    """Cut crops out of slices of a canvas, each from its own slices, and resize them in their plane.
+
+    Args:
+        canvas: uint8 (U, H, W, C) slices.
+        slice_rows: int (K, T) rows of `canvas`: the T slices of each crop.
+        corners: int (K, 2) first row and column of each crop.
+        crop: rows and columns of a crop.
+        tile: side of the result, in pixels.
+
+    Returns:
+        uint8 (K, T, tile, tile, C), a contiguous copy.
+    """
+    rows, columns = crop
+    tiles = np.empty((*slice_rows.shape, tile, tile, canvas.shape[-1]), dtype=np.uint8)
+    for number, (y, x) in enumerate(corners):
+        part = canvas[:, y : y + rows, x : x + columns]
+        for place, index in enumerate(slice_rows[number]):
+            tiles[number, place] = resize_plane(part[index], tile)
+    return tiles
+
+
+def resize_plane(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W, C) -> (side, side, C): area averages if no axis grows, else linear.
+
+    With area averages OpenCV repeats pixels where it enlarges. Slices are resized one by one: several at
+    once, as channels, took no less time.
+    """
+    rows, columns, channels = image.shape
+    if rows == columns == side:
+        return image
+    method = cv2.INTER_AREA if min(rows, columns) >= side else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (side, side), interpolation=method)
+    return resized.reshape(side, side, channels)  # OpenCV drops a single channel

@@ -9,7 +9,6 @@ anywhere on it. The share of a random crop that each base crop covers is its pos
 from dataclasses import dataclass
 from itertools import product
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -39,7 +38,7 @@ class CropGrid:
         return tuple(pixels // cells for pixels, cells in zip(self.canvas, self.grid, strict=True))
 
     def base_starts(self) -> np.ndarray:
-        """First pixel of every base crop, row by row: int64 (N, d) with N the product of `grid`."""
+        """First pixel of every base crop, x varying fastest: int64 (N, d) with N the product of `grid`."""
         cells = product(*(range(cells) for cells in self.grid))
         return np.array(list(cells), dtype=np.int64) * np.array(self.crop)
 
@@ -66,41 +65,3 @@ def overlap_labels(random_starts: ArrayLike, base_starts: ArrayLike, crop: tuple
     )  # (R, N, d)
     covered = np.clip(np.array(crop) - distance, 0, None).prod(axis=-1)
     return (covered / np.prod(crop)).astype(np.float32)
-
-
-def cut_tiles(
-    canvas: np.ndarray, shown: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
-) -> np.ndarray:
-    """Cut crops out of slices of a canvas, each from its own slices, and resize them in their plane.
-
-    Args:
-        canvas: uint8 (U, H, W, C) slices.
-        shown: int (K, T) rows of `canvas` that each crop shows.
-        corners: int (K, 2) first row and column of each crop.
-        crop: rows and columns of a crop.
-        tile: side of the result, in pixels.
-
-    Returns:
-        uint8 (K, T, tile, tile, C), a contiguous copy.
-    """
-    rows, columns = crop
-    tiles = np.empty((*shown.shape, tile, tile, canvas.shape[-1]), dtype=np.uint8)
-    for number, (y, x) in enumerate(corners):
-        window = canvas[:, y : y + rows, x : x + columns]
-        for place, index in enumerate(shown[number]):
-            tiles[number, place] = resize_plane(window[index], tile)
-    return tiles
-
-
-def resize_plane(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W, C) -> (side, side, C): area averages if no axis grows, else linear.
-
-    With area averages OpenCV repeats pixels where it enlarges. Slices are resized one by one: several at
-    once, as channels, took no less time.
-    """
-    rows, columns, channels = image.shape
-    if rows == columns == side:
-        return image
-    method = cv2.INTER_AREA if min(rows, columns) >= side else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (side, side), interpolation=method)
-    return resized.reshape(side, side, channels)  # OpenCV drops a single channel

@@ -1,6 +1,6 @@
 """Samples for pre-training: crops of a prepared series, with their position labels.
 
-Only the slices that a crop shows are read, each once. Every draw follows from (seed, epoch, entry), so that a
+Only the slices of its crops are read, each once. Every draw follows from (seed, epoch, entry), so that a
 sample is the same in every process, worker and resumed run.
 """
 
@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from src.core.runtime import sample_rng
 from src.data.selection import even_indices
 from src.nn.augmentation import AppearanceChange
-from src.voco.canvas import make_extent
-from src.voco.crops import CropGrid, cut_tiles, overlap_labels
+from src.voco.canvas import cut_tiles, make_extent
+from src.voco.crops import CropGrid, overlap_labels
 from src.voco.index import SeriesIndex, open_index
 from src.voco.options import VocoOptions
 
@@ -52,7 +52,7 @@ class VocoDataset(Dataset[VolumeSample]):
             shift=options.crop_shift,
             appearance=options.appearance,
         )
-        self.random_crops, self.slices, self.tile = options.random_crops, options.slices, options.tile
+        self.random_crops, self.crop_slices, self.tile = options.random_crops, options.slices, options.tile
         self.seed = options.seed
 
     def __len__(self) -> int:
@@ -69,15 +69,15 @@ class VocoDataset(Dataset[VolumeSample]):
         randoms = self.grid.random_starts(rng, self.random_crops)
         starts = np.concatenate([randoms, bases])  # (K, 3)
         label = overlap_labels(randoms, bases, self.grid.crop)  # (R, N)
-        # the slices that they show, read and resized once each
+        # their slices, read and resized once each
         crop_depth, *crop = self.grid.crop
-        shown = canvas_slices[starts[:, :1] + even_indices(crop_depth, self.slices)]  # (K, T)
-        used, places = np.unique(shown, return_inverse=True)
+        slices = canvas_slices[starts[:, :1] + even_indices(crop_depth, self.crop_slices)]  # (K, T)
+        used, places = np.unique(slices, return_inverse=True)
         images = series.read(used)  # (U, S, S, C)
         rectangle = self.extent.choose_rectangle(images, series, rng)
         side = self.grid.canvas[1]
         canvas = np.stack([rectangle.resize(image, side) for image in images])  # (U, canvas, canvas, C)
-        tiles = cut_tiles(canvas, places.reshape(shown.shape), starts[:, 1:], tuple(crop), self.tile)
+        tiles = cut_tiles(canvas, places.reshape(slices.shape), starts[:, 1:], tuple(crop), self.tile)
         self.changes.apply(tiles, rng)
         return VolumeSample(torch.from_numpy(tiles), torch.from_numpy(label), torch.tensor(row))
 

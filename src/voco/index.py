@@ -29,7 +29,7 @@ class Series:
     """One series of an index."""
 
     folder: Path
-    slices: int
+    n_slices: int
     pixel_mm: float
     """side of a prepared pixel; NaN in an index opened without it"""
     size: int
@@ -41,8 +41,8 @@ class Series:
         return read_windows(self.folder, indices, self.size, self.windows)
 
     def depth_mm(self) -> np.ndarray:
-        """(slices,) distance of every slice from the first, rising."""
-        z_mm = read_z_mm(self.folder, self.slices)
+        """(n_slices,) distance of every slice from the first, rising."""
+        z_mm = read_z_mm(self.folder, self.n_slices)
         return z_mm[0] - z_mm
 
 
@@ -67,13 +67,13 @@ class SeriesIndex:
         sets: Sequence[_Set],
         patient_ids: np.ndarray,
         series_ids: np.ndarray,
-        slices: np.ndarray,
+        n_slices: np.ndarray,
         pixel_mm: np.ndarray,
     ) -> None:
         """`patient_ids`, `series_ids`: UTF-8 bytes, dtype S; each array has one element per series."""
         self._sets = tuple(sets)
         self._patient_ids, self._series_ids = patient_ids, series_ids
-        self._slices, self._pixel_mm = slices, pixel_mm
+        self._n_slices, self._pixel_mm = n_slices, pixel_mm
         counts = np.array([source.series for source in sets])
         entries = counts * np.array([source.repeat for source in sets])
         self._first_row = np.cumsum(counts) - counts
@@ -82,7 +82,7 @@ class SeriesIndex:
 
     def __len__(self) -> int:
         """Series, each counted once."""
-        return len(self._slices)
+        return len(self._n_slices)
 
     @property
     def sets(self) -> tuple[tuple[int, int], ...]:
@@ -97,7 +97,9 @@ class SeriesIndex:
     def series(self, row: int) -> Series:
         source = self._sets[np.searchsorted(self._first_row, row, side="right") - 1]
         folder = image_folder(source.folder, self._patient_ids[row].decode(), self._series_ids[row].decode())
-        return Series(folder, int(self._slices[row]), float(self._pixel_mm[row]), source.size, source.windows)
+        return Series(
+            folder, int(self._n_slices[row]), float(self._pixel_mm[row]), source.size, source.windows
+        )
 
     def table(self) -> pd.DataFrame:
         """One row per series: set (its number), patient_id, series_id.

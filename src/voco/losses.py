@@ -191,7 +191,8 @@ class OverlapObjective:
 
 @dataclass(frozen=True)
 class PlacingObjective:
-    """Our own objective, `plus`: choose the right base by cross-entropy, in the own volume and in all others.
+    """Our own objective, `plus` (`--objective softmax`): choose the right base by cross-entropy, in the same
+    volume and in all others.
 
     The overlap label is exact inside a volume. Across patients it holds as far as bodies are alike: a crop in
     front on the patient's right shows liver in both. This makes the task anatomical: patients share no pixel,

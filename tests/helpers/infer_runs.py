@@ -8,7 +8,7 @@ import pandas as pd
 import infer
 import train_cls
 from src.core.targets import COLUMNS
-from src.infer.stack_sources import ReadSeries, StackSource
+from src.infer.stack_sources import LoadedSeries, StackSource
 
 SMALL = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none --workers 0"
 
@@ -43,6 +43,6 @@ def read_text(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"patient_id": str, "series_id": str}, keep_default_na=False)
 
 
-def read_series(source: StackSource, key: tuple[str, str]) -> ReadSeries:
+def read_series(source: StackSource, key: tuple[str, str]) -> LoadedSeries:
     """A series as the pipeline reads it."""
-    return ReadSeries(key, *source.cut(source.decode(*key)))
+    return LoadedSeries(key, *source.cut(source.decode(*key)))

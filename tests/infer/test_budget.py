@@ -16,7 +16,7 @@ import pytest
 from src.cls.model import TraumaClassifier
 from src.infer.budget import FIRST_SERIES, TimeBudget, stop_on_signals
 from src.infer.ensemble import EnsembleSubset, Prediction
-from src.infer.fallback import FallbackPredictor
+from src.infer.predictor import SeriesPredictor
 from src.infer.results import check_submission
 from src.score.metric import check_probabilities
 from tests.helpers.infer_runs import read_report, submit
@@ -195,12 +195,12 @@ def runs(tta_run, tiny_run):
 
 def test_infer_says_what_a_late_run_omits(tiny, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("src.infer.budget.FIRST_SERIES", 1)
-    predict = FallbackPredictor.predict
+    predict = SeriesPredictor.predict
 
     def slowly(*given):
         return predict(*given)._replace(runs_s=(4e4, 4e4))  # at this pace there is no time for another one
 
-    monkeypatch.setattr(FallbackPredictor, "predict", slowly)
+    monkeypatch.setattr(SeriesPredictor, "predict", slowly)
     submission = submit(tiny.raw, runs, tiny.sample, tmp_path, "--max-hours", 9)
     report = read_report(tmp_path)
     check_probabilities(submission.reset_index())
@@ -231,7 +231,7 @@ def test_infer_ends_where_a_gpu_never_answers_at_the_start(tiny, tiny_run, tmp_p
         import infer
         from src.infer import pipeline
 
-        pipeline.FallbackPredictor.use_fastest = lambda predictor, precision: time.sleep(60)
+        pipeline.SeriesPredictor.use_fastest = lambda predictor, precision: time.sleep(60)
         pipeline.GRACE_S = 0.0
         infer.main(sys.argv[1:])
     """

@@ -13,7 +13,7 @@ from src.infer import ensemble as ensembles
 from src.infer.ensemble import Ensemble
 from src.infer.organ_finder import ForwardSettings
 from src.infer.results import Results
-from src.infer.stack_sources import ReadSeries, open_source
+from src.infer.stack_sources import LoadedSeries, open_source
 from src.score.metric import normalise
 from src.score.postprocess import PatientRows, PostProcessing
 from src.score.prior import weight_aware_prior
@@ -89,7 +89,7 @@ def join(tables: dict, names: str, post: PostProcessing) -> tuple[pd.DataFrame, 
 
 
 def predict(ensemble, key, subset):
-    return ensemble.predict(ReadSeries(key, {"key": key}), subset, ForwardSettings()).probabilities
+    return ensemble.predict(LoadedSeries(key, {"key": key}), subset, ForwardSettings()).probabilities
 
 
 @pytest.mark.parametrize("names", ["all", "all liver", "liver all spleen", "most all liver"])
@@ -151,10 +151,10 @@ def runs(tta_run, tiny_run):
 
 def test_subsets_are_everything_and_one_fold_of_each_run_without_tta(runs):
     full, reduced = Ensemble(runs, (0.25, 0.75)).subsets
-    assert (full.folds, full.tta, full.passes) == ((2, 2), True, (8, 2))
-    assert (reduced.folds, reduced.tta, reduced.passes) == ((1, 1), False, (1, 1))
+    assert (full.fold_counts, full.tta, full.passes) == ((2, 2), True, (8, 2))
+    assert (reduced.fold_counts, reduced.tta, reduced.passes) == ((1, 1), False, (1, 1))
     full, reduced = Ensemble(runs, (1.0, 0.0)).subsets
-    assert (full.folds, reduced.folds) == ((2, 0), (1, 0))
+    assert (full.fold_counts, reduced.fold_counts) == ((2, 0), (1, 0))
 
 
 def test_a_reduced_subset_predicts_what_one_network_predicts(tiny, runs):

@@ -75,10 +75,10 @@ def test_a_run_of_weight_0_needs_no_segmenter(tiny, organ_run, tiny_run, segment
 
 def test_subsets_exclude_runs_that_look_at_organs_where_time_is_short(organ_run, tiny_run):
     full, reduced = Ensemble([tiny_run, organ_run], (0.25, 0.75)).subsets
-    assert (full.folds, full.needs_organs) == ((2, 2), True)
-    assert (reduced.folds, reduced.needs_organs) == ((1, 0), False)
+    assert (full.fold_counts, full.needs_organs) == ((2, 2), True)
+    assert (reduced.fold_counts, reduced.needs_organs) == ((1, 0), False)
     full, reduced = Ensemble([organ_run]).subsets
-    assert (reduced.folds, reduced.needs_organs) == ((1,), True)
+    assert (reduced.fold_counts, reduced.needs_organs) == ((1,), True)
 
 
 def test_infer_refuses_a_segmenter_for_a_prepared_set(tiny, organ_run, segmenter, tmp_path):

@@ -1,12 +1,14 @@
 """submission.csv: --check refuses what the competition would, and results can be saved at any time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import infer
 from src.core.errors import UserError
-from src.core.targets import COLUMNS
+from src.core.targets import COLUMNS, INJURIES
 from src.infer.results import Results
 from src.score.postprocess import PatientRows, PostProcessing
 
@@ -92,3 +94,21 @@ def test_results_can_be_saved_while_a_series_is_added(tables, monkeypatch):
     results.save(folder / "submission.csv")
     infer.main(["--check", f"{folder}/submission.csv", "--sample", f"{folder}/sample.csv"])
     assert results.report().status.tolist().count("ok") == 2
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_results_report_a_row_that_breaks_a_rule(tables):
+    """A row whose columns of a target sum to 0 would void the submission; the patient gets the prior."""
+    sample, folder = tables
+    series = [(patient_id, "1") for patient_id in sample.patient_id]
+    post = replace(PostProcessing.identity(1), multipliers=dict.fromkeys(INJURIES, 1.7e308))
+    results = Results(series, sample, post, pd.Series(0.5, index=COLUMNS))
+    healthy = np.array([[column.endswith("healthy") for column in COLUMNS]], dtype=float)
+    for key in series:  # only the first patient's injuries overflow
+        results.add(key, np.full((1, 13), 0.25) if key == series[0] else healthy)
+    results.save(folder / "submission.csv")
+    infer.main(["--check", f"{folder}/submission.csv", "--sample", f"{folder}/sample.csv"])
+    report = results.report()
+    assert report[report.status == "prior"][["patient_id", "reason"]].to_numpy().tolist() == [
+        [series[0][0], "the prediction breaks a rule of the competition"]
+    ]

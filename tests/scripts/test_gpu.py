@@ -16,7 +16,7 @@ from src.core.runtime import torch_seed
 from src.core.targets import CLASS_WEIGHTS
 from src.data.prepared import PreparedDataset
 from src.infer.ensemble import Ensemble
-from src.infer.fallback import FallbackPredictor
+from src.infer.predictor import SeriesPredictor
 from src.infer.stack_sources import open_source
 from tests.helpers.infer_runs import SMALL, read_report, read_series, read_submission
 
@@ -82,7 +82,7 @@ def wide(tmp_path) -> Path:
 
 def test_with_little_memory_fewer_slices_pass_and_the_answer_is_the_same(tiny, wide, capsys):
     ensemble = Ensemble([wide])
-    predictor = FallbackPredictor(ensemble)
+    predictor = SeriesPredictor(ensemble)
     predictor.use_fastest("auto")
     source = open_source(tiny.raw, ensemble.stack_kinds)
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]

@@ -13,7 +13,7 @@ import torch
 
 from src.cls.model import TraumaClassifier
 from src.infer import results, stack_sources
-from src.infer.fallback import FallbackPredictor
+from src.infer.predictor import SeriesPredictor
 from src.infer.results import check_submission
 from src.phantom import __main__ as phantom
 from tests.helpers.broken_patients import BROKEN, CRASH, HANG
@@ -109,7 +109,7 @@ def test_infer_uses_the_other_series_where_one_is_broken(chaos, tmp_path):
 
 
 def test_infer_keeps_finished_series_after_sigterm(chaos, tmp_path, monkeypatch):
-    predict, seen = FallbackPredictor.predict, []
+    predict, seen = SeriesPredictor.predict, []
 
     def terminated(self, series, subset, check):
         prediction = predict(self, series, subset, check)
@@ -118,7 +118,7 @@ def test_infer_keeps_finished_series_after_sigterm(chaos, tmp_path, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return prediction
 
-    monkeypatch.setattr(FallbackPredictor, "predict", terminated)
+    monkeypatch.setattr(SeriesPredictor, "predict", terminated)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         infer_chaos(chaos, tmp_path)
@@ -151,7 +151,7 @@ def test_infer_saves_a_valid_submission_at_any_time(chaos, tmp_path, monkeypatch
     class Killed(BaseException):
         """Nothing that a series may raise."""
 
-    predict, seen = FallbackPredictor.predict, []
+    predict, seen = SeriesPredictor.predict, []
 
     def killed(self, series, subset, check):
         seen.append(series)
@@ -159,7 +159,7 @@ def test_infer_saves_a_valid_submission_at_any_time(chaos, tmp_path, monkeypatch
             raise Killed
         return predict(self, series, subset, check)
 
-    monkeypatch.setattr(FallbackPredictor, "predict", killed)
+    monkeypatch.setattr(SeriesPredictor, "predict", killed)
     written, saved = results.write_submission, []
 
     def noted(predictions, sample, path):

@@ -1,10 +1,9 @@
 """Position labels are the share of pixels that crops share, in any number of dimensions."""
 
-import cv2
 import numpy as np
 import pytest
 
-from src.voco.crops import CropGrid, cut_tiles, overlap_labels
+from src.voco.crops import CropGrid, overlap_labels
 
 GRIDS = [CropGrid((12, 12), (3, 3)), CropGrid((8, 18), (2, 3)), CropGrid((6, 8, 9), (2, 2, 3))]
 
@@ -63,20 +62,3 @@ def test_overlap_labels_of_one_plane_are_those_in_2d():
         overlap_labels(randoms, deep.base_starts(), deep.crop),
         overlap_labels(randoms[:, 1:], flat.base_starts(), flat.crop),
     )
-
-
-def test_cut_tiles_cuts_each_crop_from_its_own_slices():
-    canvas = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 2), dtype=np.uint8)
-    shown, corners = np.array([[0, 1, 1], [2, 4, 4]]), np.array([[0, 0], [2, 4]])
-    tiles = cut_tiles(canvas, shown, corners, (4, 4), tile=4)
-    assert tiles.shape == (2, 3, 4, 4, 2)
-    np.testing.assert_array_equal(tiles[0], canvas[[0, 1, 1], :4, :4])
-    np.testing.assert_array_equal(tiles[1], canvas[[2, 4, 4], 2:6, 4:8])
-
-
-@pytest.mark.parametrize(("tile", "method"), [(4, cv2.INTER_AREA), (9, cv2.INTER_LINEAR)])
-def test_cut_tiles_resizes_each_tile(tile, method):
-    canvas = np.random.default_rng(5).integers(0, 256, (1, 12, 12, 1), dtype=np.uint8)
-    tiles = cut_tiles(canvas, np.array([[0]]), np.array([[3, 5]]), (6, 6), tile)
-    expected = cv2.resize(canvas[0, 3:9, 5:11, 0], (tile, tile), interpolation=method)
-    np.testing.assert_array_equal(tiles[0, 0, ..., 0], expected)

@@ -40,7 +40,7 @@ def test_index_table_lists_usable_series_in_order(large_set):
     pd.testing.assert_frame_equal(index.table().drop(columns="set"), expected[["patient_id", "series_id"]])
     series = index.series(7)
     assert (series.folder.parent.name, series.folder.name) == ("Köln_4", "1000008")
-    assert series.slices == 300 and np.isnan(series.pixel_mm)
+    assert series.n_slices == 300 and np.isnan(series.pixel_mm)
     assert open_index(options_of(folder, extent="box")).series(7).pixel_mm == 1.5
 
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from src.cls.model import TraumaClassifier
-from src.infer import fallback
+from src.infer import predictor as predictor_module
 from src.infer.ensemble import Ensemble
-from src.infer.fallback import FallbackPredictor
+from src.infer.predictor import SeriesPredictor
 from src.infer.stack_sources import open_source
 from tests.helpers.infer_runs import read_series
 
 
 @pytest.fixture
 def predictor(tiny_run):
-    return FallbackPredictor(Ensemble([tiny_run]))
+    return SeriesPredictor(Ensemble([tiny_run]))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def fastest(monkeypatch):
                 raise error
             return SimpleNamespace(device=torch.device(device), autocast=autocast)
 
-        monkeypatch.setattr(fallback.Runtime, "create", create)
+        monkeypatch.setattr(predictor_module.Runtime, "create", create)
 
     return set_fastest
 

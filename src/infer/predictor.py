@@ -12,10 +12,10 @@ from src.core.runtime import Runtime
 from src.infer.ensemble import Ensemble, EnsembleSubset, Prediction
 from src.infer.organ_finder import ForwardSettings
 from src.infer.results import describe_error
-from src.infer.stack_sources import ReadSeries
+from src.infer.stack_sources import LoadedSeries
 
 
-class FallbackPredictor:
+class SeriesPredictor:
     """Predicts a series with an ensemble, and where that fails tries again in ways that give the same.
 
     Where memory runs out, half as many slices pass a network together, down to one; the number that worked is
@@ -51,7 +51,7 @@ class FallbackPredictor:
         self._settings[runtime.device.type] = ForwardSettings(runtime.autocast)
 
     def predict(
-        self, series: ReadSeries, subset: EnsembleSubset, check: Callable[[], None] = lambda: None
+        self, series: LoadedSeries, subset: EnsembleSubset, check: Callable[[], None] = lambda: None
     ) -> Prediction:
         """Predict one series.
 
