@@ -26,10 +26,10 @@ from study import Piece, StudyOptions, make_all, run_stages
 from study_sets import Start, StudyFolders, make_data, pretraining
 from study_table import format_spread, markdown, spread
 
-from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import say
+from src.nn.training import load_checkpoint
 from src.probe.__main__ import measure
 from src.probe.frozen import HeldOut, load_run
 

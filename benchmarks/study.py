@@ -21,13 +21,13 @@ from joblib import cpu_count
 import prepare_data
 from src.cls.options import ClassifierOptions
 from src.cls.run import train_folds
-from src.core.checkpoint import load_checkpoint
 from src.core.config import Precision, check_range, plain_options
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import say
 from src.core.run_folder import differing_options, only_writer
 from src.data.prepared import read_description
+from src.nn.training import load_checkpoint
 from src.phantom import __main__ as phantom
 from src.seg.options import SegOptions
 from src.seg.run import train_pair

@@ -5,16 +5,20 @@ digests of the inputs. A program that comes back continues where the record agre
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src.core.config import option_flag
 from src.core.errors import UserError
 from src.core.files import discard, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ANOTHER_OUTPUT = "choose another --output"
 START_ANEW = f"start anew with --resume never, or {ANOTHER_OUTPUT}"
@@ -113,6 +117,12 @@ def read_record(path: Path, kind: str) -> dict[str, Any] | None:
             f"{path} is damaged, so {path.parent} is not known for {kind}: {ANOTHER_OUTPUT}"
         ) from None
     return record
+
+
+def digest_rows(table: "pd.DataFrame") -> str:
+    """A checksum of a table of series: it changes with the rows and their order."""
+    rows = zip(*(table[column].astype(str) for column in table), strict=True)
+    return hashlib.sha256("\n".join(map("/".join, rows)).encode()).hexdigest()
 
 
 def find_checkpoint(output: Path, resume: str) -> Path | None:

@@ -93,6 +93,10 @@ class Runtime:
         """How many processes share the run."""
         return self._accelerator.num_processes
 
+    def describe(self) -> str:
+        """Such as `cuda:0, 2 processes`."""
+        return f"{self.device}, {self.world} processes" if self.world > 1 else str(self.device)
+
     def prepare(self, *parts: Any) -> Any:
         """Move models to the device and wrap them, optimisers and loaders for the processes at hand."""
         return self._accelerator.prepare(*parts)

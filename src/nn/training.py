@@ -6,6 +6,7 @@ is not finite, an fp16 scale that never settles, a process that lost the others.
 """
 
 import math
+import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.core.checkpoint import load_checkpoint, save_checkpoint
 from src.core.errors import UserError
+from src.core.files import atomic_path
 from src.core.log import MetricsLog, is_main_process, progress
 from src.core.run_folder import require_same
 from src.core.runtime import Runtime, torch_seed
@@ -55,6 +56,19 @@ class LoopSettings:
     """batches of an optimiser step"""
     epoch_batches: int = 1
     """batches of an epoch, whose last step may have fewer; only needed for accumulation"""
+
+    @classmethod
+    def of(cls, options: Any) -> "LoopSettings":
+        """From options that count in steps: those of train_voco.py and train_seg.py."""
+        return cls(
+            steps=options.steps,
+            warmup_steps=round(options.warmup * options.steps),
+            lr=options.lr,
+            clip_norm=options.clip_norm,
+            seed=options.seed,
+            log_every=options.log_every,
+            save_every=options.save_every,
+        )
 
     @property
     def batches(self) -> int:
@@ -307,3 +321,27 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group `lr` times its own `lr_scale` (1 where it has none)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers, text, and lists or dicts of these, by one rename."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; only plain data and tensors are accepted (`weights_only=True`).
+
+    Raises:
+        UserError: the file is missing, damaged, or holds objects that would have to be unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"checkpoint {path} cannot be read ({reason}): delete it, or start a new run"
+        ) from None

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
 from src.core.runtime import torch_seed
 from src.data.prepared import PreparedDataset
+from src.nn.training import load_checkpoint
 from src.voco.canvas import resize_plane
 from src.voco.crops import CropGrid
 from src.voco.model import VocoNet, VolumeVocoNet, build_network

@@ -1,6 +1,5 @@
 """The segmentation run: what `src/nn/training.py` steps through, and what it leaves in its folder."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from src.core.config import plain_options, save_options
 from src.core.errors import UserError
 from src.core.files import write_table
 from src.core.log import is_main_process, say, warn
-from src.core.run_folder import clear_training, find_checkpoint, only_writer
+from src.core.run_folder import clear_training, digest_rows, find_checkpoint, only_writer
 from src.core.runtime import Runtime, torch_seed
 from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.first_weights import load_first_weights, patients_seen_by
@@ -33,6 +32,9 @@ FREE_TO_CHANGE = (
 )
 """Options that a resumed run may change: data are known by their series and parts, not by path."""
 
+COLUMNS = ["set", "patient_id", "series_id", "part"]
+"""Of split.csv: which series serve for what."""
+
 
 def train_pair(options: SegOptions) -> Path:
     """Train the pair as `options` say, from the start or from a checkpoint; export it, and score it.
@@ -51,17 +53,8 @@ def train_pair(options: SegOptions) -> Path:
     checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
         method = PairTraining(options, data, runtime)
-        settings = LoopSettings(
-            steps=options.steps,
-            warmup_steps=round(options.warmup * options.steps),
-            lr=options.lr,
-            clip_norm=options.clip_norm,
-            seed=options.seed,
-            log_every=options.log_every,
-            save_every=options.save_every,
-        )
-        identity = {"options": plain_options(options), "series": digest_series(data)}
-        loop = TrainingLoop(method, settings, runtime, output, identity, FREE_TO_CHANGE)
+        identity = {"options": plain_options(options), "series": digest_rows(data.series[COLUMNS])}
+        loop = TrainingLoop(method, LoopSettings.of(options), runtime, output, identity, FREE_TO_CHANGE)
         if checkpoint:
             loop.resume(checkpoint, "train_seg.py")
         if not is_main_process():
@@ -239,20 +232,11 @@ def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
     )
 
 
-def digest_series(data: SegData) -> str:
-    """Changes with the series, their order and their parts."""
-    columns = data.series[["set", "patient_id", "series_id", "part"]].astype(str)
-    ids = "\n".join(columns.agg("/".join, axis=1))
-    return hashlib.sha256(ids.encode()).hexdigest()
-
-
 def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | None, step: int) -> None:
     """Print what the run is, and write what is known of it before the first step."""
     series, runtime, output = method.data.series, method.runtime, options.output
     counts = ", ".join(f"{(series['part'] == part).sum()} {part}" for part in PARTS)
-    where = str(runtime.device)
-    where += f", {runtime.world} processes" if runtime.world > 1 else ""
-    say(f"series: {counts} ({series['patient_id'].nunique()} patients); {where}")
+    say(f"series: {counts} ({series['patient_id'].nunique()} patients); {runtime.describe()}")
     if checkpoint:
         say(f"continuing {checkpoint} after step {step} of {options.steps}")
     else:
@@ -269,4 +253,4 @@ def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | N
                 "(images only, no labels: allowed, but their score may flatter)"
             )
     save_options(options, output / "config.yaml")
-    write_table(series[["set", "patient_id", "series_id", "part"]], output / "split.csv")
+    write_table(series[COLUMNS], output / "split.csv")

@@ -1,6 +1,5 @@
 """The pre-training run: what `src/nn/training.py` steps through, and what it leaves in its folder."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +14,7 @@ from torch import Tensor
 from src.core.config import plain_options, save_options
 from src.core.files import atomic_path, write_table
 from src.core.log import is_main_process, say, warn
-from src.core.run_folder import clear_training, find_checkpoint, only_writer
+from src.core.run_folder import clear_training, digest_rows, find_checkpoint, only_writer
 from src.core.runtime import Runtime, torch_seed
 from src.data.png import write_png
 from src.nn.encoder import EncoderFile, require_true_bf16, save_encoder
@@ -69,17 +68,8 @@ def pretrain(options: VocoOptions, draw: Draw | None = None) -> Path:
     checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
         method = Pretraining(options, dataset, runtime, draw, with_first_weights=checkpoint is None)
-        settings = LoopSettings(
-            steps=options.steps,
-            warmup_steps=round(options.warmup * options.steps),
-            lr=options.lr,
-            clip_norm=options.clip_norm,
-            seed=options.seed,
-            log_every=options.log_every,
-            save_every=options.save_every,
-        )
-        identity = {"options": plain_options(options), "series": digest_series(dataset.index.table())}
-        loop = TrainingLoop(method, settings, runtime, output, identity, FREE_TO_CHANGE)
+        identity = {"options": plain_options(options), "series": digest_rows(dataset.index.table())}
+        loop = TrainingLoop(method, LoopSettings.of(options), runtime, output, identity, FREE_TO_CHANGE)
         if checkpoint:
             loop.resume(checkpoint, "train_voco.py")
         if not is_main_process():
@@ -279,19 +269,11 @@ def teacher_momentum(step: int, options: VocoOptions) -> float:
     return options.final_momentum - (options.final_momentum - options.momentum) * left
 
 
-def digest_series(table: pd.DataFrame) -> str:
-    """Changes with the series of the index and their order."""
-    ids = "\n".join(table["set"].astype(str) + "/" + table["patient_id"] + "/" + table["series_id"])
-    return hashlib.sha256(ids.encode()).hexdigest()
-
-
 def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | None, step: int) -> None:
     """Print what the run is, and write what is known of it before the first step."""
     table, runtime, output = method.dataset.index.table(), method.runtime, options.output
-    where = str(runtime.device)
-    where += f", {runtime.world} processes" if runtime.world > 1 else ""
     patients = set(table["patient_id"])
-    say(f"{len(table)} series of {len(patients)} patients, {options.backbone} on {where}")
+    say(f"{len(table)} series of {len(patients)} patients, {options.backbone} on {runtime.describe()}")
     if checkpoint:
         say(f"continuing {checkpoint} after step {step} of {options.steps}")
     else:

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import representation_study
 from harness import run_benchmark
 
-from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
+from src.nn.training import load_checkpoint
 
 PRESET = (
     "backbone: test_efficientnet\nwindows: [soft, organ, wide]\ncanvas: 48\ndepth: 6\ntile: 16\nslices: 2\n"

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from src.core.checkpoint import load_checkpoint
 from src.core.errors import UserError
 from src.core.runtime import Runtime
-from src.nn.training import MOST_SKIPPED, LoopSettings, Losses, Method, TrainingLoop
+from src.nn.training import MOST_SKIPPED, LoopSettings, Losses, Method, TrainingLoop, load_checkpoint
 
 
 class Regression(Method):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import train_voco
-from src.core.checkpoint import save_checkpoint
 from src.nn import training
+from src.nn.training import save_checkpoint
 from tests.helpers.voco_files import draw_anatomy, write_prepared
 
 pytestmark = pytest.mark.slow

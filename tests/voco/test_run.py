@@ -14,14 +14,13 @@ import pytest
 import timm
 import torch
 
-from src.core.checkpoint import load_checkpoint
 from src.core.config import parse_options, save_options
 from src.core.errors import UserError
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.encoder_weights import load_encoder
-from src.nn.training import LoopSettings, TrainingLoop
+from src.nn.training import LoopSettings, TrainingLoop, load_checkpoint
 from src.probe.frozen import load_run
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
