@@ -12,7 +12,7 @@ With the post-processing that score.py --fit found on the runs' out-of-fold tabl
     python infer.py --input data/unpacked --models runs/cls/plus --post runs/cls/post.json --max-hours 8.5 \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 
-Models that look at organs, from raw DICOM:
+Models that use organ masks, from raw DICOM:
     python infer.py --input data/unpacked --models runs/cls/organ_aware --segmenter runs/seg/dual \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 

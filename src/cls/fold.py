@@ -81,7 +81,9 @@ class NetworkTraining(Method):
     """
 
     memory_advice = "lower --batch (--accumulation keeps the batch of a step), --slices or --crop"
-    failure_advice = "start anew with a lower --lr, or with --precision bf16 or fp32, and --resume never"
+    failure_advice = (
+        "start from scratch with a lower --lr, or with --precision bf16 or fp32, and --resume never"
+    )
 
     def __init__(
         self,

@@ -191,7 +191,7 @@ class ClassifierOptions:
     """Start weights, order, slices and augmentation follow from it."""
 
     resume: Literal["auto", "never"] = "auto"
-    """auto continues an interrupted run in --output, never trains the chosen folds anew."""
+    """auto continues an interrupted run in --output; never trains the chosen folds from scratch."""
 
     def __post_init__(self) -> None:
         counts = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")

@@ -254,14 +254,14 @@ def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: li
         for pattern in ("fold*/**/last.pt", f"fold*/{FOLD_TABLE}")
         for path in output.glob(pattern)
     }
-    anew = {f"fold{fold}" for fold in chosen} if options.resume == "never" else set()
+    to_repeat = {f"fold{fold}" for fold in chosen} if options.resume == "never" else set()
     saved = read_record(record, "a run of train_cls.py")
     if begun and saved is None:
         raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
-    if begun - anew:
+    if begun - to_repeat:
         named = {"inputs": "other data (series, labels, folds or encoder)"}
         require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
-    for name in anew:  # only now: a command that is refused deletes nothing
+    for name in to_repeat:  # only now: a command that is refused deletes nothing
         discard(output / name)
     write_json(identity, record)
     save_options(options, output / "config.yaml")

@@ -99,9 +99,7 @@ class FirstNetwork:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.path, path)
         if file_digest(path) != self.digest:
-            raise UserError(
-                f"{self.path} was written anew while the second level was running: start it again"
-            )
+            raise UserError(f"{self.path} was rewritten while the second level was running: start it again")
 
 
 class NetworkOutput(NamedTuple):

@@ -68,8 +68,8 @@ class SecondLevelOptions:
     """Processes that read stacks."""
 
     resume: Literal["auto", "never"] = "auto"
-    """auto continues an interrupted run in --output; never trains all folds anew, and computes features again
-    only where inputs have changed."""
+    """auto continues an interrupted run in --output; never trains all folds from scratch, and computes
+    features again only where inputs have changed."""
 
     def __post_init__(self) -> None:
         check_range(self, "hidden", "epochs", "batch", "seeds", at_least=1)

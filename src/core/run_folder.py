@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ANOTHER_OUTPUT = "choose another --output"
-START_ANEW = f"start anew with --resume never, or {ANOTHER_OUTPUT}"
+FROM_SCRATCH = f"start from scratch with --resume never, or {ANOTHER_OUTPUT}"
 
 
 def require_same(
@@ -31,7 +31,7 @@ def require_same(
     *,
     free: Iterable[str] = (),
     named: Mapping[str, str] | None = None,
-    advice: str = START_ANEW,
+    advice: str = FROM_SCRATCH,
 ) -> None:
     """Refuse to continue what was made of something else.
 

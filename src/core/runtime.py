@@ -217,7 +217,7 @@ def keep_freed_memory() -> bool:
     """Keep what is freed from now on for the next allocation of this process.
 
     torch has a cache of freed blocks for GPUs, none for CPUs: there every large activation comes from the
-    system, which clears it page by page, in each step anew. Where that is slow, as on virtual machines, it
+    system, which clears it page by page, again in each step. Where that is slow, as on virtual machines, it
     takes up to half of a forward pass. The process stays as large as it was at its peak.
 
     Returns:

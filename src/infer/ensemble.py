@@ -24,7 +24,7 @@ from src.seg.model import SegmenterSpec
 
 @dataclass(frozen=True)
 class EnsembleSubset:
-    """The part of an ensemble that looks at a series, and what it costs."""
+    """The part of an ensemble that predicts a series, and what it costs."""
 
     fold_counts: tuple[int, ...]
     """folds of each run that predict, its first ones; 0 excludes the run"""
@@ -117,7 +117,7 @@ class Ensemble:
         runs: run folders of train_cls.py or of the second level; every finished fold in them takes part.
         weights: of the runs, equal by default; a run of weight 0 predicts nothing, its priors count.
         segmenter: run folder of train_seg.py, whose networks find the organs of raw series; not loaded where
-            the runs that look at organs have no weight.
+            the runs that use organ masks have no weight.
         flips: of test-time augmentation; by default each network's own.
 
     Raises:
@@ -145,7 +145,7 @@ class Ensemble:
         if self.full.needs_organs:
             self._finder = OrganFinder.load(segmenter)
         elif not _needs_organs(self.members):
-            raise UserError(f"none of these models looks at organs: leave --segmenter {segmenter} out")
+            raise UserError(f"none of these models uses organ masks: leave --segmenter {segmenter} out")
 
     @property
     def segmenter(self) -> SegmenterSpec | None:
@@ -167,9 +167,9 @@ class Ensemble:
 
     @property
     def subsets(self) -> tuple[EnsembleSubset, ...]:
-        """Everything, and for want of time the first fold of each run without TTA, where that is less.
+        """Everything, and when time is short the first fold of each run without TTA, where that is less.
 
-        Finding organs may cost more than all else: for want of time the runs that look at them are excluded
+        Finding organs may cost more than all else: when time is short the runs that use them are excluded
         too, unless only they predict some target.
         """
         full = self.full

@@ -39,7 +39,7 @@ class InferOptions:
     """Submission to write; report.csv is written beside it."""
 
     segmenter: Path | None = None
-    """Run folder of train_seg.py, whose networks find the organs of raw data for models that look at them."""
+    """Run folder of train_seg.py, which finds the organs of raw data for models that use masks."""
 
     weights: tuple[float, ...] | None = None
     """Weights of the runs, in their order; equal by default."""

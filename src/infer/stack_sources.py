@@ -208,7 +208,7 @@ class RawSource:
             together.setdefault((kind.view.size, kind.view.selection), []).append(kind)
         self._requests = [_Request.of(own, segmenter) for own in together.values()]
         if sum(request.is_whole for request in self._requests) > 1:
-            raise UserError("the models that look at organs come from data prepared in different ways")
+            raise UserError("the models that use organ masks come from data prepared in different ways")
 
     def series_of(self, patient_id: str) -> list[str]:
         return sorted(series_id for patient, series_id in self._series if patient == patient_id)
@@ -239,7 +239,7 @@ def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | Non
     for size in dict.fromkeys(view.size for view in views):
         if segmenter is None:
             raise UserError(
-                "these models look at organs, and raw images have no masks: give --segmenter, the run of "
+                "these models use organ masks, and raw images have no masks: give --segmenter, the run of "
                 "train_seg.py whose masks they were trained with, or a folder that was prepared and segmented"
             )
         if segmenter.size != size:

@@ -146,7 +146,7 @@ class SegOptions:
     """Organs to score; fewer if the masks of the held-out patients lack some."""
 
     resume: Literal["auto", "never"] | Path = "auto"
-    """auto continues the run's last.pt if it exists, never starts anew, a path continues that file."""
+    """auto continues the run's last.pt if it exists; never starts from scratch; a path continues it."""
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -215,7 +215,7 @@ class SegmentOptions:
     """Write a picture of every series to preview/, the true organs above the predicted ones."""
 
     overwrite: bool = False
-    """Delete the masks and tables in the output and start anew."""
+    """Delete the masks and tables in the output and start from scratch."""
 
     def __post_init__(self) -> None:
         check_range(self, "batch", at_least=1)

@@ -74,7 +74,7 @@ class PairTraining(Method):
 
     memory_advice = "lower --batch and --unlabelled-batch"
     failure_advice = (
-        "go on from the last checkpoint with --precision fp32, or start anew with a lower --lr and "
+        "go on from the last checkpoint with --precision fp32, or start from scratch with a lower --lr and "
         "--resume never"
     )
 

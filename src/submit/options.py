@@ -30,7 +30,7 @@ class BundleOptions:
     title: str
     """title of the dataset on Kaggle, 6 to 50 characters"""
     segmenter: Path | None = None
-    """run folder of train_seg.py or its segmenter.safetensors, for models that look at organs"""
+    """run folder of train_seg.py or its segmenter.safetensors, for models that use organ masks"""
     post: Path | None = None
     """post-processing of score.py --fit"""
     python: tuple[str, ...] = ("3.11", "3.12")

@@ -161,7 +161,7 @@ class VocoOptions:
     draws none."""
 
     resume: Literal["auto", "never"] | Path = "auto"
-    """auto continues the run's last.pt where there is one, never starts anew, a path continues that file."""
+    """auto continues the run's last.pt if it exists; never starts from scratch; a path continues it."""
 
     @property
     def windows_of_sets(self) -> tuple[tuple[str, ...], ...]:

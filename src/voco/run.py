@@ -89,7 +89,7 @@ class Pretraining(Method):
 
     memory_advice = "give --micro-batch (images at a time), or lower --batch"
     failure_advice = (
-        "go on from the last checkpoint with --precision fp32, or start anew with a lower --lr and "
+        "go on from the last checkpoint with --precision fp32, or start from scratch with a lower --lr and "
         "--resume never"
     )
 

@@ -75,7 +75,7 @@ def test_compute_features_refuses_features_that_are_not_finite(tiny, first, monk
 
 def test_first_network_copy_to_notices_a_file_that_has_changed(first, tmp_path):
     network = FirstNetwork.read(first / "fold0" / "model.safetensors")
-    with pytest.raises(UserError, match="was written anew while the second level was running"):
+    with pytest.raises(UserError, match="was rewritten while the second level was running"):
         replace(network, digest="0").copy_to(tmp_path / "copy" / "model.safetensors")
 
 

@@ -111,7 +111,7 @@ def test_a_finished_run_stays_as_it_is(tiny, first, whole, copy, monkeypatch, ca
 def test_resume_never_trains_with_other_options_on_the_same_features(tiny, first, whole, copy, monkeypatch):
     before = files_of(copy)
     message = refusal(tiny, [first], copy, "--hidden 4 --lr 0.1")
-    assert "was made with --hidden 8, not 4: start anew with --resume never" in message
+    assert "was made with --hidden 8, not 4: start from scratch with --resume never" in message
     assert files_of(copy) == before
     calls = count_computing(monkeypatch)
     train_second(tiny, [first], copy, "--hidden 4 --lr 0.1 --resume never")

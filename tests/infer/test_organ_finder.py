@@ -1,4 +1,4 @@
-"""Models that look at organs predict the same from raw images as from prepared and segmented ones."""
+"""Models that use organ masks predict the same from raw images as from prepared and segmented ones."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_infer_refuses_a_segmenter_of_another_size(tiny, organ_run, tmp_path):
 
 
 def test_infer_refuses_a_segmenter_that_no_run_needs(tiny, tiny_run, segmenter, tmp_path):
-    with pytest.raises(UserError, match="none of these models looks at organs"):
+    with pytest.raises(UserError, match="none of these models uses organ masks"):
         submit(tiny.raw, tiny_run, tiny.sample, tmp_path, "--segmenter", segmenter)
 
 

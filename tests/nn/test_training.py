@@ -97,7 +97,10 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(tmp_path):
     ("content", "message"),
     [
         ({"step": 1}, "is not a checkpoint of train_it.py"),
-        ({"options": {"lr": 0.2}}, r"was made with --lr 0.2, not 0.1: start anew with --resume never"),
+        (
+            {"options": {"lr": 0.2}},
+            "was made with --lr 0.2, not 0.1: start from scratch with --resume never",
+        ),
         ({"series": "b"}, "was made with other series"),
     ],
 )
