@@ -215,8 +215,10 @@ def build_optimizer(model: TraumaClassifier, options: ClassifierOptions) -> torc
 def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Generator) -> Tensor:
     """Places in B * T of `count` slices of each stack, int64."""
     stacks, slices = batch.images.shape[:2]
-    own = [stack * slices + rng.choice(slices, min(count, slices), replace=False) for stack in range(stacks)]
-    return torch.from_numpy(np.concatenate(own)).to(batch.images.device)
+    places = [
+        stack * slices + rng.choice(slices, min(count, slices), replace=False) for stack in range(stacks)
+    ]
+    return torch.from_numpy(np.concatenate(places)).to(batch.images.device)
 
 
 def predict_held_out(

@@ -59,8 +59,8 @@ class SeriesOrder:
         require_even_share(batch, world)
         self.batch, self.seed, self.world, self.class_balance = batch, seed, world, class_balance
         self.count = len(series)
-        own = labels.loc[series["patient_id"], list(injuries)]
-        self.probabilities = _draw_probabilities(own.to_numpy(np.float64), class_balance)
+        injured = labels.loc[series["patient_id"], list(injuries)]
+        self.probabilities = _draw_probabilities(injured.to_numpy(np.float64), class_balance)
 
     @property
     def batches(self) -> int:
@@ -92,8 +92,8 @@ class SeriesOrder:
 
     def share(self, epoch: int, rank: int) -> np.ndarray:
         """(batches, share of a batch) draws that one process reads in an epoch."""
-        own = self.batch // self.world
-        return self.epoch(epoch)[:, rank * own : (rank + 1) * own]
+        share = self.batch // self.world
+        return self.epoch(epoch)[:, rank * share : (rank + 1) * share]
 
 
 class RunSampler(Sampler[list[Draw]]):

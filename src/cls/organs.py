@@ -116,9 +116,9 @@ def find_regions(organs: pd.DataFrame) -> dict[str, Box]:
     regions = {}
     for region in REGIONS[1:]:
         members = ORGAN_GROUPS.get(region, tuple(ORGANS))
-        own = found.loc[found.index.isin(members)]
-        if len(own):
-            low, high = own.min(), own.max()
+        rows = found.loc[found.index.isin(members)]
+        if len(rows):
+            low, high = rows.min(), rows.max()
             regions[region] = Box(
                 first=int(low["first_slice"]),
                 stop=int(high["last_slice"]) + 1,

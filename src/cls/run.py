@@ -148,7 +148,7 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
         raise UserError(
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
         )
-    own = {"own": TARGET_ORGANS.get(targets[0], "organs")}  # of single mode
+    organ = {"own": TARGET_ORGANS.get(targets[0], "organs")}  # in single mode
     selection = SliceSelection.read(prepared.slice_policy)
     view = StackView(
         windows=windows,
@@ -156,8 +156,8 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
         crop=options.crop,
         slices=options.slices,
         spacing_mm=options.spacing_mm,
-        z_range=own.get(options.z_range, options.z_range),
-        in_plane=own.get(options.in_plane, options.in_plane),
+        z_range=organ.get(options.z_range, options.z_range),
+        in_plane=organ.get(options.in_plane, options.in_plane),
         neighbours=options.neighbours,
         neighbour_mm=options.neighbour_mm,
         masks=options.masks,

@@ -109,7 +109,9 @@ class SecondInputs:
             raise UserError(f"the series of {options.data} are of one fold: a second level needs two or more")
         by_fold = {int(fold): rows.reset_index(drop=True) for fold, rows in series.groupby("fold")}
         networks = {fold: _read_networks(options.runs, fold, rows) for fold, rows in by_fold.items()}
-        views = _require_one_kind([[network.spec for network in own.values()] for own in networks.values()])
+        views = _require_one_kind(
+            [[network.spec for network in found.values()] for found in networks.values()]
+        )
         organs = open_organs(prepared, views, prepared.series)
         windows = read_description(prepared.folder)["windows"]
         shared = [VERSION, windows, prepared.size, prepared.slice_policy, organs and organs.digest, precision]
@@ -264,7 +266,7 @@ def _read_networks(runs: Sequence[Path], fold: int, series: pd.DataFrame) -> dic
 
 def _require_one_kind(folds: Sequence[Sequence[ClassifierSpec]]) -> list[StackView]:
     """Make sure that the networks of every fold compute the same features; the views of a fold's networks."""
-    if len({tuple((spec.view, spec.columns, spec.predicts_slices) for spec in own) for own in folds}) > 1:
+    if len({tuple((spec.view, spec.columns, spec.predicts_slices) for spec in specs) for specs in folds}) > 1:
         raise UserError("the folds of the runs give other features: they are not of one run each")
     lengths = sorted({spec.view.slices for spec in folds[0]})
     if len(lengths) > 1:

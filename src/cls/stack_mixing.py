@@ -53,10 +53,10 @@ class StackMixer:
         else:
             return batch, importance
         counts = share * importance + (1 - share) * importance[order]
-        own = (share * importance / counts)[:, None]  # the loss is linear in the targets
+        first_share = (share * importance / counts)[:, None]  # the loss is linear in the targets
         return (
             mixed._replace(
-                targets=own * batch.targets + (1 - own) * batch.targets[order],
+                targets=first_share * batch.targets + (1 - first_share) * batch.targets[order],
                 slice_targets=share * batch.slice_targets + (1 - share) * batch.slice_targets[order],
                 # where one stack ends before the other, the longer one goes on
                 padding=batch.padding & batch.padding[order],
@@ -77,5 +77,5 @@ def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) 
     """Rows and columns of a rectangle with a share of the image's area, at a random place."""
     sides = [max(1, round(side * share**0.5)) for side in (height, width)]
     tops = [int(rng.integers(side - own + 1)) for side, own in zip((height, width), sides, strict=True)]
-    rows, columns = (slice(top, top + own) for top, own in zip(tops, sides, strict=True))
+    rows, columns = (slice(top, top + length) for top, length in zip(tops, sides, strict=True))
     return rows, columns

@@ -206,7 +206,7 @@ class RawSource:
         together: dict[tuple, list[StackKind]] = {}
         for kind in kinds:
             together.setdefault((kind.view.size, kind.view.selection), []).append(kind)
-        self._requests = [_Request.of(own, segmenter) for own in together.values()]
+        self._requests = [_Request.of(alike, segmenter) for alike in together.values()]
         if sum(request.is_whole for request in self._requests) > 1:
             raise UserError("the models that use organ masks come from data prepared in different ways")
 

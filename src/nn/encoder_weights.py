@@ -244,14 +244,14 @@ def _refuse_another_backbone(
     encoder: nn.Module, path: str | Path, loaded: dict[str, torch.Tensor], unused: list[str]
 ) -> None:
     """A deeper or shallower sibling shares most names and shapes, and would be half loaded silently."""
-    own = [name for name, _ in encoder.named_parameters()]
-    missing = [name for name in own if name not in loaded]
-    parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in own})
+    names = [name for name, _ in encoder.named_parameters()]
+    missing = [name for name in names if name not in loaded]
+    parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in names})
     strange = [name for name in unused if name.startswith(parts)]
     problem = ""
-    if len(missing) > MOST_STRANGE * len(own):
-        problem = f"lacks {len(missing)} of the {len(own)} weights of this backbone ({missing[0]}, ...)"
-    elif len(strange) > MOST_STRANGE * len(own):
+    if len(missing) > MOST_STRANGE * len(names):
+        problem = f"lacks {len(missing)} of the {len(names)} weights of this backbone ({missing[0]}, ...)"
+    elif len(strange) > MOST_STRANGE * len(names):
         problem = f"holds {len(strange)} weights that this backbone has no place for ({strange[0]}, ...)"
     if problem:
         raise UserError(f"{path} {problem}: was it trained with another --backbone?")

@@ -59,5 +59,5 @@ class OrganDecoder(nn.Module):
         """
         final, maps = encoder.forward_intermediates(pixels, norm=True)
         features = encoder.forward_head(final, pre_logits=True)
-        own = [pixels[chosen], *(maps[place][chosen] for place in self.chosen)]
-        return features, self.head(self.decoder(own))
+        features_of_chosen = [pixels[chosen], *(maps[place][chosen] for place in self.chosen)]
+        return features, self.head(self.decoder(features_of_chosen))

@@ -68,17 +68,19 @@ def organ_estimates(tiles: ProbeSet, seed: int) -> tuple[dict[str, Estimate], di
         for name, fit in CLASSIFIERS.items():
             estimates[f"organ/{name}"] = _accuracy(tested, classes, folds, fit, seed)
     for patient in patients if len(patients) < FEW else ():
-        own = tiles.take(tiles.patient == patient)
-        if len(np.unique(own.target)) < 3:
+        own_tiles = tiles.take(tiles.patient == patient)
+        if len(np.unique(own_tiles.target)) < 3:
             absent[f"organ_within/{patient}"] = "fewer than two organs are labelled"
             continue
-        is_odd = own.block % 2 == 1
+        is_odd = own_tiles.block % 2 == 1
         folds = [(is_odd, ~is_odd), (~is_odd, is_odd)]
-        if not _can_fit(own.target, folds):
+        if not _can_fit(own_tiles.target, folds):
             absent[f"organ_within/{patient}"] = "too few slices"
             continue
         for name, fit in CLASSIFIERS.items():
-            estimates[f"organ_within/{patient}/{name}"] = _accuracy(own, own.target, folds, fit, seed)
+            estimates[f"organ_within/{patient}/{name}"] = _accuracy(
+                own_tiles, own_tiles.target, folds, fit, seed
+            )
     return estimates, absent
 
 

@@ -69,8 +69,8 @@ def fit_and_report(
         fitted score minus the raw one, over patients) and `post`: the numbers fitted on all patients, and
         `by_fold` those of each fold.
     """
-    own = [table[table.patient_id.isin(labels.patient_id)] for table in tables.values()]
-    rows = PatientRows.read(own, labels.patient_id)
+    scored = [table[table.patient_id.isin(labels.patient_id)] for table in tables.values()]
+    rows = PatientRows.read(scored, labels.patient_id)
     if folds is None:
         number = pd.Series(deal_folds(labels, SEEDED_FOLDS))
     else:
@@ -78,7 +78,7 @@ def fit_and_report(
     raw = rows.apply(PostProcessing.identity(len(tables)))
     with_series = [
         table.patient_id[table.series_id != ""] if "series_id" in table.columns else table.patient_id
-        for table in own
+        for table in scored
     ]
     has_series = labels.patient_id.isin(pd.concat(with_series)).to_numpy()
     fitted = cross_fit(labels[has_series].reset_index(drop=True), rows.select(has_series), number[has_series])
@@ -121,10 +121,10 @@ def cross_fit(labels: pd.DataFrame, rows: PatientRows, folds: pd.Series) -> Cros
     by_fold, adjusted = {}, []
     for name in names:
         held_out = numbers == name
-        others, own = rows.select(~held_out), rows.select(held_out)
-        refuse_shared_patients(others.patient_ids, own.patient_ids)
+        others, held_out_rows = rows.select(~held_out), rows.select(held_out)
+        refuse_shared_patients(others.patient_ids, held_out_rows.patient_ids)
         by_fold[int(name)] = select_and_fit(labels[~held_out], others)
-        adjusted.append(own.apply(by_fold[int(name)]))
+        adjusted.append(held_out_rows.apply(by_fold[int(name)]))
     predictions = pd.concat(adjusted).set_index("patient_id").loc[labels.patient_id].reset_index()
     return CrossFit(predictions, by_fold, select_and_fit(labels, rows))
 

@@ -16,7 +16,7 @@ from src.score.classes import auc_per_grade, class_means, class_metrics
 from src.score.metric import align, score
 from src.score.missing_targets import explain_missing, fill_targets, missing_targets
 from src.score.prior import constant, cross_fitted_prior, raised_prior, weight_aware_prior
-from src.score.submission import combine_tables, folds_differ, one_row_a_patient
+from src.score.submission import combine_tables, folds_differ, one_row_per_patient
 
 PRIORS = MappingProxyType(
     {"prior": (weight_aware_prior, "difference"), "raised_prior": (raised_prior, "raised_difference")}
@@ -56,7 +56,7 @@ def score_oof(
         `by_series_count`), for several tables `tables` (see `side_by_side`), and with `fit` the keys of
         `postfit.fit_and_report`.
     """
-    by_patient = one_row_a_patient(tables)
+    by_patient = one_row_per_patient(tables)
     if folds_differ(by_patient.values()):
         say("the tables put patients in different folds: their folds are left aside")
         by_patient = {name: table.drop(columns="fold", errors="ignore") for name, table in by_patient.items()}
@@ -189,8 +189,8 @@ def build_report(
         "folds": [],
     }
     for fold, members in () if folds is None else folds.groupby("fold"):
-        own = _score_patients(labels, predictions, members.patient_id)
-        report["folds"].append({"fold": int(fold), **own})
+        scored = _score_patients(labels, predictions, members.patient_id)
+        report["folds"].append({"fold": int(fold), **scored})
     for key, prior in priors.items():
         difference = bootstrap_difference(labels, predictions, prior, rounds=rounds, level=level)
         report[key] = asdict(score(labels, prior))
@@ -219,12 +219,14 @@ def side_by_side(
     """
     rows, first = [], None
     for name, predictions in runs.items():
-        own = align(predictions[predictions.patient_id.isin(labels.patient_id)], labels.patient_id)
-        row = {"name": name, **asdict(score(labels, own))}
+        aligned = align(predictions[predictions.patient_id.isin(labels.patient_id)], labels.patient_id)
+        row = {"name": name, **asdict(score(labels, aligned))}
         if first is None:
-            first = own
+            first = aligned
         else:
-            row["difference"] = asdict(bootstrap_difference(labels, own, first, rounds=rounds, level=level))
+            row["difference"] = asdict(
+                bootstrap_difference(labels, aligned, first, rounds=rounds, level=level)
+            )
         rows.append(row)
     return rows
 

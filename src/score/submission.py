@@ -41,7 +41,7 @@ def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
     return combined.reset_index()
 
 
-def one_row_a_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def one_row_per_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """`combine_series` of every table; errors begin with its name."""
     combined = {}
     for name, table in tables.items():

@@ -182,7 +182,7 @@ def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None
     # on copies: running statistics of normalisation layers change with every training slice
     trials = [(copy.deepcopy(pair).eval(), f"take images of {spec.size} px", "prepare larger ones")]
     if batch == 1:
-        trials.append((copy.deepcopy(pair).train(), "learn from one slice a step", "raise --batch"))
+        trials.append((copy.deepcopy(pair).train(), "learn from one slice per step", "raise --batch"))
     images = torch.zeros(1, spec.size, spec.size, spec.channels, dtype=torch.uint8)
     for trial, what, remedy in trials:
         for net, backbone, decoder in zip((trial.a, trial.b), spec.backbones, spec.decoders, strict=True):

@@ -208,11 +208,11 @@ class PlacingObjective:
     def __call__(
         self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
     ) -> dict[str, Tensor]:
-        own = [
+        placings = [
             placing_loss(label, cosine_similarity(student.randoms, teacher.bases), self.temperature),
             placing_loss(label, cosine_similarity(teacher.randoms, student.bases), self.temperature),
         ]
-        terms = {"placing": torch.stack(own).mean(0)}
+        terms = {"placing": torch.stack(placings).mean(0)}
         if self.inter_volume:
             terms["inter_placing"] = self._among_others(student, teacher, label, all_bases)
         return terms
@@ -221,8 +221,8 @@ class PlacingObjective:
         self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
     ) -> Tensor:
         volumes = len(all_bases.student)
-        own = all_bases.first + torch.arange(len(label), device=label.device)
-        is_other = torch.arange(volumes, device=label.device) != own[:, None]  # (B, G)
+        places = all_bases.first + torch.arange(len(label), device=label.device)
+        is_other = torch.arange(volumes, device=label.device) != places[:, None]  # (B, G)
         losses = [
             placing_loss(
                 label[:, None], cosine_similarity(randoms[:, None], bases), self.temperature, self.planes

@@ -51,8 +51,10 @@ class Monitors:
 
         # placing and spread are the teacher's: the run saves the teacher, and it has no dropout
         is_right = label == label.amax(-1, keepdim=True)  # (B, R, N); two bases may share the largest overlap
-        own = cosine_similarity(teacher.randoms, teacher.bases)  # (B, R, N)
-        self._add_placing("intra", own, is_right, torch.ones(len(label), dtype=torch.bool, device=own.device))
+        cosine = cosine_similarity(teacher.randoms, teacher.bases)  # (B, R, N)
+        self._add_placing(
+            "intra", cosine, is_right, torch.ones(len(label), dtype=torch.bool, device=cosine.device)
+        )
         others, other_patients = all_bases, all_patients
         if len(all_bases) == 1:
             others, other_patients = self.previous or (all_bases, all_patients)

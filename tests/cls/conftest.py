@@ -11,7 +11,7 @@ from tests.helpers.seg_files import series_ids, write_masked
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory):
-    """A prepared set of 12 slices a series, organs in slices 3 to 8 of every second one."""
+    """A prepared set of 12 slices per series, organs in slices 3 to 8 of every second one."""
     dataset = PreparedDataset.open(write_masked(tmp_path_factory.mktemp("stacks") / "set"))
     for ids in series_ids(dataset)[::2]:
         masks = [dataset.read_masks(*ids, [0])[0] * (3 <= index < 9) for index in range(12)]

@@ -1,4 +1,4 @@
-"""A submission is one row a patient, in the sample's order, and never an invalid one."""
+"""A submission is one row per patient, in the sample's order, and never an invalid one."""
 
 import numpy as np
 import pandas as pd

@@ -234,7 +234,7 @@ def test_train_pair_starts_one_sub_network_from_a_pretrained_encoder(organ_set, 
         ),
         (
             ("--decoders", "deeplabv3plus", "fpn", "--batch", "1", "--pseudo", "0", "--contrast", "0"),
-            "cannot learn from one slice a step",
+            "cannot learn from one slice per step",
         ),
         (("--leave-out", "10", "11", "12"), "no labelled series"),
     ],

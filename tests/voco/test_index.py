@@ -1,4 +1,4 @@
-"""An index of very many series is a few bytes a series, opens at once and finds a series at once."""
+"""An index of very many series is a few bytes per series, opens at once and finds a series at once."""
 
 import pickle
 import time
