@@ -77,3 +77,18 @@ def test_no_entry_beside_the_tour_is_unused():
         if (room, module) not in imported
     }
     assert not unused
+
+
+WALKS = re.findall(
+    r"\| `(src/[\w/]+\.py)` \| `([\w.]+)` \|", (ROOT / "docs/walks.md").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(("name", "function"), WALKS)
+def test_function_of_a_walk_is_in_its_file(name, function):
+    *classes, last = function.split(".")
+    body = ast.parse((ROOT / name).read_text(encoding="utf-8")).body
+    for each in (*classes, last):
+        named = [node for node in body if getattr(node, "name", None) == each]
+        assert named, f"{name} has no {function}"
+        body = getattr(named[0], "body", [])
