@@ -16,7 +16,7 @@ def stack(slices: int = 6) -> np.ndarray:
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_change_is_drawn_once_per_stack(switch):
+def test_stack_augmenter_draws_every_change_once_per_stack(switch):
     augment = StackAugmenter(32, Augmentation(**{**OFF, switch: 1.0}))
     changed = augment(stack(), sample_rng(0, 0, 0))[0]
     assert changed.shape == (6, 32, 32, 3) and changed.dtype == np.uint8
@@ -24,26 +24,23 @@ def test_every_change_is_drawn_once_per_stack(switch):
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_every_switch_changes_the_picture(switch):
+def test_stack_augmenter_applies_every_switch(switch):
     plain = StackAugmenter(40, Augmentation(**OFF))(stack(), sample_rng(0, 0, 0))[0]
     augment = StackAugmenter(40, Augmentation(**{**OFF, switch: 1.0}))
     assert any((augment(stack(), sample_rng(0, 0, index))[0] != plain).any() for index in range(4))
 
 
-def test_draws_follow_seed_epoch_and_index_alone():
+def test_stack_augmenter_draws_follow_from_seed_epoch_and_index():
     first, second = StackAugmenter(32, Augmentation()), StackAugmenter(32, Augmentation())
-    second(stack(), sample_rng(5, 5, 5))  # what was drawn before must not matter
-    for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1)):
-        assert (first(stack(), sample_rng(*key))[0] == second(stack(), sample_rng(*key))[0]).all()
-
-
-def test_epochs_and_samples_differ():
-    augment = StackAugmenter(32, Augmentation())
-    results = [augment(stack(), sample_rng(*key))[0] for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))]
+    second(stack(), sample_rng(5, 5, 5))  # earlier draws must not matter
+    keys = ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))
+    results = [first(stack(), sample_rng(*key))[0] for key in keys]
+    for key, result in zip(keys, results, strict=True):
+        assert (second(stack(), sample_rng(*key))[0] == result).all()
     assert all((results[0] != other).any() for other in results[1:])
 
 
-def test_label_maps_move_with_the_images_and_keep_their_labels():
+def test_stack_augmenter_moves_label_maps_with_the_images():
     images = np.zeros((6, 40, 40, 1), np.uint8)
     images[:, 5:20, 8:30] = 200
     maps = np.where(images[..., 0] > 0, np.uint8(3), np.uint8(0))
@@ -55,5 +52,5 @@ def test_label_maps_move_with_the_images_and_keep_their_labels():
         assert ((changed[..., 0] > 100) == (moved == 3)).mean() > 0.97
 
 
-def test_centre_crop_is_the_middle():
+def test_centre_crop_takes_the_middle():
     assert (centre_crop(stack(), 20) == stack()[:, 10:30, 10:30]).all()

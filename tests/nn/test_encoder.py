@@ -12,22 +12,10 @@ from src.nn.encoder import (
     encoder_width,
     read_encoder_file,
     require_true_bf16,
-    save_encoder,
 )
+from tests.helpers.encoder_files import WINDOWS, write_encoder
 
 NAME = "test_efficientnet"
-
-
-@pytest.fixture
-def saved(tmp_path):
-    torch.manual_seed(0)
-    encoder = create_encoder(NAME, 3)
-    about = EncoderFile(
-        NAME, 3, (0.5,) * 3, (0.25,) * 3, ("soft", "organ", "wide"), {"steps": 7}, ("12", "9")
-    )
-    path = tmp_path / "encoder.safetensors"
-    save_encoder(path, encoder, about)
-    return path, encoder.eval(), about
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "resnet10t", "mobilenetv3_small_050"])
@@ -37,17 +25,19 @@ def test_create_encoder_gives_one_vector_per_slice_of_encoder_width(name):
         assert encoder(torch.zeros(2, 2, 64, 64)).shape == (2, encoder_width(encoder))
 
 
-def test_save_encoder_writes_a_file_that_plain_timm_loads(saved):
-    path, encoder, _ = saved
+def test_save_encoder_writes_a_file_that_plain_timm_loads(tmp_path):
+    path = tmp_path / "encoder.safetensors"
+    encoder = write_encoder(path)
     plain = timm.create_model(NAME, in_chans=3, num_classes=0, checkpoint_path=str(path)).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(plain(images), encoder(images), rtol=0, atol=0)
 
 
-def test_read_encoder_file_returns_what_was_saved(saved):
-    path, _, about = saved
-    assert read_encoder_file(path) == about
+def test_read_encoder_file_returns_what_was_saved(tmp_path):
+    path, more = tmp_path / "encoder.safetensors", {"trained_by": {"steps": 7}, "patients": ("12", "9")}
+    write_encoder(path, **more)
+    assert read_encoder_file(path) == EncoderFile(NAME, 3, (0.5,) * 3, (0.25,) * 3, WINDOWS, **more)
 
 
 def test_check_input_size_refuses_a_fixed_size_backbone():

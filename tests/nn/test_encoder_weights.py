@@ -4,42 +4,39 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from torch.nn import functional as F
 
 from src.core.errors import UserError
-from src.nn.encoder import (
-    EncoderFile,
-    create_encoder,
-    save_encoder,
-)
+from src.nn.encoder import create_encoder
 from src.nn.encoder_weights import adapt_input_channels, load_encoder
+from tests.helpers.encoder_files import write_encoder
 
 NAME = "test_efficientnet"
 
 
 @pytest.fixture
 def saved(tmp_path):
-    torch.manual_seed(0)
-    encoder = create_encoder(NAME, 3)
-    about = EncoderFile(
-        NAME, 3, (0.5,) * 3, (0.25,) * 3, ("soft", "organ", "wide"), {"steps": 7}, ("12", "9")
-    )
+    """The path of an encoder file, and the encoder in it."""
     path = tmp_path / "encoder.safetensors"
-    save_encoder(path, encoder, about)
-    return path, encoder.eval(), about
+    return path, write_encoder(path)
+
+
+def assert_equal_weights(one, other):
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name], rtol=0, atol=0)
 
 
 def test_load_encoder_reports_a_complete_match(saved):
-    path, encoder, _ = saved
+    path, encoder = saved
     other = create_encoder(NAME, 3)
     report = load_encoder(other, path)
     assert not report.missing and not report.unused and not report.adapted
-    for name, tensor in other.state_dict().items():
-        torch.testing.assert_close(tensor, encoder.state_dict()[name], rtol=0, atol=0)
+    assert_equal_weights(other, encoder)
 
 
 @pytest.mark.parametrize("prefix", ["student.", "module.backbone.", "module.student.encoder."])
 def test_load_encoder_understands_published_prefixes(saved, tmp_path, prefix):
-    _, encoder, _ = saved
+    _, encoder = saved
     path = tmp_path / "published.pt"
     torch.save({"state_dict": {prefix + name: tensor for name, tensor in encoder.state_dict().items()}}, path)
     report = load_encoder(create_encoder(NAME, 3), path)
@@ -48,7 +45,7 @@ def test_load_encoder_understands_published_prefixes(saved, tmp_path, prefix):
 
 def test_load_encoder_takes_the_whole_teacher_of_a_run(saved, tmp_path):
     """A mixture would have all its tensors and the weights of neither."""
-    _, teacher, _ = saved
+    _, teacher = saved
     student = create_encoder(NAME, 3).state_dict()
     parts = {f"encoder.{name}": tensor for name, tensor in teacher.state_dict().items()}
     run = {"student": {f"encoder.{name}": tensor for name, tensor in student.items()}, "teacher": parts}
@@ -58,14 +55,13 @@ def test_load_encoder_takes_the_whole_teacher_of_a_run(saved, tmp_path):
     )
     other = create_encoder(NAME, 3)
     report = load_encoder(other, tmp_path / "last.pt")
-    for name, tensor in other.state_dict().items():
-        torch.testing.assert_close(tensor, teacher.state_dict()[name], rtol=0, atol=0)
+    assert_equal_weights(other, teacher)
     assert report.root == "teacher.encoder." and "student.encoder. holds another" in str(report)
     assert not report.missing and len(report.unused) == len(student) + 2
 
 
 def test_load_encoder_takes_the_student_of_a_shared_backbone(saved, tmp_path):
-    _, encoder, _ = saved
+    _, encoder = saved
     student = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     run = {"student": student, "teacher": {"head.layers.0.weight": torch.zeros(2, 2)}}
     torch.save(run, tmp_path / "last.pt")
@@ -75,7 +71,7 @@ def test_load_encoder_takes_the_student_of_a_shared_backbone(saved, tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 6])
 def test_load_encoder_adapts_the_first_layer_to_other_channels(saved, channels):
-    path, encoder, _ = saved
+    path, encoder = saved
     other = create_encoder(NAME, channels)
     report = load_encoder(other, path)
     assert len(report.adapted) == 1 and not report.missing
@@ -84,15 +80,17 @@ def test_load_encoder_adapts_the_first_layer_to_other_channels(saved, channels):
     torch.testing.assert_close(adapted[:, 0], kernel[:, 0] * 3 / channels)
 
 
-def test_adapt_input_channels_keeps_the_response_to_copies():
-    kernel, grey = torch.randn(4, 1, 3, 3), torch.randn(1, 1, 8, 8)
-    one = torch.nn.functional.conv2d(grey, kernel)
-    three = torch.nn.functional.conv2d(grey.repeat(1, 3, 1, 1), adapt_input_channels(kernel, 3))
-    torch.testing.assert_close(three, one, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(("convolve", "sides"), [(F.conv2d, (8, 8)), (F.conv3d, (8, 8, 8))])
+def test_adapt_input_channels_keeps_the_response_to_copies(convolve, sides):
+    kernel, grey = torch.randn(4, 1, *(3 for _ in sides)), torch.randn(1, 1, *sides)
+    adapted = adapt_input_channels(kernel, 4, mask_channels=1)
+    assert not adapted[:, 3].any()
+    copies = grey.expand(-1, 4, *sides)
+    torch.testing.assert_close(convolve(copies, adapted), convolve(grey, kernel), rtol=1e-4, atol=1e-5)
 
 
 def test_load_encoder_sets_kernels_of_masks_to_zero(saved):
-    path, encoder, _ = saved
+    path, encoder = saved
     other = create_encoder(NAME, 5)
     report = load_encoder(other, path, mask_channels=2)
     assert len(report.adapted) == 1
@@ -104,22 +102,11 @@ def test_load_encoder_sets_kernels_of_masks_to_zero(saved):
         torch.testing.assert_close(masked, encoder(images))
 
 
-def test_adapt_input_channels_of_volumes():
-    kernel, grey = torch.randn(4, 1, 3, 3, 3), torch.randn(1, 1, 8, 8, 8)
-    adapted = adapt_input_channels(kernel, 4, mask_channels=1)
-    assert not adapted[:, 3].any()
-    one = torch.nn.functional.conv3d(grey, kernel)
-    four = torch.nn.functional.conv3d(grey.repeat(1, 4, 1, 1, 1), adapted)
-    torch.testing.assert_close(four, one, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenetv3_small_050", "resnet10t", "convnext_atto"])
 def test_load_encoder_into_segmentation_networks(name, tmp_path):
     """Their `tu-` encoders list a backbone's stages, for which timm changes the names of some tensors."""
-    torch.manual_seed(0)
-    encoder = create_encoder(name, 1)
     path = tmp_path / "encoder.safetensors"
-    save_encoder(path, encoder, EncoderFile(name, 1, (0.5,), (0.25,), ("soft",)))
+    encoder = write_encoder(path, name, mean=(0.5,), std=(0.25,), windows=("soft",))
     backbone = smp.encoders.get_encoder(f"tu-{name}", in_channels=3, weights=None).model
     report = load_encoder(backbone, path)
     assert not report.missing and len(report.adapted) == 1
@@ -133,14 +120,18 @@ def test_load_encoder_into_segmentation_networks(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held", "wanted"),
-    [("resnet34", "resnet18"), ("resnet18", "resnet34"), ("efficientnet_b1", "efficientnet_b0")],
+    ("held", "wanted", "problem"),
+    [
+        ("resnet34", "resnet18", "holds .* weights that this backbone has no place for"),
+        ("resnet18", "resnet34", "lacks"),
+        (NAME, "resnet10t", "lacks 42 of the 42 weights of this backbone"),
+    ],
 )
-def test_load_encoder_refuses_a_sibling_of_the_backbone(held, wanted, tmp_path):
-    """Their common tensors have equal names and shapes; half a network would be loaded without a word."""
-    torch.save(create_encoder(held, 3).state_dict(), tmp_path / "sibling.pth")
-    with pytest.raises(UserError, match="was it trained with another --backbone"):
-        load_encoder(create_encoder(wanted, 3), tmp_path / "sibling.pth")
+def test_load_encoder_refuses_another_backbone(held, wanted, problem, tmp_path):
+    """Siblings share names and shapes: half of a network would be loaded silently."""
+    torch.save(create_encoder(held, 3).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=f"{problem}.*: was it trained with another --backbone"):
+        load_encoder(create_encoder(wanted, 3), tmp_path / "other.pth")
 
 
 def test_load_encoder_ignores_the_head_of_a_timm_classifier(tmp_path):
@@ -150,14 +141,8 @@ def test_load_encoder_ignores_the_head_of_a_timm_classifier(tmp_path):
     assert not report.missing and report.unused == ("head.fc.weight", "head.fc.bias")
 
 
-def test_load_encoder_refuses_a_file_without_matches(saved):
-    path, _, _ = saved
-    with pytest.raises(UserError, match="lacks 42 of the 42 weights of this backbone"):
-        load_encoder(create_encoder("resnet10t", 3), path)
-
-
 def test_load_encoder_reports_a_partial_match(saved, tmp_path):
-    _, encoder, _ = saved
+    _, encoder = saved
     weights = dict(encoder.state_dict())
     first = next(iter(weights))
     weights["extra.weight"] = weights.pop(first)
@@ -180,6 +165,6 @@ def test_load_encoder_runs_no_pickled_objects(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"model": Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"pickled objects .* give the .pth file beside it"):
         load_encoder(create_encoder(NAME, 3), tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()

@@ -3,47 +3,41 @@
 import pytest
 import torch
 
-from src.nn.encoder import EncoderFile, create_encoder, save_encoder
+from src.nn.encoder import create_encoder
 from src.nn.first_weights import load_first_weights, patients_seen_by, recorded_greys
+from tests.helpers.encoder_files import WINDOWS, write_encoder
 
 NAME = "test_efficientnet"
-WINDOWS = ("soft", "organ", "wide")
 
 
 @pytest.fixture
-def encoder():
-    torch.manual_seed(0)
-    return create_encoder(NAME, 3)
-
-
-@pytest.fixture
-def saved(encoder, tmp_path):
-    """An encoder file that records other grey levels than the kit's own."""
-    about = EncoderFile(NAME, 3, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), WINDOWS, {}, ("12", "9"))
-    save_encoder(tmp_path / "encoder.safetensors", encoder, about)
-    return tmp_path / "encoder.safetensors"
+def saved(tmp_path):
+    """An encoder file that records other grey levels than the kit's own, and the encoder in it."""
+    path, greys = tmp_path / "encoder.safetensors", {"mean": (0.1, 0.2, 0.3), "std": (1.0, 2.0, 3.0)}
+    return path, write_encoder(path, patients=("12", "9"), **greys)
 
 
 def test_load_first_weights_takes_the_recorded_grey_levels_by_window(saved):
-    first = load_first_weights(create_encoder(NAME, 2), saved, ("wide", "soft"))
+    first = load_first_weights(create_encoder(NAME, 2), saved[0], ("wide", "soft"))
     assert (first.mean, first.std) == ((0.3, 0.1), (3.0, 1.0))
     assert not first.report.missing and len(first.report.adapted) == 1
 
 
-def test_load_first_weights_repeats_windows_over_slices_and_leaves_masks_zero(saved, encoder):
+def test_load_first_weights_repeats_windows_over_slices_and_leaves_masks_zero(saved):
     """The input of a classifier: two neighbouring slices of two windows each, then a mask."""
-    network = create_encoder(NAME, 5)
-    load_first_weights(network, saved, ("wide", "soft"), slices=2, mask_channels=1)
+    network, (path, encoder) = create_encoder(NAME, 5), saved
+    load_first_weights(network, path, ("wide", "soft"), slices=2, mask_channels=1)
     kernel, own = network.conv_stem.weight, encoder.conv_stem.weight
     torch.testing.assert_close(kernel[:, :4], own[:, [2, 0, 2, 0]] * 3 / 4)
     assert not kernel[:, 4].any()
 
 
 def test_load_first_weights_warns_of_unknown_windows(saved, capsys):
-    first = load_first_weights(create_encoder(NAME, 3), saved, ("soft", "organ", "lung"))
+    path, _ = saved
+    first = load_first_weights(create_encoder(NAME, 3), path, ("soft", "organ", "lung"))
     assert (first.mean, first.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     assert "its input is now soft organ lung" in capsys.readouterr().err
-    assert recorded_greys(saved, ("lung",)) == ((0.5,), (0.25,))  # with another number, the kit's own
+    assert recorded_greys(path, ("lung",)) == ((0.5,), (0.25,))  # with another number, the kit's own
 
 
 @pytest.mark.parametrize(
@@ -62,13 +56,13 @@ def test_load_first_weights_warns_of_unknown_windows(saved, capsys):
     ],
     ids=["published", "checkpoint of a run", "plain timm"],
 )
-def test_load_first_weights_knows_the_grey_levels_of_checkpoints(encoder, tmp_path, content, mean, std):
+def test_load_first_weights_knows_the_grey_levels_of_checkpoints(tmp_path, content, mean, std):
     path = tmp_path / "given.pth"
-    torch.save(content(encoder.state_dict()), path)
+    torch.save(content(create_encoder(NAME, 3).state_dict()), path)
     first = load_first_weights(create_encoder(NAME, 3), path, WINDOWS)
     assert (first.mean, first.std) == ((mean,) * 3, (std,) * 3)
     assert recorded_greys(path, WINDOWS) is None and patients_seen_by(path) == ()
 
 
 def test_patients_seen_by_reads_the_encoder_file(saved):
-    assert patients_seen_by(saved) == ("12", "9")
+    assert patients_seen_by(saved[0]) == ("12", "9")

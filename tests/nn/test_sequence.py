@@ -13,7 +13,7 @@ def _seed():
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_head_gives_one_vector_and_weights_that_sum_to_one(sequence, pooling):
+def test_sequence_head_gives_one_vector_and_weights_that_sum_to_one(sequence, pooling):
     head = SequenceHead(16, hidden=8, sequence=sequence, pooling=pooling)
     pooled, weights, slices = head(torch.randn(3, 7, 16))
     assert pooled.shape == (3, head.width) == (3, 16)
@@ -23,7 +23,7 @@ def test_head_gives_one_vector_and_weights_that_sum_to_one(sequence, pooling):
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_padding_does_not_change_the_summary(sequence, pooling):
+def test_sequence_head_padding_does_not_change_the_summary(sequence, pooling):
     head = SequenceHead(16, hidden=8, sequence=sequence, pooling=pooling).eval()
     features = torch.randn(2, 9, 16)
     padding = torch.zeros(2, 9, dtype=torch.bool)
@@ -36,7 +36,7 @@ def test_padding_does_not_change_the_summary(sequence, pooling):
     torch.testing.assert_close(padded.slices[0, :6], alone.slices[0])
 
 
-def test_max_pooling_keeps_a_finding_of_one_slice_that_the_mean_dilutes():
+def test_slice_pooling_by_max_keeps_a_finding_of_one_slice_that_the_mean_dilutes():
     features = torch.zeros(1, 20, 4)
     features[0, 5] = 1.0
     by_max, weights = SlicePooling(4, "max")(features)
@@ -45,7 +45,7 @@ def test_max_pooling_keeps_a_finding_of_one_slice_that_the_mean_dilutes():
     torch.testing.assert_close(by_mean, torch.full((1, 4), 0.05))
 
 
-def test_attention_learns_the_slice_that_matters():
+def test_slice_pooling_by_attention_learns_the_slice_that_matters():
     pooling = SlicePooling(4, "attention")
     features = torch.zeros(1, 10, 4)
     features[0, 3] = 1.0
@@ -58,36 +58,26 @@ def test_attention_learns_the_slice_that_matters():
     assert weights.argmax().item() == 3 and weights.max() > 0.5
 
 
-@pytest.mark.parametrize(
-    ("sequence", "depends"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
-)
-def test_first_slice_depends_on_the_last(sequence, depends):
+@pytest.mark.parametrize("sequence", SEQUENCES)
+def test_sequence_head_gives_slices_the_context_of_the_others(sequence):
     head = SequenceHead(4, hidden=8, sequence=sequence, pooling="mean").eval()
     features = torch.randn(1, 6, 4)
     changed = features.clone()
     changed[0, -1] = torch.randn(4)
-    before, after = head(features).slices[0, 0], head(changed).slices[0, 0]
-    assert torch.allclose(before, after) == (sequence == "none")
-
-
-@pytest.mark.parametrize(
-    ("sequence", "matters"), [("lstm", True), ("gru", True), ("transformer", True), ("none", False)]
-)
-def test_order_of_the_slices_matters(sequence, matters):
-    head = SequenceHead(4, hidden=8, sequence=sequence, pooling="mean").eval()
-    features = torch.randn(1, 6, 4)
-    before, after = head(features).pooled, head(features.flip(1)).pooled
-    assert torch.allclose(before, after, atol=1e-5) == (sequence == "none")
+    plain, other, turned = (head(each) for each in (features, changed, features.flip(1)))
+    is_alone = sequence == "none"
+    assert torch.allclose(plain.slices[0, 0], other.slices[0, 0]) == is_alone
+    assert torch.allclose(plain.pooled, turned.pooled, atol=1e-5) == is_alone
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-def test_scale_of_the_features_does_not_matter(sequence):
+def test_sequence_head_ignores_the_scale_of_the_features(sequence):
     head, features = SequenceHead(16, hidden=8, sequence=sequence).eval(), torch.randn(2, 5, 16)
     torch.testing.assert_close(head(features).pooled, head(100 * features).pooled, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-def test_dropout_acts_in_training_only(sequence):
+def test_sequence_head_drops_out_in_training_only(sequence):
     head, features = SequenceHead(16, hidden=8, sequence=sequence, dropout=0.5), torch.randn(2, 5, 16)
     assert not torch.equal(head(features).pooled, head(features).pooled)
     head.eval()

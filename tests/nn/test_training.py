@@ -9,7 +9,15 @@ from torch import nn
 
 from src.core.errors import UserError
 from src.core.runtime import Runtime
-from src.nn.training import MOST_SKIPPED, LoopSettings, Losses, Method, TrainingLoop, load_checkpoint
+from src.nn.training import (
+    MOST_SKIPPED,
+    LoopSettings,
+    Losses,
+    Method,
+    TrainingLoop,
+    load_checkpoint,
+    warmup_cosine,
+)
 
 
 class Regression(Method):
@@ -25,7 +33,10 @@ class Regression(Method):
 
     def read(self, first_batch):
         for number in range(first_batch, self.settings.batches):
-            yield torch.rand(8, 4, generator=torch.Generator().manual_seed(number))
+            yield self.draw(number)
+
+    def draw(self, number):
+        return torch.rand(8, 4, generator=torch.Generator().manual_seed(number))
 
     def losses(self, batch, number, step):
         loss = (self.network(batch).squeeze(1) - batch.sum(1)).square().mean()
@@ -60,7 +71,7 @@ def read_metrics(folder):
         return list(csv.DictReader(file))
 
 
-def test_run_logs_and_saves_as_often_as_it_is_told(tmp_path):
+def test_run_logs_and_saves_at_its_intervals(tmp_path):
     loop = make_loop(tmp_path, steps=5)
     loop.run()
     assert [row["step"] for row in read_metrics(tmp_path)] == ["2", "4", "5"]
@@ -91,11 +102,16 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(tmp_path):
     whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "broken"))
     assert all(torch.equal(whole["network"][name], resumed["network"][name]) for name in whole["network"])
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "broken")
+    again.resume(tmp_path / "broken" / "last.pt", "train_it.py")
+    again.run()  # of a finished run no step is left
+    assert again.method.steps == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"", "cannot be read .*: delete it, or start a new run"),
+        (b"no checkpoint", "cannot be read"),
         ({"step": 1}, "is not a checkpoint of train_it.py"),
         (
             {"options": {"lr": 0.2}},
@@ -104,16 +120,19 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(tmp_path):
         ({"series": "b"}, "was made with other series"),
     ],
 )
-def test_resume_refuses_a_checkpoint_of_another_run(tmp_path, content, message):
+def test_resume_refuses_damaged_checkpoints_and_those_of_other_runs(tmp_path, content, message):
     loop = make_loop(tmp_path)
     loop.run()
-    saved = content if "step" in content else load_checkpoint(tmp_path / "last.pt") | content
-    torch.save(saved, tmp_path / "last.pt")
+    if isinstance(content, bytes):
+        (tmp_path / "last.pt").write_bytes(content)
+    else:
+        saved = content if "step" in content else load_checkpoint(tmp_path / "last.pt") | content
+        torch.save(saved, tmp_path / "last.pt")
     with pytest.raises(UserError, match=message):
         make_loop(tmp_path).resume(tmp_path / "last.pt", "train_it.py")
 
 
-def test_accumulation_steps_once_per_group_and_at_the_end_of_an_epoch(tmp_path):
+def test_run_steps_once_per_group_and_at_the_end_of_an_epoch(tmp_path):
     """Two epochs of five batches: groups of 2, 2 and 1."""
     settings = {"steps": 6, "accumulation": 2, "epoch_batches": 5, "log_every": 5, "save_every": 5}
     loop = make_loop(tmp_path, **settings)
@@ -125,7 +144,27 @@ def test_accumulation_steps_once_per_group_and_at_the_end_of_an_epoch(tmp_path):
     assert loop.method.steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_short_memory_ends_in_one_line(tmp_path):
+class Halves(Regression):
+    """The batches of `Regression`, each in two parts."""
+
+    def draw(self, number):
+        return super().draw(number // 2)[number % 2 :: 2]
+
+
+def test_run_accumulates_the_gradient_of_a_whole_batch(tmp_path):
+    loops = [
+        make_loop(tmp_path / "whole"),
+        make_loop(tmp_path / "halves", Halves, accumulation=2, epoch_batches=12, log_every=4, save_every=4),
+    ]
+    for loop in loops:
+        loop.method.network[0].p = 0.0  # dropout draws other noise for other batches
+        loop.run()
+    whole, halves = (loop.method.network.state_dict() for loop in loops)
+    for name in whole:
+        torch.testing.assert_close(halves[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_run_ends_in_one_line_when_memory_is_too_small(tmp_path):
     class Hungry(Regression):
         def losses(self, batch, number, step):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -135,7 +174,7 @@ def test_short_memory_ends_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["loss", "gradient"])
-def test_what_is_not_finite_names_step_and_series(tmp_path, lost):
+def test_run_names_step_and_series_of_a_loss_that_is_not_finite(tmp_path, lost):
     class Lost(Regression):
         def losses(self, batch, number, step):
             loss, figures = super().losses(batch, number, step)
@@ -148,9 +187,15 @@ def test_what_is_not_finite_names_step_and_series(tmp_path, lost):
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2  # finite
 
 
-def test_a_scale_that_never_settles_ends_the_run(tmp_path, monkeypatch):
+def test_run_ends_when_the_scale_of_fp16_never_settles(tmp_path, monkeypatch):
     """fp16's scaler takes a gradient that is not finite for an overflow, and would skip steps for ever."""
     train_on = TrainingLoop.train_on
     monkeypatch.setattr(TrainingLoop, "train_on", lambda *args: (*train_on(*args)[:2], True))
     with pytest.raises(UserError, match=f"step {MOST_SKIPPED}: "):
         make_loop(tmp_path, steps=40).run()
+
+
+def test_warmup_cosine_rises_linearly_and_falls_to_0():
+    rates = [warmup_cosine(step, total_steps=10, warmup_steps=2, base_lr=1.0) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[6] == pytest.approx(0.5) and rates[10] == 0
+    assert rates[2:] == sorted(rates[2:], reverse=True)
