@@ -82,22 +82,18 @@ def assert_same_losses(alone, folder):
             )
 
 
-def test_two_processes_give_the_losses_of_one(anatomy, alone, tmp_path):
+@pytest.mark.parametrize("resumes", [False, True])
+def test_two_processes_give_the_losses_of_one(anatomy, alone, tmp_path, resumes):
     """Each has half of the batch; comparisons between volumes reach across."""
-    run = share(anatomy, tmp_path, "--objective", alone.objective)
+    more = ("--resume", alone.halfway) if resumes else ()
+    run = share(anatomy, tmp_path, "--objective", alone.objective, *more)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.count(f"step {STEPS}/{STEPS}") == 1  # one process prints
-    assert_same_losses(alone, tmp_path)
-
-
-def test_two_processes_continue_a_run_of_one(anatomy, alone, tmp_path):
-    run = share(anatomy, tmp_path, "--objective", alone.objective, "--resume", alone.halfway)
-    assert run.returncode == 0 and f"after step 10 of {STEPS}" in run.stdout, run.stderr[-2000:]
+    assert (f"after step 10 of {STEPS}" in run.stdout) == resumes
     assert_same_losses(alone, tmp_path)
 
 
 def test_every_process_ends_in_one_line_when_one_fails(anatomy, tmp_path):
-    """Without care the other would wait for ever, or end in a traceback of the exchange."""
     data = tmp_path / "set"
     shutil.copytree(anatomy, data)
     slices = sorted(data.glob("images/*/*/*.png"))
@@ -109,9 +105,3 @@ def test_every_process_ends_in_one_line_when_one_fails(anatomy, tmp_path):
     assert len(lines) == 2
     assert any("is damaged" in line for line in lines)
     assert any("lost the others" in line for line in lines)
-
-
-def test_two_processes_refuse_an_odd_batch(anatomy, tmp_path):
-    run = share(anatomy, tmp_path, "--batch", "3")
-    assert run.returncode != 0
-    assert "error: option --batch 3" in run.stderr

@@ -134,15 +134,6 @@ def test_placing_loss_over_planes_ignores_the_height():
     assert placing_loss(label, wrong, temperature=0.1, planes=2).item() > 10
 
 
-@pytest.mark.parametrize(
-    "loss", [positive_loss, squared_negatives, log_negatives], ids=lambda loss: loss.__name__
-)
-def test_losses_of_half_precision_cosines_are_float32(loss):
-    label, cosine = torch.rand(2, 2, 4), torch.rand(2, 2, 4).bfloat16()
-    assert loss(label, cosine).dtype == torch.float32
-    assert placing_loss(label, cosine, temperature=0.1).dtype == torch.float32
-
-
 def draw_volumes(volumes=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (torch.randn(volumes, CROPS + BASES, 16, generator=generator) for _ in range(2))
@@ -183,12 +174,6 @@ def test_overlap_objective_compares_each_volume_with_the_next():
         predicted = cosine_similarity(student[volume, :CROPS], student[following, CROPS:])
         torch.testing.assert_close(terms["inter_positive"][volume], positive_loss(target, predicted))
         torch.testing.assert_close(terms["inter_negative"][volume], squared_negatives(target, predicted))
-
-
-def test_overlap_objective_has_inter_volume_positives_and_negatives():
-    """Without the relu no target is ever exactly 0, and the negative term is empty."""
-    terms = evaluate(V2, *draw_volumes(volumes=8))
-    assert (terms["inter_negative"] > 0).any() and (terms["inter_positive"] > 0).any()
 
 
 def test_placing_objective_uses_the_bases_of_all_other_volumes():

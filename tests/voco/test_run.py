@@ -93,13 +93,6 @@ def finished(anatomy, tmp_path_factory):
     return options
 
 
-def test_pretrain_leaves_a_finished_run_unchanged(finished, capsys):
-    before = load_checkpoint(finished.output / "last.pt")
-    pretrain(finished)
-    assert_equal_states(before, load_checkpoint(finished.output / "last.pt"))
-    assert "step 6/6" not in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("change", [{"lr": 2e-3}, {"seed": 1}, {"batch": 2}, {"steps": 9}], ids=str)
 def test_pretrain_refuses_to_resume_with_other_options(finished, change):
     name = next(iter(change))
@@ -121,13 +114,6 @@ def test_pretrain_resume_takes_never_or_a_path(finished, tmp_path):
     pretrain(dataclasses.replace(elsewhere, resume="never", seed=3))
     assert [row["step"] for row in read_metrics(tmp_path / "elsewhere")] == list("123456")
     assert load_checkpoint(tmp_path / "elsewhere" / "last.pt")["options"]["seed"] == 3
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint"], ids=["empty", "text"])
-def test_pretrain_refuses_a_damaged_checkpoint(finished, tmp_path, content):
-    (tmp_path / "last.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"checkpoint .*last.pt cannot be read"):
-        pretrain(dataclasses.replace(finished, output=tmp_path))
 
 
 def test_pretrain_names_the_series_of_a_loss_that_is_not_finite(anatomy, tmp_path):
@@ -180,16 +166,14 @@ def test_pretrain_saves_its_options_as_a_preset(finished):
     assert parse_options(VocoOptions, config, prog="train_voco.py", description="") == finished
 
 
-def test_pretrain_refuses_tiles_too_small_for_bf16_on_a_cpu(anatomy, tmp_path):
-    options = make_options(anatomy, tmp_path / "run", precision="bf16")  # tiles of 16 px, strides of 32
-    save_options(options, tmp_path / "bf16.yaml")
-    command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "bf16 gives wrong gradients for images of 16 px" in done.stderr
+def test_pretrain_refuses_tiles_too_small_for_bf16_on_a_cpu(anatomy, tmp_path, monkeypatch):
+    monkeypatch.setattr(Runtime, "is_bf16_on_cpu", property(lambda runtime: True))
+    with pytest.raises(UserError, match="bf16 gives wrong gradients for images of 16 px"):
+        pretrain(make_options(anatomy, tmp_path / "run"))  # tiles of 16 px, strides of 32
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_pretrain_in_bf16_stays_finite(anatomy, tmp_path):
     """In another process, since a process has one precision; with memory that is not zero at first."""
     options = make_options(anatomy, tmp_path / "run", precision="bf16", steps=3, tile=32)
@@ -291,20 +275,12 @@ def test_export_records_the_windows_of_the_sets(anatomy, tmp_path, set_windows, 
     assert load_run(tmp_path).options.windows == measured
 
 
-def test_pretrain_anew_removes_files_of_the_old_run(finished, tmp_path):
-    options = make_options(Path(finished.data[0]), tmp_path / "run", steps=2, keep_every=1)
-    pretrain(options)
-    anew = dataclasses.replace(options, resume="never", steps=500, save_every=500, keep_every=0, seed=1)
-    save_options(anew, tmp_path / "anew.yaml")
-    command = [sys.executable, SCRIPT, "--config", tmp_path / "anew.yaml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if line.startswith("step 2/500"):
-                process.send_signal(signal.SIGKILL)
-                break
-    left = {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith("events")}
-    assert left == {"config.yaml", "patients.csv", "metrics.csv"}
+def test_pretrain_anew_removes_files_of_the_old_run(anatomy, tmp_path, monkeypatch):
+    pretrain(make_options(anatomy, tmp_path, steps=2, keep_every=1))
+    monkeypatch.setattr(TrainingLoop, "run", lambda loop: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(make_options(anatomy, tmp_path, steps=2, resume="never", seed=1))
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "patients.csv"}
 
 
 def test_pretrain_refuses_a_folder_in_use(anatomy, tmp_path):
@@ -321,18 +297,11 @@ def test_pretrain_resumes_with_another_precision(finished, anatomy):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"backbone": "vit_tiny_patch16_224"}, "cannot take images of 16 px"),
         ({"backbone": "convnext_atto"}, "cannot take images of 16 px"),
         ({"micro_batch": 1}, "--micro-batch must be at least 4"),
-        ({"backbone": "swin_unetr_b", "slices": 6}, "swin_unetr_b"),
     ],
     ids=str,
 )
 def test_pretraining_refuses_networks_that_do_not_fit(anatomy, tmp_path, changes, expected):
     with pytest.raises(UserError, match=expected):
         build(make_options(anatomy, tmp_path, **changes))
-
-
-def test_voco_options_reject_nan():
-    with pytest.raises(ValueError, match="--lr must be above 0"):
-        make_options(Path("set"), Path("run"), lr=float("nan"))
