@@ -53,15 +53,6 @@ def test_slice_stream_gives_each_slice_with_its_neighbours(dataset, slices, chan
         np.testing.assert_array_equal(inputs_of(chunks, row), expected)
 
 
-def test_with_neighbours_orders_channels_as_in_training(dataset):
-    """Channel by channel: the windows of a slice together, the end slices repeated."""
-    inputs = inputs_of(read_chunks(dataset, channels=(2, 0)), row=0)
-    images = dataset.read_slices(*series_ids(dataset)[0], range(7))
-    for index, neighbours in ((0, (0, 0, 1)), (3, (2, 3, 4)), (4, (3, 4, 5)), (6, (5, 6, 6))):
-        wanted = [images[neighbour, ..., window] for neighbour in neighbours for window in (2, 0)]
-        np.testing.assert_array_equal(inputs[index], np.dstack(wanted))
-
-
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_slice_stream_chunks_hold_slices_of_one_series(dataset, chunk):
     chunks = read_chunks(dataset, chunk=chunk)
