@@ -18,14 +18,14 @@ VIEW = StackView(windows=("soft", "organ", "wide"), size=SIZE, crop=24, slices=4
 STILL = Augmentation(flip=0, rotate90=0, affine=0, gamma=0, dropout=0)
 
 
-def test_padding_is_black_and_marked(masked):
+def test_stack_dataset_pads_with_black_and_marks_it(masked):
     view = replace(VIEW, spacing_mm=40.0)  # of a series of 55 mm
     sample = StackDataset(masked, masked.series, view)[0]
     assert sample.padding.tolist() == [False, False, True, True]
     assert sample.images[:2].any() and not sample.images[2:].any()
 
 
-def test_training_stacks_follow_from_seed_and_draw_and_prediction_is_fixed(masked):
+def test_stack_dataset_follows_from_seed_and_draw(masked):
     view = replace(VIEW, slices=5)
     fixed = StackDataset(masked, masked.series, view)
     assert all((a == b).all() for a, b in zip(fixed[1], fixed[1], strict=True))
@@ -40,13 +40,13 @@ def test_training_stacks_follow_from_seed_and_draw_and_prediction_is_fixed(maske
     assert (images(seed=1, epoch=2) != images(seed=2, epoch=2)).any()
 
 
-def test_further_draws_of_a_series_differ(masked):
+def test_stack_dataset_draws_of_a_series_differ(masked):
     stacks = StackDataset(masked, masked.series, VIEW, augmentation=Augmentation())
     first, again, other = (stacks[Draw(0, 1 + times * len(stacks))] for times in range(3))
     assert (first.images != again.images).any() and (again.images != other.images).any()
 
 
-def test_samples_hold_labels_and_organ_maps(masked, organs, labels):
+def test_stack_dataset_samples_hold_labels_and_organ_maps(masked, organs, labels):
     dataset = StackDataset(
         masked, masked.series, VIEW, organs, labels=labels, with_organs=True, augmentation=STILL
     )
@@ -57,7 +57,7 @@ def test_samples_hold_labels_and_organ_maps(masked, organs, labels):
         assert sample.organs.shape == (4, 24, 24) and bool(sample.organs.any()) == (key in organs)
 
 
-def test_packed_slices_equal_those_of_the_png(masked, organs, tmp_path):
+def test_stack_dataset_packed_slices_equal_those_of_the_png(masked, organs, tmp_path):
     view = replace(VIEW, windows=("wide", "soft"), neighbours=3)
     packed = PackedSlices(masked, view.windows, tmp_path / "cache")
     plain = StackDataset(masked, masked.series, view, organs)
@@ -71,7 +71,7 @@ def test_packed_slices_equal_those_of_the_png(masked, organs, tmp_path):
     assert other.folder != packed.folder
 
 
-def test_packing_a_damaged_series_leaves_no_file(masked, tmp_path):
+def test_packed_slices_of_a_damaged_series_leave_no_file(masked, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(masked.folder, folder)
     dataset, key = PreparedDataset.open(folder), series_ids(masked)[0]

@@ -27,55 +27,55 @@ def official(logits: torch.Tensor) -> dict[str, float]:
     return score(LABELS, predicted.assign(patient_id=LABELS.patient_id)).losses
 
 
-def test_weighted_loss_of_all_patients_is_the_metric_without_any_injury(logits):
+def test_stack_loss_weighted_is_the_metric_without_any_injury(logits):
     losses = StackLoss(LABELS)(logits, TRUTH)
     assert losses.tolist() == pytest.approx([official(logits)[target] for target in TARGETS], rel=1e-5)
 
 
-def test_metric_loss_of_all_patients_is_the_metric(logits):
+def test_stack_loss_metric_is_the_metric(logits):
     losses = StackLoss(LABELS, "metric")(logits, TRUTH)
     assert losses.tolist() == pytest.approx([official(logits)[name] for name in LOSSES], rel=1e-5)
 
 
-def test_any_injury_has_a_gradient_in_the_most_injured_target_only(logits):
+def test_stack_loss_any_injury_trains_the_most_injured_target_only(logits):
     logits = logits.requires_grad_()
     StackLoss(LABELS, "metric")(logits, TRUTH)[-1].backward()
     touched = [(logits.grad[:, span].abs().sum(dim=1) > 0) for span in _spans()]
     assert (torch.stack(touched).sum(dim=0) == 1).all()
 
 
-def test_plain_loss_is_cross_entropy(logits):
+def test_stack_loss_plain_is_cross_entropy(logits):
     losses = StackLoss(LABELS, "plain")(logits, TRUTH)
     for loss, span, names in zip(losses, _spans(), TARGETS.values(), strict=True):
         truth = torch.tensor(LABELS[list(names)].to_numpy().argmax(1))
         torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits[:, span], truth))
 
 
-def test_metric_loss_needs_all_targets():
+def test_stack_loss_metric_needs_all_targets():
     with pytest.raises(ValueError, match="all targets"):
         StackLoss(LABELS, "metric", targets=("liver",))
 
 
-def test_loss_of_one_target_is_the_same_alone(logits):
+def test_stack_loss_of_one_target_is_the_same_alone(logits):
     alone = StackLoss(LABELS, targets=("liver",))(logits[:, _spans()[3]], TRUTH)
     torch.testing.assert_close(alone[0], StackLoss(LABELS)(logits, TRUTH)[3])
 
 
 @pytest.mark.parametrize("kind", ["weighted", "metric"])
-def test_loss_is_the_mean_over_batches(logits, kind):
+def test_stack_loss_is_the_mean_over_batches(logits, kind):
     loss = StackLoss(LABELS, kind)
     parts = torch.stack([loss(logits[i : i + 8], TRUTH[i : i + 8]) for i in range(0, 40, 8)])
     torch.testing.assert_close(parts.mean(0), loss(logits, TRUTH))
 
 
-def test_smoothing_raises_the_loss_of_a_confident_prediction():
+def test_stack_loss_smoothing_penalises_a_confident_prediction():
     confident = TRUTH[:, :13] * 20.0
     assert StackLoss(LABELS)(confident, TRUTH).mean() < 1e-4
     assert StackLoss(LABELS, smoothing=0.1)(confident, TRUTH).mean() > 0.5
 
 
 @pytest.mark.parametrize("kind", ["weighted", "metric", "plain"])
-def test_loss_is_linear_in_mixed_targets(logits, kind):
+def test_stack_loss_is_linear_in_mixed_targets(logits, kind):
     loss = StackLoss(LABELS, kind, smoothing=0.1)
     same = logits[:1].expand(2, -1)
     single = [loss(same[:1], TRUTH[[place]]) for place in (0, 1)]
@@ -83,7 +83,7 @@ def test_loss_is_linear_in_mixed_targets(logits, kind):
     torch.testing.assert_close(mixed, 0.3 * single[0] + 0.7 * single[1])
 
 
-def test_importance_weighs_patients(logits):
+def test_stack_loss_importance_weighs_patients(logits):
     loss = StackLoss(LABELS)
     importance = torch.zeros(40)
     importance[:10] = 4.0

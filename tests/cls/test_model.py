@@ -51,7 +51,7 @@ def test_probabilities_sum_to_one_in_every_target(model):
         torch.testing.assert_close(predicted[:, span].sum(dim=1), torch.ones(2))
 
 
-def test_every_target_and_the_encoder_get_a_gradient(model):
+def test_trauma_classifier_trains_every_target_and_the_encoder(model):
     labels = draw_labels(50, injury_rate=0.5)
     targets = torch.tensor(labels[list(LABEL_COLUMNS)].to_numpy())[:2]
     losses = StackLoss(labels)(model(stacks()).logits, targets)
@@ -61,7 +61,7 @@ def test_every_target_and_the_encoder_get_a_gradient(model):
     assert next(model.encoder.parameters()).grad.abs().sum() > 0
 
 
-def test_classifier_of_one_target_predicts_its_columns():
+def test_predict_stack_of_one_target_gives_its_columns():
     torch.manual_seed(0)
     spec = replace(SPEC, targets=("spleen",))
     model = TraumaClassifier(spec).eval()
@@ -70,7 +70,7 @@ def test_classifier_of_one_target_predicts_its_columns():
     torch.testing.assert_close(predicted.sum(dim=1), torch.ones(2))
 
 
-def test_slice_and_organ_heads_exist_where_they_are_trained():
+def test_trauma_classifier_has_slice_and_organ_heads_where_trained():
     torch.manual_seed(0)
     model = TraumaClassifier(replace(SPEC, predicts_slices=True), with_decoder=True)
     answer = model(stacks(), None, torch.tensor([0, 7, 9]))
@@ -80,7 +80,7 @@ def test_slice_and_organ_heads_exist_where_they_are_trained():
     assert plain.slice_logits is None and plain.organ_logits is None
 
 
-def test_decoder_does_not_change_the_logits():
+def test_trauma_classifier_logits_do_not_depend_on_the_decoder():
     torch.manual_seed(0)
     model = TraumaClassifier(SPEC, with_decoder=True).eval()
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_decoder_does_not_change_the_logits():
     torch.testing.assert_close(plain.logits, decoding.logits)
 
 
-def test_normalise_keeps_mask_channels_and_repeats_windows_for_neighbours():
+def test_trauma_classifier_normalises_windows_but_not_masks():
     view = replace(VIEW, neighbours=3, masks="each")
     model = TraumaClassifier(replace(SPEC, view=view, mean=(0.4, 0.5), std=(0.2, 0.25)))
     assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5] * 3 + [0.0] * 4)
@@ -96,7 +96,7 @@ def test_normalise_keeps_mask_channels_and_repeats_windows_for_neighbours():
     assert model(torch.zeros(1, 5, 10, 32, 32, dtype=torch.uint8)).logits.shape == (1, 13)
 
 
-def test_initial_predictions_are_the_prior():
+def test_trauma_classifier_starts_at_the_prior():
     prior = weight_aware_prior(draw_labels(30, injury_rate=0.5)).to_dict()
     model = TraumaClassifier(replace(SPEC, prior=prior)).eval()
     torch.nn.init.zeros_(model.classifier.weight)

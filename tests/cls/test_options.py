@@ -88,7 +88,7 @@ def plain(tiny, tmp_path_factory) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", CHANGES)
-def test_option_changes_predictions(run_arguments, tmp_path, plain, what):
+def test_train_cls_option_changes_predictions(run_arguments, tmp_path, plain, what):
     train_cls.main(run_arguments(**({"fold": "0", "epochs": 1, "lr": "1e-3"} | CHANGES[what])))
     own = predictions(tmp_path / "run")
     assert own.shape == plain.shape and np.isfinite(own).all()
@@ -97,7 +97,7 @@ def test_option_changes_predictions(run_arguments, tmp_path, plain, what):
         assert own[:, span].sum(axis=1) == pytest.approx(1.0)
 
 
-def test_drop_path_changes_predictions_of_a_backbone_that_has_it(run_arguments, tmp_path):
+def test_train_cls_drop_path_changes_predictions(run_arguments, tmp_path):
     given = {"fold": "0", "epochs": 1, "lr": "1e-3", "backbone": "test_convnext"}
     for name, rate in (("all", 0.0), ("some", 0.9)):
         train_cls.main(run_arguments(name, **given, drop_path=rate))
@@ -110,7 +110,7 @@ def test_every_option_is_tested():
     assert not changed & ELSEWHERE
 
 
-def test_the_same_command_gives_the_same_predictions(run_arguments, tmp_path, plain):
+def test_train_cls_gives_the_same_predictions_again(run_arguments, tmp_path, plain):
     train_cls.main(run_arguments(fold="0", epochs=1, lr="1e-3"))
     assert (predictions(tmp_path / "run") == plain).all()
 
@@ -136,7 +136,7 @@ def test_the_same_command_gives_the_same_predictions(run_arguments, tmp_path, pl
         ({"class_balance": 2}, "--class-balance must be at least 0 and at most 1"),
     ],
 )
-def test_contradictions_are_refused_in_one_line(run_arguments, changes, part):
+def test_train_cls_refuses_contradictions_in_one_line(run_arguments, changes, part):
     with pytest.raises(UserError, match=part) as caught:
         train_cls.main(run_arguments(fold="0", **changes))
     assert "\n" not in str(caught.value)

@@ -32,7 +32,7 @@ def run(tmp_path) -> tuple[Path, pd.DataFrame, pd.Series]:
     return tmp_path, labels, folds
 
 
-def test_missing_targets_are_empty_by_series_and_the_prior_by_patient(run):
+def test_write_out_of_fold_fills_missing_targets_by_patient_only(run):
     output, labels, folds = run
     write_out_of_fold(output, labels, folds)
     series, patients = (read_probabilities(output / name) for name in ("oof_series.csv", "oof.csv"))
@@ -43,7 +43,7 @@ def test_missing_targets_are_empty_by_series_and_the_prior_by_patient(run):
         np.testing.assert_allclose(own[OTHERS], np.tile(prior[OTHERS], (len(own), 1)))
 
 
-def test_a_patient_without_series_has_a_row_in_both_tables(run, capsys):
+def test_write_out_of_fold_gives_a_patient_without_series_the_prior(run, capsys):
     output, labels, folds = run
     write_out_of_fold(output, labels, folds)
     assert "1 labelled patients have no prepared series and get the prior, as 105" in capsys.readouterr().err
@@ -57,7 +57,7 @@ def test_a_patient_without_series_has_a_row_in_both_tables(run, capsys):
     assert [own[column] for column in COLUMNS] == pytest.approx(prior[list(COLUMNS)].tolist())
 
 
-def test_scores_cover_every_patient_of_the_finished_folds(run):
+def test_write_out_of_fold_scores_every_patient_of_finished_folds(run):
     output, labels, folds = run
     write_out_of_fold(output, labels, folds)
     scores = pd.read_csv(output / "scores.csv").set_index("fold")

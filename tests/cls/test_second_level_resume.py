@@ -11,7 +11,6 @@ from src.cls import second_level
 from src.cls.fold_models import read_about
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
-from src.submit.bundle import run_files
 from tests.helpers.infer_runs import train_small
 from tests.helpers.second_level_runs import (
     Interrupted,
@@ -58,7 +57,7 @@ def stop(*_):
     raise Interrupted
 
 
-def test_finished_features_are_not_computed_again(tiny, first, whole, partial, monkeypatch, capsys):
+def test_train_second_level_keeps_finished_features(tiny, first, whole, partial, monkeypatch, capsys):
     path = partial / "features" / "fold0.safetensors"
     assert list(results_of(partial)) == ["features/fold0.safetensors"] and not [*partial.glob("**/.*")]
     calls = count_computing(monkeypatch)
@@ -67,16 +66,17 @@ def test_finished_features_are_not_computed_again(tiny, first, whole, partial, m
     assert results_of(partial) == results_of(whole)
 
 
-def test_finished_folds_are_not_trained_again(tiny, first, whole, tmp_path, monkeypatch, capsys):
-    output, train = tmp_path / "run", second_level._train
+def test_train_second_level_keeps_finished_folds(tiny, first, whole, tmp_path, monkeypatch, capsys):
+    output, write, written = tmp_path / "run", second_level.write_table, []
 
-    def stop_in_fold_1(options, spec, training, labels, fold, number):
-        return stop() if fold == 1 else train(options, spec, training, labels, fold, number)
+    def stop_in_fold_1(*given):
+        written.append(given)
+        return stop() if len(written) == 2 else write(*given)
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(second_level, "_train", stop_in_fold_1)
+        patched.setattr(second_level, "write_table", stop_in_fold_1)
         train_second(tiny, [first], output)
-    assert (output / "fold0" / "oof_series.csv").is_file() and not (output / "fold1").exists()
+    assert (output / "fold0" / "oof_series.csv").is_file() and not [*output.glob("*fold1*")]
     finished, calls = (output / "fold0").stat().st_ino, count_computing(monkeypatch)
     train_second(tiny, [first], output)
     assert "fold 0 is finished" in capsys.readouterr().out
@@ -84,31 +84,21 @@ def test_finished_folds_are_not_trained_again(tiny, first, whole, tmp_path, monk
     assert results_of(output) == results_of(whole)
 
 
-@pytest.mark.parametrize("last", ["save_second_level", "write_table"])
-def test_an_interrupted_fold_leaves_no_folder(tiny, first, whole, tmp_path, monkeypatch, last):
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(second_level, last, stop)
-        train_second(tiny, [first], tmp_path / "run")
-    assert not [*(tmp_path / "run").glob("*fold*")]
-    train_second(tiny, [first], tmp_path / "run")
-    assert results_of(tmp_path / "run") == results_of(whole)
-
-
-def test_files_of_a_killed_run_are_deleted(tiny, first, whole, partial):
+def test_train_second_level_deletes_files_of_a_killed_run(tiny, first, whole, partial):
     (partial / ".fold0.00aa.partial" / "first").mkdir(parents=True)
     (partial / "features" / ".fold1-00aa.safetensors").write_bytes(b"half")
     train_second(tiny, [first], partial)
     assert results_of(partial) == results_of(whole)
 
 
-def test_a_finished_run_stays_as_it_is(tiny, first, whole, copy, monkeypatch, capsys):
+def test_train_second_level_leaves_a_finished_run(tiny, first, whole, copy, monkeypatch, capsys):
     calls = count_computing(monkeypatch)
     train_second(tiny, [first], copy)
     assert not calls and "fold 1 is finished" in capsys.readouterr().out
     assert results_of(copy) == results_of(whole)
 
 
-def test_resume_never_trains_with_other_options_on_the_same_features(tiny, first, whole, copy, monkeypatch):
+def test_train_second_level_resume_never_keeps_features(tiny, first, whole, copy, monkeypatch):
     before = files_of(copy)
     message = refusal(tiny, [first], copy, "--hidden 4 --lr 0.1")
     assert "was made with --hidden 8, not 4: start from scratch with --resume never" in message
@@ -121,7 +111,7 @@ def test_resume_never_trains_with_other_options_on_the_same_features(tiny, first
     assert json.loads((copy / "second_level.json").read_text())["options"]["hidden"] == 4
 
 
-def test_resume_never_leaves_no_result_of_the_older_run(tiny, first, whole, copy, monkeypatch):
+def test_train_second_level_resume_never_leaves_no_older_result(tiny, first, whole, copy, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(second_level, "_run_fold", stop)
         train_second(tiny, [first], copy, "--seed 7 --resume never")
@@ -130,7 +120,7 @@ def test_resume_never_leaves_no_result_of_the_older_run(tiny, first, whole, copy
     assert "was made with --seed 7, not 42" in refusal(tiny, [first], copy)
 
 
-def test_inputs_are_compared_by_content_not_by_path(tiny, first, copy, tmp_path, monkeypatch):
+def test_train_second_level_compares_inputs_by_content(tiny, first, copy, tmp_path, monkeypatch):
     moved = tmp_path / "moved"
     shutil.copytree(first, moved / "first")
     shutil.copytree(tiny.prepared, moved / "prepared")
@@ -168,9 +158,7 @@ def change(what: str, tiny, first, folder, monkeypatch) -> tuple[list, str]:
 @pytest.mark.parametrize(
     ("what", "computed"), [("--runs", 2), ("--data", 2), ("--labels", 0), ("--precision", 2)]
 )
-def test_other_inputs_are_refused_and_with_resume_never_computed_again(
-    tiny, first, copy, tmp_path, monkeypatch, what, computed
-):
+def test_train_second_level_refuses_other_inputs(tiny, first, copy, tmp_path, monkeypatch, what, computed):
     before, calls = files_of(copy), count_computing(monkeypatch)
     runs, more = change(what, tiny, first, tmp_path, monkeypatch)
     message = refusal(tiny, runs, copy, more)
@@ -180,7 +168,7 @@ def test_other_inputs_are_refused_and_with_resume_never_computed_again(
     assert len(calls) == computed
 
 
-def test_other_folds_compute_the_features_of_changed_folds_again(tiny, first, copy, tmp_path, monkeypatch):
+def test_train_second_level_computes_features_of_other_folds(tiny, first, copy, tmp_path, monkeypatch):
     """A patient that no network was trained on moves, so that the networks do not refuse."""
     runs = shutil.copytree(first, tmp_path / "first")
     folds = pd.read_csv(tiny.folds, dtype={"patient_id": str})
@@ -198,7 +186,7 @@ def test_other_folds_compute_the_features_of_changed_folds_again(tiny, first, co
     assert set(table.fold[table.patient_id == patient]) == {1}
 
 
-def test_features_follow_from_the_masks(tiny, tmp_path, monkeypatch):
+def test_train_second_level_refuses_other_masks(tiny, tmp_path, monkeypatch):
     first = train_small(tiny, tmp_path / "first", "--z-range organs")
     prepared = shutil.copytree(tiny.prepared, tmp_path / "prepared")
     output, more = tmp_path / "run", f"--data {prepared}"
@@ -209,21 +197,7 @@ def test_features_follow_from_the_masks(tiny, tmp_path, monkeypatch):
     assert "was made with other --runs, --data, masks" in refusal(tiny, [first], output, more)
 
 
-@pytest.mark.parametrize("damage", ["cut", "exchanged"])
-def test_features_that_do_not_fit_are_computed_again(tiny, first, whole, copy, monkeypatch, capsys, damage):
-    path = copy / "features" / "fold0.safetensors"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-8])
-    else:
-        shutil.copyfile(copy / "features" / "fold1.safetensors", path)
-    (copy / "fold0" / "oof_series.csv").unlink()
-    calls = count_computing(monkeypatch)
-    train_second(tiny, [first], copy)
-    assert len(calls) == 1 and "it is made again" in capsys.readouterr().out
-    assert results_of(copy) == results_of(whole)
-
-
-def test_an_output_in_use_is_refused(tiny, first, partial):
+def test_train_second_level_refuses_an_output_in_use(tiny, first, partial):
     before = files_of(partial)
     with only_writer(partial):
         assert "another run is writing" in refusal(tiny, [first], partial)
@@ -231,33 +205,7 @@ def test_an_output_in_use_is_refused(tiny, first, partial):
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_a_run_of_the_first_level_is_no_output(tiny, first, tmp_path, resume):
-    finished = shutil.copytree(first, tmp_path / "finished")
-    begun = shutil.copytree(first, tmp_path / "begun")
-    shutil.rmtree(begun / "fold1")
-    for name in (
-        "oof.csv",
-        "oof_series.csv",
-        "scores.csv",
-        "fold0/oof_series.csv",
-        "fold0/model.safetensors",
-    ):
-        (begun / name).unlink()
-    for run in (finished, begun):
-        before = files_of(run)
-        assert "holds something else than a second level" in refusal(tiny, [first], run, f"--resume {resume}")
-        assert files_of(run) == before
-
-
-def test_an_output_that_is_a_file_is_refused(tiny, first, tmp_path):
-    (tmp_path / "run").write_text("")
-    assert "cannot make the folder" in refusal(tiny, [first], tmp_path / "run")
-
-
-def test_features_are_not_bundled(whole):
-    files = {path.as_posix() for path in run_files(whole)}
-    assert files == {
-        f"fold{fold}/{name}"
-        for fold in range(2)
-        for name in ("second.safetensors", "first/0/model.safetensors")
-    }
+def test_train_second_level_refuses_a_run_of_the_first_level(tiny, first, tmp_path, resume):
+    run = shutil.copytree(first, tmp_path / "run")
+    assert "holds something else than a second level" in refusal(tiny, [first], run, f"--resume {resume}")
+    assert files_of(run) == files_of(first)

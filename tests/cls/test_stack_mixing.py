@@ -23,14 +23,14 @@ def batch() -> StackBatch:
     )
 
 
-def test_without_probabilities_nothing_is_mixed():
+def test_stack_mixer_without_probabilities_mixes_nothing():
     given = batch()
     mixed, importance = StackMixer(0.0, 0.0)(given, EQUAL, np.random.default_rng(0))
     assert mixed is given and importance is EQUAL
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_mixup_adds_up_images_and_labels(seed):
+def test_stack_mixer_mixup_adds_up_images_and_labels(seed):
     given = batch()
     mixed, _ = StackMixer(1.0, 0.0)(given, EQUAL, np.random.default_rng(seed))
     shares = mixed.targets[:, :4]  # of each of the four, by their one-hot labels
@@ -42,7 +42,7 @@ def test_mixup_adds_up_images_and_labels(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cutmix_weighs_labels_by_area_and_cuts_organ_maps(seed):
+def test_stack_mixer_cutmix_weighs_labels_by_area_and_cuts_organ_maps(seed):
     given = batch()
     mixed, _ = StackMixer(0.0, 1.0)(given, EQUAL, np.random.default_rng(seed))
     assert mixed.images.dtype == torch.uint8
@@ -57,13 +57,13 @@ def test_cutmix_weighs_labels_by_area_and_cuts_organ_maps(seed):
 
 
 @pytest.mark.parametrize("mixer", [StackMixer(1.0, 0.0), StackMixer(0.0, 1.0)])
-def test_no_stack_is_mixed_with_itself(mixer):
+def test_stack_mixer_mixes_no_stack_with_itself(mixer):
     for seed in range(20):
         mixed, _ = mixer(batch(), EQUAL, np.random.default_rng(seed))
         assert (mixed.targets.diagonal()[:4] < 1).all()
 
 
-def test_mixed_padding_is_that_of_the_longer_stack():
+def test_stack_mixer_padding_is_that_of_the_longer_stack():
     given = batch()
     mixed, _ = StackMixer(1.0, 0.0)(given, EQUAL, np.random.default_rng(3))
     for place, share in enumerate(mixed.targets[:, :4]):
@@ -71,13 +71,13 @@ def test_mixed_padding_is_that_of_the_longer_stack():
         assert torch.equal(mixed.padding[place], given.padding[sources].all(dim=0))
 
 
-def test_draws_follow_the_generator():
+def test_stack_mixer_draws_follow_the_generator():
     first, second = (StackMixer(0.5, 0.5)(batch(), EQUAL, np.random.default_rng(7))[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("mixer", [StackMixer(1.0, 0.0), StackMixer(0.0, 1.0)])
-def test_patients_keep_their_importance_in_a_mixture(mixer):
+def test_stack_mixer_keeps_the_importance_of_patients(mixer):
     """The loss of a mixture is the sum of what its patients' shares would count alone."""
     given, importance = batch(), torch.tensor([1.0, 0.2, 3.0, 0.5])
     for seed in range(5):

@@ -37,4 +37,6 @@ def write_second_run(run: Path) -> Path:
     spec = SecondSpec(features=5, hidden=4)
     save_second_level(fold / "second.safetensors", [SecondLevel(spec)], spec)
     (fold / "last.pt").write_bytes(b"checkpoint")
+    (run / "features").mkdir()
+    (run / "features" / "fold0.safetensors").write_bytes(b"features")
     return run
