@@ -49,14 +49,14 @@ def preset(tmp_path: Path, name: str, text: str) -> str:
 
 
 @pytest.mark.parametrize("config_first", [True, False])
-def test_command_line_wins_over_presets_in_any_order(tmp_path, config_first):
+def test_parse_options_prefers_the_command_line_to_presets_in_any_order(tmp_path, config_first):
     config = ["--config", preset(tmp_path, "a.yaml", "lr: 1e-3\ntest_patients: 5\n")]
     given = ["--input", "raw", "--lr", "0.5"]
     options = parse(*(config + given if config_first else given + config))
     assert (options.lr, options.test_patients) == (0.5, 5)
 
 
-def test_a_later_preset_overrides_an_earlier_one(tmp_path):
+def test_parse_options_prefers_the_later_preset(tmp_path):
     first = preset(tmp_path, "a.yaml", "lr: 1e-3\ntest_patients: 5\n")
     second = preset(tmp_path, "b.yaml", "lr: 1e-2\n")
     options = parse("--config", first, "--config", second, "--input", "raw")
@@ -69,7 +69,7 @@ def test_parse_options_keeps_text_in_lists_as_text():
     assert options.fold == (0, 3)
 
 
-def test_a_switch_needs_no_value():
+def test_parse_options_takes_a_switch_without_a_value():
     assert parse("--overwrite", "--input", "raw").overwrite is True
 
 
@@ -118,7 +118,7 @@ def test_parse_options_names_the_preset_of_a_mistake(tmp_path, text, part):
     assert part in str(caught.value)
 
 
-def test_help_shows_options_as_they_are_typed(capsys):
+def test_parse_options_shows_help_with_options_as_they_are_typed(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse("--help")
     text = capsys.readouterr().out

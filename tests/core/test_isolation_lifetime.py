@@ -7,24 +7,17 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from src.core.isolation import Child, ChildCrashed, ChildStalled, call_isolated
-from tests.helpers.isolation_work import plainly, sleep_with_the_lock_held, work_slowly
+from src.core.isolation import ChildCrashed, ChildStalled, call_isolated
+from tests.helpers.isolation_work import plainly, sleep_with_the_lock_held, stop_itself, work_slowly
 
 ROOT = Path(__file__).resolve().parents[2]
 PARENT_IMPORTS = """from pathlib import Path
-from tests.helpers.isolation_work import hold, own_child, plainly
+from tests.helpers.isolation_work import hold, plainly
 from src.core.isolation import ChildStalled, call_isolated"""
-
-
-@pytest.fixture
-def child():
-    with closing(Child(silence_limit_s=30)) as child:
-        yield child
 
 
 def is_free(lock: Path, within_s: float) -> bool:
@@ -62,36 +55,26 @@ def run_python(code: str, folder: Path, **options) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, env=environment, **options)
 
 
-# Silence.
-
-
-def test_call_raises_child_stalled_after_silence(child):
+@pytest.mark.parametrize(
+    ("function", "arguments", "last_step"),
+    [
+        (work_slowly, (1, 60), "slice 0"),
+        (sleep_with_the_lock_held, (), "hanging"),
+        (stop_itself, (), "stopping"),
+    ],
+)
+def test_call_raises_child_stalled_after_silence(child, function, arguments, last_step):
+    child.call(work_slowly, 1, 0)  # so that importing its module is not part of the silence
     pid = child.call(plainly, os.getpid)
     child.silence_limit_s = 0.5
     start = time.monotonic()
-    with pytest.raises(ChildStalled, match=r"no sign of life for 0.5 s at: slice 0") as caught:
-        child.call(work_slowly, 1, 60)
+    with pytest.raises(ChildStalled, match=f"no sign of life for 0.5 s at: {last_step}") as caught:
+        child.call(function, *arguments)
     assert 0.5 <= time.monotonic() - start < 10
-    assert caught.value.last_step == "slice 0"
+    assert caught.value.last_step == last_step
     assert is_reaped(pid)
     child.silence_limit_s = 30
     assert child.call(plainly, abs, -3) == 3
-
-
-def test_call_ends_a_stopped_child(child):
-    pid = child.call(plainly, os.getpid)
-    child.silence_limit_s = 0.5
-    with pytest.raises(ChildStalled):
-        child.call(plainly, os.kill, pid, signal.SIGSTOP)
-    assert is_reaped(pid)
-
-
-def test_call_ends_a_hang_with_the_interpreters_lock_held(child):
-    child.call(work_slowly, 1, 0)  # so that importing its module is not part of the silence
-    child.silence_limit_s = 0.5
-    with pytest.raises(ChildStalled) as caught:
-        child.call(sleep_with_the_lock_held)
-    assert caught.value.last_step == "hanging"
 
 
 def test_reports_keep_a_long_call_alive(child):
@@ -100,9 +83,6 @@ def test_reports_keep_a_long_call_alive(child):
     start = time.monotonic()
     assert child.call(work_slowly, 30, 0.1) == "done"
     assert time.monotonic() - start > 2.5
-
-
-# The life of the children.
 
 
 def test_call_isolated_has_one_child_per_thread():
@@ -133,20 +113,16 @@ def test_child_uses_one_core_in_the_callers_folder(child, tmp_path, monkeypatch)
     assert child.call(plainly, os.getcwd) == os.getcwd()
 
 
-def test_child_has_a_session_of_its_own(child):
-    assert child.call(plainly, os.getsid, 0) != os.getsid(0)
-
-
 @pytest.fixture
-def heeds_ctrl_c():
-    """Python's own handler, which processes that run tests side by side do without."""
+def default_ctrl_c():
+    """Python's own handler, which worker processes of pytest lack."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("seconds", [0.8, 60])
-def test_call_interrupted_by_ctrl_c_ends_the_child(child, seconds, heeds_ctrl_c):
+def test_call_interrupted_by_ctrl_c_ends_the_child(child, seconds, default_ctrl_c):
     pid = child.call(plainly, os.getpid)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -172,7 +148,7 @@ def test_fork_leaves_the_child_of_its_parent_alone():
     assert call_isolated(plainly, os.getpid) == pid
 
 
-def test_call_isolated_ignores_modules_in_the_working_directory(tmp_path):
+def test_call_isolated_ignores_modules_in_the_working_directory_and_ends_with_the_interpreter(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     (tmp_path / "queue.py").write_text("raise SystemExit('the wrong module')")
@@ -180,16 +156,13 @@ def test_call_isolated_ignores_modules_in_the_working_directory(tmp_path):
 sys.path[0] = {str(ROOT)!r}
 from src.core.isolation import call_isolated
 from tests.helpers.isolation_work import plainly
-print(call_isolated(plainly, os.getcwd))"""
+print(call_isolated(plainly, os.getcwd))
+print(call_isolated(plainly, os.getpid))"""
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.stdout.strip(), done.stderr) == (os.path.realpath(tmp_path), "")
-
-
-def test_children_end_with_the_interpreter(tmp_path):
-    parent = run_python("print(own_child())", tmp_path, stdout=subprocess.PIPE)
-    output, _ = parent.communicate(timeout=60)
-    assert parent.returncode == 0
-    assert is_reaped(int(output))
+    assert done.stderr == ""
+    folder, pid = done.stdout.splitlines()
+    assert folder == os.path.realpath(tmp_path)
+    assert is_reaped(int(pid))  # with its parent
 
 
 @pytest.mark.parametrize(

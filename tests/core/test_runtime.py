@@ -1,6 +1,7 @@
-"""The precision that is chosen where nobody chooses one, and what processes of a run share."""
+"""The precision of a process, what the processes of a run share, and the memory that a process keeps."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -56,49 +57,56 @@ assert len(barriers) == 1 and barriers[0]() is not None
 
 
 @pytest.mark.parametrize(("in_hardware", "expected"), [(True, "bf16"), (False, "fp16")])
-def test_a_gpu_that_only_emulates_bf16_computes_in_fp16(monkeypatch, in_hardware, expected):
-    """torch counts emulation as support unless it is asked not to."""
+def test_fastest_precision_takes_fp16_where_bf16_is_only_emulated(monkeypatch, in_hardware, expected):
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: in_hardware or including_emulation
     )
     assert fastest_precision(on_gpu=True) == expected
 
 
-def test_a_cpu_computes_in_full():
+def test_fastest_precision_of_a_cpu_is_fp32():
     assert fastest_precision(on_gpu=False) == "fp32"
     assert Runtime.create().precision == "fp32"
 
 
-def test_a_process_keeps_its_precision():
-    """accelerate has one for all of a process; a notebook may ask for a second."""
+def test_create_refuses_a_second_precision():
+    """accelerate has one for all of a process."""
     Runtime.create("fp32")
     assert Runtime.create("fp32").precision == "fp32"
     with pytest.raises(UserError, match="computes in fp32 already: start a new one for bf16"):
         Runtime.create("bf16")
 
 
-def launch(script: str, folder: Path, processes: int) -> Path:
-    """Run a script in several processes; the folder that it is given."""
-    (folder / "script.py").write_text(script)
-    (given := folder / "given").mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+def run_python(*command: str, **environment: str) -> str:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC", "GLIBC"))}
     done = subprocess.run(
-        [*launcher, str(processes), str(folder / "script.py"), str(given)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [sys.executable, *command],
+        env=own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def launch(script: str, folder: Path, processes: int) -> Path:
+    """Run a script in several processes; the folder that it is given."""
+    (folder / "script.py").write_text(script)
+    (given := folder / "given").mkdir()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    run_python(*launcher, str(folder / "script.py"), str(given))
     return given
 
 
-def test_processes_without_a_gpu_share_the_statistics_of_the_first(tmp_path):
+@pytest.mark.slow
+def test_share_buffers_gives_every_process_the_statistics_of_the_first(tmp_path):
     ended = launch(SHARING, tmp_path, processes=2)
     assert sorted(path.name for path in ended.iterdir()) == ["process 0 of 2", "process 1 of 2"]
 
 
-def test_the_exchange_is_left_but_never_freed(tmp_path):
+@pytest.mark.slow
+def test_runtime_leaves_the_process_group_but_never_frees_it(tmp_path):
     """The destructor of the group may wait for a thread that waits for Python; a thread that frees the last
     barrier may want Python when it has ended."""
     assert (launch(LEAVING, tmp_path, processes=1) / "left, not freed").exists()
@@ -114,3 +122,34 @@ def test_synchronised_keeps_the_activations_of_timm_batchnorms():
         converted = synchronised(encoder).eval()
         torch.testing.assert_close(converted(images), before)
     assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+
+
+ALLOCATIONS = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from src.core.runtime import keep_freed_memory
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+print(keep_freed_memory() if sys.argv[1] == "keep" else False)
+before = resident_mb()
+for _ in range(4):
+    np.ones(8 << 20)
+print(resident_mb() - before)
+"""
+
+
+def kept_mb(how: str, **environment: str) -> tuple[str, float]:
+    """What the function returned, and what the process holds after it freed 64 MB four times."""
+    kept, held_mb = run_python("-c", ALLOCATIONS, how, **environment).split()
+    return kept, float(held_mb)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_keep_freed_memory_holds_it_but_heeds_the_environment():
+    kept, held_mb = kept_mb("keep")
+    assert kept == "True" and 60 < held_mb < 80
+    assert kept_mb("leave")[1] < 10
+    assert kept_mb("keep", MALLOC_TRIM_THRESHOLD_="0")[0] == "False"

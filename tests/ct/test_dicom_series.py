@@ -10,9 +10,8 @@ from pydicom.uid import RLELossless
 
 from src.ct import dicom_series
 from src.ct.series import ReadSettings, Rejected, SeriesError
-from src.ct.storage import LocalFolder
 from src.ct.windows import WINDOWS
-from tests.helpers.dicom_files import SPACING_Z_MM, write_series, write_slice
+from tests.helpers.dicom_files import SPACING_Z_MM, read_volume, scan_series, write_series, write_slice
 from tests.helpers.dicom_syntaxes import ramp, write_enhanced
 
 IN_PLANE = [
@@ -20,14 +19,6 @@ IN_PLANE = [
     for a, b in itertools.product(((1, 0, 0), (-1, 0, 0)), ((0, 1, 0), (0, -1, 0)))
     for cols, rows in ((a, b), (b, a))
 ]
-
-
-def scan_series(folder, **options):
-    return dicom_series.scan_series(LocalFolder(folder).list(), **options)
-
-
-def oriented_volume(series):
-    return np.stack([series.read(index) for index in range(len(series.z_mm))])
 
 
 @pytest.mark.parametrize(("along_cols", "along_rows"), IN_PLANE)
@@ -38,8 +29,8 @@ def test_scan_series_is_the_same_for_every_axial_orientation(tmp_path, along_col
     turned = scan_series(
         write_series(tmp_path / "turned", shift_mm=shift, along_cols=along_cols, along_rows=along_rows)
     )
-    volume = oriented_volume(turned)
-    np.testing.assert_array_equal(volume, oriented_volume(reference))
+    volume = read_volume(turned)
+    np.testing.assert_array_equal(volume, read_volume(reference))
     np.testing.assert_allclose(turned.z_mm, reference.z_mm)
     for one, other in ((turned.plane(k), reference.plane(k)) for k in (0, 11)):
         np.testing.assert_allclose(one.origin, other.origin, atol=1e-6)
@@ -49,7 +40,7 @@ def test_scan_series_is_the_same_for_every_axial_orientation(tmp_path, along_col
 
 def test_read_shows_the_abdomen_as_a_radiologist_does(tmp_path):
     series = scan_series(write_series(tmp_path / "s", along_cols=(-1, 0, 0), along_rows=(0, -1, 0)))
-    volume = oriented_volume(series)
+    volume = read_volume(series)
     liver, spine = np.argwhere(volume == 120).mean(0), np.argwhere(volume == 600).mean(0)
     middle = (np.array(volume.shape) - 1) / 2
     assert liver[2] < middle[2] - 5  # the liver is on the image's left
@@ -58,12 +49,16 @@ def test_read_shows_the_abdomen_as_a_radiologist_does(tmp_path):
     assert series.orientation == "RA"
 
 
+def write_stack(folder, *places):
+    """Slices of a stem, which is their InstanceNumber, and a height in mm."""
+    for stem, z_mm in places:
+        where = {"position_mm": (0, 0, z_mm), "instance_number": stem}
+        write_slice(folder / f"{stem}.dcm", np.zeros((8, 8)), **where)
+    return scan_series(folder)
+
+
 def test_scan_series_orders_by_position(tmp_path):
-    for stem, z_mm in enumerate((10.0, -5.0, 5.0, 0.0), start=1):
-        write_slice(
-            tmp_path / f"{stem}.dcm", np.zeros((8, 8)), position_mm=(0, 0, z_mm), instance_number=stem
-        )
-    series = scan_series(tmp_path)
+    series = write_stack(tmp_path, (1, 10.0), (2, -5.0), (3, 5.0), (4, 0.0))
     assert [header.instance_number for header in series.headers] == [1, 3, 4, 2]
     assert series.z_mm.tolist() == [10, 5, 0, -5]
 
@@ -76,11 +71,7 @@ def test_scan_series_orders_a_tilted_gantry_along_the_slice_normal(tmp_path):
 
 
 def test_scan_series_keeps_the_lowest_instance_number_of_a_position(tmp_path):
-    for stem, z_mm in ((9, 0.0), (2, 0.0), (5, 3.0), (7, 0.004)):
-        write_slice(
-            tmp_path / f"{stem}.dcm", np.zeros((8, 8)), position_mm=(0, 0, z_mm), instance_number=stem
-        )
-    series = scan_series(tmp_path)
+    series = write_stack(tmp_path, (9, 0.0), (2, 0.0), (5, 3.0), (7, 0.004))
     assert [header.instance_number for header in series.headers] == [5, 2]
     assert [(r.source, r.reason) for r in series.rejected] == [
         ("7.dcm", "same position as another slice"),
@@ -118,11 +109,6 @@ def test_scan_series_rejects_reformats_that_call_themselves_axial(tmp_path):
     assert {item.reason for item in series.rejected} == {"not axial"}
 
 
-def test_scan_series_takes_a_single_slice(tmp_path):
-    series = scan_series(write_series(tmp_path / "s", n_slices=1))
-    assert series.z_mm.shape == (1,)
-
-
 def test_scan_series_keeps_gaps(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=12)
     for stem in (4, 5, 9):
@@ -146,8 +132,8 @@ def test_scan_series_turns_8_bit_images_into_hu_by_their_window(tmp_path, photom
     window = WINDOWS["wide"]
     series = scan_series(write_windowed(tmp_path, window, photometric=photometric), source_window=window)
     assert series.source_window == window
-    truth = oriented_volume(scan_series(tmp_path / "hu"))
-    volume = oriented_volume(series)
+    truth = read_volume(scan_series(tmp_path / "hu"))
+    volume = read_volume(series)
     np.testing.assert_array_equal(window.grey(volume), window.grey(truth))
     inside = abs(truth - window.centre_hu) < window.width_hu / 2
     np.testing.assert_allclose(volume[inside], truth[inside], atol=window.width_hu / 255 / 2 + 1e-3)
@@ -162,7 +148,7 @@ def test_scan_series_ignores_the_window_for_hu(tmp_path):
     folder = write_series(tmp_path / "s", n_slices=4)
     series = scan_series(folder, source_window=WINDOWS["soft"])
     assert series.source_window is None
-    np.testing.assert_array_equal(oriented_volume(series), oriented_volume(scan_series(folder)))
+    np.testing.assert_array_equal(read_volume(series), read_volume(scan_series(folder)))
 
 
 @pytest.mark.parametrize(

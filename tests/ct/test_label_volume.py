@@ -25,9 +25,6 @@ def organs(affine, order=(0, 1, 2)):
     return (patient(affine, order) == 120).astype(np.uint8)
 
 
-# Segmentations
-
-
 def test_sample_on_another_grid_gives_the_same_labels(tmp_path):
     expected = labels_at(PLANE, save(tmp_path / "1.nii", organs(lps_affine())))
     assert 0.02 < expected.mean() < 0.5
@@ -85,18 +82,10 @@ def test_open_accepts_a_trailing_axis_of_length_one_only(tmp_path):
         labels_at(PLANE, save(tmp_path / "2.nii", np.stack([liver, liver], axis=-1)))
 
 
-# Tables of ids
-
-
 def table(tmp_path, text):
     path = tmp_path / "ids.yaml"
     path.write_text(text)
     return path
-
-
-def test_read_mask_ids(tmp_path):
-    path = table(tmp_path, "liver: 5\nleft kidney: 3\nbowel: [18, 19, 20]\n")
-    assert read_mask_ids(path) == {5: 1, 3: 3, 18: 5, 19: 5, 20: 5}
 
 
 @pytest.mark.parametrize(

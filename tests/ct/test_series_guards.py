@@ -1,16 +1,32 @@
 """Of several grids, places or acquisitions under one series UID, one of each is kept."""
 
 import numpy as np
-import pydicom
 import pytest
 
-from src.ct import dicom_series
-from src.ct.storage import LocalFolder
-from tests.helpers.dicom_files import SPACING_Z_MM, write_series, write_slice
+from tests.helpers.dicom_files import (
+    SPACING_Z_MM,
+    read_volume,
+    scan_series,
+    set_tags,
+    write_series,
+    write_slice,
+)
+
+FIRST, SECOND = range(1, 13), range(101, 113)
+"""Stems of the files that `two_passes` writes."""
 
 
-def scan_series(folder):
-    return dicom_series.scan_series(LocalFolder(folder).list())
+def two_passes(folder, shift_mm):
+    write_series(folder)
+    return write_series(folder, first=SECOND[0], shift_mm=(0, 0, shift_mm), add_hu=50)
+
+
+def kept(series):
+    return {header.file.name for header in series.headers}
+
+
+def files(stems):
+    return {f"{stem}.dcm" for stem in stems}
 
 
 PHASES = {
@@ -21,56 +37,47 @@ PHASES = {
     ),
     "acquisition times": ({"AcquisitionTime": "101500"}, {"AcquisitionTime": "101630.5"}),
 }
+SHIFTS = pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2, SPACING_Z_MM / 3])
 
 
+@SHIFTS
 @pytest.mark.parametrize("kind", PHASES)
-@pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2, SPACING_Z_MM / 3], ids=["same", "half", "third"])
 def test_keep_one_acquisition_of_two_phases(tmp_path, kind, shift_mm):
-    first, second = PHASES[kind]
-    folder = write_series(tmp_path / "s", **first)
-    write_series(folder, first=101, shift_mm=(0, 0, shift_mm), add_hu=50, **second)
-    for index in range(12):  # the two take turns in InstanceNumber as well
-        for stem, number in ((1 + index, 2 * index + 1), (101 + index, 2 * index + 2)):
-            dataset = pydicom.dcmread(folder / f"{stem}.dcm")
-            dataset.InstanceNumber = number
-            dataset.save_as(folder / f"{stem}.dcm")
+    """The two take turns in InstanceNumber as well."""
+    folder = two_passes(tmp_path, shift_mm)
+    for phase, (stems, tags) in enumerate(zip((FIRST, SECOND), PHASES[kind], strict=True), start=1):
+        for index, stem in enumerate(stems):
+            set_tags(folder / f"{stem}.dcm", InstanceNumber=2 * index + phase, **tags)
     series = scan_series(folder)
-    assert {header.file.name for header in series.headers} == {f"{stem}.dcm" for stem in range(1, 13)}
+    assert kept(series) == files(FIRST)
     assert len(series.rejected) == 12
     assert {item.reason for item in series.rejected} == {"another acquisition of the same region"}
 
 
-@pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2])
+@SHIFTS
 def test_keep_one_acquisition_by_instance_numbers_that_restart(tmp_path, shift_mm):
-    folder = write_series(tmp_path / "s", n_slices=11)
-    write_series(folder, first=101, n_slices=12, shift_mm=(0, 0, shift_mm), add_hu=50)
-    series = scan_series(folder)
-    assert {header.file.name for header in series.headers} == {f"{stem}.dcm" for stem in range(101, 113)}
+    folder = two_passes(tmp_path, shift_mm)
+    (folder / "12.dcm").unlink()
+    assert kept(scan_series(folder)) == files(SECOND)
 
 
+@SHIFTS
 @pytest.mark.parametrize("keyword", ["ContentTime", "AcquisitionTime"])
-@pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2], ids=["same", "half"])
-def test_keep_one_acquisition_by_time(tmp_path, keyword, shift_mm):
-    """Each slice has a time of its own, as files often do."""
-    folder = write_series(tmp_path / "s")
-    write_series(folder, first=101, shift_mm=(0, 0, shift_mm), add_hu=50)
-    for index in range(12):
-        for stem, minute in ((1 + index, 15), (101 + index, 17)):
-            dataset = pydicom.dcmread(folder / f"{stem}.dcm")
-            dataset.InstanceNumber = 1 + index
-            setattr(dataset, keyword, f"10{minute}{index:02d}.5")
-            dataset.save_as(folder / f"{stem}.dcm")
-    series = scan_series(folder)
-    assert {header.file.name for header in series.headers} == {f"{stem}.dcm" for stem in range(1, 13)}
+def test_keep_one_acquisition_by_time_of_each_slice(tmp_path, keyword, shift_mm):
+    folder = two_passes(tmp_path, shift_mm)
+    for stems, minute in ((FIRST, 15), (SECOND, 17)):
+        for index, stem in enumerate(stems):
+            time = {keyword: f"10{minute}{index:02d}.5"}
+            set_tags(folder / f"{stem}.dcm", InstanceNumber=1 + index, **time)
+    assert kept(scan_series(folder)) == files(FIRST)
 
 
 def test_keep_one_acquisition_keeps_a_repeated_instance_number(tmp_path):
-    folder = write_series(tmp_path / "s")
+    folder = write_series(tmp_path)
     for stem in range(1, 13):
-        dataset = pydicom.dcmread(folder / f"{stem}.dcm")
-        dataset.InstanceNumber = 5 if stem == 6 else stem
-        dataset.ContentTime = f"1015{stem:02d}"
-        dataset.save_as(folder / f"{stem}.dcm")
+        set_tags(
+            folder / f"{stem}.dcm", InstanceNumber=5 if stem == 6 else stem, ContentTime=f"1015{stem:02d}"
+        )
     assert len(scan_series(folder).z_mm) == 12
 
 
@@ -88,48 +95,43 @@ def test_keep_one_acquisition_joins_scans_that_follow_each_other(tmp_path):
 
 
 def test_keep_one_acquisition_ignores_types_and_times_within_one_pass(tmp_path):
-    folder = write_series(tmp_path / "s", n_slices=24)
+    folder = write_series(tmp_path, n_slices=24)
     for stem in range(1, 25):
-        dataset = pydicom.dcmread(folder / f"{stem}.dcm")
-        dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "AB"[stem * stem % 7 % 2]]
-        dataset.AcquisitionTime = f"1015{stem:02d}"
-        dataset.InstanceNumber = stem * 7 % 25
-        dataset.save_as(folder / f"{stem}.dcm")
+        set_tags(
+            folder / f"{stem}.dcm",
+            ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "AB"[stem * stem % 7 % 2]],
+            AcquisitionTime=f"1015{stem:02d}",
+            InstanceNumber=stem * 7 % 25,
+        )
     assert len(scan_series(folder).z_mm) == 24
 
 
-def oriented_volume(series):
-    return np.stack([series.read(index) for index in range(len(series.z_mm))])
+def write_places(folder, places_mm, orientations=((1, 0, 0, 0, 1, 0),)):
+    for index, place in enumerate(places_mm):
+        orientation = orientations[index % len(orientations)]
+        where = {"position_mm": place, "orientation": orientation, "instance_number": index + 1}
+        write_slice(folder / f"{index + 1}.dcm", np.zeros((8, 8)), **where)
+    return scan_series(folder)
 
 
 def test_keep_main_grid_tolerates_jitter_of_the_orientation(tmp_path):
     """Twelve slices 0.05 degrees to either side of where two decimals change, and five of another tilt."""
-    edge = np.arcsin(0.005)
-    for stem in range(1, 18):
-        angle = edge + np.deg2rad(0.05 * (-1) ** stem if stem <= 12 else 3)
-        orientation = (1, 0, 0, 0, np.cos(angle), np.sin(angle))
-        place = {"position_mm": (0, 0, 5 * stem), "instance_number": stem, "orientation": orientation}
-        write_slice(tmp_path / f"{stem}.dcm", np.zeros((8, 8)), **place)
-    series = scan_series(tmp_path)
+    angles = np.arcsin(0.005) + np.deg2rad([-0.05, 0.05] * 6 + [3] * 5)
+    orientations = [(1, 0, 0, 0, np.cos(angle), np.sin(angle)) for angle in angles]
+    series = write_places(tmp_path, [(0, 0, 5 * k) for k in range(17)], orientations)
     assert len(series.z_mm) == 12
-    assert {item.source for item in series.rejected} == {f"{stem}.dcm" for stem in range(13, 18)}
+    assert {item.source for item in series.rejected} == files(range(13, 18))
     assert all("another size, spacing, orientation" in item.reason for item in series.rejected)
 
 
-def write_places(folder, places_mm, **tags):
-    for stem, place in enumerate(places_mm, start=1):
-        write_slice(folder / f"{stem}.dcm", np.zeros((8, 8)), position_mm=place, instance_number=stem, **tags)
-    return folder
-
-
-@pytest.mark.parametrize("drift", [0, 0.3])
-@pytest.mark.parametrize("moved", [range(13, 21), range(1, 21, 3)], ids=["at the end", "every third"])
-def test_keep_main_centre_rejects_slices_moved_across_the_patient(tmp_path, drift, moved):
-    if drift and moved == range(1, 21, 3):
-        pytest.skip("a drift among slices that jump to and fro cannot be separated from the jumps")
-    places = [(-200 + 60 * (k in moved), drift * 5 * k, 5 * k) for k in range(1, 21)]
-    series = scan_series(write_places(tmp_path, places))
-    assert {item.source for item in series.rejected} == {f"{k}.dcm" for k in moved}
+@pytest.mark.parametrize(
+    ("moved", "drift"),
+    [(range(13, 21), 0), (range(13, 21), 0.3), (range(1, 21, 3), 0)],  # not jumps within a drift
+    ids=["at the end", "at the end of a drift", "every third"],
+)
+def test_keep_main_centre_rejects_slices_moved_across_the_patient(tmp_path, moved, drift):
+    series = write_places(tmp_path, [(-200 + 60 * (k in moved), drift * 5 * k, 5 * k) for k in range(1, 21)])
+    assert {item.source for item in series.rejected} == files(moved)
     assert {item.reason for item in series.rejected} == {"another place across the patient than the series"}
 
 
@@ -143,7 +145,7 @@ def test_keep_main_centre_keeps_slices_that_drift_or_jitter(tmp_path, stacked):
         "in a line": ([(-200 + k, 3 * k, 5 * k) for k in range(20)], (1, 0, 0, 0, 1, 0)),
         "with a little jitter": ([(x, y, 5 * k) for k, (x, y) in enumerate(jitter)], (1, 0, 0, 0, 1, 0)),
     }[stacked]
-    series = scan_series(write_places(tmp_path, places, orientation=orientation))
+    series = write_places(tmp_path, places, [orientation])
     assert len(series.z_mm) == 20
     assert series.rejected == ()
 
@@ -157,4 +159,4 @@ def test_keep_main_centre_keeps_slices_that_drift_or_jitter(tmp_path, stacked):
 def test_with_true_polarity_of_monochrome1(tmp_path, inverted, encoding):
     plain = scan_series(write_series(tmp_path / "plain", **encoding))
     folder = write_series(tmp_path / "s", photometric="MONOCHROME1", inverted=inverted, **encoding)
-    np.testing.assert_array_equal(oriented_volume(scan_series(folder)), oriented_volume(plain))
+    np.testing.assert_array_equal(read_volume(scan_series(folder)), read_volume(plain))

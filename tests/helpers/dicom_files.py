@@ -7,9 +7,11 @@ import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
+from src.ct import dicom_series
 from src.ct.dicom_header import Header
 from src.ct.dicom_readers import read_headers
-from src.ct.storage import LocalFile
+from src.ct.series import CtSeries
+from src.ct.storage import LocalFile, LocalFolder
 
 PIXEL_MM = 4.0
 SPACING_Z_MM = 5.0
@@ -130,3 +132,24 @@ def read_header(path: Path) -> Header:
     """The header of a file that holds one slice."""
     (header,) = read_headers(LocalFile(path))
     return header
+
+
+def set_tags(path: Path, **tags) -> Path:
+    """Change tags of a file by keyword; None deletes one."""
+    dataset = pydicom.dcmread(path)
+    for keyword, value in tags.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    return path
+
+
+def scan_series(folder: Path, **options) -> dicom_series.DicomSeries:
+    return dicom_series.scan_series(LocalFolder(folder).list(), **options)
+
+
+def read_volume(series: CtSeries) -> np.ndarray:
+    """HU of every slice (slices, rows, cols)."""
+    return np.stack([series.read(index) for index in range(len(series.z_mm))])

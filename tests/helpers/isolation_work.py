@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.core.isolation import Report, call_isolated
+from src.core.isolation import Report
 
 
 def plainly(function: Callable[..., Any], *args: Any, report: Report, **kwargs: Any) -> Any:
@@ -40,6 +40,11 @@ def sleep_with_the_lock_held(seconds: float = 60, *, report: Report) -> None:
     """Hang as a C decoder can: no other Python thread of the process runs."""
     report("hanging")
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def stop_itself(report: Report) -> None:
+    report("stopping")
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def hold(lock: Path, then: str, report: Report) -> None:
@@ -75,10 +80,6 @@ def cost_of_a_step(steps: int, report: Report) -> float:
     for step in range(steps):
         report(f"1.2.840.113619.2/{step}.dcm")
     return (time.perf_counter() - start) / steps
-
-
-def own_child() -> int:
-    return call_isolated(plainly, os.getpid)
 
 
 def fork_and_exit(pid_file: Path, report: Report) -> None:

@@ -37,3 +37,10 @@ def draw_predictions(labels: pd.DataFrame, seed: int = 1, skill: float = 1.0) ->
 def as_submission(predictions: pd.DataFrame) -> pd.DataFrame:
     """The competition's 14 columns in order."""
     return predictions[["patient_id", *COLUMNS]]
+
+
+def healthy_but(*changes: dict[str, float]) -> pd.DataFrame:
+    """Patients 0, 1, ... who are healthy for certain, but for the changes."""
+    healthy = {column: float(column.endswith("_healthy")) for column in COLUMNS}
+    rows = [{"patient_id": str(number), **healthy, **change} for number, change in enumerate(changes)]
+    return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from src.ct.series import SeriesSource
 from src.prepare.sources import FoundSources
 from tests.helpers.dicom_files import write_slice
+from tests.helpers.folders import write_files
 
 SLICE = np.zeros((4, 4))
 
@@ -23,14 +24,8 @@ def dicom(
     **tags: str,
 ) -> Path:
     """Write a slice with these ids; None leaves a tag away."""
-    write_slice(path, SLICE)
-    dataset = pydicom.dcmread(path)
     ids = {"PatientID": patient, "StudyInstanceUID": study, "SeriesInstanceUID": series, **tags}
-    for tag, value in ids.items():
-        if value is not None:
-            setattr(dataset, tag, value)
-    dataset.save_as(path)
-    return path
+    return write_slice(path, SLICE, **{tag: value for tag, value in ids.items() if value is not None})
 
 
 def nifti(path: Path) -> Path:
@@ -41,8 +36,7 @@ def nifti(path: Path) -> Path:
 
 
 def text(path: Path, content: str = "text") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    write_files(path.parent, {path.name: content.encode()})
     return path
 
 

@@ -10,12 +10,7 @@ import pytest
 from src.ct.series import Rejected
 from src.prepare.dicom_tree import safe_id
 from src.prepare.sources import find_sources
-from tests.helpers.source_trees import described, dicom, hospital_disk, ids, names, nifti, text, zipped
-
-
-@pytest.fixture
-def hospital(tmp_path):
-    return hospital_disk(tmp_path / "disk")
+from tests.helpers.source_trees import described, dicom, ids, names, nifti, text, zipped
 
 
 def test_find_dicom_groups_by_patient_and_series(hospital):
@@ -28,17 +23,22 @@ def test_find_dicom_groups_by_patient_and_series(hospital):
         ["IM0001"],
     ]
     assert (found.other_files, found.left_out) == (4, ())
-
-
-def test_find_dicom_is_the_same_in_a_zip(hospital):
-    assert described(find_sources(zipped(hospital))) == described(find_sources(hospital))
+    assert described(find_sources(zipped(hospital))) == described(found)
 
 
 def test_find_dicom_is_the_same_with_several_processes(hospital):
     for index in range(600):  # more than one task
         shutil.copy(hospital / "A/IM0001", hospital / f"A/copy{index}")
-    assert described(find_sources(hospital, jobs=2)) == described(find_sources(hospital))
-    assert len(find_sources(hospital, jobs=2).series[2].files.list()) == 601
+    found = find_sources(hospital, jobs=2)
+    assert described(found) == described(find_sources(hospital))
+    assert len(found.series[2].files.list()) == 601
+
+
+def test_find_sources_of_a_single_file(hospital, tmp_path):
+    found = find_sources(hospital / "A/IM0002")
+    assert ids(found) == [("p1", "1.8")] and names(found.series[0]) == ["IM0002"]
+    nifti(tmp_path / "y.nii")
+    assert ids(find_sources(nifti(tmp_path / "x.nii.gz"))) == [("x", "x")]
 
 
 def test_find_dicom_replaces_missing_ids(tmp_path):
@@ -63,7 +63,6 @@ def test_safe_id():
 def test_find_dicom_reads_long_headers(tmp_path):
     path = dicom(tmp_path / "disk" / "1", None, "1.7")
     dataset = pydicom.dcmread(path)
-    dataset.add_new(0x00090010, "LO", "MAKER")
     dataset.add_new(0x00091010, "OB", bytes(100_000))
     dataset.PatientID = "p9"
     dataset.save_as(path)
@@ -94,11 +93,6 @@ def test_find_dicom_names_unreadable_members_of_a_zip(hospital):
     found = find_sources(hospital.parent / "disk.zip")
     assert found.left_out == (Rejected("A/IM0002", "member of the zip archive is damaged"),)
     assert ids(found) == [("p1", "1.7"), ("p1", "1.8"), ("p2", "1.9")]
-
-
-def test_find_dicom_of_a_single_file(hospital):
-    found = find_sources(hospital / "A/IM0002")
-    assert ids(found) == [("p1", "1.8")] and names(found.series[0]) == ["IM0002"]
 
 
 def test_find_dicom_names_files_in_the_root_by_its_name(tmp_path, monkeypatch):

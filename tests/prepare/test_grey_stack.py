@@ -2,12 +2,10 @@
 
 import numpy as np
 
-from src.ct.dicom_series import scan_series
-from src.ct.storage import LocalFolder
 from src.ct.windows import WINDOWS, get_windows
 from src.data.selection import even_indices
 from src.prepare import grey_stack
-from tests.helpers.dicom_files import SIDE, write_series, write_slice
+from tests.helpers.dicom_files import SIDE, scan_series, write_series, write_slice
 from tests.helpers.prepare_runs import NAMES, prepare, source_of
 
 FLIPPED = {"along_cols": (0, -1, 0), "along_rows": (-1, 0, 0)}
@@ -62,9 +60,6 @@ def test_load_stack_keeps_a_partly_black_slice(tmp_path):
     hu = np.full((SIDE, SIDE), -1000)
     hu[20:40, 20:44] = 40
     hu[:, :30] = -1024
-    write_slice(
-        folder / "5.dcm",
-        hu,
-        position_mm=scan_series(LocalFolder(folder).list()).plane(0).origin + np.array([0, 0, 5]),
-    )
+    place = scan_series(folder).plane(0).origin + np.array([0, 0, 5])
+    write_slice(folder / "5.dcm", hu, position_mm=place)
     assert len(load_stack(folder, NAMES, 48).images) == 5

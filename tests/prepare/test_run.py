@@ -14,6 +14,7 @@ import pytest
 import prepare_data
 from src.core.errors import UserError
 from tests.helpers.dicom_files import write_series
+from tests.helpers.folders import content
 
 SCRIPT = Path(prepare_data.__file__).resolve()
 N_SERIES = 10
@@ -41,12 +42,6 @@ def undisturbed(raw, tmp_path_factory):
 def command(raw, output):
     arguments = ["--input", raw, "--output", output, "--size", 32, "--jobs", 2, "--preview"]
     return [sys.executable, str(SCRIPT), *map(str, arguments)]
-
-
-def content(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("seed", range(4))

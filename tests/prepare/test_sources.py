@@ -7,12 +7,7 @@ import pytest
 
 from src.core.errors import UserError
 from src.prepare.sources import find_sources
-from tests.helpers.source_trees import described, dicom, hospital_disk, ids, names, nifti, text, zipped
-
-
-@pytest.fixture
-def hospital(tmp_path):
-    return hospital_disk(tmp_path / "disk")
+from tests.helpers.source_trees import described, dicom, ids, names, nifti, text, zipped
 
 
 def test_find_sources_refuses_an_input_without_ct(tmp_path):
@@ -124,11 +119,6 @@ def test_find_nifti_shortens_ids_of_deep_folders(tmp_path):
     assert len(made) == 2 and max(map(len, made)) <= 200
 
 
-def test_find_nifti_of_a_single_file(tmp_path):
-    nifti(tmp_path / "y.nii")
-    assert ids(find_sources(nifti(tmp_path / "x.nii.gz"))) == [("x", "x")]
-
-
 def test_find_sources_of_dicom_and_nifti_together(hospital):
     nifti(hospital / "B" / "ct.nii")
     found = find_sources(hospital)
@@ -149,19 +139,16 @@ def masks_of(path, masks):
 
 def test_mask_files_match_the_path_or_name_of_a_volume(tmp_path):
     volumes, masks = tmp_path / "images", tmp_path / "labels"
-    for path in ("a/x.nii.gz", "b/y_0000.nii.gz", "z_0000.nii", "alone.nii", "b/ct.nii", "c/ct.nii"):
+    flat = {"x": "a/x.nii", "y_0000": "b/y.nii.gz", "z_0000": "z.nii.gz", "w_0000": "w.nii.gz"}
+    for path in ("a/x.nii.gz", "b/y_0000.nii.gz", "z_0000.nii", "d/w_0000.nii.gz", "alone.nii"):
         nifti(volumes / path)
-    for path in ("a/x.nii", "b/y.nii.gz", "z.nii.gz", "other.nii", "ct.nii"):
+    for path in ("b/ct.nii", "c/ct.nii"):  # which of them is ct.nii?
+        nifti(volumes / path)
+    for path in (*flat.values(), "other.nii", "ct.nii"):
         nifti(masks / path)
-    expected = {"x": "a/x.nii", "y_0000": "b/y.nii.gz", "z_0000": "z.nii.gz", "alone": None, "ct": None}
+    expected = flat | {"alone": None, "ct": None}
     assert masks_of(volumes, masks) == expected
     assert masks_of(zipped(volumes), zipped(masks)) == expected
-
-
-def test_mask_files_with_flat_names_match_volumes_in_folders(tmp_path):
-    nifti(tmp_path / "images/a/x_0000.nii.gz")
-    nifti(tmp_path / "labels/x.nii.gz")
-    assert masks_of(tmp_path / "images", tmp_path / "labels") == {"x_0000": "x.nii.gz"}
 
 
 def test_mask_files_alone_in_the_folder_of_a_patient(tmp_path):
@@ -171,11 +158,8 @@ def test_mask_files_alone_in_the_folder_of_a_patient(tmp_path):
     for path in ("s1/multilabel.nii.gz", "s2/liver.nii.gz", "s2/spleen.nii.gz", "flat/seg.nii"):
         nifti(tmp_path / "labels" / path)
     found = find_sources(tmp_path / "images", masks=tmp_path / "labels")
-    assert [source.segmentation and source.segmentation.name for source in found.series] == [
-        "flat/seg.nii",
-        "s1/multilabel.nii.gz",
-        None,
-    ]
+    chosen = [source.segmentation and source.segmentation.name for source in found.series]
+    assert chosen == ["flat/seg.nii", "s1/multilabel.nii.gz", None]
 
 
 def test_mask_files_inside_the_input_are_no_volumes(tmp_path):

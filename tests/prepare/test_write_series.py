@@ -1,6 +1,5 @@
 """A prepared series: masks in place, and a reason for what is missing."""
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -8,6 +7,7 @@ from src.ct.series import SeriesError
 from src.ct.windows import WINDOWS
 from src.data.prepared import mask_folder
 from tests.helpers.dicom_files import SIDE, hu_at, write_series
+from tests.helpers.nifti_files import save
 from tests.helpers.prepare_runs import prepare, read_stack
 
 FLIPPED = {"along_cols": (0, -1, 0), "along_rows": (-1, 0, 0)}
@@ -29,34 +29,29 @@ def test_prepare_series_places_masks_for_any_voxel_axes(tmp_path, axes):
 def write_liver_label(path, axes):
     """The liver of `hu_at` on a 3 mm grid of its own, whose voxel axes run towards `axes`."""
     directions = dict(zip("LPSRAI", np.vstack([np.eye(3), -np.eye(3)]), strict=True))
-    affine = np.eye(4)
+    shape, affine = (70, 70, 70), np.eye(4)
     affine[:3, :3] = 3.0 * np.array([directions[axis] for axis in axes]).T
-    shape = (70, 70, 70)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    x, y, z = np.moveaxis(index @ affine[:3, :3].T + affine[:3, 3], -1, 0)
-    ras_from_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
-    nib.save(nib.Nifti1Image((hu_at(x, y, z) == 120).astype(np.uint8), ras_from_lps @ affine), path)
+    index = np.moveaxis(np.indices(shape), 0, -1)
+    liver = hu_at(*np.moveaxis(index @ affine[:3, :3].T + affine[:3, 3], -1, 0)) == 120
+    save(path, liver, affine, np.uint8)
     return path
 
 
-def test_prepare_series_with_a_damaged_segmentation(tmp_path):
-    folder = write_series(tmp_path / "s", n_slices=3)
-    (tmp_path / "2.nii").write_bytes(b"not nifti")
-    outcome, images = prepare(folder, tmp_path / "out", tmp_path / "2.nii")
-    assert len(images) == 3
-    assert not outcome["row"]["masks"]
-    assert "segmentation cannot be read" in outcome["row"]["reason"]
-
-
-def test_prepare_series_reports_a_segmentation_that_lies_elsewhere(tmp_path):
-    folder = write_series(tmp_path / "s", n_slices=3)
-    far_away = np.eye(4)
-    far_away[:3, 3] = 5000
-    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), far_away), tmp_path / "2.nii")
-    outcome, images = prepare(folder, tmp_path / "out", tmp_path / "2.nii")
+@pytest.mark.parametrize(
+    ("place_mm", "reason"), [(None, "segmentation cannot be read"), (5000, "lies on the slices")]
+)
+def test_prepare_series_without_a_usable_segmentation(tmp_path, place_mm, reason):
+    folder, segmentation = write_series(tmp_path / "s", n_slices=3), tmp_path / "2.nii"
+    if place_mm is None:
+        segmentation.write_bytes(b"not nifti")
+    else:
+        far_away = np.eye(4)
+        far_away[:3, 3] = place_mm
+        save(segmentation, np.ones((4, 4, 4)), far_away, np.uint8)
+    outcome, images = prepare(folder, tmp_path / "out", segmentation)
     assert len(images) == 3 and not outcome["row"]["masks"]
-    assert "lies on the slices" in outcome["row"]["reason"]
+    assert reason in outcome["row"]["reason"]
     assert not (tmp_path / "out" / "masks" / "1" / "2").exists()
 
 

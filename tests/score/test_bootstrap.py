@@ -14,10 +14,8 @@ def test_average_by_counts_equals_repeated_rows():
     labels = draw_labels(30)
     predictions = draw_predictions(labels)
     drawn = np.random.default_rng(0).integers(0, 30, 30)
-    repeated = [
-        frame.iloc[drawn].assign(patient_id=[str(row) for row in range(30)])
-        for frame in (labels, predictions)
-    ]
+    ids = [str(row) for row in range(30)]
+    repeated = [frame.iloc[drawn].assign(patient_id=ids) for frame in (labels, predictions)]
     counts = np.bincount(drawn, minlength=30)
     by_counts = loss_terms(labels, predictions).average(counts)
     assert by_counts == pytest.approx([score(*repeated).losses[name] for name in LOSSES])

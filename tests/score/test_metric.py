@@ -6,16 +6,9 @@ import pytest
 from sklearn.metrics import log_loss
 
 from src.core.errors import UserError
-from src.core.targets import CLASS_WEIGHTS, COLUMNS, TARGETS
-from src.score.metric import any_injury, normalise, score, weighted_log_loss
-from tests.helpers.score_frames import draw_labels, draw_predictions
-
-HEALTHY = {column: float(column.endswith("_healthy")) for column in COLUMNS}
-
-
-def one_patient(patient_id: str = "7", **values: float) -> pd.DataFrame:
-    """A patient who is healthy for certain, but for `values`."""
-    return pd.DataFrame([{"patient_id": patient_id, **HEALTHY, **values}])
+from src.core.targets import CLASS_WEIGHTS, TARGETS
+from src.score.metric import score, weighted_log_loss
+from tests.helpers.score_frames import draw_labels, draw_predictions, healthy_but
 
 
 def official_score(labels: pd.DataFrame, predictions: pd.DataFrame) -> float:
@@ -43,13 +36,10 @@ def test_score_equals_scikit_learn(seed):
 
 def test_score_of_a_case_worked_by_hand():
     # One patient with a low-grade liver injury, one healthy; only the liver and the bowel are in doubt.
-    labels = pd.concat([one_patient("1", liver_healthy=0, liver_low=1), one_patient("2")], ignore_index=True)
-    predictions = pd.concat(
-        [
-            one_patient("1", liver_healthy=0.5, liver_low=0.25, liver_high=0.25),
-            one_patient("2", bowel_healthy=3.0, bowel_injury=1.0),  # normalised to 0.75, 0.25
-        ],
-        ignore_index=True,
+    labels = healthy_but({"liver_healthy": 0, "liver_low": 1}, {})
+    predictions = healthy_but(
+        {"liver_healthy": 0.5, "liver_low": 0.25, "liver_high": 0.25},
+        {"bowel_healthy": 3.0, "bowel_injury": 1.0},  # normalised to 0.75, 0.25
     )
     result = score(labels, predictions)
     assert result.losses["bowel"] == pytest.approx(-np.log(0.75) / 2)
@@ -65,21 +55,11 @@ def test_score_of_a_case_worked_by_hand():
 )
 def test_score_weighs_each_injury(column, weight):
     target = column.split("_")[0]
-    injured = one_patient("1", **{f"{target}_healthy": 0, column: 1})
-    labels = pd.concat([injured, one_patient("2")], ignore_index=True)
-    probability = 1 / len(TARGETS[target])
-    predictions = labels.assign(**dict.fromkeys(TARGETS[target], probability))
-    predictions.loc[1, list(TARGETS[target])] = [1.0] + [0.0] * (len(TARGETS[target]) - 1)
-    assert score(labels, predictions).losses[target] == pytest.approx(
-        -weight * np.log(probability) / (weight + 1)
-    )
-
-
-def test_any_injury_is_the_largest_injury_probability_after_normalisation():
-    predictions = one_patient(
-        liver_healthy=2.0, liver_low=1.0, liver_high=1.0, bowel_healthy=0.9, bowel_injury=0.1
-    )
-    assert any_injury(normalise(predictions)) == pytest.approx([0.5])
+    labels = healthy_but({f"{target}_healthy": 0, column: 1}, {})
+    share = 1 / len(TARGETS[target])
+    predictions = healthy_but(dict.fromkeys(TARGETS[target], share), {})
+    expected = -weight * np.log(share) / (weight + 1)
+    assert score(labels, predictions).losses[target] == pytest.approx(expected)
 
 
 def test_weighted_log_loss_clips_at_the_float64_epsilon():
@@ -99,24 +79,14 @@ def test_score_matches_rows_by_patient():
     [
         (lambda frame: frame.drop(columns="liver_low"), "liver_low"),
         (lambda frame: frame.assign(liver_low="much"), "liver_low"),
-        (
-            lambda frame: frame.assign(liver_low=[0.1, np.nan, 0.1]),
-            "liver_low of patient 101 is not a finite",
-        ),
-        (
-            lambda frame: frame.assign(bowel_injury=[np.inf, 1, 1]),
-            "bowel_injury of patient 100 is not a finite",
-        ),
+        (lambda frame: frame.assign(liver_low=[1, np.nan, 1]), "liver_low of patient 101 is not a finite"),
+        (lambda frame: frame.assign(bowel_injury=[np.inf, 1, 1]), "bowel_injury of patient 100 is not a fin"),
         (lambda frame: frame.assign(kidney_high=[0.1, 0.1, -0.1]), "kidney_high of patient 102 is negative"),
-        (
-            lambda frame: frame.assign(bowel_healthy=[0, 1, 1], bowel_injury=[0, 1, 1]),
-            "bowel.* of patient 100 is 0",
-        ),
+        (lambda frame: frame.assign(bowel_healthy=0, bowel_injury=0), "bowel.* of patient 100 is 0"),
         (
             lambda frame: frame.iloc[:2],
-            "the predictions lack 1 of the 3 patients of the labels, the first is 102",
+            "lack 1 of the 3 patients of the labels, the first is 102",
         ),
-        (lambda frame: frame.assign(patient_id=["100", "101", "9"]), "first is 102"),
         (lambda frame: pd.concat([frame, frame.iloc[:1].assign(patient_id="9")]), "the labels lack .* is 9"),
         (lambda frame: pd.concat([frame, frame.iloc[:1]]), "patient 100 more than once"),
         (lambda frame: frame.drop(columns="patient_id"), "patient_id"),

@@ -89,18 +89,6 @@ def test_score_needs_folds_to_fill_missing_targets(study):
     assert run(folder, "bare", "--folds", f"{folder}/folds.csv")["missing_targets"]
 
 
-def test_a_target_that_is_empty_in_some_rows_is_refused_in_one_line(study):
-    folder, *_ = study
-    table = read(folder, "all")
-    table.loc[5, LIVER] = np.nan
-    table.to_csv(folder / "gap.csv", index=False)
-    with pytest.raises(
-        UserError, match=r"gap.csv: predictions: liver_healthy of patient \d+ is not"
-    ) as caught:
-        run(folder, "gap")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("tables", ["all liver", "liver others", "liver"])
 def test_fit_adjusts_what_is_scored(study, tables):
     folder, labels, folds = study

@@ -136,21 +136,15 @@ def test_read_post_refuses_a_damaged_file(tmp_path, change, message):
         read_post(path)
 
 
-def test_require_runs_refuses_another_number_of_runs():
+FITTED = ("runs/cls/second/oof_series.csv", "/elsewhere/plus/oof.csv", "v2/oof_series.csv")
+
+
+def test_require_runs_refuses_another_order_or_number():
     labels = draw_labels(10)
     rows = PatientRows.read([draw_predictions(labels)], labels.patient_id)
     with pytest.raises(UserError, match="fitted on 2 tables or runs, there are 1"):
         rows.apply(PostProcessing.identity(2))
-
-
-@pytest.fixture
-def fitted() -> PostProcessing:
-    """Fitted on three tables."""
-    tables = ("runs/cls/second/oof_series.csv", "/elsewhere/plus/oof.csv", "v2/oof_series.csv")
-    return PostProcessing((0.5, 0.3, 0.2), tables=tables)
-
-
-def test_require_runs_refuses_another_order(fitted):
+    fitted = PostProcessing((0.5, 0.3, 0.2), tables=FITTED)
     with pytest.raises(UserError, match=r"in another order .*: give --models runs/cls/second a/plus v2$"):
         fitted.require_runs([Path("a/plus"), Path("v2"), Path("runs/cls/second")])
     with pytest.raises(UserError, match="fitted on 3 tables or runs, there are 2"):
@@ -158,21 +152,17 @@ def test_require_runs_refuses_another_order(fitted):
 
 
 @pytest.mark.parametrize(
-    "runs",
+    ("tables", "runs"),
     [
-        ("runs/cls/second", "a/plus", "v2"),
-        ("runs/cls/second/../second/", "a/plus/", "b/v2"),
-        ("models/0_second", "models/1_plus", "models/2_v2"),
-        ("moved/a", "moved/b", "moved/c"),
+        (FITTED, ("runs/cls/second", "a/plus", "v2")),
+        (FITTED, ("runs/cls/second/../second/", "a/plus/", "b/v2")),
+        (FITTED, ("models/0_second", "models/1_plus", "models/2_v2")),
+        (FITTED, ("moved/a", "moved/b", "moved/c")),
+        (("a/run/oof.csv", "b/run/oof.csv"), ("b/run", "a/run")),
+        (("a.csv", "b.csv"), ("b", "a")),
     ],
-    ids=["as fitted", "written otherwise", "in a bundle", "renamed"],
+    ids=["as fitted", "written otherwise", "in a bundle", "renamed", "equal names", "without folders"],
 )
-def test_require_runs_accepts_the_same_order_and_other_names(fitted, runs):
-    fitted.require_runs([Path(run) for run in runs])
-
-
-def test_require_runs_accepts_equal_names_and_tables_without_folder():
-    alike = PostProcessing((0.5, 0.5), tables=("a/run/oof.csv", "b/run/oof.csv"))
-    alike.require_runs([Path("b/run"), Path("a/run")])
-    alone = PostProcessing((0.5, 0.5), tables=("a.csv", "b.csv"))
-    alone.require_runs([Path("b"), Path("a")])
+def test_require_runs_accepts_the_same_order_and_other_names(tables, runs):
+    weights = tuple([1 / len(tables)] * len(tables))
+    PostProcessing(weights, tables=tables).require_runs([Path(run) for run in runs])

@@ -35,16 +35,11 @@ def test_combine_series_averages_the_series_of_a_patient():
     assert combined.liver_high[1] == rows.liver_high[1]
 
 
-def test_combine_series_refuses_a_failed_series():
-    rows = draw_predictions(draw_labels(2)).assign(patient_id="1", liver_high=[0.5, np.nan])
-    with pytest.raises(UserError, match="liver_high of patient 1 is not a finite number"):
-        combine_series(rows)
-
-
-def test_combine_series_refuses_a_target_empty_in_some_rows():
+@pytest.mark.parametrize("columns", [["liver_high"], list(TARGETS["liver"])], ids=["a column", "a target"])
+def test_combine_series_refuses_what_is_empty_in_some_rows(columns):
     rows = draw_predictions(draw_labels(2)).assign(patient_id=["1", "2"])
-    rows.loc[1, list(TARGETS["liver"])] = np.nan
-    with pytest.raises(UserError, match="liver_healthy of patient 2 is not a finite number"):
+    rows.loc[1, columns] = np.nan
+    with pytest.raises(UserError, match=f"{columns[0]} of patient 2 is not a finite number"):
         combine_series(rows)
 
 
@@ -67,9 +62,8 @@ def test_combine_series_refuses_a_patient_in_two_folds():
 
 def test_combine_tables_averages_by_patient_in_any_order(predictions):
     other = as_submission(draw_predictions(draw_labels(4), seed=9))
-    combined = combine_tables(
-        [predictions, other.iloc[::-1].reset_index(drop=True).assign(fold=[3, 2, 1, 0])]
-    )
+    turned = other.iloc[::-1].reset_index(drop=True).assign(fold=[3, 2, 1, 0])
+    combined = combine_tables([predictions, turned])
     mean = (predictions[list(COLUMNS)] + other[list(COLUMNS)]) / 2
     assert combined[list(COLUMNS)].to_numpy() == pytest.approx(mean.to_numpy())
     assert combined.fold.tolist() == [0, 1, 2, 3]
@@ -100,9 +94,7 @@ def test_read_probabilities_accepts_an_empty_series_but_no_empty_patient(tmp_pat
 
 
 def test_combine_tables_refuses_other_patients_or_folds(predictions):
-    with pytest.raises(
-        UserError, match="other tables lack 1 of the 4 patients of the first table, the first is 103"
-    ):
+    with pytest.raises(UserError, match="lack 1 of the 4 patients of the first table, the first is 103"):
         combine_tables([predictions, predictions.iloc[:3]])
     with pytest.raises(UserError, match="patient 102 in different folds"):
         combine_tables([predictions.assign(fold=0), predictions.assign(fold=[0, 0, 1, 0])])
@@ -121,15 +113,9 @@ def test_write_submission_keeps_the_samples_order_and_exact_values(tmp_path, sam
         (lambda frame: frame.drop(columns="spleen_low"), "lacks the column spleen_low"),
         (lambda frame: frame.assign(any_injury=0.5), "these columns in this order"),
         (lambda frame: frame.iloc[:3], "submission lack 1 of the 4 patients .* first is 103"),
-        (lambda frame: frame.assign(patient_id=["100", "100", "102", "103"]), "patient 100 more than once"),
         (lambda frame: frame.iloc[[0, 2, 1, 3]], "order of the sample, from patient 102 on"),
         (lambda frame: frame.assign(spleen_low=[0.1, 0.1, np.nan, 0.1]), "spleen_low of patient 102"),
-        (lambda frame: frame.assign(spleen_low=-0.1), "negative"),
-        (
-            lambda frame: frame.assign(**dict.fromkeys(TARGETS["bowel"], np.nan)),
-            "bowel_healthy of patient 100",
-        ),
-        (lambda frame: frame.assign(bowel_healthy=0.0, bowel_injury=0.0), "at least one value above 0"),
+        (lambda frame: frame.assign(bowel_healthy=np.nan, bowel_injury=np.nan), "bowel_healthy of patient"),
     ],
 )
 def test_validate_submission_refuses_every_fault(sample, predictions, change, message):
