@@ -181,20 +181,6 @@ def test_child_ends_with_a_killed_parent(tmp_path, then, limit_s, within_s):
     assert is_free(lock, within_s)
 
 
-def test_child_ends_itself_while_its_parent_is_stopped(tmp_path):
-    lock = tmp_path / "lock"
-    code = f"""try:
-    call_isolated(hold, Path({str(lock)!r}), "hang", silence_limit_s=1)
-except ChildStalled as error:
-    print(error)"""
-    parent = run_python(code, tmp_path, stdout=subprocess.PIPE, text=True)
-    wait_for(lock.with_suffix(".held"))
-    parent.send_signal(signal.SIGSTOP)
-    assert is_free(lock, 5.0)
-    parent.send_signal(signal.SIGCONT)
-    assert parent.communicate(timeout=60)[0] == "child process gave no sign of life for 1 s at: hanging\n"
-
-
 def test_child_not_started_says_why(child, monkeypatch, tmp_path):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'no module named site' >&2\nexit 1\n")

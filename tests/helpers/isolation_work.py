@@ -75,13 +75,6 @@ def make_noise(report: Report) -> str:
     return "done"
 
 
-def cost_of_a_step(steps: int, report: Report) -> float:
-    start = time.perf_counter()
-    for step in range(steps):
-        report(f"1.2.840.113619.2/{step}.dcm")
-    return (time.perf_counter() - start) / steps
-
-
 def fork_and_exit(pid_file: Path, report: Report) -> None:
     pid = os.fork()
     if pid == 0:

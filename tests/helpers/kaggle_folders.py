@@ -15,6 +15,7 @@ from src.submit.folders import (
     verify_bundle,
     write_checksums,
 )
+from tests.helpers.folders import write_files
 
 DATASET, KERNEL = "someone/trauma-bundle", "someone/trauma-predict"
 COMPETITION = "rsna-2023-abdominal-trauma-detection"
@@ -38,9 +39,7 @@ def write_bundle(folder: Path, files: Mapping[str, bytes] = MappingProxyType({})
     } | changes
     (folder / CONTENT).write_text(json.dumps(content))
     write_post(PostProcessing.identity(2), folder / "post.json", ["run", "other"])
-    for path, data in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
+    write_files(folder, files)
     write_checksums(folder)
     metadata = {"title": "A bundle", "id": content["dataset"], "licenses": [{"name": "other"}]}
     (folder / DATASET_METADATA).write_text(json.dumps(metadata))

@@ -57,7 +57,6 @@ def test_submit_does_not_submit_again_what_waits_for_its_score(machine, hand_in,
 @pytest.mark.parametrize(
     ("break_it", "part"),
     [
-        (fails("ListSubmissions", 403, RULES), "tab Rules"),
         (fails("CreateCodeSubmission", 403, RULES), "tab Rules"),
         (fails("CreateCodeSubmission", 400, "You have reached the submission limit"), "submission limit$"),
         (fails("CreateCodeSubmission", 404, "Notebook version not found"), "submit version 1 .* not found$"),

@@ -1,6 +1,5 @@
 """Which packages a bundle brings, and their wheels; some tests need a package registry (make offline)."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -137,12 +136,7 @@ def test_download_wheels_names_a_wheel_that_does_not_exist(registry, tmp_path):
         download_wheels([Package("dicomsdl", "0.0.99")], "3.12", tmp_path)
 
 
-def test_download_wheels_without_a_registry_ends_in_one_line(tmp_path, monkeypatch):
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_NO_INDEX"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
+def test_download_wheels_without_a_registry_ends_in_one_line(no_registry, tmp_path):
     with pytest.raises(UserError, match=r"wheels for Python 3\.12: .*is there a network") as caught:
         download_wheels([installed("six")], "3.12", tmp_path)
     assert "\n" not in str(caught.value)

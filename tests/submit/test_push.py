@@ -16,6 +16,7 @@ import pytest
 
 import submit
 from src.core.errors import UserError
+from tests.helpers.folders import content
 from tests.helpers.kaggle_folders import COMPETITION, DATASET, KERNEL, write_bundle
 from tests.helpers.kaggle_server import fails, has, only_error, printed_states
 
@@ -43,15 +44,14 @@ def push(machine, folders) -> Callable[..., int]:
     return lambda *more: machine.submit(*given, *more)
 
 
-def uploaded_files(bundle: Path) -> dict[str, bytes]:
+def uploaded(bundle: Path) -> dict[str, bytes]:
     """What is to arrive at Kaggle: the program does not upload the metadata."""
-    files = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name != "dataset-metadata.json"}
+    return {name: data for name, data in content(bundle).items() if name != "dataset-metadata.json"}
 
 
 def test_push_creates_the_dataset_runs_the_notebook_and_prints_its_version(machine, push, folders, capsys):
     assert push() == 0
-    assert machine.server.unpacked(DATASET) == uploaded_files(folders.bundle)
+    assert machine.server.unpacked(DATASET) == uploaded(folders.bundle)
     (pushed,) = machine.server.notebooks[KERNEL]
     assert pushed["datasetDataSources"] == [DATASET] and pushed["competitionDataSources"] == [COMPETITION]
     assert pushed["isPrivate"] and pushed["enableGpu"] and not pushed["enableInternet"]
@@ -73,7 +73,7 @@ def test_push_adds_a_version_and_waits_for_it_and_for_the_new_run(machine, push,
     assert push("--message", " six folds ") == 0
     (version,) = [body for name, body in machine.server.requests if name == "CreateDatasetVersion"]
     assert version["body"]["versionNotes"] == "six folds"
-    assert machine.server.unpacked(DATASET) == uploaded_files(folders.bundle)
+    assert machine.server.unpacked(DATASET) == uploaded(folders.bundle)
     printed = capsys.readouterr().out
     assert printed_states(printed, f"dataset {DATASET}") == ["ready, version 1", "ready, version 2"]
     states = printed_states(printed, f"notebook {KERNEL}")
@@ -89,15 +89,6 @@ def test_push_waits_for_a_dataset_that_is_still_unpacked_before_it_adds_a_versio
     printed = capsys.readouterr().out
     assert printed_states(printed, f"dataset {DATASET}, before the upload")[-1] == "ready, version 1"
     assert "--version 1 " in printed.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_push_looks_again_after_faults_of_the_server(machine, push, capsys):
-    machine.server.fail("GetKernelSessionStatus", 503, "The service is currently unavailable.", times=3)
-    assert push() == 0
-    printed = capsys.readouterr()
-    assert "currently unavailable.; trying again" in printed.err
-    assert "--version 1 " in printed.out
 
 
 def forget_login(machine, monkeypatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 from src.core.config import ROOT
 from src.core.errors import UserError
 from src.submit.source import copy_source, find_loaded, imported_names, needed_files
+from tests.helpers.folders import content
 
 
 def test_needed_files_follows_every_import_of_the_kit():
@@ -35,11 +36,12 @@ def test_needed_files_leaves_out_training_and_submission():
 
 
 def test_copy_source_leaves_no_file_empty(tmp_path):
+    """Kaggle drops empty files."""
     copy_source(tmp_path)
-    sizes = {path.name: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
-    assert min(sizes.values()) > 0
-    assert {"infer.py", "requirements.txt", "LICENSE", "__init__.py"} <= set(sizes)
-    assert (tmp_path / "src" / "__init__.py").is_file()
+    copied = content(tmp_path)
+    assert all(copied.values()) and "src/__init__.py" in copied
+    for name in ("infer.py", "requirements.txt", "LICENSE"):
+        assert copied[name] == (ROOT / name).read_bytes()
 
 
 _INFER = """
@@ -80,6 +82,6 @@ def test_find_loaded_reports_a_failed_import_in_one_line(tmp_path):
 
 def test_find_loaded_leaves_nothing_in_the_folder(tmp_path):
     write_source(tmp_path, "import json\n")
-    before = {path for path in tmp_path.rglob("*")}
+    before = content(tmp_path)
     find_loaded(tmp_path, [Path("infer.py")])
-    assert {path for path in tmp_path.rglob("*")} == before
+    assert content(tmp_path) == before
