@@ -6,31 +6,25 @@ import pytest
 from src.core.errors import UserError
 from src.data.selection import SliceSelection, even_indices
 
-
-def chosen(z_mm, **policy):
-    return SliceSelection(**policy).choose(np.array(z_mm, dtype=float)).tolist()
+EVEN = range(25, -1, -5)
 
 
-def test_choose_takes_all_by_default():
-    assert chosen([9, 6, 3, 0]) == [0, 1, 2, 3]
-    assert chosen([9]) == [0]
-
-
-def test_choose_takes_the_slice_nearest_to_each_multiple():
-    assert chosen(np.arange(25, -1, -5), spacing_z_mm=9) == [0, 2, 4]
-    assert chosen(np.arange(25, -1, -5), spacing_z_mm=10) == [0, 2, 4]
-    assert chosen([20.0, 19.1, 18.2, 10.4, 9.6, 0.1], spacing_z_mm=5) == [0, 2, 3, 4]  # uneven
-
-
-@pytest.mark.parametrize("spacing_z_mm", [0.1, 1, 4.9, 5])
-def test_choose_repeats_no_slice(spacing_z_mm):
-    assert chosen(np.arange(25, -1, -5), spacing_z_mm=spacing_z_mm) == [0, 1, 2, 3, 4, 5]
-
-
-def test_choose_spreads_a_count_evenly():
-    assert chosen(range(9, -1, -1), count=2) == [2, 7]
-    assert chosen([2, 1, 0], count=8) == [0, 1, 2]
-    assert chosen([5], spacing_z_mm=3) == [0]
+@pytest.mark.parametrize(
+    ("z_mm", "policy", "expected"),
+    [
+        ([9, 6, 3, 0], {}, [0, 1, 2, 3]),
+        (EVEN, {"spacing_z_mm": 9}, [0, 2, 4]),
+        (EVEN, {"spacing_z_mm": 10}, [0, 2, 4]),
+        (EVEN, {"spacing_z_mm": 4.9}, [0, 1, 2, 3, 4, 5]),
+        (EVEN, {"spacing_z_mm": 0.1}, [0, 1, 2, 3, 4, 5]),  # no slice twice
+        ([20.0, 19.1, 18.2, 10.4, 9.6, 0.1], {"spacing_z_mm": 5}, [0, 2, 3, 4]),
+        ([5], {"spacing_z_mm": 3}, [0]),
+        (range(9, -1, -1), {"count": 2}, [2, 7]),
+        ([2, 1, 0], {"count": 8}, [0, 1, 2]),
+    ],
+)
+def test_choose(z_mm, policy, expected):
+    assert SliceSelection(**policy).choose(np.array(z_mm, dtype=float)).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pydicom
 
+from tests.helpers.dicom_files import set_tags
+
 CRASH, HANG = "crash", "hang"
 """Done by the reader, see `dying_readers.Misbehave`: no file crashes or hangs decoders on every machine."""
 
@@ -27,19 +29,8 @@ def _each_series(change: Callable[[Path], None]) -> Callable[[Path], None]:
     return break_patient
 
 
-def _set_tags(**tags: object) -> Callable[[Path], None]:
-    """None deletes a tag."""
-
-    def change(path: Path) -> None:
-        dataset = pydicom.dcmread(path)
-        for keyword, value in tags.items():
-            if value is None:
-                delattr(dataset, keyword)
-            else:
-                setattr(dataset, keyword, value)
-        dataset.save_as(path)
-
-    return _each_file(change)
+def _each_tag(**tags: object) -> Callable[[Path], None]:
+    return _each_file(lambda path: set_tags(path, **tags))
 
 
 def _empty(folder: Path) -> None:
@@ -84,18 +75,18 @@ BROKEN: dict[str, Callable[[Path], None]] = {
     "files are empty": _each_file(lambda path: path.write_bytes(b"")),
     "files are cut": _each_file(lambda path: path.write_bytes(path.read_bytes()[:600])),
     "files are text": _each_file(lambda path: path.write_text("no DICOM\n" * 100)),
-    "no pixels": _set_tags(PixelData=None),
+    "no pixels": _each_tag(PixelData=None),
     "one slice": _each_series(_keep_one),
-    "not CT": _set_tags(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4"),
+    "not CT": _each_tag(Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4"),
     CRASH: _nothing,
     HANG: _nothing,
     "links to nothing": _each_file(_link_to_nothing),
     "folders instead of files": _each_file(_make_folder),
     "pipes instead of files": _each_file(_make_pipe),
-    "all at one position": _set_tags(ImagePositionPatient=[0, 0, 0]),
-    "no position": _set_tags(ImagePositionPatient=None),
-    "not axial": _set_tags(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
+    "all at one position": _each_tag(ImagePositionPatient=[0, 0, 0]),
+    "no position": _each_tag(ImagePositionPatient=None),
+    "not axial": _each_tag(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
     "unknown transfer syntax": _each_file(_unknown_syntax),
-    "absurd size": _set_tags(Rows=65535, Columns=65535),
-    "slope is not a number": _set_tags(RescaleSlope="nan"),
+    "absurd size": _each_tag(Rows=65535, Columns=65535),
+    "slope is not a number": _each_tag(RescaleSlope="nan"),
 }

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.ct.windows import WINDOWS, get_windows
+from src.ct.windows import get_windows
 from src.data.selection import even_indices
 from src.prepare import grey_stack
 from tests.helpers.dicom_files import SIDE, scan_series, write_series, write_slice
@@ -27,17 +27,6 @@ def test_load_stack_equals_prepare_series(tmp_path):
     assert few.table["instance_number"].tolist() == [11, 9, 6, 4, 2]
     assert stack.pixel_mm == few.pixel_mm == outcome["row"]["pixel_mm"]
     assert stack.table["instance_number"].tolist() == list(range(12, 0, -1))
-
-
-def test_load_stack_shows_air_outside_the_image(tmp_path):
-    hu = np.full((SIDE, SIDE), 40)
-    write_slice(tmp_path / "s" / "1.dcm", hu)
-    images = load_stack(tmp_path / "s", ("wide",), SIDE).images
-    assert images.shape == (1, SIDE, SIDE, 1)
-    grey = int(WINDOWS["wide"].grey(np.array(40)))
-    assert set(np.unique(images[0, 3:-3, 3:-3])) == {grey}
-    assert not images[0, 0].any()
-    assert not images[0, :, -1].any()
 
 
 def test_prepare_series_reports_slices_that_cannot_be_decoded(tmp_path):

@@ -13,11 +13,10 @@ from src.ct.label_volume import LabelVolume, read_mask_ids
 from src.ct.nifti import open_nifti
 from src.ct.storage import LocalFile
 from src.ct.windows import get_windows
-from src.data.prepared import mask_folder
 from src.prepare.grey_slices import find_body, read_grey_slices
 from tests.helpers.dicom_files import read_volume, scan_series
 from tests.helpers.nifti_files import RAS_FROM_LPS
-from tests.helpers.prepare_runs import NAMES, prepare, read_stack
+from tests.helpers.prepare_runs import NAMES
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct"
 CHAOS, TOTAL = REAL / "chaos", REAL / "totalsegmentator"
@@ -25,56 +24,27 @@ pytestmark = pytest.mark.skipif(not CHAOS.is_dir(), reason="no real CT in ../sha
 
 
 @pytest.fixture(scope="module")
-def liver_masks():
-    """(slices, rows, cols) bool, in the order of the DICOM files."""
-    paths = sorted((CHAOS / "liver_mask").glob("*.png"))
-    return np.stack([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 0 for path in paths])
-
-
-@pytest.fixture(scope="module")
 def chaos():
     return scan_series(CHAOS / "dicom")
 
 
-def as_nifti(chaos, values, axes=None):
-    """Values of the slices of the DICOM series (slices, rows, cols) as a volume with voxel axes `axes`."""
+def test_read_gives_the_known_hu_of_a_liver(chaos):
+    masks = {path.stem: path for path in (CHAOS / "liver_mask").glob("*.png")}
+    masks = [cv2.imread(str(masks[stem]), cv2.IMREAD_GRAYSCALE) > 0 for stem in sorted(masks)]
+    files = sorted(path.name for path in (CHAOS / "dicom").iterdir())
+    liver = [chaos.grid.orient(masks[files.index(chaos.source(index))]) for index in range(len(files))]
+    assert read_volume(chaos)[np.stack(liver)].mean() == pytest.approx(141, abs=1)
+
+
+def test_read_grey_slices_is_the_same_for_nifti_and_dicom(tmp_path, chaos):
+    """The volume has its slices along the second axis."""
     first, last = chaos.plane(0), chaos.plane(len(chaos.z_mm) - 1)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 3] = first.col_step, first.row_step, first.origin
     affine[:3, 2] = (last.origin - first.origin) / (len(chaos.z_mm) - 1)
-    image = nib.Nifti1Image(values.transpose(2, 1, 0), RAS_FROM_LPS @ affine)
-    if axes is None:
-        return nib.as_closest_canonical(image)
-    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(axes))
-    return image.as_reoriented(turn)
-
-
-def test_read_gives_the_known_hu_of_a_liver(chaos, liver_masks):
-    files = sorted(path.name for path in (CHAOS / "dicom").iterdir())
-    masks = [chaos.grid.orient(liver_masks[files.index(chaos.source(k))]) for k in range(len(chaos.z_mm))]
-    assert read_volume(chaos)[np.stack(masks)].mean() == pytest.approx(141, abs=1)
-
-
-def test_prepare_series_of_a_real_abdomen(tmp_path, chaos, liver_masks):
-    nib.save(as_nifti(chaos, liver_masks.astype(np.uint8)), tmp_path / "2.nii")
-    _, images = prepare(CHAOS / "dicom", tmp_path / "out", tmp_path / "2.nii", size=256)
-    soft, masks = images[..., 0], read_stack(mask_folder(tmp_path / "out", "1", "2"))
-    inside = soft[masks == 1].mean() / 255 * 400 - 150
-    assert inside == pytest.approx(141, abs=4)  # the window clips little of a liver
-    _, rows, cols = np.nonzero(masks)
-    body_rows = np.flatnonzero(soft[40].max(axis=1))
-    assert cols.mean() < 120  # liver on the image's left
-    assert np.abs(rows.mean() - body_rows.mean()) < 60
-    lung = (soft == 0)[:, 60:200, 60:200].mean(axis=(1, 2))
-    assert lung[:5].mean() > lung[-5:].mean() + 0.1  # lung bases come first: head first
-    bone = np.argwhere(soft[60] == 255)
-    assert bone[:, 0].mean() > body_rows.mean() - 40  # spine, ribs and table are below
-
-
-@pytest.mark.parametrize("axes", ["RAS", "LPI", "PSR"])
-def test_read_grey_slices_is_the_same_for_nifti_and_dicom(tmp_path, chaos, axes):
-    """The slices of PSR lie along its second axis."""
-    nib.save(as_nifti(chaos, read_volume(chaos), axes), tmp_path / "ct.nii.gz")
+    image = nib.Nifti1Image(read_volume(chaos).transpose(2, 1, 0), RAS_FROM_LPS @ affine)
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt("PSR"))
+    nib.save(image.as_reoriented(turn), tmp_path / "ct.nii.gz")
     with open_nifti(LocalFile(tmp_path / "ct.nii.gz")) as volume:
         crop, _ = find_body(volume)
         assert crop == find_body(chaos)[0]

@@ -108,6 +108,7 @@ def test_fit_adjusts_what_is_scored(study, tables):
     assert score(labels, fitted).score < report["score"]
 
 
+@pytest.mark.slow
 def test_fit_leaves_the_prior_of_a_patient_without_series(study):
     folder, labels, folds = study
     prior = cross_fitted_prior(labels, folds, weight_aware_prior)

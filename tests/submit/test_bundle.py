@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 import subprocess
+from contextlib import redirect_stdout
 from importlib.metadata import distributions
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from src.score.postprocess import PostProcessing, write_post
 from src.submit.bundle import check_models, copy_run, run_files
 from src.submit.folders import read_bundle
 from tests.helpers.cls_runs import write_network, write_run, write_second_run
-from tests.helpers.folders import content
+from tests.helpers.folders import content, write_files
 from tests.helpers.kaggle_folders import DATASET
 from tests.helpers.seg_files import write_pair
 
@@ -65,10 +67,16 @@ def arguments(packages: Path, output: Path, *models: Path, **changes: object) ->
 
 @pytest.fixture(scope="module")
 def made(packages, stock, tmp_path_factory) -> Path:
-    """A bundle of two runs, one of the second level, with all that can be given."""
+    """A bundle of two runs, one of the second level, with all that can be given, in place of an older one.
+
+    What was printed is in printed.txt beside it.
+    """
     output = tmp_path_factory.mktemp("made") / "bundle"
+    write_files(output, {"bundle.json": b"{}", "old.txt": b"old"})
     more = {"post": stock / "two.json", "segmenter": stock / "seg"}
-    submit.main(arguments(packages, output, stock / "plain run", stock / "second", **more))
+    with redirect_stdout(StringIO()) as printed:
+        submit.main(arguments(packages, output, stock / "plain run", stock / "second", **more))
+    (output.parent / "printed.txt").write_text(printed.getvalue())
     return output
 
 
@@ -119,16 +127,11 @@ def test_bundle_has_no_wheel_for_what_kaggle_has(made):
     assert not (made / "wheels").exists()
 
 
-def test_bundle_prints_sizes_and_replaces_an_older_bundle(packages, stock, tmp_path, capsys):
-    output = tmp_path / "bundle"
-    output.mkdir()
-    (output / "bundle.json").write_text("{}")
-    (output / "old.txt").write_text("old")
-    submit.main(arguments(packages, output, stock / "plain run", python="3.12"))
-    assert not (output / "old.txt").exists() and read_bundle(output).dataset == DATASET
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
-    shown = capsys.readouterr().out
-    size = sum(len(data) for name, data in content(output).items() if name.startswith("models/"))
+def test_bundle_prints_sizes_and_replaces_an_older_bundle(made):
+    assert sorted(path.name for path in made.parent.iterdir()) == ["bundle", "printed.txt"]
+    assert not (made / "old.txt").exists() and read_bundle(made).dataset == DATASET
+    shown = (made.parent / "printed.txt").read_text()
+    size = sum(len(data) for name, data in content(made).items() if name.startswith("models/0"))
     assert re.search(rf"models/0_plain_run +2 +{size / 1e6:.2f}\n", shown), shown
     assert re.search(r"\n *all +\d+ +\d+\.\d\d\n", shown), shown
 
@@ -182,10 +185,10 @@ def test_bundle_refuses_in_one_line_and_leaves_nothing(packages, stock, tmp_path
     assert content(stock) == before and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bundle_without_its_wheels_leaves_the_older_bundle(packages, stock, tmp_path, no_registry):
     output, table = tmp_path / "bundle", tmp_path / "packages.txt"
-    output.mkdir()
-    (output / "bundle.json").write_text("the older one")
+    write_files(output, {"bundle.json": b"the older one"})
     table.write_text("".join(line for line in packages.open() if not line.startswith("dicomsdl==")))
     before = content(tmp_path)
     with pytest.raises(UserError, match="is there a network"):
