@@ -44,7 +44,7 @@ def train_network(
         folder: of checkpoints and metrics.
 
     Returns:
-        The average of the weights.
+        The moving average of the weights (EMA).
 
     Raises:
         UserError: the loss or a gradient is not finite; the message names the series of the batch.
@@ -73,7 +73,7 @@ def train_network(
 
 
 class NetworkTraining(Method):
-    """A classifier, the average of its weights, and the loss of a batch of stacks.
+    """A classifier, the moving average of its weights (EMA), and the loss of a batch of stacks.
 
     Args:
         series: to train on.
@@ -113,7 +113,7 @@ class NetworkTraining(Method):
         self.loss = StackLoss(self.labels, options.loss, options.smoothing, self.spec.targets)
         self.loss.to(runtime.device)
         self.ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=True)
-        """the average of the weights, which is evaluated and saved"""
+        """the moving average of the weights, which is evaluated and saved"""
         self.ema.to(runtime.device)
         self.optimizer = build_optimizer(model, options)
         self.network: torch.nn.Module = runtime.share_batch_statistics(model)
@@ -156,16 +156,16 @@ class NetworkTraining(Method):
             output: ClassifierOutput = self.network(batch.images, padding, decoded)
         losses = self.loss(output.logits, batch.targets, importance)
         names = [*self.spec.targets, "any_injury"][: len(losses)]
-        figures = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}
+        metrics = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}
         if output.slice_logits is not None:
-            figures["slices"] = slice_loss(output.slice_logits, batch.slice_targets, self.spec.injuries)
-            figures["loss"] = figures["loss"] + options.slice_loss * figures["slices"]
+            metrics["slices"] = slice_loss(output.slice_logits, batch.slice_targets, self.spec.injuries)
+            metrics["loss"] = metrics["loss"] + options.slice_loss * metrics["slices"]
         if decoded is not None:
             maps = batch.organs.flatten(0, 1)[decoded]
             is_known = (batch.has_organs[:, None] & ~batch.padding).flatten()[decoded]
-            figures["organs"] = organ_loss(output.organ_logits, maps, is_known)
-            figures["loss"] = figures["loss"] + options.organ_loss * figures["organs"]
-        return Losses(figures["loss"], {name: value.detach() for name, value in figures.items()})
+            metrics["organs"] = organ_loss(output.organ_logits, maps, is_known)
+            metrics["loss"] = metrics["loss"] + options.organ_loss * metrics["organs"]
+        return Losses(metrics["loss"], {name: value.detach() for name, value in metrics.items()})
 
     def row(self, step: int) -> int:
         """Rows are numbered by epochs."""
@@ -239,12 +239,12 @@ def predict_held_out(
     packed = open_cache(options, spec, inputs)
     for offset in spec.offsets:
         dataset = StackDataset(inputs.prepared, share, spec.view, inputs.organs, packed=packed, offset=offset)
-        answers = []
+        batches = []
         for batch in StackLoader(dataset, options.workers, batch_size=options.batch):
             images, padding = (part.to(runtime.device) for part in (batch.images, batch.padding))
             with runtime.autocast():
-                answers.append(predict_stack(model, spec, images, padding, spec.flips).cpu())
-        total = total + torch.cat(answers).double().numpy() if answers else total
+                batches.append(predict_stack(model, spec, images, padding, spec.flips).cpu())
+        total = total + torch.cat(batches).double().numpy() if batches else total
     rows = []
     if len(share):
         table = share[["patient_id", "series_id"]].reset_index(drop=True)

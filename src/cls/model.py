@@ -41,21 +41,21 @@ class ClassifierSpec:
     predicts_slices: bool = False
     """whether it has a head for the injuries of single slices"""
     flips: tuple[str, ...] = ("none",)
-    """of `FLIPS`, averaged in its out-of-fold predictions"""
+    """names in `FLIPS`, averaged in its out-of-fold predictions"""
     offsets: tuple[float, ...] = (0.5,)
-    """of the slices, averaged likewise"""
+    """offsets of the slices, averaged likewise"""
     prior: dict[str, float] = field(default_factory=dict)
-    """weight-aware prior of the training patients: the start of training, and the prediction for a patient
-    without a readable series"""
+    """weight-aware prior of all labelled patients of the other folds: the start of training, and the
+    prediction for a patient without a readable series"""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the targets, in their order."""
+        """The columns of its targets, in their order."""
         return tuple(column for target in self.targets for column in TARGETS[target])
 
     @property
     def injuries(self) -> tuple[str, ...]:
-        """Of the targets, in their order."""
+        """The injuries of its targets, in their order."""
         return tuple(column for target in self.targets for column in TARGETS[target][1:])
 
 
@@ -181,15 +181,15 @@ def predict_stack(
 
     Columns and organ groups have no sides, so a flip exchanges none of them.
     """
-    answers = []
+    predicted = []
     for flip in flips:
-        answer = model(
+        output = model(
             images.flip(FLIPS[flip]),
             padding if spec.view.is_padded else None,
             slices_at_once=slices_at_once,
         )
-        answers.append(probabilities(answer.logits + metric_shift(spec).to(images.device), spec.targets))
-    return torch.stack(answers).mean(dim=0)
+        predicted.append(probabilities(output.logits + metric_shift(spec).to(images.device), spec.targets))
+    return torch.stack(predicted).mean(dim=0)
 
 
 def metric_shift(spec: ClassifierSpec) -> Tensor:

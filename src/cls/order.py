@@ -64,7 +64,7 @@ class SeriesOrder:
 
     @property
     def batches(self) -> int:
-        """Of an epoch."""
+        """Batches of an epoch."""
         return math.ceil(self.count / self.batch)
 
     @property
@@ -116,7 +116,7 @@ class RunSampler(Sampler[list[Draw]]):
 
 
 def _draw_probabilities(injured: np.ndarray, class_balance: float) -> np.ndarray:
-    """Of each series.
+    """The probability of drawing each series.
 
     A share `class_balance` is spread evenly over the injuries and "none", then over the series of each.
 

@@ -34,7 +34,7 @@ class OrganIndex:
     """Boxes and areas of the organs of all series with masks."""
 
     folder: Path
-    """of the masks: `<patient_id>/<series_id>/0000.png ...`"""
+    """folder of the masks: `<patient_id>/<series_id>/0000.png ...`"""
     size: int
     boxes: dict[Key, dict[str, Box]]
     """by series, of each region that the masks contain"""

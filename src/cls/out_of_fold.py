@@ -70,9 +70,10 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
         warn(f"{len(absent)} labelled patients have no prepared series and get the prior, as {first}")
         absent = absent.assign(series_id="", **dict.fromkeys(COLUMNS, np.nan))
         predicted = [target for target in TARGETS if target not in missing_targets(by_series)]
-        absent = fill_targets(absent, predicted, labels, fold_table)
+        absent = fill_targets(absent, predicted, labels, fold_table)  # as if the run had predicted the prior
         by_series = pd.concat([by_series, absent], ignore_index=True)
     by_patient = combine_series(by_series)
+    # targets that the run does not predict stay empty in the table per series, and get the prior here
     by_patient = fill_targets(by_patient, missing_targets(by_patient), labels, fold_table)
     write_table(by_series, output / "oof_series.csv")
     write_table(by_patient[["patient_id", "fold", *COLUMNS]], output / "oof.csv")

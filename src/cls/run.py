@@ -44,7 +44,7 @@ class FoldNetwork:
     """One network of a fold: the only one, or that of a target."""
 
     name: str
-    """of its folder within the fold's; empty for the only one"""
+    """name of its folder within the fold's; empty for the only one"""
     spec: ClassifierSpec
 
 
@@ -193,9 +193,7 @@ def _run_fold(
     for network in networks:
         spec = replace(network.spec, prior=prior.to_dict())
         about = {"fold": fold, "networks": [each.name for each in networks]}
-        table = _run_network(
-            runtime, options, spec, inputs, about, (training, held_out), folder / network.name
-        )
+        table = _run_network(runtime, options, spec, inputs, training, held_out, about, folder / network.name)
         predicted[list(spec.columns)] = table[list(spec.columns)].to_numpy()
     if is_main_process():
         write_table(predicted[["patient_id", "series_id", "fold", *COLUMNS]], folder / FOLD_TABLE)
@@ -206,12 +204,13 @@ def _run_network(
     options: ClassifierOptions,
     spec: ClassifierSpec,
     inputs: TrainingInputs,
+    training: pd.DataFrame,
+    held_out: pd.DataFrame,
     about: dict[str, Any],
-    parts: tuple[pd.DataFrame, pd.DataFrame],
     folder: Path,
 ) -> pd.DataFrame:
-    """Train one network, write it with what is recorded `about` it, and predict the held-out series."""
-    training, held_out = parts
+    """Train one network on the `training` series, write it with `about` in its metadata, and predict the
+    held-out series."""
     model = build_model(spec, options, inputs, about["fold"])
     averaged = train_network(runtime, model, spec, options, inputs, training, folder)
     if is_main_process():

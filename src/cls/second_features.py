@@ -171,7 +171,7 @@ def slice_features(
     Of each slice: the logits that the classifier would give if this slice alone were pooled, those of the
     slice head where there is one, and the logarithm of the slice's weight in the pooling.
     """
-    slices, answers = [], []
+    slices, predicted = [], []
     for flip in spec.flips:
         output = model(
             images.flip(FLIPS[flip]),
@@ -183,8 +183,8 @@ def slice_features(
             parts.append(output.slice_logits.float())
         parts.append(output.weights.float().clamp(min=1e-4).log()[..., None])
         slices.append(torch.cat(parts, dim=-1).masked_fill(padding[..., None], 0.0))
-        answers.append(probabilities(output.logits + metric_shift(spec).to(images.device), spec.targets))
-    return torch.stack(slices).mean(dim=0), torch.stack(answers).mean(dim=0)
+        predicted.append(probabilities(output.logits + metric_shift(spec).to(images.device), spec.targets))
+    return torch.stack(slices).mean(dim=0), torch.stack(predicted).mean(dim=0)
 
 
 def join_outputs(

@@ -72,7 +72,7 @@ class FoldSource:
     series: pd.DataFrame
     """patient_id, series_id, fold; one row per series of the fold"""
     networks: dict[Path, FirstNetwork]
-    """of this fold of every run, by the place of their copies in the second level's folder of the fold"""
+    """the networks of this fold of every run, by the place of their copies in the fold's folder"""
     key: str
     """digest of all that the features follow from"""
 
@@ -91,7 +91,7 @@ class SecondInputs:
     sources: tuple[FoldSource, ...]
     """in the order of the folds"""
     digests: dict[str, str]
-    """of `INPUTS`"""
+    """a digest of each of `INPUTS`"""
 
     @classmethod
     def read(cls, options: SecondLevelOptions, precision: str) -> "SecondInputs":
@@ -207,8 +207,8 @@ def _run_fold(
         dropout=options.dropout,
     )
     models = [_train(options, spec, training, labels, source.fold, number) for number in range(options.seeds)]
-    answers = torch.stack([predict_features(model, held_out) for model in models]).mean(dim=0)
-    predicted = pd.DataFrame(answers.double().numpy(), columns=list(COLUMNS))
+    probabilities = torch.stack([predict_features(model, held_out) for model in models]).mean(dim=0)
+    predicted = pd.DataFrame(probabilities.double().numpy(), columns=list(COLUMNS))
     with whole_folder(options.output / f"fold{source.fold}") as folder:
         for place, network in source.networks.items():
             network.copy_to(folder / place)

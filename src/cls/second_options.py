@@ -62,7 +62,7 @@ class SecondLevelOptions:
     """Start weights and order follow from it."""
 
     precision: Precision = "auto"
-    """Of the first level's networks."""
+    """Precision of the first level's networks."""
 
     workers: int = 1
     """Processes that read stacks."""

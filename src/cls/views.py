@@ -97,7 +97,7 @@ class StackView:
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """Of the masks; a series without one of them is used whole."""
+        """Regions that masks must show; a series without one of them is used whole."""
         return tuple({self.z_range, self.in_plane} - {"body"})
 
     @property

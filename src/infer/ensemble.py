@@ -67,7 +67,7 @@ class Member:
 
     @property
     def prior(self) -> dict[str, float]:
-        """Of its training patients, 13 probabilities."""
+        """The weight-aware prior of its fold, 13 probabilities."""
         return self.networks[0][1].prior
 
     @property
@@ -90,11 +90,11 @@ class Member:
             return self._predict_second_level(stacks, settings)
         ((model, spec),) = self.networks
         with settings.autocast():
-            answers = [
+            predicted = [
                 predict_stack(model, spec, *sample, spec.flips, settings.slices_at_once)[0]
                 for sample in _samples(model, spec, stacks, settings)
             ]
-        return torch.stack(answers).mean(dim=0).cpu().double().numpy()
+        return torch.stack(predicted).mean(dim=0).cpu().double().numpy()
 
     def _predict_second_level(self, stacks: Stacks, settings: ForwardSettings) -> np.ndarray:
         outputs = []
@@ -106,8 +106,8 @@ class Member:
                     by_offset.append(NetworkOutput(features.cpu(), base.cpu(), padding.cpu()))
             outputs.append((spec.columns, by_offset))
         joined = join_outputs(pd.DataFrame({"series_id": [""]}), outputs)
-        answers = [predict_features(model, joined)[0] for model in self.second_level]
-        return torch.stack(answers).mean(dim=0).double().numpy()
+        predicted = [predict_features(model, joined)[0] for model in self.second_level]
+        return torch.stack(predicted).mean(dim=0).double().numpy()
 
 
 class Ensemble:
@@ -149,7 +149,7 @@ class Ensemble:
 
     @property
     def segmenter(self) -> SegmenterSpec | None:
-        """Of the networks that find organs; None if there are none."""
+        """Description of the networks that find organs; None if there are none."""
         return self._finder and self._finder.spec
 
     @property

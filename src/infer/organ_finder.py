@@ -20,7 +20,7 @@ class ForwardSettings:
     """How networks are run, in ways that give the same result."""
 
     autocast: Callable[[], AbstractContextManager] = nullcontext
-    """of forward passes: their precision, by default full"""
+    """context of forward passes that sets their precision, by default full"""
     slices_at_once: int | None = None
     """that pass a network together; None is all of a stack"""
     check: Callable[[], None] = lambda: None

@@ -74,12 +74,12 @@ class Results:
         """`patient_id` and the 13 probabilities, one row per patient: a prediction, or the prior where there
         is none or where it breaks a rule of the competition."""
         known = self._probabilities.copy()
-        answers = [(key[0], known[key]) for key in self._series if key in known]
-        seen = pd.Series([patient for patient, _ in answers], dtype=str)
+        predicted = [(key[0], known[key]) for key in self._series if key in known]
+        seen = pd.Series([patient for patient, _ in predicted], dtype=str)
         parts = []
-        if answers:
+        if predicted:
             tables = [
-                pd.DataFrame([values[run] for _, values in answers], columns=list(COLUMNS)).assign(
+                pd.DataFrame([values[run] for _, values in predicted], columns=list(COLUMNS)).assign(
                     patient_id=seen
                 )
                 for run in range(len(self._post.weights))
@@ -90,7 +90,7 @@ class Results:
             rows.loc[is_refused, list(COLUMNS)] = self._prior[list(COLUMNS)].to_numpy()
             self._refused = rows.patient_id[is_refused].tolist()
             parts.append(rows)
-        without = self._all_but(seen)
+        without = self._patients_without(seen)
         if without:
             parts.append(constant(self._prior, pd.Series(without, dtype=str)))
         return pd.concat(parts, ignore_index=True)
@@ -102,9 +102,13 @@ class Results:
         statuses: dict[str, set[str]] = {}
         for patient, _, status, _ in rows:
             statuses.setdefault(patient, set()).add(status)
-        for patient in self._all_but(row[0] for row in rows if row[2] in ("ok", "thinned")):
+        for patient in self._patients_without(row[0] for row in rows if row[2] in ("ok", "thinned")):
             if patient in statuses:
-                reason = "not reached" if "not reached" in statuses[patient] else "no series could be read"
+                reason = (
+                    "not reached"
+                    if "not reached" in statuses[patient]
+                    else "no series could be read or predicted"
+                )
             else:
                 reason = "; ".join(part for part in ("no series found", self._why_none(patient)) if part)
             rows.append((patient, "", "prior", reason))
@@ -116,7 +120,7 @@ class Results:
         rows.sort(key=lambda row: (place[row[0]], row[1] == "", row[1]))
         return pd.DataFrame(rows, columns=list(REPORT))
 
-    def _all_but(self, patient_ids: Iterable[str]) -> list[str]:
+    def _patients_without(self, patient_ids: Iterable[str]) -> list[str]:
         predicted = set(patient_ids)
         return [patient for patient in self._sample.patient_id if patient not in predicted]
 

@@ -37,7 +37,7 @@ class StackKind(NamedTuple):
 
     view: StackView
     offset: float
-    """of its slices, 0..1"""
+    """offset of its slices, 0..1"""
 
 
 Stacks = Mapping[StackKind, StackBatch]
@@ -49,7 +49,7 @@ class DecodedSlices:
 
     stack: GreyStack
     windows: tuple[str, ...]
-    """of the channels of `stack.images`"""
+    """the window of each channel of `stack.images`"""
 
     @property
     def z_mm(self) -> np.ndarray:

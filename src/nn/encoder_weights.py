@@ -42,9 +42,9 @@ class LoadReport:
     adapted: tuple[str, ...]
     """matched after a change of the number of input channels"""
     missing: tuple[str, ...]
-    """of the model, not in the file"""
+    """tensors of the model that the file lacks"""
     unused: tuple[str, ...]
-    """of the file, not in the model"""
+    """tensors of the file that the model lacks"""
     root: str = ""
     """what precedes the names of the loaded tensors in the file, such as `module.student.`"""
     reason: str = ""

@@ -34,7 +34,7 @@ class Losses(NamedTuple):
 
     loss: Tensor
     """() with a graph"""
-    figures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
     """() each, without a graph: averaged over batches and processes for the log"""
 
 
@@ -128,7 +128,7 @@ class Method(ABC):
 
     @abstractmethod
     def report(self, at: "Progress", means: dict[str, float]) -> dict[str, float]:
-        """Print where training stands; the row of metrics.csv, from the means of the batches' figures."""
+        """Print where training stands; the row of metrics.csv, from the means of the batches' metrics."""
 
     def before_save(self, step: int) -> None:  # noqa: B027 (most methods do nothing)
         """Called before a checkpoint is written."""
@@ -152,7 +152,7 @@ class Progress(NamedTuple):
     step: int
     """optimiser steps done"""
     batches: int
-    """of this row"""
+    """batches of this row"""
     lr: float
     elapsed_s: float
     """for the batches of this row"""
@@ -226,12 +226,12 @@ class TrainingLoop:
                 for batch in progress(islice(batches, count), count, method.name):
                     lr = warmup_cosine(self.step, settings.steps, settings.warmup_steps, settings.lr)
                     set_lr(method.optimizer, lr)
-                    figures, is_finite, was_skipped = self.train_on(batch, number)
+                    metrics, is_finite, was_skipped = self.train_on(batch, number)
                     skipped = skipped + 1 if was_skipped else 0
                     if not is_finite or skipped == MOST_SKIPPED:
-                        raise UserError(self._describe_failure(number, figures))
+                        raise UserError(self._describe_failure(number, metrics))
                     number += 1
-                    rows.append(figures)
+                    rows.append(metrics)
                 elapsed_s = time.perf_counter() - started
                 self.seconds += elapsed_s
                 is_last = number == settings.batches
@@ -249,14 +249,14 @@ class TrainingLoop:
         return closing(MetricsLog(self.folder, drop_after=self.method.row(self.step)))
 
     def train_on(self, batch: Any, number: int) -> tuple[dict[str, Tensor], bool, bool]:
-        """Learn from the `number`-th batch: its figures, whether they and the gradient are finite in all
+        """Learn from the `number`-th batch: its metrics, whether they and the gradient are finite in all
         processes, and whether fp16's scaler skipped the step."""
         method, runtime, settings = self.method, self.runtime, self.settings
         size, is_first, is_last = settings.group(number)
         try:
             # dropout and stochastic depth: other noise in every process, the same in a resumed run
             with torch_seed(settings.seed, *method.seed_parts(number), runtime.rank):
-                loss, figures = method.losses(batch, number, self.step)
+                loss, metrics = method.losses(batch, number, self.step)
                 if is_first:
                     method.optimizer.zero_grad()
                 runtime.backward(loss / size)
@@ -271,7 +271,7 @@ class TrainingLoop:
                 is_lost = is_lost | ~(norm.isfinite() | was_skipped)
         except torch.OutOfMemoryError:
             raise UserError(f"the GPU's memory is too small for a step: {method.memory_advice}") from None
-        return figures, not runtime.sum(is_lost.float()).item(), was_skipped
+        return metrics, not runtime.sum(is_lost.float()).item(), was_skipped
 
     def _average(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
         """Over batches and processes."""
@@ -290,12 +290,12 @@ class TrainingLoop:
             }
             save_checkpoint(self.folder / "last.pt", content | self.method.tensors() | self.identity)
 
-    def _describe_failure(self, number: int, figures: dict[str, Tensor]) -> str:
+    def _describe_failure(self, number: int, metrics: dict[str, Tensor]) -> str:
         method = self.method
         *_, is_last = self.settings.group(number)
         step = self.step if is_last else self.step + 1  # the one that the batch belongs to
         where = f"{method.name}, step" if method.name else "step"
-        values = ", ".join(f"{name} {value.item():.3g}" for name, value in figures.items())
+        values = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
         return (
             f"{where} {step}: loss or gradient is not finite ({values}) for series "
             f"{method.name_series(number)}: {method.failure_advice}"

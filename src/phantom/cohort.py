@@ -41,14 +41,14 @@ class PatientPlan:
         return row
 
 
-def stream(seed: int, index: int, subject: str) -> np.random.Generator:
+def patient_rng(seed: int, index: int, subject: str) -> np.random.Generator:
     """A generator for each (seed, patient, subject): the draws do not depend on the order of work."""
     return np.random.default_rng([seed, index, *subject.encode()])
 
 
 def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
     """Draw all patients. Counts per class are exact (rounded) in train and in test, not coin flips."""
-    rng = stream(options.seed, 0, "cohort")
+    rng = patient_rng(options.seed, 0, "cohort")
     count = options.patients + options.test_patients
     patient_ids = rng.permutation(np.arange(*ID_RANGE))[:count].tolist()
     series_ids = iter(rng.permutation(np.arange(*ID_RANGE))[: 2 * count].tolist())
@@ -71,9 +71,9 @@ def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
     return sorted(plans, key=lambda plan: (plan.split == "test", plan.patient_id))
 
 
-def draw_grades(group: str, size: int, rates: tuple[float, ...], rng: np.random.Generator) -> list[str]:
-    """Give `size` patients a class of `group`; `rates` are the shares of its injured classes, in order."""
-    names = [column.split("_")[1] for column in TARGETS[group]]
+def draw_grades(target: str, size: int, rates: tuple[float, ...], rng: np.random.Generator) -> list[str]:
+    """Give `size` patients a class of `target`; `rates` are the shares of its injured classes, in order."""
+    names = [column.split("_")[1] for column in TARGETS[target]]
     drawn: list[str] = []
     for name, rate in zip(names[1:], rates, strict=True):
         drawn += [name] * _share(size, rate)

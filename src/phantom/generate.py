@@ -15,7 +15,7 @@ from src.core.log import progress
 from src.core.run_folder import ANOTHER_OUTPUT, claim_folder, only_writer
 from src.core.targets import COLUMNS, TARGETS
 from src.ct.nifti import write_label_volume
-from src.phantom.cohort import PatientPlan, label_table, plan_cohort, stream
+from src.phantom.cohort import PatientPlan, label_table, patient_rng, plan_cohort
 from src.phantom.dicom_writer import Storage, write_series
 from src.phantom.options import PhantomOptions
 from src.phantom.scan import SeriesVolume, body_of, generate_series, scan_of
@@ -80,7 +80,7 @@ def write_one_series(plan: PatientPlan, number: int, options: PhantomOptions) ->
         partial = options.output / PARTIAL / str(series.series_id)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        rng = stream(options.seed, plan.index, f"bits {number}")
+        rng = patient_rng(options.seed, plan.index, f"bits {number}")
         write_series(partial, volume.hu, volume.scan, storage, plan.patient_id, series.series_id, rng)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(folder)
@@ -90,7 +90,7 @@ def write_one_series(plan: PatientPlan, number: int, options: PhantomOptions) ->
 def storage_of(plan: PatientPlan, number: int, options: PhantomOptions) -> Storage:
     """The storage quirks of a patient's series `number`."""
     scan = scan_of(plan, number, body_of(plan, options.seed), options)
-    return Storage.draw(scan.shape[0], stream(options.seed, plan.index, f"storage {number}"))
+    return Storage.draw(scan.shape[0], patient_rng(options.seed, plan.index, f"storage {number}"))
 
 
 def _record(plan: PatientPlan, number: int, volume: SeriesVolume, storage: Storage) -> SeriesRecord:

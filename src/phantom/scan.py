@@ -7,7 +7,7 @@ import numpy as np
 
 from src.phantom.body import KIDNEYS, ORGAN_LABELS, Body, Enhancement
 from src.phantom.bowel import paint_bowel
-from src.phantom.cohort import PatientPlan, stream
+from src.phantom.cohort import PatientPlan, patient_rng
 from src.phantom.injuries import InjurySite, extravasate, injure_organ, perforate_bowel
 from src.phantom.options import PhantomOptions
 from src.phantom.organs_and_vessels import paint_cysts, paint_hepatic_veins, paint_organs, paint_vessels
@@ -67,13 +67,13 @@ def draw_scan(body: Body, matrix: int, spacing_z_mm: float, rng: np.random.Gener
 
 def scan_of(plan: PatientPlan, number: int, body: Body, options: PhantomOptions) -> Scan:
     """The scan of a patient's series `number` (0 or 1)."""
-    rng = stream(options.seed, plan.index, f"scan {number}")
+    rng = patient_rng(options.seed, plan.index, f"scan {number}")
     return draw_scan(body, options.matrix, options.spacing_z_mm, rng)
 
 
 def body_of(plan: PatientPlan, seed: int) -> Body:
     """The patient, the same in every series."""
-    return Body.draw(stream(seed, plan.index, "body"))
+    return Body.draw(patient_rng(seed, plan.index, "body"))
 
 
 def generate_series(plan: PatientPlan, number: int, options: PhantomOptions) -> SeriesVolume:
@@ -84,19 +84,19 @@ def generate_series(plan: PatientPlan, number: int, options: PhantomOptions) -> 
     ranges = [scan.z_range_mm for scan in scans]
     common = max(low for low, _ in ranges), min(high for _, high in ranges)
     canvas = Canvas(scans[number], body)
-    rng = stream(seed, plan.index, f"series {number}")
+    rng = patient_rng(seed, plan.index, f"series {number}")
     enhancement = Enhancement.draw(phase, rng)
 
     paint_trunk(canvas, body, enhancement)
-    paint_bowel(canvas, body, enhancement, stream(seed, plan.index, "bowel"))
+    paint_bowel(canvas, body, enhancement, patient_rng(seed, plan.index, "bowel"))
     aorta = paint_vessels(canvas, body, enhancement)
     paint_organs(canvas, body, enhancement)
     paint_hepatic_veins(canvas, body, enhancement)
-    paint_cysts(canvas, body, stream(seed, plan.index, "cysts"))
-    paint_bones(canvas, body, stream(seed, plan.index, "bones"))
+    paint_cysts(canvas, body, patient_rng(seed, plan.index, "cysts"))
+    paint_bones(canvas, body, patient_rng(seed, plan.index, "bones"))
     for target, grade in plan.grades.items():
         if grade != "healthy":
-            site = InjurySite(body, common, stream(seed, plan.index, f"injury of {target}"))
+            site = InjurySite(body, common, patient_rng(seed, plan.index, f"injury of {target}"))
             injure(canvas, site, target, grade, enhancement)
     paint_table(canvas, body, rng)
     incomplete = _cuts_an_organ(canvas.labels)

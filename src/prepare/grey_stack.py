@@ -35,7 +35,7 @@ class GreyStack:
     z_mm: np.ndarray
     """(slices,) positions of the series, falling"""
     pixel_mm: float
-    """of the images"""
+    """side of a pixel of the images"""
 
 
 def load_stack(

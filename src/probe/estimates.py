@@ -22,7 +22,7 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
-    """of the 95 % interval; None where there is nothing to resample"""
+    """ends of the 95 % interval; None where there is nothing to resample"""
     over: str
     """unit that the interval resamples: patients, draws or blocks"""
     chance: float

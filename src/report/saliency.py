@@ -68,9 +68,9 @@ class Saliency(NamedTuple):
     parts: Tensor
     """(T, h, w) at the resolution of the encoder's last feature maps"""
     log_odds: float
-    """of the stack"""
+    """log odds of the stack"""
     plain: float
-    """of the same stack with the mean at every place; plus the sum of the parts it is `log_odds`"""
+    """log odds of the same stack with the mean at every place; plus the sum of the parts it is `log_odds`"""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -40,7 +40,7 @@ def draw_predictions(batch: VolumeSample, similarity: Tensor, grid: tuple[int, i
     """
     tiles = batch.tiles[:VOLUMES, :, batch.tiles.shape[2] // 2, :, :, 0].cpu().numpy()  # (B, R + N, h, w)
     labels, similarities = (values[:VOLUMES].float().cpu().numpy() for values in (batch.label, similarity))
-    numbers = batch.volume[:VOLUMES].tolist()
+    numbers = batch.series_row[:VOLUMES].tolist()
     crops = labels.shape[1]
     rows = []
     for volume, number in enumerate(numbers):

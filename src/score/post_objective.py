@@ -65,7 +65,7 @@ class PostObjective:
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """Of each number; those that `parts` excludes stay where they are."""
+        """Bounds of each number; those that `parts` excludes stay where they are."""
         low, high = self.start, self.start
         if self.parts.joining:
             low[SHARES], high[SHARES] = 0.0, 1.0
@@ -172,5 +172,5 @@ def _join(weights: np.ndarray, tables: np.ndarray) -> np.ndarray:
 
 
 def _slope(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Of the log loss of a yes-or-no answer, by its probability."""
+    """Derivative of the binary log loss by the probability."""
     return np.where(truth, -1 / probability, 1 / (1 - probability))

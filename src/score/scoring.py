@@ -29,7 +29,7 @@ class Scored(NamedTuple):
 
     report: dict[str, Any]
     labels: pd.DataFrame
-    """of the scored patients"""
+    """labels of the scored patients"""
     predictions: pd.DataFrame
     """one row per patient"""
 
@@ -61,7 +61,7 @@ def score_oof(
         say("the tables put patients in different folds: their folds are left aside")
         by_patient = {name: table.drop(columns="fold", errors="ignore") for name, table in by_patient.items()}
     predictions = combine_tables(list(by_patient.values()))
-    folds = assign_folds(labels, predictions, folds)
+    folds = folds_to_score(labels, predictions, folds)
     scored, priors = labels, {}
     if folds is None:
         say("no folds are known (give --folds): neither a score per fold nor priors\n")
@@ -71,7 +71,7 @@ def score_oof(
             names = ", ".join(str(fold) for fold in sorted(folds.fold.unique()))
             counts = f"{len(scored)} of {len(labels)} patients"
             say(f"only the folds in the tables are scored: {names} ({counts})\n")
-        if len(labels) > folds.groupby("fold").size().max():
+        if len(labels) > folds.groupby("fold").size().max():  # a prior needs patients of other folds
             priors = {key: cross_fitted_prior(labels, folds, prior) for key, (prior, _) in PRIORS.items()}
     for line in explain_missing(by_patient):
         say(f"{line}\n")
@@ -111,7 +111,7 @@ def score_submission(
     return Scored(report, labels, predictions)
 
 
-def assign_folds(
+def folds_to_score(
     labels: pd.DataFrame, predictions: pd.DataFrame, folds: pd.DataFrame | None
 ) -> pd.DataFrame | None:
     """Find the folds that the predictions cover, and every patient that belongs to them.

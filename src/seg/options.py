@@ -90,7 +90,7 @@ class SegOptions:
     0.1)."""
 
     temperature: float = 0.1
-    """Of --contrast; lower values concentrate on the nearest prototypes."""
+    """Temperature of --contrast; lower values concentrate on the nearest prototypes."""
 
     embedding: int = 32
     """Width of the pixel features that --contrast compares; the layer is discarded after training."""
@@ -122,10 +122,10 @@ class SegOptions:
     """Largest gradient norm."""
 
     ema_decay: float = 0.995
-    """Of the moving average of the weights, which is scored and exported."""
+    """Decay of the moving average of the weights, which is scored and exported."""
 
     seed: int = 0
-    """Of the first weights and of every random draw."""
+    """Seed of the first weights and of every random draw."""
 
     precision: Precision = "auto"
     """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""

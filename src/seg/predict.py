@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
     """Some consecutive slices of a series, with the neighbours that their 2.5D input needs."""
 
     row: int
-    """of the series in its table"""
+    """row of the series in its table"""
     first: int
     """index of the first slice to segment"""
     is_last: bool

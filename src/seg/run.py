@@ -70,7 +70,7 @@ def train_pair(options: SegOptions) -> Path:
 
 
 class PairTraining(Method):
-    """The two sub-networks of a run, the average of their weights, and the loss of a batch of slices."""
+    """The two sub-networks of a run, the moving average (EMA) of their weights, and the loss of a batch."""
 
     memory_advice = "lower --batch and --unlabelled-batch"
     failure_advice = (
@@ -110,7 +110,7 @@ class PairTraining(Method):
             fused=runtime.device.type == "cpu" or None,
         )
         self.ema = ModelEmaV3(pair, decay=options.ema_decay, use_warmup=True)
-        """the average of the weights, which is scored and exported"""
+        """the moving average of the weights, which is scored and exported"""
         self.ema.to(runtime.device)
         self.dataset = SliceDataset(data, options)
         self._order = SliceOrder(options, 0, runtime.rank, runtime.world)
@@ -139,23 +139,23 @@ class PairTraining(Method):
         with runtime.autocast():
             pair = self.network(strong[:, 0], strong[:, 1])
 
-        own_errors = [label_loss(answer.logits[:labelled], labels) for answer in pair]
-        terms = {"supervised_a": own_errors[0], "supervised_b": own_errors[1]}
+        supervised = [label_loss(output.logits[:labelled], labels) for output in pair]
+        terms = {"supervised_a": supervised[0], "supervised_b": supervised[1]}
         if options.verification:
-            a, b = (answer.logits[:labelled].float().softmax(1) for answer in pair)
+            a, b = (output.logits[:labelled].float().softmax(1) for output in pair)
             errors = [verification_loss(*each, labels, options.confidence) for each in ((a, b), (b, a))]
             terms["verification"] = options.verification * (errors[0] + errors[1])
-        chosen = [answer.logits.detach().argmax(1) for answer in pair]  # (B, H, W)
+        chosen = [output.logits.detach().argmax(1) for output in pair]  # (B, H, W)
         shares = {"agreement": (chosen[0] == chosen[1]).float().mean()}
         if mixed is not None:
             # summed over processes, so that one sub-network teaches in every share
-            errors = runtime.sum(torch.stack(own_errors).detach())
-            teaching = 0 if errors[0] <= errors[1] else 1
-            more, shares_of_unlabelled = unlabelled_terms(pair, mixed, labels, teaching, step, options)
+            errors = runtime.sum(torch.stack(supervised).detach())
+            teacher = 0 if errors[0] <= errors[1] else 1
+            more, shares_of_unlabelled = unlabelled_terms(pair, mixed, labels, teacher, step, options)
             terms |= more
             shares |= shares_of_unlabelled
-        figures = {f"loss_{name}": term.detach() for name, term in terms.items()}
-        return Losses(torch.stack(list(terms.values())).sum(), figures | shares)
+        metrics = {f"loss_{name}": term.detach() for name, term in terms.items()}
+        return Losses(torch.stack(list(terms.values())).sum(), metrics | shares)
 
     def after_step(self, step: int) -> None:
         pair = self.runtime.unwrap(self.network)
@@ -165,17 +165,17 @@ class PairTraining(Method):
     def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
         options = self.options
         losses = {name: value for name, value in means.items() if name.startswith("loss_")}
-        figures = {"loss": sum(losses.values()), **means, "lr": at.lr, "seconds": at.seconds}
+        metrics = {"loss": sum(losses.values()), **means, "lr": at.lr, "seconds": at.seconds}
         terms = ", ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in losses.items())
         shares = ", ".join(f"{name} {value:.3f}" for name, value in means.items() if name not in losses)
         say(
-            f"step {at.step}/{options.steps}  loss {figures['loss']:.3f} ({terms})  {shares}  "
+            f"step {at.step}/{options.steps}  loss {metrics['loss']:.3f} ({terms})  {shares}  "
             f"lr {at.lr:.1e}  {at.seconds:.0f} s"
         )
         is_due = options.score_every and at.step % options.score_every == 0 and not at.is_last
         if is_due and is_main_process():
-            figures |= score_on_the_way(self.ema.module, self.spec, self.data, self.runtime, options)
-        return figures
+            metrics |= score_on_the_way(self.ema.module, self.spec, self.data, self.runtime, options)
+        return metrics
 
     def tensors(self) -> dict[str, Any]:
         return {

@@ -108,7 +108,7 @@ def unlabelled_terms(
     pair: tuple[SliceOutput, SliceOutput],
     batch: MixedBatch,
     labels: Tensor,
-    teaching: int,
+    teacher: int,
     step: int,
     options: SegOptions,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -117,7 +117,7 @@ def unlabelled_terms(
     Args:
         pair: outputs of A and B for `batch.strong`.
         labels: int64 (L, H, W) of the labelled slices, which come first in the batch.
-        teaching: 0 or 1, the sub-network with the lower supervised loss on this batch.
+        teacher: 0 or 1, the sub-network with the lower supervised loss on this batch.
         step: optimiser steps done.
     """
     targets, labelled = batch.targets, len(labels)
@@ -126,9 +126,9 @@ def unlabelled_terms(
     reliable = reliable_pixels(*targets, options.unreliable * (1 - done))  # (U, H, W)
     terms = {}
     if options.pseudo:
-        pseudo = pseudo_labels(targets[teaching], reliable)
+        pseudo = pseudo_labels(targets[teacher], reliable)
         # no Dice: it rewards predictions that are slightly too large, and as pseudo-labels these add up
-        terms["pseudo"] = options.pseudo * ramp * pixel_loss(pair[1 - teaching].logits[labelled:], pseudo)
+        terms["pseudo"] = options.pseudo * ramp * pixel_loss(pair[1 - teacher].logits[labelled:], pseudo)
     if options.contrast:
         # labelled slices contribute to the prototypes with their true classes
         classes = torch.cat([labels, (targets[0] + targets[1]).argmax(1)])[:, EMBEDDED, EMBEDDED]
@@ -141,5 +141,5 @@ def unlabelled_terms(
                 prototype_contrast(output.embedding, classes, ~is_reliable, prototypes, options.temperature)
             )
         terms["contrast"] = options.contrast * ramp * (contrasts[0] + contrasts[1])
-    organ = (targets[teaching].argmax(1) > 0).float().mean()
+    organ = (targets[teacher].argmax(1) > 0).float().mean()
     return terms, {"reliable": reliable.float().mean(), "organ": organ}

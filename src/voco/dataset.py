@@ -29,8 +29,8 @@ class VolumeSample(NamedTuple):
     """uint8 (R + N, T, tile, tile, C): R random crops, then N base crops, of T slices each"""
     label: Tensor
     """float32 (R, N) position labels"""
-    volume: Tensor
-    """int64 (), row of the index"""
+    series_row: Tensor
+    """int64 (), row of the series in the index"""
 
 
 class VocoDataset(Dataset[VolumeSample]):
@@ -72,12 +72,12 @@ class VocoDataset(Dataset[VolumeSample]):
         # their slices, read and resized once each
         crop_depth, *crop = self.grid.crop
         slices = canvas_slices[starts[:, :1] + even_indices(crop_depth, self.crop_slices)]  # (K, T)
-        used, places = np.unique(slices, return_inverse=True)
-        images = series.read(used)  # (U, S, S, C)
+        read, rows = np.unique(slices, return_inverse=True)
+        images = series.read(read)  # (U, S, S, C)
         rectangle = self.extent.choose_rectangle(images, series, rng)
         side = self.grid.canvas[1]
         canvas = np.stack([rectangle.resize(image, side) for image in images])  # (U, canvas, canvas, C)
-        tiles = cut_tiles(canvas, places.reshape(slices.shape), starts[:, 1:], tuple(crop), self.tile)
+        tiles = cut_tiles(canvas, rows.reshape(slices.shape), starts[:, 1:], tuple(crop), self.tile)
         self.changes.apply(tiles, rng)
         return VolumeSample(torch.from_numpy(tiles), torch.from_numpy(label), torch.tensor(row))
 

@@ -69,7 +69,7 @@ class Monitors:
         self._add("embedding_std", spread, torch.ones_like(spread))
 
     def read(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
-        """The figures since the last call; the next ones start from zero.
+        """The metrics since the last call; the next ones start from zero.
 
         Args:
             total: adds up the sums of all processes.
@@ -83,16 +83,16 @@ class Monitors:
             a batch's crops, 1 for directions in balance and 0 for a collapse. Figures without trials are
             absent.
         """
-        sums = total(torch.stack(list(self.sums.values())))  # (figures, 2)
+        sums = total(torch.stack(list(self.sums.values())))  # (metrics, 2)
         totals = dict(zip(self.sums, sums.tolist(), strict=True))
         self.sums = {}
-        figures = {name: value / count for name, (value, count) in totals.items() if count}
+        metrics = {name: value / count for name, (value, count) in totals.items() if count}
         for name in ("cross", "intra"):
             hits, trials = totals.get(f"{name}_placing", (0.0, 0.0))
-            figures[f"{name}_trials"] = trials
+            metrics[f"{name}_trials"] = trials
             if name == "cross" and trials:
-                figures["cross_low"], figures["cross_high"] = wilson_interval(hits, trials)
-        return figures
+                metrics["cross_low"], metrics["cross_high"] = wilson_interval(hits, trials)
+        return metrics
 
     def forget_previous(self) -> None:
         """Drop the bases of the step before, which a run resumed here would not have."""

@@ -98,7 +98,7 @@ class VocoOptions:
     """Compare crops with the bases of another volume of the batch, too (not in v1 and VoCo 3D)."""
 
     temperature: float = 0.1
-    """Of --objective softmax: lower values weigh the most similar bases more."""
+    """Temperature of --objective softmax: lower values weigh the most similar bases more."""
 
     batch: int = 4
     """Volumes per step of all processes, 2 or more with --inter-volume. Raise it if cross_placing stalls."""

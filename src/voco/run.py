@@ -43,11 +43,11 @@ FREE_TO_CHANGE = (
 """Options that a resumed run may change: data are known by their series, not path; precision and parts change
 the rounding (and batch statistics), which a run that has met its limits must be free to do."""
 
-Draw = Callable[[VolumeSample, Tensor, tuple[int, int, int]], np.ndarray]
+DrawPicture = Callable[[VolumeSample, Tensor, tuple[int, int, int]], np.ndarray]
 """A picture (H, W, 3) of a batch, its similarities (B, R, N) and the grid (z, y, x)."""
 
 
-def pretrain(options: VocoOptions, draw: Draw | None = None) -> Path:
+def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
     """Pre-train as `options` say, from the start or from a checkpoint, and export the encoder.
 
     Under torchrun every process calls this; rank 0 alone writes.
@@ -98,7 +98,7 @@ class Pretraining(Method):
         options: VocoOptions,
         dataset: VocoDataset,
         runtime: Runtime,
-        draw: Draw | None = None,
+        draw: DrawPicture | None = None,
         with_first_weights: bool = True,
     ) -> None:
         """Networks and optimiser before the first step; the initial weights follow from the seed.
@@ -161,7 +161,7 @@ class Pretraining(Method):
             runtime.gather(student.bases), runtime.gather(teacher.bases), first=runtime.rank * len(tiles)
         )
         terms = self.objective(student, teacher, label, all_bases)
-        patient = self._patient_of[batch.volume].to(runtime.device)
+        patient = self._patient_of[batch.series_row].to(runtime.device)
         self.monitors.update(student, teacher, label, patient, all_bases.teacher, runtime.gather(patient))
         self.similarity = cosine_similarity(student.randoms.detach(), teacher.bases)
         losses = torch.stack(list(terms.values())).sum(0)  # (B,)
@@ -174,23 +174,23 @@ class Pretraining(Method):
 
     def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
         options = self.options
-        figures = {"loss": sum(means.values())}
-        figures |= {f"loss_{name}": value for name, value in means.items()}
-        figures |= self.monitors.read(self.runtime.sum)
-        figures["teacher_distance"] = teacher_distance(self.teacher, self.runtime.unwrap(self.network))
-        figures |= {"lr": at.lr, "seconds": at.seconds}
-        figures["volumes_per_s"] = at.batches * options.batch / at.elapsed_s
-        say(_log_line(at.step, options.steps, figures))
-        has_collapsed = figures["embedding_std"] < COLLAPSE_STD
+        metrics = {"loss": sum(means.values())}
+        metrics |= {f"loss_{name}": value for name, value in means.items()}
+        metrics |= self.monitors.read(self.runtime.sum)
+        metrics["teacher_distance"] = teacher_distance(self.teacher, self.runtime.unwrap(self.network))
+        metrics |= {"lr": at.lr, "seconds": at.seconds}
+        metrics["volumes_per_s"] = at.batches * options.batch / at.elapsed_s
+        say(_log_line(at.step, options.steps, metrics))
+        has_collapsed = metrics["embedding_std"] < COLLAPSE_STD
         if has_collapsed and not self._has_warned:
             warn(
                 f"step {at.step}: every crop gets nearly the same embedding (embedding_std "
-                f"{figures['embedding_std']:.4f}); lower --lr, or raise --momentum or --batch"
+                f"{metrics['embedding_std']:.4f}); lower --lr, or raise --momentum or --batch"
             )
         self._has_warned = has_collapsed
         if options.picture_every and at.step % options.picture_every == 0:
             self._write_picture(at)
-        return figures
+        return metrics
 
     def before_save(self, step: int) -> None:
         self.monitors.forget_previous()
@@ -283,17 +283,17 @@ def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | N
     write_table(pd.concat([table[["patient_id", "series_id"]], before]), output / "patients.csv")
 
 
-def _log_line(step: int, steps: int, figures: dict[str, float]) -> str:
+def _log_line(step: int, steps: int, metrics: dict[str, float]) -> str:
     terms = ", ".join(
         f"{name.removeprefix('loss_')} {value:.3f}"
-        for name, value in figures.items()
+        for name, value in metrics.items()
         if name.startswith("loss_")
     )
     placing = "cross -"  # without trials, as among series of one patient
-    if "cross_placing" in figures:
+    if "cross_placing" in metrics:
         placing = (
             "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
-        ).format_map(figures)
+        ).format_map(metrics)
     template = (
         "step {step}/{steps}  loss {loss:.3f} ({terms})  lr {lr:.1e}  "
         "placing: {placing}, intra {intra_placing:.2f} of {intra_trials:.0f}  "
@@ -303,5 +303,5 @@ def _log_line(step: int, steps: int, figures: dict[str, float]) -> str:
     # a task without negatives (every crop overlaps every base) has no such figure
     defaults = {"negative_similarity": float("nan"), "positive_similarity": float("nan")}
     return template.format_map(
-        defaults | figures | {"step": step, "steps": steps, "terms": terms, "placing": placing}
+        defaults | metrics | {"step": step, "steps": steps, "terms": terms, "placing": placing}
     )

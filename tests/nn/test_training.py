@@ -177,10 +177,10 @@ def test_run_ends_in_one_line_when_memory_is_too_small(tmp_path):
 def test_run_names_step_and_series_of_a_loss_that_is_not_finite(tmp_path, lost):
     class Lost(Regression):
         def losses(self, batch, number, step):
-            loss, figures = super().losses(batch, number, step)
+            loss, metrics = super().losses(batch, number, step)
             if number == 3:
                 loss = loss * float("nan") if lost == "loss" else (loss - loss.detach()).sqrt()
-            return Losses(loss, figures)
+            return Losses(loss, metrics)
 
     with pytest.raises(UserError, match=r"fold0, step 4: loss or gradient is not finite .* 10/3: lower --lr"):
         make_loop(tmp_path, Lost).run()

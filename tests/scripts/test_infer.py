@@ -103,7 +103,7 @@ def test_patients_without_a_readable_series_get_the_prior(tiny, tiny_run, damage
     report = read_report(tmp_path)
     prior = report[report.status == "prior"]
     assert len(submission) == 3 and len(set(prior.patient_id)) == 2
-    assert sorted(prior.reason) == ["no series could be read", "no series found"]
+    assert sorted(prior.reason) == ["no series could be read or predicted", "no series found"]
     first, second = (submission.loc[patient] for patient in prior.patient_id)
     pd.testing.assert_series_equal(first, second, check_names=False)
     assert 0 < first.bowel_injury < 1

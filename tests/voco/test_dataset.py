@@ -151,10 +151,12 @@ def test_dataset_visits_repeated_series_with_other_draws(places_set, indices_set
     )
     assert [dataset.index.row_of(entry) for entry in range(14)] == [0, 1, 2] * 3 + [3, 4, 5, 6, 7]
     visits = [dataset[0, entry] for entry in (1, 4, 7)]
-    assert [int(visit.volume) for visit in visits] == [1, 1, 1]
+    assert [int(visit.series_row) for visit in visits] == [1, 1, 1]
     assert not any(torch.equal(visits[0].label, other.label) for other in visits[1:])
     sample = dataset[0, 11]
-    assert sample.tiles[0, 0, 0, 0, 0] == 2 and dataset.index.table().series_id[int(sample.volume)] == "102"
+    assert (
+        sample.tiles[0, 0, 0, 0, 0] == 2 and dataset.index.table().series_id[int(sample.series_row)] == "102"
+    )
 
 
 @pytest.mark.parametrize(
