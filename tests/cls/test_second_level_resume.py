@@ -11,11 +11,11 @@ from src.cls import second_level
 from src.cls.fold_models import read_about
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
+from tests.helpers.folder_files import files_of
 from tests.helpers.infer_runs import train_small
 from tests.helpers.second_level_runs import (
     Interrupted,
     count_computing,
-    files_of,
     record_patients,
     refusal,
     results_of,

@@ -4,10 +4,14 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from src.core.isolation import Report
 from src.ct.series import ReadSettings, SeriesSource
+from src.ct.storage import LocalFile, UnreachableFile
 from src.prepare.grey_stack import load_stack
 
 
@@ -36,6 +40,32 @@ class Misbehave:
         if source.series_id in self.hang:
             time.sleep(600)
         return load_stack(source, *rest, **more)
+
+
+@dataclass(frozen=True)
+class AwayAtFirst:
+    """`load_stack`; the files of one series cannot be read the first `times` that it is called for them.
+
+    `calls` is a file with a byte per call.
+    """
+
+    series_id: str
+    calls: Path
+    times: int
+
+    def __call__(self, source: SeriesSource, *rest: Any, **more: Any) -> Any:
+        if source.series_id != self.series_id:
+            return load_stack(source, *rest, **more)
+        with self.calls.open("ab") as file:
+            file.write(b".")
+        with pytest.MonkeyPatch.context() as patch:
+            if self.calls.stat().st_size <= self.times:
+                patch.setattr(LocalFile, "read", _unreachable)
+            return load_stack(source, *rest, **more)
+
+
+def _unreachable(*_: Any) -> bytes:
+    raise UnreachableFile("file cannot be read: Input/output error")
 
 
 def read_files(

@@ -9,6 +9,7 @@ from src.cls import second_level
 from src.cls.fold_models import read_about
 from src.cls.model import load_classifier, save_classifier
 from src.core.errors import UserError
+from tests.helpers.folder_files import files_of
 
 SMALL = "--hidden 8 --epochs 2 --seeds 2 --workers 0"
 
@@ -44,14 +45,6 @@ def count_computing(patched: pytest.MonkeyPatch, stop_at: int | None = None) -> 
 
     patched.setattr(second_level, "compute_features", counting)
     return counts
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def results_of(run: Path) -> dict[str, bytes]:

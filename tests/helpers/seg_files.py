@@ -93,13 +93,6 @@ def predict_whole(
     return torch.cat([predict_masks(pair, part) for part in batches]).numpy()
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
-
-
 def half_written(folder: Path) -> list[Path]:
     """Temporary files and folders below a folder."""
     return [path for path in folder.rglob("*") if path.name.startswith(".")]

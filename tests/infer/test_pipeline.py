@@ -4,19 +4,15 @@ import math
 import shutil
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from src.ct.storage import LocalFile, LocalTree, UnreachableFile, UnreachableTree
 from src.infer import pipeline, stack_sources
 from src.infer.budget import RunEnds, TimeBudget
 from src.infer.ensemble import EnsembleSubset
 from src.infer.pipeline import AHEAD, ReadAhead, order_series
-from src.prepare.grey_stack import load_stack
+from tests.helpers.dying_readers import AwayAtFirst
 from tests.helpers.infer_runs import read_report, submit
 
 
@@ -133,29 +129,6 @@ def test_order_series_begins_with_the_first_series_of_every_patient():
     assert order_series(source, ["b", "c", "a"]) == [("b", "3"), ("a", "1"), ("a", "2")]
 
 
-@dataclass(frozen=True)
-class AwayAtFirst:
-    """`load_stack`; the files of one series cannot be read the first `times` that it is called for them."""
-
-    series_id: str
-    calls: Path
-    times: int
-
-    def __call__(self, source: Any, *rest: Any, **more: Any) -> Any:
-        if source.series_id != self.series_id:
-            return load_stack(source, *rest, **more)
-        with self.calls.open("ab") as file:
-            file.write(b".")
-        with pytest.MonkeyPatch.context() as patch:
-            if self.calls.stat().st_size <= self.times:
-                patch.setattr(LocalFile, "read", _unreachable)
-            return load_stack(source, *rest, **more)
-
-
-def _unreachable(*_: Any) -> bytes:
-    raise UnreachableFile("file cannot be read: Input/output error")
-
-
 @pytest.mark.parametrize(("times", "status"), [(2, "ok"), (3, "skipped")])
 def test_infer_reads_a_series_again_whose_disk_is_away(tiny, tiny_run, tmp_path, monkeypatch, times, status):
     series_id = sorted((tiny.raw / "test_images").glob("*/*"))[0].name
@@ -177,26 +150,3 @@ def test_infer_does_not_read_a_damaged_series_again(tiny, tiny_run, tmp_path, mo
     monkeypatch.setattr(stack_sources, "load_stack", AwayAtFirst(series.name, tmp_path / "calls", 0))
     submit(raw, tiny_run, tiny.sample, tmp_path)
     assert (tmp_path / "calls").stat().st_size == 1
-
-
-@pytest.mark.parametrize(("times", "is_read"), [(2, True), (9, False)])
-def test_open_source_lists_folders_again(tiny, tiny_run, tmp_path, monkeypatch, capsys, times, is_read):
-    calls = []
-
-    def away_at_first(self, folder):
-        calls.append(folder)
-        if len(calls) <= times:
-            raise UnreachableTree(f"cannot read the folder {folder}: Input/output error")
-        return list_folder(self, folder)
-
-    list_folder = LocalTree.list_folder
-    monkeypatch.setattr(LocalTree, "list_folder", away_at_first)
-    monkeypatch.setattr(stack_sources, "PAUSES_S", (0.0, 0.0))
-    if is_read:
-        submit(tiny.raw, tiny_run, tiny.sample, tmp_path)
-        assert "ok" in set(read_report(tmp_path).status)
-    else:
-        with pytest.raises(UnreachableTree):
-            submit(tiny.raw, tiny_run, tiny.sample, tmp_path)
-    assert capsys.readouterr().err.count("trying again") == 2
-    assert (tmp_path / "submission.csv").exists() == is_read

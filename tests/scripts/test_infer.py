@@ -14,7 +14,6 @@ import score
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, INJURIES, TARGETS
 from src.infer import stack_sources
-from src.infer.stack_sources import RawSource
 from src.score.postprocess import PatientRows, PostProcessing, write_post
 from tests.helpers.dying_readers import DieOn
 from tests.helpers.infer_runs import read_report, read_text, submit, train_small
@@ -78,14 +77,6 @@ def test_infer_selects_slices_as_for_training(tiny, tmp_path, selection, view):
         submit(tiny.prepared, run, tiny.sample, tmp_path)
 
 
-def test_raw_source_finds_test_images_in_a_folder_around_them(tiny, tmp_path):
-    (tmp_path / "around").mkdir()
-    (tmp_path / "around" / "raw").symlink_to(tiny.raw.absolute())
-    patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]
-    series = RawSource(tiny.raw, []).series_of(patient_id)
-    assert series and RawSource(tmp_path / "around", []).series_of(patient_id) == series
-
-
 @pytest.mark.skipif(not CHAOS.is_dir(), reason="no real CT in ../shared/data/ct/chaos")
 def test_infer_predicts_a_real_series(tiny_run, tmp_path):
     shutil.copytree(CHAOS, tmp_path / "raw" / "test_images" / "1" / "1")
@@ -98,7 +89,7 @@ def test_infer_predicts_a_real_series(tiny_run, tmp_path):
     np.testing.assert_allclose(raw, same, atol=1e-6)
 
 
-def test_patients_without_a_readable_series_get_the_prior(tiny, tiny_run, damaged, tmp_path):
+def test_infer_gives_patients_without_a_readable_series_the_prior(tiny, tiny_run, damaged, tmp_path):
     submission = submit(damaged, tiny_run, tiny.sample, tmp_path)
     report = read_report(tmp_path)
     prior = report[report.status == "prior"]
@@ -113,7 +104,7 @@ def test_patients_without_a_readable_series_get_the_prior(tiny, tiny_run, damage
     assert set(submission.index[~is_changed]) == set(prior.patient_id)  # the prior stays as it is
 
 
-def test_flips_and_folds_change_the_prediction(tiny, tiny_run, tmp_path):
+def test_infer_predicts_otherwise_with_flips_and_fewer_folds(tiny, tiny_run, tmp_path):
     shutil.copytree(tiny_run / "fold0", tmp_path / "half" / "fold0")
     plain = submit(tiny.raw, tiny_run, tiny.sample, tmp_path / "plain", "--tta", "none")
     flipped = submit(tiny.raw, tiny_run, tiny.sample, tmp_path / "flipped", "--tta", "none", "h")
@@ -156,17 +147,17 @@ def test_infer_predicts_in_fp32_instead_of_fp16_without_a_gpu(tiny, tiny_run, tm
     ("changes", "part"),
     [
         ({"output": "."}, "is a folder"),
-        ({"input": "nowhere"}, "no folder or file nowhere"),
         ({"input": "."}, "neither test_images/ nor a prepared data set"),
         ({"models": "nowhere"}, "no run folder"),
         ({"models": "empty"}, "no finished fold"),
         ({"sample": "nothing.csv"}, "nothing.csv"),
-        ({"tta": "z"}, "--tta: expected values"),
+        ({"post": "two.json"}, "fitted on 2 tables or runs, there are 1"),
     ],
 )
 def test_infer_refuses_in_one_line(tiny, tiny_run, tmp_path, monkeypatch, changes, part):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    write_post(PostProcessing.identity(2), tmp_path / "two.json", ["a", "b"])
     given = {"input": tiny.raw, "models": tiny_run, "sample": tiny.sample, "output": "submission.csv"}
     with pytest.raises(UserError, match=part) as caught:
         infer.main([part for name, value in (given | changes).items() for part in (f"--{name}", str(value))])
@@ -189,19 +180,3 @@ def test_infer_applies_post_processing(tiny, tiny_run, tmp_path):
     frame = plain.reset_index()
     expected = PatientRows.read([frame], frame.patient_id).apply(post)
     np.testing.assert_allclose(adjusted, expected[list(COLUMNS)], atol=1e-6)
-
-
-def test_infer_refuses_post_processing_of_other_runs(tiny, tiny_run, tmp_path):
-    write_post(PostProcessing.identity(2), tmp_path / "two.json", ["a", "b"])
-    with pytest.raises(UserError, match="fitted on 2 tables or runs, there are 1"):
-        submit(tiny.raw, tiny_run, tiny.sample, tmp_path, "--post", tmp_path / "two.json")
-    run, other = tmp_path / "run", tmp_path / "other"
-    for link in (run, other):
-        link.symlink_to(tiny_run, target_is_directory=True)
-    write_post(PostProcessing((0.9, 0.1)), tmp_path / "post.json", ["a/run/oof.csv", "a/other/oof.csv"])
-    post = ("--post", tmp_path / "post.json")
-    with pytest.raises(UserError, match=rf"another order .*: give --models {run} {other}$"):
-        submit(tiny.raw, [other, run], tiny.sample, tmp_path, *post)
-    assert not (tmp_path / "submission.csv").exists()
-    submit(tiny.raw, [run, other], tiny.sample, tmp_path, *post)
-    assert set(read_report(tmp_path).status) == {"ok"}

@@ -1,4 +1,4 @@
-"""A FLARE-style folder of NIfTI volumes, prepared and pre-trained on: two hundred files, two commands."""
+"""A FLARE-style folder of NIfTI volumes, prepared and pre-trained on with two commands."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from src.data.prepared import PreparedDataset
 from tests.helpers.dicom_files import hu_at
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-N_VOLUMES = 200
+N_VOLUMES = 24
 SHAPE, VOXEL_MM = (40, 32, 16), (6.0, 6.0, 8.0)
 
 
@@ -42,7 +42,7 @@ def test_a_volume_that_was_replaced_is_prepared_again(tmp_path):
         assert PreparedDataset.open(tmp_path / "out").series["slices"].tolist() == [n_slices]
 
 
-def test_two_hundred_volumes_are_prepared_and_pretrained_on(tmp_path):
+def test_volumes_are_prepared_and_pretrained_on(tmp_path):
     write_volumes(tmp_path)
     prepared, run = tmp_path / "prepared", tmp_path / "run"
     prepare_data.main(

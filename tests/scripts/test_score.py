@@ -1,11 +1,8 @@
 """score.py from its command line: figures, JSON, folds that were not trained, and one-line refusals."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,8 +14,6 @@ from src.score.metric import score
 from src.score.postprocess import read_post
 from src.score.prior import cross_fitted_prior, weight_aware_prior
 from tests.helpers.score_frames import as_submission, draw_labels, draw_predictions
-
-SCRIPT = Path(__file__).resolve().parents[2] / "score.py"
 
 
 @pytest.fixture
@@ -170,12 +165,11 @@ def test_fit_with_too_few_positives_leaves_no_file(study):
     assert not (folder / "post.json").exists()
 
 
-def test_plots_are_drawn(study):
+def test_score_draws_plots(study):
     folder, *_ = study
     run(folder, "--oof", "oof.csv", "--plots", str(folder / "plots"), "--rounds", "10")
-    names = ("roc", "precision_recall", "calibration", "confusion")
-    for picture in (cv2.imread(str(folder / "plots" / f"{name}.png")) for name in names):
-        assert picture.shape[0] > 400 and len(np.unique(picture)) > 50
+    names = {path.stem for path in (folder / "plots").glob("*.png")}
+    assert names == {"roc", "precision_recall", "calibration", "confusion"}
 
 
 def edit(folder: Path, name: str, change) -> None:
@@ -183,38 +177,15 @@ def edit(folder: Path, name: str, change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("name", "message"),
     [
-        (
-            "oof.csv",
-            lambda frame: frame.iloc[1:],
-            "lack 1 of 40 labelled patients, the first is 100.*--folds",
-        ),
-        (
-            "oof.csv",
-            lambda frame: frame.drop(columns="bowel_injury"),
-            "oof.csv lacks the column bowel_injury",
-        ),
-        (
-            "oof.csv",
-            lambda frame: frame.assign(liver_low=-1),
-            "oof.csv: predictions: liver_low of patient 100",
-        ),
-        (
-            "labels.csv",
-            lambda frame: frame.iloc[1:],
-            "labels lack 1 of 40 predicted patients, the first is 100",
-        ),
-        (
-            "labels.csv",
-            lambda frame: frame.drop(columns="liver_low"),
-            "labels.csv lacks the column liver_low",
-        ),
+        ("oof.csv", "lack 1 of 40 labelled patients, the first is 100.*--folds"),
+        ("labels.csv", "labels lack 1 of 40 predicted patients, the first is 100"),
     ],
 )
-def test_score_refuses_tables_that_do_not_fit(study, name, change, message):
+def test_score_refuses_tables_of_other_patients(study, name, message):
     folder, *_ = study
-    edit(folder, name, change)
+    edit(folder, name, lambda frame: frame.iloc[1:])
     with pytest.raises(UserError, match=message):
         run(folder, "--oof", "oof.csv")
 
@@ -239,27 +210,17 @@ def test_score_refuses_folds_that_do_not_fit(study, change, message):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--labels", "labels.csv"],
-        ["--labels", "labels.csv", "--oof", "oof.csv", "--submission", "oof.csv"],
-        ["--labels", "labels.csv", "--submission", "oof.csv", "--folds", "folds.csv"],
-        ["--labels", "labels.csv", "--oof", "oof.csv", "--prior-labels", "labels.csv"],
-        ["--labels", "labels.csv", "--oof", "oof.csv", "oof.csv"],
-        ["--labels", "labels.csv", "--oof", "oof.csv", "--level", "1.5"],
-        ["--labels", "absent.csv", "--oof", "oof.csv"],
-        ["--label", "labels.csv", "--oof", "oof.csv"],
-        ["--labels", "labels.csv", "--submission", "oof.csv", "--fit", "post.json"],
-        ["--labels", "labels.csv", "--oof", "oof.csv", "--fit", "labels.csv/post.json"],
+        "",
+        "--oof oof.csv --submission oof.csv",
+        "--submission oof.csv --folds folds.csv",
+        "--oof oof.csv --prior-labels labels.csv",
+        "--oof oof.csv oof.csv",
+        "--oof oof.csv --level 1.5",
+        "--submission oof.csv --fit post.json",
+        "--oof oof.csv --fit labels.csv/post.json",
     ],
 )
 def test_score_refuses_wrong_options(study, monkeypatch, arguments):
     monkeypatch.chdir(study[0])
     with pytest.raises(UserError):
-        score_script.main(arguments)
-
-
-def test_score_ends_a_mistake_in_one_line_and_status_2(study):
-    command = [sys.executable, str(SCRIPT), "--labels", "absent.csv", "--oof", "oof.csv"]
-    finished = subprocess.run(command, cwd=study[0], capture_output=True, text=True, check=False)
-    assert finished.returncode == 2
-    assert finished.stderr == "error: no table absent.csv: give the path of a CSV file\n"
-    assert finished.stdout == ""
+        score_script.main(["--labels", "labels.csv", *arguments.split()])

@@ -13,10 +13,10 @@ from src.data.organ_tables import AREA_COLUMNS, ORGAN_TYPES
 from src.data.png import read_png, write_png
 from src.data.prepared import PreparedDataset, image_folder, mask_folder, slice_name
 from src.seg.model import load_segmenter, save_segmenter
+from tests.helpers.folder_files import files_of
 from tests.helpers.seg_files import (
     PIXEL_MM,
     SIZE,
-    content,
     half_written,
     predict_whole,
     run_segment,
@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     data, model = write_masked(folder / "set"), write_pair(folder / "run")
     dataset = PreparedDataset.open(data)
     write_slice_table(image_folder(data, *series_ids(dataset)[0]), Z_MM)
-    before = content(data)
+    before = files_of(data)
     assert run_segment(model, data, "--batch", BATCH, "--workers", 1).status == 0
     masks = data / "predicted_masks"
     return SimpleNamespace(data=data, model=model, dataset=dataset, before=before, masks=masks)
@@ -80,7 +80,7 @@ def test_segment_writes_masks_and_changes_nothing_else(made):
         names = {path.name for path in made.masks.joinpath(*ids).iterdir()}
         assert names == {*map(slice_name, range(SLICES)), "organs.csv", "areas.csv"}
         assert read_masks(made.masks, ids).shape == (SLICES, SIZE, SIZE)
-    after = content(made.data)
+    after = files_of(made.data)
     assert any(name.startswith("masks/") for name in made.before)
     assert {name: after[name] for name in after if not name.startswith("predicted_masks/")} == made.before
 
@@ -136,7 +136,7 @@ def test_segment_tables_agree_with_the_masks(made):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_segment_files_do_not_depend_on_workers(made, run, tmp_path, workers):
     assert run("--output", tmp_path / "masks", "--workers", workers).status == 0
-    assert content(tmp_path / "masks") == content(made.masks)
+    assert files_of(tmp_path / "masks") == files_of(made.masks)
 
 
 def test_segment_does_not_repeat_finished_series(made, run, tmp_path):
@@ -149,7 +149,7 @@ def test_segment_does_not_repeat_finished_series(made, run, tmp_path):
     assert "5 series, 4 of them segmented before" in done.out[0]
     after = {path: path.stat().st_mtime_ns for path in output.glob("*/*/*")}
     assert {path: time for path, time in after.items() if path.parent != missing} == before
-    assert content(output) == content(made.masks)
+    assert files_of(output) == files_of(made.masks)
 
 
 def test_segment_repeats_a_series_prepared_again(made, run, copy):
@@ -206,7 +206,7 @@ def test_segment_lists_damaged_series_and_completes_them_once_repaired(made, run
         path.write_bytes(data)
     done = run(data=copy)
     assert done.status == 0 and not done.err
-    assert content(output) == content(made.masks)
+    assert files_of(output) == files_of(made.masks)
 
 
 @pytest.mark.parametrize("problem", ["full disk", "file in the way"])
@@ -225,7 +225,7 @@ def test_segment_keeps_whole_series_if_it_cannot_write(made, run, tmp_path, monk
         run("--output", output)
     assert not half_written(output) and not list(elsewhere.iterdir())
     assert [path.name for path in output.glob("*/*/")] == [first[1]]
-    assert content(output.joinpath(*first)) == content(made.masks.joinpath(*first))
+    assert files_of(output.joinpath(*first)) == files_of(made.masks.joinpath(*first))
 
 
 def write_until_full(path, mask):
@@ -273,7 +273,7 @@ def test_segment_restricts_itself_to_a_table(made, run, tmp_path):
     assert table_ids(output / "organs.csv") == table_ids(output / "areas.csv") == sorted(chosen)
     assert {path.name for path in output.glob("*/*")} == {ids[1] for ids in chosen}
     assert run("--output", output).status == 0
-    assert content(output) == content(made.masks)
+    assert files_of(output) == files_of(made.masks)
 
 
 def test_segment_preview_draws_series_finished_before(made, run, copy):
@@ -289,8 +289,8 @@ def test_segment_preview_draws_series_finished_before(made, run, copy):
     assert pictures.keys() == {series_id for _, series_id in ids} - {ids[2][1]}
     assert len(pictures["100"]) > len(pictures["101"]) > SIZE  # one has true masks to show
     assert (pictures["101"][..., 0] != pictures["101"][..., 2]).any()  # organs in their colours
-    after = content(copy / "predicted_masks")
-    assert {name: after[name] for name in after if not name.startswith("preview/")} == content(made.masks)
+    after = files_of(copy / "predicted_masks")
+    assert {name: after[name] for name in after if not name.startswith("preview/")} == files_of(made.masks)
 
 
 def damaged(path):

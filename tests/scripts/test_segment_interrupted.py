@@ -13,7 +13,8 @@ import pytest
 
 import segment
 from src.data.prepared import image_folder, slice_name
-from tests.helpers.seg_files import content, half_written, lengthen, run_segment, write_masked, write_pair
+from tests.helpers.folder_files import files_of
+from tests.helpers.seg_files import half_written, lengthen, run_segment, write_masked, write_pair
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_segment_completes_a_killed_run(long, tmp_path):
     assert 0 < len(list(output.glob("[0-9]*/[0-9]*/"))) < N_SERIES - 1
     assert run_segment(long.model, long.data, "--output", output, "--preview").status == 0
     assert not half_written(output)
-    assert content(output) == content(long.masks)
+    assert files_of(output) == files_of(long.masks)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
@@ -93,8 +94,8 @@ def test_segment_keeps_whole_series_after_ctrl_c(long, tmp_path):
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted: what was finished is kept" and "Traceback" not in errors
     assert not half_written(output)
-    whole = content(long.masks)
-    kept = {name: data for name, data in content(output).items() if name != "segmentation.json"}
+    whole = files_of(long.masks)
+    kept = {name: data for name, data in files_of(output).items() if name != "segmentation.json"}
     assert kept and kept.items() < whole.items()
 
 
@@ -106,7 +107,7 @@ def test_segment_on_two_processes_gives_the_files_of_one(long, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("6 series, 1 of them segmented before") == 1  # printed by one process
     assert "1 series could not be segmented" in done.stderr
-    assert content(output) == content(long.masks)
+    assert files_of(output) == files_of(long.masks)
 
 
 def test_segment_ends_in_one_line_if_another_process_fails(long, tmp_path):

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.seg_files import content, run_segment, write_masked, write_pair
+from tests.helpers.folder_files import files_of
+from tests.helpers.seg_files import run_segment, write_masked, write_pair
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,10 @@ def test_segment_replaces_masks_of_another_model_with_overwrite_only(made, tmp_p
     refused = run_segment(other, made.data, "--output", output)
     assert refused.status == 2 and len(refused.err) == 1
     assert refused.err[0].startswith(f"error: {output} was made with another model")
-    assert content(output) == content(made.masks)
+    assert files_of(output) == files_of(made.masks)
     assert run_segment(other, made.data, "--output", output, "--overwrite").status == 0
     assert run_segment(other, made.data, "--output", tmp_path / "fresh").status == 0
-    assert content(output) == content(tmp_path / "fresh") != content(made.masks)
+    assert files_of(output) == files_of(tmp_path / "fresh") != files_of(made.masks)
 
 
 def test_segment_never_touches_other_files(made, tmp_path):
@@ -52,7 +53,7 @@ def test_segment_never_touches_other_files(made, tmp_path):
     refused = run_segment(made.model, data, "--output", data, "--overwrite")
     assert refused.status == 2 and len(refused.err) == 1
     assert "holds something else than masks of segment.py" in refused.err[0]
-    assert content(data) == content(made.data)
+    assert files_of(data) == files_of(made.data)
 
 
 def test_segment_deletes_leftovers_of_a_killed_run(made, tmp_path):
@@ -60,12 +61,12 @@ def test_segment_deletes_leftovers_of_a_killed_run(made, tmp_path):
     (output / ".10.0123456789ab.partial").mkdir(parents=True)  # of --overwrite
     (output / ".segmentation-abc.json").write_bytes(b"{")
     assert run_segment(made.model, made.data, "--output", output).status == 0
-    assert content(output) == content(made.masks)
+    assert files_of(output) == files_of(made.masks)
     for name in ("10/.100.0123456789ab.partial/0000.png", ".organs-abc.csv", "preview/10/.100-abc.png"):
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_bytes(b"")
     assert run_segment(made.model, made.data, "--output", output).status == 0
-    assert content(output) == content(made.masks)
+    assert files_of(output) == files_of(made.masks)
 
 
 @pytest.mark.parametrize(
