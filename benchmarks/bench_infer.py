@@ -76,8 +76,8 @@ def time_stages(raw: Path, run: Path) -> dict[str, float]:
     full = predictor.ensemble.full
     source.decode(*series[0])  # starts the process that decodes
     decoded, decode_s = time_each(series, lambda key: source.decode(*key))
-    cut, transform_s = time_each(decoded, source.cut)
-    read = [LoadedSeries(key, *parts) for key, parts in zip(series, cut, strict=True)]
+    made, transform_s = time_each(decoded, source.make_stacks)
+    read = [LoadedSeries(key, *parts) for key, parts in zip(series, made, strict=True)]
     predictor.predict(read[0], full)
     predictions, _ = time_each(read, lambda each: predictor.predict(each, full))
     stages = {

@@ -212,7 +212,7 @@ class Ensemble:
         note, started = "", time.perf_counter()
         if series.volume is not None and subset.needs_organs:
             kinds = [kind for kind in _kinds(members) if kind.view.needs_masks]
-            found, note = self._finder.cut(series.volume, kinds, settings)
+            found, note = self._finder.make_stacks(series.volume, kinds, settings)
             stacks |= found
         organs_s = time.perf_counter() - started
         total, count = np.zeros((2, len(self.weights), len(COLUMNS)))

@@ -43,7 +43,7 @@ class OrganFinder:
         """
         return cls(*load_segmenter(find_segmenter(model)))
 
-    def cut(
+    def make_stacks(
         self, volume: DecodedSlices, kinds: Sequence[StackKind], settings: ForwardSettings
     ) -> tuple[Stacks, str]:
         """The stacks that show organs; a region that cannot be found is the whole series.
@@ -73,4 +73,4 @@ class OrganFinder:
         missing = {region for kind in kinds for region in kind.view.regions if region not in boxes}
         if missing and not note:
             note = f"{' and '.join(sorted(missing))} not found: seen whole"
-        return {kind: volume.cut(kind, masks, boxes) for kind in kinds}, note
+        return {kind: volume.make_stack(kind, masks, boxes) for kind in kinds}, note

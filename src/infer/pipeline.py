@@ -155,9 +155,9 @@ def predict_all(
 
 
 class ReadAhead:
-    """Reads series in threads while the models look at others.
+    """Reads series in threads while the models predict others.
 
-    Some threads decode, as many others cut stacks, so that the next series is decoded meanwhile. One slow
+    Some threads decode, as many others make stacks, so that the next series is decoded meanwhile. One slow
     series does not hold up the others. The threads end with the program: one that is stuck does not keep it
     alive.
 
@@ -179,7 +179,7 @@ class ReadAhead:
             self._waiting.put(key)
         for _ in range(jobs):
             threading.Thread(target=self._decode_all, daemon=True).start()
-            threading.Thread(target=self._cut_all, daemon=True).start()
+            threading.Thread(target=self._make_stacks, daemon=True).start()
 
     def read(self, budget: TimeBudget) -> Iterator[LoadedSeries]:
         """Each series as it is ready; one that the machine could not read is tried again after all others.
@@ -230,14 +230,14 @@ class ReadAhead:
             else:
                 self._decoded.put((key, decoded, time.perf_counter() - started))
 
-    def _cut_all(self) -> None:
+    def _make_stacks(self) -> None:
         while True:
             item = self._decoded.get()
             if self._stopped.is_set():
                 return
             (key, decoded, decode_s), started = item, time.perf_counter()
             try:
-                stacks, volume = self._source.cut(decoded)
+                stacks, volume = self._source.make_stacks(decoded)
             except BaseException as error:
                 self._done.put(_unread_series(key, error))
             else:

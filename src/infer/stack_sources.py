@@ -62,7 +62,7 @@ class DecodedSlices:
         images = self.stack.images
         return images if places == list(range(len(self.windows))) else images[..., places]
 
-    def cut(
+    def make_stack(
         self,
         kind: StackKind,
         masks: np.ndarray | None = None,
@@ -115,9 +115,9 @@ class StackSource(Protocol):
         """Why a patient has no series; empty if it is not known."""
 
     def decode(self, patient_id: str, series_id: str) -> Any:
-        """Read the files of a series: what `cut` takes. Raises where they cannot be read."""
+        """Read the files of a series: what `make_stacks` takes. Raises where they cannot be read."""
 
-    def cut(self, decoded: Any) -> tuple[Stacks, DecodedSlices | None]:
+    def make_stacks(self, decoded: Any) -> tuple[Stacks, DecodedSlices | None]:
         """Stacks without targets, and the volume where organs are still to be found; reads no file."""
 
 
@@ -174,7 +174,7 @@ class PreparedSource:
             kind: self._reader.read((patient_id, series_id), kind.view, kind.offset) for kind in self.kinds
         }
 
-    def cut(self, decoded: dict[StackKind, Stack]) -> tuple[Stacks, None]:
+    def make_stacks(self, decoded: dict[StackKind, Stack]) -> tuple[Stacks, None]:
         return {
             kind: as_sample(crop_centre(stack, kind.view), kind.view) for kind, stack in decoded.items()
         }, None
@@ -220,12 +220,12 @@ class RawSource:
     def decode(self, patient_id: str, series_id: str) -> list[DecodedSlices]:
         return [request.decode(self._series[patient_id, series_id]) for request in self._requests]
 
-    def cut(self, decoded: list[DecodedSlices]) -> tuple[Stacks, DecodedSlices | None]:
+    def make_stacks(self, decoded: list[DecodedSlices]) -> tuple[Stacks, DecodedSlices | None]:
         stacks, volume = {}, None
         for request, slices in zip(self._requests, decoded, strict=True):
             if request.is_whole:
                 volume = slices
-            stacks |= {kind: slices.cut(kind) for kind in request.kinds if not kind.view.needs_masks}
+            stacks |= {kind: slices.make_stack(kind) for kind in request.kinds if not kind.view.needs_masks}
         return stacks, volume
 
 

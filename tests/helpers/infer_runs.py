@@ -45,4 +45,4 @@ def read_text(path: Path) -> pd.DataFrame:
 
 def read_series(source: StackSource, key: tuple[str, str]) -> LoadedSeries:
     """A series as the pipeline reads it."""
-    return LoadedSeries(key, *source.cut(source.decode(*key)))
+    return LoadedSeries(key, *source.make_stacks(source.decode(*key)))

@@ -19,15 +19,15 @@ from tests.helpers.infer_runs import read_report, submit
 class Source:
     """Series "0", "1", ... of as many patients; `begun` are those whose decoding began."""
 
-    def __init__(self, decode=int, cut=lambda decoded: decoded):
-        self.begun, self._decode, self._cut = [], decode, cut
+    def __init__(self, decode=int, make_stacks=lambda decoded: decoded):
+        self.begun, self._decode, self._make_stacks = [], decode, make_stacks
 
     def decode(self, patient_id, series_id):
         self.begun.append(int(patient_id))
         return self._decode(patient_id)
 
-    def cut(self, decoded):
-        return {"number": self._cut(decoded)}, None
+    def make_stacks(self, decoded):
+        return {"number": self._make_stacks(decoded)}, None
 
 
 def read_ahead(source, count, jobs=1):
@@ -87,7 +87,7 @@ def test_read_ahead_reads_only_a_few_before_they_are_taken():
 
 def test_read_ahead_decodes_the_next_series_while_one_is_cut():
     gate = threading.Event()
-    source = Source(cut=lambda decoded: gate.wait(10) and decoded)
+    source = Source(make_stacks=lambda decoded: gate.wait(10) and decoded)
     reader = read_ahead(source, 100)
     wait_until(lambda: source.begun == list(range(1 + AHEAD)))
     gate.set()
@@ -104,7 +104,7 @@ def test_read_ahead_begins_no_series_after_a_stop():
     assert len(source.begun) <= 2 + AHEAD
 
 
-@pytest.mark.parametrize("part", ["decode", "cut"])
+@pytest.mark.parametrize("part", ["decode", "make_stacks"])
 @pytest.mark.parametrize("error", [KeyError("tag"), SystemExit(3)])
 def test_read_ahead_reports_whatever_is_raised(part, error):
     def fail(_):
