@@ -35,7 +35,7 @@ class SecondLevelOptions:
 
     hidden: int = 8
     """Its width, for each direction. The defaults are those that did not overfit 100 patients, see
-    docs/experiments.md; with thousands, try a wider one and more epochs."""
+    docs/studies/experiments.md; with thousands, try a wider one and more epochs."""
 
     pooling: Pooling = "attention"
     """From slices to the series."""
