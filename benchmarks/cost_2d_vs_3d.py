@@ -12,27 +12,19 @@ of them, as v2 does.
 """
 
 import statistics
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from counting import META, Count, count_step, crops_of, voco_step
 from harness import BenchOptions, alternate, peak_bytes, read_preset, run_main
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from src.core.files import atomic_path
 from src.core.log import format_table, say
-from src.core.runtime import torch_seed
-from src.voco.model import build_network, embed_by_both, make_teacher
 from src.voco.options import VocoOptions
 
 PUBLISHED = (
@@ -62,13 +54,6 @@ class CostOptions(BenchOptions):
     """PNG file for the plot"""
 
 
-class Count(NamedTuple):
-    flops: int
-    """Of convolutions and matrix products, a multiplication and an addition being two."""
-    peak_bytes: int
-    """Of the tensors that live at one time, those that were there before among them."""
-
-
 def main(options: CostOptions) -> dict[str, Any]:
     published = [
         compare_step(name, load_preset(name, backbone), options.quick) for name, backbone in PUBLISHED
@@ -87,16 +72,11 @@ def load_preset(name: str, backbone: str) -> VocoOptions:
     return read_preset(VocoOptions, f"voco/{name}", "--data", "none", "--backbone", backbone)
 
 
-def crops_of(options: VocoOptions) -> int:
-    """Crops of a volume, random and base."""
-    return options.random_crops + options.grid_z * options.grid**2
-
-
 def compare_step(name: str, options: VocoOptions, quick: bool) -> dict[str, Any]:
     """A row of the first table: the step of a whole volume counted, and a part of it measured."""
     crops = crops_of(options)
     part = crops if torch.cuda.is_available() else 1 if quick else 2
-    whole, counted_part = count_step(options, crops), count_step(options, part)
+    whole, counted_part = count_crops(options, crops), count_crops(options, part)
     row = {
         "step": name,
         "backbone": options.backbone,
@@ -133,7 +113,7 @@ def grow(quick: bool) -> Iterator[dict[str, Any]]:
                     tile=canvas // GROWING_GRID,
                     slices=slices or depth,
                 )
-                counted = count_step(options, crops_of(options))
+                counted = count_crops(options, crops_of(options))
                 yield {
                     "grows": axis,
                     "depth": depth,
@@ -144,37 +124,15 @@ def grow(quick: bool) -> Iterator[dict[str, Any]]:
                 }
 
 
-def count_step(options: VocoOptions, crops: int) -> Count:
-    """The step of `crops` crops, counted and not run."""
-    step, networks = _prepare_step(options, crops, torch.device("meta"))
-    return count(step, tensors_of(networks))
-
-
-def tensors_of(networks: Sequence[torch.nn.Module]) -> list[Tensor]:
-    return [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+def count_crops(options: VocoOptions, crops: int) -> Count:
+    """The step of one volume with `crops` crops, counted and not run."""
+    return count_step(voco_step(options, META, 1, crops))
 
 
 def build_step(options: VocoOptions, crops: int) -> Callable[[], None]:
-    """The step of `crops` crops on the device at hand."""
-    return _prepare_step(options, crops, torch.device("cuda" if torch.cuda.is_available() else "cpu"))[0]
-
-
-def _prepare_step(
-    options: VocoOptions, crops: int, device: torch.device
-) -> tuple[Callable[[], None], list[torch.nn.Module]]:
-    with torch_seed(0):
-        student = build_network(options).train()
-    teacher = make_teacher(student, options.shared_backbone)
-    shape = (1, crops, options.slices, options.tile, options.tile, len(options.windows))
-    tiles = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    networks = [student.to(device), teacher.to(device)]
-    return partial(_take_step, *networks, tiles.to(device)), networks
-
-
-def _take_step(student: torch.nn.Module, teacher: torch.nn.Module, tiles: torch.Tensor) -> None:
-    student.zero_grad()
-    embeddings, _ = embed_by_both(student, teacher, tiles)
-    embeddings.square().mean().backward()
+    """The step of one volume with `crops` crops on the device at hand."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return voco_step(options, device, 1, crops).run
 
 
 def draw_growth(rows: list[dict[str, Any]]) -> Figure:
@@ -212,77 +170,6 @@ def draw_growth(rows: list[dict[str, Any]]) -> Figure:
     figure.legend(*axes_of[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle("Student forward and backward, teacher forward, of one volume: 3 x 3 + 2 crops (counted)")
     return figure
-
-
-def count(work: Callable[[], Any], existing: list[Tensor]) -> Count:
-    """Count what `work`, on tensors of torch's meta device, would compute and hold.
-
-    It runs twice, for torch's counter of operations keeps tensors alive that nothing else needs. What a
-    kernel uses inside itself is not seen, nor are the blocks that an allocator keeps for later.
-
-    Args:
-        existing: tensors that live before the work begins, as parameters do.
-    """
-    live = LiveBytes(existing)
-    with live:
-        work()
-    formulas = {torch.ops.aten.convolution_backward: convolution_backward_flops}
-    flops = FlopCounterMode(display=False, custom_mapping=formulas)
-    with flops:
-        work()
-    return Count(flops.get_total_flops(), live.peak)
-
-
-def convolution_backward_flops(
-    grad_output: tuple[int, ...],
-    inputs: tuple[int, ...],
-    weight: tuple[int, ...],
-    *rest: Any,
-    out_shape: Any = None,
-) -> int:
-    """A gradient of a convolution costs what the convolution does, that of its input as that of its weight.
-
-    torch counts the weight's as if every group saw all channels: a depthwise convolution of a thousand
-    channels would count a thousand times too much.
-
-    Args:
-        grad_output, inputs, weight: shapes.
-        rest: what else aten.convolution_backward takes; transposed, and which gradients are asked for.
-    """
-    is_transposed, wanted = rest[4], rest[7]
-    places = prod((inputs if is_transposed else grad_output)[2:])
-    return 2 * inputs[0] * places * prod(weight) * (wanted[0] + wanted[1])
-
-
-class LiveBytes(TorchDispatchMode):
-    """The bytes of all storages that live at a time: inside this mode, or among those given to it."""
-
-    def __init__(self, existing: list[Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-        for tensor in existing:
-            self._add(tensor)
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        results = function(*arguments, **(keywords or {}))
-        for result in tree_leaves(results):
-            if isinstance(result, Tensor):
-                self._add(result)
-        return results
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()  # views share theirs
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import pandas as pd
 from harness import read_preset, run_main
 from study import Piece, StudyOptions, make_all, make_phantom, prepare, run_stages, split_finished
+from study_table import difference_rows, mean_rows
 
 from src.core.errors import UserError
 from src.core.files import write_table
@@ -45,7 +46,8 @@ METHODS = {
 }
 """What each changes in the preset."""
 
-SCORES = ("dice", "jaccard", "hd95_mm", "asd_mm")
+SCORES = {"dice": "Dice", "jaccard": "Jaccard", "hd95_mm": "HD95 (mm)", "asd_mm": "ASD (mm)"}
+COMPARED = {name: SCORES[name] for name in ("dice", "hd95_mm")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,6 @@ class SegStudyOptions(StudyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.shares or not self.seeds:
-            raise ValueError("--shares and --seeds need at least one value")
         if any(not 0 < share < 1 for share in self.shares):
             raise ValueError("--shares must lie between 0 and 1")
         if set(self.ablated) - set(self.shares):
@@ -142,22 +142,22 @@ def show(options: SegStudyOptions) -> dict[str, Any]:
         UserError: nothing is.
     """
     finished, missing = split_finished(plan(options))
-    runs = [
+    rows = [
         {"method": method, "share": share, "seed": seed, **read_scores(piece)}
         for (method, share, seed), piece in finished.items()
     ]
-    if not runs:
+    if not rows:
         raise UserError(f"no run of {options.work} is finished: run --stage train first")
-    table = pd.DataFrame(runs)
-    means, differences = summarise_runs(table), compare(table)
-    labelled = {share: count for share, count in table.groupby("share")["labelled"].first().items()}
-    say(f"\nlabelled series: {labelled}\n\n{format_table(means, 3)}")
-    if len(differences):
-        say(f"\nDifferences to supervised, paired by seed\n\n{format_table(differences, 3)}")
+    runs = pd.DataFrame(rows)
+    means = mean_rows(runs, ("share", "method"), SCORES, ("labelled", "missed", "seconds"))
+    say(f"\n{format_table(means)}")
+    pairs = [(method, "supervised") for method in METHODS if method != "supervised"]
+    ahead = {"dice": 1, "hd95_mm": -1}
+    if gaps := difference_rows(runs, pairs, COMPARED, what="method", within="share", ahead=ahead):
+        say(f"\nDifferences, paired by seed\n\n{format_table(gaps)}")
     if missing:
         say(f"\nnot finished yet: {', '.join(missing)}")
-    frames = {"runs": table, "means": means, "differences": differences}
-    return {"missing": missing, **{name: frame.to_dict("records") for name, frame in frames.items()}}
+    return {"missing": missing, "runs": rows}
 
 
 def read_scores(piece: Piece) -> dict[str, float]:
@@ -171,35 +171,6 @@ def read_scores(piece: Piece) -> dict[str, float]:
         "seconds": float(pd.read_csv(piece.folder / "metrics.csv")["seconds"].iloc[-1]),
         "labelled": int((split["part"] == "labelled").sum()),
     }
-
-
-def summarise_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over seeds, one row per share and method."""
-    rows = []
-    for (share, method), runs in table.groupby(["share", "method"], sort=False):
-        row = {"share": share, "method": method, "seeds": len(runs)}
-        for name in (*SCORES, "missed", "seconds"):
-            row |= {name: runs[name].mean(), f"{name}_sd": runs[name].std()}
-        rows.append(row)
-    return pd.DataFrame(rows).drop(columns=["missed_sd", "seconds_sd"]).sort_values("share", kind="stable")
-
-
-def compare(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number of gains of every method over supervised, seed by seed."""
-    rows = []
-    for (share, method), runs in table.groupby(["share", "method"], sort=False):
-        base = table[(table["share"] == share) & (table["method"] == "supervised")].set_index("seed")
-        runs = runs.set_index("seed")
-        common = runs.index.intersection(base.index)
-        if method == "supervised" or common.empty:
-            continue
-        row = {"share": share, "method": method, "seeds": len(common)}
-        for name in ("dice", "hd95_mm"):
-            gain = runs.loc[common, name] - base.loc[common, name]
-            better = (gain > 0).sum() if name == "dice" else (gain < 0).sum()
-            row |= {name: gain.mean(), f"{name}_sd": gain.std(), f"{name}_better": better}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":

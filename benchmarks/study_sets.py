@@ -1,4 +1,4 @@
-"""The data and trainings of the transfer study: sets that share their images, encoders and classifiers."""
+"""What the transfer and the representation study share: data sets, encoders and classifiers of one folder."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -22,116 +22,84 @@ PHANTOMS = {
     "raw_unlabelled": "--patients 400 --test-patients 0 --seed 2",
     "raw_probe": "--patients 40 --test-patients 0 --segmentation-rate 1 --seed 3",
 }
-"""What the study makes where it is not given raw data; the probe set is for the probes of encoders."""
-
-
+PREPARED = {
+    "train": ("raw", "--split", "train"),
+    "test": ("raw", "--split", "test"),
+    "unlabelled": ("raw_unlabelled",),
+    "probe": ("raw_probe",),
+}
+"""Prepared sets: the phantom of each, and further options of prepare_data.py."""
+SIZE = 144
+"""Side of the prepared images in pixels."""
+CLASSIFIER = "configs/cls/study.yaml"
 MOST_REPEATS = 2
 """More overfit: with five times the epochs a tenth of the labels scored far worse than the prior."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a classifier starts from: random weights, or an encoder of a method and a number of patients."""
+    """What a classifier starts from: random weights, or the encoder of a preset and a number of patients."""
 
-    method: str = "scratch"
+    preset: str = "scratch"
+    """name in configs/voco, or path"""
     unlabelled: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.unlabelled}" if self.unlabelled else self.method
+        method = Path(self.preset).stem
+        return f"{method}-{self.unlabelled}" if self.unlabelled else method
 
 
 SCRATCH = Start()
 
 
-@dataclass(frozen=True)
-class StudyFolders:
-    """Where everything of a study lies; `labelled`, `unlabelled` and `probe` (not always there) are raw."""
-
-    work: Path
-    labelled: Path
-    unlabelled: Path
-    probe: Path | None
-
-    @classmethod
-    def find(cls, work: Path, raw_folders: Sequence[Path]) -> "StudyFolders":
-        """Of the given raw data (labelled, unlabelled), else of the study's own phantoms."""
-        own = [work / name for name in PHANTOMS]
-        return cls(work, *raw_folders, None) if raw_folders else cls(work, *own)
-
-    def prepared(self, name: str) -> Path:
-        """A prepared set: train, test, unlabelled or probe."""
-        return self.work / "prepared" / name
-
-    def open_prepared(self, name: str) -> PreparedDataset:
-        """Raises UserError where the stage `data` has not been run."""
-        if not (self.prepared(name) / "series.csv").is_file():
-            raise UserError(f"no prepared set {self.prepared(name)}: run --stage data first")
-        return PreparedDataset.open(self.prepared(name))
-
-    def subset(self, unlabelled: int) -> Path:
-        """The first so many unlabelled patients."""
-        return self.work / "sets" / f"unlabelled-{unlabelled}"
-
-    def labels(self, name: str) -> Path:
-        """A draw of training patients beside all patients that are scored."""
-        return self.work / "sets" / f"labels-{name}"
-
-    def read_training_labels(self) -> pd.DataFrame:
-        return read_labels(self.labelled / "train.csv")
-
-    def read_test_labels(self) -> pd.DataFrame:
-        return read_labels(self.labelled / "test_labels.csv")
-
-
-def make_data(folders: StudyFolders, size: int) -> None:
-    """Make the phantoms that are the study's own, and prepare all sets at `size` px; keep what is there.
-
-    Raises:
-        UserError: raw data that is not there or cannot be prepared, or a prepared set of another size.
-    """
+def make_data(work: Path) -> None:
+    """Make and prepare the phantoms; what is there is kept."""
     for name, options in PHANTOMS.items():
-        if folders.work / name in (folders.labelled, folders.unlabelled, folders.probe):
-            make_phantom(folders.work / name, options)
-    prepare(folders.labelled, folders.prepared("train"), size, "--split", "train")
-    prepare(folders.labelled, folders.prepared("test"), size, "--split", "test")
-    prepare(folders.unlabelled, folders.prepared("unlabelled"), size)
-    if folders.probe:
-        prepare(folders.probe, folders.prepared("probe"), size)
+        make_phantom(work / name, options)
+    for name, (raw, *arguments) in PREPARED.items():
+        prepare(work / raw, work / "prepared" / name, SIZE, *arguments)
 
 
-def take_first_patients(folders: StudyFolders, patients: int) -> Path:
-    """A prepared set of the first `patients` unlabelled patients; a smaller one lies within a larger one.
+def open_prepared(work: Path, name: str) -> PreparedDataset:
+    """Raises UserError where the stage `data` has not been run."""
+    folder = work / "prepared" / name
+    if not (folder / "series.csv").is_file():
+        raise UserError(f"no prepared set {folder}: run --stage data first")
+    return PreparedDataset.open(folder)
+
+
+def take_first_patients(work: Path, patients: int) -> Path:
+    """A prepared set of the first `patients` unlabelled patients; a larger one contains a smaller one.
 
     Raises:
         UserError: there are not so many.
     """
-    source = folders.open_prepared("unlabelled")
+    source = open_prepared(work, "unlabelled")
     known = source.series.patient_id.drop_duplicates()
     if patients > len(known):
         raise UserError(f"--unlabelled {patients}: {source.folder} has {len(known)} patients")
-    return link_patients(folders.subset(patients), [source], set(known.head(patients)))
+    return link_patients(work / "sets" / f"unlabelled-{patients}", [source], set(known.head(patients)))
 
 
-def draw_labelled(folders: StudyFolders, share: float, seed: int) -> Path:
-    """A prepared set of a stratified share of the training patients and of all patients that are scored.
+def draw_labelled(work: Path, share: float, seed: int) -> Path:
+    """A prepared set of a stratified share of the training patients and of all test patients.
 
-    Its folds.csv puts those that are scored into fold 0 and the drawn ones into fold 1, so that
+    Its folds.csv puts the test patients into fold 0 and the drawn ones into fold 1, so that
     `train_cls.py --fold 0` trains on the draw and predicts the rest. A draw depends on the share and the seed
     alone: all methods see the same patients.
     """
-    train, test = folders.open_prepared("train"), folders.open_prepared("test")
-    labels, test_labels = folders.read_training_labels(), folders.read_test_labels()
+    train, test = open_prepared(work, "train"), open_prepared(work, "test")
+    labels, test_labels = (read_labels(work / "raw" / f"{name}.csv") for name in ("train", "test_labels"))
     if share < 1:
         series_counts = train.series.groupby("patient_id").size().reindex(labels.patient_id, fill_value=0)
         draws = make_folds(labels, series_counts, n_folds=round(1 / share), seed=seed)
         labels = labels[labels.patient_id.isin(draws.patient_id[draws.fold == 0])]
     every = pd.concat([labels, test_labels], ignore_index=True)
     folds = pd.DataFrame({"patient_id": every.patient_id, "fold": [1] * len(labels) + [0] * len(test_labels)})
-    output = folders.labels(draw_name(share, seed))
-    return link_patients(
-        output, [train, test], set(every.patient_id), {"labels.csv": every, "folds.csv": folds}
-    )
+    output = work / "sets" / f"labels-{draw_name(share, seed)}"
+    tables = {"labels.csv": every, "folds.csv": folds}
+    return link_patients(output, [train, test], set(every.patient_id), tables)
 
 
 def draw_name(share: float, seed: int) -> str:
@@ -139,47 +107,38 @@ def draw_name(share: float, seed: int) -> str:
     return "100" if share == 1 else f"{100 * share:g}-s{seed}"
 
 
-def pretraining(folders: StudyFolders, start: Start, preset: str, seed: int, precision: str) -> Piece:
-    """The pre-training that `start` asks for."""
-    data = take_first_patients(folders, start.unlabelled)
-    output = folders.work / "voco" / f"{start.name}-s{seed}"
-    options = read_voco(preset, data, output, "--seed", str(seed), "--precision", precision)
-    return Piece(options, (data / "series.csv",))
+def pretraining(work: Path, start: Start, seed: int, precision: str) -> Piece:
+    """The pre-training of an encoder."""
+    data = take_first_patients(work, start.unlabelled)
+    output = work / "voco" / f"{start.name}-s{seed}"
+    given = ("--data", data, "--output", output, "--seed", str(seed), "--precision", precision)
+    return Piece(read_preset(VocoOptions, voco_preset(start.preset), *given), (data / "series.csv",))
 
 
-def classification(
-    folders: StudyFolders, start: Start, config: str, share: float, seed: int, precision: str
-) -> Piece:
-    """Training from `start` on a share of the labels, and the prediction of the patients that are scored.
+def voco_preset(preset: str) -> str:
+    return preset if preset.endswith(".yaml") else f"voco/{preset}"
 
-    Fewer labels get more epochs, up to `MOST_REPEATS` times as many, and the warm-up its share of them.
+
+def classification(work: Path, start: Start, share: float, seed: int, precision: str) -> Piece:
+    """Training from `start` on a share of the labels, and the prediction of the test patients.
+
+    Fewer labels get more epochs, up to `MOST_REPEATS` times as many, and a warm-up as much longer.
     """
-    data = draw_labelled(folders, share, seed)
+    data = draw_labelled(work, share, seed)
     inputs = [data / name for name in ("series.csv", "labels.csv", "folds.csv")]
-    output = folders.work / "cls" / f"{start.name}-l{draw_name(share, seed).split('-')[0]}-s{seed}"
-    given = read_classifier(config, data, output)
+    output = work / "cls" / f"{start.name}-l{100 * share:g}-s{seed}"
+    tables = ("--data", data, "--labels", inputs[1], "--folds", inputs[2], "--output", output)
+    given = read_preset(ClassifierOptions, CLASSIFIER, *tables)
     repeats = min(round(1 / share), MOST_REPEATS)
     arguments = [
         *("--epochs", str(given.epochs * repeats), "--warmup-epochs", str(given.warmup_epochs * repeats)),
         *("--seed", str(seed), "--fold", "0", "--precision", precision),
     ]
     if start != SCRATCH:
-        encoder = folders.work / "voco" / f"{start.name}-s{seed}" / "encoder.safetensors"
+        encoder = work / "voco" / f"{start.name}-s{seed}" / "encoder.safetensors"
         inputs.append(encoder)
         arguments += ["--encoder", str(encoder)]
-    return Piece(read_classifier(config, data, output, *arguments), tuple(inputs))
-
-
-def read_voco(preset: str, data: Path, output: Path, *arguments: str) -> VocoOptions:
-    """A preset of train_voco.py, by its name in configs/voco or by its path."""
-    name = preset if preset.endswith(".yaml") else f"voco/{preset}"
-    return read_preset(VocoOptions, name, "--data", data, "--output", output, *arguments)
-
-
-def read_classifier(config: str, data: Path, output: Path, *arguments: str) -> ClassifierOptions:
-    """A preset of train_cls.py with the tables of a drawn set."""
-    tables = ("--labels", data / "labels.csv", "--folds", data / "folds.csv")
-    return read_preset(ClassifierOptions, config, "--data", data, "--output", output, *tables, *arguments)
+    return Piece(read_preset(ClassifierOptions, CLASSIFIER, *tables, *arguments), tuple(inputs))
 
 
 def link_patients(
@@ -188,19 +147,12 @@ def link_patients(
     patients: Collection[str],
     tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
-    """Make a prepared set of some patients of `sources`; its images are links, so none is copied.
+    """Make a prepared set of some patients of `sources` whose images are links.
 
     Args:
-        output: the set; it appears whole, and stays as it is where nothing has changed.
+        output: the set, written by one rename; kept where nothing has changed.
         tables: further tables of the set, by file name.
-
-    Raises:
-        UserError: sources of different sizes or windows.
     """
-    first = sources[0]
-    for other in sources[1:]:
-        if (other.size, other.windows) != (first.size, first.windows):
-            raise UserError(f"{other.folder} and {first.folder} differ in size or windows: prepare one again")
     series = pd.concat([source.series for source in sources], ignore_index=True)
     series = series[series.patient_id.isin(patients)].sort_values(["patient_id", "series_id"])
     contents = {"series.csv": series, **(tables or {})}
@@ -216,7 +168,7 @@ def link_patients(
                 (partial / "images" / patient).symlink_to(link, target_is_directory=True)
         for name, table in contents.items():
             write_table(table, partial / name)
-        write_json(read_description(first.folder), partial / "dataset.json")
+        write_json(read_description(sources[0].folder), partial / "dataset.json")
     return output
 
 

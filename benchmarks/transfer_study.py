@@ -2,65 +2,65 @@
 
     python benchmarks/transfer_study.py --work data/study --json study.json
     python benchmarks/transfer_study.py --work data/study --stage classify table --jobs 2
-    python benchmarks/transfer_study.py --work data/study --raw-folders data/rsna data/more
 
 Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
 
-    data       phantoms (200 labelled patients, 300 further ones that are scored, 400 without labels, 40 with
-               segmentations for probes) or --raw-folders, prepared at --size px with three windows
-    pretrain   train_voco.py, for each seed: every preset on the most unlabelled patients, those of --scaled
+    data       phantoms: 200 labelled patients, 300 test patients, 400 without labels, 40 with segmentations
+               for probes, prepared at 144 px in three windows
+    pretrain   train_voco.py, for each seed: every preset on the most unlabelled patients, the last preset
                on fewer as well
     classify   train_cls.py, for each seed and share of labels, from scratch and from each encoder; the last
-               epoch's weight average predicts the patients that are scored, who are never trained on
+               epoch's weight average predicts the test patients
     table      score, mAP, precision and recall of each, mean and spread over seeds, and differences by seed
 
-The labelled and the unlabelled patients of the study are not the same, and no image of a scored patient is
-seen in pre-training. A share of the labels is a stratified draw that follows from the seed: all methods get
-the same patients, each seed others. Encoder and classifier of a run have the same seed. A piece's seconds are
-those of its process; --jobs 2 halves the cores of each.
+Labelled, unlabelled and test patients differ. A share of the labels is a stratified draw that follows from
+the seed: all methods get the same patients, each seed others. Encoder and classifier of a run have the same
+seed. A piece's seconds are those of its process; --jobs 2 halves the cores of each.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from harness import run_main
+import pandas as pd
+import study_sets
+from harness import read_preset, run_main
 from study import Piece, StudyOptions, make_all, run_stages, split_finished
-from study_sets import (
-    SCRATCH,
-    Start,
-    StudyFolders,
-    classification,
-    make_data,
-    pretraining,
-    read_classifier,
-    read_voco,
-)
-from study_table import compare, comparisons, format_differences, format_means, measure, summarise
+from study_sets import SCRATCH, Start, classification, make_data, pretraining, voco_preset
+from study_table import difference_rows, mean_rows
 
+from src.cls.options import ClassifierOptions
 from src.core.errors import UserError
-from src.core.log import say
+from src.core.log import format_table, say
+from src.core.targets import COLUMNS
+from src.data.labels import read_labels, read_probabilities
+from src.score.classes import class_means, class_metrics
+from src.score.metric import score
+from src.score.prior import constant, weight_aware_prior
+from src.voco.options import VocoOptions
 
-STAGES = ("data", "pretrain", "classify", "table")
+FIGURES = {
+    "score": "score (lower)",
+    "map": "mAP",
+    "precision": "precision",
+    "recall": "recall",
+    "injury_map": "mAP of injuries",
+}
+"""Means over 13 classes, or over the 8 injuries."""
+COSTS = ("patients", "encoder_steps", "encoder_seconds", "classifier_steps", "classifier_seconds")
+PRIOR = Start("prior")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferOptions(StudyOptions):
-    stage: tuple[Literal["data", "pretrain", "classify", "table"], ...] = STAGES
-    """stages to run, always in the order data, pretrain, classify, table"""
-    raw_folders: tuple[Path, ...] = ()
-    """raw data instead of phantoms: a labelled folder (train_images, test_images, train.csv, test_labels.csv)
-    and an unlabelled one"""
-    size: int = 144
-    """side of the prepared images in pixels"""
+    stage: tuple[Literal["data", "pretrain", "classify", "table"], ...] = (
+        *("data", "pretrain", "classify", "table"),
+    )
+    """stages to run, always in this order"""
     presets: tuple[str, ...] = ("v2_small", "plus_small")
-    """methods: names of presets in configs/voco, or paths; the first is the one the others are compared to"""
-    scaled: tuple[str, ...] = ("plus_small",)
-    """which of --presets are pre-trained on every number of --unlabelled, not on the largest alone"""
+    """presets in configs/voco, or paths; the others are compared with the first"""
     unlabelled: tuple[int, ...] = (25, 100, 400)
-    """numbers of patients to pre-train on"""
-    classifier: str = "configs/cls/study.yaml"
-    """preset of train_cls.py"""
+    """numbers of patients to pre-train on; the last of --presets on each, the others on the largest"""
     shares: tuple[float, ...] = (0.1, 1.0)
     """shares of the labelled training patients, each one over a whole number"""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -68,107 +68,119 @@ class TransferOptions(StudyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("stage", "presets", "unlabelled", "shares", "seeds"):
+        for name in ("presets", "unlabelled", "shares", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} needs at least one value, and none twice")
-        if len(self.raw_folders) not in (0, 2):
-            raise ValueError("--raw-folders takes two folders: the labelled data, and the unlabelled")
         if any(not 0 < share <= 1 or abs(1 / share - round(1 / share)) > 1e-6 for share in self.shares):
             raise ValueError("--shares takes 1, 0.5, 0.1 and the like: one over a whole number")
-        if min(self.unlabelled) < 1 or min(self.seeds) < 0:
-            raise ValueError("--unlabelled must be at least 1, --seeds at least 0")
-        unknown = [name for name in self.scaled if name not in self.presets]
-        if unknown:
-            raise ValueError(f"--scaled {unknown[0]} is not among --presets")
-        if len({Path(preset).stem for preset in self.presets}) < len(self.presets):
-            raise ValueError("--presets needs a file name of its own for each method")
 
-    def starts(self) -> dict[Start, str]:
-        """The encoders of the study and the preset that makes each."""
-        most = max(self.unlabelled)
-        chosen = {
-            preset: sorted(self.unlabelled) if preset in self.scaled else [most] for preset in self.presets
-        }
-        return {
-            Start(Path(preset).stem, patients): preset
-            for preset, numbers in chosen.items()
-            for patients in numbers
-        }
+    def encoders(self) -> list[Start]:
+        last, most = self.presets[-1], max(self.unlabelled)
+        others = [Start(preset, most) for preset in self.presets[:-1]]
+        return others + [Start(last, patients) for patients in sorted(self.unlabelled)]
 
 
 def main(options: TransferOptions) -> dict[str, Any] | None:
-    folders = StudyFolders.find(options.work, options.raw_folders)
     check_backbones(options)
     stages = {
-        "data": lambda: make_data(folders, options.size),
-        "pretrain": lambda: make_all("pretrain", plan_pretraining(options, folders), options.jobs),
-        "classify": lambda: make_all("classify", plan_classification(options, folders), options.jobs),
-        "table": lambda: show(options, folders),
+        "data": lambda: make_data(options.work),
+        "pretrain": lambda: make_all("pretrain", plan_pretraining(options), options.jobs),
+        "classify": lambda: make_all("classify", plan_classification(options), options.jobs),
+        "table": lambda: show(options),
     }
     return run_stages(options, stages)
 
 
 def check_backbones(options: TransferOptions) -> None:
     """Make sure that from scratch and from an encoder the same network is trained."""
-    anywhere = Path("unused")
-    backbone = read_classifier(options.classifier, anywhere, anywhere).backbone
+    unused = [word for name in ("--data", "--labels", "--folds") for word in (name, "unused")]
+    backbone = read_preset(ClassifierOptions, study_sets.CLASSIFIER, *unused).backbone
     for preset in options.presets:
-        other = read_voco(preset, anywhere, anywhere).backbone
+        other = read_preset(VocoOptions, voco_preset(preset), *unused[:2]).backbone
         if other != backbone:
-            raise UserError(
-                f"preset {preset} trains {other}, {options.classifier} {backbone}: make them agree"
-            )
+            raise UserError(f"preset {preset} trains {other}, {study_sets.CLASSIFIER} {backbone}")
 
 
-def plan_pretraining(options: TransferOptions, folders: StudyFolders) -> dict[tuple[Start, int], Piece]:
+def plan_pretraining(options: TransferOptions) -> dict[tuple[Start, int], Piece]:
     """Every pre-training, seed by seed, so that an unfinished study compares like with like."""
     return {
-        (start, seed): pretraining(folders, start, preset, seed, options.precision)
+        (start, seed): pretraining(options.work, start, seed, options.precision)
         for seed in options.seeds
-        for start, preset in options.starts().items()
+        for start in options.encoders()
     }
 
 
-def plan_classification(
-    options: TransferOptions, folders: StudyFolders
-) -> dict[tuple[Start, float, int], Piece]:
+def plan_classification(options: TransferOptions) -> dict[tuple[Start, float, int], Piece]:
     """Every training of a classifier, seed by seed."""
     return {
-        (start, share, seed): classification(
-            folders, start, options.classifier, share, seed, options.precision
-        )
+        (start, share, seed): classification(options.work, start, share, seed, options.precision)
         for seed in options.seeds
         for share in options.shares
-        for start in (SCRATCH, *options.starts())
+        for start in (SCRATCH, *options.encoders())
     }
 
 
-def show(options: TransferOptions, folders: StudyFolders) -> dict[str, Any]:
+def show(options: TransferOptions) -> dict[str, Any]:
     """Print the tables of what is finished; returns the figures.
 
     Raises:
         UserError: nothing is.
     """
-    encoders = plan_pretraining(options, folders)
-    finished, missing = split_finished(plan_classification(options, folders))
-    runs = {}
-    for cell, piece in finished.items():
-        start, _, seed = cell
-        runs |= measure(piece, cell, encoders.get((start, seed)))
-    if not runs:
+    encoders = plan_pretraining(options)
+    finished, missing = split_finished(plan_classification(options))
+    if not finished:
         raise UserError(f"no classifier of {options.work} is finished: run --stage classify first")
-    means, pairs = summarise(runs), comparisons((SCRATCH, *options.starts()))
-    differences = compare(runs, pairs)
-    say(f"\n{format_means(means)}")
-    say(f"\nDifferences, paired by seed\n\n{format_differences(differences)}")
+    found = {}
+    for (start, share, seed), piece in finished.items():
+        for name, figures in measure(start, piece, encoders.get((start, seed))).items():
+            found[name, share, seed] = {"start": name, "labels": share, "seed": seed, **figures}
+    rows = list(found.values())
+    runs = pd.DataFrame(rows, columns=["start", "labels", "seed", *FIGURES, *COSTS])
+    say(f"\n{format_table(mean_rows(runs, ('start', 'labels'), FIGURES, COSTS))}")
+    gaps = difference_rows(
+        runs, comparisons(options.encoders()), FIGURES, what="start", within="labels", ahead={"score": -1}
+    )
+    say(f"\nDifferences, paired by seed\n\n{format_table(gaps)}")
     if missing:
         say(f"\nnot finished yet: {', '.join(missing)}")
-    rows = [
-        {"start": start.method, "unlabelled": start.unlabelled, "labels": share, "seed": seed, **run}
-        for (start, share, seed), run in runs.items()
-    ]
-    return {"missing": missing, "runs": rows, "means": means, "differences": differences}
+    return {"missing": missing, "runs": rows}
+
+
+def measure(start: Start, piece: Piece, encoder: Piece | None) -> dict[str, dict[str, Any]]:
+    """Figures and costs of a finished classifier, and of the prior of its training labels, by name."""
+    folds = pd.read_csv(piece.options.folds, dtype={"patient_id": str})
+    labels = read_labels(piece.options.labels)
+    is_scored = labels.patient_id.isin(folds.patient_id[folds.fold == 0])
+    training, truth = labels[~is_scored], labels[is_scored].reset_index(drop=True)
+    costs: dict[str, Any] = {"patients": len(training)}
+    for what, maker in (("classifier", piece), ("encoder", encoder)):
+        if maker is not None and maker.is_finished:
+            record = maker.read_record()
+            costs |= {f"{what}_seconds": record["seconds"], f"{what}_steps": record["steps"]}
+    predicted = read_probabilities(piece.folder / "oof.csv")[["patient_id", *COLUMNS]]
+    prior = constant(weight_aware_prior(training), truth.patient_id)
+    return {
+        start.name: compute_figures(truth, predicted) | costs,
+        PRIOR.name: compute_figures(truth, prior) | {"patients": len(training)},
+    }
+
+
+def compute_figures(truth: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, float]:
+    classes = class_metrics(truth, predicted)
+    injury_map = class_means(classes, injuries_only=True)["map"]
+    return {"score": score(truth, predicted).score, **class_means(classes), "injury_map": injury_map}
+
+
+def comparisons(encoders: Sequence[Start]) -> list[tuple[str, str]]:
+    """Scratch with the prior; every encoder with scratch, with the first encoder, and with the one of its
+    preset that saw the fewest patients."""
+    pairs = [(SCRATCH, PRIOR), *((start, SCRATCH) for start in encoders)]
+    pairs += [(start, encoders[0]) for start in encoders]
+    for start in encoders:
+        of_preset = [other for other in encoders if other.preset == start.preset]
+        pairs.append((start, min(of_preset, key=lambda other: other.unlabelled)))
+    return [(first.name, other.name) for first, other in dict.fromkeys(pairs) if first != other]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import segmentation_study
 from harness import run_benchmark
-from segmentation_study import METHODS, SegStudyOptions, compare, draw_labelled, summarise_runs
+from segmentation_study import METHODS, SegStudyOptions, draw_labelled
 
 from src.core.errors import UserError
 from src.data.prepared import PreparedDataset
@@ -104,24 +104,6 @@ def test_draw_labelled_is_nested_and_takes_patients_before_second_series(study, 
     assert tables[1]["patient_id"].is_unique
     draws = {pd.read_csv(draw_labelled(tmp_path, dataset, 0.25, seed)).iloc[0, 1] for seed in range(8)}
     assert len(draws) > 1
-
-
-def test_summarise_runs_over_seeds_and_compare_seed_by_seed():
-    rows = []
-    for seed, (supervised, dual) in enumerate([(0.5, 0.6), (0.7, 0.72), (0.6, 0.58)]):
-        for method, dice in (("supervised", supervised), ("dual", dual)):
-            distances = {"hd95_mm": 10 - 5 * dice, "asd_mm": 1.0}
-            scores = {"dice": dice, "jaccard": dice, **distances, "missed": 0, "seconds": 1.0, "labelled": 1}
-            rows.append({"method": method, "share": 0.1, "seed": seed, **scores})
-    table = pd.DataFrame(rows)
-    means = summarise_runs(table).set_index("method")
-    assert means.loc["dual", "dice"] == pytest.approx(0.6333, abs=1e-4)
-    assert means.loc["supervised", "dice_sd"] == pytest.approx(0.1)
-    (gain,) = compare(table).to_dict("records")
-    assert gain["method"] == "dual" and gain["seeds"] == 3
-    assert gain["dice"] == pytest.approx(0.1 / 3) and gain["dice_sd"] == pytest.approx(0.0611, abs=1e-4)
-    assert (gain["dice_better"], gain["hd95_mm_better"]) == (2, 2)
-    assert gain["hd95_mm"] == pytest.approx(-0.5 / 3)
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,53 @@
-"""The arithmetic of the transfer study's tables."""
+"""The arithmetic of the studies' tables over seeds."""
 
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import study_table
-from study_sets import SCRATCH, Start
+from study_table import difference_rows, format_spread, mean_rows
+
+FIGURES = {"dice": "Dice"}
 
 
-def run(value: float) -> dict:
-    """A run all of whose figures are `value`."""
-    return {"patients": 20, **dict.fromkeys(study_table.FIGURES, value)}
+def runs(**values: list[float]) -> pd.DataFrame:
+    """One row for each value of a method, with its place as the seed."""
+    rows = [
+        {"method": method, "share": 0.1, "seed": seed, "dice": value, "seconds": 10.0 * seed or None}
+        for method, each in values.items()
+        for seed, value in enumerate(each)
+    ]
+    return pd.DataFrame(rows)
 
 
-V2, SMALL, LARGE = Start("v2", 8), Start("plus", 4), Start("plus", 8)
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [([1.0, 2.0, 4.5], "2.500 ± 1.803"), ([0.25, None], "0.250"), ([None, None], "-")],
+)
+def test_format_spread_of_known_values(values, shown):
+    assert format_spread(pd.Series(values)) == shown
 
 
-def test_compare_pairs_by_seed_and_share():
-    runs = {(SCRATCH, 1.0, seed): run(value) for seed, value in enumerate((0.5, 0.7, 0.9, 1.1))}
-    runs |= {(V2, 1.0, seed): run(value) for seed, value in ((0, 0.4), (2, 1.0), (3, 0.8))}
-    runs[V2, 0.1, 1] = run(9.0)
-    (row,) = study_table.compare(runs, [(V2, SCRATCH)])
-    assert (row["start"], row["minus"], row["labels"], row["seeds"]) == ("v2-8", "scratch", 1.0, [0, 2, 3])
-    assert row["score"] == pytest.approx({"mean": -0.1, "sd": 0.2, "min": -0.3, "max": 0.1})
-    assert row["better"] == 2  # a lower score is better
+def test_mean_rows_over_seeds():
+    table = runs(supervised=[0.5, 0.7, 0.6], dual=[0.6])
+    first, second = mean_rows(table, ("share", "method"), FIGURES, ("seconds",))
+    assert first == {
+        **{"share": 0.1, "method": "supervised", "seeds": 3},
+        **{"Dice": "0.600 ± 0.100", "seconds": "15"},  # of the two that are known
+    }
+    assert (second["seeds"], second["Dice"], second["seconds"]) == (1, "0.600", "-")
 
 
-def test_summarise_over_seeds():
-    runs = {(V2, 1.0, seed): run(value) for seed, value in enumerate((1.0, 2.0, 4.5))}
-    runs[V2, 1.0, 0]["classifier_seconds"] = 10.0
-    runs[V2, 1.0, 1]["classifier_seconds"] = None  # interrupted
-    (row,) = study_table.summarise(runs)
-    assert row["map"] == pytest.approx({"mean": 2.5, "sd": 3.25**0.5, "min": 1.0, "max": 4.5})
-    assert row["classifier_seconds"] == 10.0 and row["seeds"] == [0, 1, 2]
-
-
-def test_comparisons_of_encoders():
-    pairs = study_table.comparisons([SCRATCH, V2, SMALL, LARGE])
-    assert {other for start, other in pairs if start == LARGE} == {SCRATCH, V2, SMALL}
-    assert {other for start, other in pairs if start == V2} == {SCRATCH}
-    assert {other for start, other in pairs if start == SCRATCH} == {study_table.PRIOR}
+def test_difference_rows_pair_by_seed():
+    table = runs(supervised=[0.5, 0.7, 0.6, 0.9], dual=[0.6, 0.72, 0.58])
+    table = pd.concat([table, table.assign(share=0.2, dice=0.0)])
+    pairs = [("dual", "supervised"), ("dual", "missing")]
+    rows = difference_rows(table, pairs, FIGURES, what="method", within="share", ahead={"dice": 1})
+    assert [(row["share"], row["Dice"], row["Dice: ahead"]) for row in rows] == [
+        (0.1, "+0.033 ± 0.061", "2 of 3"),
+        (0.2, "+0.000 ± 0.000", "0 of 3"),
+    ]
+    (lower, _) = difference_rows(table, pairs, FIGURES, what="method", within="share", ahead={"dice": -1})
+    assert lower["Dice: ahead"] == "1 of 3"

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import study_sets
 import transfer_study
 from harness import run_benchmark
-from study_sets import StudyFolders, draw_labelled, link_patients, take_first_patients
+from study_sets import SCRATCH, Start, draw_labelled, take_first_patients
+from transfer_study import PRIOR, comparisons
 
 from src.core.errors import UserError
 from src.core.run_folder import only_writer
@@ -25,6 +28,12 @@ ENCODER = (
     "backbone: test_efficientnet\nwindows: [soft, organ, wide]\ncanvas: 48\ndepth: 6\ntile: 16\nslices: 2\n"
     "batch: 2\nprojection: 8\nsteps: 2\nlog_every: 1\nsave_every: 1\nworkers: 0\n"
 )
+TINY = "--matrix 64 --spacing-z-mm 20 --two-phase-rate 0.5"
+PHANTOMS = {
+    "raw": f"--patients 10 --test-patients 3 --seed 1 {TINY}",
+    "raw_unlabelled": f"--patients 10 --test-patients 0 --seed 2 {TINY}",
+    "raw_probe": f"--patients 1 --test-patients 0 --segmentation-rate 1 --seed 3 {TINY}",
+}
 CLASSIFIER = (
     "backbone: test_efficientnet\nslices: 4\ncrop: 32\nhidden: 8\nepochs: 1\ntta: [none]\nworkers: 0\n"
 )
@@ -35,22 +44,21 @@ def main(arguments):
 
 
 @pytest.fixture(scope="module")
-def study(tiny, tmp_path_factory) -> SimpleNamespace:
-    """A finished study of two methods: 10 labelled patients, 3 that are scored, one seed; its figures."""
+def study(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A finished study of two methods: 10 labelled patients, 3 that are scored, one seed."""
     folder = tmp_path_factory.mktemp("study")
     for name, lr in (("v2", 1e-3), ("plus", 2e-3)):
         (folder / f"{name}.yaml").write_text(f"{ENCODER}lr: {lr}\n")
     (folder / "cls.yaml").write_text(CLASSIFIER)
     arguments = [
-        *("--work", f"{folder}/work", "--raw-folders", str(tiny.raw), str(tiny.raw), "--size", "48"),
-        *("--presets", f"{folder}/v2.yaml", f"{folder}/plus.yaml", "--scaled", f"{folder}/plus.yaml"),
-        *("--classifier", f"{folder}/cls.yaml", "--unlabelled", "4", "8"),
-        *("--shares", "0.5", "--seeds", "0", "--json", f"{folder}/study.json"),
+        *("--work", f"{folder}/work", "--presets", f"{folder}/v2.yaml", f"{folder}/plus.yaml"),
+        *("--unlabelled", "4", "8", "--shares", "0.5", "--seeds", "0", "--json", f"{folder}/study.json"),
     ]
-    main(arguments)
-    work = folder / "work"
-    folders = StudyFolders.find(work, (tiny.raw, tiny.raw))
-    return SimpleNamespace(folder=folder, work=work, arguments=arguments, folders=folders)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("PHANTOMS", PHANTOMS), ("SIZE", 48), ("CLASSIFIER", f"{folder}/cls.yaml")):
+            patch.setattr(study_sets, name, value)
+        main(arguments)
+        yield SimpleNamespace(folder=folder, work=folder / "work", arguments=arguments)
 
 
 def figures(study: SimpleNamespace) -> dict:
@@ -58,13 +66,13 @@ def figures(study: SimpleNamespace) -> dict:
 
 
 def test_main_runs_every_start_and_the_prior(study):
-    starts = [(run["start"], run["unlabelled"]) for run in figures(study)["runs"]]
-    assert starts == [("scratch", 0), ("prior", 0), ("v2", 8), ("plus", 4), ("plus", 8)]
+    starts = [run["start"] for run in figures(study)["runs"]]
+    assert starts == ["scratch", "prior", "v2-8", "plus-4", "plus-8"]
     assert figures(study)["missing"] == []
 
 
-def test_measure_scores_the_held_out_patients(study, tiny):
-    truth = pd.read_csv(tiny.raw / "test_labels.csv", dtype={"patient_id": str})
+def test_measure_scores_the_held_out_patients(study):
+    truth = pd.read_csv(study.work / "raw" / "test_labels.csv", dtype={"patient_id": str})
     for run in figures(study)["runs"]:
         if run["start"] == "scratch":
             predicted = pd.read_csv(study.work / "cls/scratch-l50-s0/oof.csv", dtype={"patient_id": str})
@@ -72,7 +80,7 @@ def test_measure_scores_the_held_out_patients(study, tiny):
             assert run["classifier_steps"] == 4  # 2 batches, of twice the epochs for half of the labels
 
 
-def test_draw_labelled_trains_on_no_scored_patient(study, tiny):
+def test_draw_labelled_trains_on_no_scored_patient(study):
     scored = set(PreparedDataset.open(study.work / "prepared" / "test").series.patient_id)
     assert len(scored) == 3
     folds = pd.read_csv(study.work / "sets" / "labels-50-s0" / "folds.csv", dtype={"patient_id": str})
@@ -107,8 +115,7 @@ def test_make_all_two_trainings_at_a_time_with_workers(study, tmp_path):
     for name in ("v2", "plus"):
         preset = (study.folder / f"{name}.yaml").read_text()
         (tmp_path / f"{name}.yaml").write_text(preset.replace("workers: 0", "workers: 1"))
-    presets = [f"{tmp_path}/v2.yaml", f"{tmp_path}/plus.yaml"]
-    arguments = ["--presets", *presets, "--scaled", presets[1], "--work", str(work)]
+    arguments = ["--presets", f"{tmp_path}/v2.yaml", f"{tmp_path}/plus.yaml", "--work", str(work)]
     main([*study.arguments, *arguments, "--stage", "pretrain", "--jobs", "2"])
     finished = {path.parent.name for path in work.glob("voco/*/piece.json")}
     assert finished == {"v2-8-s0", "plus-4-s0", "plus-8-s0"}
@@ -152,11 +159,8 @@ def test_show_lists_missing_pieces(study, capsys):
     [
         ("--shares 0.3", "--shares takes 1, 0.5, 0.1"),
         ("--seeds 0 0", "--seeds needs at least one value, and none twice"),
-        ("--raw-folders somewhere", "--raw-folders takes two folders"),
-        ("--scaled other", "--scaled other is not among --presets"),
         ("--unlabelled 99", "--unlabelled 99: .* has 10 patients"),
-        ("--size 64", "was prepared at 48 px, not 64"),
-        ("--presets configs/voco/demo.yaml --scaled configs/voco/demo.yaml", "trains resnet10t"),
+        ("--presets configs/voco/demo.yaml", "trains resnet10t"),
         ("--stage classify --seeds 1", "no encoder .*v2-8-s1/encoder.safetensors: run --stage pretrain"),
         ("--stage table --seeds 1", "no classifier of .* is finished"),
         ("--stage pretrain --work elsewhere", "no prepared set .*unlabelled: run --stage data first"),
@@ -171,20 +175,27 @@ def test_main_mistakes_are_one_line(study, tmp_path, monkeypatch, changes, messa
     assert "\n" not in str(caught.value)
 
 
-def test_piece_refuses_other_options(study):
+def test_prepare_refuses_a_set_of_another_size(study, monkeypatch):
+    monkeypatch.setattr(study_sets, "SIZE", 64)
+    with pytest.raises(UserError, match="was prepared at 48 px, not 64"):
+        main([*study.arguments, "--stage", "data"])
+
+
+def test_piece_refuses_other_options(study, monkeypatch):
     other = study.folder / "other.yaml"
     other.write_text(CLASSIFIER.replace("hidden: 8", "hidden: 4"))
+    monkeypatch.setattr(study_sets, "CLASSIFIER", str(other))
     for stage in ("classify", "table"):
         with pytest.raises(UserError, match="was made with other values of hidden: delete"):
-            main([*study.arguments, "--classifier", str(other), "--stage", stage])
+            main([*study.arguments, "--stage", stage])
 
 
-def test_piece_failure_names_the_piece_and_its_log(study):
+def test_piece_failure_names_the_piece_and_its_log(study, monkeypatch):
     bad = study.folder / "bad.yaml"
     bad.write_text(CLASSIFIER.replace("crop: 32", "crop: 64"))
+    monkeypatch.setattr(study_sets, "CLASSIFIER", str(bad))
     with pytest.raises(UserError, match=r"scratch-l100-s0: --crop 64 is larger .*log\.txt"):
-        arguments = [*study.arguments, "--classifier", str(bad), "--shares", "1", "--stage", "classify"]
-        main(arguments)
+        main([*study.arguments, "--shares", "1", "--stage", "classify"])
 
 
 def test_link_patients_shares_images_and_can_be_moved(study, tmp_path):
@@ -198,24 +209,21 @@ def test_link_patients_shares_images_and_can_be_moved(study, tmp_path):
         assert drawn.read_slices(row.patient_id, row.series_id, [0, 1]).shape == (2, 48, 48, 3)
 
 
-def test_link_patients_refuses_other_windows(study, tmp_path):
-    shutil.copytree(study.work / "prepared" / "test", tmp_path / "other")
-    description = json.loads((tmp_path / "other" / "dataset.json").read_text())
-    description["windows"] = description["windows"][:1]
-    (tmp_path / "other" / "dataset.json").write_text(json.dumps(description))
-    sets = [PreparedDataset.open(path) for path in (study.work / "prepared" / "train", tmp_path / "other")]
-    with pytest.raises(UserError, match="differ in size or windows"):
-        link_patients(tmp_path / "joined", sets, ["1"])
-
-
 def test_draws_follow_the_seed_and_subsets_are_nested(study):
-    folders = study.folders
     drawn = []
     for seed in (0, 0, 1):
-        folds = pd.read_csv(draw_labelled(folders, 0.5, seed) / "folds.csv", dtype={"patient_id": str})
+        folds = pd.read_csv(draw_labelled(study.work, 0.5, seed) / "folds.csv", dtype={"patient_id": str})
         drawn.append(set(folds.patient_id[folds.fold == 1]))
     assert drawn[0] == drawn[1] != drawn[2]
     small, large = (
-        set(PreparedDataset.open(take_first_patients(folders, n)).series.patient_id) for n in (4, 8)
+        set(PreparedDataset.open(take_first_patients(study.work, n)).series.patient_id) for n in (4, 8)
     )
     assert small < large
+
+
+def test_comparisons_of_encoders():
+    v2, small, large = Start("v2", 8), Start("plus", 4), Start("plus", 8)
+    pairs = comparisons([v2, small, large])
+    assert {other for start, other in pairs if start == large.name} == {SCRATCH.name, v2.name, small.name}
+    assert {other for start, other in pairs if start == v2.name} == {SCRATCH.name}
+    assert {other for start, other in pairs if start == SCRATCH.name} == {PRIOR.name}

@@ -11,7 +11,8 @@ from torch import nn
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[2] / "benchmarks")
 )  # its processes import from it, too
-from cost_2d_vs_3d import build_step, count, count_step, load_preset
+from cost_2d_vs_3d import build_step, count_crops, load_preset
+from counting import count
 from harness import peak_bytes
 
 
@@ -83,10 +84,10 @@ def test_count_peak_bytes_of_the_backward_pass():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-def test_count_step_memory_grows_as_measured_memory_does():
+def test_count_crops_memory_grows_as_measured_memory_does():
     """The growth, for the libraries of a process take some 100 MB besides."""
     options = replace(load_preset("v2", "resnet10t"), slices=8)
     few, many = 2, 14
-    counted = [count_step(options, crops).peak_bytes for crops in (few, many)]
+    counted = [count_crops(options, crops).peak_bytes for crops in (few, many)]
     measured = [peak_bytes(build_step, options, crops) for crops in (few, many)]
     assert measured[1] - measured[0] == pytest.approx(counted[1] - counted[0], rel=0.1)
