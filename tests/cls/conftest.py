@@ -1,4 +1,4 @@
-"""A prepared data set with masks in every second series, for the tests of stacks and their targets."""
+"""A prepared data set with masks in every second series, and a run of the first level."""
 
 import pandas as pd
 import pytest
@@ -6,6 +6,7 @@ import pytest
 from src.cls.organs import OrganIndex
 from src.core.targets import LABEL_COLUMNS
 from src.data.prepared import PreparedDataset
+from tests.helpers.infer_runs import train_small
 from tests.helpers.seg_files import series_ids, write_masked
 
 
@@ -31,3 +32,9 @@ def labels(masked):
     table = pd.DataFrame(1, index=patients, columns=list(LABEL_COLUMNS))
     table.iloc[0] = 0
     return table
+
+
+@pytest.fixture(scope="session")
+def first(tiny, tmp_path_factory):
+    """A first-level run of both folds; tests do not write into it."""
+    return train_small(tiny, tmp_path_factory.mktemp("first") / "run", "--tta none h")

@@ -11,6 +11,7 @@ import train_cls
 from src.cls.options import ClassifierOptions
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
+from tests.helpers.infer_runs import train_small
 
 CHANGES = {
     "gru": {"sequence": "gru"},
@@ -80,10 +81,7 @@ def predictions(run: Path) -> np.ndarray:
 def plain(tiny, tmp_path_factory) -> np.ndarray:
     """Out-of-fold predictions of fold 0 with nothing changed."""
     output = tmp_path_factory.mktemp("plain") / "run"
-    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output} --fold 0"
-    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 1 --tta none --workers 0"
-    train_cls.main(f"{given} {small} --lr 1e-3".split())
-    return predictions(output)
+    return predictions(train_small(tiny, output, "--fold 0 --lr 1e-3 --batch 4"))
 
 
 @pytest.mark.slow

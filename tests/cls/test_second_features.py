@@ -20,14 +20,7 @@ from src.core.errors import UserError
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
 from src.data.prepared import PreparedDataset
-from tests.helpers.infer_runs import train_small
 from tests.helpers.second_level_runs import record_patients
-
-
-@pytest.fixture(scope="module")
-def first(tiny, tmp_path_factory):
-    """A first-level run of both folds."""
-    return train_small(tiny, tmp_path_factory.mktemp("first") / "run", "--tta none h")
 
 
 def read_oof(first) -> pd.DataFrame:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-import prepare_data
 import train_cls
 from src.cls import second_level
 from src.cls.second_features import SliceFeatures
@@ -16,15 +15,9 @@ from src.cls.second_level import SecondInputs, SecondLevelOptions, _train
 from src.cls.second_model import SecondSpec, predict_features
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
-from tests.helpers.infer_runs import submit, train_small
+from tests.helpers.infer_runs import submit
 from tests.helpers.score_frames import draw_labels
 from tests.helpers.second_level_runs import record_patients, refusal, train_second
-
-
-@pytest.fixture(scope="module")
-def first(tiny, tmp_path_factory):
-    """A first-level run of both folds."""
-    return train_small(tiny, tmp_path_factory.mktemp("first") / "run", "--tta none h")
 
 
 def network(run, fold: int):
@@ -77,13 +70,6 @@ def test_second_level_checks_options_before_reading(tmp_path, option, message):
     given = f"--runs a --data b --labels c --folds d --output {tmp_path / 'out'} {option}"
     with pytest.raises(UserError, match=message):
         second_level.main(given.split())
-
-
-def test_train_second_level_refuses_data_of_another_size(tiny, first, tmp_path):
-    prepared = tmp_path / "small"
-    prepare_data.main(f"--input {tiny.raw} --output {prepared} --size 40 --jobs 1".split())
-    message = refusal(tiny, [first], tmp_path / "out", f"--data {prepared}")
-    assert "at 40 px, the models want" in message and "at 48 px" in message
 
 
 def test_train_second_level_starts_at_the_first_level(tiny, run_arguments, tmp_path):

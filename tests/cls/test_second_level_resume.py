@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from src.cls import second_level
-from src.cls.fold_models import read_about
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from tests.helpers.folder_files import files_of
@@ -16,17 +15,10 @@ from tests.helpers.infer_runs import train_small
 from tests.helpers.second_level_runs import (
     Interrupted,
     count_computing,
-    record_patients,
     refusal,
     results_of,
     train_second,
 )
-
-
-@pytest.fixture(scope="module")
-def first(tiny, tmp_path_factory):
-    """A first-level run of both folds."""
-    return train_small(tiny, tmp_path_factory.mktemp("first") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -166,24 +158,6 @@ def test_train_second_level_refuses_other_inputs(tiny, first, copy, tmp_path, mo
     assert files_of(copy) == before and not calls
     train_second(tiny, runs, copy, f"{more} --resume never")
     assert len(calls) == computed
-
-
-def test_train_second_level_computes_features_of_other_folds(tiny, first, copy, tmp_path, monkeypatch):
-    """A patient that no network was trained on moves, so that the networks do not refuse."""
-    runs = shutil.copytree(first, tmp_path / "first")
-    folds = pd.read_csv(tiny.folds, dtype={"patient_id": str})
-    patient = folds.patient_id[folds.fold == 0].iloc[0]
-    folds.loc[folds.patient_id == patient, "fold"] = 1
-    folds.to_csv(tmp_path / "folds.csv", index=False)
-    for fold in range(2):
-        path = runs / f"fold{fold}" / "model.safetensors"
-        patients = read_about(path)["training_patients"]
-        record_patients(path, [other for other in patients if other != patient])
-    more = f"--folds {tmp_path / 'folds.csv'}"
-    assert "was made with other --folds" in refusal(tiny, [runs], copy, more)
-    train_second(tiny, [runs], copy, f"{more} --resume never")
-    table = pd.read_csv(copy / "oof_series.csv", dtype={"patient_id": str})
-    assert set(table.fold[table.patient_id == patient]) == {1}
 
 
 def test_train_second_level_refuses_other_masks(tiny, tmp_path, monkeypatch):

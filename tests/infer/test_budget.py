@@ -43,25 +43,19 @@ class Machine:
     pass_s = (1.0, 1.0)
     """of each run"""
 
-    def run(self, series, max_s, jobs=1, side_by_side=True):
+    def run(self, series, max_s, side_by_side=True):
         """The subset that each series got, and the seconds of all."""
         clock = Clock()
         budget = TimeBudget(
-            series,
-            (FULL, REDUCED),
-            max_s,
-            started=clock(),
-            jobs=jobs,
-            side_by_side=side_by_side,
-            clock=clock,
+            series, (FULL, REDUCED), max_s, started=clock(), side_by_side=side_by_side, clock=clock
         )
         got = []
         while budget.done < series and budget.left_s > 0:
             subset = budget.subset
             organs_s = self.organs_s * subset.needs_organs
             runs_s = tuple(passes * each for passes, each in zip(subset.passes, self.pass_s, strict=True))
-            predict_s, read_s = organs_s + sum(runs_s), self.read_s / jobs
-            clock.now += max(read_s, predict_s) if side_by_side else read_s + predict_s
+            predict_s = organs_s + sum(runs_s)
+            clock.now += max(self.read_s, predict_s) if side_by_side else self.read_s + predict_s
             got.append(subset)
             self.after(len(got))
             budget.note(self.read_s, Prediction(np.zeros((2, 13)), organs_s, runs_s))
@@ -132,12 +126,6 @@ def test_budget_notices_a_change_of_pace():
     machine.after = gpu_fails
     got, _ = machine.run(300, max_s=12000)
     assert len(got) > 280  # with a mean over all series two thirds of them would not be reached
-
-
-def test_budget_expects_more_threads_to_read_faster():
-    machine = Machine()
-    machine.read_s, machine.pass_s = 80.0, (0.01, 0.01)
-    assert machine.run(10, math.inf, jobs=4)[1] == machine.run(10, math.inf)[1] / 4
 
 
 @pytest.fixture
@@ -225,6 +213,7 @@ def test_infer_ends_in_the_middle_of_a_series_when_time_is_over(tiny, runs, tmp_
     assert set(read_report(tmp_path).status) == {"not reached", "prior"}
 
 
+@pytest.mark.slow
 def test_infer_ends_where_a_gpu_never_answers_at_the_start(tiny, tiny_run, tmp_path):
     code = """
         import sys, time

@@ -43,24 +43,7 @@ def test_infer_uses_the_masks_of_the_segmenter(tiny, organ_run, segmenter, tmp_p
     assert capsys.readouterr().err.count("trained with true masks get predicted ones") == 2
 
 
-def test_infer_refuses_raw_images_without_a_segmenter(tiny, organ_run, tmp_path):
-    with pytest.raises(UserError, match="give --segmenter"):
-        submit(tiny.raw, organ_run, tiny.sample, tmp_path)
-    assert not (tmp_path / "submission.csv").exists()
-
-
-def test_infer_refuses_a_segmenter_of_another_size(tiny, organ_run, tmp_path):
-    other = write_pair(tmp_path / "seg", size=64)
-    with pytest.raises(UserError, match="slices of 64 px, the models on 48 px"):
-        submit(tiny.raw, organ_run, tiny.sample, tmp_path, "--segmenter", other)
-
-
-def test_infer_refuses_a_segmenter_that_no_run_needs(tiny, tiny_run, segmenter, tmp_path):
-    with pytest.raises(UserError, match="none of these models uses organ masks"):
-        submit(tiny.raw, tiny_run, tiny.sample, tmp_path, "--segmenter", segmenter)
-
-
-def test_a_run_of_weight_0_needs_no_segmenter(tiny, organ_run, tiny_run, segmenter, tmp_path):
+def test_infer_needs_no_segmenter_for_a_run_of_weight_0(tiny, organ_run, tiny_run, segmenter, tmp_path):
     alone = submit(tiny.raw, tiny_run, tiny.sample, tmp_path / "alone")
     runs, weights = [tiny_run, organ_run], ("--weights", 1, 0)
     without = submit(tiny.raw, runs, tiny.sample, tmp_path / "without", *weights)
@@ -81,6 +64,21 @@ def test_subsets_exclude_runs_that_look_at_organs_where_time_is_short(organ_run,
     assert (reduced.fold_counts, reduced.needs_organs) == ((1,), True)
 
 
-def test_infer_refuses_a_segmenter_for_a_prepared_set(tiny, organ_run, segmenter, tmp_path):
-    with pytest.raises(UserError, match="writes its masks, leave --segmenter out"):
-        submit(tiny.prepared, organ_run, tiny.sample, tmp_path, "--segmenter", segmenter)
+@pytest.mark.parametrize(
+    ("source", "run", "found_by", "message"),
+    [
+        ("raw", "organ_run", None, "give --segmenter"),
+        ("raw", "organ_run", "larger", "slices of 64 px, the models on 48 px"),
+        ("raw", "tiny_run", "segmenter", "none of these models uses organ masks"),
+        ("prepared", "organ_run", "segmenter", "writes its masks, leave --segmenter out"),
+    ],
+)
+def test_infer_refuses_a_segmenter_that_does_not_fit(request, tiny, tmp_path, source, run, found_by, message):
+    if found_by == "larger":
+        found_by = write_pair(tmp_path / "seg", size=64)
+    elif found_by:
+        found_by = request.getfixturevalue(found_by)
+    more = ("--segmenter", found_by) if found_by else ()
+    with pytest.raises(UserError, match=message):
+        submit(getattr(tiny, source), request.getfixturevalue(run), tiny.sample, tmp_path, *more)
+    assert not (tmp_path / "submission.csv").exists()

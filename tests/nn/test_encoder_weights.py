@@ -34,15 +34,6 @@ def test_load_encoder_reports_a_complete_match(saved):
     assert_equal_weights(other, encoder)
 
 
-@pytest.mark.parametrize("prefix", ["student.", "module.backbone.", "module.student.encoder."])
-def test_load_encoder_understands_published_prefixes(saved, tmp_path, prefix):
-    _, encoder = saved
-    path = tmp_path / "published.pt"
-    torch.save({"state_dict": {prefix + name: tensor for name, tensor in encoder.state_dict().items()}}, path)
-    report = load_encoder(create_encoder(NAME, 3), path)
-    assert not report.missing and not report.unused
-
-
 def test_load_encoder_takes_the_whole_teacher_of_a_run(saved, tmp_path):
     """A mixture would have all its tensors and the weights of neither."""
     _, teacher = saved

@@ -40,10 +40,6 @@ def test_patient_folds_test_every_patient_once(count, folds):
         assert not set(patient[fitted]) & set(patient[tested]) and (fitted | tested).all()
 
 
-def test_patient_folds_of_a_single_patient_are_empty():
-    assert patient_folds(np.repeat("a", 9), seed=0) == []
-
-
 def test_organ_estimates_of_perfect_features():
     figures, absent = organ_estimates(organ_tiles(dict.fromkeys(names(6), (0, 1, 2, 3, 4, 5))), seed=0)
     assert set(figures) == {"organ/logistic", "organ/knn"} and not absent
@@ -138,7 +134,3 @@ def test_height_estimates_follow_their_formulas():
     error = predicted - data.target
     assert figures["z_position/knn/r2"].value == pytest.approx(1 - (error**2).mean() / data.target.var())
     assert figures["z_position/knn/mae_mm"].value == pytest.approx(400 * np.abs(error).mean())
-
-
-def test_height_estimates_need_two_patients():
-    assert height_estimates(slice_set(1.0, 1), seed=0) == ({}, {"z_position": "a single patient"})

@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -128,19 +127,6 @@ def test_main_measures_real_ct(tmp_path):
     real_ct.main(["--ct", str(REAL), "--output", str(tmp_path / "ct"), "--size", "96"])
     dataset = PreparedDataset.open(tmp_path / "ct")
     assert dataset.series["patient_id"].tolist() == ["chaos", "rsna", "totalsegmentator"]
-    for patient in dataset.series["patient_id"]:
-        slices = range(dataset.series.set_index("patient_id").loc[patient, "slices"])
-        images = dataset.read_slices(patient, "1", slices)[..., 0]
-        bone = np.argwhere(images[len(slices) // 4] > 250)
-        body = np.argwhere(images[len(slices) // 4] > 0)
-        assert bone[:, 0].mean() > body[:, 0].mean()  # the spine is below
-        lung = (images[:, 30:66, 10:86] == 0).mean(axis=(1, 2))
-        assert patient == "totalsegmentator" or lung[:5].mean() > lung[-5:].mean()  # that one has no lung
-        if dataset.has_masks(patient, "1"):
-            masks = dataset.read_masks(patient, "1", slices)
-            _, rows, columns = np.nonzero(masks == ORGANS["liver"])
-            assert columns.mean() < 48 and 15 < rows.mean() < 75
-            assert images[masks == ORGANS["liver"]].std() < 45 < images[images > 0].std()
     assert not dataset.has_masks("rsna", "1")
 
     run = write_frozen_run(tmp_path / "run", windows=("soft",))

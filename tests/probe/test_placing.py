@@ -63,11 +63,6 @@ def test_placing_estimates_exclude_other_series_of_the_same_patient():
     )  # all six pairs but a's two with each other
 
 
-def test_placing_estimates_of_a_single_patient_are_intra_only():
-    figures = placing_estimates(placed(np.zeros((2, 4), dtype=int)), np.array(["a", "a"]), seed=0)
-    assert {name.split("/")[0] for name in figures} == {"intra"}
-
-
 def test_placing_estimates_of_random_embeddings_are_at_chance():
     rng = np.random.default_rng(0)
     crops = rng.normal(size=(1, 8, 40 + 9, 16)).astype(np.float32)

@@ -15,16 +15,13 @@ from src.data.prepared import PreparedDataset
 from src.nn import training
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.folder_files import files_of
+from tests.helpers.infer_runs import train_small
 
 
 @pytest.fixture(scope="module")
 def finished(tiny, tmp_path_factory) -> Path:
     """A run of both folds, trained once for the tests that only look."""
-    output = tmp_path_factory.mktemp("cls") / "run"
-    given = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {output}"
-    small = "--backbone test_efficientnet --slices 4 --crop 32 --hidden 8 --epochs 2 --tta none --workers 1"
-    train_cls.main(f"{given} {small}".split())
-    return output
+    return train_small(tiny, tmp_path_factory.mktemp("cls") / "run", "--epochs 2 --workers 1")
 
 
 def read(path: Path) -> pd.DataFrame:
