@@ -41,15 +41,10 @@ _PIXEL_DATA = 0x7FE00010
 _ITEM = b"\xfe\xff\x00\xe0"
 
 
-def mutate(content: bytes, kind: str, rng: Rng) -> bytes:
-    """The content of a DICOM file with one damage of the kind, a key of `KINDS`."""
-    return KINDS[kind](content, rng)
-
-
 def mutations(content: bytes, rng: Rng) -> Iterator[tuple[str, bytes]]:
     """Damage of every kind that applies to the file, one after the other, as (kind, damaged content)."""
-    for kind in KINDS:
-        damaged = mutate(content, kind, rng)
+    for kind, damage in KINDS.items():
+        damaged = damage(content, rng)
         if damaged != content:
             yield kind, damaged
 
@@ -186,27 +181,20 @@ def _without(content: bytes, rng: Rng) -> bytes:
     return content[: _start(element)] + content[element.value_tell + element.length :]
 
 
-def _block(content: bytes, rng: Rng) -> tuple[int, int]:
+def _block(content: bytes, rng: Rng) -> slice:
     size = int(rng.integers(1, min(513, (len(content) - 132) // 2)))
     start = int(rng.integers(132, len(content) - size))
-    return start, size
+    return slice(start, start + size)
 
 
 def _zero_block(content: bytes, rng: Rng) -> bytes:
-    start, size = _block(content, rng)
-    return _overwrite(content, start, bytes(size))
+    block = _block(content, rng)
+    return _overwrite(content, block.start, bytes(block.stop - block.start))
 
 
-def _duplicate_block(content: bytes, rng: Rng) -> bytes:
-    start, size = _block(content, rng)
-    return content[: start + size] + content[start:]
-
-
-def _swap_blocks(content: bytes, rng: Rng) -> bytes:
-    first, size = _block(content, rng)
-    second = int(rng.integers(132, len(content) - size))
-    swapped = _overwrite(content, first, content[second : second + size])
-    return _overwrite(swapped, second, content[first : first + size])
+def _double_block(content: bytes, rng: Rng) -> bytes:
+    block = _block(content, rng)
+    return content[: block.stop] + content[block.start :]
 
 
 def _append(content: bytes, rng: Rng) -> bytes:
@@ -271,8 +259,7 @@ KINDS: dict[str, Callable[[bytes, Rng], bytes]] = {
     **{f"absurd {keyword}": partial(_absurd, keyword=keyword) for keyword in ABSURD},
     "missing element": _without,
     "zeroed block": _zero_block,
-    "duplicated block": _duplicate_block,
-    "swapped blocks": _swap_blocks,
+    "doubled block": _double_block,
     "appended garbage": _append,
     "another transfer syntax": _other_syntax,
     "wrong offset table": _offset_table,

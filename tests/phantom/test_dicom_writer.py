@@ -29,6 +29,9 @@ def test_write_series_is_lossless_in_every_encoding(tmp_path, syntax, bits_store
         unused = np.frombuffer(header.PixelData, "<u2") >> bits_stored
         assert (len(np.unique(unused)) > 2) == dirty  # the sign fills them with 0 or 1 alone
     assert (header.file_meta.TransferSyntaxUID, header.BitsStored) == (syntax, bits_stored)
+    assert (header.PatientID, header.Modality) == ("11", "CT")
+    assert (header.WindowCenter, header.WindowWidth) == (50, 400)
+    assert tuple(header.PixelSpacing) == pytest.approx((0.7, 0.7))
     assert list(header.ImagePositionPatient) == pytest.approx([-10 + 43 * 0.7, -20 + 39 * 0.7, 300])
 
 

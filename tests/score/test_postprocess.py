@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,7 +14,7 @@ from src.score.postprocess import PatientRows, PostProcessing, read_post, write_
 from src.score.submission import combine_series, combine_tables
 from tests.helpers.score_frames import draw_labels, draw_predictions
 
-ONES = {name: 1.0 for name in TARGETS}
+ONES = dict.fromkeys(TARGETS, 1.0)
 
 
 def patient(**changes: float) -> dict[str, float]:
@@ -45,37 +44,40 @@ def test_identity_is_the_plain_mean_of_series_and_tables():
     assert score(labels, post).score == pytest.approx(score(labels, plain).score, abs=1e-12)
 
 
-def test_series_max_moves_each_target_to_its_most_injured_series():
-    two = [patient(liver=(0.6, 0.3, 0.1)), patient(spleen=(0.5, 0.1, 0.4), liver=(0.9, 0.05, 0.05))]
-    mean, most = (adjusted(two, ["7", "7"], series_max=share) for share in (0.0, 1.0))
-    assert mean[["liver_healthy", "liver_low"]].tolist() == pytest.approx([0.75, 0.175])
-    assert most[["liver_healthy", "liver_low", "liver_high"]].tolist() == pytest.approx([0.6, 0.3, 0.1])
-    assert most[["spleen_healthy", "spleen_high"]].tolist() == pytest.approx([0.5, 0.4])
-    half = adjusted(two, ["7", "7"], series_max=0.5)
-    assert half.liver_healthy == pytest.approx((0.75 + 0.6) / 2)
+TWO_SERIES = [{"liver": (0.6, 0.3, 0.1)}, {"liver": (0.9, 0.05, 0.05), "spleen": (0.5, 0.1, 0.4)}]
+ONE_SERIES = [{"liver": (0.6, 0.3, 0.1), "kidney": (0.8, 0.1, 0.1)}]
+CERTAIN = [{"bowel": (1.0, 0.0), "liver": (0.0, 0.0, 1.0)}]
+COLD = dict.fromkeys(TARGETS, 0.1)
+TRIPLE = dict.fromkeys(INJURIES, 1.0) | {"liver_high": 3.0}
 
 
-def test_series_max_leaves_patients_of_one_series_alone():
-    one = [patient(liver=(0.6, 0.3, 0.1))]
-    pd.testing.assert_series_equal(adjusted(one, ["7"], series_max=1.0), adjusted(one, ["7"]))
+@pytest.mark.parametrize(
+    ("series", "numbers", "expected"),
+    [
+        (TWO_SERIES, {"series_max": 0.0}, {"liver": (0.75, 0.175, 0.075), "spleen": (0.74, 0.055, 0.205)}),
+        (TWO_SERIES, {"series_max": 1.0}, {"liver": (0.6, 0.3, 0.1), "spleen": (0.5, 0.1, 0.4)}),
+        (TWO_SERIES, {"series_max": 0.5}, {"liver": (0.675, 0.2375, 0.0875)}),
+        (ONE_SERIES, {"series_max": 1.0}, {"liver": (0.6, 0.3, 0.1), "kidney": (0.8, 0.1, 0.1)}),
+        (ONE_SERIES, {"temperature": ONES | {"liver": 0.5}}, {"liver": (36 / 46, 9 / 46, 1 / 46)}),
+        (ONE_SERIES, {"temperature": ONES | {"liver": 0.5}}, {"kidney": (0.8, 0.1, 0.1)}),
+        (ONE_SERIES, {"multipliers": TRIPLE}, {"liver": (0.5, 0.25, 0.25), "kidney": (0.8, 0.1, 0.1)}),
+        (
+            CERTAIN,
+            {"temperature": dict.fromkeys(TARGETS, 0.1), "series_max": 0.3, "any_injury": 0.5},
+            {"liver": (0, 0, 1)},
+        ),
+    ],
+)
+def test_apply_worked_by_hand(series, numbers, expected):
+    row = adjusted([patient(**each) for each in series], ["7"] * len(series), **numbers)
+    for target, values in expected.items():
+        assert row[list(TARGETS[target])].tolist() == pytest.approx(values, abs=1e-9)
 
 
 def test_apply_mixes_tables_by_their_weights():
     tables = [pd.DataFrame([patient(bowel=(1 - p, p))]).assign(patient_id="7") for p in (0.2, 0.6)]
-    rows = PatientRows.read(tables, pd.Series(["7"]))
-    mixed = rows.apply(PostProcessing((0.75, 0.25))).iloc[0]
+    mixed = PatientRows.read(tables, pd.Series(["7"])).apply(PostProcessing((0.75, 0.25))).iloc[0]
     assert mixed.bowel_injury == pytest.approx(0.75 * 0.2 + 0.25 * 0.6)
-
-
-def test_temperature_and_multipliers_change_their_own_target_only():
-    row = [patient(liver=(0.6, 0.3, 0.1), kidney=(0.8, 0.1, 0.1))]
-    sharp = adjusted(row, ["7"], temperature={**ONES, "liver": 0.5})
-    expected = np.array([0.6, 0.3, 0.1]) ** 2
-    assert sharp[list(TARGETS["liver"])].tolist() == pytest.approx((expected / expected.sum()).tolist())
-    assert sharp.kidney_low == pytest.approx(0.1)
-    weighed = adjusted(row, ["7"], multipliers={**dict.fromkeys(INJURIES, 1.0), "liver_high": 3.0})
-    assert weighed[list(TARGETS["liver"])].tolist() == pytest.approx([0.5, 0.25, 0.25])
-    assert weighed.kidney_low == pytest.approx(0.1)
 
 
 def test_any_injury_raises_the_most_injured_target_towards_independence():
@@ -89,14 +91,6 @@ def test_any_injury_raises_the_most_injured_target_towards_independence():
         assert after.liver_low / after.liver_high == pytest.approx(3.0)
         assert after.kidney_healthy == pytest.approx(0.7)
         assert any_injury(after.to_frame().T)[0] == pytest.approx(raised)
-
-
-def test_apply_keeps_probabilities_of_0_and_1_finite():
-    certain = [patient(bowel=(1.0, 0.0), liver=(0.0, 0.0, 1.0))]
-    row = adjusted(certain, ["7"], temperature=dict.fromkeys(TARGETS, 0.1), any_injury=0.5, series_max=0.3)
-    values = row[list(COLUMNS)].astype(float)
-    assert np.isfinite(values).all() and (values >= 0).all()
-    assert all(values[list(columns)].sum() == pytest.approx(1) for columns in TARGETS.values())
 
 
 def test_read_post_reads_what_write_post_wrote(tmp_path):

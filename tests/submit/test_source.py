@@ -61,10 +61,7 @@ def write_source(folder, part: str) -> None:
 
 
 def test_find_loaded_includes_what_only_the_help_loads(tmp_path):
-    write_source(tmp_path, "import sndhdr_not_here\n")
-    with pytest.raises(UserError, match="does not start in the bundle: ModuleNotFoundError: No module"):
-        find_loaded(tmp_path, [Path("infer.py")])
-    (tmp_path / "src" / "late" / "part.py").write_text("import filecmp\n")
+    write_source(tmp_path, "import filecmp\n")
     (tmp_path / "other.py").write_text("import chunk_of_words\n")
     (tmp_path / "chunk_of_words.py").write_text("")
     assert {"infer", "colorsys", "src", "filecmp"} <= find_loaded(tmp_path, [Path("infer.py")])
