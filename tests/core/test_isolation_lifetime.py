@@ -190,3 +190,8 @@ def test_child_not_started_says_why(child, monkeypatch, tmp_path):
         child.call(plainly, abs, -3)
     monkeypatch.undo()
     assert child.call(plainly, abs, -3) == 3
+
+
+def test_child_has_a_session_of_its_own(child):
+    """Ctrl-C in a terminal does not reach it."""
+    assert child.call(plainly, os.getsid, 0) != os.getsid(0)

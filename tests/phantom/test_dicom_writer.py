@@ -43,6 +43,8 @@ def test_draw_storage_covers_all_quirks():
     assert {s.patient_position for s in drawn} == {"FFS", "HFS"}
     for quirk in ("dirty_high_bits", "turned"):
         assert {getattr(s, quirk) for s in drawn} == {True, False}
+    in_order = [list(s.instance_numbers) == sorted(s.instance_numbers) for s in drawn]
+    assert 0 < sum(in_order) < len(drawn) / 2
     repeated = [s for s in drawn if s.duplicate_of is not None]
     assert 0 < len(repeated) < len(drawn)
     assert all(len(s.instances()) == 41 for s in repeated)
