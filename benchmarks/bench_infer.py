@@ -3,9 +3,9 @@
     python benchmarks/bench_infer.py --json infer.json
     python benchmarks/bench_infer.py --quick
 
-A phantom patient at 512 px, with as many slices as an average series of the competition, linked to several
-series. The models have random weights: the published setting (48 slices, 192 px crops of 256 px, three
-windows) on a backbone. Alone, one after the other:
+A phantom at 512 px, with as many slices as an average series of the competition, linked to several series.
+The models have random weights: the published setting (48 slices, 192 px crops of 256 px, three windows) on a
+backbone. Alone, one after the other:
 
     decode     headers, finding the body, and the slices of the models' stacks, to grey levels
     transform  cutting stacks out of them
@@ -29,6 +29,7 @@ from typing import Any
 
 import pandas as pd
 from harness import BenchOptions, in_fresh_process, process_tree, resident_bytes, run_main
+from phantom_files import phantom_series, write_series
 
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.views import StackView
@@ -43,12 +44,10 @@ from src.infer.predictor import SeriesPredictor
 from src.infer.results import Results
 from src.infer.stack_sources import LoadedSeries, RawSource
 from src.nn.encoder import GREY_MEAN, GREY_STD
-from src.phantom.generate import generate_dataset
-from src.phantom.options import PhantomOptions
 from src.score.postprocess import PostProcessing
 
 OVERLAP_LIMIT = 1.15
-COMPETITION_SERIES, COMPETITION_SLICES, COMPETITION_HOURS = 1770, 317, 9.0
+COMPETITION_SERIES, COMPETITION_SLICES = 1770, 317
 EARLY, LATE = 20, 200
 """Series after which memory is measured."""
 BACKBONES = ("mobilenetv3_small_050", "efficientnet_b0")
@@ -59,14 +58,22 @@ def main(options: BenchOptions) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        files = write_slices(folder / "phantom", n_slices, 256 if options.quick else 512)
+        files = write_slices(folder, n_slices)
         raw = link_series(files, folder / "raw", n_series)
         short = link_series(files[:40], folder / "short", 8 + EARLY if options.quick else LATE)
         for backbone in BACKBONES:
             run = write_model(folder / backbone, backbone)
             figures[backbone] = time_stages(raw, run)
         memory = in_fresh_process(watch_memory, short, folder / BACKBONES[0])
-    show(figures, memory, n_slices)
+    rows = [{"backbone": backbone, **seconds} for backbone, seconds in figures.items()]
+    for row in rows:
+        row["competition_hours"] = COMPETITION_SERIES * row["wall_s"] / 3600 * COMPETITION_SLICES / n_slices
+    say(f"\nseconds per series of {n_slices} slices\n{format_table(rows, 2)}")
+    say(
+        f"competition_hours: {COMPETITION_SERIES} series of {COMPETITION_SLICES} slices at this pace; "
+        f"wall_over_slowest is to be at most {OVERLAP_LIMIT}"
+    )
+    say(f"\nmemory in MB, at most in the first {EARLY} series and in all\n{format_table([memory], 0)}")
     return {"series": n_series, "slices": n_slices, "backbones": figures, "memory": memory}
 
 
@@ -145,31 +152,16 @@ def watch_memory(raw: Path, run: Path) -> dict[str, float]:
         seen.append(sum(resident_bytes("VmRSS", pid) for pid in process_tree(os.getpid())) / 1e6)
 
     run_pipeline(source, predictor, series, look)
-    return {
-        "series": len(seen),
-        "early_mb": max(seen[:EARLY]),
-        "peak_mb": max(seen),
-        "peak_over_early": max(seen) / max(seen[:EARLY]),
-    }
+    return {"series": len(seen), "early_mb": max(seen[:EARLY]), "peak_mb": max(seen)}
 
 
-def write_slices(folder: Path, count: int, matrix: int) -> list[Path]:
-    """DICOM files of one series."""
-    spacing_z_mm = 280 / (count + 2)  # the shortest scans are 280 mm long
-    phantom = PhantomOptions(
-        folder,
-        patients=1,
-        test_patients=1,
-        matrix=matrix,
-        spacing_z_mm=spacing_z_mm,
-        two_phase_rate=0,
-        jobs=2,
+def write_slices(folder: Path, count: int) -> list[Path]:
+    """DICOM files of one series, 1 mm apart, from a phantom of 512 px."""
+    anatomy = phantom_series(folder / "phantom", spacing_z_mm=8.0)
+    slices = [anatomy.read(index) for index in range(len(anatomy.z_mm))]
+    return sorted(
+        write_series(folder / "series", slices, count, anatomy.pixel_mm[0], "uncompressed").iterdir()
     )
-    generate_dataset(phantom)
-    files = sorted(folder.glob("test_images/*/*/*.dcm"))
-    if len(files) < count:
-        raise UserError(f"the phantom has {len(files)} slices, {count} are wanted")
-    return files[:count]
 
 
 def link_series(files: list[Path], folder: Path, count: int) -> Path:
@@ -192,20 +184,6 @@ def write_model(run: Path, backbone: str) -> Path:
     with torch_seed(0):
         save_classifier(run / "fold0" / "model.safetensors", TraumaClassifier(spec), spec)
     return run
-
-
-def show(figures: dict[str, Any], memory: dict[str, float], n_slices: int) -> None:
-    rows = []
-    for backbone, seconds in figures.items():
-        hours = COMPETITION_SERIES * seconds["wall_s"] / 3600 * COMPETITION_SLICES / n_slices
-        rows.append({"backbone": backbone, **seconds, "competition_hours": hours})
-    say(f"\nseconds per series of {n_slices} slices\n{format_table(rows, 2)}")
-    say(
-        f"competition_hours: {COMPETITION_SERIES} series of {COMPETITION_SLICES} slices at this pace, of the "
-        f"{COMPETITION_HOURS:g} that there are; wall_over_slowest is to be at most {OVERLAP_LIMIT}"
-    )
-    early, peak = memory["early_mb"], memory["peak_mb"]
-    say(f"\nmemory: at most {early:.0f} MB in the first {EARLY} series, {peak:.0f} MB in {memory['series']}")
 
 
 if __name__ == "__main__":

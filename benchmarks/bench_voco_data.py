@@ -3,17 +3,16 @@
 python benchmarks/bench_voco_data.py --json voco_data.json
 python benchmarks/bench_voco_data.py --quick
 
-Samples of the presets are made of one phantom patient, prepared at 256 px in three windows; all presets but
-plus, which reads all, use one.
-Its files lie in the page cache: a disk's own speed is not in question. On one thread, in turn in every round:
+Samples of the presets are made from one phantom patient, prepared at 256 px in three windows, of which plus
+uses all and the others one. Files are in the page cache. On one thread, in turn in every round:
 
-    kit      a sample of the kit: only the slices that a crop shows, only the window that is asked for
+    kit      a sample of the kit: only the slices of the crops, only the requested window
     naive    every slice of the canvas is decoded, in all windows, and resized; then crops are cut
     decode   OpenCV decoding the slices that the kit decodes, and nothing else: its limit
 
-Times are on the processor, medians over the rounds; a ratio is the median of the rounds' own ratios, since a
-shared machine changes its speed between rounds. The index is opened in a fresh process each time: memory is
-what the process takes more than after its imports, with the table of ids and the order of an epoch made once.
+Times are on the processor, medians over the rounds; a ratio is the median of the rounds' own ratios. The
+index is opened in a new process each time: memory is what the process takes more than after its imports, with
+the table of ids and the order of an epoch made once.
 """
 
 import shutil
@@ -118,25 +117,22 @@ def naive_sample(dataset: VocoDataset, epoch: int) -> np.ndarray:
 
 
 def time_index(prepared: Path, scratch: Path, rounds: int) -> dict[str, Any]:
-    """Medians over fresh processes, by number of rows, and the ratios of the larger index to the smaller."""
+    """Medians over new processes, by number of rows, and the ratio of a sample from the larger index."""
     folders = {rows: write_index(prepared, scratch / f"index_{rows}", rows) for rows in ROWS}
     taken = [
         {rows: in_fresh_process(index_figures, folder) for rows, folder in folders.items()}
         for _ in range(rounds)
     ]
     names = taken[0][ROWS[0]]
-    figures: dict[str, Any] = {
-        str(rows): {name: median(run[rows][name] for run in taken) for name in names} for rows in ROWS
-    }
+    table = [
+        {"series": rows, **{name: median(run[rows][name] for run in taken) for name in names}}
+        for rows in ROWS
+    ]
     small, large = ROWS
-    figures["ratios"] = {
-        name: median(run[large][name] / run[small][name] for run in taken)
-        for name in ("sample ms", "lookup us", "batch us")
-    }
-    table = [{"series": rows, **figures[str(rows)]} for rows in ROWS]
-    say(f"\nan index, v2 samples\n{format_table([*table, {'series': 'ratio', **figures['ratios']}], 2)}")
+    ratio = median(run[large]["sample ms"] / run[small]["sample ms"] for run in taken)
+    say(f"\nan index, v2 samples\n{format_table(table, 2)}\na sample of the larger one takes x {ratio:.2f}")
     say(f"{large} series are to open in {OPEN_LIMIT_S} s and to add at most {ADDED_LIMIT_MB} MB")
-    return figures
+    return {"rows": table, "sample ratio": ratio}
 
 
 def write_index(prepared: Path, folder: Path, rows: int) -> Path:
@@ -172,21 +168,10 @@ def index_figures(folder: Path) -> dict[str, float]:
         VolumeOrder(len(dataset), options.batch, seed=0, first_step=0, steps=200, sets=dataset.index.sets)
     )
     next(order)  # draws the order of the epoch
-    added_mb, peak_mb = ((resident_bytes(field) - before) / 1e6 for field in ("VmRSS", "VmHWM"))
-    batch_us = 1e3 * timed_ms(lambda _: list(order), 0) / 199
-    rows = linked_rows(len(dataset))
+    peak_mb = (resident_bytes("VmHWM") - before) / 1e6
     dataset[0, 0]
-    sample_ms = median(timed_ms(lambda row: dataset[0, row], row) for row in rows)
-    index = dataset.index
-    lookup_us = 1e3 * median(timed_ms(lambda row: index.series(index.row_of(row)), row) for row in rows)
-    return {
-        "open s": open_s,
-        "added MB": added_mb,
-        "peak MB": peak_mb,
-        "sample ms": sample_ms,
-        "lookup us": lookup_us,
-        "batch us": batch_us,
-    }
+    sample_ms = median(timed_ms(lambda row: dataset[0, row], row) for row in linked_rows(len(dataset)))
+    return {"open s": open_s, "peak MB": peak_mb, "sample ms": sample_ms}
 
 
 def timed_ms(work: Callable[[int], Any], argument: int) -> float:

@@ -7,9 +7,9 @@
 folds: 100 are trained on, the other 100 are predicted, and the other way round. Stages, each of which keeps
 what is finished:
 
-    data      the phantoms, prepared at --size px, and 100 further patients without labels
+    data      the phantoms, prepared at 144 px, and 100 further patients without labels
     pretrain  2D-VoCo (plus_small) on the latter, for the encoder
-    train     train_cls.py with --config for every feature
+    train     train_cls.py for every feature
     table     the score of each over all 200 patients, and its difference to the baseline with an interval:
               bootstrap over patients, both scored on the same draws
 
@@ -43,6 +43,10 @@ PHANTOMS = {
     "labelled": "--patients 200 --test-patients 0 --segmentation-rate 1 --seed 11",
     "unlabelled": "--patients 100 --test-patients 0 --seed 12",
 }
+PRESET, SLICES, SIZE = "configs/cls/study.yaml", 24, 144
+"""The baseline's preset of train_cls.py, the slices of a stack, and the side of the prepared images."""
+SEED, ROUNDS = 0, 1000
+"""Of all trainings, and bootstrap resamples."""
 BASELINE = "baseline"
 _SMALL = ("--crop", "64")
 """Crops of the organs fill it, with a quarter of the pixels of the full size."""
@@ -75,7 +79,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("--slice-loss", "0.5", "--image-labels", "{marks}", "--pooling", "attention"),
             *("--loss", "metric", "--encoder", "{encoder}"),
         ),
-        "other-seed": ("--seed", "{other_seed}"),
+        "other-seed": ("--seed", f"{SEED + 1}"),
     }
 )
 """What each adds to the command of the baseline; `other-seed` adds nothing, and shows how far luck goes."""
@@ -89,16 +93,6 @@ class ClassifierStudyOptions(StudyOptions):
     """stages to run, always in this order"""
     features: tuple[str, ...] = tuple(FEATURES)
     """which, besides the baseline"""
-    preset: str = "configs/cls/study.yaml"
-    """preset of train_cls.py that the baseline is"""
-    slices: int = 24
-    """slices of a stack"""
-    size: int = 144
-    """side of the prepared images in pixels"""
-    seed: int = 0
-    """of all trainings"""
-    rounds: int = 1000
-    """bootstrap resamples"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,7 +127,7 @@ def make_data(options: ClassifierStudyOptions) -> None:
     """Make and prepare the phantoms and the folds; what is there is kept."""
     for name, arguments in PHANTOMS.items():
         make_phantom(options.work / name, arguments)
-        prepare(options.work / name, options.work / f"prepared_{name}", options.size)
+        prepare(options.work / name, options.work / f"prepared_{name}", SIZE)
     if not options.folds.is_file():
         tables = ["--labels", str(options.raw / "train.csv")]
         tables += ["--series", str(options.raw / "train_series_meta.csv")]
@@ -144,7 +138,7 @@ def make_encoder(options: ClassifierStudyOptions) -> None:
     """Pre-train the encoder, where a feature needs it."""
     if any("{encoder}" in FEATURES[name] for name in options.features):
         data = options.work / "prepared_unlabelled"
-        given = ("--data", data, "--output", options.work / "voco", "--seed", str(options.seed))
+        given = ("--data", data, "--output", options.work / "voco", "--seed", str(SEED))
         run = read_preset(VocoOptions, "voco/plus_small", *given, "--precision", options.precision)
         make_all("pretrain", {"encoder": Piece(run, (data / "series.csv",))}, options.jobs)
 
@@ -154,7 +148,6 @@ def plan(options: ClassifierStudyOptions) -> dict[str, Piece]:
     paths = {
         "marks": str(options.raw / "image_level_labels.csv"),
         "encoder": options.work / "voco" / "encoder.safetensors",
-        "other_seed": str(options.seed + 1),
     }
     tables = [options.prepared / "series.csv", options.raw / "train.csv", options.folds]
     pieces = {}
@@ -162,8 +155,8 @@ def plan(options: ClassifierStudyOptions) -> dict[str, Piece]:
         output = options.work / "runs" / name
         added = [part.format_map(paths) for part in FEATURES[name]]
         given = ["--data", options.prepared, "--labels", options.raw / "train.csv", "--folds", options.folds]
-        given += ["--output", output, "--slices", str(options.slices), "--seed", str(options.seed)]
-        run = read_preset(ClassifierOptions, options.preset, *given, "--precision", options.precision, *added)
+        given += ["--output", output, "--slices", str(SLICES), "--seed", str(SEED)]
+        run = read_preset(ClassifierOptions, PRESET, *given, "--precision", options.precision, *added)
         more = [path for path in (run.encoder, run.image_labels) if path]
         pieces[name] = Piece(run, (*tables, *more))
     return pieces
@@ -178,7 +171,7 @@ def train(options: ClassifierStudyOptions) -> None:
         [
             *("--runs", str(baseline), "--data", str(options.prepared), "--output", str(output)),
             *("--labels", str(options.raw / "train.csv"), "--folds", str(options.folds)),
-            *("--seed", str(options.seed)),
+            *("--seed", str(SEED)),
         ]
     )
 
@@ -205,7 +198,7 @@ def show(options: ClassifierStudyOptions) -> dict[str, Any]:
         runs |= post_process(labels, tables)
     except UserError as error:
         say(f"{POST} is left out: {error}")
-    rows = side_by_side(labels, runs, options.rounds, level=0.9)
+    rows = side_by_side(labels, runs, ROUNDS, level=0.9)
     say(f"\n{len(labels)} patients, two folds\n\n{format_table(shown_rows(rows, seconds), 3)}")
     if missing:
         say(f"\nnot finished yet: {', '.join(missing)}")
@@ -232,12 +225,11 @@ def shown_rows(rows: list[dict[str, Any]], seconds: dict[str, float | None]) -> 
     """The rows of the printed table."""
     shown = []
     for row in rows:
-        change = row.get("difference")
         line = {"feature": row["name"], "score": row["score"], "any_injury": row["losses"]["any_injury"]}
-        line["difference"] = "" if change is None else f"{change['observed']:+.3f}"
-        line["90 % interval"] = "" if change is None else f"{change['low']:+.3f} to {change['high']:+.3f}"
-        line["seconds"] = "" if seconds.get(row["name"]) is None else f"{seconds[row['name']]:.0f}"
-        shown.append(line)
+        change = row.get("difference")
+        line["difference"] = "{observed:+.3f}".format_map(change) if change else ""
+        line["90 % interval"] = "{low:+.3f} to {high:+.3f}".format_map(change) if change else ""
+        shown.append(line | {"seconds": seconds.get(row["name"])})
     return shown
 
 

@@ -5,7 +5,7 @@
 
 Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
 
-    data     phantoms with a segmentation of every series, prepared at --size px with three windows: 40
+    data     phantoms with a segmentation of every series, prepared at 64 px in three windows: 40
              patients to learn from, 20 others who are scored
     train    train_seg.py for each seed, share of labelled series and method; the series that are not drawn
              are unlabelled, their masks are never read. Each run scores the 20 patients in 3D
@@ -36,6 +36,8 @@ PHANTOMS = {
     "train": "--patients 40 --test-patients 0 --segmentation-rate 1 --seed 5",
     "test": "--patients 20 --test-patients 0 --segmentation-rate 1 --seed 7",
 }
+PRESET, SIZE = "configs/seg/dual_small.yaml", 64
+"""Preset of train_seg.py, and side of the prepared images in pixels."""
 METHODS = {
     "supervised": ("--verification", "0", "--pseudo", "0", "--contrast", "0"),
     "dual": (),
@@ -54,10 +56,6 @@ COMPARED = {name: SCORES[name] for name in ("dice", "hd95_mm")}
 class SegStudyOptions(StudyOptions):
     stage: tuple[Literal["data", "train", "table"], ...] = ("data", "train", "table")
     """stages to run, always in this order"""
-    size: int = 64
-    """side of the prepared images in pixels"""
-    preset: str = "configs/seg/dual_small.yaml"
-    """preset of train_seg.py"""
     shares: tuple[float, ...] = (0.05, 0.1, 0.2)
     """shares of the series that are labelled"""
     ablated: tuple[float, ...] = (0.1,)
@@ -97,7 +95,7 @@ def make_data(options: SegStudyOptions) -> None:
     for name, arguments in PHANTOMS.items():
         raw = options.work / f"raw_{name}"
         make_phantom(raw, arguments)
-        prepare(raw, options.work / name, options.size)
+        prepare(raw, options.work / name, SIZE)
 
 
 def plan(options: SegStudyOptions) -> dict[tuple[str, float, int], Piece]:
@@ -116,7 +114,7 @@ def plan(options: SegStudyOptions) -> dict[tuple[str, float, int], Piece]:
             *("--validation", "0", "--output", output),
             *("--seed", str(seed), "--precision", options.precision, *METHODS[method]),
         ]
-        run = read_preset(SegOptions, options.preset, *arguments)
+        run = read_preset(SegOptions, PRESET, *arguments)
         inputs = (labelled, *(folder / "series.csv" for folder in sets))
         pieces[method, share, seed] = Piece(run, inputs)
     return pieces

@@ -7,7 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -193,26 +193,17 @@ def make_all(stage: str, planned: Mapping[Key, Piece], jobs: int) -> None:
             raise UserError(f"no encoder {path}: run --stage pretrain first")
     missing = [piece for piece in pieces if not piece.is_finished]
     say(f"{stage}: {len(pieces)} pieces, {len(pieces) - len(missing)} of them finished")
-    for number, piece in enumerate(_made(pieces, jobs), 1):
-        if piece in missing:
-            say(f"{stage} {number}/{len(pieces)}: {piece.folder.name}")
-
-
-def _made(pieces: Sequence[Piece], jobs: int) -> Iterator[Piece]:
-    """Each piece as soon as it and those before it are made."""
-    if jobs == 1:
-        for piece in pieces:
-            piece.make()
-            yield piece
-        return
     # not joblib: a process of its pools cannot start the workers that read a training's slices
-    threads = max(1, cpu_count() // jobs)
-    spawn = multiprocessing.get_context("spawn")
+    spawn, threads = multiprocessing.get_context("spawn"), max(1, cpu_count() // jobs)
     with ProcessPoolExecutor(jobs, spawn, initializer=begin_process, initargs=(threads,)) as pool:
-        futures = [pool.submit(piece.make) for piece in pieces]
+        futures = [pool.submit(piece.make) if jobs > 1 else None for piece in pieces]
         try:
-            for piece, future in zip(pieces, futures, strict=True):
-                future.result()
-                yield piece
+            for number, (piece, future) in enumerate(zip(pieces, futures, strict=True), 1):
+                if future:
+                    future.result()
+                else:
+                    piece.make()
+                if piece in missing:
+                    say(f"{stage} {number}/{len(pieces)}: {piece.folder.name}")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -43,11 +43,10 @@ def study(tmp_path, monkeypatch):
         },
     )
     (tmp_path / "preset.yaml").write_text(PRESET)
-    return [
-        *("--work", str(tmp_path / "study"), "--size", "48", "--slices", "4"),
-        *("--preset", str(tmp_path / "preset.yaml"), "--rounds", "20"),
-        *("--json", str(tmp_path / "study.json")),
-    ]
+    sizes = {"PRESET": f"{tmp_path}/preset.yaml", "SIZE": 48, "SLICES": 4, "ROUNDS": 20}
+    for name, value in sizes.items():
+        monkeypatch.setattr(classifier_study, name, value)
+    return ["--work", str(tmp_path / "study"), "--json", str(tmp_path / "study.json")]
 
 
 @pytest.mark.slow

@@ -44,13 +44,14 @@ def study(tmp_path_factory):
     work = tmp_path_factory.mktemp("study")
     (work / "tiny.yaml").write_text(PRESET)
     arguments = [
-        *("--work", str(work), "--size", "32", "--preset", str(work / "tiny.yaml"), "--seeds", "0"),
-        *("--shares", "0.25", "0.5", "--ablated", "0.25"),
+        *("--work", str(work), "--seeds", "0", "--shares", "0.25", "0.5", "--ablated", "0.25"),
     ]
+    tiny = {"PHANTOMS": TINY_PHANTOMS, "SIZE": 32, "PRESET": str(work / "tiny.yaml")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation_study, "PHANTOMS", TINY_PHANTOMS)
+        for name, value in tiny.items():
+            patch.setattr(segmentation_study, name, value)
         main([*arguments, "--json", str(work / "study.json")])
-    return SimpleNamespace(work=work, arguments=arguments)
+        yield SimpleNamespace(work=work, arguments=arguments)
 
 
 @pytest.mark.slow
@@ -85,9 +86,8 @@ def test_main_methods_share_labels_and_differ_in_terms(study):
 
 
 @pytest.mark.slow
-def test_main_keeps_finished_runs(study, monkeypatch):
+def test_main_keeps_finished_runs(study):
     before = {path: path.stat().st_mtime_ns for path in (study.work / "runs").rglob("segmenter.safetensors")}
-    monkeypatch.setattr(segmentation_study, "PHANTOMS", TINY_PHANTOMS)
     main(study.arguments)
     assert len(before) == len(METHODS) + 2
     assert before == {path: path.stat().st_mtime_ns for path in before}
