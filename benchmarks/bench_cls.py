@@ -4,7 +4,7 @@
     python benchmarks/bench_cls.py --quick
 
 Series of one phantom patient, prepared at 256 px in three windows, the published setting: 48 slices, 192 px
-crops. Side by side, in turn, the model on one thread:
+crops. In turn, the model on one thread:
 
     model   forward, loss, backward, optimiser and weight average on batches that lie in memory
     step    what train_cls.py does: the same with one process that reads, augments and hands over the batches

@@ -1,4 +1,4 @@
-"""Speed of preparation beside the conventional pipeline and beside its own limit, in one run.
+"""Speed of preparing DICOM files, compared with a conventional script and with decoding and encoding alone.
 
 python benchmarks/bench_prepare.py --json prepare.json
 python benchmarks/bench_prepare.py --quick
@@ -11,11 +11,9 @@ From 512 x 512 CT slices of 16 bits to 256 px PNG of three windows, all with the
                    resizing, windows, PNG, tables, in its child process
     limit          dicomsdl decoding every file, and cv2 encoding the very images that the kit writes: no more
 
-Files are read from and written to a folder in memory where there is one (/dev/shm): a disk's own speed is
-not in question. Conventional, kit with one worker, and limit run on one CPU, two
-workers on two (children inherit that), one after the other in every round. Times are medians over the
-rounds; a ratio is the median of the rounds' own ratios, since a shared machine changes its speed between
-rounds. What a run pays once, a worker's child and the final tables, is printed apart.
+Files are in a folder in memory where there is one (/dev/shm). Conventional, kit with one worker, and limit
+run on one CPU, two workers on two, in turn in every round. Times are medians over the rounds, ratios the
+medians of the rounds' own ratios. What a run pays once is printed apart.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What masks for whole series cost beyond the forward passes of the pair: time, and memory by length.
+"""What segmenting whole series costs beyond the networks' forward passes, and memory by length of a series.
 
 python benchmarks/bench_segment.py --json segment.json
 python benchmarks/bench_segment.py --quick
@@ -12,10 +12,9 @@ in turn, torch on one thread in both:
     read      decoding alone, which the worker processes share
     write     what the one thread that follows the model does: cleaning, measuring and writing alone
 
-A fast GPU waits for the slower of the last two. A ratio is the median over the rounds. Weights are random,
-and masks of noise would have thousands of pieces per slice; so the pair's answer is drawn to ellipses of the
-size of organs, in all. Peak memory is that of a new process, which reads its slices itself, for a
-short and for a long series.
+A ratio is the median over the rounds. Weights are random, and masks of noise would have thousands of pieces
+per slice: the pair's answer is drawn to ellipses of the size of organs. Peak memory is that of a new process,
+which reads its slices itself, for a short and for a long series.
 """
 
 import statistics

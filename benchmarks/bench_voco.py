@@ -72,7 +72,7 @@ def main(options: VocoBenchOptions) -> dict[str, Any]:
 
 
 def states_bytes(options: VocoOptions) -> int:
-    """Memory that a step has and the bare backbone has not: two heads, a gradient, AdamW's two averages."""
+    """Memory of a step beyond the backbone's for any batch: two heads, a gradient, AdamW's two averages."""
     network = build_network(options)
     head, trained = (sum(each.nbytes for each in part.parameters()) for part in (network.head, network))
     return 3 * head + 2 * trained

@@ -1,4 +1,4 @@
-"""Speed of the samples that pre-training reads, and what an index of very many series costs, in one run.
+"""Speed of the samples that pre-training reads, and time and memory of an index of 160,000 series.
 
 python benchmarks/bench_voco_data.py --json voco_data.json
 python benchmarks/bench_voco_data.py --quick

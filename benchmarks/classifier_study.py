@@ -13,8 +13,8 @@ what is finished:
     table     the score of each over all 200 patients, and its difference to the baseline with an interval:
               bootstrap over patients, both scored on the same draws
 
-The second level and the post-processing are fitted on what the baseline says out of fold; "mean"
-is the plain mean of all runs. A single seed: differences smaller than their interval say nothing.
+The second level and the post-processing are fitted on the baseline's out-of-fold predictions; "mean" is the
+plain mean of all runs. A single seed: differences smaller than their interval decide nothing.
 """
 
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "other-seed": ("--seed", f"{SEED + 1}"),
     }
 )
-"""What each adds to the command of the baseline; `other-seed` adds nothing, and shows how far luck goes."""
+"""What each adds to the command of the baseline; `other-seed` adds nothing: the effect of chance."""
 
 SECOND, POST = "second-level", "post-processing"
 

@@ -1,14 +1,13 @@
-"""What 2D-VoCo saves over VoCo in 3D: operations, memory and seconds of a training step, a volume.
+"""What 2D-VoCo saves over VoCo in 3D: operations, memory and seconds of a training step per volume.
 
 python benchmarks/cost_2d_vs_3d.py --json cost.json --plot cost.png
 python benchmarks/cost_2d_vs_3d.py --quick
 
 A step is the student's forward and backward and the teacher's forward, in fp32, without the optimiser. The
 first table has the geometry of the presets `v2` and `3d`. Operations and memory are counted, on tensors
-without data, so that nothing need fit; seconds and memory are measured as well: on a GPU with all crops of a
-volume, on a CPU with a few, the seconds scaled to the volume. The second table and the plot let the canvas
-grow, cut into 3 x 3 + 2 crops at full resolution: a 3D backbone must take every slice, a 2D one may take 32
-of them, as v2 does.
+without data; seconds and memory are measured as well: on a GPU with all crops of a volume, on a CPU with a
+few, the seconds scaled to the volume. In the second table and the plot the canvas grows, cut into 3 x 3 + 2
+crops at full resolution: a 3D backbone must take every slice, a 2D one may take 32 of them, as v2 does.
 """
 
 import statistics

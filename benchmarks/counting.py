@@ -122,7 +122,7 @@ def convolution_backward_flops(
 
     Args:
         grad_output, inputs, weight: shapes.
-        rest: what else aten.convolution_backward takes; transposed, and which gradients are asked for.
+        rest: what else aten.convolution_backward takes; transposed, and which gradients are requested.
     """
     is_transposed, wanted = rest[4], rest[7]
     places = prod((inputs if is_transposed else grad_output)[2:])

@@ -4,10 +4,10 @@
     python benchmarks/real_ct.py --ct ../shared/data/ct --output data/real_windows --windows soft organ wide
     python -m src.probe --data data/real_soft --run runs/voco/v2
 
-`--ct` holds what its publishers give: chaos/dicom and chaos/liver_mask (CHAOS challenge: portal-phase DICOM,
-liver masks as PNG, one a slice), totalsegmentator (a CT at 3 mm and its organ labels), and rsna_processed (a
-series of the competition, already grey in the window 400/50). The last one shows nothing outside of its
-window, so that it is left out where other windows than `soft` are asked for.
+`--ct` has the files as they are published: chaos/dicom and chaos/liver_mask (CHAOS challenge: portal-phase
+DICOM, liver masks as PNG, one per slice), totalsegmentator (a CT at 3 mm and its organ labels), and
+rsna_processed (a series of the competition in grey levels of the window 400/50, which is excluded with other
+windows than `soft`).
 """
 
 import sys
@@ -46,7 +46,7 @@ class RealCtOptions:
     output: Path
     """prepared data set to make"""
     windows: tuple[str, ...] = ("soft",)
-    """CT windows, each a channel; with others than soft the grey series is left out"""
+    """CT windows, each a channel; with others than soft the grey series is excluded"""
     size: int = 144
     """side of the square images in pixels"""
 

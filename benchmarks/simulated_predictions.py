@@ -1,13 +1,11 @@
 """Out-of-fold tables as a classifier might write them, drawn from true labels by a noise model.
 
-For every patient and target one number is drawn, normal around 0 (healthy), `low`, `high` or `injury` of
-`SEPARATION` with standard deviation 1: what the images show. Every series sees it with noise of its own,
-and every table (model) with noise of its own. From what it sees, a model that knows the frequencies and
-weights of the classes but not of its noise gives its probabilities, sharpened by 1 / temperature
-(overconfidence).
+For every patient and target one number is drawn from a normal distribution with the class's mean of
+`SEPARATION` and standard deviation 1: what the images show. Every series adds its noise, and every table
+(model). A model that knows the frequencies and weights of the classes, but not of its noise, turns the sum
+into probabilities, sharpened by 1 / temperature (overconfidence).
 
-Without noise and at temperature 1 they are those that minimise each target's loss: nothing is left to gain
-but by the coupling of any injury.
+Without noise and at temperature 1 they minimise each target's loss; only the coupling of any injury can gain.
 """
 
 from collections.abc import Sequence
@@ -23,14 +21,14 @@ SEPARATION = {"healthy": 0.0, "low": 1.5, "high": 3.0, "injury": 2.0}
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """How far a table is from the best that could be said."""
+    """How far a table is from the best possible probabilities."""
 
     series: float = 0.5
     """standard deviation of what differs between two series of a patient"""
     model: float = 0.4
-    """and between two tables"""
+    """standard deviation of what differs between two tables"""
     temperature: float = 0.6
-    """below 1: surer than it should be"""
+    """below 1: overconfident"""
     knows_weights: bool = True
     """whether the model was trained with the metric's weights"""
 
@@ -41,7 +39,7 @@ EXACT = NoiseModel(series=0, model=0, temperature=1)
 def simulate_tables(
     labels: pd.DataFrame, models: Sequence[NoiseModel], two_series: float = 0.5, seed: int = 0
 ) -> list[pd.DataFrame]:
-    """A table a model: `patient_id, series_id` and the 13 columns, a row a series.
+    """One table per model: `patient_id, series_id` and the 13 columns, one row per series.
 
     Args:
         labels: `patient_id` and the label columns.

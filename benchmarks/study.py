@@ -1,7 +1,4 @@
-"""What the studies share: options, stages, phantoms, and pieces.
-
-A piece is one run of train_voco.py, train_seg.py or train_cls.py, made once and kept.
-"""
+"""What the studies share: options, stages, phantoms, and pieces: trainings that are made once and kept."""
 
 import hashlib
 import json
