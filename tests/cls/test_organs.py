@@ -3,12 +3,13 @@
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from src.cls.organs import OrganIndex
+from src.cls.views import ORGAN_GROUPS
 from src.core.errors import UserError
 from src.core.targets import ORGANS
+from src.data.organ_tables import OrganMeasures
 from src.data.prepared import PreparedDataset
 from tests.helpers.seg_files import SIZE, series_ids
 
@@ -34,23 +35,19 @@ def test_organ_index_reads_tables_of_predicted_masks(masked, organs, tmp_path):
         OrganIndex.read(dataset)
     with pytest.raises(UserError, match=r"predicted_masks cannot be read .*: run segment.py again"):
         OrganIndex.read(dataset, "predicted")
-    key, thing = series_ids(masked)[0], organs.box(series_ids(masked)[0], "liver")
-    ids = {"patient_id": key[0], "series_id": key[1]}
-    row = {"organ": "liver", "volume_ml": 5.0, "first_slice": 3, "last_slice": 8, "top_z_mm": 0.0}
-    row |= {
-        "bottom_z_mm": -1.0,
-        "left": thing.left,
-        "top": thing.top,
-        "right": thing.right,
-        "bottom": thing.bottom,
-    }
-    pd.DataFrame([ids | row]).to_csv(folder / "predicted_masks" / "organs.csv", index=False)
-    areas = {f"{organ.replace(' ', '_')}_mm2": np.arange(12.0) for organ in ORGANS}
-    pd.DataFrame({**ids, "index": range(12), "z_mm": 0.0, **areas}).to_csv(
-        folder / "predicted_masks" / "areas.csv", index=False
-    )
+    key, measures, z_mm = series_ids(masked)[0], OrganMeasures(), -5.0 * np.arange(12)
+    pixel_mm = float(masked.series.pixel_mm.iloc[0])
+    for mask in masked.read_masks(*key, range(12)):
+        measures.add(np.where(mask == ORGANS["liver"], mask, np.uint8(0)))
+    for name, table in (
+        ("organs", measures.organs(pixel_mm, z_mm)),
+        ("areas", measures.areas(pixel_mm, z_mm)),
+    ):
+        table = table.assign(patient_id=key[0], series_id=key[1])
+        table.to_csv(folder / "predicted_masks" / f"{name}.csv", index=False)
     read = OrganIndex.read(dataset)
-    assert read.box(key, "liver") == thing and read.box(key, "organs") == thing
+    assert read.box(key, "liver") == read.box(key, "organs") == organs.box(key, "liver")
     assert read.box(key, "spleen") is None
-    assert read.areas[key][:, 2].tolist() == [2.0 * index for index in range(12)]
+    is_liver = np.array([group == "liver" for group in ORGAN_GROUPS])
+    np.testing.assert_allclose(read.areas[key], organs.areas[key] * is_liver)
     assert read.digest != organs.digest

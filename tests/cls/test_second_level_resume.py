@@ -13,12 +13,12 @@ from src.core.runtime import Runtime
 from tests.helpers.folder_files import files_of
 from tests.helpers.infer_runs import train_small
 from tests.helpers.second_level_runs import (
-    Interrupted,
     count_computing,
     refusal,
     results_of,
     train_second,
 )
+from tests.helpers.training_runs import Interrupted
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """The common training loop: steps, accumulation, resuming, and every way in which it ends in one line."""
 
-import csv
-import types
-
 import pytest
 import torch
 from torch import nn
@@ -18,6 +15,7 @@ from src.nn.training import (
     load_checkpoint,
     warmup_cosine,
 )
+from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
 
 
 class Regression(Method):
@@ -66,15 +64,10 @@ def make_loop(folder, method=Regression, **changes):
     return TrainingLoop(method(settings), settings, Runtime.create("fp32"), folder, identity)
 
 
-def read_metrics(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_run_logs_and_saves_at_its_intervals(tmp_path):
     loop = make_loop(tmp_path, steps=5)
     loop.run()
-    assert [row["step"] for row in read_metrics(tmp_path)] == ["2", "4", "5"]
+    assert read_metrics(tmp_path)["step"].tolist() == ["2", "4", "5"]
     assert [(at.step, at.batches, at.is_last) for at in loop.method.reports] == [
         (2, 2, False),
         (4, 2, False),
@@ -85,23 +78,13 @@ def test_run_logs_and_saves_at_its_intervals(tmp_path):
 
 def test_resume_gives_the_result_of_an_uninterrupted_run(tmp_path):
     make_loop(tmp_path / "whole").run()
-    broken = make_loop(tmp_path / "broken")
-    save = broken._save
-
-    def save_then_stop(self):
-        save()
-        raise KeyboardInterrupt
-
-    broken._save = types.MethodType(save_then_stop, broken)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
+    with interrupted_after_saves():
+        make_loop(tmp_path / "broken").run()
     again = make_loop(tmp_path / "broken")
     again.resume(tmp_path / "broken" / "last.pt", "train_it.py")
     assert again.step == 2
     again.run()
-    whole, resumed = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "broken"))
-    assert all(torch.equal(whole["network"][name], resumed["network"][name]) for name in whole["network"])
-    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "broken")
+    assert_same_training(tmp_path / "whole", tmp_path / "broken")
     again.resume(tmp_path / "broken" / "last.pt", "train_it.py")
     again.run()  # of a finished run no step is left
     assert again.method.steps == [3, 4, 5, 6]

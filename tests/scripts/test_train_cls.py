@@ -12,10 +12,10 @@ import train_cls
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.data.prepared import PreparedDataset
-from src.nn import training
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.folder_files import files_of
 from tests.helpers.infer_runs import train_small
+from tests.helpers.training_runs import assert_same_training, interrupted_after_saves
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +64,16 @@ def test_one_fold_can_be_trained_alone_and_the_other_added(run_arguments, tmp_pa
     )
 
 
-class Interrupted(Exception):
-    pass
-
-
-def test_an_interrupted_run_continues_to_the_same_result(run_arguments, tmp_path, monkeypatch, capsys):
+def test_train_cls_continues_to_the_same_result(run_arguments, tmp_path, capsys):
     train_cls.main(run_arguments("whole", fold="0", epochs=3))
-    save = training.save_checkpoint
-
-    def save_then_stop(path: Path, content: dict) -> None:
-        save(path, content)
-        raise Interrupted
-
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(training, "save_checkpoint", save_then_stop)
+    with interrupted_after_saves():
         train_cls.main(run_arguments("broken", fold="0", epochs=3))
     assert not (tmp_path / "broken" / "fold0" / "oof_series.csv").exists()
     train_cls.main(run_arguments("broken", fold="0", epochs=3))
     assert "continues after epoch 1" in capsys.readouterr().out
-    for name in ("oof_series.csv", "fold0/metrics.csv"):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    whole, broken = (
-        torch.load(tmp_path / run / "fold0/last.pt", weights_only=True) for run in ("whole", "broken")
-    )
-    assert all(torch.equal(whole["model"][name], broken["model"][name]) for name in whole["model"])
+    assert_same_training(tmp_path / "broken" / "fold0", tmp_path / "whole" / "fold0")
+    whole, broken = (read(tmp_path / name / "oof_series.csv") for name in ("whole", "broken"))
+    pd.testing.assert_frame_equal(whole, broken, check_exact=True)
 
 
 def test_it_says_when_the_encoder_saw_held_out_patients(tiny, run_arguments, tmp_path, capsys):

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 import train_seg
 from src.core.errors import UserError
@@ -23,6 +22,7 @@ from src.seg.model import load_segmenter
 from src.seg.run import train_pair
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.seg_runs import make_options, write_organ_set
+from tests.helpers.training_runs import assert_same_training
 
 SCRIPT = Path(__file__).parents[2] / "train_seg.py"
 COMMON = (
@@ -40,12 +40,6 @@ def organ_set(tmp_path_factory):
 
 def arguments(data, output, *changes):
     return ["--data", str(data), "--output", str(output), *COMMON, *map(str, changes)]
-
-
-def assert_same_weights(one: Path, two: Path) -> None:
-    first, second = (load_file(run / "segmenter.safetensors") for run in (one, two))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow
@@ -79,7 +73,7 @@ def test_train_seg_learns_the_organs_and_scores_the_held_out_patient(tmp_path):
 def test_train_pair_does_not_depend_on_workers(organ_set, tmp_path):
     for workers in (0, 2):
         train_pair(make_options(organ_set, tmp_path / str(workers), workers=workers))
-    assert_same_weights(tmp_path / "0", tmp_path / "2")
+    assert_same_training(tmp_path / "0", tmp_path / "2")
 
 
 @pytest.mark.slow
@@ -96,7 +90,7 @@ def test_train_seg_on_two_processes_continues_to_the_same_result(organ_set, tmp_
     process.wait()
     assert 1 <= torch.load(killed / "last.pt", weights_only=True)["step"] < 8
     assert start_two(arguments(organ_set, killed, *steps)).wait() == 0
-    assert_same_weights(whole, killed)
+    assert_same_training(whole, killed)
 
 
 def start_two(given):

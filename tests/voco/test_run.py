@@ -1,9 +1,7 @@
 """Pre-training runs: learning, resumption, refusals, and the exported encoder."""
 
-import csv
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +24,11 @@ from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
 from src.voco.run import Pretraining, pretrain, teacher_momentum
+from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
 from tests.helpers.voco_files import WINDOWS, draw_anatomy, write_prepared
 from tests.helpers.voco_runs import make_options
 
 SCRIPT = Path(__file__).parents[2] / "train_voco.py"
-TIMES = {"seconds", "volumes_per_s"}
 
 
 @pytest.fixture(scope="module")
@@ -46,44 +44,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def read_metrics(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-
-
-def assert_equal_states(first, second):
-    for part in ("student", "teacher"):
-        assert first[part].keys() == second[part].keys()
-        for name, value in first[part].items():
-            assert torch.equal(value, second[part][name]), (part, name)
-    moments = (first["optimizer"]["state"], second["optimizer"]["state"])
-    for index, state in moments[0].items():
-        assert all(torch.equal(value, moments[1][index][name]) for name, value in state.items())
-
-
-@pytest.mark.slow
-def test_pretrain_resumes_after_sigkill_to_the_same_weights(anatomy, tmp_path, capsys):
-    """Weights, optimiser and metrics to the last bit, with dropout, across epochs."""
-    whole = make_options(anatomy, tmp_path / "whole", steps=12)
-    pretrain(whole)
-    killed = dataclasses.replace(whole, output=tmp_path / "killed")
-    save_options(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, SCRIPT, "--config", tmp_path / "killed.yaml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if line.startswith("step 5/12"):
-                process.send_signal(signal.SIGKILL)
-                break
-    saved = load_checkpoint(tmp_path / "killed" / "last.pt")["step"]
-    assert 4 <= saved < 12
-
-    capsys.readouterr()
-    pretrain(killed)
-    assert f"after step {saved} of 12" in capsys.readouterr().out
-    first, second = (load_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "killed"))
-    assert_equal_states(first, second)
-    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "killed")
+def test_pretrain_resumes_to_the_same_result(anatomy, tmp_path, capsys):
+    """With dropout, across epochs."""
+    pretrain(make_options(anatomy, tmp_path / "whole", steps=12))
+    broken = make_options(anatomy, tmp_path / "broken", steps=12)
+    with interrupted_after_saves(5):
+        pretrain(broken)
+    pretrain(broken)
+    assert "after step 5 of 12" in capsys.readouterr().out
+    assert_same_training(tmp_path / "whole", tmp_path / "broken")
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +81,7 @@ def test_pretrain_resume_takes_never_or_a_path(finished, tmp_path):
     assert not (tmp_path / "elsewhere" / "last.pt").exists()  # it was finished: no step was left
     pretrain(elsewhere)
     pretrain(dataclasses.replace(elsewhere, resume="never", seed=3))
-    assert [row["step"] for row in read_metrics(tmp_path / "elsewhere")] == list("123456")
+    assert read_metrics(tmp_path / "elsewhere")["step"].tolist() == list("123456")
     assert load_checkpoint(tmp_path / "elsewhere" / "last.pt")["options"]["seed"] == 3
 
 
@@ -136,7 +105,7 @@ def test_pretrain_learns_places_that_hold_across_patients(anatomy, tmp_path):
     """The whole chain: crops read in another order or labelled wrongly would be placed at chance, 0.11."""
     changes = {"steps": 30, "batch": 6, "dropout": 0.0, "log_every": 5, "save_every": 30}
     pretrain(make_options(anatomy, tmp_path, backbone="resnet10t", **changes))
-    first, *_, last = read_metrics(tmp_path)
+    first, *_, last = read_metrics(tmp_path).to_dict("records")
     assert float(last["loss"]) < float(first["loss"]) / 2
     assert float(last["cross_placing"]) > 0.6
     assert float(last["cross_low"]) > float(first["cross_high"])
@@ -181,7 +150,7 @@ def test_pretrain_in_bf16_stays_finite(anatomy, tmp_path):
     command = [sys.executable, SCRIPT, "--config", tmp_path / "bf16.yaml"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "128"}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    assert all(np.isfinite(float(row["loss"])) for row in read_metrics(tmp_path / "run"))
+    assert np.isfinite(read_metrics(tmp_path / "run")["loss"].astype(float)).all()
 
 
 def test_train_on_updates_the_teacher_once_after_the_optimiser(anatomy, tmp_path):
@@ -231,9 +200,8 @@ def test_pretrain_keeps_encoders_and_pictures_of_chosen_steps(anatomy, tmp_path)
 )
 def test_pretrain_runs_every_method(anatomy, tmp_path, changes):
     pretrain(make_options(anatomy, tmp_path, steps=2, log_every=2, save_every=2, **changes))
-    rows = read_metrics(tmp_path)
-    assert all(np.isfinite(float(row["loss"])) for row in rows)
-    assert "cross_placing" in rows[-1]
+    metrics = read_metrics(tmp_path)
+    assert np.isfinite(metrics["loss"].astype(float)).all() and "cross_placing" in metrics
     assert read_encoder_file(tmp_path / "encoder.safetensors").in_channels == 3
 
 
