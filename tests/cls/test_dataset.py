@@ -31,19 +31,15 @@ def test_stack_dataset_follows_from_seed_and_draw(masked):
     assert all((a == b).all() for a, b in zip(fixed[1], fixed[1], strict=True))
     assert (StackDataset(masked, masked.series, view, offset=0.1)[1].images != fixed[1].images).any()
 
-    def images(seed: int, epoch: int):
+    def images(seed: int, *draw: int):
         stacks = StackDataset(masked, masked.series, view, augmentation=Augmentation(), seed=seed)
-        return stacks[Draw(epoch, 1)].images
+        return stacks[Draw(*draw)].images
 
-    assert (images(seed=1, epoch=2) == images(seed=1, epoch=2)).all()
-    assert (images(seed=1, epoch=2) != images(seed=1, epoch=3)).any()
-    assert (images(seed=1, epoch=2) != images(seed=2, epoch=2)).any()
-
-
-def test_stack_dataset_draws_of_a_series_differ(masked):
-    stacks = StackDataset(masked, masked.series, VIEW, augmentation=Augmentation())
-    first, again, other = (stacks[Draw(0, 1 + times * len(stacks))] for times in range(3))
-    assert (first.images != again.images).any() and (again.images != other.images).any()
+    first, again = images(1, 2, 1), images(1, 2, 1 + len(masked.series))
+    assert (first == images(1, 2, 1)).all()
+    for other in (images(1, 3, 1), images(2, 2, 1), again):
+        assert (other != first).any()
+    assert (images(1, 2, 1 + 2 * len(masked.series)) != again).any()
 
 
 def test_stack_dataset_samples_hold_labels_and_organ_maps(masked, organs, labels):

@@ -1,9 +1,6 @@
 """Runs of train_cls.py on the tiny phantom: modes, masks, encoders, slice targets, and their predictions."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +15,9 @@ from src.core.errors import UserError
 from src.core.run_folder import only_writer
 from src.core.targets import COLUMNS, TARGETS
 from src.data.prepared import PreparedDataset
-from src.nn.encoder import first_kernel
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.infer_runs import submit
-
-SCRIPT = Path(__file__).parents[2] / "train_cls.py"
+from tests.helpers.two_processes import one_thread, run_two
 
 
 def predictions(run: Path) -> np.ndarray:
@@ -80,11 +75,13 @@ def test_train_folds_takes_encoder_kernels_by_window(tiny, run_arguments, tmp_pa
     prepared = PreparedDataset.open(tiny.prepared)
     greys = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "windows": prepared.windows}
     encoder = write_encoder(tmp_path / "encoder.safetensors", **greys)
-    still = {"encoder": tmp_path / "encoder.safetensors", "encoder_lr_scale": 0.0}
+    still = {"encoder": tmp_path / "encoder.safetensors", "encoder_lr_scale": 0.0, "backbone": "resnet10t"}
     swapped = f"{prepared.windows[2]} {prepared.windows[0]}"
     train_cls.main(run_arguments(fold="0", epochs=1, windows=swapped, masks="any", **still))
     model, spec = load_classifier(tmp_path / "run/fold0/model.safetensors")
-    own, kernel = first_kernel(encoder).detach(), first_kernel(model.encoder).detach()
+    (first, own), *others = encoder.named_parameters()
+    kernel = model.encoder.get_parameter(first)
+    assert all(torch.equal(model.encoder.get_parameter(name), value) for name, value in others)
     torch.testing.assert_close(kernel[:, 0], own[:, 2] * 1.5)
     torch.testing.assert_close(kernel[:, 1], own[:, 0] * 1.5)
     # the mask's channel is zero, though the encoder has as many channels as the network
@@ -172,18 +169,9 @@ def test_train_folds_refuses_an_output_in_use(run_arguments, tmp_path):
 def test_train_folds_on_two_processes_trains_like_one(run_arguments, tmp_path):
     """With a backbone that normalises every image alone, and no dropout."""
     steady = {"backbone": "test_convnext", "fold": "0", "dropout": 0.0, "precision": "fp32", "epochs": 2}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train_cls.main(run_arguments("one", **steady))
-    torch.set_num_threads(threads)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    shared = subprocess.run(
-        [*launcher, SCRIPT, *run_arguments("two", **steady)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with one_thread():
+        train_cls.main(run_arguments("one", **steady))
+    shared = run_two("train_cls.py", run_arguments("two", **steady))
     assert shared.returncode == 0, shared.stderr[-2000:]
     one, two = (pd.read_csv(tmp_path / run / "fold0/metrics.csv") for run in ("one", "two"))
     for name in ("loss", *TARGETS):

@@ -12,9 +12,9 @@ import infer
 import prepare_data
 import score
 from src.core.errors import UserError
-from src.core.targets import COLUMNS, INJURIES, TARGETS
+from src.core.targets import COLUMNS, TARGETS
 from src.infer import stack_sources
-from src.score.postprocess import PatientRows, PostProcessing, write_post
+from src.score.postprocess import PostProcessing, write_post
 from tests.helpers.dying_readers import DieOn
 from tests.helpers.infer_runs import read_report, read_text, submit, train_small
 
@@ -169,14 +169,3 @@ def test_infer_refuses_a_prepared_set_of_another_size(tiny, tiny_run, tmp_path):
     prepare_data.main(f"--input {tiny.raw} --split test --output {tmp_path}/p --size 40 --jobs 1".split())
     with pytest.raises(UserError, match="the models want soft organ wide at 48 px"):
         submit(tmp_path / "p", tiny_run, tiny.sample, tmp_path)
-
-
-def test_infer_applies_post_processing(tiny, tiny_run, tmp_path):
-    plain = submit(tiny.raw, tiny_run, tiny.sample, tmp_path)
-    multipliers = dict.fromkeys(INJURIES, 1.0) | {"liver_high": 3.0}
-    post = PostProcessing((1.0,), multipliers=multipliers, any_injury=0.4)
-    write_post(post, tmp_path / "post.json", ["run"])
-    adjusted = submit(tiny.raw, tiny_run, tiny.sample, tmp_path, "--post", tmp_path / "post.json")
-    frame = plain.reset_index()
-    expected = PatientRows.read([frame], frame.patient_id).apply(post)
-    np.testing.assert_allclose(adjusted, expected[list(COLUMNS)], atol=1e-6)

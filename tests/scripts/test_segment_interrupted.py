@@ -15,6 +15,7 @@ import segment
 from src.data.prepared import image_folder, slice_name
 from tests.helpers.folder_files import files_of
 from tests.helpers.seg_files import half_written, lengthen, run_segment, write_masked, write_pair
+from tests.helpers.two_processes import run_two
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +104,7 @@ def test_segment_on_two_processes_gives_the_files_of_one(long, tmp_path):
     output = tmp_path / "masks"
     shutil.copytree(long.masks / "10", output / "10")
     shutil.copy(long.masks / "segmentation.json", output)
-    done = share(long, output)
+    done = run_two("segment.py", command(long, output))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("6 series, 1 of them segmented before") == 1  # printed by one process
     assert "1 series could not be segmented" in done.stderr
@@ -115,23 +116,11 @@ def test_segment_ends_in_one_line_if_another_process_fails(long, tmp_path):
     shutil.copytree(long.masks, output)
     shutil.rmtree(output / "11")
     (output / "11").write_bytes(b"")  # in place of a folder of the second process
-    done = share(long, output)
+    done = run_two("segment.py", command(long, output))
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0
     assert len(lines) == 1 and "process 0 lost the others" in lines[0], done.stderr[-3000:]
     assert "NotADirectoryError" in done.stderr  # of the other process
-
-
-def share(long, output):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others, which report first
-    return subprocess.run(
-        [*launcher, SCRIPT, *command(long, output)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 MEMORY = """

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import train_cls
 from src.core.errors import UserError
@@ -85,16 +84,6 @@ def test_it_says_when_the_encoder_saw_held_out_patients(tiny, run_arguments, tmp
     printed = capsys.readouterr()
     assert "tensors matched, 0 missing, 0 unused" in printed.out
     assert "pre-trained on 5 of the 5 held-out patients" in printed.err
-
-
-def test_start_weights_come_from_the_encoder(tiny, run_arguments, tmp_path):
-    path = tmp_path / "encoder.safetensors"
-    encoder = write_encoder(path, windows=PreparedDataset.open(tiny.prepared).windows)
-    still = {"encoder_lr_scale": 0.0, "backbone": "resnet10t"}  # the backbone is that of the encoder
-    train_cls.main(run_arguments(encoder=path, fold="0", epochs=1, **still))
-    trained = torch.load(tmp_path / "run" / "fold0" / "last.pt", weights_only=True)["model"]
-    for name, tensor in encoder.named_parameters():
-        torch.testing.assert_close(trained[f"encoder.{name}"], tensor.detach(), rtol=0, atol=0)
 
 
 def write(frame: pd.DataFrame, path: Path) -> Path:

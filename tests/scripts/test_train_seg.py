@@ -23,13 +23,13 @@ from src.seg.run import train_pair
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.seg_runs import make_options, write_organ_set
 from tests.helpers.training_runs import assert_same_training
+from tests.helpers.two_processes import start_two
 
 SCRIPT = Path(__file__).parents[2] / "train_seg.py"
 COMMON = (
-    *("--windows", "soft", "organ", "wide", "--backbones", "test_efficientnet", "test_resnet"),
-    *("--decoders", "linknet", "fpn", "--batch", "2", "--unlabelled-batch", "2", "--verification", "0.5"),
-    *("--pseudo", "1", "--contrast", "0.1", "--embedding", "8", "--workers", "0", "--validation", "0"),
-    *("--log-every", "1", "--save-every", "1", "--precision", "fp32"),
+    "--windows soft organ wide --backbones test_efficientnet test_resnet --decoders linknet fpn --batch 2 "
+    "--unlabelled-batch 2 --verification 0.5 --pseudo 1 --contrast 0.1 --embedding 8 --workers 0 "
+    "--validation 0 --log-every 1 --save-every 1 --precision fp32"
 )
 
 
@@ -38,15 +38,15 @@ def organ_set(tmp_path_factory):
     return write_organ_set(tmp_path_factory.mktemp("organs") / "set")
 
 
-def arguments(data, output, *changes):
-    return ["--data", str(data), "--output", str(output), *COMMON, *map(str, changes)]
+def arguments(data, output, changes):
+    return f"--data {data} --output {output} {COMMON} {changes}".split()
 
 
 @pytest.mark.slow
 def test_train_seg_learns_the_organs_and_scores_the_held_out_patient(tmp_path):
     data = write_organ_set(tmp_path / "set", series=6, labelled=4)
-    changes = ("--steps", "100", "--lr", "5e-3", "--ema-decay", "0.9", "--leave-out", "13")
-    train_seg.main(arguments(data, tmp_path / "run", *changes, "--score-every", "50", "--save-every", "100"))
+    changes = "--steps 100 --lr 5e-3 --ema-decay 0.9 --leave-out 13 --score-every 50 --save-every 100"
+    train_seg.main(arguments(data, tmp_path / "run", changes))
     run = tmp_path / "run"
     scores = pd.read_csv(run / "scores.csv", dtype={"patient_id": str, "series_id": str})
     assert set(scores["patient_id"]) == {"13"}
@@ -79,36 +79,26 @@ def test_train_pair_does_not_depend_on_workers(organ_set, tmp_path):
 @pytest.mark.slow
 def test_train_seg_on_two_processes_continues_to_the_same_result(organ_set, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    steps = ("--steps", "8", "--leave-out", "12")
-    outcome = start_two(arguments(organ_set, whole, *steps)).wait()
+    steps = "--steps 8 --leave-out 12"
+    outcome = start_two("train_seg.py", arguments(organ_set, whole, steps)).wait()
     assert outcome == 0 and (whole / "scores.csv").exists()
-    process = start_two(arguments(organ_set, killed, *steps))
+    process = start_two("train_seg.py", arguments(organ_set, killed, steps), start_new_session=True)
     deadline = time.monotonic() + 120
     while not (killed / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert 1 <= torch.load(killed / "last.pt", weights_only=True)["step"] < 8
-    assert start_two(arguments(organ_set, killed, *steps)).wait() == 0
+    assert start_two("train_seg.py", arguments(organ_set, killed, steps)).wait() == 0
     assert_same_training(whole, killed)
-
-
-def start_two(given):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [*launcher, str(SCRIPT), *given],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def test_train_seg_warns_of_unreadable_held_out_series_and_scores_the_others(tmp_path, capsys):
     data = write_organ_set(tmp_path / "set", series=6, labelled=4)
     (image_folder(data, "12", "102") / slice_name(5)).write_bytes(b"")
     (mask_folder(data, "11", "101") / slice_name(5)).write_bytes(b"")
-    changes = ("--steps", "2", "--leave-out", "11", "12", "13", "--score-every", "1")
-    train_seg.main(arguments(data, tmp_path / "run", *changes))
+    changes = "--steps 2 --leave-out 11 12 13 --score-every 1"
+    train_seg.main(arguments(data, tmp_path / "run", changes))
     errors = capsys.readouterr().err
     assert "12/102 is not scored: " in errors and "11/101 is not scored: " in errors
     scores = pd.read_csv(tmp_path / "run" / "scores.csv", dtype={"patient_id": str, "series_id": str})
@@ -119,7 +109,7 @@ def test_train_seg_warns_of_unreadable_held_out_series_and_scores_the_others(tmp
 @pytest.mark.slow
 def test_train_seg_and_segment_run_in_half_precision(organ_set, tmp_path):
     """In separate processes: accelerate keeps the precision of its first use."""
-    given = arguments(organ_set, tmp_path / "run", "--steps", "2", "--precision", "bf16")
+    given = arguments(organ_set, tmp_path / "run", "--steps 2 --precision bf16")
     subprocess.run([sys.executable, str(SCRIPT), *given], check=True, stdout=subprocess.DEVNULL)
     given = f"--model {tmp_path / 'run'} --data {organ_set} --output {tmp_path / 'masks'} --precision bf16"
     segmenting = [sys.executable, str(SCRIPT.with_name("segment.py")), *given.split(), "--workers", "0"]
@@ -156,25 +146,25 @@ def test_train_pair_refuses_a_label_that_is_no_organ_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("--slices", "2"), "--slices must be odd"),
-        (("--backbones", "resnet10t", "no_such_net"), "no backbone 'no_such_net'"),
-        (("--decoders", "pan", "fpn"), "cannot take images of 64 px"),
-        (("--pseudo", "-1"), "--pseudo must be at least 0"),
-        (("--save-every", "3", "--log-every", "2"), "--save-every 3 must be a multiple"),
-        (("--encoder", "missing.safetensors"), "there is no file missing.safetensors"),
+        ("--slices 2", "--slices must be odd"),
+        ("--backbones resnet10t no_such_net", "no backbone 'no_such_net'"),
+        ("--decoders pan fpn", "cannot take images of 64 px"),
+        ("--pseudo -1", "--pseudo must be at least 0"),
+        ("--save-every 3 --log-every 2", "--save-every 3 must be a multiple"),
+        ("--encoder missing.safetensors", "there is no file missing.safetensors"),
         (
-            ("--backbones", "test_resnet", "test_resnet", "--decoders", "fpn", "fpn"),
-            "both sub-networks are fpn on test_resnet: they must differ",
+            "--backbones test_resnet test_resnet --decoders fpn fpn",
+            "fpn on test_resnet: they must differ",
         ),
         (
-            ("--decoders", "deeplabv3plus", "fpn", "--batch", "1", "--pseudo", "0", "--contrast", "0"),
+            "--decoders deeplabv3plus fpn --batch 1 --pseudo 0 --contrast 0",
             "cannot learn from one slice per step",
         ),
     ],
 )
 def test_train_seg_refuses_a_mistake_in_one_line_and_writes_nothing(organ_set, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        train_seg.main(arguments(organ_set, tmp_path / "run", "--steps", "2", *changes))
+        train_seg.main(arguments(organ_set, tmp_path / "run", f"--steps 2 {changes}"))
     assert not (tmp_path / "run").exists()
 
 

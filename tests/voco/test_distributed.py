@@ -1,32 +1,24 @@
 """Several processes that share a batch train as one process does."""
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import train_voco
 from src.nn import training
 from src.nn.training import save_checkpoint
+from tests.helpers.two_processes import one_thread, run_two
 from tests.helpers.voco_files import draw_anatomy, write_prepared
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).parents[2] / "train_voco.py"
 STEPS = 20
 COMMON = (
-    *("--backbone", "test_convnext"),  # normalises every image separately
-    *("--windows", "soft", "organ", "wide"),
-    *("--canvas", "96", "--tile", "32", "--depth", "6", "--slices", "2", "--foreground", "0"),
-    *("--batch", "4", "--projection", "32", "--dropout", "0", "--lr", "1e-3", "--warmup", "0.2"),
-    *("--steps", str(STEPS), "--log-every", "1", "--save-every", "10", "--workers", "0"),
-    *("--precision", "fp32"),
-)
+    "--backbone test_convnext --windows soft organ wide "  # normalises every image separately
+    "--canvas 96 --tile 32 --depth 6 --slices 2 --foreground 0 --batch 4 --projection 32 --dropout 0 "
+    f"--lr 1e-3 --warmup 0.2 --steps {STEPS} --log-every 1 --save-every 10 --workers 0 --precision fp32"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +30,9 @@ def anatomy(tmp_path_factory):
 def alone(anatomy, request, tmp_path_factory):
     """A run of this process alone, and its checkpoint of half-way."""
     folder = tmp_path_factory.mktemp(request.param)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setattr(training, "save_checkpoint", lambda path, content: keep(folder, path, content))
         train_voco.main(arguments(anatomy, folder / "run", "--objective", request.param))
-    torch.set_num_threads(threads)
     return SimpleNamespace(objective=request.param, run=folder / "run", halfway=folder / "10.pt")
 
 
@@ -54,19 +43,6 @@ def keep(folder, path, content):
 
 def arguments(data, output, *changes):
     return ["--data", str(data), "--output", str(output), *COMMON, *map(str, changes)]
-
-
-def share(data, output, *changes):
-    """A run of two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launcher += ["--monitor-interval", "5"]  # seconds until it ends the others, for their own messages
-    return subprocess.run(
-        [*launcher, SCRIPT, *arguments(data, output, *changes)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def assert_same_losses(alone, folder):
@@ -86,7 +62,7 @@ def assert_same_losses(alone, folder):
 def test_two_processes_give_the_losses_of_one(anatomy, alone, tmp_path, resumes):
     """Each has half of the batch; comparisons between volumes reach across."""
     more = ("--resume", alone.halfway) if resumes else ()
-    run = share(anatomy, tmp_path, "--objective", alone.objective, *more)
+    run = run_two("train_voco.py", arguments(anatomy, tmp_path, "--objective", alone.objective, *more))
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.count(f"step {STEPS}/{STEPS}") == 1  # one process prints
     assert (f"after step 10 of {STEPS}" in run.stdout) == resumes
@@ -99,7 +75,7 @@ def test_every_process_ends_in_one_line_when_one_fails(anatomy, tmp_path):
     slices = sorted(data.glob("images/*/*/*.png"))
     for path in slices[-12:]:  # of the last series: at each step at most one process reads it
         path.write_bytes(b"")
-    run = share(data, tmp_path / "run")
+    run = run_two("train_voco.py", arguments(data, tmp_path / "run"))
     lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert run.returncode != 0
     assert len(lines) == 2

@@ -36,14 +36,6 @@ def anatomy(tmp_path_factory):
     return write_prepared(tmp_path_factory.mktemp("anatomy") / "set", draw_anatomy, series=6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_pretrain_resumes_to_the_same_result(anatomy, tmp_path, capsys):
     """With dropout, across epochs."""
     pretrain(make_options(anatomy, tmp_path / "whole", steps=12))
