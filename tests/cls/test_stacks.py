@@ -9,8 +9,7 @@ import pytest
 
 from src.cls.stacks import StackReader, crop_centre, open_organs, to_channels
 from src.cls.views import ORGAN_GROUPS, StackView
-from src.data.png import read_png
-from src.data.prepared import PreparedDataset, image_folder, slice_name
+from src.data.prepared import PreparedDataset
 from tests.helpers.seg_files import SIZE, series_ids
 
 VIEW = StackView(windows=("soft", "organ", "wide"), size=SIZE, crop=24, slices=4)
@@ -79,14 +78,6 @@ def test_open_organs_prefers_the_masks_of_training_and_warns_of_others(masked, t
     assert "models trained with predicted masks get the true ones" in capsys.readouterr().err
     open_organs(dataset, [trained["true"]], every)
     assert "2 of 5 series have no masks of liver" in capsys.readouterr().err
-
-
-def test_to_channels_gives_the_windows_of_the_view(masked):
-    key = series_ids(masked)[0]
-    view = replace(VIEW, windows=("organ",), crop=SIZE)
-    images = to_channels(stack_of(masked, None, key, view), view)
-    picture = read_png(image_folder(masked.folder, *key) / slice_name(1))
-    assert (images[0, 0] == picture[..., 1]).all()
 
 
 def test_read_cuts_organ_maps_as_images(masked, organs):

@@ -58,12 +58,6 @@ def test_check_refuses_a_sample_with_a_patient_twice(tables):
         check(frame, folder)
 
 
-def test_check_refuses_a_missing_file(tables):
-    _, folder = tables
-    with pytest.raises(UserError, match="no table"):
-        infer.main(["--check", f"{folder}/none.csv", "--sample", f"{folder}/sample.csv"])
-
-
 def test_results_can_be_saved_while_a_series_is_added(tables, monkeypatch):
     """The thread that ends a stuck run saves what there is, whatever the others do meanwhile."""
     sample, folder = tables

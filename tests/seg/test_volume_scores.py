@@ -107,14 +107,6 @@ def test_score_volumes_equals_monai_on_the_whole_volume(seed, place):
     assert row["jaccard"] == pytest.approx(both / (sizes - both))
 
 
-def test_score_volumes_counts_the_border_of_the_volume_as_outside():
-    truth = volume((3, 3, 3), liver=box((0, 3), (0, 3), (0, 3)))
-    predicted = volume((3, 3, 3), liver=box((1, 2), (1, 2), (1, 2)))
-    row = one(score_volumes(truth, predicted, (1.0, 1.0, 1.0), LIVER))
-    # the truth's surface is its 26 outer voxels: 6, 12 and 8 of them 1, sqrt 2 and sqrt 3 from the middle
-    assert row["asd_mm"] == pytest.approx((6 + 12 * 2**0.5 + 8 * 3**0.5 + 1) / 27)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,6 +125,7 @@ def test_score_volumes_refuses_bad_arguments(change, message):
         score_volumes(**given)
 
 
+@pytest.mark.slow
 def test_evaluate_loads_monai_late_and_prints_nothing():
     code = """
 import sys, numpy as np, src.seg.evaluate

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from src.core.errors import UserError
 from src.data.prepared import image_folder
-from src.voco.canvas import cut_tiles, find_foreground, make_extent
+from src.voco.canvas import find_foreground, make_extent
 from src.voco.dataset import open_dataset
 from src.voco.index import open_index
 from src.voco.options import VocoOptions
@@ -163,20 +162,3 @@ def test_box_extent_requires_sizes_in_mm(tmp_path, damage):
     with pytest.raises(UserError, match=damage.replace("rows", "does not fit the 6 slices")):
         open_dataset(options_of(folder, extent="box"))[0, 0]
     open_dataset(options_of(folder))[0, 0]
-
-
-def test_cut_tiles_cuts_each_crop_from_its_own_slices():
-    canvas = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 2), dtype=np.uint8)
-    shown, corners = np.array([[0, 1, 1], [2, 4, 4]]), np.array([[0, 0], [2, 4]])
-    tiles = cut_tiles(canvas, shown, corners, (4, 4), tile=4)
-    assert tiles.shape == (2, 3, 4, 4, 2)
-    np.testing.assert_array_equal(tiles[0], canvas[[0, 1, 1], :4, :4])
-    np.testing.assert_array_equal(tiles[1], canvas[[2, 4, 4], 2:6, 4:8])
-
-
-@pytest.mark.parametrize(("tile", "method"), [(4, cv2.INTER_AREA), (9, cv2.INTER_LINEAR)])
-def test_cut_tiles_resizes_each_tile(tile, method):
-    canvas = np.random.default_rng(5).integers(0, 256, (1, 12, 12, 1), dtype=np.uint8)
-    tiles = cut_tiles(canvas, np.array([[0]]), np.array([[3, 5]]), (6, 6), tile)
-    expected = cv2.resize(canvas[0, 3:9, 5:11, 0], (tile, tile), interpolation=method)
-    np.testing.assert_array_equal(tiles[0, 0, ..., 0], expected)
