@@ -149,7 +149,7 @@ def runs(tta_run, tiny_run):
     return [tta_run, tiny_run]
 
 
-def test_subsets_are_everything_and_one_fold_of_each_run_without_tta(runs):
+def test_ensemble_subsets_are_everything_and_one_fold_of_each_run(runs):
     full, reduced = Ensemble(runs, (0.25, 0.75)).subsets
     assert (full.fold_counts, full.tta, full.passes) == ((2, 2), True, (8, 2))
     assert (reduced.fold_counts, reduced.tta, reduced.passes) == ((1, 1), False, (1, 1))
@@ -157,7 +157,7 @@ def test_subsets_are_everything_and_one_fold_of_each_run_without_tta(runs):
     assert (full.fold_counts, reduced.fold_counts) == ((2, 0), (1, 0))
 
 
-def test_a_reduced_subset_predicts_what_one_network_predicts(tiny, runs):
+def test_ensemble_predicts_a_reduced_subset_as_one_network(tiny, runs):
     ensemble = Ensemble(runs[:1])
     source = open_source(tiny.raw, ensemble.stack_kinds)
     patient_id = sorted(path.name for path in (tiny.raw / "test_images").iterdir())[0]

@@ -56,7 +56,7 @@ def test_infer_needs_no_segmenter_for_a_run_of_weight_0(tiny, organ_run, tiny_ru
         check_models(runs, (0.5, 0.5), None)
 
 
-def test_subsets_exclude_runs_that_look_at_organs_where_time_is_short(organ_run, tiny_run):
+def test_ensemble_reduced_subset_excludes_runs_that_need_organs(organ_run, tiny_run):
     full, reduced = Ensemble([tiny_run, organ_run], (0.25, 0.75)).subsets
     assert (full.fold_counts, full.needs_organs) == ((2, 2), True)
     assert (reduced.fold_counts, reduced.needs_organs) == ((1, 0), False)

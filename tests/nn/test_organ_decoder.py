@@ -12,7 +12,7 @@ BACKBONES = ("test_efficientnet", "resnet10t", "test_convnext", "mobilenetv3_sma
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("size", [64, 72])
-def test_decoder_keeps_features_and_gives_logits_of_the_image_size(backbone, size):
+def test_organ_decoder_keeps_features_and_gives_logits_of_the_image_size(backbone, size):
     torch.manual_seed(0)
     encoder = create_encoder(backbone, 2)
     decoder = OrganDecoder(encoder, 2, size).eval()
@@ -23,7 +23,7 @@ def test_decoder_keeps_features_and_gives_logits_of_the_image_size(backbone, siz
     assert logits.shape == (2, CLASSES, size, size)
 
 
-def test_organ_loss_reaches_the_encoder():
+def test_organ_decoder_loss_reaches_the_encoder():
     encoder = create_encoder("test_efficientnet", 1)
     decoder = OrganDecoder(encoder, 1, 32)
     _, logits = decoder(encoder.train(), torch.randn(2, 1, 32, 32), torch.tensor([1]))
@@ -32,6 +32,6 @@ def test_organ_loss_reaches_the_encoder():
     assert all(part.grad is not None for part in decoder.parameters())
 
 
-def test_a_backbone_with_maps_of_one_size_is_refused():
+def test_organ_decoder_refuses_a_backbone_with_maps_of_one_size():
     with pytest.raises(UserError, match="of which a U-Net needs two"):
         OrganDecoder(create_encoder("test_vit", 1), 1, 160)

@@ -55,7 +55,7 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-3), ("bf16", 0.03), ("fp16", 0.01)])
-def test_infer_says_what_it_says_on_a_cpu(tiny, trained, tmp_path, precision, most):
+def test_infer_on_a_gpu_agrees_with_a_cpu(tiny, trained, tmp_path, precision, most):
     """In fp32 too convolutions round their inputs to TF32 there."""
     answers = []
     for gpu in (True, False):
@@ -80,7 +80,7 @@ def wide(tmp_path) -> Path:
     return tmp_path / "wide"
 
 
-def test_with_little_memory_fewer_slices_pass_and_the_answer_is_the_same(tiny, wide, capsys):
+def test_predict_with_little_memory_passes_fewer_slices(tiny, wide, capsys):
     ensemble = Ensemble([wide])
     predictor = SeriesPredictor(ensemble)
     predictor.use_fastest("auto")
@@ -107,7 +107,7 @@ def test_with_little_memory_fewer_slices_pass_and_the_answer_is_the_same(tiny, w
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_pre_training_that_was_killed_goes_on_and_learns(tiny, tmp_path, precision):
+def test_train_voco_continues_a_killed_run_on_a_gpu(tiny, tmp_path, precision):
     given = f"--data {tiny.prepared} --output {tmp_path} --precision {precision} --save-every 5 --log-every 5"
     wanted = command("train_voco.py", given, TRAINING, "--steps 40")
     with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True) as process:
@@ -122,7 +122,7 @@ def test_pre_training_that_was_killed_goes_on_and_learns(tiny, tmp_path, precisi
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_pair_learns_and_masks_are_written(tiny, tmp_path, precision):
+def test_train_seg_and_segment_on_a_gpu(tiny, tmp_path, precision):
     output, masks = tmp_path / "pair", tmp_path / "masks"
     given = f"--data {tiny.prepared} --output {output} --precision {precision} --steps 10 --log-every 5"
     run("train_seg.py", given, PAIR)
@@ -132,7 +132,7 @@ def test_the_pair_learns_and_masks_are_written(tiny, tmp_path, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_classifier_learns_in_it(tiny, tmp_path, precision):
+def test_train_cls_on_a_gpu(tiny, tmp_path, precision):
     data = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {tmp_path / 'run'}"
     run("train_cls.py", data, SMALL, f"--precision {precision}")
     oof = pd.read_csv(tmp_path / "run" / "oof.csv")

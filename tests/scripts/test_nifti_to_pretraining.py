@@ -33,7 +33,7 @@ def write_volumes(folder):
         nib.save(nib.Nifti1Image(liver, affine), labels / f"FLARE_{number:04d}.nii.gz")
 
 
-def test_a_volume_that_was_replaced_is_prepared_again(tmp_path):
+def test_prepare_data_prepares_a_replaced_volume_again(tmp_path):
     for n_slices in (6, 9):
         hu = np.full((20, 20, n_slices), -1000, dtype=np.int16)
         hu[5:15, 5:15] = 40
@@ -42,7 +42,7 @@ def test_a_volume_that_was_replaced_is_prepared_again(tmp_path):
         assert PreparedDataset.open(tmp_path / "out").series["slices"].tolist() == [n_slices]
 
 
-def test_volumes_are_prepared_and_pretrained_on(tmp_path):
+def test_train_voco_trains_on_prepared_volumes(tmp_path):
     write_volumes(tmp_path)
     prepared, run = tmp_path / "prepared", tmp_path / "run"
     prepare_data.main(

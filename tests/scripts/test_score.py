@@ -140,7 +140,7 @@ def test_score_drops_folds_that_differ_between_tables(study, capsys):
 
 
 @pytest.mark.parametrize("with_folds", [True, False])
-def test_fit_reports_raw_and_cross_fitted_scores(tmp_path, capsys, with_folds):
+def test_score_fit_reports_raw_and_cross_fitted_scores(tmp_path, capsys, with_folds):
     labels = draw_labels(300)
     labels.to_csv(tmp_path / "labels.csv", index=False)
     for name, seed in (("a.csv", 1), ("b.csv", 2)):
@@ -158,7 +158,7 @@ def test_fit_reports_raw_and_cross_fitted_scores(tmp_path, capsys, with_folds):
     assert "Post-processing, every fold by a fit to the others" in capsys.readouterr().out
 
 
-def test_fit_with_too_few_positives_leaves_no_file(study):
+def test_score_fit_with_too_few_positives_leaves_no_file(study):
     folder, *_ = study
     with pytest.raises(UserError, match="too few positives to fit on"):
         run(folder, "--oof", "oof.csv", "--fit", str(folder / "post.json"))

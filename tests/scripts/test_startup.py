@@ -26,7 +26,7 @@ def loaded_by(command: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", HELP)
-def test_help_loads_no_heavy_library(command):
+def test_script_help_loads_no_heavy_library(command):
     assert not loaded_by(command) & {"torch", "pandas", "numpy", "sklearn", "scipy", "matplotlib", "cv2"}
 
 

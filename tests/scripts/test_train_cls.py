@@ -27,7 +27,7 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"patient_id": str, "series_id": str})
 
 
-def test_every_series_and_every_patient_is_predicted_once_out_of_its_fold(tiny, finished):
+def test_train_cls_predicts_every_series_and_patient_out_of_fold(tiny, finished):
     series, patients, folds = read(finished / "oof_series.csv"), read(finished / "oof.csv"), read(tiny.folds)
     prepared = PreparedDataset.open(tiny.prepared).series
     assert list(series) == ["patient_id", "series_id", "fold", *COLUMNS]
@@ -39,7 +39,7 @@ def test_every_series_and_every_patient_is_predicted_once_out_of_its_fold(tiny, 
     assert len(merged) == len(folds) and (merged.fold == merged.fold_asked).all()
 
 
-def test_a_run_leaves_models_metrics_scores_and_its_options(finished):
+def test_train_cls_leaves_models_metrics_scores_and_options(finished):
     for name in (
         "fold0/model.safetensors",
         "fold1/model.safetensors",
@@ -54,7 +54,7 @@ def test_a_run_leaves_models_metrics_scores_and_its_options(finished):
     assert list(scores.fold) == ["fold 0", "fold 1", "all"] and np.isfinite(scores.score).all()
 
 
-def test_one_fold_can_be_trained_alone_and_the_other_added(run_arguments, tmp_path, finished):
+def test_train_cls_adds_one_fold_after_another(run_arguments, tmp_path, finished):
     train_cls.main(run_arguments(fold="1"))
     assert set(read(tmp_path / "run" / "oof.csv").fold) == {1}
     train_cls.main(run_arguments(fold="0"))
@@ -75,7 +75,7 @@ def test_train_cls_continues_to_the_same_result(run_arguments, tmp_path, capsys)
     pd.testing.assert_frame_equal(whole, broken, check_exact=True)
 
 
-def test_it_says_when_the_encoder_saw_held_out_patients(tiny, run_arguments, tmp_path, capsys):
+def test_train_cls_warns_of_an_encoder_that_saw_held_out_patients(tiny, run_arguments, tmp_path, capsys):
     prepared = PreparedDataset.open(tiny.prepared)
     patients = tuple(prepared.series.patient_id.unique())
     path = tmp_path / "encoder.safetensors"
@@ -101,13 +101,13 @@ def write(frame: pd.DataFrame, path: Path) -> Path:
         ({"backbone": "resnet9000"}, "no backbone"),
     ],
 )
-def test_refusals_are_one_line(run_arguments, changes, part):
+def test_train_cls_refuses_in_one_line(run_arguments, changes, part):
     with pytest.raises(UserError, match=part) as caught:
         train_cls.main(run_arguments(**changes))
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_with_a_run_of_other_options_or_data_is_refused(tiny, run_arguments, tmp_path):
+def test_train_cls_refuses_a_run_of_other_options_or_data(tiny, run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1))
     with pytest.raises(UserError, match="made with --hidden 8, not 4"):
         train_cls.main(run_arguments(fold="1", epochs=1, hidden=4))
@@ -119,7 +119,7 @@ def test_a_folder_with_a_run_of_other_options_or_data_is_refused(tiny, run_argum
     train_cls.main(run_arguments(fold="1", epochs=1, folds=copied))
 
 
-def test_a_refused_start_leaves_the_folder_free_for_the_corrected_command(run_arguments):
+def test_train_cls_leaves_the_folder_free_after_a_refusal(run_arguments):
     with pytest.raises(UserError):
         train_cls.main(run_arguments(fold="0", epochs=1, backbone="resnet9000"))
     with pytest.raises(UserError, match=r"fold0, step \d+: loss or gradient is not finite .* for series"):
@@ -127,7 +127,7 @@ def test_a_refused_start_leaves_the_folder_free_for_the_corrected_command(run_ar
     train_cls.main(run_arguments(fold="0", epochs=1))
 
 
-def test_resume_never_trains_anew(run_arguments, tmp_path, capsys):
+def test_train_cls_resume_never_starts_from_scratch(run_arguments, tmp_path, capsys):
     train_cls.main(run_arguments(fold="0", epochs=1))
     train_cls.main(run_arguments(fold="0", epochs=1))
     assert "fold 0 is finished" in capsys.readouterr().out
@@ -135,7 +135,7 @@ def test_resume_never_trains_anew(run_arguments, tmp_path, capsys):
     assert "epoch   1/1" in capsys.readouterr().out
 
 
-def test_a_refused_start_anew_deletes_nothing(run_arguments, tmp_path):
+def test_train_cls_refused_start_deletes_nothing(run_arguments, tmp_path):
     train_cls.main(run_arguments(epochs=1))
     before = files_of(tmp_path / "run")
     with pytest.raises(UserError, match="made with --hidden 8, not 4"):  # fold 1 is of the other options
@@ -153,7 +153,7 @@ def test_train_cls_predicts_a_patient_without_series(tiny, run_arguments, tmp_pa
     assert len(read(tmp_path / "run" / "oof.csv")) == 10
 
 
-def test_a_damaged_slice_is_one_line_even_from_a_loader_process(tiny, run_arguments, tmp_path):
+def test_train_cls_refuses_a_damaged_slice_in_one_line(tiny, run_arguments, tmp_path):
     prepared = tmp_path / "prepared"
     shutil.copytree(tiny.prepared, prepared)
     for path in prepared.glob("images/*/*/*.png"):
