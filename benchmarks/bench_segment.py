@@ -110,9 +110,8 @@ def compare_memory(quick: bool, phantom: Path, folder: Path) -> dict[str, Any]:
 
 def build_forward(dataset: PreparedDataset) -> Callable[[], Any]:
     """The pair on the batches of all series, already on the device."""
-    pair, spec, runtime = build_pair(dataset.size)
-    stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
-    batches = [with_neighbours(part, runtime.device) for part in StackLoader(stream, 0, batch_size=None)]
+    pair, _, runtime = build_pair(dataset.size)
+    batches = [with_neighbours(part, runtime.device) for part in read_chunks(dataset)]
 
     def forward() -> None:
         for images in batches:
@@ -139,15 +138,13 @@ def build_whole(dataset: PreparedDataset, output: Path, workers: int) -> Callabl
 
 def build_read(dataset: PreparedDataset) -> Callable[[], Any]:
     """Decoding of all series, in this process."""
-    stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), SLICES, BATCH)
-    return lambda: deque(StackLoader(stream, 0, batch_size=None), maxlen=0)
+    return lambda: deque(read_chunks(dataset), maxlen=0)
 
 
 def build_write(dataset: PreparedDataset, output: Path) -> Callable[[], Any]:
     """All that is done with masks once they are predicted."""
-    pair, spec, runtime = build_pair(dataset.size)
-    stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), spec.slices, BATCH)
-    parts = list(StackLoader(stream, 0, batch_size=None))
+    pair, _, runtime = build_pair(dataset.size)
+    parts = list(read_chunks(dataset))
     masks = [predict_masks(pair, with_neighbours(part, runtime.device)).cpu().numpy() for part in parts]
     numbers = count()
 
@@ -157,6 +154,11 @@ def build_write(dataset: PreparedDataset, output: Path) -> Callable[[], Any]:
                 writer.add(part, mask)
 
     return write
+
+
+def read_chunks(dataset: PreparedDataset) -> StackLoader:
+    stream = SliceStream(dataset, dataset.series, dataset.channels(WINDOWS), SLICES, BATCH)
+    return StackLoader(stream, 0, batch_size=None)
 
 
 def build_pair(size: int) -> tuple[SegmenterPair, SegmenterSpec, Runtime]:

@@ -20,11 +20,14 @@ from src.phantom.options import PhantomOptions
 
 def phantom_series(folder: Path, spacing_z_mm: float) -> DicomSeries:
     """Write one phantom patient of 512 x 512 pixels into `folder`: noise of 12 to 15 HU in the middle."""
-    options = PhantomOptions(
-        folder, patients=1, test_patients=0, matrix=512, spacing_z_mm=spacing_z_mm, two_phase_rate=0, jobs=1
-    )
-    plan = generate_dataset(options)[0]
-    return open_series(folder / "train_images" / str(plan.patient_id) / str(plan.series[0].series_id))
+    return open_series(_make_phantom(folder, 512, spacing_z_mm))
+
+
+def _make_phantom(folder: Path, matrix: int, spacing_z_mm: float) -> Path:
+    """The folder of the only series."""
+    one = {"patients": 1, "test_patients": 0, "two_phase_rate": 0, "jobs": 1}
+    plan = generate_dataset(PhantomOptions(folder, matrix=matrix, spacing_z_mm=spacing_z_mm, **one))[0]
+    return folder / "train_images" / str(plan.patient_id) / str(plan.series[0].series_id)
 
 
 def open_series(folder: Path) -> DicomSeries:
@@ -75,11 +78,7 @@ def _dataset(hu: np.ndarray, pixel_mm: float, syntax: str) -> Dataset:
 def prepare_phantom(scratch: Path, quick: bool) -> tuple[Path, float]:
     """A prepared set of one series of 256 px and three windows, and the mean size of its slices in KB."""
     raw, prepared = scratch / "raw", scratch / "prepared"
-    matrix, spacing_z_mm = (256, 2.8) if quick else (512, 2.5)
-    options = PhantomOptions(
-        raw, patients=1, test_patients=0, matrix=matrix, spacing_z_mm=spacing_z_mm, two_phase_rate=0, jobs=1
-    )
-    generate_dataset(options)
+    _make_phantom(raw, *((256, 2.8) if quick else (512, 2.5)))
     prepare_data.main(["--input", str(raw), "--output", str(prepared), "--size", "256", "--jobs", "1"])
     sizes = [path.stat().st_size for path in prepared.glob("images/*/*/*.png")]
     return prepared, sum(sizes) / len(sizes) / 1e3

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from src.core.config import parse_options
+from src.core.config import check_range, parse_options
 from src.core.errors import UserError, exit_on_user_error
 from src.core.log import say
 from src.core.targets import ORGANS
@@ -51,9 +51,7 @@ class RealCtOptions:
     """side of the square images in pixels"""
 
     def __post_init__(self) -> None:
-        get_windows(self.windows)
-        if not 16 <= self.size <= 2048:
-            raise UserError(f"--size must lie between 16 and 2048, got {self.size}")
+        check_range(self, "size", at_least=16)
 
 
 def main(argv: list[str] | None = None) -> None:
