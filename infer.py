@@ -1,4 +1,4 @@
-"""Predict test patients with the fold models and write a valid submission.csv, whatever their files are.
+"""Predict test patients with the fold models and write a valid submission.csv, even where files are damaged.
 
 From raw DICOM (nothing is written but the results):
     python infer.py --input data/rsna-2023-abdominal-trauma-detection.zip --models runs/cls/plus \\

@@ -23,7 +23,7 @@ from src.score.options import ScoreOptions
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the options, score, print the report, write the files that are asked for."""
+    """Read the options, score, print the report, write the requested files."""
     options = parse_options(ScoreOptions, argv, prog="score.py", description=__doc__)
     for path in (options.json, options.fit, options.plots and options.plots / "roc.png"):
         if path:

@@ -34,7 +34,7 @@ class TrainingInputs:
     slice_targets: SliceTargets | None
     """None without --slice-loss"""
     digest: str
-    """changes with anything above that a result depends on, whatever the paths"""
+    """changes with anything above that a result depends on, independent of paths"""
 
     @classmethod
     def read(cls, options: ClassifierOptions) -> "TrainingInputs":

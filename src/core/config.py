@@ -1,7 +1,7 @@
 """Options of a script: one frozen dataclass, filled from presets (YAML) and the command line.
 
 jsonargparse checks the types and prints the help. This wrapper adds what the kit promises: presets apply
-first and `--key value` wins whatever the order, names are exact, list options take several values, and every
+first and `--key value` wins in any order, names are exact, list options take several values, and every
 mistake is one line.
 """
 
@@ -91,7 +91,7 @@ def parse_options(
 
 
 def option_flag(name: str) -> str:
-    """A field's name as it is typed: `warmup_epochs` -> `--warmup-epochs`."""
+    """A field's name as typed on the command line: `warmup_epochs` -> `--warmup-epochs`."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -106,7 +106,7 @@ def check_range(
     """Check that every option of `names` is within the bounds; for `__post_init__`. NaN is within none.
 
     Raises:
-        ValueError: one is not; the message names it as it is typed.
+        ValueError: one is not; the message names it as typed.
     """
     bounds = (
         ("above", above, operator.gt),
@@ -210,7 +210,7 @@ def _check_preset_keys(path: Path, names: tuple[str, ...]) -> None:
 
 
 def _explain(message: str, types: dict[str, Any]) -> str:
-    """jsonargparse's message of several lines as one that names the option as it is typed."""
+    """jsonargparse's message of several lines as one that names the option as typed."""
     named = re.search(r'key "(\w+)"', message)
     values = re.findall(r"(?:Got|Given) value: (.*)", message)
     if named and values and named[1] in types:

@@ -3,7 +3,7 @@
 A damaged file can crash a C decoder together with its process, or keep it busy without end. `call_isolated`
 runs a function in a child process that is kept between calls: a crash or a hang ends the child only, and the
 next call starts another. The children are plain processes in sessions of their own, so daemonic workers may
-have them and Ctrl-C does not reach them. They end when their parent ends, in whatever way. What the function
+have them and Ctrl-C does not reach them. They end when their parent ends, however it ends. What the function
 prints there is discarded. Linux and macOS.
 """
 
@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 Report = Callable[[str], None]
-"""Tells the parent what the function works on now: a sign of life, and `last_step` should it crash."""
+"""Reports to the parent what the function works on: proof that it is alive, and `last_step` after a crash."""
 
 
 def no_report(step: str) -> None:
@@ -83,7 +83,7 @@ class Child:
     """A process that runs functions for one thread, started by the first call and again after a crash."""
 
     def __init__(self, silence_limit_s: float = SILENCE_LIMIT_S) -> None:
-        """silence_limit_s: seconds without a report after which a call is given up; may be changed."""
+        """silence_limit_s: seconds without a report after which a call is ended; may be changed."""
         self.silence_limit_s = silence_limit_s
         self._process: subprocess.Popen | None = None
 
@@ -212,7 +212,7 @@ def _end(process: subprocess.Popen, connection: Connection, parent: int) -> None
     connection.close()
     if os.getpid() == parent:
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel; it dies when that lets go
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends when the kernel lets it
             process.wait(END_LIMIT_S)
 
 

@@ -161,7 +161,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Make `folder`, and hold it against other runs that would write to it. A killed run lets go of it.
+    """Make `folder`, and hold it against other runs that would write to it. A killed run releases it.
 
     Raises:
         UserError: another run holds it, or it cannot be made.

@@ -172,7 +172,7 @@ class Runtime:
         """
         if kind is None and distributed.is_initialized():
             # To free the group would wait for gloo's threads without letting others into Python, while a
-            # thread that lets go of tensors of the last exchange waits for Python (torch 2.8).
+            # thread that releases tensors of the last exchange waits for Python (torch 2.8).
             _never_free(distributed.group.WORLD)
             with suppress(RuntimeError):  # another process is gone already
                 self._wait_for_all_a_last_time()
@@ -272,7 +272,7 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample: the same in whatever process, worker or resumed run draws it."""
+    """The random numbers of one sample: the same in every process, worker or resumed run."""
     return np.random.default_rng([seed, epoch, index])
 
 

@@ -193,7 +193,7 @@ def unpacked(file: StoredFile) -> Iterator[BinaryIO]:
     """Yield `file` open on disk and uncompressed, to be mapped into memory.
 
     A member of an archive, or a file compressed with gzip, is unpacked to a temporary file without a name,
-    which vanishes with the process, in whatever way that ends. The folder is that of TMPDIR.
+    which vanishes with the process, however it ends. The folder is that of TMPDIR.
 
     Raises:
         UnreadableFile: it cannot be read, its compression is damaged, or there is no room to unpack it.

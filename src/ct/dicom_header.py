@@ -46,7 +46,7 @@ MALFORMED = object()
 """Stands for a value that cannot be parsed."""
 
 HEADER_BYTES = 1 << 14
-"""Read of a file first; a slice's header is hardly ever longer."""
+"""Read of a file first; a slice's header is rarely longer."""
 
 PREAMBLE_BYTES = 132
 
@@ -54,7 +54,7 @@ _HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", wh
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
 _LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: no image begins with a later element
 _PIXEL_MM = (1e-3, 100.0)
-_MOST_PIXELS = 16384  # of a side: a decoder would allocate whatever a damaged header states
+_MOST_PIXELS = 16384  # of a side: a decoder would allocate what a damaged header states
 _ABSURD = 1e6  # mm of a position, HU of a rescale
 
 

@@ -95,7 +95,7 @@ def scan_series(
 
     Raises:
         SeriesError: no usable file, no axial slice, or 8-bit images without a window.
-        UnreachableSeries: no usable file, by fault of the disk.
+        UnreachableSeries: no usable file, because of the disk.
     """
     rejected: list[Rejected] = []
     headers = _read_headers(files, settings, report, rejected)

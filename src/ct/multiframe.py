@@ -1,7 +1,7 @@
 """Enhanced CT: one file that holds every slice, split into files of one slice each.
 
 The parts exist in memory only, one at a time: a header of a few hundred bytes before one frame's own bytes.
-So what reads single slices reads frames too, and the file is parsed once, whatever its number of frames.
+So what reads single slices reads frames too, and the file is parsed once for any number of frames.
 """
 
 import mmap

@@ -1,6 +1,6 @@
 """CT series and label maps in NIfTI files: a volume, mapped into memory, with its place in the patient.
 
-Everything follows from the affine, whatever the order and direction of the axes. Values are Hounsfield units
+Everything follows from the affine, for any order and direction of the axes. Values are Hounsfield units
 where some lie below 0, as fat and air do in every CT. Grey levels of 0 to 255 become HU again if the window
 that they were made with is known.
 """

@@ -1,4 +1,4 @@
-"""A CT series: where it is found, what it offers whatever it is stored as, and why one cannot be used."""
+"""A CT series: where it is found, what it offers in any storage format, and why one cannot be used."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SeriesError(UserError):
 
 
 class UnreachableSeries(SeriesError):
-    """A series that cannot be read now, by fault of the disk or the machine: another try may succeed."""
+    """A series that cannot be read now, because of the disk or the machine: another try may succeed."""
 
 
 class SliceError(Exception):

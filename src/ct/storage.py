@@ -25,11 +25,11 @@ class UnreadableFile(Exception):
 
 
 class UnreachableFile(UnreadableFile):
-    """A file that cannot be read now, by fault of the disk, the network or the machine: a retry may help."""
+    """A file that cannot be read now, because of the disk, the network or the machine: a retry may help."""
 
 
 class UnreachableTree(UserError):
-    """Folders that cannot be listed now, by fault of the disk or the machine: a retry may help."""
+    """Folders that cannot be listed now, because of the disk or the machine: a retry may help."""
 
 
 class StoredFile(Protocol):

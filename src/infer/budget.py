@@ -192,7 +192,7 @@ def last_resort(after_s: float, save: Callable[[], None]) -> Iterator[None]:
     """Where the block still runs after that long, save and end the process: a GPU may never answer.
 
     Args:
-        after_s: infinity waits for ever.
+        after_s: infinity waits forever.
         save: may run while the block does.
     """
     is_done = threading.Event()

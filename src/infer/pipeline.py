@@ -37,7 +37,7 @@ WAIT_S = 0.5
 """For a series, before looking at the clock and for signals again."""
 
 STUCK_S = 1800.0
-"""Without a series, after which reading is given up: no file system comes back after that long."""
+"""Without a series, after which reading ends: no file system comes back after that long."""
 
 ATTEMPTS, PAUSE_S = 3, 10.0
 """To read a series that fails for a reason of the machine, and the pause after such a failure."""
@@ -64,7 +64,7 @@ def predict_patients(options: InferOptions, started: float) -> None:
         series = order_series(source, sample.patient_id)
         results = Results(series, sample, post, ensemble.prior, source.why_none)
         save = partial(results.save, options.output)
-        save()  # the prior for every patient: from here on there is a valid submission, whatever happens
+        save()  # the prior for every patient: from here on a valid submission exists
         try:
             with last_resort(started + limit_s + GRACE_S - time.monotonic(), save):
                 predictor = SeriesPredictor(ensemble)
@@ -113,7 +113,7 @@ def predict_all(
 ) -> str:
     """Predict series into `results` as they are read, until all are done or the run has to end.
 
-    A series that cannot be read or predicted is skipped, whatever the reason.
+    A series that cannot be read or predicted is skipped, for any reason.
 
     Args:
         save: called from time to time, so that even a killed run leaves results; it may fail.
@@ -132,7 +132,7 @@ def predict_all(
                     prediction = predictor.predict(series, budget.subset, budget.check)
                 except RunEnds:
                     raise
-                except Exception as error:  # one series must not end a submission, whatever it is
+                except Exception as error:  # one series must not end a submission, for any reason
                     reason = describe_error(error)
                     warn(f"{'/'.join(series.key)} could not be predicted: {reason}")
                     results.skip(series.key, reason)

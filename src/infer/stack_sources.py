@@ -26,7 +26,7 @@ from src.prepare.sources import find_competition, find_competition_series, open_
 from src.seg.model import SegmenterSpec
 
 SILENCE_LIMIT_S = 30.0
-"""For one slice, after which its decoder is given up: there are nine hours for all series."""
+"""For one slice, after which its decoder is killed: there are nine hours for all series."""
 
 PAUSES_S = (10.0, 30.0, 60.0)
 """Before another look at a disk that is away. Without its folders there is nothing to predict."""
@@ -97,11 +97,11 @@ class LoadedSeries:
     """patient and series id"""
     stacks: Stacks = field(default_factory=dict)
     volume: DecodedSlices | None = None
-    """the whole series, where stacks are wanted that show organs: these are still to be found"""
+    """the whole series, where stacks with organ masks are requested: organs are still to be found"""
     reason: str = ""
     """why it cannot be read; empty if it was"""
     is_temporary: bool = False
-    """whether the machine is to blame rather than the files, so that another attempt may help"""
+    """whether the cause is the machine rather than the files, so that another attempt may help"""
     read_s: float = 0.0
 
 
@@ -127,7 +127,7 @@ def open_source(
     """Open a prepared data set, or test images in the competition's layout, in a folder or a zip.
 
     Args:
-        kinds: stacks that are wanted of every series.
+        kinds: stacks requested of every series.
         segmenter: of the networks that find organs; None if there are none.
 
     Raises:
@@ -185,7 +185,7 @@ class RawSource:
 
     Args:
         path: folder or zip with test_images/, perhaps inside another folder.
-        kinds: stacks that are wanted of every series.
+        kinds: stacks requested of every series.
         segmenter: of the networks that find organs; None if there are none.
 
     Raises:

@@ -44,7 +44,7 @@ class StackLoader:
 def _without_opencv_threads() -> Iterator[None]:
     """End OpenCV's threads for a while, so that processes can be forked.
 
-    A fork copies OpenCV's record of its threads but not the threads: a worker would wait for them for ever.
+    A fork copies OpenCV's record of its threads but not the threads: a worker would wait for them forever.
     """
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)

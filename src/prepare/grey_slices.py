@@ -1,7 +1,7 @@
 """A CT series as grey slices: cut to one square around the body, resized, windowed.
 
 Prepared images and the images that inference keeps in memory are both made here, so a model sees at inference
-what it saw in training. Slices stream: four of them are in memory at a time, whatever the length of a series.
+what it saw in training. Slices stream: four of them are in memory at a time, for a series of any length.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

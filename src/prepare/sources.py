@@ -104,7 +104,7 @@ def find_competition_series(
 ) -> tuple[list[SeriesSource], list[Rejected]]:
     """Every series folder of a split, sorted by patient and series, and the files outside of such folders.
 
-    No image is listed yet: files are checked when the series is read, whatever their names.
+    No image is listed yet: files are checked when the series is read, with any name.
     """
     images = join(root, f"{split}_images")
     segmentations = _segmentations(tree, root) if split == "train" else {}

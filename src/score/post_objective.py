@@ -14,7 +14,7 @@ PULL = 0.5
 and multipliers, of shares, and of weights relative to equal ones. The prior weighs as much as one patient."""
 LARGEST_LOG = np.log(8.0)
 LEAST_WEIGHT = 0.01
-"""Of a table that predicts a target which others lack, whatever the other targets gain."""
+"""Least weight of a table that predicts a target which another one lacks."""
 SHARES, TEMPERATURE, MULTIPLIERS = slice(0, 2), slice(2, 7), slice(7, 15)
 WEIGHTS = slice(15, None)
 """Parts of the vector, see `PostObjective`."""

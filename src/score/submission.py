@@ -14,7 +14,7 @@ from src.score.missing_targets import check_predicted_targets, missing_targets
 
 
 def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average each patient's rows: every series counts the same, whatever its number of slices.
+    """Average each patient's rows: every series counts the same, with few or many slices.
 
     Args:
         frame: `patient_id`, the 13 columns, and perhaps `series_id` and `fold`; one row per series. Missing

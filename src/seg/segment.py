@@ -139,7 +139,7 @@ def _segment(
             failed.append((result.patient_id, result.series_id, result.reason))
     if options.preview:
         _draw_missing(dataset, _ids(share), output)
-    return pd.DataFrame(runtime.gather_rows(failed), columns=[*IDS, "reason"])  # waits for every process
+    return pd.DataFrame(runtime.gather_rows(failed), columns=[*IDS, "reason"])  # waits forevery process
 
 
 def _is_done(dataset: PreparedDataset, ids: tuple[str, str], output: Path) -> bool:

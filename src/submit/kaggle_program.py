@@ -95,7 +95,7 @@ class KaggleError(UserError):
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as it is typed in a shell."""
+    """The command as typed in a shell."""
     return shlex.join(["kaggle", *arguments])
 
 

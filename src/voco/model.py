@@ -55,7 +55,7 @@ class VocoNet(nn.Module):
     """Backbone over single slices, mean over the slices of a crop, dropout, projection head.
 
     Args:
-        encoder: maps images (M, C, H, W) to pooled features (M, `width`), whatever H and W.
+        encoder: maps images (M, C, H, W) to pooled features (M, `width`), for any H and W.
         width: the encoder's feature width.
         projection: width of the head and of the embedding.
         dropout: share of pooled features dropped in training.

@@ -75,7 +75,7 @@ def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
         if not is_main_process():
             loop.run()
             return encoder_path
-        # from here on the folder is written to: whatever is wrong with the options has been said
+        # from here on the folder is written to: errors in the options have been raised
         with only_writer(output):
             _open_folder(options, method, checkpoint, loop.step)
             loop.run()
