@@ -15,9 +15,6 @@ from src.core.isolation import ChildCrashed, ChildStalled, call_isolated
 from tests.helpers.isolation_work import plainly, sleep_with_the_lock_held, stop_itself, work_slowly
 
 ROOT = Path(__file__).resolve().parents[2]
-PARENT_IMPORTS = """from pathlib import Path
-from tests.helpers.isolation_work import hold, plainly
-from src.core.isolation import ChildStalled, call_isolated"""
 
 
 def is_free(lock: Path, within_s: float) -> bool:
@@ -46,13 +43,6 @@ def is_reaped(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
-
-
-def run_python(code: str, folder: Path, **options) -> subprocess.Popen:
-    """A parent that finds `isolation_work` and, from its working directory, nothing else of the project."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    command = [sys.executable, "-c", f"{PARENT_IMPORTS}\n{code}"]
-    return subprocess.Popen(command, cwd=folder, env=environment, **options)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +162,11 @@ print(call_isolated(plainly, os.getpid))"""
 )
 def test_child_ends_with_a_killed_parent(tmp_path, then, limit_s, within_s):
     lock = tmp_path / "lock"
-    code = f"call_isolated(hold, Path({str(lock)!r}), {then!r}, silence_limit_s={limit_s})"
-    parent = run_python(code, tmp_path)
+    code = f"""from pathlib import Path
+from tests.helpers.isolation_work import hold
+from src.core.isolation import call_isolated
+call_isolated(hold, Path({str(lock)!r}), {then!r}, silence_limit_s={limit_s})"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_for(lock.with_suffix(".held"))
     assert not is_free(lock, 0.1)
     parent.kill()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from src.ct.series import SeriesError
 from src.ct.windows import WINDOWS
 from src.data.prepared import mask_folder
 from tests.helpers.dicom_files import SIDE, hu_at, write_series
@@ -53,12 +52,3 @@ def test_prepare_series_without_a_usable_segmentation(tmp_path, place_mm, reason
     assert len(images) == 3 and not outcome["row"]["masks"]
     assert reason in outcome["row"]["reason"]
     assert not (tmp_path / "out" / "masks" / "1" / "2").exists()
-
-
-def test_prepare_series_leaves_nothing_after_an_error(tmp_path):
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "1.dcm").write_bytes(b"junk")
-    with pytest.raises(SeriesError, match="no usable file"):
-        prepare(tmp_path / "s", tmp_path / "out")
-    assert list((tmp_path / "out").rglob("*.png")) == []
-    assert list((tmp_path / "out" / "images" / "1").iterdir()) == []

@@ -70,6 +70,7 @@ def test_run_kaggle_asks_for_no_verbose_output_which_has_credentials(write_progr
     [
         (["Traceback (most recent call last):", "ModuleNotFoundError: No module named six"], 1, "kaggle six"),
         (["Permission 'competitions.submissions.create' was denied"], 1, "tab Rules"),
+        (["You must verify your phone number before you can use GPUs"], 1, "Phone verification"),
         (["403 Client Error: Forbidden for url: https://x/v1/competitions.Service/X"], 1, "tab Rules"),
         (
             ["Upload unsuccessful: a", "Upload successful: b", "Upload unsuccessful: c"],
