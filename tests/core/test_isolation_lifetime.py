@@ -67,7 +67,7 @@ def test_call_raises_child_stalled_after_silence(child, function, arguments, las
     assert child.call(plainly, abs, -3) == 3
 
 
-def test_reports_keep_a_long_call_alive(child):
+def test_report_keeps_a_long_call_alive(child):
     child.call(work_slowly, 1, 0)
     child.silence_limit_s = 1.0
     start = time.monotonic()
@@ -125,7 +125,7 @@ def test_call_interrupted_by_ctrl_c_ends_the_child(child, seconds, default_ctrl_
     assert child.call(plainly, abs, -3) == 3
 
 
-def test_fork_leaves_the_child_of_its_parent_alone():
+def test_call_isolated_after_a_fork_leaves_the_parents_child_alone():
     pid = call_isolated(plainly, os.getpid)
     forked = os.fork()
     if forked == 0:
@@ -138,7 +138,8 @@ def test_fork_leaves_the_child_of_its_parent_alone():
     assert call_isolated(plainly, os.getpid) == pid
 
 
-def test_call_isolated_ignores_modules_in_the_working_directory_and_ends_with_the_interpreter(tmp_path):
+def test_call_isolated_of_a_script(tmp_path):
+    """Modules in the working directory are ignored, and the child ends with the script."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").write_text("raise SystemExit('the wrong package')")
     (tmp_path / "queue.py").write_text("raise SystemExit('the wrong module')")
@@ -152,7 +153,7 @@ print(call_isolated(plainly, os.getpid))"""
     assert done.stderr == ""
     folder, pid = done.stdout.splitlines()
     assert folder == os.path.realpath(tmp_path)
-    assert is_reaped(int(pid))  # with its parent
+    assert is_reaped(int(pid))
 
 
 @pytest.mark.parametrize(

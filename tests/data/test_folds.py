@@ -76,7 +76,7 @@ def test_read_folds_keeps_the_requested_patients(tmp_path):
 
 
 @needs_rsna_tables
-def test_committed_folds_are_those_of_the_documented_command(tmp_path, capsys):
+def test_main_makes_the_committed_folds(tmp_path, capsys):
     tables = f"--labels {RSNA_TABLES}/train.csv --series {RSNA_TABLES}/train_series_meta.csv"
     main(f"{tables} --output {tmp_path}/folds.csv".split())
     assert (tmp_path / "folds.csv").read_bytes() == COMMITTED.read_bytes()

@@ -55,7 +55,7 @@ def test_slice_thickness_refuses_positions_that_do_not_fall(z_mm):
         slice_thickness_mm(z_mm)
 
 
-def test_areas_are_pixels_times_the_area_of_one(masks):
+def test_areas_counts_pixels(masks):
     expected = pd.DataFrame(
         {
             "index": [0, 1, 2, 3],

@@ -132,7 +132,7 @@ def test_generate_dataset_refuses_a_folder_of_something_else(phantom, tmp_path):
     ("option", "value"),
     [("--patients", "0"), ("--matrix", "7"), ("--bowel-rate", "1.5"), ("--spacing-z-mm", "0")],
 )
-def test_phantom_options_are_checked(tmp_path, option, value):
+def test_main_refuses_impossible_options(tmp_path, option, value):
     with pytest.raises(UserError, match=option.strip("-").split("-")[0]):
         main(["--output", str(tmp_path / "new"), option, value])
 

@@ -55,7 +55,7 @@ def test_class_metrics_equal_scikit_learn(seed):
 
 
 @pytest.mark.parametrize("levels", [1, 2, 7, 1000])
-def test_rankings_with_ties_equal_scikit_learn(levels):
+def test_average_precision_and_roc_auc_of_ties_equal_scikit_learn(levels):
     rng = np.random.default_rng(levels)
     truth = (rng.random(500) < 0.2).astype(int)
     ranking = np.round(rng.random(500) + truth, 1) if levels == 7 else rng.integers(0, levels, 500) / levels

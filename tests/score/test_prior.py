@@ -29,7 +29,7 @@ def test_cross_fitted_prior_uses_the_other_folds_only():
 
 
 @needs_rsna_tables
-def test_reference_scores_on_the_competition_labels():
+def test_priors_have_their_documented_scores_on_the_competition_labels():
     labels = read_labels(RSNA_TABLES / "train.csv")
     sample = read_probabilities(RSNA_TABLES / "sample_submission.csv")
     for prediction, expected in (

@@ -82,7 +82,7 @@ def test_push_adds_a_version_and_waits_for_it_and_for_the_new_run(machine, push,
 
 
 @pytest.mark.slow
-def test_push_waits_for_a_dataset_that_is_still_unpacked_before_it_adds_a_version(machine, push, capsys):
+def test_push_waits_until_a_dataset_is_unpacked_before_it_adds_a_version(machine, push, capsys):
     machine.server.add_dataset(DATASET)
     machine.server.unpacking = ["BLOBS_RECEIVED", "BLOBS_DECOMPRESSED", "READY"]
     assert push() == 0
@@ -133,7 +133,7 @@ def test_push_ends_with_one_line_and_status_2(
 
 
 @pytest.mark.slow
-def test_the_command_that_push_advises_after_a_failed_run_shows_the_log(machine):
+def test_push_advises_a_command_that_shows_the_log(machine):
     machine.server.add_notebook(KERNEL, "ERROR")
     finished = machine.call(str(Path(sys.executable).with_name("kaggle")), "kernels", "logs", KERNEL)
     assert (finished.returncode, finished.stdout.strip()) == (0, "No module named 'dicomsdl'")
