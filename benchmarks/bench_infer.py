@@ -23,12 +23,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from harness import BenchOptions, in_fresh_process, process_tree, resident_bytes, run_main
+from harness import BenchOptions, in_fresh_process, process_tree, resident_bytes, run_main, time_each
 from phantom_files import phantom_series, write_series
 
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
@@ -97,13 +97,6 @@ def time_stages(raw: Path, run: Path) -> dict[str, float]:
     wall_s = (ended_s[-1] - ended_s[0]) / (len(series) - 1)
     start_s = ended_s[0] - started_s
     return stages | {"wall_s": wall_s, "wall_over_slowest": wall_s / max(stages.values()), "start_s": start_s}
-
-
-def time_each(items: Iterable[Any], work: Callable[[Any], Any]) -> tuple[list[Any], float]:
-    """What `work` gives for each item, and its mean seconds."""
-    started_s = time.perf_counter()
-    results = [work(item) for item in items]
-    return results, (time.perf_counter() - started_s) / len(results)
 
 
 def open_all(raw: Path, run: Path) -> tuple[SeriesPredictor, RawSource, list[tuple[str, str]]]:

@@ -35,7 +35,7 @@ import cv2
 import dicomsdl
 import numpy as np
 import pydicom
-from harness import BenchOptions, median_ratio, process_tree, resident_bytes, run_main, seconds_of
+from harness import BenchOptions, median_ratio, process_tree, resident_bytes, run_main, seconds_of, time_each
 from phantom_files import open_series, phantom_series, write_series
 
 from src.core.config import ROOT
@@ -186,30 +186,22 @@ def warm_workers(n_workers: int, small: SeriesSource, job: PrepareJob) -> Iterat
 
 
 def stage_times(folder: Path, scratch: Path) -> dict[str, float]:
-    """Medians in ms per slice of the kit's stages, run in this process; `scratch` takes the PNG."""
+    """Means in ms per slice of the kit's stages, run in this process; `scratch` takes the PNG."""
     scratch.mkdir()
-    start = time.perf_counter()
-    series = open_series(folder)
+    (series,), scan_s = time_each([folder], open_series)
     n_slices = len(series.z_mm)
-    scan_s = (time.perf_counter() - start) / n_slices
     crop_slices = [series.read(int(index)) for index in even_indices(n_slices, 16)]
     crop = body_crop(crop_slices, series.pixel_mm, series.shape)
-    laps: dict[str, list[float]] = {}
-
-    def lap(stage: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        laps.setdefault(stage, []).append(time.perf_counter() - start)
-        return result
-
-    for index in even_indices(n_slices, min(n_slices, 100)):
-        hu = lap("decode", lambda index=int(index): series.read(index))
-        lap("body box", lambda hu=hu: body_crop([hu], series.pixel_mm, series.shape))
-        cut = lap("resize", lambda hu=hu: crop.resize(hu, SIZE))
-        grey = lap("windows", lambda cut=cut: apply_windows(cut, WINDOWS))
-        content = lap("PNG", lambda grey=grey: encode_png(grey))
-        lap("write", lambda content=content, path=scratch / f"{index}.png": path.write_bytes(content))
-    return {"headers": 1e3 * scan_s, **{stage: 1e3 * median(times) for stage, times in laps.items()}}
+    indices = [int(index) for index in even_indices(n_slices, min(n_slices, 100))]
+    seconds = {"headers": scan_s / n_slices}
+    hu, seconds["decode"] = time_each(indices, series.read)
+    _, seconds["body box"] = time_each(hu, lambda each: body_crop([each], series.pixel_mm, series.shape))
+    cut, seconds["resize"] = time_each(hu, lambda each: crop.resize(each, SIZE))
+    grey, seconds["windows"] = time_each(cut, lambda each: apply_windows(each, WINDOWS))
+    png, seconds["PNG"] = time_each(grey, encode_png)
+    files = zip(indices, png, strict=True)
+    _, seconds["write"] = time_each(files, lambda each: (scratch / f"{each[0]}.png").write_bytes(each[1]))
+    return {stage: 1e3 * value for stage, value in seconds.items()}
 
 
 def peak_memory(scratch: Path, n_slices: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,6 +122,13 @@ def seconds_of(work: Callable[[], Any]) -> float:
     work()
     _wait_for_device()
     return time.perf_counter() - start
+
+
+def time_each(items: Iterable[Any], work: Callable[[Any], Any]) -> tuple[list[Any], float]:
+    """What `work` gives for each item, and its mean seconds."""
+    started_s = time.perf_counter()
+    results = [work(item) for item in items]
+    return results, (time.perf_counter() - started_s) / len(results)
 
 
 def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:
