@@ -34,6 +34,7 @@ from src.nn.training import load_checkpoint
 from src.probe.__main__ import measure
 from src.probe.frozen import HeldOut, load_run
 
+STAGES = ("data", "pretrain", "evaluate", "table")
 PLACING = "placing/standard/cross/projection"
 SHOWN = {
     PLACING: "cross-patient placing",
@@ -50,9 +51,7 @@ SHOWN = {
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationOptions(StudyOptions):
-    stage: tuple[Literal["data", "pretrain", "evaluate", "table"], ...] = (
-        *("data", "pretrain", "evaluate", "table"),
-    )
+    stage: tuple[Literal["data", "pretrain", "evaluate", "table"], ...] = STAGES
     """stages to run, always in this order"""
     presets: tuple[str, ...] = ("v2_small", "v1_small", "plus_small", "3d_small")
     """presets in configs/voco, or paths; the others are compared with the first"""

@@ -39,6 +39,7 @@ from src.score.metric import score
 from src.score.prior import constant, weight_aware_prior
 from src.voco.options import VocoOptions
 
+STAGES = ("data", "pretrain", "classify", "table")
 FIGURES = {
     "score": "score (lower)",
     "map": "mAP",
@@ -53,9 +54,7 @@ PRIOR = Start("prior")
 
 @dataclass(frozen=True, kw_only=True)
 class TransferOptions(StudyOptions):
-    stage: tuple[Literal["data", "pretrain", "classify", "table"], ...] = (
-        *("data", "pretrain", "classify", "table"),
-    )
+    stage: tuple[Literal["data", "pretrain", "classify", "table"], ...] = STAGES
     """stages to run, always in this order"""
     presets: tuple[str, ...] = ("v2_small", "plus_small")
     """presets in configs/voco, or paths; the others are compared with the first"""
