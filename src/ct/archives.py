@@ -27,17 +27,17 @@ from src.ct.storage import (
 )
 
 _LOCAL_HEADER = (
-    b"PK\x03\x04"  # a member's own header: 30 bytes, the lengths of its name and extras at the end
+    b"PK\x03\x04"  # local file header: 30 bytes; the last four are the lengths of name and extra field
 )
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 0x1
 _GZIP_MAGIC = b"\x1f\x8b"
-_NUMBERS = 5  # of a member: offset, stored size, size, method, CRC
+_NUMBERS = 5  # per member: offset, stored size, size, method, CRC
 
 
 @dataclass(frozen=True)
 class ZipMember:
-    """A member, found again by its offset: the archive's directory is read only once per run."""
+    """A member of a zip archive, located by its offset: the archive's directory is read once per run."""
 
     archive: Path
     name: str
@@ -59,7 +59,7 @@ class ZipMember:
         return b"".join(parts)
 
     def chunks(self) -> Iterator[bytes]:
-        """Its content in pieces of at most 1 MB. Raises `UnreadableFile`, at the end for a wrong CRC."""
+        """Yield the content in pieces of up to 1 MB. Raises `UnreadableFile`, at the end for a wrong CRC."""
         crc, length = 0, 0
         for piece in self._pieces(CHUNK):
             crc, length = zlib.crc32(piece, crc), length + len(piece)
@@ -97,7 +97,7 @@ def _inflate(chunks: Iterator[bytes], step: int) -> Iterator[bytes]:
         while stored and not inflater.eof:
             yield inflater.decompress(stored, step)
             stored = inflater.unconsumed_tail
-    yield inflater.flush()  # the input may be read to its end before all of the output is returned
+    yield inflater.flush()  # output that remains after all of the input is consumed
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class ZipFiles:
     names: str
     """Paths below the folder, sorted, with NUL between them."""
     numbers: np.ndarray
-    """(files, 5) int64: offset, stored size, size, method, CRC of each."""
+    """(files, 5) int64: offset, stored size, size, method and CRC of each member."""
 
     def list(self) -> tuple[StoredFile, ...]:
         names = self.names.split("\0") if self.names else []
@@ -119,12 +119,12 @@ class ZipFiles:
 
 
 class ZipTree:
-    """The folders and files of a zip archive: a `FileTree`. The root is ""."""
+    """Folders and files of a zip archive: a `FileTree`. The root is ""."""
 
     def __init__(self, path: Path):
-        """Read the archive's directory, all of it in memory for a moment.
+        """Read the archive's directory, which is briefly held in memory as a whole.
 
-        Of two members with one name the later counts, as after unpacking.
+        Of two members with the same name the later one counts, as after unpacking.
 
         Raises:
             UserError: not a zip archive, damaged, or with members that cannot be read in place;
@@ -137,12 +137,12 @@ class ZipTree:
         except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             kind = UnreachableTree if isinstance(error, OSError) and is_temporary(error) else UserError
             raise kind(f"{path} is not a readable zip archive: {error}") from None
-        del archive  # with its second list of every member
+        del archive  # it holds a second list of all members
         self._subfolders: dict[str, set[str]] = defaultdict(set, {"": set()})
         self._names: dict[str, dict[str, int]] = defaultdict(dict)
         self._numbers: dict[str, array] = defaultdict(lambda: array("q"))
         members.reverse()
-        while members:  # freed one by one: a million of them take a gigabyte
+        while members:  # free them one by one: a million members take a gigabyte
             self._add(members.pop())
 
     def _add(self, member: zipfile.ZipInfo) -> None:
@@ -190,13 +190,13 @@ class ZipTree:
 
 @contextmanager
 def unpacked(file: StoredFile) -> Iterator[BinaryIO]:
-    """Yield `file` open on disk and uncompressed, to be mapped into memory.
+    """Yield `file` open on disk and uncompressed, ready for memory mapping.
 
-    A member of an archive, or a file compressed with gzip, is unpacked to a temporary file without a name,
-    which vanishes with the process, however it ends. The folder is that of TMPDIR.
+    A member of an archive, or a gzip file, is unpacked to an unnamed temporary file in TMPDIR, which the
+    system removes when the process ends, even after a crash.
 
     Raises:
-        UnreadableFile: it cannot be read, its compression is damaged, or there is no room to unpack it.
+        UnreadableFile: the file cannot be read, its compression is damaged, or there is no room to unpack it.
     """
     compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
     in_place = isinstance(file, LocalFile) and not compressed
@@ -225,7 +225,7 @@ def _unpack(chunks: Iterator[bytes], stream: BinaryIO) -> None:
 
 
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Unpack gzip, of several members too, with their check sums checked; zeros after the end are padding."""
+    """Unpack gzip, also of several members, and check the checksums; zeros after the end are padding."""
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
     begun = False
     try:

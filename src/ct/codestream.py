@@ -1,7 +1,7 @@
-"""Checks of compressed pixels before a decoder gets them.
+"""Checks of compressed pixels before they are passed to a decoder.
 
-Decoders follow the codestream rather than the DICOM header around it: one of another size comes back as an
-image of shuffled pixels, or is written past the end of the decoder's memory.
+Decoders follow the codestream, not the DICOM header around it: a codestream of another size is decoded to
+shuffled pixels, or written past the end of the decoder's memory.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ ITEM_TAG = b"\xfe\xff\x00\xe0"
 DELIMITER_TAG = b"\xfe\xff\xdd\xe0"
 
 _JPEG_END = b"\xff\xd9"
-_JPEG_2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ; a JP2 file has boxes before them
+_JPEG_2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ markers; in a JP2 file boxes precede them
 _RLE_HEADER_BYTES = 64
 
 
 @dataclass(frozen=True)
 class CodedImage:
-    """The image that a codestream states."""
+    """Image properties that a codestream states."""
 
     rows: int
     cols: int
@@ -37,14 +37,14 @@ class CodedImage:
 
 
 def check_codestream(content: bytes, value_at: int, header: Header) -> None:
-    """Refuse compressed pixels that are cut short or state another image than the header does.
+    """Refuse compressed pixels that are truncated or that do not match the header.
 
-    dicomsdl (0.109.4) writes as many bytes as the codestream states: one of 8 bits for a 16-bit image leaves
-    half of the image unset, and one of 16 bits for an 8-bit image corrupts the memory.
+    dicomsdl (0.109.4) writes as many bytes as the codestream states: 8 bits for a 16-bit image leave half of
+    the image unset, and 16 bits for an 8-bit image corrupt the memory.
 
     Args:
-        content: of the file.
-        value_at: where the value of the pixel data begins.
+        content: content of the file.
+        value_at: offset at which the value of the pixel data begins.
 
     Raises:
         DicomError: dicomsdl must not decode it.
@@ -63,17 +63,17 @@ def check_codestream(content: bytes, value_at: int, header: Header) -> None:
     _check_image(image, header)
     if (image.bits > 8) != (header.bits_allocated == 16):
         raise DicomError("codestream disagrees with the header")
-    if not codestream.rstrip(b"\0").endswith(_JPEG_END):  # a decoder fills what is missing with grey
+    if not codestream.rstrip(b"\0").endswith(_JPEG_END):  # decoders fill missing data with grey
         raise DicomError("pixel data is cut short")
     if header.signed and image.bits < header.bits_stored:  # dicomsdl reads signed JPEG-LS as unsigned here
         raise DicomError("sign of the codestream is left to pydicom")
 
 
 def check_image_size(codestream: bytes, transfer_syntax: str, header: Header) -> None:
-    """Refuse a JPEG, JPEG-LS or JPEG 2000 codestream that states another size than the header does.
+    """Refuse a JPEG, JPEG-LS or JPEG 2000 codestream whose size differs from the header's.
 
     Raises:
-        DicomError: it does, or states none.
+        DicomError: the sizes differ, or the codestream states none.
     """
     if transfer_syntax in JPEG2000TransferSyntaxes:
         _check_image(_jpeg_2000_image(codestream), header)
@@ -82,11 +82,11 @@ def check_image_size(codestream: bytes, transfer_syntax: str, header: Header) ->
 
 
 def find_fragments(content: Any, value_at: int) -> tuple[list[tuple[int, int]], bool]:
-    """The items of encapsulated pixels (PS3.5 A.4).
+    """Locate the items of encapsulated pixels (PS3.5 A.4).
 
     Args:
-        content: of the file, bytes or a memory map.
-        value_at: where the value of the pixel data begins.
+        content: content of the file, bytes or a memory map.
+        value_at: offset at which the value of the pixel data begins.
 
     Returns:
         Start and length of each item, the offset table first; and whether the last item is complete.
@@ -108,7 +108,7 @@ def _check_image(image: CodedImage | None, header: Header) -> None:
 
 
 def _jpeg_image(codestream: bytes) -> CodedImage | None:
-    """From the frame header (SOF) of JPEG or JPEG-LS; None where there is none."""
+    """Parse the frame header (SOF) of JPEG or JPEG-LS; None where there is none."""
     at = 2
     while at + 10 <= len(codestream) and codestream[at] == 0xFF:
         marker = codestream[at + 1]
@@ -120,7 +120,7 @@ def _jpeg_image(codestream: bytes) -> CodedImage | None:
 
 
 def _jpeg_2000_image(codestream: bytes) -> CodedImage | None:
-    """From the size segment (SIZ) of JPEG 2000; None where there is none."""
+    """Parse the size segment (SIZ) of JPEG 2000; None where there is none."""
     at = codestream.find(_JPEG_2000_START)
     if at < 0 or at + 43 > len(codestream):
         return None
@@ -130,7 +130,7 @@ def _jpeg_2000_image(codestream: bytes) -> CodedImage | None:
 
 
 def _rle_segments_fit(start: bytes, length: int, bytes_allocated: int) -> bool:
-    """Whether the header of an RLE frame (PS3.5 G.5) states one segment per byte, in order, within `length`.
+    """Return whether an RLE header (PS3.5 G.5) states one segment per byte, in order, within `length`.
 
     `start` holds the frame's first 64 bytes.
     """

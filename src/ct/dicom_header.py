@@ -1,4 +1,4 @@
-"""The header of a CT slice: the DICOM tags that the kit needs, checked, whichever library has read them."""
+"""Header of a CT slice: the DICOM tags that the kit needs, checked, from either DICOM library."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -43,23 +43,23 @@ KEYWORDS = (
 """The tags that `parse_header` uses, besides TransferSyntaxUID."""
 
 MALFORMED = object()
-"""Stands for a value that cannot be parsed."""
+"""Marks a value that cannot be parsed."""
 
 HEADER_BYTES = 1 << 14
-"""Read of a file first; a slice's header is rarely longer."""
+"""Number of bytes read first of each file; a slice's header is rarely longer."""
 
 PREAMBLE_BYTES = 132
 
 _HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", which scanners write for HU
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
-_LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: no image begins with a later element
+_LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: images begin with this element or an earlier one
 _PIXEL_MM = (1e-3, 100.0)
-_MOST_PIXELS = 16384  # of a side: a decoder would allocate what a damaged header states
-_ABSURD = 1e6  # mm of a position, HU of a rescale
+_MOST_PIXELS = 16384  # per side; a decoder would allocate whatever size a damaged header states
+_ABSURD = 1e6  # limit for positions (mm) and rescale values (HU)
 
 
 class DicomError(SliceError):
-    """A file that cannot be used. The message is the reason, in a few words."""
+    """A file that cannot be used. The message is a short reason."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +73,21 @@ class Header:
     position_mm: tuple[float, float, float]
     """Centre of the first pixel: ImagePositionPatient (0020,0032)."""
     along_cols: tuple[float, float, float]
-    """Unit vector in which the column index grows: first half of ImageOrientationPatient (0020,0037)."""
+    """Unit vector of increasing column index: first half of ImageOrientationPatient (0020,0037)."""
     along_rows: tuple[float, float, float]
-    """Unit vector in which the row index grows: second half."""
+    """Unit vector of increasing row index: second half of ImageOrientationPatient."""
     row_mm: float
     col_mm: float
     bits_allocated: int
     bits_stored: int
     signed: bool
     inverted: bool
-    """Whether bright is stored as low: MONOCHROME1 (0028,0004), unless its series shows otherwise."""
+    """Whether low stored values are bright: MONOCHROME1 (0028,0004), unless the series shows otherwise."""
     slope: float
     intercept: float
     padding: tuple[int, int] | None
-    """Stored values, both included, of pixels outside the reconstructed circle: PixelPaddingValue (0028,0120)
-    to PixelPaddingRangeLimit (0028,0121). Bit patterns of 16 bits: their sign is not reliable."""
+    """Lowest and highest stored value outside the reconstructed circle: PixelPaddingValue (0028,0120) and
+    PixelPaddingRangeLimit (0028,0121). 16-bit patterns: their sign is not reliable."""
     transfer_syntax: str
     modality: str
     patient_id: str
@@ -97,9 +97,9 @@ class Header:
     acquisition_time: str
     content_time: str
     image_type: str
-    """Values joined by backslashes, as stored."""
+    """Values joined by backslashes, as stored in the file."""
     pixels_at: int | None = field(default=None, compare=False)
-    """Where in the file the pixel data element begins, if known."""
+    """Offset in the file at which the pixel data element begins, if known."""
 
     @property
     def windowed(self) -> bool:
@@ -114,12 +114,12 @@ class Header:
 
 
 def positions_along_normal(headers: Sequence[Header]) -> np.ndarray:
-    """(slices,) mm along the normal of the first slice, head positive."""
+    """Positions of the slices in mm along the normal of the first, increasing to the head: (slices,)."""
     return np.array([header.position_mm for header in headers]) @ headers[0].grid.normal
 
 
 def read_bytes(file: StoredFile, limit: int | None = None) -> bytes:
-    """Content of a file, or its first `limit` bytes. Raises `DicomError`."""
+    """Read a file, or its first `limit` bytes. Raises `DicomError`."""
     try:
         return file.read(limit)
     except UnreadableFile as error:
@@ -127,7 +127,7 @@ def read_bytes(file: StoredFile, limit: int | None = None) -> bytes:
 
 
 def looks_like_dicom(start: bytes) -> bool:
-    """Whether a file begins as DICOM does: with DICM after its preamble or, in old files, with a tag."""
+    """Return whether a file begins as DICOM: with DICM after the preamble or, in old files, with a tag."""
     if start[128:PREAMBLE_BYTES] == b"DICM":
         return True
     order = "big" if start[:1] == b"\0" else "little"
@@ -140,16 +140,16 @@ def parse_header(
     """Build the header of one slice.
 
     Args:
-        values: of `KEYWORDS`; None where missing, `MALFORMED` where they cannot be parsed.
-        pixels_at: where in the file the pixel data element begins, if known.
+        values: values of `KEYWORDS`; None where missing, `MALFORMED` where they cannot be parsed.
+        pixels_at: offset in the file at which the pixel data element begins, if known.
 
     Raises:
-        DicomError: not a CT slice, or a value that the kit needs is missing or makes no sense.
+        DicomError: not a CT slice, or a required value is missing or implausible.
     """
     _check_kind(values)
     orientation = _floats(values, "ImageOrientationPatient", 6)
     row_mm, col_mm = _floats(values, "PixelSpacing", 2)
-    # Where the tag is empty dicomsdl reads 0, which is refused, so pydicom decides whether there is a slope.
+    # dicomsdl reads an empty tag as 0, which is refused; pydicom then determines whether there is a slope.
     slope = 1.0 if values["RescaleSlope"] is None else _number(values, "RescaleSlope")
     header = Header(
         file=file,
@@ -173,7 +173,7 @@ def parse_header(
         patient_id=_text(values["PatientID"]),
         study_uid=_text(values["StudyInstanceUID"]),
         series_uid=_text(values["SeriesInstanceUID"]),
-        acquisition_number=_optional_int(values["AcquisitionNumber"]) or None,  # empty reads as 0 or as None
+        acquisition_number=_optional_int(values["AcquisitionNumber"]) or None,  # empty reads as 0 or None
         acquisition_time=_text(values["AcquisitionTime"]),
         content_time=_text(values["ContentTime"]),
         image_type=_image_type(values),
@@ -186,7 +186,7 @@ def parse_header(
 
 
 def _check_kind(values: Mapping[str, Any]) -> None:
-    """Refuse images that are not CT slices in HU. A file without Modality may be one."""
+    """Refuse images that are not CT slices in HU. A file without Modality is accepted."""
     modality = _text(values["Modality"])
     if modality not in ("", "CT"):
         raise DicomError(f"modality {modality}, not CT")

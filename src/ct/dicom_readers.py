@@ -1,8 +1,8 @@
 """Read DICOM files: with dicomsdl, and with pydicom where dicomsdl cannot or must not.
 
-dicomsdl is some ten times faster. On damaged input it reads past ends, and a few unusual encodings it decodes
-to wrong values without an error; cheap checks of the raw bytes leave those to pydicom, the reference. Both
-return the bits as they are stored.
+dicomsdl is about ten times faster. On damaged input it reads out of bounds, and it decodes a few unusual
+encodings to wrong values without an error; cheap checks of the raw bytes pass those files to pydicom, the
+reference. Both return the bits as stored.
 """
 
 from collections import deque
@@ -33,7 +33,7 @@ _BEFORE_PIXELS = 0x7FDFFFFF
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _VALUES = ["TransferSyntaxUID", *KEYWORDS]
 _NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
-# Not JPEG 2000: no faster than pydicom (the same decoder), and without its care for signs that disagree.
+# Without JPEG 2000: dicomsdl uses the decoder of pydicom, is no faster, and skips pydicom's sign checks.
 _READ_WITH_DICOMSDL = (
     *_NATIVE,
     RLELossless,
@@ -48,13 +48,13 @@ _ENHANCED = tuple(
     uid.encode() + b"\0" * (len(uid) % 2)
     for uid in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 )
-_FILE_META_BYTES = 1024  # the SOP class of a file is among its first elements
+_FILE_META_BYTES = 1024  # the SOP class is among the first elements of a file
 
-dicomsdl.set_loglevel(dicomsdl.LogLevel.DISABLE)  # it prints what it also raises
+dicomsdl.set_loglevel(dicomsdl.LogLevel.DISABLE)  # it logs every error that it raises
 
 
 def read_headers(file: StoredFile, pydicom_only: bool = False) -> list[Header]:
-    """Header of each slice in a file: one, or one per frame of an enhanced CT.
+    """Read the header of each slice in a file: one, or one per frame of an enhanced CT.
 
     Raises:
         DicomError: not a readable CT slice.
@@ -66,15 +66,15 @@ def read_headers(file: StoredFile, pydicom_only: bool = False) -> list[Header]:
         try:
             return [dicomsdl_header(file, head)]
         except DicomError:
-            pass  # the error of pydicom, which knows more formats, is the one to report
+            pass  # report pydicom's error instead: it supports more formats
     return [pydicom_reader.read_header(file, head)]
 
 
 def read_stored(header: Header, pydicom_only: bool = False) -> np.ndarray:
-    """Pixels of a slice as stored: uint16 or int16, or 8 bits, (rows, cols); not to be written to.
+    """Read the pixels of a slice as stored: (rows, cols) uint16, int16 or 8 bits; read-only.
 
     Raises:
-        DicomError: they cannot be decoded.
+        DicomError: the pixels cannot be decoded.
     """
     if not pydicom_only:
         try:
@@ -89,7 +89,7 @@ class _HeaderIncomplete(DicomError):
 
 
 def dicomsdl_header(file: StoredFile, head: bytes) -> Header:
-    """Header of a slice; `head` holds the first `HEADER_BYTES` of the file, or all of it.
+    """Read the header of a slice; `head` holds the first `HEADER_BYTES` of the file, or all of it.
 
     Raises:
         DicomError: dicomsdl cannot read it, or it is not a CT slice.
@@ -120,7 +120,7 @@ def _parse_with_dicomsdl(content: bytes, file: StoredFile) -> Header:
 
 
 def dicomsdl_stored(header: Header) -> np.ndarray:
-    """Pixels as stored, (rows, cols).
+    """Read the pixels as stored, (rows, cols).
 
     Raises:
         DicomError: dicomsdl cannot decode them, or might crash on them.
@@ -141,14 +141,14 @@ def dicomsdl_stored(header: Header) -> np.ndarray:
         dataset.copyFrameData(0, stored)
     except MemoryError:  # the machine's fault, not the file's
         raise
-    # Beside its DicomException, dicomsdl lets errors of its binding through, a RuntimeError among them.
+    # Besides its DicomException, dicomsdl raises errors of its binding, such as RuntimeError.
     except Exception as error:
         raise DicomError("pixels cannot be decoded") from error
     return stored
 
 
 def _check_pixel_element(content: bytes, header: Header) -> int:
-    """Where the value of the pixel data begins; refuse one that is cut short or of another kind."""
+    """Return the offset of the pixel data's value; refuse truncated data and data of another kind."""
     syntax = header.transfer_syntax
     length_at = header.pixels_at + (4 if syntax == ImplicitVRLittleEndian else 8)
     length = int.from_bytes(content[length_at : length_at + 4], "little")

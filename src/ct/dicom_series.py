@@ -1,7 +1,7 @@
-"""A CT series of DICOM files: its slices in order, and how they lie in the patient.
+"""A CT series of DICOM files: its slices in anatomical order, with their geometry.
 
-Everything follows from ImagePositionPatient and ImageOrientationPatient. File names, InstanceNumber and
-PatientPosition are not reliable.
+Order and geometry come from ImagePositionPatient and ImageOrientationPatient only. File names,
+InstanceNumber and PatientPosition are not reliable.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,12 +26,12 @@ from src.ct.series_guards import (
 from src.ct.storage import StoredFile
 from src.ct.windows import Window
 
-_SAME_POSITION_DECIMALS = 2  # positions closer than 0.01 mm are one
+_SAME_POSITION_DECIMALS = 2  # positions closer than 0.01 mm count as equal
 
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """Slices of one grid, head to feet: a `CtSeries`. `scan_series` makes one."""
+    """Slices of one grid, head to feet: a `CtSeries`, made by `scan_series`."""
 
     headers: tuple[Header, ...]
     rejected: tuple[Rejected, ...] = ()
@@ -82,20 +82,20 @@ def scan_series(
 ) -> DicomSeries:
     """Read the headers of DICOM files and put their slices in order.
 
-    No pixels are decoded, except a few slices where headers say MONOCHROME1.
+    No pixels are decoded, except those of a few slices where headers say MONOCHROME1.
 
-    Rejected with a reason are files that are unreadable or no CT slices, slices that are not axial, and all
-    but one of the slices at one position (the lowest InstanceNumber stays). Of a series with several grids,
-    acquisitions or places across the patient, `series_guards` keeps one of each.
+    These are rejected with a reason: files that are unreadable or no CT slices, slices that are not axial,
+    and all but one of the slices at one position (the lowest InstanceNumber stays). If a series has several
+    grids, acquisitions or positions across the patient, `series_guards` keeps one of each.
 
     Args:
         source_window: window that 8-bit images without a rescale were made with; other images ignore it.
-        settings: which readers to use, and which files to pass over.
-        report: is called with the name of each file and slice before it is read.
+        settings: readers to use and files to skip.
+        report: called with the name of each file and slice before it is read.
 
     Raises:
         SeriesError: no usable file, no axial slice, or 8-bit images without a window.
-        UnreachableSeries: no usable file, because of the disk.
+        UnreachableSeries: no usable file because of the disk.
     """
     rejected: list[Rejected] = []
     headers = _read_headers(files, settings, report, rejected)
@@ -141,7 +141,7 @@ def _read_headers(
 
 
 def _keep_axial(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
-    """Reformats are recognised by their geometry: ImageType may call them AXIAL."""
+    """Keep axial slices. Their geometry decides, because ImageType may call reformats AXIAL."""
     axial = []
     for header in headers:
         if header.grid.is_axial:
@@ -154,10 +154,10 @@ def _keep_axial(headers: list[Header], rejected: list[Rejected]) -> list[Header]
 
 
 def _is_regular(headers: Sequence[Header]) -> bool:
-    """Whether the slices are one pass of a scanner beyond doubt, so that no guard would reject one.
+    """Return whether the slices are clearly one pass of a scanner, so that no guard would reject any.
 
-    They share grid, kind of pixels, acquisition and place across the patient, and their InstanceNumbers rise
-    or fall along the patient.
+    They then share grid, kind of pixels, acquisition and position across the patient, and their
+    InstanceNumbers increase or decrease monotonically along the patient.
     """
     first = headers[0]
     shared = {(h.grid, h.windowed, h.acquisition_number, h.image_type, h.acquisition_time) for h in headers}
@@ -191,13 +191,13 @@ def _order_head_to_feet(headers: list[Header], rejected: list[Rejected]) -> list
 
 
 def _as_hu(header: Header, window: Window) -> Header:
-    """Grey levels of a window as HU: (grey / 255 - 0.5) * width + centre, written as a rescale."""
+    """Express grey levels of a window in HU, as a rescale: (grey / 255 - 0.5) * width + centre."""
     slope = window.width_hu / ((1 << header.bits_stored) - 1)
     return replace(header, slope=slope, intercept=window.centre_hu - window.width_hu / 2)
 
 
 def _window_of_8_bits(headers: Sequence[Header]) -> Window | None:
-    """The HU that 8 bits with a rescale can hold in every slice; None where all slices have more bits."""
+    """Return the HU range that 8 bits with a rescale can hold in every slice; None if any has more bits."""
     few_bits = [header for header in headers if header.bits_stored <= 8]
     if not few_bits:
         return None

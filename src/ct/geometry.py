@@ -1,4 +1,4 @@
-"""How a slice lies in the patient, and how it is turned to the radiologist's view.
+"""Geometry of slices in the patient, and their rotation to the radiologist's view.
 
 Vectors are (x, y, z) in mm of the DICOM patient space: x to the left, y to the back, z to the head.
 """
@@ -24,9 +24,9 @@ class Plane:
 
 @dataclass(frozen=True)
 class SliceGrid:
-    """The pixel grid that the slices of a series share, as stored, and its turn to the anatomical one.
+    """Pixel grid shared by the slices of a series, as stored, with its rotation to the anatomical one.
 
-    An oriented image has the patient's left on its right and the front up.
+    In an oriented image the patient's left is on the right and the front is up.
     """
 
     rows: int
@@ -34,9 +34,9 @@ class SliceGrid:
     row_mm: float
     col_mm: float
     along_rows: Vector
-    """Unit vector in which the row index grows."""
+    """Unit vector of increasing row index."""
     along_cols: Vector
-    """Unit vector in which the column index grows."""
+    """Unit vector of increasing column index."""
 
     @cached_property
     def transposed(self) -> bool:
@@ -46,7 +46,7 @@ class SliceGrid:
 
     @cached_property
     def _axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Unit vectors of growing row and column index after the transposition, before the flips."""
+        """Unit vectors of increasing row and column index after the transposition, before the flips."""
         along_rows, along_cols = np.array(self.along_rows), np.array(self.along_cols)
         return (along_cols, along_rows) if self.transposed else (along_rows, along_cols)
 
@@ -57,7 +57,7 @@ class SliceGrid:
 
     @property
     def orientation(self) -> str:
-        """Where the stored columns and rows run, as two patient directions; "LP" needs no turning."""
+        """Patient directions of the stored columns and rows; "LP" needs no rotation."""
         letters = ("L" if not self._flips[1] else "R", "P" if not self._flips[0] else "A")
         return letters[1] + letters[0] if self.transposed else letters[0] + letters[1]
 
@@ -68,7 +68,7 @@ class SliceGrid:
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
-        """Distance of the oriented image's rows, and of its columns."""
+        """Spacing of the oriented image's rows and columns."""
         return (self.col_mm, self.row_mm) if self.transposed else (self.row_mm, self.col_mm)
 
     @cached_property
@@ -80,17 +80,17 @@ class SliceGrid:
 
     @property
     def is_axial(self) -> bool:
-        """Whether the slices lie across the patient, if tilted. Coronal and sagittal ones do not."""
+        """Whether the slices are axial, possibly tilted, rather than coronal or sagittal."""
         return bool(self.normal[2] >= _AXIAL_COSINE)
 
     def orient(self, image: np.ndarray) -> np.ndarray:
-        """A stored image, oriented (a view)."""
+        """Orient a stored image (returns a view)."""
         image = image.T if self.transposed else image
         flip_rows, flip_cols = self._flips
         return image[:: -1 if flip_rows else 1, :: -1 if flip_cols else 1]
 
     def plane(self, position_mm: Vector) -> Plane:
-        """Where the oriented image of a slice lies whose first stored pixel is centred at `position_mm`."""
+        """Return the plane of the oriented slice whose first stored pixel is centred at `position_mm`."""
         origin = np.array(position_mm)
         steps = [axis * mm for axis, mm in zip(self._axes, self.pixel_mm, strict=True)]
         for axis, flipped in enumerate(self._flips):

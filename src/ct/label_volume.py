@@ -1,4 +1,4 @@
-"""Organ masks from NIfTI files: label maps sampled at the pixels of slices, and tables of their ids."""
+"""Organ masks from NIfTI files: label maps sampled at the pixels of slices, and tables of label ids."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from src.ct.geometry import Plane
 from src.ct.nifti import NiftiError, Volume, open_volume
 from src.ct.storage import StoredFile
 
-_SCANNED_BYTES = 16 << 20  # at a time
+_SCANNED_BYTES = 16 << 20  # read per block
 
 
 class LabelVolume:
-    """A 3D label map with its place in the patient. `open` makes one."""
+    """A 3D label map with its geometry, made by `open`."""
 
     def __init__(self, volume: Volume, ids: Mapping[int, int] | None) -> None:
         self._volume, self._ids = volume, ids
@@ -27,14 +27,14 @@ class LabelVolume:
     @classmethod
     @contextmanager
     def open(cls, file: StoredFile, ids: Mapping[int, int] | None = None) -> Iterator["LabelVolume"]:
-        """Open a .nii or .nii.gz for as long as the context lasts, and check all of its labels.
+        """Context manager: open a .nii or .nii.gz and check all of its labels.
 
         Args:
-            ids: the kit's label of each id in the file, other ids become background; None where the ids are
-                the kit's own, and other ids are refused.
+            ids: maps ids of the file to the kit's labels, other ids to background; None where the ids are
+                already the kit's, and other ids are refused.
 
         Raises:
-            NiftiError: see `open_volume`; or values that are not whole numbers, or not labels of the kit.
+            NiftiError: see `open_volume`; or the values are not integers, or not labels of the kit.
         """
         try:
             with open_volume(file) as volume:
@@ -44,10 +44,10 @@ class LabelVolume:
             raise NiftiError(f"segmentation {error}") from error
 
     def sample(self, plane: Plane, rows: int, cols: int) -> np.ndarray:
-        """Labels at the pixel centres of `plane`, nearest neighbour: (rows, cols) uint8, 0 outside.
+        """Sample labels at the pixel centres of `plane`, nearest neighbour: (rows, cols) uint8, 0 outside.
 
-        The affine alone decides: voxel axes may be permuted, flipped or oblique to the slices, and voxels of
-        any size.
+        Only the affine is used: voxel axes may be permuted, flipped or oblique to the slices, and voxels may
+        have any size.
         """
         origin = self._voxel_from_mm[:3, :3] @ plane.origin + self._voxel_from_mm[:3, 3]
         row_step = self._voxel_from_mm[:3, :3] @ plane.row_step
@@ -56,7 +56,7 @@ class LabelVolume:
         voxel = []
         for axis, length in enumerate(self._volume.stored.shape):
             along_rows = origin[axis] + np.arange(rows)[:, None] * row_step[axis]
-            # The nudge makes a centre halfway between two voxels choose the same one in every row.
+            # The offset makes a centre halfway between two voxels choose the same voxel in every row.
             index = np.floor(along_rows + np.arange(cols) * col_step[axis] + (0.5 + 1e-6)).astype(np.intp)
             inside &= (index >= 0) & (index < length)
             voxel.append(np.clip(index, 0, length - 1))
@@ -78,16 +78,16 @@ def _values(volume: Volume, stored: np.ndarray) -> np.ndarray:
 
 
 def _check_labels(volume: Volume, highest: int | None) -> None:
-    """Refuse a volume that is no label map, reading some slices at a time.
+    """Refuse a volume that is not a label map, reading a few slices at a time.
 
-    `highest` is the highest of the kit's own labels; None where a table maps the ids.
+    `highest` is the highest of the kit's labels; None where a table maps the ids.
     """
     planes = max(1, _SCANNED_BYTES // max(1, volume.stored[..., 0].nbytes))
     for first in range(0, volume.stored.shape[2], planes):
         block = volume.stored[..., first : first + planes]
         if not volume.is_integer:
             scaled = block.astype(np.float64) * volume.slope + volume.intercept
-            # A scaled label comes back with the rounding of a float32; NaN is rejected too.
+            # A scaled label has the rounding error of a float32; NaN is rejected too.
             if not (np.abs(scaled - np.rint(scaled)) < 1e-3).all():
                 raise NiftiError("holds values that are not whole numbers")
         for identity in map(int, _values(volume, np.array([block.min(), block.max()]))):
@@ -100,13 +100,13 @@ def _check_labels(volume: Volume, highest: int | None) -> None:
 
 
 def read_mask_ids(path: Path) -> dict[int, int]:
-    """The kit's label of each id, from lines such as `liver: 5` and `bowel: [18, 19, 20]`.
+    """Read the kit's label of each id, from lines such as `liver: 5` and `bowel: [18, 19, 20]`.
 
-    An organ that is missing has no label; `path` may be relative to the repository.
+    Organs may be missing; `path` may be relative to the repository.
 
     Raises:
-        UserError: no such file, not a table, an unknown organ, or an id that is no whole number above 0 or
-            that two organs have.
+        UserError: no such file, not a table, an unknown organ, or an id that is not a positive integer or
+            that two organs share.
     """
     found = next((place for place in (path, ROOT / path) if place.is_file()), None)
     if found is None:

@@ -1,7 +1,7 @@
-"""Enhanced CT: one file that holds every slice, split into files of one slice each.
+"""Enhanced CT: one file that holds all slices, split into single-slice files.
 
-The parts exist in memory only, one at a time: a header of a few hundred bytes before one frame's own bytes.
-So what reads single slices reads frames too, and the file is parsed once for any number of frames.
+The single-slice files exist in memory only, one at a time: a header of a few hundred bytes, then the bytes of
+one frame. The readers of single slices thus read frames too, and the file is parsed only once.
 """
 
 import mmap
@@ -41,22 +41,22 @@ _KEYWORD_OF_A_SLICE = {
 
 @dataclass(frozen=True, eq=False)
 class FrameFile:
-    """One frame as a DICOM file of its own: a `StoredFile`."""
+    """One frame presented as a DICOM file: a `StoredFile`."""
 
     name: str
     content: mmap.mmap
     """The whole file, mapped."""
     spans: tuple[tuple[int, int], ...]
-    """Start and length of the frame's pieces in it."""
+    """Start and length of each piece of the frame in `content`."""
     prefix: bytes
-    """The bytes before the frame's own: a header, and the beginning of the pixel data element."""
+    """Bytes that precede the frame: a header, and the beginning of the pixel data element."""
     suffix: bytes
 
     def read(self, limit: int | None = None) -> bytes:
         pieces = (self.content[start : start + length] for start, length in self.spans)
         frame = b"".join(pieces)
         prefix = self.prefix
-        if self.suffix:  # encapsulated: an item states its length
+        if self.suffix:  # encapsulated: each item states its length
             prefix += len(frame).to_bytes(4, "little")
         return b"".join((prefix, frame, self.suffix))[:limit]
 
@@ -65,10 +65,10 @@ class FrameFile:
 
 
 def read_frames(file: StoredFile) -> list[Header]:
-    """Header of each frame.
+    """Read the header of each frame.
 
     Position, orientation, spacing and rescale come from PerFrameFunctionalGroupsSequence (5200,9230), else
-    from SharedFunctionalGroupsSequence (5200,9229), else from the file itself.
+    from SharedFunctionalGroupsSequence (5200,9229), else from the top level of the file.
 
     Raises:
         DicomError: damaged, not CT slices, deflated or big endian, or with frames of unknown boundaries.
@@ -86,7 +86,7 @@ def read_frames(file: StoredFile) -> list[Header]:
         values = header_values(dataset)
         spans = _spans(content, pixels_at, dataset, n_frames)
         prefix, suffix, part_pixels_at = _envelope(dataset, spans[0])
-    # The sequences are parsed here, and damaged ones raise errors of many kinds.
+    # The sequences are parsed on access here, and damaged ones raise many kinds of errors.
     except DicomError:
         raise
     except Exception as error:
@@ -102,7 +102,7 @@ def read_frames(file: StoredFile) -> list[Header]:
 
 
 def _map(file: StoredFile) -> mmap.mmap:
-    """The file mapped into memory, unpacked first if it is compressed. The map outlives the open file."""
+    """Map the file into memory, unpacked first if it is compressed. The map outlives the open file."""
     try:
         with unpacked(file) as stream:
             return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -113,7 +113,7 @@ def _map(file: StoredFile) -> mmap.mmap:
 
 
 def _group_values(groups: tuple[pydicom.Dataset, ...]) -> dict[str, Any]:
-    """Values of a frame in its functional groups, by the keyword of a single slice; its own come first."""
+    """Read a frame's values by single-slice keyword; its own functional groups precede shared ones."""
     values = {}
     for keyword, sequence in _FUNCTIONAL_GROUPS.items():
         for group in groups:
@@ -131,7 +131,7 @@ def _group_values(groups: tuple[pydicom.Dataset, ...]) -> dict[str, Any]:
 def _spans(
     content: mmap.mmap, pixels_at: int, dataset: pydicom.Dataset, n_frames: int
 ) -> list[tuple[tuple[int, int], ...]]:
-    """Start and length in the file of the pieces of each frame."""
+    """Return start and length in the file of each frame's pieces."""
     syntax = dataset.file_meta.TransferSyntaxUID
     value_at = pixels_at + (8 if syntax == ImplicitVRLittleEndian else 12)
     if not syntax.is_compressed:
@@ -144,7 +144,7 @@ def _spans(
         first = table[0] + table[1]
         offsets = np.frombuffer(content[table[0] : first], dtype="<u4")
         frame_of = np.searchsorted(offsets, [start - 8 - first for start, _ in fragments], side="right") - 1
-    else:  # no table: a frame ends with the codestream's end marker, which padding may follow
+    else:  # no offset table: a frame ends with the codestream's end marker and optional padding
         ends = [b"\xff\xd9" in content[start + length - 10 : start + length] for start, length in fragments]
         frame_of = np.cumsum([False, *ends[:-1]])
     spans = [
@@ -156,7 +156,7 @@ def _spans(
 
 
 def _envelope(dataset: pydicom.Dataset, span: tuple[tuple[int, int], ...]) -> tuple[bytes, bytes, int]:
-    """The bytes before and after a frame's own in a file of its own, and where its pixel data begins."""
+    """Return header, trailer and pixel data offset of the single-slice file around a frame."""
     part = pydicom.Dataset()
     part.file_meta = pydicom.dataset.FileMetaDataset()
     part.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID

@@ -1,8 +1,8 @@
-"""CT series and label maps in NIfTI files: a volume, mapped into memory, with its place in the patient.
+"""CT series and label maps in NIfTI files: memory-mapped volumes with their geometry.
 
-Everything follows from the affine, for any order and direction of the axes. Values are Hounsfield units
-where some lie below 0, as fat and air do in every CT. Grey levels of 0 to 255 become HU again if the window
-that they were made with is known.
+Geometry comes from the affine only, for any order and direction of the axes. Values are Hounsfield units if
+some are below 0, as those of fat and air are in every CT. Grey levels of 0 to 255 are converted back to HU
+if their window is known.
 """
 
 from collections.abc import Iterator
@@ -26,22 +26,22 @@ from src.ct.windows import AIR_HU, Window
 _LPS_FROM_RAS = np.diag(
     [-1.0, -1.0, 1.0, 1.0]
 )  # NIfTI's x and y point right and front, DICOM's left and back
-_MM = {"meter": 1000.0, "micron": 0.001}  # other units, and none, are taken for mm
-_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by their length, the first number of a file
+_MM = {"meter": 1000.0, "micron": 0.001}  # other or missing units are read as mm
+_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by header length, the first number of a file
 _SUFFIXES = (".nii", ".nii.gz")
-_FLAT = 1e-3  # volume of the parallelepiped of three unit axes below which they are taken to lie in a plane
-_SKEW_COSINE = 0.05  # of rows against columns
-_BLOCK_SLICES = 32  # int16 values that share a cache line, and more that share a page
+_FLAT = 1e-3  # three unit axes are coplanar if their parallelepiped has less volume
+_SKEW_COSINE = 0.05  # highest cosine between rows and columns
+_BLOCK_SLICES = 32  # as many int16 values share a cache line, and more share a page
 _BLOCK_BYTES = 32 << 20
 _INT16 = np.iinfo(np.int16)
 
 
 class NiftiError(Exception):
-    """A file that cannot be used. The message is the reason, in a few words; its subject is the file."""
+    """A file that cannot be used. The message is a short reason whose subject is the file."""
 
 
 def nifti_stem(name: str) -> str | None:
-    """A file name, or path, without .nii or .nii.gz; None for other files."""
+    """Strip .nii or .nii.gz from a file name or path; None for other files."""
     for suffix in _SUFFIXES:
         if name.lower().endswith(suffix) and len(name.rpartition("/")[2]) > len(suffix):
             return name[: -len(suffix)]
@@ -50,29 +50,29 @@ def nifti_stem(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Volume:
-    """A 3D volume as stored, mapped into memory rather than read."""
+    """A 3D volume as stored, memory-mapped."""
 
     stored: np.ndarray
-    """(I, J, K), integers or real numbers; the values are `stored * slope + intercept`."""
+    """(I, J, K), integers or floats; the values are `stored * slope + intercept`."""
     slope: float
     intercept: float
     lps_from_voxel: np.ndarray
-    """(4, 4): voxel indices to DICOM patient coordinates (mm), x to the left, y to the back."""
+    """(4, 4): maps voxel indices to DICOM patient coordinates (mm), x to the left, y to the back."""
 
     @property
     def is_integer(self) -> bool:
-        """Whether every value is a whole number by its type."""
+        """Whether the data type guarantees integer values."""
         return self.stored.dtype.kind in "iu" and self.slope.is_integer() and self.intercept.is_integer()
 
 
 @contextmanager
 def open_volume(file: StoredFile) -> Iterator[Volume]:
-    """Open a .nii or .nii.gz for as long as the context lasts.
+    """Context manager: open a .nii or .nii.gz.
 
     Axes of length 1 after the third are dropped. The affine is the sform, else the qform.
 
     Raises:
-        NiftiError: not a NIfTI file, damaged, not 3D, colour or complex, or without a place in the patient.
+        NiftiError: not a NIfTI file, damaged, not 3D, colour or complex, or without a valid affine.
     """
     try:
         with unpacked(file) as stream:
@@ -87,7 +87,7 @@ def _map_volume(stream: BinaryIO) -> Volume:
     header_class = _HEADERS.get(int.from_bytes(start, "little")) or _HEADERS.get(int.from_bytes(start, "big"))
     if header_class is None:
         raise NiftiError("cannot be read: not a NIfTI file")
-    # nibabel meets damaged headers with errors of many kinds, numpy a file too short with a ValueError.
+    # Damaged headers raise many kinds of errors in nibabel, truncated files a ValueError in numpy.
     try:
         header = header_class.from_fileobj(stream)
         slope, intercept = header.get_slope_inter()
@@ -104,7 +104,7 @@ def _map_volume(stream: BinaryIO) -> Volume:
     if dtype.kind not in "iuf":
         raise NiftiError("holds colours or complex numbers")
     if not placed or np.array_equal(header.get_best_affine(), np.eye(4)):
-        # Writers put the identity where they know nothing: no scanner has its first voxel at 0, 0, 0.
+        # Writers store the identity if the affine is unknown: no scanner has its first voxel at 0, 0, 0.
         raise NiftiError("does not say how it lies in the patient: its affine is missing or the identity")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not lengths.all():
@@ -124,11 +124,11 @@ def _map_volume(stream: BinaryIO) -> Volume:
 
 
 class NiftiSeries:
-    """Slices of a volume, head to feet: a `CtSeries`. `open_nifti` makes one.
+    """Slices of a volume, head to feet: a `CtSeries`, made by `open_nifti`.
 
     Args:
-        name: of the file.
-        report: is called with the name of each slice before it is read.
+        name: name of the file.
+        report: called with the name of each slice before it is read.
     """
 
     rejected: tuple[Rejected, ...] = ()
@@ -163,7 +163,7 @@ class NiftiSeries:
         """Read slices until the values are known to be HU, or grey levels of `source_window`.
 
         Raises:
-            SeriesError: no value lies below 0, and they are no grey levels, or of an unknown window.
+            SeriesError: no value is below 0, and the values are not grey levels, or their window is unknown.
         """
         self._grey_window = source_window if self._is_grey(source_window) else None
         self.source_window = self._grey_window or self._expressible()
@@ -187,7 +187,7 @@ class NiftiSeries:
         return self._grid.orientation
 
     def read(self, index: int) -> np.ndarray:
-        """A slice in HU, (rows, cols): int16, or float32 where there are fractions."""
+        """Read a slice in HU, (rows, cols): int16, or float32 where there are fractions."""
         self._report(self.source(index))
         stored = self._stored(self._stored_index(index))
         if self._grey_window is not None:
@@ -219,10 +219,10 @@ class NiftiSeries:
         return len(self._slices) - 1 - index if self._headwards else index
 
     def _stored(self, index: int) -> np.ndarray:
-        """A slice as stored, (rows, cols).
+        """Read a slice as stored, (rows, cols).
 
-        Along the first axis neighbouring slices share memory pages, so they are read together: one by one,
-        each would touch the whole file.
+        Along the first axis neighbouring slices share memory pages, so they are read in blocks: read singly,
+        each slice would touch the whole file.
         """
         if self._axis != 0:
             return np.array(self._slices[index])
@@ -236,7 +236,7 @@ class NiftiSeries:
         return stored.astype(np.float32) * np.float32(self._volume.slope) + np.float32(self._volume.intercept)
 
     def _is_grey(self, source_window: Window | None) -> bool:
-        """Whether the values are grey levels: a value below 0, often in the first slice, shows HU."""
+        """Return whether the values are grey levels: a value below 0, often in the first slice, means HU."""
         highest = -np.inf
         for index in range(len(self._slices)):
             values = self._scaled(self._stored(index))
@@ -253,7 +253,7 @@ class NiftiSeries:
         return True
 
     def _expressible(self) -> Window | None:
-        """The HU that 8 bits with a rescale can hold; None for wider types."""
+        """Range of HU that 8 bits with a rescale can express; None for wider types."""
         stored, slope = self._volume.stored.dtype, self._volume.slope
         if stored.itemsize > 1:
             return None
@@ -265,14 +265,15 @@ class NiftiSeries:
 def open_nifti(
     file: StoredFile, source_window: Window | None = None, report: Report = no_report
 ) -> Iterator[NiftiSeries]:
-    """Open a .nii or .nii.gz for as long as the context lasts. One slice of it is in memory at a time.
+    """Context manager: open a .nii or .nii.gz and read one slice at a time.
 
     Args:
-        source_window: that a volume of grey levels 0 to 255 was made with; ignored where values are HU.
-        report: is called with the name of each slice before it is read.
+        source_window: window of a volume of grey levels 0 to 255; ignored where values are HU.
+        report: called with the name of each slice before it is read.
 
     Raises:
-        SeriesError: it cannot be read, is not axial, or its values are neither HU nor known grey levels.
+        SeriesError: the volume cannot be read, is not axial, or its values are neither HU nor known grey
+            levels.
     """
     try:
         with open_volume(file) as volume:
@@ -284,9 +285,9 @@ def open_nifti(
 
 
 def write_label_volume(path: Path, labels: np.ndarray, lps_affine: np.ndarray) -> None:
-    """Write a uint8 label map (I, J, K) as NIfTI by one rename.
+    """Write a uint8 label map (I, J, K) as NIfTI, atomically by a rename.
 
-    `lps_affine` (4, 4) takes voxel indices to DICOM patient coordinates (mm): x to the left, y to the back.
+    `lps_affine` (4, 4) maps voxel indices to DICOM patient coordinates (mm): x to the left, y to the back.
     """
     image = nib.Nifti1Image(labels, _LPS_FROM_RAS @ lps_affine, dtype=np.uint8)
     image.header.set_xyzt_units("mm")

@@ -1,4 +1,4 @@
-"""Pixels of a DICOM slice in Hounsfield units: what stored bits mean, whichever library has read them."""
+"""Conversion of a DICOM slice's stored pixels to Hounsfield units, for either DICOM library."""
 
 import numpy as np
 
@@ -7,33 +7,33 @@ from src.ct.dicom_readers import read_stored
 from src.ct.windows import AIR_HU
 
 _INT16 = np.iinfo(np.int16)
-_EMPTY_ABOVE_HU = -500  # an empty slice that is denser would pass for a body as wide as the image
+_EMPTY_ABOVE_HU = -500  # a denser empty slice would look like a body that fills the image
 
 
 def read_hu(header: Header, pydicom_only: bool = False) -> np.ndarray:
-    """Pixels in Hounsfield units, (rows, cols): int16, or float32 where the rescale gives fractions.
+    """Read pixels in Hounsfield units, (rows, cols): int16, or float32 where the rescale gives fractions.
 
-    Padding and everything below -1024 HU is air at -1024 HU.
+    Padding and all values below -1024 HU become air at -1024 HU.
 
     Raises:
-        DicomError: the file cannot be decoded, its pixels do not agree with its header, or all are zero and
-            zero is not air.
+        DicomError: the file cannot be decoded, its pixels do not match its header, or all of them are zero
+            and zero is not air.
     """
     hu = stored_to_hu(read_stored(header, pydicom_only), header)
-    corner = hu[0, 0]  # nearly always sufficient, without a look at the rest
+    corner = hu[0, 0]  # nearly always decides without reading the rest
     if corner == header.intercept > _EMPTY_ABOVE_HU and (hu == corner).all():
         raise DicomError("every pixel is zero")
     return hu
 
 
 def stored_to_hu(stored: np.ndarray, header: Header) -> np.ndarray:
-    """Stored bits (rows, cols) to Hounsfield units: Modality LUT of DICOM PS3.3 C.11.1 on the valid bits.
+    """Convert stored bits (rows, cols) to Hounsfield units: Modality LUT of DICOM PS3.3 C.11.1.
 
     Only the low BitsStored bits count (PS3.5 8.1.1): scanners leave garbage above them. Works in place where
-    `stored` is writeable, since new memory costs more than the arithmetic.
+    `stored` is writeable, since allocating memory costs more than the arithmetic.
 
     Raises:
-        DicomError: the shape is not the header's.
+        DicomError: the shape differs from the header's.
     """
     if stored.shape != (header.rows, header.cols):
         raise DicomError(f"pixels are {stored.shape}, the header says {(header.rows, header.cols)}")
@@ -59,8 +59,8 @@ def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
     if slope != 1 or value.dtype.itemsize > 2 or low > limits.max or high < limits.min:
         hu = value.astype(np.int64) * int(slope) + int(intercept)
         return np.clip(hu, AIR_HU, _INT16.max).astype(np.int16)
-    # Clipped first so that the sum fits into 16 bits, and is then computed in them: modulo 65,536 it is the
-    # same for both signs. The limits are rows: numpy compares with a scalar six times slower.
+    # Clip first so that the sum fits into 16 bits; addition modulo 65,536 is the same for signed and
+    # unsigned. The limits are rows because numpy compares with a scalar six times slower.
     if low > limits.min:
         value = np.maximum(value, np.full(header.cols, low, dtype=value.dtype), out=_room(value))
     if high < limits.max:
@@ -74,12 +74,12 @@ def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _room(value: np.ndarray) -> np.ndarray | None:
-    """Output of the next step: its input where that is writeable, else new memory."""
+    """Output array of the next step: the input where it is writeable, else None for a new array."""
     return value if value.flags.writeable else None
 
 
 def _keep_valid_bits(value: np.ndarray, header: Header) -> np.ndarray:
-    """Clear the bits above BitsStored, and extend the sign from the highest valid one."""
+    """Clear the bits above BitsStored, and sign-extend from the highest valid bit."""
     free = value.dtype.itemsize * 8 - header.bits_stored
     if free and header.signed:
         value = np.left_shift(value, free, out=_room(value))
@@ -91,7 +91,7 @@ def _keep_valid_bits(value: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _is_padding(value: np.ndarray, header: Header) -> np.ndarray:
-    """Which words are padding. It lies in the valid bits, or needs all 16: -3024 in a file of 12 bits."""
+    """Return which words are padding. It fits the valid bits or needs all 16: -3024 in a 12-bit file."""
     words = np.array(header.padding).astype(np.int16 if header.signed else np.uint16)
     valid = _keep_valid_bits(words.copy(), header)
     if (valid == words).all() and header.bits_stored < value.dtype.itemsize * 8:

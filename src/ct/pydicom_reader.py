@@ -36,12 +36,12 @@ _SYNTAX_OF = {
     (False, True): ExplicitVRLittleEndian,
     (False, False): ExplicitVRBigEndian,
 }
-"""By (implicit VR, little endian), as pydicom found them."""
+"""Transfer syntax by (implicit VR, little endian) as detected by pydicom."""
 _JPEG = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 
 
 def read_header(file: StoredFile, head: bytes) -> Header:
-    """Header of a slice; `head` holds the first `HEADER_BYTES` of the file, or all of it."""
+    """Read the header of a slice; `head` holds the first `HEADER_BYTES` of the file, or all of it."""
     content = BytesIO(head if len(head) < HEADER_BYTES else read_bytes(file))
     dataset = open_with_pydicom(content, pixels=False)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
@@ -51,14 +51,14 @@ def read_header(file: StoredFile, head: bytes) -> Header:
 
 
 def read_stored(header: Header) -> np.ndarray:
-    """Pixels as stored, (rows, cols).
+    """Read the pixels as stored, (rows, cols).
 
     Raises:
-        DicomError: no plugin decodes them, or they state another size than the header.
+        DicomError: no plugin decodes them, or their size differs from the header's.
     """
     dataset = open_with_pydicom(BytesIO(read_bytes(header.file)), pixels=True)
     syntax = dataset.file_meta.TransferSyntaxUID
-    # GDCM, which pydicom would ask first, aborts on damaged JPEG-LS.
+    # GDCM, pydicom's first choice, aborts on damaged JPEG-LS.
     plugin = "pyjpegls" if syntax in JPEGLSTransferSyntaxes else ""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -68,7 +68,7 @@ def read_stored(header: Header) -> np.ndarray:
             stored = pixel_array(dataset, decoding_plugin=plugin)
     except (DicomError, MemoryError):
         raise
-    # Each decoder plugin raises errors of its own.
+    # Each decoder plugin raises its own kinds of errors.
     except Exception as error:
         raise DicomError("pixels cannot be decoded") from error
     return stored.astype(stored.dtype.newbyteorder("="), copy=False)
@@ -81,23 +81,23 @@ def open_with_pydicom(content: Any, pixels: bool) -> pydicom.Dataset:
         content.seek(0)
         with warnings.catch_warnings(action="ignore"):  # problems of a file are reported by the kit
             dataset = pydicom.dcmread(content, stop_before_pixels=not pixels, force=looks_like_dicom(start))
-        if "TransferSyntaxUID" not in dataset.file_meta:  # from before 1993, without the meta information
+        if "TransferSyntaxUID" not in dataset.file_meta:  # a file from before 1993 has no meta information
             dataset.file_meta.TransferSyntaxUID = _SYNTAX_OF[dataset.original_encoding]
         return dataset
     except MemoryError:
         raise
-    # A damaged file fails in pydicom with errors of many kinds, a zlib.error or a KeyError among them.
+    # Damaged files raise many kinds of errors in pydicom, such as zlib.error and KeyError.
     except Exception as error:
         raise DicomError("not a readable DICOM file") from error
 
 
 def header_values(dataset: pydicom.Dataset) -> dict[str, Any]:
-    """Values of `KEYWORDS` for `parse_header`: None where missing, `MALFORMED` where damaged."""
+    """Return values of `KEYWORDS` for `parse_header`: None where missing, `MALFORMED` where damaged."""
     values = {}
     with warnings.catch_warnings(action="ignore"):
         for keyword in KEYWORDS:
             try:
                 values[keyword] = dataset.get(keyword)
-            except Exception:  # values are parsed on access, and damaged ones raise errors of many kinds
+            except Exception:  # values are parsed on access, and damaged ones raise many kinds of errors
                 values[keyword] = MALFORMED
     return values

@@ -1,4 +1,4 @@
-"""A CT series: where it is found, what it offers in any storage format, and why one cannot be used."""
+"""Interface of a CT series in any storage format: its source, its slices and the reasons to reject it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from src.ct.windows import Window
 
 
 class SeriesError(UserError):
-    """A series that cannot be prepared. The message is the reason, in a few words."""
+    """A series that cannot be prepared. The message is a short reason."""
 
 
 class UnreachableSeries(SeriesError):
-    """A series that cannot be read now, because of the disk or the machine: another try may succeed."""
+    """A series that cannot be read now because of the disk or the machine; a retry may succeed."""
 
 
 class SliceError(Exception):
-    """A slice, or a file of one, that cannot be used. The message is the reason, in a few words."""
+    """A slice, or its file, that cannot be used. The message is a short reason."""
 
 
 def unusable_series(reason: str, causes: Iterable[BaseException | None]) -> SeriesError:
-    """The error to raise for a series of which nothing can be used.
+    """Return the error to raise for a series without a usable file or slice.
 
     Args:
-        causes: the errors of its files or slices, None where there was none.
+        causes: error of each of its files or slices, None for those without.
     """
     kind = UnreachableSeries if any(isinstance(cause, UnreachableFile) for cause in causes) else SeriesError
     return kind(reason)
@@ -36,7 +36,7 @@ def unusable_series(reason: str, causes: Iterable[BaseException | None]) -> Seri
 
 @dataclass(frozen=True)
 class SeriesSource:
-    """A series as found, before a file is read: its files, and its segmentation where there is one."""
+    """A series before any file is read: its files, and its segmentation if there is one."""
 
     patient_id: str
     series_id: str
@@ -48,7 +48,7 @@ class SeriesSource:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A file or slice that is not used, and why."""
+    """A file or slice that is not used, and the reason."""
 
     source: str
     reason: str
@@ -60,11 +60,11 @@ class ReadSettings:
 
     pydicom_only: bool = False
     left_out: tuple[Rejected, ...] = ()
-    """Files, or frames of files, that crash every decoder or keep it busy without end."""
+    """Files, or frames of files, to skip because they crash every decoder or make it hang."""
 
 
 READ_ALL = ReadSettings()
-"""Every file, with every reader."""
+"""Settings that read every file with every reader."""
 
 
 class CtSeries(Protocol):
@@ -74,14 +74,14 @@ class CtSeries(Protocol):
     """
 
     rejected: tuple[Rejected, ...]
-    """Files and slices left out before a pixel was decoded, sorted by source."""
+    """Files and slices excluded before any pixel was decoded, sorted by source."""
 
     source_window: Window | None
-    """The window that an 8-bit source was made with, outside of which no HU are known; None for others."""
+    """Window that an 8-bit source was made with, which limits the known HU; None for other sources."""
 
     @property
     def z_mm(self) -> np.ndarray:
-        """(slices,) position along the slice normal, head positive, so falling."""
+        """(slices,) position along the slice normal, positive towards the head, so decreasing."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,20 +89,20 @@ class CtSeries(Protocol):
 
     @property
     def pixel_mm(self) -> tuple[float, float]:
-        """Distance of the rows, and of the columns."""
+        """Spacing of rows and columns."""
 
     @property
     def orientation(self) -> str:
-        """Where the stored columns and rows run, as two patient directions; "LP" needed no turning."""
+        """Patient directions of the stored columns and rows; "LP" needed no rotation."""
 
     def read(self, index: int) -> np.ndarray:
-        """Decode a slice: HU (rows, cols), int16, or float32 with fractions. Raises `SliceError`."""
+        """Decode a slice to HU (rows, cols): int16, or float32 with fractions. Raises `SliceError`."""
 
     def plane(self, index: int) -> Plane:
-        """Where a slice lies."""
+        """Return the plane of a slice in patient space."""
 
     def instance_number(self, index: int) -> int:
-        """InstanceNumber (0020,0013), or the index of a slice in its file, from 1."""
+        """Return InstanceNumber (0020,0013), or the index of a slice in its file, from 1."""
 
     def source(self, index: int) -> str:
-        """Name of the file that a slice comes from, with its frame where there are several."""
+        """Return the name of the slice's file, with the frame if the file has several."""

@@ -1,8 +1,8 @@
-"""Series that are not one regular pass of a scanner: which slices to keep, and what inverted values mean.
+"""Guards for series that are not one regular pass of a scanner: slices to keep, and inverted values.
 
-Files under one series UID may hold several grids, scans of several places, or several acquisitions of the
-same region. Two phases of contrast, at the same or at interleaved positions, would make a stack that
-alternates between them; passes that follow each other along the patient are one scan.
+Files under one series UID may hold several grids, scans of several regions, or several acquisitions of the
+same region. Two contrast phases, at the same or at interleaved positions, would make a stack that alternates
+between them; passes that follow each other along the patient form one scan.
 """
 
 from collections import Counter, defaultdict
@@ -19,15 +19,15 @@ from src.ct.series import ReadSettings, Rejected
 from src.ct.windows import AIR_HU
 
 SAME_CENTRE_MM = 5.0
-"""Most that slices of one grid may differ in place across the patient."""
+"""Largest distance across the patient between slices of one grid."""
 
-_SAME_DIRECTION = np.cos(np.deg2rad(1.0))  # at least, of two axes of one grid: writers round and jitter
+_SAME_DIRECTION = np.cos(np.deg2rad(1.0))  # lowest cosine of two axes of one grid: writers round and jitter
 _SAME_POSITION_DECIMALS = 2
 _SAME_POSITION_MM = 0.01
-_OVERLAP = 0.2  # of a group's slices; scans that follow each other may share a few slices where they meet
-_FEW = 4  # a series holds no more phases than this, and none of fewer slices
-_GAP = 1.5  # times the median distance
-_FEW_GAPS = 0.1  # of all distances
+_OVERLAP = 0.2  # fraction of a group's slices; consecutive scans may share a few slices at the seam
+_FEW = 4  # most phases of a series, and fewest slices of a phase
+_GAP = 1.5  # as a multiple of the median distance
+_FEW_GAPS = 0.1  # as a fraction of all distances
 _REASON = "another acquisition of the same region"
 _POLARITY_SLICES = 5
 
@@ -35,9 +35,9 @@ Groups = dict[Hashable, list[int]]
 
 
 def keep_main_grid(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
-    """The commonest size, spacing, orientation and kind of pixels; a tie goes to the larger key.
+    """Keep the most common size, spacing, orientation and kind of pixels; a tie goes to the larger key.
 
-    Orientations are compared with a tolerance to the one that most slices agree with.
+    Orientations are compared, with a tolerance, to the one that most slices agree with.
     """
 
     def grid(header: Header) -> tuple:
@@ -66,16 +66,16 @@ def keep_main_grid(headers: list[Header], rejected: list[Rejected]) -> list[Head
 
 
 def keep_one_acquisition(headers: list[Header], z_mm: np.ndarray, rejected: list[Rejected]) -> list[Header]:
-    """Leave out slices of a second pass through the region of the largest one.
+    """Exclude slices of a second pass through the region of the largest pass.
 
-    AcquisitionNumber (0020,0012) separates passes. Where it does not, these do, if they make a few groups
-    that overlap and each look like a pass: ImageType (0008,0008), AcquisitionTime (0008,0032),
-    InstanceNumbers that occur several times (at different times), or that start again along the patient. Of
-    groups that overlap, the one with most slices stays, then the one that comes first.
+    AcquisitionNumber (0020,0012) separates passes. Otherwise passes are separated by ImageType (0008,0008),
+    by AcquisitionTime (0008,0032), or by InstanceNumbers that repeat (at different times) or restart along
+    the patient, if that gives a few overlapping groups that each look like a pass. Of overlapping groups the
+    one with most slices is kept, then the first.
 
     Args:
         z_mm: (slices,) position of each header along the slice normal.
-        rejected: gets the slices that are left out.
+        rejected: receives the excluded slices.
     """
     headers, z_mm = _keep_apart(headers, z_mm, _by_number(headers, z_mm), rejected)
     for group in (_by_image_type, _by_time, _by_repeats, _by_instance_runs):
@@ -98,9 +98,9 @@ def _by_time(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
 
 
 def _by_repeats(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
-    """The earliest slice of every InstanceNumber, the next one of each, and so on.
+    """Group the first slice of every InstanceNumber in time, then the second of each, and so on.
 
-    All are one group where slices of one number share their times: their order would be chance.
+    If slices with the same number have the same times, all are one group: any order would be arbitrary.
     """
 
     def time(index: int) -> tuple[str, str]:
@@ -123,13 +123,13 @@ def _group(headers: Sequence[Header], key: Callable[[Header], Hashable]) -> Grou
 
 
 def _is_pass(z_mm: np.ndarray) -> bool:
-    """Whether slices are spaced evenly but for a few gaps; those picked at random from a pass are not."""
+    """Return whether slices are evenly spaced except for a few gaps, unlike a random subset of a pass."""
     gaps = np.diff(np.unique(np.round(z_mm, 2)))
     return len(gaps) >= _FEW - 1 and bool(np.mean(gaps > _GAP * np.median(gaps)) <= _FEW_GAPS)
 
 
 def _by_instance_runs(headers: Sequence[Header], z_mm: np.ndarray) -> Groups:
-    """Slices in the order of InstanceNumber, split where they turn back along the patient."""
+    """Group slices in the order of InstanceNumber, split where their direction along the patient reverses."""
     order = sorted(range(len(headers)), key=lambda index: headers[index].instance_number)
     runs: Groups = {0: order[:1]}
     direction = 0.0
@@ -166,10 +166,10 @@ def _keep_apart(
 
 
 def keep_main_centre(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
-    """The commonest place of the first pixel across the patient; a tie goes to the slices nearer the head.
+    """Keep the most common position of the first pixel across the patient; a tie goes to the head's side.
 
-    It may drift in a line along the patient, as it does in slices of a tilted gantry: these are stacked along
-    the table rather than along their normal.
+    The position may drift linearly along the patient, as in slices of a tilted gantry, which are stacked
+    along the table rather than along their normal.
     """
     grid, positions = headers[0].grid, np.array([header.position_mm for header in headers])
     order = np.lexsort((*positions.T, -np.round(positions @ grid.normal, _SAME_POSITION_DECIMALS)))
@@ -188,7 +188,7 @@ def keep_main_centre(headers: list[Header], rejected: list[Rejected]) -> list[He
 
 
 def _commonest(places_mm: np.ndarray) -> np.ndarray:
-    """(n,) whether a place (n, 2) is near the one that most are near; the first of several such."""
+    """Return (n,) whether each place (n, 2) is near the densest one; the first of several such places."""
     candidates = np.unique(np.round(places_mm), axis=0, return_index=True)[1]
     candidates.sort()
     near = (np.abs(places_mm - places_mm[index]).max(axis=1) <= SAME_CENTRE_MM for index in candidates)
@@ -198,7 +198,7 @@ def _commonest(places_mm: np.ndarray) -> np.ndarray:
 def _split(
     headers: Sequence[Header], is_kept: Iterable[bool], reason: str, rejected: list[Rejected]
 ) -> list[Header]:
-    """The headers to keep; the others are rejected for `reason`."""
+    """Return the headers to keep and reject the others for `reason`."""
     kept = []
     for header, keep in zip(headers, is_kept, strict=True):
         if keep:
@@ -211,8 +211,8 @@ def _split(
 def with_true_polarity(headers: list[Header], settings: ReadSettings, report: Report) -> list[Header]:
     """Decide whether MONOCHROME1 (0028,0004) means inverted values.
 
-    By the standard it only affects display, yet some writers invert the values with it. Air around the
-    patient is darker than the patient, so a few slices show it.
+    By the standard it only affects display, yet some writers also invert the values. Air around the patient
+    is darker than the patient, so a few slices are enough to tell.
     """
     flagged = [header for header in headers if header.inverted]
     contrast = 0.0
@@ -222,13 +222,13 @@ def with_true_polarity(headers: list[Header], settings: ReadSettings, report: Re
             contrast += _middle_over_surroundings(read_hu(flagged[index], settings.pydicom_only))
         except DicomError:
             continue
-    if contrast >= 0:  # the values are inverted: turning them made the patient brighter than the air
+    if contrast >= 0:  # the values are inverted: inverting them made the patient brighter than the air
         return headers
     return [replace(header, inverted=False) for header in headers]
 
 
 def _middle_over_surroundings(hu: np.ndarray) -> float:
-    """Mean HU of the middle over that of a ring at the image's inner circle; padding does not count."""
+    """Mean HU of the image's centre minus that of a ring at its inner circle; padding is ignored."""
     rows, cols = (np.linspace(-1, 1, length) for length in hu.shape)
     radius = np.hypot(rows[:, None], cols)
     counts = hu > AIR_HU

@@ -1,4 +1,4 @@
-"""Files and folders on disk, and what files in an archive have in common with them."""
+"""Files and folders on disk, with the interface that files in archives share."""
 
 import errno
 import os
@@ -10,26 +10,26 @@ from typing import Protocol
 from src.core.errors import UserError
 
 CHUNK = 1 << 20
-"""Bytes that are read at a time."""
+"""Bytes read at a time."""
 
 _TEMPORARY = {
     *(errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN),
     *(errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
     *(errno.EAGAIN, errno.EINTR, errno.EBUSY),
 }
-"""Errors of a disk or mount that is away for a moment, and of a lack of memory or descriptors."""
+"""Errors of a disk or mount that is temporarily unavailable, and of missing memory or descriptors."""
 
 
 class UnreadableFile(Exception):
-    """A file that cannot be read. The message is the reason, in a few words."""
+    """A file that cannot be read. The message is a short reason."""
 
 
 class UnreachableFile(UnreadableFile):
-    """A file that cannot be read now, because of the disk, the network or the machine: a retry may help."""
+    """A file that cannot be read now because of the disk, the network or the machine; a retry may help."""
 
 
 class UnreachableTree(UserError):
-    """Folders that cannot be listed now, because of the disk or the machine: a retry may help."""
+    """Folders that cannot be listed now because of the disk or the machine; a retry may help."""
 
 
 class StoredFile(Protocol):
@@ -40,37 +40,37 @@ class StoredFile(Protocol):
         """Name in tables: unique in its set, without the folders that all files of the set share."""
 
     def read(self, limit: int | None = None) -> bytes:
-        """Its content, or the first `limit` bytes of it. Raises `UnreadableFile`."""
+        """Read the content, or its first `limit` bytes. Raises `UnreadableFile`."""
 
     def chunks(self) -> Iterator[bytes]:
-        """Its content in pieces of at most 1 MB. Raises `UnreadableFile`."""
+        """Yield the content in pieces of at most 1 MB. Raises `UnreadableFile`."""
 
 
 class FileSet(Protocol):
-    """Files that belong together, listed when they are needed."""
+    """Files that belong together, listed on demand."""
 
     def list(self) -> tuple[StoredFile, ...]:
-        """The files, sorted by name. Raises `UnreadableFile`."""
+        """List the files, sorted by name. Raises `UnreadableFile`."""
 
 
 class FileTree(Protocol):
-    """Folders and files below a root, named by their paths from it with "/" between; the root is ""."""
+    """Folders and files below a root, named by relative paths with "/" as separator; the root is ""."""
 
     path: Path
     """The folder or archive itself."""
 
     def list_folder(self, folder: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the folders, and of the files, in a folder, sorted, without hidden ones.
+        """Return the sorted names of the folders and of the files in a folder, without hidden ones.
 
         Raises:
-            UserError: it cannot be read; `UnreachableTree` where a retry may help.
+            UserError: the folder cannot be read; `UnreachableTree` where a retry may help.
         """
 
     def folder(self, folder: str) -> FileSet:
-        """The files in a folder. Nothing is listed yet."""
+        """Return the files of a folder. Nothing is listed yet."""
 
     def files(self, folder: str, names: Sequence[str]) -> FileSet:
-        """The files with these sorted paths below a folder."""
+        """Return the files with these sorted paths below a folder."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class LocalFile:
 
     path: Path
     label: str = ""
-    """Name in tables, if not the last part of the path."""
+    """Name in tables, if it differs from the last part of the path."""
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class FileList:
-    """Files named one by one, in the order of their names."""
+    """Files given one by one, in the order of their names."""
 
     files: tuple[StoredFile, ...]
 
@@ -113,7 +113,7 @@ class FileList:
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """The files of a folder; its own folders are not entered."""
+    """Files of a folder without its subfolders."""
 
     path: Path
 
@@ -168,7 +168,7 @@ class LocalTree:
 
 @dataclass(frozen=True)
 class SingleFile(LocalTree):
-    """A folder on disk of which only one file is used."""
+    """A folder on disk of which only one file is visible."""
 
     name: str
 
@@ -177,7 +177,7 @@ class SingleFile(LocalTree):
 
 
 def _kind(entry: os.DirEntry) -> str | None:
-    """Kind of an entry: file, folder, or None. One that cannot be examined is a file, to be reported."""
+    """Return the kind of an entry: file, folder or None. Unreadable entries are files, to be reported."""
     try:
         if is_to_read(entry):
             return "file"
@@ -188,13 +188,13 @@ def _kind(entry: os.DirEntry) -> str | None:
 
 
 def _leads_back(link: Path) -> bool:
-    """Whether a link leads to a folder on its own path, or above one: a walk would never end."""
+    """Return whether a link leads to a folder above it, which would make a walk endless."""
     target = link.resolve()
     return any(folder.resolve().is_relative_to(target) for folder in link.absolute().parents)
 
 
 def walk(tree: FileTree, folder: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every folder with the names of its files, from `folder` on, sorted."""
+    """Yield every folder from `folder` on with the names of its files, sorted."""
     waiting = [folder]
     while waiting:
         folder = waiting.pop()
@@ -204,24 +204,24 @@ def walk(tree: FileTree, folder: str = "") -> Iterator[tuple[str, tuple[str, ...
 
 
 def join(folder: str, name: str) -> str:
-    """A path below the root of a tree."""
+    """Join a folder and a name to a path below the root of a tree."""
     return f"{folder}/{name}" if folder else name
 
 
 def single(tree: FileTree, folder: str, name: str) -> StoredFile:
-    """One file of a tree."""
+    """Return one file of a tree."""
     return tree.files(folder, (name,)).list()[0]
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is a system's own: .DS_Store, ._1.dcm, and the __MACOSX of its archives."""
+    """Return whether a name is a system file or folder: .DS_Store, ._1.dcm, or the __MACOSX of archives."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_to_read(entry: os.DirEntry) -> bool:
-    """Whether an entry is a file, or a link to one or to nothing, which is reported where it is read.
+    """Return whether an entry is a file or a link to one. Broken links count: reading reports them.
 
-    Pipes, sockets and devices are not: opening one may block without end.
+    Pipes, sockets and devices do not count: opening one may block forever.
     """
     if not entry.is_symlink():
         return entry.is_file()
@@ -229,16 +229,16 @@ def is_to_read(entry: os.DirEntry) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file's name as tables can hold it: bytes that are not UTF-8 become \\x.., all else stays."""
+    """Return a file name that tables can hold: bytes that are not UTF-8 become \\x..; all else stays."""
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def unreadable(what: str, error: OSError) -> UnreadableFile:
-    """The error to raise for a file, a folder or an archive that the system cannot read."""
+    """Return the error to raise for a file, folder or archive that the system cannot read."""
     kind = UnreachableFile if is_temporary(error) else UnreadableFile
     return kind(f"{what} cannot be read: {error.strerror or error}")
 
 
 def is_temporary(error: OSError) -> bool:
-    """Whether the error is the fault of the disk, the network or the machine rather than of a file."""
+    """Return whether an error is caused by the disk, the network or the machine, not by the file."""
     return error.errno in _TEMPORARY

@@ -1,4 +1,4 @@
-"""CT windows: how Hounsfield units become the 8-bit grey levels of a prepared data set."""
+"""CT windows: conversion of Hounsfield units to the 8-bit grey levels of a prepared data set."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ import numpy as np
 from src.core.errors import UserError
 
 AIR_HU = -1024
-"""HU outside the patient: of padding, and of anything that a scanner stored below air."""
+"""HU of everything outside the patient: padding, and values stored below air."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Window:
 
     @property
     def lowest_hu(self) -> float:
-        """HU that is black, with all below it."""
+        """HU at and below which pixels are black."""
         return self.centre_hu - self.width_hu / 2
 
     @classmethod
     def of_range(cls, lowest_hu: float, highest_hu: float, step_hu: float) -> "Window":
-        """Window of the whole HU that levels `step_hu` apart express, up to half a step above the highest.
+        """Make a window of the integer HU that levels `step_hu` apart express, to half a step above the last.
 
-        Nothing is added to the lowest level: it is black, so it must not lie above `lowest_hu`.
+        The lower end is not extended: it is black, so it must not be above `lowest_hu`.
         """
         low, high = math.ceil(lowest_hu), math.floor(highest_hu + step_hu / 2)
         return cls(f"{low}..{high} HU", (low + high) / 2, high - low)
@@ -54,16 +54,16 @@ WINDOWS = MappingProxyType(
         window.name: window
         for window in (
             Window("soft", 50, 400),  # the usual abdominal window
-            Window("organ", 80, 160),  # a laceration stands out of an enhanced organ
-            Window("wide", -50, 1400),  # free gas, fat, organ and fresh contrast are all different greys
+            Window("organ", 80, 160),  # lacerations contrast with an enhanced organ
+            Window("wide", -50, 1400),  # free gas, fat, organs and active bleeding all differ in grey
         )
     }
 )
-"""Every window the kit knows, by name."""
+"""All supported windows by name."""
 
 
 def get_windows(names: Iterable[str]) -> tuple[Window, ...]:
-    """The windows of these names, in this order. Raises `UserError`: an unknown name."""
+    """Return the windows with these names, in this order. Raises `UserError`: an unknown name."""
     for name in names:
         if name not in WINDOWS:
             raise UserError(f"unknown window {name!r}; there are {', '.join(WINDOWS)}")
@@ -71,7 +71,7 @@ def get_windows(names: Iterable[str]) -> tuple[Window, ...]:
 
 
 def parse_window(text: str) -> Window:
-    """A window by its name, or by centre and width in HU, such as "40/350". Raises `UserError`: neither."""
+    """Parse a window name, or centre and width in HU such as "40/350". Raises `UserError`: neither."""
     if text in WINDOWS:
         return WINDOWS[text]
     try:
@@ -84,24 +84,24 @@ def parse_window(text: str) -> Window:
 
 
 def apply_windows(hu: np.ndarray, windows: tuple[Window, ...]) -> np.ndarray:
-    """Grey levels of an image: (H, W) in HU -> uint8 (H, W, C), contiguous, channel k = window k.
+    """Convert an image to grey levels: (H, W) HU -> uint8 (H, W, C), contiguous, channel k = window k.
 
-    int16 images go through a table of the formula over all 65,536 values, faster than the formula and to
-    the same levels; other types (HU with fractions) go through the formula itself.
+    int16 images use a lookup table of the formula over all 65,536 values, which is faster and gives equal
+    levels; other types (HU with fractions) use the formula directly.
     """
     if hu.dtype != np.int16:
         return np.stack([window.grey(hu) for window in windows], axis=-1)
-    levels = _table(windows).take(hu.view(np.uint16), mode="wrap")  # (H, W); no index is outside the table
+    levels = _table(windows).take(hu.view(np.uint16), mode="wrap")  # (H, W); every index is inside the table
     grey = levels[..., np.newaxis].view(np.uint8)  # (H, W, 1, 2 or 4)
     return cv2.cvtColor(grey, cv2.COLOR_BGRA2BGR) if len(windows) == 3 else grey  # drops the fourth byte
 
 
 @lru_cache(maxsize=8)
 def _table(windows: tuple[Window, ...]) -> np.ndarray:
-    """(65536,), indexed by the bit pattern of an int16 HU: the grey levels of all windows as one number.
+    """Build the lookup table (65536,), indexed by the bit pattern of an int16 HU.
 
-    Its bytes are the levels in the windows' order; three are padded to four. Looking up one number per pixel
-    takes a third of the time of looking up rows of three bytes.
+    Each entry is one number whose bytes are the levels in the windows' order; three are padded to four.
+    Looking up one number per pixel takes a third of the time of looking up rows of three bytes.
     """
     hu = np.arange(65536, dtype=np.uint16).view(np.int16)
     n_bytes = 4 if len(windows) == 3 else len(windows)
