@@ -109,13 +109,10 @@ def write_enhanced(
     bits_stored: int,
     signed: bool,
     positions_mm: Sequence[Sequence[float]],
-    orientation: Sequence[float] = (1, 0, 0, 0, 1, 0),
     pixel_mm: Sequence[float] = (1.0, 1.0),
-    slope: float = 1.0,
     intercept: float = 0.0,
     offset_table: bool = True,
     fragments: int = 1,
-    **tags,
 ) -> Path:
     """Write one enhanced CT file whose frames are `stored` (n, rows, cols), frame i at `positions_mm[i]`.
 
@@ -134,16 +131,16 @@ def write_enhanced(
     dataset.SharedFunctionalGroupsSequence = [
         _item(
             PixelMeasuresSequence=[_item(PixelSpacing=list(pixel_mm), SliceThickness=1.0)],
-            PlaneOrientationSequence=[_item(ImageOrientationPatient=list(orientation))],
+            PlaneOrientationSequence=[_item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])],
             PixelValueTransformationSequence=[
-                _item(RescaleIntercept=intercept, RescaleSlope=slope, RescaleType="HU")
+                _item(RescaleIntercept=intercept, RescaleSlope=1.0, RescaleType="HU")
             ],
         )
     ]
     dataset.PerFrameFunctionalGroupsSequence = [
         _item(PlanePositionSequence=[_item(ImagePositionPatient=list(position))]) for position in positions_mm
     ]
-    return _save(dataset, path, tags)
+    return _save(dataset, path, {})
 
 
 def _item(**tags) -> pydicom.Dataset:
