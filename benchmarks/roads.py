@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, command, stop in list_roads(folder):
             found, calls = walk(repo, folder, command, stop)
             rows.append(
-                {"road": name, "files": len(found), "lines": count_lines(repo, found), "calls": calls}
+                {"road": name, "files": len(found), "lines": count_lines(repo, found), "calls": calls or "-"}
             )
             files[name] = found
     say(format_table(rows))
