@@ -21,17 +21,17 @@ class Interrupted(Exception):
 
 @contextmanager
 def interrupted_after_saves(count: int = 1) -> Iterator[None]:
-    """The training inside ends by an exception as soon as it has written `count` checkpoints."""
+    """The training inside writes `count` checkpoints, and ends by an exception before the next one."""
     save, saved = training.save_checkpoint, []
 
-    def save_then_stop(path: Path, content: dict[str, Any]) -> None:
-        save(path, content)
-        saved.append(path)
+    def save_or_stop(path: Path, content: dict[str, Any]) -> None:
         if len(saved) == count:
             raise Interrupted
+        save(path, content)
+        saved.append(path)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(training, "save_checkpoint", save_then_stop)
+        patched.setattr(training, "save_checkpoint", save_or_stop)
         yield
 
 

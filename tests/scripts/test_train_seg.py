@@ -22,7 +22,7 @@ from src.seg.model import load_segmenter
 from src.seg.run import train_pair
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.seg_runs import make_options, write_organ_set
-from tests.helpers.training_runs import assert_same_training
+from tests.helpers.training_runs import assert_same_training, interrupted_after_saves
 from tests.helpers.two_processes import start_two
 
 SCRIPT = Path(__file__).parents[2] / "train_seg.py"
@@ -68,6 +68,15 @@ def test_train_seg_learns_the_organs_and_scores_the_held_out_patient(tmp_path):
     pair, spec = load_segmenter(run / "segmenter.safetensors")
     assert (spec.slices, spec.size, spec.windows) == (3, 64, ("soft", "organ", "wide"))
     assert not any("projection" in name for name in pair.state_dict())
+
+
+def test_train_pair_continues_to_the_same_result(organ_set, tmp_path):
+    whole, broken = (make_options(organ_set, tmp_path / name) for name in ("whole", "broken"))
+    train_pair(whole)
+    with interrupted_after_saves(2):
+        train_pair(broken)
+    train_pair(broken)
+    assert_same_training(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_train_pair_does_not_depend_on_workers(organ_set, tmp_path):

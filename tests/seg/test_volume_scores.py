@@ -57,6 +57,32 @@ def test_score_volumes_of_a_perfect_prediction():
     assert (table["case"] == "scored").all()
 
 
+@pytest.mark.parametrize(("axis", "distance"), [(0, 5), (1, 2), (2, 3)])
+def test_score_volumes_uses_the_spacing_of_each_axis(axis, distance):
+    limits = [(3, 9), (3, 9), (3, 9)]
+    limits[axis] = (4, 5)
+    truth = volume(liver=box(*limits))
+    row = one(score_volumes(truth, np.roll(truth, 2, axis), SPACING, LIVER))
+    assert row["hd95_mm"] == row["asd_mm"] == pytest.approx(2 * distance)
+
+
+def test_score_volumes_hd95_is_the_larger_of_both_directions():
+    truth = volume(liver=box((4, 5), (2, 12), (2, 12)))
+    part = volume(liver=box((4, 5), (2, 12), (2, 7)))  # inside the truth, which extends 5 pixels further
+    for pair in ((truth, part), (part, truth)):
+        row = one(score_volumes(*pair, SPACING, LIVER))
+        assert row["hd95_mm"] == pytest.approx(5 * 3)  # 10 of the truth's 100 voxels are so far
+        assert row["asd_mm"] == pytest.approx(10 * (3 + 6 + 9 + 12 + 15) / 150)
+
+
+def test_score_volumes_counts_the_border_of_the_volume_as_outside():
+    truth = volume((3, 3, 3), liver=box((0, 3), (0, 3), (0, 3)))
+    predicted = volume((3, 3, 3), liver=box((1, 2), (1, 2), (1, 2)))
+    row = one(score_volumes(truth, predicted, (1.0, 1.0, 1.0), LIVER))
+    # the truth's surface is its 26 outer voxels: 6, 12 and 8 of them 1, sqrt 2 and sqrt 3 from the middle
+    assert row["asd_mm"] == pytest.approx((6 + 12 * 2**0.5 + 8 * 3**0.5 + 1) / 27)
+
+
 def test_score_volumes_hd95_ignores_a_stray_voxel_and_asd_does_not():
     truth = volume(liver=box((4, 5), (2, 12), (2, 12)))  # 100 voxels
     predicted = truth.copy()
