@@ -1,7 +1,7 @@
 """DICOM files in any folders under any names, grouped into series by their headers.
 
 Files of one series share PatientID (0010,0020) and SeriesInstanceUID (0020,000E). Only files that are not
-DICOM are refused here; which files of a series can be used is decided when it is read.
+DICOM are refused here; which files of a series are usable is decided when it is read.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from src.ct.series import Rejected, SeriesSource
 from src.ct.storage import FileSet, FileTree, StoredFile, UnreadableFile, join, printable
 
 _TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
-_HEAD_BYTES = 1 << 16  # holds these tags in nearly every file
+_HEAD_BYTES = 1 << 16  # contains these tags in nearly every file
 _FILES_A_TASK = 512
 _SUFFIXES = (".dcm", ".dicom", ".ima")  # files with these names that are not DICOM are reported
 _ID_BYTES = 100
@@ -33,7 +33,7 @@ Ids = tuple[str, str]
 
 @dataclass
 class _Scan:
-    """Headers of some files of one folder, by their indices."""
+    """Headers of some files of one folder, by file index."""
 
     series: dict[Ids, list[int]] = field(default_factory=lambda: defaultdict(list))
     unreadable: dict[int, str] = field(default_factory=dict)
@@ -43,13 +43,13 @@ class _Scan:
 def find_dicom(
     tree: FileTree, folders: list[tuple[str, tuple[str, ...]]], jobs: int
 ) -> tuple[list[SeriesSource], list[Rejected], int]:
-    """Group files by patient and series, from the first 64 KB of each.
+    """Group files by patient and series, from the first 64 KB of each file.
 
-    Read with pydicom, whose parser no file can crash; dicomsdl is little faster where no pixel is decoded.
+    Uses pydicom, whose parser does not crash on damaged files; dicomsdl is hardly faster without pixels.
 
     Args:
-        folders: with the names of the files to look at.
-        jobs: processes.
+        folders: folders with the names of the files to examine.
+        jobs: number of processes.
 
     Returns:
         The series, sorted; unreadable files; and the number of files that are not DICOM images.
@@ -60,7 +60,7 @@ def find_dicom(
         for start in range(0, len(names), _FILES_A_TASK)
     ]
     path = Path(os.path.abspath(tree.path))
-    fallback = path.stem if path.is_file() else path.name  # the same for a folder and its archive
+    fallback = path.stem if path.is_file() else path.name  # equal for a folder and its archive
     calls = (delayed(_scan)(tree.files(folder, names), folder or fallback) for folder, names in tasks)
     work = Parallel(n_jobs=jobs if len(tasks) > 1 else 1, return_as="generator")(calls)
     paths: dict[Ids, list[str]] = defaultdict(list)
@@ -76,7 +76,7 @@ def find_dicom(
 
 
 def _file_set(tree: FileTree, paths: list[str]) -> FileSet:
-    """The files named by their paths below the innermost folder that holds them all."""
+    """Return the file set of paths below the innermost folder that contains them all."""
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return tree.files(folder, sorted(path[len(folder) :].lstrip("/") for path in paths))
 
@@ -98,7 +98,7 @@ def _scan(files: FileSet, folder: str) -> _Scan:
 
 
 def _read_ids(file: StoredFile, folder: str) -> Ids | None:
-    """Patient and series of a file as safe folder names, None where it is not a DICOM image.
+    """Return a file's patient and series as safe folder names, None if it is not a DICOM image.
 
     StudyInstanceUID (0020,000D) replaces a missing PatientID, the folder a missing SeriesInstanceUID.
     """
@@ -109,7 +109,7 @@ def _read_ids(file: StoredFile, folder: str) -> Ids | None:
         return None
     values = _read_tags(content)
     if "SeriesInstanceUID" not in values and len(content) == _HEAD_BYTES:
-        values = _read_tags(file.read())  # a long private element stands before it
+        values = _read_tags(file.read())  # a long private element precedes the tags
     if values.get("directory"):
         return None
     patient_id = values.get("PatientID") or values.get("StudyInstanceUID") or folder
@@ -117,8 +117,8 @@ def _read_ids(file: StoredFile, folder: str) -> Ids | None:
 
 
 def _read_tags(content: bytes) -> dict[str, str]:
-    """The tags that are not empty; none of a header that cannot be parsed."""
-    # Damaged headers fail in pydicom with errors of many kinds, some on access to a value.
+    """Return the tags that are not empty; no tags if the header cannot be parsed."""
+    # Damaged headers raise many kinds of errors in pydicom, some on access to a value.
     try:
         dataset = pydicom.dcmread(
             BytesIO(content), stop_before_pixels=True, specific_tags=list(_TAGS), force=True
@@ -133,9 +133,9 @@ def _read_tags(content: bytes) -> dict[str, str]:
 
 
 def safe_id(text: str) -> str:
-    """`text` as a folder name, never empty, of at most 109 bytes.
+    """Return `text` as a folder name, never empty, of at most 109 bytes.
 
-    A changed text gets a check sum, so that no two become the same.
+    A changed text gets a checksum, so that different texts stay different.
     """
     safe = re.sub(r"[^\w.-]", "_", text).lstrip(".")
     name = safe.encode()[:_ID_BYTES].decode(errors="ignore") or "unnamed"

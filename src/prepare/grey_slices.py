@@ -1,7 +1,7 @@
-"""A CT series as grey slices: cut to one square around the body, resized, windowed.
+"""A CT series as grey slices: cropped to one square around the body, resized, windowed.
 
-Prepared images and the images that inference keeps in memory are both made here, so a model sees at inference
-what it saw in training. Slices stream: four of them are in memory at a time, for a series of any length.
+Preparation and inference share this code, so a model's input at inference equals its input in training.
+Slices stream: four of them are in memory at a time, for a series of any length.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,17 +30,17 @@ from src.ct.windows import AIR_HU, Window, apply_windows
 from src.data.selection import even_indices
 
 RESIZED_TOGETHER = 4
-"""Slices that `Crop.resize_all` takes: the channels that OpenCV resizes at once."""
+"""Number of slices that `Crop.resize_all` takes: the channels that OpenCV resizes at once."""
 
 POSITION_DIGITS = 4
-"""Of mm, in every table of positions."""
+"""Decimals of mm in every table of positions."""
 
 _BODY_SLICES = 64  # enough to find the body
-_KEPT_BYTES = 64 << 20  # of slices decoded to find the body, so that most need not be decoded again
+_KEPT_BYTES = 64 << 20  # of slices decoded to find the body, kept to avoid decoding them twice
 _BODY_HU = -300  # above lung, blankets and the foam of the table; below fat
-_COARSE_MM = 3.0  # step of the grid on which the body is sought
+_COARSE_MM = 3.0  # step of the grid on which the body is found
 _MIN_BODY_MM2 = 2000.0
-_MARGIN_MM = 6.0  # the coarse grid and the opening may shave this off the skin
+_MARGIN_MM = 6.0  # the coarse grid and the opening may remove this much of the skin
 
 
 @contextmanager
@@ -50,12 +50,12 @@ def open_series(
     settings: ReadSettings = READ_ALL,
     report: Report = no_report,
 ) -> Iterator[CtSeries]:
-    """Open the series of a source: DICOM headers are read, or a NIfTI volume is mapped.
+    """Open the series of a source: read its DICOM headers, or map its NIfTI volume.
 
     Args:
-        source_window: the window that 8-bit images were made with.
-        settings: which readers to use, and which files to pass over.
-        report: is called with the name of each file and slice that is read, from here on.
+        source_window: window that 8-bit images were made with.
+        settings: readers to use and files to skip.
+        report: called with the name of each file and slice before it is read.
 
     Raises:
         SeriesError: no usable file, or not axial.
@@ -79,14 +79,14 @@ def read_grey_slices(
     size: int,
     decoded: dict[int, np.ndarray] | None = None,
 ) -> Iterator[tuple[int, np.ndarray | SliceError]]:
-    """Decode, cut, resize and window slices.
+    """Decode, crop, resize and window slices.
 
     Args:
-        crop: of the whole series, from `find_body`.
+        crop: crop of the whole series, from `find_body`.
         decoded: slices that `find_body` has decoded; each is removed once it is used.
 
     Yields:
-        Each index with its image, uint8 (size, size, windows), or with the reason why it cannot be decoded.
+        Each index with its image, uint8 (size, size, windows), or with the error if it cannot be decoded.
     """
     decoded = {} if decoded is None else decoded
     for start in range(0, len(indices), RESIZED_TOGETHER):
@@ -104,7 +104,7 @@ def read_grey_slices(
 
 
 def find_body(series: CtSeries) -> tuple["Crop", dict[int, np.ndarray]]:
-    """Decode up to 64 slices, spread evenly, and find the square around the body in them.
+    """Decode up to 64 evenly spaced slices and find the square around the body in them.
 
     Returns:
         The crop for all slices of the series, and decoded slices in HU by index, 64 MB at most.
@@ -128,10 +128,10 @@ def find_body(series: CtSeries) -> tuple["Crop", dict[int, np.ndarray]]:
 
 
 def check_windows(series: CtSeries, windows: tuple[Window, ...]) -> None:
-    """Refuse windows that show more than an 8-bit source holds.
+    """Refuse windows that are wider than the values of an 8-bit source.
 
     Raises:
-        SeriesError: a window reaches outside of the one that the source was made with.
+        SeriesError: a window exceeds the one that the source was made with.
     """
     for window in windows:
         if series.source_window is not None and not series.source_window.contains(window):
@@ -143,7 +143,7 @@ def check_windows(series: CtSeries, windows: tuple[Window, ...]) -> None:
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of source pixels, square in mm. It may reach outside the image, where there is air."""
+    """A rectangle of source pixels, square in mm. It may extend outside the image, into air."""
 
     left: int
     top: int
@@ -151,18 +151,19 @@ class Crop:
     height: int
 
     def resize(self, hu: np.ndarray, size: int) -> np.ndarray:
-        """Cut (rows, cols) HU and resize to (size, size), same type.
+        """Crop (rows, cols) HU and resize to (size, size), same type.
 
-        The HU are resized, not the grey levels: that is one channel instead of three, and averaging before a
-        window clips is what a scanner with larger pixels would have measured.
+        Resizing HU instead of grey levels handles one channel instead of three, and averaging before a window
+        clips gives the values that a scanner with larger pixels would have measured.
         """
         return self._resized(self._cut(hu), size)
 
     def resize_all(self, slices: Sequence[np.ndarray], size: int) -> Sequence[np.ndarray]:
-        """`resize` of up to four slices, to the same values.
+        """Apply `resize` to up to four slices, with identical values.
 
-        OpenCV averages areas of the four channels of one image in less time than those of four images. A
-        whole number of pixels has a way that is faster still, and enlarging rounds differently.
+        OpenCV averages areas of one four-channel image faster than those of four images. It has an even
+        faster path for integer scale factors, and enlarging rounds differently: these cases are resized one
+        by one.
         """
         whole_factor = self.width % size == 0 and self.height % size == 0
         alike = len({hu.dtype for hu in slices}) == 1
@@ -193,9 +194,9 @@ class Crop:
         return cut
 
     def plane(self, source: Plane, size: int) -> Plane:
-        """Where the (size, size) image lies that `resize` makes of a slice at `source`."""
+        """Return the plane of the (size, size) image that `resize` makes of a slice at `source`."""
         row_scale, col_scale = self.height / size, self.width / size
-        # Resizing maps pixel edges to pixel edges, so centre 0 moves by half of what a pixel grew.
+        # Resizing maps pixel edges to pixel edges, so centre 0 shifts by half of the growth of a pixel.
         first_row, first_col = self.top + (row_scale - 1) / 2, self.left + (col_scale - 1) / 2
         origin = source.origin + first_row * source.row_step + first_col * source.col_step
         return Plane(origin, source.row_step * row_scale, source.col_step * col_scale)
@@ -207,12 +208,12 @@ def body_crop(
     shape: tuple[int, int],
     lowest_hu: float = AIR_HU,
 ) -> Crop:
-    """The smallest square with a margin of 6 mm that holds the body in all of `slices` (rows, cols; HU).
+    """Find the smallest square with a margin of 6 mm around the body in all `slices` (rows, cols; HU).
 
     Args:
-        pixel_mm: distance of rows and of columns.
-        shape: of a slice; where no slice shows a body, the square around whole slices is returned.
-        lowest_hu: the lowest HU that an 8-bit source can hold.
+        pixel_mm: spacing of rows and columns.
+        shape: shape of a slice; if no slice shows a body, the square around whole slices is returned.
+        lowest_hu: lowest HU that an 8-bit source can hold.
     """
     threshold_hu = max(_BODY_HU, lowest_hu)
     boxes = [box for box in (_body_box(hu, pixel_mm, threshold_hu) for hu in slices) if box is not None]
@@ -233,9 +234,9 @@ def body_crop(
 def _body_box(
     hu: np.ndarray, pixel_mm: tuple[float, float], threshold_hu: float
 ) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom (exclusive) of the largest connected part denser than lung, or None.
+    """Left, top, right, bottom (exclusive) of the largest connected component denser than lung, or None.
 
-    The opening cuts the thin bridges between the patient and the table's shell.
+    The opening cuts thin bridges between the patient and the table's shell.
     """
     row_step, col_step = (max(1, round(_COARSE_MM / mm)) for mm in pixel_mm)
     dense = (hu[::row_step, ::col_step] > threshold_hu).astype(np.uint8)
@@ -253,17 +254,17 @@ def _body_box(
 
 
 def spacing_z_mm(series: CtSeries) -> float:
-    """Median distance of neighbouring slices; NaN for a single slice."""
+    """Median distance between neighbouring slices; NaN for a single slice."""
     return float(np.median(-np.diff(series.z_mm))) if len(series.z_mm) > 1 else float("nan")
 
 
 def output_pixel_mm(series: CtSeries, crop: Crop, size: int) -> float:
-    """Side of a pixel of the output."""
+    """Side of an output pixel."""
     return round(crop.width * series.pixel_mm[1] / size, 6)
 
 
 def slice_table(series: CtSeries, used: Sequence[int]) -> pd.DataFrame:
-    """slices.csv: one row per slice used, with index, instance_number, z_mm (head positive) and source."""
+    """Return slices.csv: one row per slice used: index, instance_number, z_mm (head positive), source."""
     return pd.DataFrame(
         {
             "index": range(len(used)),

@@ -1,4 +1,4 @@
-"""Slices of a series prepared in memory, for inference: equal to the images that preparation writes."""
+"""A series prepared in memory for inference, equal to the images that preparation writes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ Image = np.ndarray
 
 @dataclass(frozen=True)
 class GreyStack:
-    """Slices of a series in memory."""
+    """Prepared slices of a series in memory."""
 
     images: np.ndarray
     """uint8 (U, size, size, C), head to feet"""
     table: pd.DataFrame
     """`slice_table` of the images"""
     indices: np.ndarray
-    """int64 (U,): the requested indices among the slices of the series"""
+    """int64 (U,): requested indices among the slices of the series"""
     z_mm: np.ndarray
-    """(slices,) positions of the series, falling"""
+    """(slices,) positions of all slices of the series, decreasing"""
     pixel_mm: float
     """side of a pixel of the images"""
 
@@ -49,10 +49,10 @@ def load_stack(
     """Prepare a series in memory, equal to the images and tables that `prepare_series` writes.
 
     Args:
-        size: of the square output, in pixels.
-        choose: gives the indices of the slices to take, rising, from the positions of all in mm, head to
-            feet; only these are decoded, and one that cannot be decoded is replaced by the nearest one that
-            can. If None, all slices are taken that can be decoded, and the result counts no others.
+        size: side of the square output, in pixels.
+        choose: returns the increasing indices of the slices to take, given the positions of all slices in mm,
+            head to feet; only these are decoded, and a slice that cannot be decoded is replaced by the
+            nearest that can. None takes all decodable slices, and the result does not count any others.
 
     Raises:
         SeriesError: no usable file, not axial, or no slice that can be decoded.
@@ -89,7 +89,7 @@ def _nearest_decodable(
     images: dict[int, Image | SliceError],
     read: Callable[[int], Image | SliceError],
 ) -> int:
-    """The slice itself if it was decoded, else the nearest that can be; `images` gets each that is tried."""
+    """Return the slice if it was decoded, else the nearest decodable one; `images` caches each attempt."""
     for distance in range(n_slices):
         for neighbour in (index - distance, index + distance):
             if not 0 <= neighbour < n_slices:

@@ -1,4 +1,4 @@
-"""NIfTI volumes in any folders, named by their paths, and the segmentations that match them."""
+"""NIfTI volumes in any folders, identified by their paths, and the segmentations that match them."""
 
 import re
 from collections import Counter
@@ -11,16 +11,16 @@ from src.ct.storage import FileList, FileTree, StoredFile, join, printable, sing
 from src.prepare.dicom_tree import safe_id
 
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)
-_ID_BYTES = 200  # of the 255 that a file name may have
-_CHANNEL = "_0000"  # nnU-Net ends the names of images, not those of labels, with the number of a channel
+_ID_BYTES = 200  # out of the 255 that a file name may have
+_CHANNEL = "_0000"  # nnU-Net appends a channel number to the names of images, not of labels
 
 
 def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tuple[list[SeriesSource], int]:
-    """A series for every volume, sorted by ids, and the number of files excluded as labels.
+    """Return one series per volume, sorted by ids, and the number of files excluded as labels.
 
-    The ids follow from the path alone: series_id is the name without .nii or .nii.gz, patient_id the folders
-    joined by "_", or the series_id where there is none; `safe_id` makes folder names of them.
-    Folders whose names begin with labels, masks or segmentations hold no volumes.
+    The ids depend on the path alone: series_id is the name without .nii or .nii.gz, patient_id the folders
+    joined by "_", or the series_id where there is no folder; `safe_id` makes both valid folder names.
+    Folders whose names begin with labels, masks or segmentations are skipped.
 
     Raises:
         UserError: two volumes would have the same ids.
@@ -52,7 +52,7 @@ def _folder_name(text: str) -> str:
 
 
 class MaskFiles:
-    """Segmentations of a tree, found by the name of the series that they match."""
+    """Segmentations in a file tree, looked up by the name of the series that they match."""
 
     def __init__(self, tree: FileTree):
         self._tree = tree
@@ -63,15 +63,15 @@ class MaskFiles:
             paths = [join(folder, name) for name in names if nifti_stem(name) is not None]
             self._by_folder[printable(folder)] = paths
             self.count += len(paths)
-            for path in reversed(paths):  # .nii goes before .nii.gz
+            for path in reversed(paths):  # .nii precedes .nii.gz
                 self._by_path[printable(nifti_stem(path))] = path
 
     def of_volumes(self, sources: list[SeriesSource]) -> list[StoredFile | None]:
-        """The segmentation of each volume, None where there is none.
+        """Return the segmentation of each volume, None where there is none.
 
-        It has the volume's path; or its name, where no other volume has that name; or it is the only one in a
-        folder of the volume's name, or in the volume's own folder where this is not the root and holds one
-        volume. A volume's name counts without a trailing _0000 too.
+        A segmentation matches if it has the volume's path; or its name, if no other volume has that name; or
+        if it is the only one in a folder with the volume's name, or in the volume's own folder if this is not
+        the root and contains one volume. A trailing _0000 of the volume's name is optional.
         """
         paths = [PurePosixPath(nifti_stem(source.files.list()[0].name)) for source in sources]
         in_folder, of_name = Counter(path.parent for path in paths), Counter(path.name for path in paths)
@@ -88,9 +88,10 @@ class MaskFiles:
         return found
 
     def of_series(self, sources: list[SeriesSource]) -> list[StoredFile | None]:
-        """The segmentation of each DICOM series, None where there is none.
+        """Return the segmentation of each DICOM series, None where there is none.
 
-        Its name is <series_id> or <patient_id>/<series_id>, or it is alone in a folder of such a name.
+        Its name is <series_id> or <patient_id>/<series_id>, or it is the only one in a folder with such a
+        name.
         """
         found = []
         for source in sources:

@@ -17,7 +17,7 @@ class PrepareOptions:
     """The competition's folder or zip, a folder tree or zip of DICOM files, or a folder of NIfTI volumes."""
 
     output: Path
-    """Prepared data set to make or to complete."""
+    """Prepared data set to create or to complete."""
 
     windows: tuple[WindowName, ...] = ("soft", "organ", "wide")
     """One to three CT windows, each a channel: soft (50/400), organ (80/160), wide (-50/1400)."""
@@ -26,31 +26,31 @@ class PrepareOptions:
     """Side of the square images in pixels; smaller is faster, larger shows finer injuries."""
 
     split: Literal["train", "test"] | None = None
-    """Which images to prepare; by default train_images where there are any, else test_images."""
+    """Which images to prepare; default: train_images if present, else test_images."""
 
     spacing_z_mm: float | None = None
-    """Keep about one slice per so many mm rather than all."""
+    """Keep about one slice per this many mm; default: all slices."""
 
     count: int | None = None
-    """Keep so many slices per series, evenly spread, rather than all."""
+    """Keep this many slices per series, evenly spaced; default: all slices."""
 
     masks: Path | None = None
-    """Folder of segmentations, .nii or .nii.gz, named as the volumes or series are."""
+    """Folder of segmentations, .nii or .nii.gz, with the names of the volumes or series."""
 
     mask_ids: Path | None = None
-    """YAML table of their ids, such as configs/masks/totalsegmentator.yaml; by default the competition's."""
+    """YAML table of their ids, such as configs/masks/totalsegmentator.yaml; default: the competition's."""
 
     source_window: str | None = None
-    """The window that 8-bit images were made with: a name, or centre/width such as 40/350."""
+    """Window that 8-bit images were made with: a name, or centre/width such as 40/350."""
 
     jobs: int = 0
-    """Series prepared at the same time; 0 uses every core."""
+    """Number of series prepared in parallel; 0 uses every core."""
 
     cluster: str | None = None
-    """Address of a Dask scheduler, such as tcp://10.0.0.1:8786: its workers prepare, not this machine."""
+    """Address of a Dask scheduler, such as tcp://10.0.0.1:8786, whose workers do the preparation."""
 
     overwrite: bool = False
-    """Delete the prepared data set at --output and start again."""
+    """Delete the prepared data set at --output and start from scratch."""
 
     preview: bool = False
     """Write a contact sheet of every series to preview/."""

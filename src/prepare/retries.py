@@ -16,18 +16,18 @@ Result = TypeVar("Result")
 def run_with_retries(
     function: Callable[..., Result], *args: object, silence_limit_s: float = SILENCE_LIMIT_S
 ) -> Result:
-    """Run `function(*args, settings=..., report=...)` in a child process, and again after a crash or a hang.
+    """Run `function(*args, settings=..., report=...)` in a child process; retry after a crash or a hang.
 
-    First with dicomsdl and pydicom, then with pydicom alone, then without the files that crash or hang
-    pydicom's decoders too.
+    The first attempt uses dicomsdl and pydicom, the second pydicom alone, further ones skip the files that
+    crash or hang pydicom's decoders too.
 
     Args:
         function: takes `ReadSettings` and a `Report`, which it calls with the name of each file it reads.
 
     Raises:
         SeriesError: raised by the function, or every retry failed.
-        UnreachableSeries: a hang at no file, for which a disk may be the cause; or the child was killed twice
-            by SIGKILL, which a machine short of memory sends.
+        UnreachableSeries: a hang outside of any file, possibly caused by a disk; or the child was killed
+            twice by SIGKILL, which the system sends when memory runs out.
     """
     settings, killed = READ_ALL, False
     while True:
@@ -36,7 +36,7 @@ def run_with_retries(
                 _on_one_thread, function, *args, settings=settings, silence_limit_s=silence_limit_s
             )
         except (ChildCrashed, ChildStalled) as failure:
-            if "SIGKILL" in failure.how:  # no decoder does that, but a machine that is short of memory
+            if "SIGKILL" in failure.how:  # sent by a machine short of memory, not by a decoder
                 if killed:
                     raise UnreachableSeries("its process was killed twice: is there memory enough?") from None
                 killed = True
@@ -57,7 +57,7 @@ def _safer(settings: ReadSettings, failure: ChildCrashed | ChildStalled) -> Read
     what = "crashes" if isinstance(failure, ChildCrashed) else "hangs"
     known = {item.source for item in settings.left_out}
     if not failure.last_step or failure.last_step in known or len(known) == _MOST_LEFT_OUT:
-        # a mount that does not answer looks like a decoder that hangs
+        # a mount that does not respond looks like a decoder that hangs
         kind = UnreachableSeries if isinstance(failure, ChildStalled) else SeriesError
         raise kind(f"every decoder {what} on it")
     rejected = Rejected(failure.last_step, f"every decoder {what} on it")

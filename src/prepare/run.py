@@ -1,4 +1,4 @@
-"""A run of preparation: series in parallel, resumed after an interruption, and tables of the results."""
+"""A preparation run: series in parallel, resumed after an interruption, with tables of the results."""
 
 import time
 from collections.abc import Iterator
@@ -34,10 +34,10 @@ from src.prepare.write_series import (
 )
 
 _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
-"""In the order of deletion: without series.csv a data set is known to be incomplete. Its dataset.json stays
-until the new one replaces it, so that a run that is killed meanwhile can be repeated."""
+"""In the order of deletion: without series.csv a data set counts as incomplete. Its dataset.json stays until
+it is replaced, so that a run that is killed meanwhile can be repeated."""
 _BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
-"""Unfinished files that a killed run leaves beside them."""
+"""Unfinished files that a killed run leaves beside the content."""
 _REJECTED_COLUMNS = ("patient_id", "series_id", "source", "reason")
 
 
@@ -53,7 +53,7 @@ class PreparedRun:
     seconds: float
 
     def summary(self) -> str:
-        """Tables to print: series and slices prepared, and series and files left out, by reason."""
+        """Tables to print: series and slices prepared, and series and files excluded, by reason."""
         every, usable = self.dataset.all_series, self.dataset.series
         totals = {
             "series": len(usable),
@@ -80,7 +80,7 @@ def run_preparation(options: PrepareOptions) -> None:
     Raises:
         UserError: nothing to prepare, or an output that cannot be written.
     """
-    source, output = options.input.absolute(), options.output.absolute()  # workers have their own folders
+    source, output = options.input.absolute(), options.output.absolute()  # workers have other folders
     if source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"--input {options.input} lies in --output {options.output}")
     job = PrepareJob(
@@ -112,12 +112,12 @@ def prepare_all(
 ) -> PreparedRun:
     """Prepare every series into `job.output`, skipping those that an earlier run finished.
 
-    A series that cannot be prepared is recorded in series.csv with its reason, and the run goes on.
+    A series that cannot be prepared is recorded in series.csv with its reason, and the run continues.
 
     Args:
-        jobs: series at the same time, each in a process of its own.
+        jobs: number of series in parallel, each in its own process.
         cluster: address of a Dask scheduler whose workers prepare instead.
-        overwrite: delete the prepared data set that is there first.
+        overwrite: delete an existing prepared data set first.
 
     Raises:
         UserError: the output holds something else, was made with other options, or cannot be written.
@@ -128,7 +128,7 @@ def prepare_all(
             _claim_output(job, found.name, overwrite)
             remove_leftovers(job.output)
             outcomes, kept = _outcomes(found, job, jobs, cluster)
-            remove_leftovers(job.output)  # of cluster workers that were lost on the way
+            remove_leftovers(job.output)  # of cluster workers lost during the run
             _write_tables(job.output, outcomes, found)
     except OSError as error:
         raise UserError(f"cannot write {job.output}: {error.strerror or error}") from error
@@ -143,7 +143,7 @@ def prepare_all(
 def _outcomes(
     found: FoundSources, job: PrepareJob, jobs: int, cluster: str | None
 ) -> tuple[list[dict[str, Any]], int]:
-    """The outcome of each series, of this run or an earlier one, sorted; and the number of earlier ones."""
+    """Return the outcomes of all series, sorted, and the number of those from earlier runs."""
     pending, there, kept = [], [], 0
     for source in found.series:
         outcome = finished(source, job)
@@ -162,7 +162,7 @@ def _outcomes(
 
 
 def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
-    """Prepare a series in a child process; returns its outcome, `skipped` after an error.
+    """Prepare a series in a child process; return its outcome, which is `skipped` after an error.
 
     Raises:
         OSError: the output cannot be written, so the next series would fail too.
@@ -182,7 +182,7 @@ def prepare_or_skip(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
 
 @contextmanager
 def _workers(jobs: int, cluster: str | None) -> Iterator[Parallel]:
-    """Yield a `Parallel` whose results come as they are ready: threads, or a Dask cluster's workers.
+    """Yield a `Parallel` that returns results as they finish: threads, or the workers of a Dask cluster.
 
     Each thread or worker keeps a child process for decoding.
     """
@@ -200,7 +200,7 @@ def _workers(jobs: int, cluster: str | None) -> Iterator[Parallel]:
     with client:
         if not client.scheduler_info()["workers"]:
             raise UserError(f"the Dask scheduler at {cluster} has no workers (--cluster)")
-        # Asked with a function of the standard library: one that cannot be imported there never comes back.
+        # Uses a standard library function: a function that a worker cannot import would never return.
         found = [client.run_on_scheduler(find_spec, "src"), *client.run(find_spec, "src").values()]
         if None in found:
             raise UserError(
@@ -221,7 +221,7 @@ def remove_leftovers(output: Path) -> None:
 
 
 def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
-    """Refuse a folder of something else, or of a data set made with other options unless `overwrite`."""
+    """Refuse a folder with other content, or made with other options unless `overwrite`."""
     description = {
         "version": VERSION,
         "source": source_name,
@@ -245,7 +245,7 @@ def _claim_output(job: PrepareJob, source_name: str, overwrite: bool) -> None:
 
 
 def _earlier(sources: list[SeriesSource], job: PrepareJob) -> Iterator[dict[str, Any]]:
-    """Finished series of earlier runs that are not among the sources: they stay in the tables."""
+    """Yield finished series of earlier runs that are not among the sources: they stay in the tables."""
     current = {image_folder(job.output, source.patient_id, source.series_id) for source in sources}
     for path in sorted((job.output / "images").glob("*/*/series.json")):
         if path.parent not in current and (outcome := read_outcome(path.parent)) is not None:

@@ -18,16 +18,16 @@ _STRAY = "not in <patient>/<series>/"
 
 @dataclass(frozen=True)
 class FoundSources:
-    """The series to prepare, and the files that belong to none."""
+    """Series to prepare, and the files that belong to none of them."""
 
     name: str
     """Kind of the series, for messages and dataset.json: `rsna train`, `DICOM`, `NIfTI`."""
     series: list[SeriesSource]
-    """Sorted by patient and series; no pair of ids occurs twice."""
+    """Series sorted by patient and series; pairs of ids are unique."""
     left_out: tuple[Rejected, ...] = ()
     """Files that belong to no series, by their paths below the input."""
     other_files: int = 0
-    """Number of files that are no images: texts, pictures, DICOMDIR, labels."""
+    """Number of files that are not images: texts, pictures, DICOMDIR, labels."""
     unused_masks: int = 0
     """Number of files in `--masks` that belong to no series."""
 
@@ -35,14 +35,14 @@ class FoundSources:
 def find_sources(
     path: Path, split: str | None = None, masks: Path | None = None, jobs: int = 1
 ) -> FoundSources:
-    """Every series at `path`: a folder, a zip archive (read in place), or a single file.
+    """Find every series at `path`: a folder, a zip archive (read in place), or a single file.
 
-    An archive gives the same result as the folder that it was made from.
+    An archive gives the same result as the folder that it was created from.
 
     Args:
-        split: train or test, for the competition's layout only; by default train where there is one.
+        split: train or test, for the competition's layout only; default: train where it exists.
         masks: folder or zip of segmentations, see `MaskFiles`; a series without one there keeps the
-            segmentation that its own layout has.
+            segmentation that its own layout provides.
         jobs: processes that read headers where file names do not define the series.
 
     Raises:
@@ -66,13 +66,13 @@ def find_sources(
 
 
 def open_tree(path: Path, option: str) -> FileTree:
-    """The tree at `path`: a folder, a zip archive, or a single file.
+    """Open the tree at `path`: a folder, a zip archive, or a single file.
 
     Args:
-        option: that named the path, for the error.
+        option: option that the path comes from, for the error message.
 
     Raises:
-        UserError: nothing there, or not a readable archive.
+        UserError: the path does not exist or is not a readable archive.
     """
     if path.is_dir():
         return LocalTree(path)
@@ -87,10 +87,10 @@ def open_tree(path: Path, option: str) -> FileTree:
 
 
 def find_competition(tree: FileTree) -> str | None:
-    """The folder that holds train_images or test_images, or None.
+    """Return the folder that contains train_images or test_images, or None.
 
-    It is the root, or the only entry of the root, or the only entry of that: archives often hold one folder
-    that holds all the rest.
+    It is the root, or the root's only entry, or the only entry of that: archives often wrap their content in
+    a folder.
     """
     folder, (folders, files) = "", tree.list_folder("")
     while not _has_images(folders) and len(folders) == 1 and not files:
@@ -102,9 +102,9 @@ def find_competition(tree: FileTree) -> str | None:
 def find_competition_series(
     tree: FileTree, root: str, split: str
 ) -> tuple[list[SeriesSource], list[Rejected]]:
-    """Every series folder of a split, sorted by patient and series, and the files outside of such folders.
+    """Return every series folder of a split, sorted, and the files outside of such folders.
 
-    No image is listed yet: files are checked when the series is read, with any name.
+    Images are not listed yet: files are checked, under any name, when the series is read.
     """
     images = join(root, f"{split}_images")
     segmentations = _segmentations(tree, root) if split == "train" else {}
@@ -115,7 +115,7 @@ def find_competition_series(
         patient = join(images, patient_id)
         try:
             folders, stray = tree.list_folder(patient)
-        except UserError as error:  # of one patient, which must not end the run
+        except UserError as error:  # affects one patient and must not end the run
             left_out.append(Rejected(printable(patient), str(error)))
             continue
         left_out += [Rejected(printable(join(patient, name)), _STRAY) for name in stray]
@@ -128,7 +128,7 @@ def find_competition_series(
 
 
 def _choose_split(tree: FileTree, root: str, split: str | None) -> str:
-    """The requested split, else "train" where there is one, else "test"."""
+    """Return the requested split, else "train" where it exists, else "test"."""
     folders, _ = tree.list_folder(root)
     there = [name for name in SPLITS if f"{name}_images" in folders]
     if split is not None and split not in there:
@@ -141,7 +141,7 @@ def _has_images(folders: tuple[str, ...]) -> bool:
 
 
 def _segmentations(tree: FileTree, root: str) -> dict[str, str]:
-    """File name by series; .nii goes before .nii.gz."""
+    """Map each series to its file name; .nii precedes .nii.gz."""
     if "segmentations" not in tree.list_folder(root)[0]:
         return {}
     _, names = tree.list_folder(join(root, "segmentations"))
@@ -152,7 +152,7 @@ def _segmentations(tree: FileTree, root: str) -> dict[str, str]:
 
 
 def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSources:
-    """NIfTI volumes by their names, DICOM files by their headers."""
+    """Find NIfTI volumes by their names and DICOM files by their headers."""
     inside = _path_inside(masks, tree.path) if masks is not None else None
     folders = [
         (folder, names)
@@ -182,7 +182,7 @@ def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSource
 
 
 def _path_inside(inner: Path, outer: Path) -> str | None:
-    """`inner` as a path below the folder `outer`, None where it lies elsewhere."""
+    """Return `inner` as a path below the folder `outer`, None if it is elsewhere."""
     inner, outer = inner.resolve(), outer.resolve()
     return inner.relative_to(outer).as_posix() if inner.is_relative_to(outer) and inner != outer else None
 

@@ -1,4 +1,4 @@
-"""One series written to disk: images, tables, masks on the same grid, and a contact sheet."""
+"""Write one series to disk: images, tables, masks on the same grid, and a contact sheet."""
 
 import hashlib
 import json
@@ -36,10 +36,10 @@ SERIES_COLUMNS = (
     *("crop_left", "crop_top", "crop_width", "crop_height", "source_rows", "source_cols"),
     *("orientation", "masks", "status", "reason"),
 )
-"""Columns of series.csv. spacing_z_mm is that of the source, whichever slices are kept."""
+"""Columns of series.csv. spacing_z_mm refers to the source, whichever slices are kept."""
 
 _BEGINNING_BYTES = 1 << 16
-_GAP = 1.5  # neighbouring slices further apart than this times the median have one missing between them
+_GAP = 1.5  # a distance above this multiple of the median means that a slice is missing
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class PrepareJob:
     size: int
     selection: SliceSelection = ALL_SLICES
     source_window: Window | None = None
-    """The window that 8-bit sources were made with."""
+    """Window that 8-bit sources were made with."""
     mask_ids: Mapping[int, int] | None = None
-    """Label of each id of a segmentation; None where they are the kit's own."""
+    """Kit label of each id of a segmentation; None if the ids are already the kit's."""
     preview: bool = False
     silence_limit_s: float = SILENCE_LIMIT_S
     """Seconds that a decoder may take for one slice before it is stopped."""
@@ -65,14 +65,14 @@ def prepare_series(
     """Write the images, tables and masks of one series, unless an earlier run has written them.
 
     Args:
-        settings: which readers to use, and which files to pass over.
-        report: is called with the name of each file and slice that is read.
+        settings: readers to use and files to skip.
+        report: called with the name of each file and slice that is read.
 
     Returns:
         The content of series.json: {"row": the row of series.csv, "rejected": rows of rejected.csv, ...}.
 
     Raises:
-        SeriesError: the series cannot be prepared; nothing of it is left behind.
+        SeriesError: the series cannot be prepared; none of its output is kept.
     """
     folder = image_folder(job.output, source.patient_id, source.series_id)
     if finished(source, job) is None:
@@ -159,7 +159,7 @@ def _write_source_masks(
     job: PrepareJob,
     report: Report,
 ) -> str | None:
-    """Write the segmentation on the grid of the images; returns the reason if it cannot be used."""
+    """Write the segmentation on the grid of the images; return the reason if it cannot be used."""
     if source.segmentation is None:
         return None
     found = False
@@ -177,7 +177,7 @@ def _write_source_masks(
             write_masks(folder, masks(volume))
     except NiftiError as error:
         return str(error)
-    if not found:  # of another patient, or with a damaged affine: no masks are better than empty ones
+    if not found:  # of another patient, or a damaged affine: better no masks than empty ones
         discard(folder)
         return "no organ of the segmentation lies on the slices"
     return None
@@ -198,7 +198,7 @@ def preview_path(source: SeriesSource, output: Path) -> Path:
 
 
 def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
-    """A contact sheet at preview/<patient_id>/<series_id>.png, unless it is newer than the series."""
+    """Draw a contact sheet at preview/<patient_id>/<series_id>.png, unless it is newer than the series."""
     path = preview_path(source, job.output)
     series = image_folder(job.output, source.patient_id, source.series_id) / "series.json"
     if path.exists() and path.stat().st_mtime_ns >= series.stat().st_mtime_ns:
@@ -209,10 +209,10 @@ def _write_preview(source: SeriesSource, job: PrepareJob) -> None:
 
 
 def finished(source: SeriesSource, job: PrepareJob) -> dict[str, Any] | None:
-    """The outcome of a series that an earlier run finished, or None if it must be prepared.
+    """Return the outcome of a series that an earlier run finished, or None if it must be prepared.
 
-    A folder that exists is complete, so the check is cheap: a series is prepared again if its number of files
-    or its segmentation changed, or the options that give them a meaning.
+    An existing folder is complete, so the check is cheap: a series is prepared again if its number of files
+    or its segmentation changed, or the options that affect how they are read.
     """
     outcome = read_outcome(image_folder(job.output, source.patient_id, source.series_id))
     if outcome is None:
@@ -225,7 +225,7 @@ def finished(source: SeriesSource, job: PrepareJob) -> dict[str, Any] | None:
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
-    """series.json of a series' folder, or None if it is missing, damaged, or does not match the images."""
+    """Read series.json of a series' folder; None if it is missing, damaged, or does not match the images."""
     try:
         outcome = json.loads((folder / "series.json").read_text(encoding="utf-8"))
         n_images = sum(1 for _ in folder.glob("*.png"))
@@ -235,7 +235,7 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
 
 
 def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
-    """Values that change when a finished series must be prepared again, in the types of JSON."""
+    """Return the values that determine whether a finished series must be prepared again, as JSON types."""
     window = job.source_window
     ids = None if source.segmentation is None or job.mask_ids is None else sorted(job.mask_ids.items())
     files = source.files.list()
@@ -249,5 +249,5 @@ def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
 
 
 def _beginning(file: StoredFile) -> str:
-    """Check sum of the first bytes of a file: of a volume, its header and part of its voxels."""
+    """Checksum of the first bytes of a file: of a volume, its header and part of its voxels."""
     return hashlib.sha256(file.read(_BEGINNING_BYTES)).hexdigest()[:16]
