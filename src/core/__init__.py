@@ -1,1 +1,1 @@
-"""What every stage shares: options, logs, files, checkpoints, devices. Imports nothing else of the kit."""
+"""Code shared by all stages: options, logs, files, checkpoints, devices. Imports no other room."""

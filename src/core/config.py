@@ -1,8 +1,8 @@
 """Options of a script: one frozen dataclass, filled from presets (YAML) and the command line.
 
-jsonargparse checks the types and prints the help. This wrapper adds what the kit promises: presets apply
-first and `--key value` wins in any order, names are exact, list options take several values, and every
-mistake is one line.
+jsonargparse checks the types and prints the help. This wrapper adds: presets apply first and `--key value`
+wins in any order, names must be exact, list options take several values, and every mistake is reported in
+one line.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from src.core.errors import UserError
 Options = TypeVar("Options")
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""Type of every `--precision`; `auto` is bf16 or fp16 on a GPU and fp32 on a CPU."""
+"""Type of every `--precision` option; `auto` is bf16 or fp16 on a GPU and fp32 on a CPU."""
 
 ROOT = Path(__file__).resolve().parents[2]
-"""The repository's root: presets named relative to it are found from any working directory."""
+"""Root of the repository: presets relative to it are found from any working directory."""
 
 
 class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -59,11 +59,11 @@ def parse_options(
 ) -> Options:
     """Fill the dataclass `cls` from `argv` (default: the process's own arguments).
 
-    `--config FILE` may be repeated; later files override earlier ones, the command line overrides them all.
-    `--help` prints the description and every option with its default, and exits with status 0.
+    `--config FILE` may be repeated; later files override earlier ones, and the command line overrides all
+    files. `--help` prints the description and every option with its default, and exits with status 0.
 
     Raises:
-        UserError: an unknown or abbreviated option, a misspelt key of a preset, a value of the wrong type, a
+        UserError: an unknown or abbreviated option, an unknown key in a preset, a value of the wrong type, a
             missing required option, or a combination that the dataclass's `__post_init__` refuses.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -91,7 +91,7 @@ def parse_options(
 
 
 def option_flag(name: str) -> str:
-    """A field's name as typed on the command line: `warmup_epochs` -> `--warmup-epochs`."""
+    """Return a field's name as typed on the command line: `warmup_epochs` -> `--warmup-epochs`."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -103,10 +103,10 @@ def check_range(
     below: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Check that every option of `names` is within the bounds; for `__post_init__`. NaN is within none.
+    """Check that each option of `names` is within bounds (NaN never is); for `__post_init__`.
 
     Raises:
-        ValueError: one is not; the message names it as typed.
+        ValueError: an option is out of bounds; the message contains its name as typed.
     """
     bounds = (
         ("above", above, operator.gt),
@@ -129,7 +129,7 @@ def save_options(options: Any, path: str | Path) -> None:
 
 
 def plain_options(options: Any) -> dict[str, Any]:
-    """The options as plain Python values (no `Path`, no tuple), for checkpoints and tables."""
+    """Return the options as plain Python values (no `Path`, no tuple), for checkpoints and tables."""
     return {key: _plain(value) for key, value in dataclasses.asdict(options).items()}
 
 
@@ -151,7 +151,7 @@ def _build_parser(cls: type, prog: str, description: str) -> _Parser:
     for action in parser._actions:
         if action.dest in required:
             action.help = f"{action.help} (required)"
-        action.required = False  # checked after parsing, so that the message names the option as typed
+        action.required = False  # checked after parsing, so that the message contains the option as typed
     return parser
 
 
@@ -210,7 +210,7 @@ def _check_preset_keys(path: Path, names: tuple[str, ...]) -> None:
 
 
 def _explain(message: str, types: dict[str, Any]) -> str:
-    """jsonargparse's message of several lines as one that names the option as typed."""
+    """Reduce jsonargparse's multi-line message to one line that contains the option as typed."""
     named = re.search(r'key "(\w+)"', message)
     values = re.findall(r"(?:Got|Given) value: (.*)", message)
     if named and values and named[1] in types:
@@ -255,7 +255,7 @@ def _required(field: dataclasses.Field) -> bool:
 
 
 def _as_yaml_list(values: list[str], annotation: Any) -> str:
-    """Numbers stay bare; text is quoted, so that `1` and `a, b` remain text."""
+    """Format values as a YAML list. Numbers stay bare; text is quoted, so `1` and `a, b` remain text."""
     items = {typing.get_args(kind)[0] for kind in _alternatives(annotation) if typing.get_args(kind)}
     numeric = items <= {int, float}
     return "[" + ", ".join(value if numeric else json.dumps(value) for value in values) + "]"

@@ -1,4 +1,4 @@
-"""A user's mistake ends in one line and exit status 2; anything else is a bug and keeps its traceback."""
+"""User errors end with one line and exit status 2; any other error is a bug and keeps its traceback."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Atomic writes: files and folders are written beside their place, then renamed into it."""
+"""Atomic writes: files and folders are written beside their destination, then renamed."""
 
 import json
 import os
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` on success and is removed on an error.
 
-    The temporary name keeps the suffix, since writers such as `cv2.imwrite` choose the format by it.
+    The temporary name keeps the suffix, because writers such as `cv2.imwrite` derive the format from it.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: the path cannot be written.
     """
     path = Path(path)
     require_writable(path)
@@ -32,14 +32,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
+        temporary.chmod(0o666 & ~_umask())  # mkstemp creates private files
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def require_writable(path: str | Path) -> None:
-    """Check before long work that its result can be written to `path`, and make its folder.
+    """Check before long work that its result can be written to `path`, and create its folder.
 
     Raises:
         UserError: `path` is a folder, or its own folder cannot be made or written to.
@@ -62,33 +62,33 @@ def _umask() -> int:
 
 
 def write_table(frame: "pd.DataFrame", path: str | Path) -> None:
-    """Write a CSV without the index, floats in their shortest exact form, by one rename."""
+    """Write a CSV without index, atomically by a rename; floats in their shortest exact form."""
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def read_exact(path: str | Path, **options: Any) -> "pd.DataFrame":
-    """`pandas.read_csv`, with floats as they were written, in every version of pandas."""
+    """Call `pandas.read_csv` so that floats are read exactly as written, in every version of pandas."""
     import pandas as pd  # not for --help
 
-    # before 3.1, the default is off in the last digit; from then on, the option is deprecated
+    # before 3.1 the default is inexact in the last digit; from 3.1 on the option is deprecated
     version = tuple(map(int, pd.__version__.split(".")[:2]))
     exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}
     return pd.read_csv(path, **exact, **options)
 
 
 def write_json(content: Any, path: str | Path) -> None:
-    """Write JSON, indented, keys in the order given, by one rename."""
+    """Write indented JSON atomically by a rename; keys keep their order."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `folder` by one rename, or is deleted on an error.
+    """Yield an empty folder that is renamed to `folder` at the end, or deleted after an error.
 
-    Each attempt has a folder of its own, `.<name>.<random>.partial` beside it, so that two workers on the
-    same series cannot mix their files. An existing `folder` is replaced.
+    Each attempt uses its own folder `.<name>.<random>.partial` beside it, so that two workers on the same
+    series cannot mix their files. An existing `folder` is replaced.
     """
     partial = _partial(folder)
     partial.mkdir(parents=True)
@@ -101,7 +101,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def discard(path: Path) -> None:
-    """Delete a file or folder if it is there. It is renamed first, so that it is never seen half deleted."""
+    """Delete a file or folder if it exists. It is renamed first, so that it never appears half deleted."""
     aside = _partial(path)
     try:
         os.replace(path, aside)

@@ -1,10 +1,10 @@
-"""Run functions in a child process, so that a crash or a hang there does not end this one.
+"""Run functions in a child process, so that a crash or a hang does not end the parent.
 
-A damaged file can crash a C decoder together with its process, or keep it busy without end. `call_isolated`
-runs a function in a child process that is kept between calls: a crash or a hang ends the child only, and the
-next call starts another. The children are plain processes in sessions of their own, so daemonic workers may
-have them and Ctrl-C does not reach them. They end when their parent ends, however it ends. What the function
-prints there is discarded. Linux and macOS.
+A damaged file can crash a C decoder together with its process, or make it hang. `call_isolated` runs a
+function in a child process that is kept between calls: a crash or a hang ends only the child, and the next
+call starts another. The children are plain processes in their own sessions, so daemonic workers can start
+them and Ctrl-C does not reach them. They end with their parent, even if it is killed. Output that the
+function prints is discarded. Linux and macOS.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 Report = Callable[[str], None]
-"""Reports to the parent what the function works on: proof that it is alive, and `last_step` after a crash."""
+"""Callback that reports each step to the parent, as a sign of life and for `last_step` after a crash."""
 
 
 def no_report(step: str) -> None:
@@ -35,15 +35,15 @@ def no_report(step: str) -> None:
 
 
 SILENCE_LIMIT_S = 120.0
-"""Seconds without a report after which a function is taken to hang."""
+"""Seconds without a report after which a function is considered to hang."""
 
 START_LIMIT_S = 120.0
 END_LIMIT_S = 5.0
 TICK_S = 0.5
 _SILENT = "gave no sign of life for {:g} s"
 
-# The child gets the parent's whole sys.path: it finds the modules that the parent finds, and none that happen
-# to lie in the working directory.
+# The child gets the parent's whole sys.path, so that it finds the same modules and none from the working
+# directory.
 BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from src.core.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
@@ -54,12 +54,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 class ChildFailed(Exception):
     """The child ended before it answered.
 
-    `how` describes the end (`killed by signal 11 (SIGSEGV)`); `last_step` is the last report of this call,
+    `how` describes the end (`killed by signal 11 (SIGSEGV)`); `last_step` is the last report of the call,
     empty if there was none.
     """
 
     def __init__(self, how: str, last_step: str = "") -> None:
-        super().__init__(how, last_step)  # without its arguments it could not be pickled
+        super().__init__(how, last_step)  # pickling requires the arguments
         self.how = how
         self.last_step = last_step
 
@@ -68,19 +68,19 @@ class ChildFailed(Exception):
 
 
 class ChildCrashed(ChildFailed):
-    """The child died, or was killed (a machine short of memory kills with SIGKILL)."""
+    """The child died or was killed (with SIGKILL by a machine short of memory)."""
 
 
 class ChildStalled(ChildFailed):
-    """The child made no report within the limit of silence and was killed."""
+    """The child sent no report within the silence limit and was killed."""
 
 
 class ChildNotStarted(RuntimeError):
-    """A child could not be started: the fault is the machine's, not the function's."""
+    """A child could not be started, because of the machine rather than the function."""
 
 
 class Child:
-    """A process that runs functions for one thread, started by the first call and again after a crash."""
+    """A process that runs functions for one thread, started by the first call and restarted after a crash."""
 
     def __init__(self, silence_limit_s: float = SILENCE_LIMIT_S) -> None:
         """silence_limit_s: seconds without a report after which a call is ended; may be changed."""
@@ -90,10 +90,10 @@ class Child:
     def call(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Run `function(*args, report=report, **kwargs)` in the child, in the caller's working directory.
 
-        `report` is a `Report` that the function calls with each step of its work; a call takes microseconds.
-        Function, arguments and result are pickled, so the function must stand at the top of a module that the
-        child can import. Its exceptions are raised here with their own type where they can be pickled, else
-        as RuntimeError, with the child's traceback as a note.
+        `report` is a `Report` that the function calls at each step of its work; a call takes microseconds.
+        Function, arguments and result are pickled, so the function must be defined at the top level of a
+        module that the child can import. Its exceptions are raised here with their own type if they can be
+        pickled, else as RuntimeError, with the child's traceback as a note.
 
         Raises:
             ChildCrashed: the child died.
@@ -103,12 +103,12 @@ class Child:
         work = (self.silence_limit_s, _working_directory(), function, args, kwargs)
         request = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
         try:
-            # It may have been killed meanwhile, or this process is a fork, whose poll finds no such child.
+            # The child may have been killed, or this process is a fork, whose poll finds no such child.
             if self._process is None or self._process.poll() is not None:
                 self.close()
                 self._start()
             answer = self._exchange(request)
-        except BaseException:  # Ctrl-C included: the answer to an abandoned call must not meet the next one
+        except BaseException:  # also Ctrl-C: the next call must not receive an abandoned call's answer
             self.close()
             raise
         returned, value = pickle.loads(answer)
@@ -119,7 +119,7 @@ class Child:
         raise error
 
     def close(self) -> None:
-        """Kill the child if there is one. Also done when the object goes and when the interpreter ends."""
+        """Kill the child if there is one. Also called on garbage collection and at interpreter exit."""
         if self._process is not None:
             self._finalizer()
             self._process = None
@@ -127,7 +127,7 @@ class Child:
     def _start(self) -> None:
         self._connection, theirs = Pipe()
         with theirs, tempfile.TemporaryFile(buffering=0) as board:
-            board.write(bytes(_Board.SIZE))  # claims the disk space: a write to a mapped hole could kill
+            board.write(bytes(_Board.SIZE))  # allocates the disk space: a write to a mapped hole could kill
             descriptors = theirs.fileno(), board.fileno()
             self._process = subprocess.Popen(
                 [sys.executable, "-c", BOOT, *map(str, descriptors), ROOT, *sys.path],
@@ -157,7 +157,7 @@ class Child:
             return self._receive(self.silence_limit_s)
         except (EOFError, OSError):
             pass
-        # The system may need a moment between end of file and end.
+        # The process may end shortly after end of file.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_LIMIT_S)
         if process.returncode == -signal.SIGALRM:
@@ -165,13 +165,14 @@ class Child:
         raise ChildCrashed(_how(process), self._board.text())
 
     def _receive(self, limit_s: float) -> bytes:
-        """The child's next message. Silence is counted in ticks that this process was awake for."""
+        """Receive the child's next message. Only ticks that this process was awake for count as silence."""
         tick_s = min(TICK_S, limit_s / 10)
         silent_s, seen = 0.0, self._board.count()
-        # Until its first report the child imports what the function needs, perhaps from a slow disk.
+        # Until its first report the child imports the function's modules, possibly from a slow disk.
         limits_s = {True: max(limit_s, START_LIMIT_S), False: limit_s}
         while not self._connection.poll(tick_s):
-            # An end shows as end of file, unless something that the function started holds the line open.
+            # A child's end shows as end of file, unless a process that the function started keeps the line
+            # open.
             if self._process.poll() is not None and not self._connection.poll():
                 raise EOFError
             count = self._board.count()
@@ -194,7 +195,7 @@ _threads_child = _ThreadsChild()
 def call_isolated(
     function: Callable[..., T], /, *args: Any, silence_limit_s: float = SILENCE_LIMIT_S, **kwargs: Any
 ) -> T:
-    """`Child.call` with the calling thread's own child, which lives until the thread ends."""
+    """Run `Child.call` with the calling thread's own child, which lives until the thread ends."""
     child = _threads_child.child
     child.silence_limit_s = silence_limit_s
     return child.call(function, *args, **kwargs)
@@ -203,16 +204,16 @@ def call_isolated(
 def _working_directory() -> str | None:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it was deleted; absolute paths still work
+    except FileNotFoundError:  # the folder was deleted; absolute paths still work
         return None
 
 
 def _end(process: subprocess.Popen, connection: Connection, parent: int) -> None:
-    """Kill a child and reap it; in a fork of its parent, only drop the line to it."""
+    """Kill a child and reap it; in a fork of its parent, only close the connection."""
     connection.close()
     if os.getpid() == parent:
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it ends when the kernel lets it
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel may delay its end
             process.wait(END_LIMIT_S)
 
 
@@ -257,7 +258,7 @@ class _Board:
 def serve(socket_fd: int, board_fd: int) -> NoReturn:
     """Answer calls until the parent ends. Only for the interpreter that `Child` starts."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # A data set with a thousand damaged files must not leave a thousand core files.
+    # A data set with a thousand damaged files must not produce a thousand core files.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     connection = Connection(socket_fd)
     board = _Board(board_fd)
@@ -265,13 +266,13 @@ def serve(socket_fd: int, board_fd: int) -> NoReturn:
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(connection, requests), daemon=True).start()
     connection.send_bytes(b"ready")
-    os.dup2(1, 2)  # standard error led to the parent while a start could fail; from here it is discarded too
+    os.dup2(1, 2)  # stderr reached the parent during the start; from here on it is discarded
     while True:
         connection.send_bytes(_answer(requests.get(), board))
 
 
 def _read_requests(connection: Connection, requests: "queue.SimpleQueue[bytes]") -> NoReturn:
-    """Pass requests on. The line ends with the parent, and so does this process, even in a call."""
+    """Queue requests. When the parent ends, the connection closes and this process exits, even in a call."""
     try:
         while True:
             requests.put(connection.recv_bytes())
@@ -285,15 +286,15 @@ def _answer(request: bytes, board: _Board) -> bytes:
 
         def report(step: str) -> None:
             board.write(step)
-            # The parent kills a silent child. But when the parent is gone and a C function hangs with the
-            # interpreter's lock held, `_read_requests` cannot run: then the system's alarm ends this process.
+            # The parent kills a silent child. But if the parent is gone and a C function hangs while it holds
+            # the GIL, `_read_requests` cannot run: then the system's alarm ends this process.
             signal.setitimer(signal.ITIMER_REAL, 2 * limit_s)
 
-        report("")  # what the function needs is imported: from here on silence counts
+        report("")  # the function's modules are imported: from here on silence counts
         if folder is not None:
             os.chdir(folder)
         return pickle.dumps((True, function(*args, report=report, **kwargs)), pickle.HIGHEST_PROTOCOL)
-    except BaseException as error:  # sys.exit in the function is its mistake, not this process's end
+    except BaseException as error:  # sys.exit in the function must not end this process
         return _pickled_error(error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -302,7 +303,7 @@ def _answer(request: bytes, board: _Board) -> bytes:
 def _pickled_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(error))
     try:
-        # Only Exception: no error of the function may end the parent, as SystemExit would.
+        # Only Exception: an error of the function, such as SystemExit, must not end the parent.
         faithful = isinstance(error, Exception) and type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:
         faithful = False

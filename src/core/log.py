@@ -1,4 +1,4 @@
-"""Output of a run: lines, progress, tables, and metrics.csv with TensorBoard events beside it."""
+"""Output of a run: lines, progress, tables, and metrics.csv with TensorBoard events."""
 
 import csv
 import os
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def is_main_process() -> bool:
-    """True in the process that prints and writes: rank 0 under torchrun, the only process otherwise."""
+    """Return True in the process that prints and writes: rank 0 under torchrun, else the only process."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -33,13 +33,13 @@ def warn(message: str) -> None:
 
 
 def progress(iterable: Iterable[Item] | None, total: int | None = None, desc: str = "") -> tqdm:
-    """A progress bar on a terminal; nothing in a log file or on other ranks."""
+    """Return a progress bar on a terminal; silent in log files and on other ranks."""
     hidden = not (is_main_process() and sys.stderr.isatty())
     return tqdm(iterable, total=total, desc=desc, disable=hidden)
 
 
 def format_table(rows: "list[dict[str, Any]] | pd.DataFrame", digits: int = 4) -> str:
-    """Aligned plain text: floats with `digits` decimals, missing values as `-`."""
+    """Format as aligned plain text: floats with `digits` decimals, missing values as `-`."""
     import pandas as pd  # not for --help
 
     frame = pd.DataFrame(rows)
@@ -49,8 +49,8 @@ def format_table(rows: "list[dict[str, Any]] | pd.DataFrame", digits: int = 4) -
 class MetricsLog:
     """Metrics of a run by step: `metrics.csv` and TensorBoard events, in one folder.
 
-    Rows that are already in the folder are continued; those after the step `drop_after`, which a resumed run
-    writes again, are removed.
+    Existing rows in the folder are continued; those after the step `drop_after`, which a resumed run writes
+    again, are removed.
     """
 
     def __init__(self, folder: str | Path, drop_after: int | None = None):
@@ -68,7 +68,7 @@ class MetricsLog:
         self._save()
 
     def log(self, step: int, **values: float | str) -> None:
-        """Add a row. Numbers are written to both, text to the table only."""
+        """Add a row. Numbers are written to both outputs, text to the table only."""
         self.rows.append({"step": step, **values})
         for name, value in values.items():
             if not isinstance(value, str):
@@ -77,7 +77,7 @@ class MetricsLog:
         self._save()
 
     def _save(self) -> None:
-        """Rewrite the table, since columns may appear late; a run has at most some thousand rows."""
+        """Rewrite the table, since columns may appear late; a run has a few thousand rows at most."""
         columns = dict.fromkeys(column for row in self.rows for column in row)
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:

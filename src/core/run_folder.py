@@ -1,7 +1,7 @@
-"""Folders that a program fills over many hours: claimed, recognised and refused in one way.
+"""Folders that a program fills over many hours: how it claims, recognises and refuses them.
 
-A record in the folder (a JSON file, or the checkpoint of a training) holds what it was made of: options and
-digests of the inputs. A program that comes back continues where the record agrees, and refuses where not.
+A record in the folder (a JSON file, or the checkpoint of a training) stores options and digests of the
+inputs. A restarted program continues if the record matches, and refuses otherwise.
 """
 
 import fcntl
@@ -33,16 +33,16 @@ def require_same(
     named: Mapping[str, str] | None = None,
     advice: str = FROM_SCRATCH,
 ) -> None:
-    """Refuse to continue what was made of something else.
+    """Refuse to continue a result that was made with different options or inputs.
 
     Args:
         where: folder or checkpoint, for the message.
-        saved, current: what it was made of, and what it would be made of now; `options` may be a dict.
+        saved, current: options and inputs of the existing result and of this run; `options` may be a dict.
         free: options that may differ.
-        named: how to call an entry that is no option, such as `{"series": "other series"}`.
+        named: description of entries that are not options, such as `{"series": "other series"}`.
 
     Raises:
-        UserError: an entry differs; the message names the first one.
+        UserError: an entry differs; the message contains the first one.
     """
     named = named or {}
     for name, before, now in _pairs(saved, current):
@@ -54,7 +54,7 @@ def require_same(
 def differing_options(
     saved: Mapping[str, Any], current: Mapping[str, Any], free: Iterable[str] = ()
 ) -> list[str]:
-    """Names of options that differ between a record and this run, but for those that are `free` to change."""
+    """Return the names of options that differ between a record and this run, except the `free` ones."""
     return [name for name, before, now in _pairs(saved, current) if name not in free and before != now]
 
 
@@ -69,21 +69,21 @@ def claim_folder(
     kept: Iterable[str] = (),
     **comparison: Any,
 ) -> bool:
-    """Make `folder`, which exists, the place of what `record` describes.
+    """Claim the existing `folder` for the result that `record` describes.
 
     Args:
-        record_name: of the JSON file.
-        kind: what the folder holds, for messages: "a prepared data set".
-        leftovers: patterns of what a killed run may have left; these are deleted.
-        overwrite: delete what is there, but for the record (so that a run that is killed meanwhile can be
+        record_name: name of the JSON file.
+        kind: content of the folder, for messages: "a prepared data set".
+        leftovers: patterns of files that a killed run may have left; these are deleted.
+        overwrite: delete the content except the record (so that a run that is killed meanwhile can be
             repeated) and `kept`, instead of comparing.
         comparison: `free`, `named` and `advice` of `require_same`.
 
     Returns:
-        Whether a record was there.
+        Whether a record existed.
 
     Raises:
-        UserError: the folder holds something else, or was made of something else.
+        UserError: the folder has other content, or was made with different options or inputs.
     """
     path = folder / record_name
     unwanted = {item for pattern in leftovers for item in folder.glob(pattern)}
@@ -101,10 +101,10 @@ def claim_folder(
 
 
 def read_record(path: Path, kind: str) -> dict[str, Any] | None:
-    """The record of a folder, None where there is none.
+    """Read the record of a folder, None where there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the record is damaged.
     """
     if not path.is_file():
         return None
@@ -120,13 +120,13 @@ def read_record(path: Path, kind: str) -> dict[str, Any] | None:
 
 
 def digest_rows(table: "pd.DataFrame") -> str:
-    """A checksum of a table of series: it changes with the rows and their order."""
+    """Checksum of a table of series that depends on its rows and their order."""
     rows = zip(*(table[column].astype(str) for column in table), strict=True)
     return hashlib.sha256("\n".join(map("/".join, rows)).encode()).hexdigest()
 
 
 def find_checkpoint(output: Path, resume: str) -> Path | None:
-    """The checkpoint that `--resume` names: `last.pt` of the run where it exists, none, or the given path."""
+    """Return the checkpoint for `--resume`: the run's `last.pt` if it exists, none, or the given path."""
     last = output / "last.pt"
     if resume == "auto":
         return last if last.exists() else None
@@ -134,11 +134,11 @@ def find_checkpoint(output: Path, resume: str) -> Path | None:
 
 
 def clear_training(folder: Path, patterns: Iterable[str], keep: str | Path | None = None) -> None:
-    """Delete what an earlier training left, so that nothing of it is taken for the new one's.
+    """Delete the output of an earlier training, so that it cannot be mistaken for the new one's.
 
     Args:
-        patterns: of the files and folders, as `Path.glob` takes them, besides those of every training.
-        keep: a file that the new run starts from, which may be among them.
+        patterns: `Path.glob` patterns of files and folders to delete, besides those of every training.
+        keep: a file that the new run starts from, which may match the patterns.
     """
     for pattern in (*patterns, "last.pt", ".last-*.pt", "metrics.csv", "curves.png", "events.*"):
         for path in folder.glob(pattern):
@@ -150,7 +150,7 @@ _held: set[int] = set()  # folders that this process holds
 
 
 def _let_go_in_child() -> None:
-    """A forked process, as a loader's worker, would hold its parent's folders for as long as it lives."""
+    """Release the folders in a forked process, such as a loader's worker, which would else keep them held."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -161,10 +161,10 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Make `folder`, and hold it against other runs that would write to it. A killed run releases it.
+    """Create `folder` and lock it against other runs that would write to it. A killed run releases it.
 
     Raises:
-        UserError: another run holds it, or it cannot be made.
+        UserError: another run holds the lock, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"another run is writing to {folder}: wait for it, or name another") from None
         except OSError:
-            pass  # a file system that cannot lock a folder, as NFS
+            pass  # a file system that cannot lock a folder, such as NFS
         yield
     finally:
         _held.discard(descriptor)

@@ -1,7 +1,7 @@
-"""Device, precision, processes and seeds: the kit's one use of accelerate.
+"""Device, precision, processes and seeds: the kit's only use of accelerate.
 
-The learning-rate schedule and the checkpoints stay with the caller: accelerate would step the former once a
-process, and unpickles the latter.
+The caller handles learning-rate schedule and checkpoints: accelerate would step the schedule once per
+process, and unpickles checkpoints.
 """
 
 import ctypes
@@ -27,15 +27,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt(3)."""
 
 _MALLOC_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-"""Environment variables by which a user sets the allocation."""
+"""Environment variables with which a user configures the allocator."""
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that has more to do, such as scoring. torch's own limit is ten minutes."""
+"""Time limit for waiting on a slower process, such as one that scores. torch's default is ten minutes."""
 
 
 class Runtime:
-    """The device of a run, its precision, and the processes that share it."""
+    """Device and precision of a run, and the processes that share it."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
@@ -43,17 +43,17 @@ class Runtime:
 
     @classmethod
     def create(cls, precision: Precision = "auto", *, one_process: bool = False) -> "Runtime":
-        """Set up the device, the precision, and under torchrun the exchange between processes.
+        """Set up device, precision and, under torchrun, the communication between processes.
 
         On a CPU the process keeps its memory from then on, see `keep_freed_memory`.
 
         Args:
-            precision: `auto` is bf16 on a GPU that has it, fp16 on older ones, fp32 on a CPU.
-            one_process: the caller cannot share its work out.
+            precision: `auto` is bf16 on a GPU that supports it, fp16 on older ones, fp32 on a CPU.
+            one_process: the caller does not support several processes.
 
         Raises:
-            UserError: fp16 without a GPU, another precision than this process had
-                before, or a start under torchrun with `one_process`.
+            UserError: fp16 without a GPU, a precision that differs from an earlier one in this process, or a
+                start under torchrun with `one_process`.
         """
         on_gpu = torch.cuda.is_available()
         if precision == "auto":
@@ -75,56 +75,56 @@ class Runtime:
 
     @property
     def precision(self) -> str:
-        """What `auto` came to: fp32, bf16 or fp16."""
+        """Resolved precision: fp32, bf16 or fp16."""
         return _precision_of(self._accelerator)
 
     @property
     def is_bf16_on_cpu(self) -> bool:
-        """Where gradients of some layers cannot be trusted, see `require_true_bf16`."""
+        """Whether gradients of some layers are unreliable, see `require_true_bf16`."""
         return self.precision == "bf16" and self.device.type == "cpu"
 
     @property
     def rank(self) -> int:
-        """This process's number, from 0."""
+        """Index of this process, from 0."""
         return self._accelerator.process_index
 
     @property
     def world(self) -> int:
-        """How many processes share the run."""
+        """Number of processes that share the run."""
         return self._accelerator.num_processes
 
     def describe(self) -> str:
-        """Such as `cuda:0, 2 processes`."""
+        """Return a description such as `cuda:0, 2 processes`."""
         return f"{self.device}, {self.world} processes" if self.world > 1 else str(self.device)
 
     def prepare(self, *parts: Any) -> Any:
-        """Move models to the device and wrap them, optimisers and loaders for the processes at hand."""
+        """Move models to the device and wrap them; wrap optimisers and loaders for the processes."""
         return self._accelerator.prepare(*parts)
 
     def release(self) -> None:
-        """Let go of all that was prepared: the next training begins as the first one did."""
+        """Release everything that was prepared, so that the next training starts from a clean state."""
         self._accelerator.free_memory()
         self.load_scaler(self._first_scale)
 
     def share_batch_statistics(self, model: nn.Module) -> nn.Module:
-        """Let BatchNorm see the batch of all processes. Only GPUs can; on CPUs each process keeps its own."""
+        """Let BatchNorm use the batch of all processes, on GPUs only; on CPUs each process uses its own."""
         if self.world == 1 or self.device.type != "cuda":
             return model
         return synchronised(model)
 
     def share_buffers(self, model: nn.Module) -> None:
-        """Give the statistics that a model normalises by, of rank 0, to every process.
+        """Copy the statistics that a model normalises with from rank 0 to every process.
 
-        On GPUs `share_batch_statistics` has made them equal; on CPUs each process has those of its share.
+        On GPUs `share_batch_statistics` keeps them equal; on CPUs each process has those of its own batches.
         """
         if self.world > 1 and self.device.type != "cuda":
             for buffer in model.buffers():
                 distributed.broadcast(buffer, src=0)
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(B, ...) of every process, in order -> (world * B, ...), the same in all of them.
+        """Concatenate (B, ...) of every process, in rank order: (world * B, ...), equal in all processes.
 
-        Gradients flow back to the process that made a row: those of all processes add up.
+        Gradients of a row are summed over the processes and flow back to the process that made it.
         """
         if self.world == 1:
             return tensor
@@ -133,23 +133,23 @@ class Runtime:
         return _GatherWithGradient.apply(tensor.contiguous())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over the processes."""
+        """Sum over the processes."""
         return self._accelerator.reduce(tensor, reduction="sum") if self.world > 1 else tensor
 
     def gather_rows(self, rows: list[Any]) -> list[Any]:
-        """The rows of every process, in order, the same in all of them: plain values, no tensors."""
+        """Concatenate rows of every process, equal in all of them: plain values, no tensors."""
         return gather_object(rows) if self.world > 1 else rows
 
     def wait_for_all(self) -> None:
-        """Go on once every process has come here."""
+        """Block until every process has arrived here."""
         self._accelerator.wait_for_everyone()
 
     @contextmanager
     def lost_peer_in_one_line(self) -> Iterator[None]:
-        """Where another process of the run has stopped, this one can only stop too: it says so in one line.
+        """If another process of the run has stopped, stop this one too, with a one-line message.
 
         Raises:
-            UserError: the exchange between the processes broke off.
+            UserError: the communication between the processes broke off.
         """
         try:
             yield
@@ -166,22 +166,22 @@ class Runtime:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Leave the exchange between processes, which a program that simply ends would complain about.
+        """Leave the process group, without which exiting programs get a warning.
 
-        Not after an error: leaving waits for the others, who may wait for this one.
+        Not after an error: leaving waits for the other processes, which may wait for this one.
         """
         if kind is None and distributed.is_initialized():
-            # To free the group would wait for gloo's threads without letting others into Python, while a
-            # thread that releases tensors of the last exchange waits for Python (torch 2.8).
+            # Freeing the group would wait for gloo's threads while holding the GIL, while a thread that
+            # releases tensors of the last exchange waits for the GIL (torch 2.8).
             _never_free(distributed.group.WORLD)
-            with suppress(RuntimeError):  # another process is gone already
+            with suppress(RuntimeError):  # another process has already ended
                 self._wait_for_all_a_last_time()
             distributed.destroy_process_group()
 
     def _wait_for_all_a_last_time(self) -> None:
-        """With a barrier that gloo's thread does not free, and with it tensors of the exchanges before.
+        """Wait with a barrier that gloo's thread never frees, nor the tensors of earlier exchanges with it.
 
-        It would want Python for that, which may have ended by then: the process would abort.
+        Freeing them needs the GIL; after the interpreter has ended, that would abort the process.
         """
         if self.device.type != "cpu":
             self.wait_for_all()
@@ -200,11 +200,11 @@ class Runtime:
         return self._accelerator.clip_grad_norm_(parameters, max_norm)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The model without its wrappers, as its weights are to be saved."""
+        """Return the model without its wrappers, for saving its weights."""
         return self._accelerator.unwrap_model(model)
 
     def scaler_state(self) -> dict[str, Any]:
-        """The state of fp16's loss scaling, empty in other precisions."""
+        """Return the state of fp16's loss scaling, empty in other precisions."""
         scaler = self._accelerator.scaler
         return scaler.state_dict() if scaler is not None else {}
 
@@ -214,14 +214,15 @@ class Runtime:
 
 
 def keep_freed_memory() -> bool:
-    """Keep what is freed from now on for the next allocation of this process.
+    """Keep memory freed from now on for later allocations of this process.
 
-    torch has a cache of freed blocks for GPUs, none for CPUs: there every large activation comes from the
-    system, which clears it page by page, again in each step. Where that is slow, as on virtual machines, it
-    takes up to half of a forward pass. The process stays as large as it was at its peak.
+    torch caches freed blocks on GPUs but not on CPUs: there every large activation is allocated from the
+    system, which clears it page by page in each step. On slow systems such as virtual machines this takes up
+    to half of a forward pass. The process stays as large as its peak.
 
     Returns:
-        Whether it does so: not without glibc, nor where the environment says how it is to allocate.
+        Whether the setting is active: not without glibc, nor if environment variables configure the
+        allocator.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC_SETTINGS):
         return False
@@ -239,18 +240,18 @@ def _never_free(thing: Any) -> None:
 
 
 def fastest_precision(on_gpu: bool) -> str:
-    """bf16 where the GPU computes in it, fp16 on older ones as the T4, which only emulates bf16."""
+    """Return bf16 if the GPU computes in it, fp16 on older ones such as the T4, which only emulate bf16."""
     if not on_gpu:
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The model with every BatchNorm replaced by one that sees the batch of all processes.
+    """Replace every BatchNorm of the model by one that uses the batch of all processes.
 
-    By timm: its BatchNorms hold the activation that follows, which torch's own conversion would drop.
+    Uses timm: its BatchNorms include the activation that follows, which torch's own conversion would drop.
     """
-    from timm.layers import convert_sync_batchnorm  # slow to import, and only several GPUs need it
+    from timm.layers import convert_sync_batchnorm  # slow to import, and needed only with several GPUs
 
     return convert_sync_batchnorm(model)
 
@@ -272,13 +273,13 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample: the same in every process, worker or resumed run."""
+    """Random generator of one sample: the same in every process, worker or resumed run."""
     return np.random.default_rng([seed, epoch, index])
 
 
 @contextmanager
 def torch_seed(*entropy: int) -> Iterator[None]:
-    """Draws of torch inside the block follow `entropy` alone; the state outside is left as it was."""
+    """Seed torch with `entropy` alone inside the block; the state outside is restored."""
     seed = int(np.random.SeedSequence(list(entropy)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

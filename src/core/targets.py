@@ -1,4 +1,4 @@
-"""The competition's columns, weights and organs (RSNA 2023 Abdominal Trauma Detection, evaluation page)."""
+"""Columns, weights and organs of the competition (RSNA 2023 Abdominal Trauma Detection, evaluation page)."""
 
 from types import MappingProxyType
 
@@ -14,10 +14,10 @@ TARGETS = MappingProxyType(
 """Each target's columns, healthy first. Probabilities of a target sum to 1 once normalised."""
 
 COLUMNS = tuple(column for columns in TARGETS.values() for column in columns)
-"""The 13 columns of a submission, in its order."""
+"""The 13 columns of a submission, in order."""
 
 INJURIES = tuple(column for columns in TARGETS.values() for column in columns[1:])
-"""The 8 columns of injuries."""
+"""The 8 injury columns."""
 
 LABEL_COLUMNS = (*COLUMNS, "any_injury")
 """The 14 label columns of train.csv."""
@@ -30,7 +30,7 @@ CLASS_WEIGHTS = MappingProxyType(
     {column: _GRADE_WEIGHTS.get(column.split("_")[1], 0.0) for column in COLUMNS}
     | {"bowel_injury": 2.0, "extravasation_injury": 6.0}
 )
-"""The weight of a patient's log loss, by the column that is true of the patient."""
+"""Weight of a patient's log loss, by the column that is true for the patient."""
 
 ORGANS = MappingProxyType({"liver": 1, "spleen": 2, "left kidney": 3, "right kidney": 4, "bowel": 5})
-"""Labels of organ masks, those of the competition's segmentations; 0 is background."""
+"""Labels of organ masks, as in the competition's segmentations; 0 is background."""
