@@ -1,7 +1,6 @@
 """Areas, volumes and positions of the organs of a series, measured from its label maps."""
 
 from array import array
-from collections.abc import Iterable
 from types import MappingProxyType
 
 import cv2
@@ -56,14 +55,6 @@ def slice_thickness_mm(z_mm: np.ndarray, single_slice_mm: float | None = None) -
 def voxel_volumes_ml(pixel_mm: float, z_mm: np.ndarray, single_slice_mm: float | None = None) -> np.ndarray:
     """Volume of a voxel of each slice, (slices,). Arguments and errors are those of `slice_thickness_mm`."""
     return pixel_mm**2 * slice_thickness_mm(z_mm, single_slice_mm) / 1000
-
-
-def slice_areas(masks: Iterable[np.ndarray], pixel_mm: float, z_mm: np.ndarray) -> pd.DataFrame:
-    """The table of `OrganMeasures.areas` for masks that are read one by one."""
-    measures = OrganMeasures()
-    for mask in masks:
-        measures.add(mask)
-    return measures.areas(pixel_mm, z_mm)
 
 
 class OrganMeasures:

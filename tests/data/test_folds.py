@@ -9,6 +9,7 @@ import pytest
 from src.core.errors import UserError
 from src.core.targets import INJURIES
 from src.data.folds import count_per_fold, main, make_folds, read_folds
+from src.data.labels import read_labels, read_series_meta
 from tests.helpers.score_frames import RSNA_TABLES, draw_labels, needs_rsna_tables
 
 COMMITTED = Path(__file__).resolve().parents[2] / "folds" / "rsna2023_5fold.csv"
@@ -82,3 +83,11 @@ def test_main_makes_the_committed_folds(tmp_path, capsys):
     assert (tmp_path / "folds.csv").read_bytes() == COMMITTED.read_bytes()
     checksum = capsys.readouterr().out.split("sha256 ")[1].strip()
     assert checksum in (COMMITTED.parent / "README.md").read_text()
+
+
+@needs_rsna_tables
+def test_committed_folds_balance_the_competition_labels():
+    labels = read_labels(RSNA_TABLES / "train.csv")
+    counts = read_series_meta(RSNA_TABLES / "train_series_meta.csv").groupby("patient_id").size()
+    table = count_per_fold(labels, counts, read_folds(COMMITTED, labels.patient_id))
+    assert (table.max() - table.min())[["patients", "multi_series", *INJURIES]].max() <= 1

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.helpers.score_frames import draw_labels
+from tests.helpers.score_frames import RSNA_TABLES, draw_labels, needs_rsna_tables
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from simulated_predictions import EXACT, NoiseModel, simulate_tables
 
 from src.core.errors import UserError
 from src.core.targets import INJURIES, TARGETS
+from src.data.labels import read_labels
 from src.score import postfit
 from src.score.metric import score
 from src.score.post_objective import Parts, PostObjective
@@ -180,3 +181,13 @@ def test_deal_folds_balances_injuries():
     counts = labels.groupby(folds)[list(INJURIES)].sum()
     assert (counts.max() - counts.min()).max() <= 4
     assert (deal_folds(labels, 5) == folds).all() and (deal_folds(labels, 5, seed=1) != folds).any()
+
+
+@pytest.mark.slow
+@needs_rsna_tables
+@pytest.mark.parametrize("models", [[EXACT], [NoiseModel(), NoiseModel(model=0.8)]], ids=["exact", "noisy"])
+def test_cross_fit_never_worsens_the_competition_labels(models):
+    labels = read_labels(RSNA_TABLES / "train.csv")
+    rows = PatientRows.read(simulate_tables(labels, models), labels.patient_id)
+    fitted = cross_fit(labels, rows, pd.Series(deal_folds(labels, 5)))
+    assert score(labels, fitted.predictions).score < raw_score(labels, rows) + 0.001
