@@ -26,35 +26,35 @@ class StackBatch(NamedTuple):
     images: Tensor
     """uint8 (T, C, H, W)"""
     padding: Tensor
-    """bool (T,), True behind the last slice"""
+    """bool (T,), True after the last slice"""
     targets: Tensor
     """float32 (14,) of `LABEL_COLUMNS`; zeros when predicting"""
     slice_targets: Tensor
-    """float32 (T, 8) as `SliceTargets.look_up`; (T, 0) where they are not used"""
+    """float32 (T, 8) as `SliceTargets.look_up` returns; (T, 0) if not used"""
     organs: Tensor
-    """uint8 (T, H, W): 0 or 1 + the place in `ORGAN_GROUPS`; (0, 0, 0) where masks are not used"""
+    """uint8 (T, H, W): 0, or 1 + index in `ORGAN_GROUPS`; (0, 0, 0) if masks are not used"""
     has_organs: Tensor
     """bool (), whether the series has masks"""
 
 
 class StackDataset(Dataset[StackBatch]):
-    """One stack per series, cut out by `view`.
+    """One stack per series, extracted by `view`.
 
-    Training moves the slices by one random offset per stack, and augments; both follow from the seed and the
-    draw alone, so that workers, ranks and resumed runs agree. Prediction is fixed.
+    Training shifts the slices by one random offset per stack and augments; both depend on the seed and the
+    draw alone, so that workers, ranks and resumed runs agree. Prediction is deterministic.
 
     Args:
         prepared: the prepared data set.
         series: rows with `patient_id, series_id`.
-        view: which slices, region and channels of each series.
+        view: slices, region and channels to use of each series.
         organs: masks and boxes; a series without them is used whole. None if the view needs none.
         labels: the 14 columns, indexed by `patient_id`; None when predicting.
-        slice_targets: None where they are not used.
-        with_organs: return organ maps besides the channels of the view.
+        slice_targets: None if not used.
+        with_organs: return organ maps in addition to the view's channels.
         augmentation: None when predicting.
-        packed: a cache of raw slices, read instead of PNG.
-        offset: of the slices when predicting, 0..1.
-        seed: of the random draws.
+        packed: cache of raw slices, read instead of PNG.
+        offset: offset of the slices when predicting, 0..1.
+        seed: seed of the random draws.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class StackDataset(Dataset[StackBatch]):
         return len(self.keys)
 
     def __getitem__(self, drawn: Draw | int) -> StackBatch:
-        """The stack of a draw; when predicting, of a row."""
+        """Return the stack of a draw; when predicting, of a row."""
         epoch, number = (0, drawn) if isinstance(drawn, int) else drawn
         key, view = self.keys[number % len(self.keys)], self.view
         rng = sample_rng(self.seed, epoch, number)
@@ -108,7 +108,7 @@ class StackDataset(Dataset[StackBatch]):
 
 
 def as_sample(stack: Stack, view: StackView) -> StackBatch:
-    """A stack without targets and organ maps."""
+    """Convert a stack to a sample without targets and organ maps."""
     return StackBatch(
         torch.from_numpy(to_channels(stack, view)),
         torch.arange(view.slices) >= stack.plan.filled,

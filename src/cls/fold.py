@@ -1,4 +1,4 @@
-"""Training of one network of a fold, and the prediction of series."""
+"""Training of one network of a fold, and prediction of series."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -36,18 +36,18 @@ def train_network(
     series: pd.DataFrame,
     folder: Path,
 ) -> TraumaClassifier:
-    """Train to the end of the schedule, from the folder's checkpoint where there is one.
+    """Train to the end of the schedule, from the folder's checkpoint if there is one.
 
     Args:
-        model: before the first step.
-        series: to train on.
-        folder: of checkpoints and metrics.
+        model: initialised model.
+        series: series to train on.
+        folder: folder of checkpoints and metrics.
 
     Returns:
         The moving average of the weights (EMA).
 
     Raises:
-        UserError: the loss or a gradient is not finite; the message names the series of the batch.
+        UserError: the loss or a gradient is not finite; the message contains the series of the batch.
     """
     method = NetworkTraining(runtime, model, spec, options, inputs, series, folder.name)
     batches = method.order.batches
@@ -73,11 +73,11 @@ def train_network(
 
 
 class NetworkTraining(Method):
-    """A classifier, the moving average of its weights (EMA), and the loss of a batch of stacks.
+    """A classifier, the moving average (EMA) of its weights, and the loss of a batch of stacks.
 
     Args:
-        series: to train on.
-        name: of the fold, for messages.
+        series: series to train on.
+        name: name of the fold, for messages.
     """
 
     memory_advice = "lower --batch (--accumulation keeps the batch of a step), --slices or --crop"
@@ -113,7 +113,7 @@ class NetworkTraining(Method):
         self.loss = StackLoss(self.labels, options.loss, options.smoothing, self.spec.targets)
         self.loss.to(runtime.device)
         self.ema = ModelEmaV3(model, decay=options.ema_decay, use_warmup=True)
-        """the moving average of the weights, which is evaluated and saved"""
+        """moving average of the weights, which is evaluated and saved"""
         self.ema.to(runtime.device)
         self.optimizer = build_optimizer(model, options)
         self.network: torch.nn.Module = runtime.share_batch_statistics(model)
@@ -142,7 +142,7 @@ class NetworkTraining(Method):
         return divmod(number, self.order.batches)  # epoch, batch of the epoch
 
     def losses(self, batch: StackBatch, number: int, step: int) -> Losses:
-        """The loss of the stacks, with those of slices and organs where they are trained."""
+        """Return the loss of the stacks, and those of slices and organs if they are trained."""
         epoch, index = self.seed_parts(number)
         chosen = self._draws_of(epoch)[index]
         options, device = self.options, self.runtime.device
@@ -168,7 +168,7 @@ class NetworkTraining(Method):
         return Losses(metrics["loss"], {name: value.detach() for name, value in metrics.items()})
 
     def row(self, step: int) -> int:
-        """Rows are numbered by epochs."""
+        """Return the row number: rows are numbered by epoch."""
         return step // -(-self.order.batches // self.options.accumulation)
 
     def after_step(self, step: int) -> None:
@@ -196,7 +196,7 @@ class NetworkTraining(Method):
 
 
 def build_optimizer(model: TraumaClassifier, options: ClassifierOptions) -> torch.optim.Optimizer:
-    """AdamW; the encoder's learning rate may be scaled, as a whole and layer by layer."""
+    """Build AdamW; the encoder's learning rate may be scaled, as a whole and per layer."""
     if options.layer_decay < 1:
         groups = param_groups_layer_decay(
             model.encoder, options.weight_decay, layer_decay=options.layer_decay
@@ -213,7 +213,7 @@ def build_optimizer(model: TraumaClassifier, options: ClassifierOptions) -> torc
 
 
 def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Generator) -> Tensor:
-    """Places in B * T of `count` slices of each stack, int64."""
+    """Return indices into B * T of `count` slices of each stack, int64."""
     stacks, slices = batch.images.shape[:2]
     places = [
         stack * slices + rng.choice(slices, min(count, slices), replace=False) for stack in range(stacks)
@@ -229,9 +229,9 @@ def predict_held_out(
     series: pd.DataFrame,
     options: ClassifierOptions,
 ) -> pd.DataFrame:
-    """`patient_id, series_id` and the probabilities of the network's columns, one row per series.
+    """Return `patient_id, series_id` and probabilities of the network's columns, one row per series.
 
-    Under torchrun every process predicts its share, and gets all rows.
+    Under torchrun each process predicts a part of the series, and all processes get all rows.
     """
     model.eval()
     share = series.iloc[runtime.rank :: runtime.world]
@@ -257,7 +257,7 @@ def predict_held_out(
 def open_cache(
     options: ClassifierOptions, spec: ClassifierSpec, inputs: TrainingInputs
 ) -> PackedSlices | None:
-    """The cache of raw slices, where the options name one."""
+    """Open the cache of raw slices, if the options specify one."""
     if options.cache is None:
         return None
     return PackedSlices(inputs.prepared, spec.view.windows, options.cache)

@@ -1,9 +1,9 @@
-"""The files of trained networks in a run folder of the first or the second level.
+"""Files of trained networks in a run folder of the first or the second level.
 
-fold0/model.safetensors             the network of a fold
+fold0/model.safetensors             network of a fold
 fold0/liver/model.safetensors ...   or one per target, in single mode
-fold0/second.safetensors            of a second level, with the first level's networks beside it:
-fold0/first/0/model.safetensors ... those of the fold of each run
+fold0/second.safetensors            second level of a fold
+fold0/first/0/model.safetensors ... first level's networks that it needs, from the same fold of each run
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ FOLD_MODEL = "a fold model of train_cls.py"
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What a network's file records of its run: fold, names of the fold's networks, training patients."""
+    """Read what a network's file records: fold, names of the fold's networks, training patients."""
     return read_description(path, FOLD_MODEL, lambda metadata: metadata.get("about", {}))
 
 
 def find_networks(fold: Path) -> list[Path]:
-    """The networks in a fold's folder, none where some of them are not trained yet."""
+    """Return the networks in a fold's folder; none if some of them are not trained yet."""
     found = sorted([*fold.glob(MODEL), *fold.glob(f"*/{MODEL}")])
     if not found:
         return []
@@ -32,7 +32,7 @@ def find_networks(fold: Path) -> list[Path]:
 
 
 def find_folds(run: Path) -> list[list[Path]]:
-    """The networks of every finished fold of a run of the first level.
+    """Return the networks of every finished fold of a first-level run.
 
     Raises:
         UserError: no such folder, or no finished fold in it.
@@ -47,15 +47,15 @@ def find_folds(run: Path) -> list[list[Path]]:
 
 
 def find_second_levels(run: Path) -> list[Path]:
-    """The file of every finished fold of a second level; none in a run of the first level."""
+    """Return the file of every finished fold of a second level; none in a first-level run."""
     return sorted(run.glob(f"fold*/{SECOND_LEVEL}"))
 
 
 def find_first_level(fold: Path) -> list[Path]:
-    """The first level's networks in a fold's folder of a second level, in the order of the runs.
+    """Return the first level's networks in a fold's folder of a second level, in the order of the runs.
 
     Raises:
-        UserError: they are not there.
+        UserError: they are missing.
     """
     runs = sorted((fold / FIRST_LEVEL).glob("*"), key=lambda run: int(run.name))
     paths = [path for run in runs for path in sorted(run.rglob("*.safetensors"))]

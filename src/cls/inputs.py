@@ -1,4 +1,4 @@
-"""What a run is trained on: series, labels, folds and encoder, checked to belong together."""
+"""Inputs of a training run: series, labels, folds and encoder, checked for consistency."""
 
 import hashlib
 from dataclasses import dataclass
@@ -19,29 +19,29 @@ from src.nn.encoder import EncoderFile, read_encoder_file
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Everything that is read before the first step."""
+    """All inputs that are read before the first step."""
 
     prepared: PreparedDataset
     series: pd.DataFrame
-    """the usable series: patient_id, series_id, slices, fold, ..."""
+    """usable series: patient_id, series_id, slices, fold, ..."""
     labels: pd.DataFrame
     """one row per patient, indexed by patient_id"""
     folds: pd.Series
-    """the fold of every labelled patient, indexed by patient_id"""
+    """fold of every labelled patient, indexed by patient_id"""
     encoder: EncoderFile | None
     organs: OrganIndex | None
-    """None where nothing needs masks"""
+    """None if masks are not needed"""
     slice_targets: SliceTargets | None
     """None without --slice-loss"""
     digest: str
-    """changes with anything above that a result depends on, independent of paths"""
+    """digest of everything above that affects results, independent of paths"""
 
     @classmethod
     def read(cls, options: ClassifierOptions) -> "TrainingInputs":
-        """Read and check the inputs that the options name.
+        """Read and check the inputs that the options specify.
 
         Raises:
-            UserError: a file that is missing or damaged, or files that do not belong together.
+            UserError: a file is missing or damaged, or files are inconsistent.
         """
         prepared, series, labels, folds = read_tables(options.data, options.labels, options.folds)
         encoder = read_encoder_file(options.encoder) if options.encoder else None
@@ -61,10 +61,10 @@ class TrainingInputs:
         return sorted(int(fold) for fold in self.folds.unique())
 
     def choose_folds(self, given: tuple[int, ...] | None) -> list[int]:
-        """The folds to train: those of --fold, or all.
+        """Return the folds to train: those of --fold, or all.
 
         Raises:
-            UserError: one that does not exist.
+            UserError: a fold does not exist.
         """
         unknown = [fold for fold in given or () if fold not in self.fold_numbers]
         if unknown:
@@ -72,7 +72,7 @@ class TrainingInputs:
         return self.fold_numbers if given is None else list(dict.fromkeys(given))
 
     def warn_of_seen_patients(self, fold: int) -> None:
-        """Say how many held-out patients the encoder saw in its own training."""
+        """Warn of held-out patients that the encoder was trained on, with their number."""
         held_out = set(self.series.patient_id[self.series.fold == fold])
         seen = held_out & set(self.encoder.patients) if self.encoder else set()
         if seen:
@@ -85,10 +85,10 @@ class TrainingInputs:
 def read_tables(
     data: Path, labels: Path, folds: Path
 ) -> tuple[PreparedDataset, pd.DataFrame, pd.DataFrame, pd.Series]:
-    """A prepared data set, its usable series with their fold, labels and folds, as in `TrainingInputs`.
+    """Read a prepared data set, its usable series with their fold, labels and folds: see `TrainingInputs`.
 
     Raises:
-        UserError: a file that is missing or damaged, or labels or folds that lack a patient.
+        UserError: a file is missing or damaged, or a patient is missing in labels or folds.
     """
     prepared = PreparedDataset.open(data)
     label_table = read_labels(labels).set_index("patient_id", drop=False)
@@ -104,7 +104,7 @@ def read_tables(
 
 
 def _read_organs(prepared: PreparedDataset, options: ClassifierOptions) -> OrganIndex | None:
-    """Required masks, or masks that slice targets use where they exist."""
+    """Read required masks, or masks that slice targets use if they exist."""
     if options.needs_organs:
         return OrganIndex.read(prepared, options.masks_from)
     if options.slice_loss:

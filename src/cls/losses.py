@@ -1,4 +1,4 @@
-"""Losses of the classifier: patients with the metric's weights or the metric itself, slices, organs."""
+"""Losses of the classifier: patients (weighted as in the metric, or the metric itself), slices, organs."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,18 @@ from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, INJURIES, TARGETS
 
 
 class StackLoss(nn.Module):
-    """Weighted cross-entropy of each target, over the patients of a batch.
+    """Weighted cross-entropy of each target over the patients of a batch.
 
     The metric divides a loss by the sum of its weights. Over a small batch that sum is noisy (a batch with
-    one positive would count no more than a batch without), so the mean weight over the training set takes its
-    place: the mean over all batches is then the metric's value.
+    one positive would count no more than a batch without), so the loss is divided by the mean weight over the
+    training set instead: the mean over all batches then equals the metric.
 
     Args:
-        labels: the training patients' labels, 0 or 1, to take the mean weights from.
-        kind: `weighted` weighs patients as the metric does; `metric` has its sixth loss as well, of any
-            injury; `plain` has no weights.
+        labels: labels of the training patients, 0 or 1, which determine the mean weights.
+        kind: `weighted` uses the metric's weights; `metric` adds its sixth loss, of any injury; `plain` has
+            no weights.
         smoothing: label smoothing, 0 to 1.
-        targets: of the classifier, of `TARGETS`.
+        targets: targets of the classifier, a subset of `TARGETS`.
 
     Raises:
         ValueError: `metric` without all targets.
@@ -53,11 +53,11 @@ class StackLoss(nn.Module):
         self.any_mean_weight = 1 + (ANY_INJURY_WEIGHT - 1) * share
 
     def forward(self, logits: Tensor, targets: Tensor, importance: Tensor | None = None) -> Tensor:
-        """The loss of each target, then of any injury where it counts, (5,) or (6,); their mean is the loss.
+        """Return the loss of each target, then of any injury for `metric`: (5,) or (6,), to be averaged.
 
         Args:
             logits: (B, columns) of the classifier's targets.
-            targets: (B, 14) of `LABEL_COLUMNS` in 0..1; shares where patients are mixed.
+            targets: (B, 14) of `LABEL_COLUMNS` in 0..1; fractions if patients are mixed.
             importance: (B,) weight of each patient, 1 where None.
         """
         importance = torch.ones_like(targets[:, 0]) if importance is None else importance
@@ -75,7 +75,7 @@ class StackLoss(nn.Module):
         return torch.stack(losses)
 
     def _any_injury(self, logits: Tensor, injured: Tensor) -> Tensor:
-        """Of each patient, (B,): the metric takes the target with the highest probability of an injury."""
+        """Loss of each patient, (B,): the metric uses the target with the highest injury probability."""
         shares = probabilities(logits, self.targets)
         healthy = torch.stack([shares[:, span.start] for span in target_spans(self.targets).values()], dim=1)
         least = healthy.min(dim=1).values.clamp(1e-6, 1 - 1e-6)
@@ -84,15 +84,15 @@ class StackLoss(nn.Module):
 
 
 def slice_loss(slice_logits: Tensor, targets: Tensor, injuries: Sequence[str] = INJURIES) -> Tensor:
-    """Cross-entropy of each injury in each slice, an injury weighed as the metric weighs it.
+    """Cross-entropy of each injury in each slice, weighted per injury as in the metric.
 
     Args:
         slice_logits: (B, T, injuries).
-        targets: (B, T, 8) of `INJURIES` in 0..1, NaN where they are missing.
-        injuries: of the logits.
+        targets: (B, T, 8) of `INJURIES` in 0..1, NaN where missing.
+        injuries: injuries of the logits.
 
     Returns:
-        Mean over all targets that are not missing, (), under torchrun of this process; 0 without any.
+        Mean over all targets that are not missing, () per process; 0 without any.
     """
     targets = targets[..., [INJURIES.index(name) for name in injuries]]
     known = ~targets.isnan()
@@ -104,7 +104,7 @@ def slice_loss(slice_logits: Tensor, targets: Tensor, injuries: Sequence[str] = 
 
 
 def organ_loss(organ_logits: Tensor, organs: Tensor, is_known: Tensor) -> Tensor:
-    """Mean cross-entropy of the decoded slices with organ maps, (), under torchrun of this process.
+    """Mean cross-entropy of the decoded slices with organ maps, () per process.
 
     Args:
         organ_logits: (K, classes, H, W).

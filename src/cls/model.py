@@ -1,4 +1,4 @@
-"""CNN-LSTM: a timm encoder per slice, a sequence head over the slices, linear layers for stack and slices."""
+"""CNN-LSTM: a timm encoder per slice, a sequence head over slices, linear layers for stack and slices."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,68 +18,68 @@ from src.nn.sequence import SequenceHead
 from src.nn.weights_file import read_description, read_weights, save_weights, to_tuples
 
 _TRAINING_ONLY = "decoder."
-"""Prefix of the weights that a finished model does not need."""
+"""Prefix of weights that are needed in training only."""
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """The arguments of a classifier and of its input, saved with its weights."""
+    """Arguments of a classifier and of its input, saved with its weights."""
 
     backbone: str
     view: StackView
     mean: tuple[float, ...]
-    """per window, of grey levels scaled to 0..1"""
+    """mean per window, of grey levels scaled to 0..1"""
     std: tuple[float, ...]
     targets: tuple[str, ...] = tuple(TARGETS)
-    """that it predicts, of `TARGETS`"""
+    """predicted targets, a subset of `TARGETS`"""
     sequence: str = "lstm"
     hidden: int = 128
     pooling: str = "max"
     dropout: float = 0.0
     reweigh: bool = False
-    """whether probabilities are multiplied by the metric's class weights, which its loss did not have"""
+    """whether to multiply probabilities by the metric's class weights because the loss did not use them"""
     predicts_slices: bool = False
-    """whether it has a head for the injuries of single slices"""
+    """whether the model has a head for the injuries of single slices"""
     flips: tuple[str, ...] = ("none",)
-    """names in `FLIPS`, averaged in its out-of-fold predictions"""
+    """names in `FLIPS` that are averaged in its out-of-fold predictions"""
     offsets: tuple[float, ...] = (0.5,)
     """offsets of the slices, averaged likewise"""
     prior: dict[str, float] = field(default_factory=dict)
-    """weight-aware prior of all labelled patients of the other folds: the start of training, and the
+    """weight-aware prior of the labelled patients of the other folds: initial output in training, and
     prediction for a patient without a readable series"""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of its targets, in their order."""
+        """Columns of its targets, in order."""
         return tuple(column for target in self.targets for column in TARGETS[target])
 
     @property
     def injuries(self) -> tuple[str, ...]:
-        """The injuries of its targets, in their order."""
+        """Injuries of its targets, in order."""
         return tuple(column for target in self.targets for column in TARGETS[target][1:])
 
 
 class ClassifierOutput(NamedTuple):
-    """Output for a batch of stacks."""
+    """Model output for a batch of stacks."""
 
     logits: Tensor
     """(B, columns of its targets)"""
     slice_logits: Tensor | None
-    """(B, T, injuries of its targets) for each slice, where the network has a slice head"""
+    """(B, T, injuries of its targets) for each slice, if the network has a slice head"""
     weights: Tensor
-    """(B, T) of each slice in the pooling"""
+    """(B, T) weight of each slice in the pooling"""
     slice_features: Tensor
-    """(B, T, W) before pooling"""
+    """(B, T, W) features before pooling"""
     organ_logits: Tensor | None = None
     """(decoded slices, organ groups + 1, H, W), while the decoder is trained"""
 
 
 class TraumaClassifier(nn.Module):
-    """Slice stacks (B, T, C, H, W), uint8, to logits in the order of the spec's columns.
+    """Maps slice stacks (B, T, C, H, W), uint8, to logits in the order of the spec's columns.
 
     Args:
         drop_path_rate: stochastic depth of the encoder.
-        pretrained: ImageNet weights.
+        pretrained: load ImageNet weights.
         with_decoder: add a decoder on the encoder's feature maps, which segments organs in training.
     """
 
@@ -93,7 +93,7 @@ class TraumaClassifier(nn.Module):
         super().__init__()
         view = spec.view
         self.encoder = create_encoder(spec.backbone, view.channels, pretrained, drop_path_rate)
-        if pretrained and view.mask_channels:  # ImageNet has no masks
+        if pretrained and view.mask_channels:  # there are no ImageNet weights for mask channels
             first_kernel(self.encoder).data[:, -view.mask_channels :] = 0
         self.head = SequenceHead(
             encoder_width(self.encoder), spec.hidden, spec.sequence, spec.pooling, spec.dropout
@@ -123,13 +123,13 @@ class TraumaClassifier(nn.Module):
         decoded: Tensor | None = None,
         slices_at_once: int | None = None,
     ) -> ClassifierOutput:
-        """Output for a batch of stacks.
+        """Compute the output for a batch of stacks.
 
         Args:
-            images: uint8 (B, T, C, H, W), or float in 0..255 where stacks are mixed.
+            images: uint8 (B, T, C, H, W), or float in 0..255 if stacks are mixed.
             padding: bool (B, T).
-            decoded: places in B * T of the slices that the decoder segments.
-            slices_at_once: slices per pass of the encoder, all by default; fewer take less memory.
+            decoded: indices into B * T of the slices that the decoder segments.
+            slices_at_once: slices per forward pass of the encoder, default all; fewer need less memory.
         """
         batch, slices = images.shape[:2]
         flat, organ_logits = images.flatten(0, 1), None  # (B * T, C, H, W)
@@ -148,13 +148,13 @@ class TraumaClassifier(nn.Module):
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Grey levels (N, C, H, W) in 0..255 to the encoder's input."""
+        """Convert grey levels (N, C, H, W) in 0..255 to the encoder's input."""
         pixels = images.float().div(255.0)
         return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 def target_spans(targets: Sequence[str] = tuple(TARGETS)) -> dict[str, slice]:
-    """The place of each target's columns among those of `targets`."""
+    """Return the position of each target's columns among those of `targets`."""
     spans, start = {}, 0
     for target in targets:
         spans[target] = slice(start, start + len(TARGETS[target]))
@@ -163,7 +163,7 @@ def target_spans(targets: Sequence[str] = tuple(TARGETS)) -> dict[str, slice]:
 
 
 def probabilities(logits: Tensor, targets: Sequence[str] = tuple(TARGETS)) -> Tensor:
-    """(..., columns) logits -> probabilities, a softmax within each target."""
+    """Convert logits (..., columns) to probabilities by a softmax within each target."""
     parts = [logits[..., span].float().softmax(dim=-1) for span in target_spans(targets).values()]
     return torch.cat(parts, dim=-1)
 
@@ -179,7 +179,7 @@ def predict_stack(
 ) -> Tensor:
     """Mean probabilities (B, columns) over flips of the stack: none, h (left-right), v (front-back), hv.
 
-    Columns and organ groups have no sides, so a flip exchanges none of them.
+    Columns and organ groups have no left and right, so a flip does not exchange any.
     """
     predicted = []
     for flip in flips:
@@ -193,13 +193,13 @@ def predict_stack(
 
 
 def metric_shift(spec: ClassifierSpec) -> Tensor:
-    """(columns,) to add to the logits: the class weights of a model that was trained without them."""
+    """(columns,) to add to the logits: log class weights for a model that was trained without them."""
     weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
     return weights.log() if spec.reweigh else torch.zeros(len(spec.columns))
 
 
 def save_classifier(path: str | Path, model: TraumaClassifier, spec: ClassifierSpec, **about: Any) -> None:
-    """Write the weights with the spec, and `about` the run, by one rename."""
+    """Write the weights with the spec and the run's metadata `about`, atomically by a rename."""
     tensors = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TRAINING_ONLY)
     }
@@ -207,12 +207,12 @@ def save_classifier(path: str | Path, model: TraumaClassifier, spec: ClassifierS
 
 
 def read_spec(path: str | Path) -> ClassifierSpec:
-    """The spec of a saved classifier. Errors as `load_classifier`."""
+    """Read the spec of a saved classifier. Errors as in `load_classifier`."""
     return read_description(path, FOLD_MODEL, _parse_spec)
 
 
 def load_classifier(path: str | Path) -> tuple[TraumaClassifier, ClassifierSpec]:
-    """Rebuild a trained classifier on the CPU, in evaluation mode.
+    """Load a trained classifier on the CPU in evaluation mode.
 
     Raises:
         UserError: the file is not a classifier of this kit.

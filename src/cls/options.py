@@ -16,7 +16,7 @@ Flip = Literal["none", "h", "v", "hv"]
 
 @dataclass(frozen=True)
 class ClassifierOptions:
-    """A 5-fold run. Defaults are the published CNN-LSTM setting where the paper gives one."""
+    """Options of a 5-fold run. Defaults are the published CNN-LSTM setting where the paper states one."""
 
     data: Path
     """Prepared data set (a folder that prepare_data.py wrote)."""
@@ -25,88 +25,88 @@ class ClassifierOptions:
     """Patient labels: train.csv of the competition."""
 
     folds: Path
-    """Folds: a table patient_id, fold (python -m src.data.folds makes one)."""
+    """Folds: a table patient_id, fold (written by python -m src.data.folds)."""
 
     output: Path
     """Folder of the run: fold0/ ... fold4/, oof_series.csv, oof.csv, config.yaml."""
 
     fold: tuple[int, ...] | None = None
-    """Folds to train; all of them when absent. A finished fold is not trained again."""
+    """Folds to train; default: all. Finished folds are not trained again."""
 
     encoder: Path | None = None
-    """encoder.safetensors of train_voco.py; its backbone replaces --backbone. Without it: from scratch."""
+    """encoder.safetensors of train_voco.py; replaces --backbone. Default: train from scratch."""
 
     backbone: str = "efficientnet_b0"
-    """Any timm backbone, when no --encoder is given."""
+    """Any timm backbone, if --encoder is not given."""
 
     pretrained: bool = False
-    """Start from timm's ImageNet weights (its cache or the network); not together with --encoder."""
+    """Start from timm's ImageNet weights (from its cache or the network); not together with --encoder."""
 
     mode: Literal["multi", "single"] = "multi"
     """multi: one network predicts all targets. single: one network per target, from its labels alone."""
 
     targets: tuple[Target, ...] = tuple(TARGETS)
-    """Targets to predict. In oof.csv of a run of fewer targets, the others have the prior."""
+    """Targets to predict. The other targets get the prior in oof.csv."""
 
     windows: tuple[str, ...] | None = None
-    """CT windows to use, of those prepared; all of them when absent."""
+    """CT windows to use, out of the prepared ones; default: all."""
 
     slices: int = 48
-    """Slices per series. More find small injuries, and cost time in proportion."""
+    """Slices per series. More slices help to find small injuries; the time grows in proportion."""
 
     spacing_mm: float = 0.0
-    """Distance of the slices; 0 spreads them evenly over the z range."""
+    """Distance between slices in mm; 0 spreads them evenly over the z range."""
 
     z_range: Region = "body"
-    """Region whose slices are used; own, in single mode, is that of the target. All but body need masks
+    """Region whose slices are used; own, in single mode, is the target's region. All but body need masks
     (segment.py)."""
 
     in_plane: Region = "body"
-    """Region of a slice: body is a crop of the prepared slice, random in training and central in prediction;
-    the other regions, as in --z-range, are cut out and resized."""
+    """In-plane region: body crops the prepared slice, randomly in training and at the centre in prediction;
+    the other regions, as in --z-range, are cropped and resized."""
 
     crop: int = 192
     """Side of the network's input in pixels."""
 
     neighbours: int = 1
-    """Adjacent slices as channels, an odd number."""
+    """Number of adjacent slices as channels, odd."""
 
     neighbour_mm: float = 0.0
-    """Distance of the neighbours; 0 takes the next slices at any distance."""
+    """Distance between neighbours in mm; 0 takes the next slices at any distance."""
 
     masks: Literal["none", "any", "each"] = "none"
     """Organ masks as channels: any is one of all organs, each is one of liver, spleen, kidneys and bowel."""
 
     masks_from: Literal["auto", "true", "predicted"] = "auto"
-    """true, predicted (segment.py), or auto: predicted ones where they exist."""
+    """Source of masks: true, predicted (segment.py), or auto: predicted ones where they exist."""
 
     sequence: SequenceModel = "lstm"
     """Sequence model over the slices; lstm and gru are bidirectional."""
 
     hidden: int = 128
-    """Width of the sequence model, for each direction."""
+    """Width of the sequence model per direction."""
 
     pooling: Pooling = "max"
-    """From slices to the series."""
+    """Pooling of the slices of a series."""
 
     epochs: int = 20
-    """Passes over the training folds. The schedule ends with the last."""
+    """Passes over the training folds; also the length of the schedule."""
 
     batch: int = 4
-    """Series per batch, shared by the processes of torchrun. Memory grows with batch times slices."""
+    """Series per batch, over all processes of torchrun. Memory grows with batch times slices."""
 
     accumulation: int = 1
-    """Batches per optimiser step: raise it when a larger batch does not fit into memory."""
+    """Batches per optimiser step: increase it if a larger batch does not fit into memory."""
 
     loss: Literal["weighted", "metric", "plain"] = "weighted"
-    """weighted: cross-entropy with the metric's weights. metric: any injury as well, so the score itself.
-    plain: no weights; give --reweigh with it."""
+    """weighted: cross-entropy with the metric's weights. metric: adds any injury, so equals the score.
+    plain: no weights; combine with --reweigh."""
 
     reweigh: bool = False
-    """Multiply probabilities by the metric's class weights when predicting; for --loss plain alone."""
+    """Multiply probabilities by the metric's class weights when predicting; only for --loss plain."""
 
     slice_loss: float = 0.0
-    """Weight of the loss of single slices, whose targets come from the patient's labels and organ areas."""
+    """Weight of the slice loss, whose targets come from the patient's labels and organ areas."""
 
     image_labels: Path | None = None
     """image_level_labels.csv: slices with extravasation and bowel injuries, for --slice-loss."""
@@ -115,35 +115,35 @@ class ClassifierOptions:
     """Weight of organ segmentation as an auxiliary task, by a decoder that is not saved."""
 
     organ_slices: int = 8
-    """Slices of a stack that are segmented."""
+    """Number of slices per stack that are segmented."""
 
     lr: float = 1.25e-4
     """Peak learning rate of AdamW. Raise it for a small backbone from scratch, lower it if the loss jumps."""
 
     encoder_lr_scale: float = 1.0
-    """Learning rate of the encoder as a share of --lr. Below 1 it keeps more of its pre-training."""
+    """Learning rate of the encoder relative to --lr. Values below 1 keep more of its pre-training."""
 
     layer_decay: float = 1.0
-    """Learning rate of each layer of the encoder as a share of the next layer's."""
+    """Learning rate of each encoder layer relative to the next layer's."""
 
     class_balance: float = 0.0
-    """Share of the series that are drawn by injury (of the targets), each injury equally often. Series that
-    are drawn more often have less weight each time, so that probabilities stay calibrated."""
+    """Fraction of the series drawn by injury (of the targets), each injury equally often. Series that are
+    drawn more often get less weight each time, so that probabilities stay calibrated."""
 
     mixup: float = 0.0
     """Probability of MixUp of two stacks."""
 
     cutmix: float = 0.0
-    """Probability of CutMix, a rectangle of one stack in another."""
+    """Probability of CutMix, which pastes a rectangle of one stack into another."""
 
     warmup_epochs: float = 1.0
-    """Epochs of linear warm-up before the cosine."""
+    """Epochs of linear warm-up before the cosine schedule."""
 
     weight_decay: float = 0.01
     """Weight decay of AdamW, for matrices and kernels; biases and norms have none."""
 
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
 
     dropout: float = 0.2
     """Dropout of slice features before the sequence model."""
@@ -155,10 +155,10 @@ class ClassifierOptions:
     """Label smoothing."""
 
     ema_decay: float = 0.995
-    """Decay of the weight average that is saved and evaluated. Raise it for long runs, lower it for short."""
+    """Decay of the moving average (EMA) of the weights, which is evaluated; higher for long runs."""
 
     flip: float = 0.5
-    """Probability of a left-right flip and of a front-back flip (the 13 columns have no sides)."""
+    """Probability of a left-right flip and of a front-back flip (the 13 columns have no left and right)."""
 
     rotate90: float = 0.5
     """Probability of a rotation by a multiple of 90 degrees."""
@@ -176,19 +176,19 @@ class ClassifierOptions:
     """Flips averaged in prediction, here and in infer.py: none, h (left-right), v (front-back), hv."""
 
     offsets: int = 1
-    """Stacks averaged in prediction, each of other slices."""
+    """Number of stacks averaged in prediction, each with other slices."""
 
     precision: Precision = "auto"
-    """auto is bf16 or fp16 on a GPU, fp32 on a CPU."""
+    """Precision; auto is bf16 or fp16 on a GPU, fp32 on a CPU."""
 
     cache: Path | None = None
-    """Folder on a fast disk for raw copies of the slices, where decoding PNG slows training down."""
+    """Folder on a fast disk for raw copies of the slices, if decoding PNG slows down training."""
 
     workers: int = 1
     """Processes that read and augment stacks."""
 
     seed: int = 42
-    """Start weights, order, slices and augmentation follow from it."""
+    """Seed of initial weights, order, slices and augmentation."""
 
     resume: Literal["auto", "never"] = "auto"
     """auto continues an interrupted run in --output; never trains the chosen folds from scratch."""
@@ -233,7 +233,7 @@ class ClassifierOptions:
 
     @property
     def needs_organs(self) -> bool:
-        """Whether masks are required: by the view, by the organ loss, or by slice targets without marks."""
+        """Whether masks are required: by the view, the organ loss, or slice targets without image labels."""
         regions = {self.z_range, self.in_plane} != {"body"}
         unmarked = self.slice_loss > 0 and self.image_labels is None
         return regions or self.masks != "none" or self.organ_loss > 0 or unmarked

@@ -1,4 +1,4 @@
-"""The order of series in training, in one process or several, and their weights in the loss."""
+"""Order of the series in training, for one or several processes, and their weights in the loss."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ from src.core.targets import INJURIES
 
 
 class Draw(NamedTuple):
-    """A training sample: an epoch and a number of `SeriesOrder.epoch`."""
+    """A training sample: an epoch and a draw from `SeriesOrder.epoch`."""
 
     epoch: int
     number: int
 
 
 def require_even_share(batch: int, world: int) -> None:
-    """Make sure that `world` processes can share a batch evenly.
+    """Check that `world` processes can share a batch evenly.
 
     Raises:
         UserError: they cannot.
@@ -31,19 +31,19 @@ def require_even_share(batch: int, world: int) -> None:
 
 
 class SeriesOrder:
-    """The series of every batch of every epoch, from (seed, epoch) alone.
+    """Order of the series: batches of every epoch, determined by (seed, epoch).
 
     Args:
         series: rows with `patient_id`.
         labels: the label columns, indexed by `patient_id`.
-        batch: series of a batch, of all processes together.
-        class_balance: share of the series that are drawn by injury.
-        injuries: of the network's targets, by which series are drawn.
-        seed: of the draws.
+        batch: series per batch, over all processes.
+        class_balance: fraction of the series that are drawn by injury.
+        injuries: injuries of the network's targets, by which series are drawn.
+        seed: seed of the draws.
         world: number of processes.
 
     Raises:
-        UserError: a batch that the processes cannot share evenly.
+        UserError: the processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -64,19 +64,19 @@ class SeriesOrder:
 
     @property
     def batches(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return math.ceil(self.count / self.batch)
 
     @property
     def importance(self) -> np.ndarray:
-        """Weight of each series when it is drawn; on average, all count the same."""
+        """Weight of each series when it is drawn; on average, all series count equally."""
         return 1 / (self.count * self.probabilities)
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """(batches, batch) draws. The last batch is filled up with the first series of the epoch.
+        """Return (batches, batch) draws. The last batch is filled up with the first series of the epoch.
 
-        A draw is the number of the series the first time in the epoch, and `count` more each further time, so
-        that each draw has its own augmentation.
+        A draw is the index of the series the first time in the epoch, plus `count` each further time, so that
+        each draw has its own augmentation.
         """
         rng = sample_rng(self.seed, epoch, self.count)
         if self.class_balance:
@@ -87,11 +87,11 @@ class SeriesOrder:
         return (order + self.count * times).reshape(self.batches, self.batch)
 
     def series_of(self, draws: np.ndarray) -> np.ndarray:
-        """The series of some draws."""
+        """Return the series of draws."""
         return np.asarray(draws) % self.count
 
     def share(self, epoch: int, rank: int) -> np.ndarray:
-        """(batches, share of a batch) draws that one process reads in an epoch."""
+        """Return (batches, batch / world) draws that one process reads in an epoch."""
         share = self.batch // self.world
         return self.epoch(epoch)[:, rank * share : (rank + 1) * share]
 
@@ -99,8 +99,8 @@ class SeriesOrder:
 class RunSampler(Sampler[list[Draw]]):
     """The batches of one process in the remaining epochs.
 
-    One sampler for the whole run: the loader's processes start once, before the model takes memory that they
-    would share.
+    One sampler serves the whole run: the loader's workers start once, before the model allocates memory that
+    they would share.
     """
 
     def __init__(self, order: SeriesOrder, epochs: range, rank: int) -> None:
@@ -116,9 +116,9 @@ class RunSampler(Sampler[list[Draw]]):
 
 
 def _draw_probabilities(injured: np.ndarray, class_balance: float) -> np.ndarray:
-    """The probability of drawing each series.
+    """Return the probability of drawing each series.
 
-    A share `class_balance` is spread evenly over the injuries and "none", then over the series of each.
+    A fraction `class_balance` is spread evenly over the injuries and "none", then over the series of each.
 
     Args:
         injured: 0 or 1, (series, injuries).

@@ -21,7 +21,7 @@ MASK_FOLDERS = {"true": "masks", "predicted": "predicted_masks"}
 _IDS = {"patient_id": str, "series_id": str}
 
 GROUP_OF_LABEL = np.zeros(256, dtype=np.uint8)
-"""0, or 1 + the place in `ORGAN_GROUPS`, of each label of a mask."""
+"""Organ group of each mask label: 0, or 1 + index in `ORGAN_GROUPS`."""
 for _number, _organs in enumerate(ORGAN_GROUPS.values(), 1):
     GROUP_OF_LABEL[[ORGANS[organ] for organ in _organs]] = _number
 
@@ -37,22 +37,22 @@ class OrganIndex:
     """folder of the masks: `<patient_id>/<series_id>/0000.png ...`"""
     size: int
     boxes: dict[Key, dict[str, Box]]
-    """by series, of each region that the masks contain"""
+    """boxes of each region that the masks contain, by series"""
     areas: dict[Key, np.ndarray]
-    """by series, (slices, groups) mm2 in the order of `ORGAN_GROUPS`"""
+    """(slices, groups) mm2 in the order of `ORGAN_GROUPS`, by series"""
     digest: str
     source: str
-    """true or predicted"""
+    """kind of masks: true or predicted"""
 
     @classmethod
     def read(cls, prepared: PreparedDataset, source: str = "auto") -> "OrganIndex":
         """Read the tables of segment.py, or measure the true masks.
 
         Args:
-            source: true, predicted, or auto: predicted masks where segment.py has written them.
+            source: true, predicted, or auto: predicted masks if segment.py has written them.
 
         Raises:
-            UserError: no such masks, or tables that are damaged.
+            UserError: no such masks, or damaged tables.
         """
         if source == "auto":
             has_predicted = (prepared.folder / MASK_FOLDERS["predicted"] / "organs.csv").is_file()
@@ -79,7 +79,7 @@ class OrganIndex:
         return cls(folder, prepared.size, boxes, by_series, digest.hexdigest(), source)
 
     def warn_of_missing(self, series: pd.DataFrame, view: StackView) -> None:
-        """Count the series without masks of the view's regions, of which the whole image is used."""
+        """Warn of series without masks of the view's regions, of which the whole image is used."""
         keys = list(zip(series["patient_id"], series["series_id"], strict=True))
         missing = [
             key
@@ -97,17 +97,17 @@ class OrganIndex:
         return key in self.areas
 
     def box(self, key: Key, region: str) -> Box | None:
-        """The box of a region; None where the series has no masks, or they do not contain it."""
+        """Return the box of a region; None if the series has no masks, or they do not contain it."""
         return self.boxes.get(key, {}).get(region)
 
     def read_masks(self, key: Key, indices: Iterable[int]) -> np.ndarray:
-        """Label maps uint8 (T, H, W): 0, or 1 + the place in `ORGAN_GROUPS`."""
+        """Read label maps uint8 (T, H, W): 0, or 1 + index in `ORGAN_GROUPS`."""
         stack = read_slices(self.folder.joinpath(*key), list(indices), self.size, 1)[..., 0]
         return GROUP_OF_LABEL[stack]
 
 
 def find_regions(organs: pd.DataFrame) -> dict[str, Box]:
-    """Boxes of the regions of a series, without regions that its masks do not contain.
+    """Return the boxes of a series' regions, without regions that its masks do not contain.
 
     Args:
         organs: one row per organ, as `OrganMeasures.organs`.

@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: held-out patients only, and the tables of the finished folds joined and scored."""
+"""Out-of-fold predictions: checks that patients are held out, and tables and scores over finished folds."""
 
 from pathlib import Path
 
@@ -15,18 +15,18 @@ from src.score.missing_targets import fill_targets, missing_targets
 from src.score.submission import combine_series
 
 FOLD_TABLE = "oof_series.csv"
-"""In a fold's folder: predictions of its held-out series, which the run's table of this name joins. Its
-presence marks the fold as finished."""
+"""Predictions of held-out series in a fold's folder; the run's table of this name joins those of all folds.
+The file marks the fold as finished."""
 
 
 def refuse_shared_patients(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
-    """Make sure that no patient has series on both sides of a split.
+    """Check that no patient has series on both sides of a split.
 
     Args:
         training, held_out: rows with `patient_id, series_id`.
 
     Raises:
-        UserError: a patient of both.
+        UserError: a patient is on both sides.
     """
     shared = set(training["patient_id"]) & set(held_out["patient_id"])
     if shared:
@@ -44,15 +44,15 @@ def refuse_shared_patients(training: pd.DataFrame, held_out: pd.DataFrame) -> No
 def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> None:
     """Join the finished folds into `oof_series.csv` and `oof.csv`; print and save their scores.
 
-    `score.py` joins `oof_series.csv` with the tables of other runs as `infer.py` joins the runs: targets that
-    the run does not predict are empty, and a labelled patient without a usable series has a row with an empty
-    `series_id` and the prior of the other folds. `oof.csv` is complete: one row per patient, and the prior in
-    missing targets.
+    `score.py` joins `oof_series.csv` with other runs' tables as `infer.py` joins runs: targets that the run
+    does not predict are empty, and a labelled patient without a usable series has a row with an empty
+    `series_id` and the prior of the other folds. `oof.csv` is complete: one row per patient, with the prior
+    for missing targets.
 
     Args:
         output: folder of the run.
-        labels: of every patient.
-        folds: the fold of every labelled patient, indexed by patient_id.
+        labels: labels of every patient.
+        folds: fold of every labelled patient, indexed by patient_id.
     """
     numbers = sorted(int(fold) for fold in folds.unique())
     tables = {

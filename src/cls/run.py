@@ -1,4 +1,4 @@
-"""The 5-fold run: checks first, then fold after fold, and the out-of-fold tables at the end."""
+"""A 5-fold run: input checks, training fold by fold, and the out-of-fold tables."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -36,25 +36,25 @@ FREE_TO_CHANGE = (
     *("data", "labels", "folds", "encoder", "image_labels", "output", "cache"),
     *("fold", "resume", "workers"),
 )
-"""Options that may change within a run: none alters a result (inputs are known by their content)."""
+"""Options that may change within a run, as they do not affect results (inputs are compared by content)."""
 
 
 @dataclass(frozen=True)
 class FoldNetwork:
-    """One network of a fold: the only one, or that of a target."""
+    """One network of a fold: the only one, or the one of a target."""
 
     name: str
-    """name of its folder within the fold's; empty for the only one"""
+    """folder name inside the fold's folder; empty if it is the only network"""
     spec: ClassifierSpec
 
 
 def train_folds(options: ClassifierOptions) -> None:
     """Train the chosen folds; write their models, tables and scores into `options.output`.
 
-    Under torchrun every process calls this; rank 0 alone writes.
+    Under torchrun every process calls this function; only rank 0 writes.
 
     Raises:
-        UserError: data, labels, folds and encoder that do not belong together, or a run of other options.
+        UserError: data, labels, folds and encoder are inconsistent, or the run has other options.
     """
     inputs = TrainingInputs.read(options)
     chosen = inputs.choose_folds(options.fold)
@@ -64,7 +64,7 @@ def train_folds(options: ClassifierOptions) -> None:
         encoder = create_encoder(network.spec.backbone, view.channels)
         check_input_size(encoder, view.channels, view.crop)
         if options.organ_loss:
-            OrganDecoder(encoder, view.channels, view.crop)  # refuses backbones that do not suit it
+            OrganDecoder(encoder, view.channels, view.crop)  # refuses unsuitable backbones
     with (
         Runtime.create(options.precision) as runtime,
         runtime.lost_peer_in_one_line(),
@@ -79,7 +79,7 @@ def train_folds(options: ClassifierOptions) -> None:
             _claim_folder(options, inputs, chosen)
         runtime.wait_for_all()
         finished = [fold for fold in chosen if (options.output / f"fold{fold}" / FOLD_TABLE).exists()]
-        runtime.wait_for_all()  # before any process finishes one
+        runtime.wait_for_all()  # before any process finishes a fold
         for view in {network.spec.view for network in networks}:
             if inputs.organs is not None:
                 inputs.organs.warn_of_missing(inputs.series, view)
@@ -93,7 +93,7 @@ def train_folds(options: ClassifierOptions) -> None:
 
 
 def require_shared_batch(options: ClassifierOptions, world: int) -> None:
-    """Make sure that `world` processes can share a batch, and that each can mix its stacks.
+    """Check that `world` processes can share a batch, and that each can mix its stacks.
 
     Raises:
         UserError: they cannot, or a process has a single stack.
@@ -107,10 +107,10 @@ def require_shared_batch(options: ClassifierOptions, world: int) -> None:
 
 
 def describe_networks(options: ClassifierOptions, inputs: TrainingInputs) -> list[FoldNetwork]:
-    """The networks of a fold: one, or one per target in single mode.
+    """Return the networks of a fold: one, or one per target in single mode.
 
     Raises:
-        UserError: a crop larger than the slices, or windows that are not prepared.
+        UserError: a crop is larger than the slices, or a window is not prepared.
     """
     if options.mode == "multi":
         return [FoldNetwork("", _describe_model(options, inputs, options.targets))]
@@ -143,7 +143,7 @@ def _describe_model(
 def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: tuple[str, ...]) -> StackView:
     prepared = inputs.prepared
     windows = options.windows or prepared.windows
-    prepared.channels(windows)  # refuses one that is not prepared
+    prepared.channels(windows)  # refuses windows that are not prepared
     if options.in_plane == "body" and options.crop > prepared.size:
         raise UserError(
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
@@ -209,7 +209,7 @@ def _run_network(
     about: dict[str, Any],
     folder: Path,
 ) -> pd.DataFrame:
-    """Train one network on the `training` series, write it with `about` in its metadata, and predict the
+    """Train one network on the `training` series, save it with the metadata `about`, and predict the
     held-out series."""
     model = build_model(spec, options, inputs, about["fold"])
     averaged = train_network(runtime, model, spec, options, inputs, training, folder)
@@ -224,10 +224,10 @@ def _run_network(
 def build_model(
     spec: ClassifierSpec, options: ClassifierOptions, inputs: TrainingInputs, fold: int
 ) -> TraumaClassifier:
-    """A classifier before its first step: weights from (seed, fold), then those of `--encoder`."""
+    """Build a classifier for the first step: weights from (seed, fold), then those of `--encoder`."""
     with torch_seed(options.seed, fold):
         model = TraumaClassifier(spec, options.drop_path, options.pretrained, options.organ_loss > 0)
-    if options.loss == "plain":  # its best constant answer is not weighted by class
+    if options.loss == "plain":  # its best constant prediction has no class weights
         weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
         model.classifier.bias.data -= weights.log()
     model = model.to(memory_format=torch.channels_last)
@@ -241,7 +241,7 @@ def build_model(
 
 
 def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: list[int]) -> None:
-    """Make `options.output` the folder of this run, unless trained folds of another are in it.
+    """Claim `options.output` for this run, unless it contains trained folds of another run.
 
     Raises:
         UserError: a fold there was trained with other options or on other data.
@@ -260,7 +260,7 @@ def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: li
     if begun - to_repeat:
         named = {"inputs": "other data (series, labels, folds or encoder)"}
         require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
-    for name in to_repeat:  # only now: a command that is refused deletes nothing
+    for name in to_repeat:  # after all checks, so that a refused command deletes nothing
         discard(output / name)
     write_json(identity, record)
     save_options(options, output / "config.yaml")

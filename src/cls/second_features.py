@@ -1,4 +1,4 @@
-"""The input of the second level: features of every slice, computed by first-level networks."""
+"""Input of the second level: features of every slice, computed by first-level networks."""
 
 import hashlib
 import shutil
@@ -36,7 +36,7 @@ BATCH = 4
 """Stacks per forward pass of the first level."""
 
 VERSION = 1
-"""Of the features that `slice_features` computes; part of the key of stored ones."""
+"""Version of the features from `slice_features`; part of the key of stored features."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class SliceFeatures:
     features: Tensor
     """float32 (N, T, F)"""
     padding: Tensor
-    """bool (N, T), True behind the last slice"""
+    """bool (N, T), True after the last slice"""
     base: Tensor
     """float32 (N, 13) probabilities of the first level"""
 
     def select(self, rows: np.ndarray) -> "SliceFeatures":
-        """The series where `rows`, bool (N,), is True."""
+        """Return the series where `rows`, bool (N,), is True."""
         chosen = torch.from_numpy(np.flatnonzero(rows))
         series = self.series[rows].reset_index(drop=True)
         return SliceFeatures(series, self.features[chosen], self.padding[chosen], self.base[chosen])
@@ -71,7 +71,7 @@ class FirstNetwork:
 
     @classmethod
     def read(cls, path: Path) -> "FirstNetwork":
-        """Raises UserError if the file cannot be read, or does not record the training patients."""
+        """Read a network's file. Raises `UserError`: unreadable, or no record of the training patients."""
         patients = read_about(path).get("training_patients")
         is_list = isinstance(patients, list) and len(patients) > 0
         if not is_list or not all(isinstance(patient, str) for patient in patients):
@@ -82,10 +82,10 @@ class FirstNetwork:
         return cls(path, file_digest(path), frozenset(patients), read_spec(path))
 
     def require_held_out(self, patient_ids: Iterable[str]) -> None:
-        """Make sure that the network was trained on none of these patients.
+        """Check that the network was trained on none of these patients.
 
-        Features of its training patients look better than those of others, so a second level would learn to
-        trust them too much.
+        Features of training patients look better than those of others, so a second level would learn to trust
+        them too much.
         """
         seen = self.training_patients & set(patient_ids)
         if seen:
@@ -95,7 +95,7 @@ class FirstNetwork:
             )
 
     def copy_to(self, path: Path) -> None:
-        """Copy the file, and make sure that it is still the one that was read."""
+        """Copy the file, and check that it has not changed since it was read."""
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.path, path)
         if file_digest(path) != self.digest:
@@ -121,15 +121,15 @@ def compute_features(
     runtime: Runtime,
     workers: int = 1,
 ) -> SliceFeatures:
-    """Features of series by networks that were not trained on their patients.
+    """Compute features of series with networks that were not trained on their patients.
 
     Args:
-        networks: their features are concatenated, see `slice_features`; all have stacks of one length.
+        networks: their features are concatenated, see `slice_features`; all use stacks of the same length.
         series: rows with `patient_id, series_id`; they become `SliceFeatures.series`.
 
     Raises:
-        UserError: a network trained on one of the patients, an unreadable series, or features that are
-            not finite.
+        UserError: a network was trained on one of the patients, a series is unreadable, or features are not
+            finite.
     """
     outputs = []
     for network in networks:
@@ -166,10 +166,10 @@ def slice_features(
     padding: Tensor,
     slices_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features (B, T, F) and probabilities (B, columns), averaged over the spec's flips.
+    """Return features (B, T, F) and probabilities (B, columns), averaged over the spec's flips.
 
-    Of each slice: the logits that the classifier would give if this slice alone were pooled, those of the
-    slice head where there is one, and the logarithm of the slice's weight in the pooling.
+    Features of each slice: the classifier's logits if this slice alone were pooled, the logits of the slice
+    head if there is one, and the logarithm of the slice's weight in the pooling.
     """
     slices, predicted = [], []
     for flip in spec.flips:
@@ -190,12 +190,12 @@ def slice_features(
 def join_outputs(
     series: pd.DataFrame, outputs: Sequence[tuple[tuple[str, ...], Sequence[NetworkOutput]]]
 ) -> SliceFeatures:
-    """Join what several networks compute of the same series.
+    """Join the outputs of several networks for the same series.
 
     Args:
         series: one row per series.
-        outputs: of each network its columns, and its output for each offset of the slices. Offsets are
-            averaged, features concatenated, and each column is the mean of the networks that predict it.
+        outputs: per network, its columns and its output for each offset of the slices. Offsets are averaged,
+            features concatenated, and each column is the mean of the networks that predict it.
 
     Raises:
         UserError: no network predicts a column.
@@ -216,13 +216,13 @@ def join_outputs(
 
 
 def save_features(path: Path, computed: SliceFeatures, key: str) -> None:
-    """Write features with `key`, a digest of all that they follow from."""
+    """Save features with `key`, a digest of everything that they depend on."""
     tensors = {"features": computed.features, "padding": computed.padding, "base": computed.base}
     save_weights(path, tensors, key=key)
 
 
 def load_features(path: Path, series: pd.DataFrame, key: str) -> SliceFeatures | None:
-    """Features of `series` that were saved under the same key; None where there are none that can be used."""
+    """Load features of `series` saved under the same key; None if there are none, or they are unusable."""
     if not path.exists():
         return None
     try:

@@ -1,15 +1,15 @@
-"""A second level: a small sequence model over the first level's output for each slice, trained on the metric.
+"""A second level: a small sequence model on the first level's slice outputs, trained with the metric.
 
     python -m src.cls.second_level --runs runs/cls/a runs/cls/b --data data/prepared \\
         --labels data/rsna/train.csv --folds folds/rsna2023_5fold.csv --output runs/cls/second
 
 Features of every series come from the networks of its own fold, which were not trained on its patient. The
-second level of a fold is trained on the features of the other folds and predicts this one, as in stacking.
-Its output starts at 0 and is added to the first level's. The output folder is like one of train_cls.py:
-score.py and infer.py take it.
+second level of a fold is trained on the features of the other folds and predicts this fold, as in stacking.
+Its output starts at 0 and is added to the first level's. The output folder is like that of train_cls.py:
+score.py and infer.py accept it.
 
-The same command continues an interrupted run: features, which take longest, are kept fold by fold in the
-folder, and so is every trained fold. To train with other options on the same features, give --resume never.
+The same command continues an interrupted run: the folder stores the features, which take longest, and every
+trained fold. To train with other options on the same features, use --resume never.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ from src.data.prepared import PreparedDataset, read_description
 from src.nn.training import set_lr, warmup_cosine
 
 FEATURES = "features"
-"""In the output folder: `fold0.safetensors` ..., the features of each fold's series."""
+"""Subfolder of the output: `fold0.safetensors` ..., the features of each fold's series."""
 INPUTS = MappingProxyType(
     {
         "label_table": "other --labels",
@@ -61,48 +61,48 @@ INPUTS = MappingProxyType(
         "features": "other --runs, --data, masks or --precision",
     }
 )
-"""What a result follows from besides the options, compared by content."""
+"""Inputs that affect results besides the options, compared by content."""
 
 
 @dataclass(frozen=True)
 class FoldSource:
-    """The series of a fold and the networks that compute their features."""
+    """Series of a fold and the networks that compute their features."""
 
     fold: int
     series: pd.DataFrame
     """patient_id, series_id, fold; one row per series of the fold"""
     networks: dict[Path, FirstNetwork]
-    """the networks of this fold of every run, by the place of their copies in the fold's folder"""
+    """networks of this fold of every run, by the path of their copies in the fold's folder"""
     key: str
-    """digest of all that the features follow from"""
+    """digest of everything that the features depend on"""
 
 
 @dataclass(frozen=True)
 class SecondInputs:
-    """Everything that is read before the first features are computed, checked to belong together."""
+    """All inputs that are read before the first features are computed, checked for consistency."""
 
     prepared: PreparedDataset
     labels: pd.DataFrame
     """one row per patient, indexed by patient_id"""
     folds: pd.Series
-    """the fold of every labelled patient, indexed by patient_id"""
+    """fold of every labelled patient, indexed by patient_id"""
     organs: OrganIndex | None
-    """None where no network needs masks"""
+    """None if no network needs masks"""
     sources: tuple[FoldSource, ...]
-    """in the order of the folds"""
+    """sources in the order of the folds"""
     digests: dict[str, str]
-    """a digest of each of `INPUTS`"""
+    """digest of each of `INPUTS`"""
 
     @classmethod
     def read(cls, options: SecondLevelOptions, precision: str) -> "SecondInputs":
-        """Read and check the inputs that the options name.
+        """Read and check the inputs that the options specify.
 
         Args:
-            precision: of the networks' forward passes: fp32, bf16 or fp16.
+            precision: precision of the networks' forward passes: fp32, bf16 or fp16.
 
         Raises:
-            UserError: runs, data, labels and folds that do not belong together, or a network that was trained
-                on a patient of its fold or does not record its patients.
+            UserError: runs, data, labels and folds are inconsistent, or a network was trained on a patient of
+                its fold or does not record its patients.
         """
         prepared, series, labels, folds = read_tables(options.data, options.labels, options.folds)
         if series.fold.nunique() < 2:
@@ -134,10 +134,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train_second_level(options: SecondLevelOptions) -> None:
-    """Compute features, train and predict fold after fold, and write the tables; continue an earlier run.
+    """Compute features, train and predict fold by fold, and write the tables; continue an earlier run.
 
     Raises:
-        UserError: inputs that do not belong together, or an output that is in use or holds another run.
+        UserError: the inputs are inconsistent, or the output is in use or contains another run.
     """
     output = options.output
     with Runtime.create(options.precision, one_process=True) as runtime:
@@ -171,7 +171,7 @@ def train_second_level(options: SecondLevelOptions) -> None:
 def out_of_fold_features(
     folder: Path, inputs: SecondInputs, runtime: Runtime, workers: int = 1
 ) -> SliceFeatures:
-    """Features of every series, by the networks of its own fold; `folder` keeps those of each fold."""
+    """Compute features of every series with the networks of its fold; `folder` caches those of each fold."""
     parts = []
     for source in inputs.sources:
         path = folder / f"fold{source.fold}.safetensors"
@@ -195,7 +195,7 @@ def out_of_fold_features(
 def _run_fold(
     options: SecondLevelOptions, features: SliceFeatures, labels: pd.DataFrame, source: FoldSource
 ) -> None:
-    """Train the models of a fold and predict it; its folder appears by one rename when it is complete."""
+    """Train the models of a fold and predict it; its folder appears atomically when it is complete."""
     is_held_out = (features.series.fold == source.fold).to_numpy()
     training, held_out = features.select(~is_held_out), features.select(is_held_out)
     refuse_shared_patients(training.series, held_out.series)
@@ -224,7 +224,7 @@ def _train(
     fold: int,
     number: int,
 ) -> SecondLevel:
-    """One model of a fold, from the series of the others."""
+    """Train one model of a fold on the series of the others."""
     targets = torch.tensor(labels.loc[training.series.patient_id, list(LABEL_COLUMNS)].to_numpy())
     loss = StackLoss(labels.loc[training.series.patient_id.unique()], "metric")
     with torch_seed(options.seed, fold, number):
@@ -250,7 +250,7 @@ def _train(
 
 
 def _read_networks(runs: Sequence[Path], fold: int, series: pd.DataFrame) -> dict[Path, FirstNetwork]:
-    """The networks of a fold of all runs, by the place of their copies; none was trained on the series."""
+    """Read a fold's networks of all runs, by the path of their copies; none was trained on the series."""
     networks = {}
     for number, run in enumerate(runs):
         folder = run / f"fold{fold}"
@@ -265,7 +265,7 @@ def _read_networks(runs: Sequence[Path], fold: int, series: pd.DataFrame) -> dic
 
 
 def _require_one_kind(folds: Sequence[Sequence[ClassifierSpec]]) -> list[StackView]:
-    """Make sure that the networks of every fold compute the same features; the views of a fold's networks."""
+    """Check that the networks of every fold compute the same features; return the views of one fold."""
     if len({tuple((spec.view, spec.columns, spec.predicts_slices) for spec in specs) for specs in folds}) > 1:
         raise UserError("the folds of the runs give other features: they are not of one run each")
     lengths = sorted({spec.view.slices for spec in folds[0]})

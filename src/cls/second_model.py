@@ -1,4 +1,4 @@
-"""The network of the second level, and the file that holds those of a fold."""
+"""Network of the second level, and the file that stores those of a fold."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +16,10 @@ from src.nn.weights_file import read_weights, save_weights
 
 @dataclass(frozen=True)
 class SecondSpec:
-    """The arguments of a second level, saved with its weights."""
+    """Arguments of a second level, saved with its weights."""
 
     features: int
-    """F, of each slice"""
+    """F, number of features per slice"""
     sequence: str = "gru"
     hidden: int = 32
     pooling: str = "attention"
@@ -27,7 +27,7 @@ class SecondSpec:
 
 
 class SecondLevel(nn.Module):
-    """Slice features (B, T, F) and the first level's probabilities to logits (B, 13).
+    """Maps slice features (B, T, F) and the first level's probabilities to logits (B, 13).
 
     The logarithm of the probabilities is added to the network's output, which starts at 0.
     """
@@ -44,34 +44,34 @@ class SecondLevel(nn.Module):
         self.register_buffer("std", torch.ones(spec.features))
 
     def scale_to(self, features: Tensor, padding: Tensor) -> None:
-        """Take mean and standard deviation of each feature from slices that are not padding."""
+        """Set mean and standard deviation of each feature from slices that are not padding."""
         slices = features[~padding]
         self.mean.copy_(slices.mean(dim=0))
         self.std.copy_(slices.std(dim=0).clamp(min=1e-3))
 
     def forward(self, features: Tensor, padding: Tensor, base: Tensor) -> Tensor:
-        """Logits (B, 13) of features (B, T, F), padding bool (B, T) and probabilities (B, 13)."""
+        """Return logits (B, 13) for features (B, T, F), padding bool (B, T) and probabilities (B, 13)."""
         summary = self.head((features - self.mean) / self.std, padding)
         return base.clamp(min=1e-6).log() + self.classifier(summary.pooled)
 
 
 @torch.inference_mode()
 def predict_features(model: SecondLevel, given: SliceFeatures) -> Tensor:
-    """(N, 13) probabilities."""
+    """Return probabilities (N, 13)."""
     return probabilities(model(given.features, given.padding, given.base))
 
 
 def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpec) -> None:
-    """Write the models of a fold, which are averaged, by one rename.
+    """Write the models of a fold, which are averaged, atomically by a rename.
 
-    The same models give the same bytes: safetensors writes several entries of metadata in any order, so there
-    is one.
+    Equal models give equal bytes: safetensors writes several metadata entries in any order, so only one is
+    used.
     """
     save_weights(path, nn.ModuleList(models).state_dict(), spec=asdict(spec))
 
 
 def load_second_level(path: Path) -> list[SecondLevel]:
-    """The models of a fold, in evaluation mode.
+    """Load the models of a fold in evaluation mode.
 
     Raises:
         UserError: the file is not a second level of this kit.

@@ -16,7 +16,7 @@ class SecondLevelOptions:
     """Options of `python -m src.cls.second_level`."""
 
     runs: tuple[Path, ...]
-    """Finished runs of train_cls.py on the same folds and with stacks of one length."""
+    """Finished runs of train_cls.py on the same folds and with stacks of the same length."""
 
     data: Path
     """Prepared data set that they were trained on."""
@@ -34,11 +34,11 @@ class SecondLevelOptions:
     """Sequence model over the slices."""
 
     hidden: int = 8
-    """Its width, for each direction. The defaults are those that did not overfit 100 patients, see
-    docs/studies/experiments.md; with thousands, try a wider one and more epochs."""
+    """Width of the sequence model per direction. The defaults did not overfit 100 patients, see
+    docs/studies/experiments.md; with thousands, try a wider model and more epochs."""
 
     pooling: Pooling = "attention"
-    """From slices to the series."""
+    """Pooling of the slices of a series."""
 
     dropout: float = 0.5
     """Dropout of the features."""
@@ -56,10 +56,10 @@ class SecondLevelOptions:
     """Weight decay of AdamW."""
 
     seeds: int = 3
-    """Models of each fold, averaged."""
+    """Number of models per fold, averaged."""
 
     seed: int = 42
-    """Start weights and order follow from it."""
+    """Seed of initial weights and order."""
 
     precision: Precision = "auto"
     """Precision of the first level's networks."""
@@ -68,8 +68,8 @@ class SecondLevelOptions:
     """Processes that read stacks."""
 
     resume: Literal["auto", "never"] = "auto"
-    """auto continues an interrupted run in --output; never trains all folds from scratch, and computes
-    features again only where inputs have changed."""
+    """auto continues an interrupted run in --output; never trains all folds from scratch, and recomputes
+    features only if inputs have changed."""
 
     def __post_init__(self) -> None:
         check_range(self, "hidden", "epochs", "batch", "seeds", at_least=1)

@@ -1,4 +1,4 @@
-"""Targets of single slices: from the patient's labels and organ areas, and from image-level labels."""
+"""Targets of single slices: from patient labels and organ areas, and from image-level labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,10 @@ class SliceTargets:
     """indices of the marked slices, by series and injury"""
 
     def look_up(self, key: Key, indices: np.ndarray) -> np.ndarray:
-        """float32 (T, 8) in 0..1 in the order of `INJURIES`; NaN where targets are missing.
+        """Return float32 (T, 8) in 0..1 in the order of `INJURIES`; NaN where targets are missing.
 
-        All slices of a patient without the injury are 0. With it, marked slices are 1 and others 0 where the
-        series has marks of the injury; else each slice has its organ area, as a share of the organ's largest.
+        Without the injury, all slices of a patient are 0. With it, marked slices are 1 and others 0 if the
+        series has marks of the injury; else each slice has its organ area divided by the organ's largest.
         Extravasation has no organ.
         """
         targets = np.zeros((len(indices), len(INJURIES)), dtype=np.float32)
@@ -55,13 +55,13 @@ class SliceTargets:
 
 
 def read_marked_slices(path: Path, prepared: PreparedDataset) -> dict[Key, dict[str, np.ndarray]]:
-    """The slices that image_level_labels.csv marks, as indices of the prepared series.
+    """Read the slices that image_level_labels.csv marks, as indices of the prepared series.
 
     A warning counts marked images that were not prepared; a series without any other mark is not in the
     result.
 
     Raises:
-        UserError: the table cannot be used, or marks no series of the data set.
+        UserError: the table is unusable, or marks no series of the data set.
     """
     table = read_image_level_labels(path)
     table = table.merge(prepared.series[["patient_id", "series_id"]])

@@ -8,7 +8,7 @@ import torch
 from src.cls.dataset import StackBatch
 
 ALPHA = 0.5
-"""Of the Beta distribution of shares: most mixtures consist mainly of one stack."""
+"""Parameter of the Beta distribution of mixing weights: most mixtures are dominated by one stack."""
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,20 @@ class StackMixer:
     """Mix the stacks of a batch with each other, by one draw per batch; no stack with itself.
 
     MixUp (Zhang et al. 2018, arXiv 1710.09412) is the weighted sum of the images; CutMix (Yun et al. 2019,
-    arXiv 1905.04899) copies a rectangle of one, through all slices, to its place in the other. Targets are
-    weighted by the share and by the importance of each patient; organ maps are cut as the images are, and not
-    used after MixUp.
+    arXiv 1905.04899) copies a rectangle of one stack, through all slices, to the same place in another.
+    Targets are weighted by the area or mixing weight and by the importance of each patient; organ maps are
+    cut like the images, and not used after MixUp.
     """
 
     mixup: float
     """probability of MixUp"""
     cutmix: float
-    """probability of CutMix, of the batches without MixUp"""
+    """probability of CutMix in batches without MixUp"""
 
     def __call__(
         self, batch: StackBatch, importance: torch.Tensor, rng: np.random.Generator
     ) -> tuple[StackBatch, torch.Tensor]:
-        """The mixed batch, its images float after MixUp, and the importance of each of its stacks, (B,).
+        """Return the mixed batch, with float images after MixUp, and the importance of its stacks, (B,).
 
         Args:
             importance: (B,) weight of each patient in the loss.
@@ -58,7 +58,7 @@ class StackMixer:
             mixed._replace(
                 targets=first_share * batch.targets + (1 - first_share) * batch.targets[order],
                 slice_targets=share * batch.slice_targets + (1 - share) * batch.slice_targets[order],
-                # where one stack ends before the other, the longer one goes on
+                # if one stack ends before the other, the longer one continues
                 padding=batch.padding & batch.padding[order],
             ),
             counts,
@@ -66,7 +66,7 @@ class StackMixer:
 
 
 def _draw_partners(count: int, rng: np.random.Generator) -> torch.Tensor:
-    """int64 (count,): the partner of each stack is the next one in a random circle, never itself."""
+    """int64 (count,): partner of each stack, the next one in a random cycle, never itself."""
     circle = rng.permutation(count)
     partners = np.empty_like(circle)
     partners[circle] = np.roll(circle, -1)
@@ -74,7 +74,7 @@ def _draw_partners(count: int, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _rectangle(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle with a share of the image's area, at a random place."""
+    """Return rows and columns of a random rectangle that covers a given fraction of the image's area."""
     sides = [max(1, round(side * share**0.5)) for side in (height, width)]
     tops = [int(rng.integers(side - own + 1)) for side, own in zip((height, width), sides, strict=True)]
     rows, columns = (slice(top, top + length) for top, length in zip(tops, sides, strict=True))

@@ -1,4 +1,4 @@
-"""Cut stacks out of prepared series: read their slices, crop them, and arrange them as channels."""
+"""Extract stacks from prepared series: read their slices, crop them, and arrange them as channels."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,21 +17,21 @@ from src.data.selection import SliceSelection
 from src.nn.augmentation import centre_crop
 
 REGION_MARGIN = 0.1
-"""Added on each side of an organ's box, as a share of it: masks may miss the rim of an injured organ."""
+"""Margin on each side of an organ's box, relative to its size: masks may miss the rim of an injured organ."""
 
 
 class Stack(NamedTuple):
-    """Slices as they are read, before augmentation or the centre crop."""
+    """Slices as read, before augmentation or the centre crop."""
 
     plan: StackPlan
     images: np.ndarray
     """uint8 (T * neighbours, S, S, windows)"""
     organs: np.ndarray | None
-    """uint8 (T, S, S), zeros where the series has no masks; None where they are not needed"""
+    """uint8 (T, S, S), zeros if the series has no masks; None if they are not needed"""
 
 
 def check_view(prepared: PreparedDataset, view: StackView) -> None:
-    """Make sure that stacks of a view can be cut out of a data set.
+    """Check that stacks of a view can be extracted from a data set.
 
     Raises:
         UserError: it was prepared at another size, without a window, or with other slices.
@@ -51,16 +51,16 @@ def check_view(prepared: PreparedDataset, view: StackView) -> None:
 def open_organs(
     prepared: PreparedDataset, views: Sequence[StackView], series: pd.DataFrame
 ) -> OrganIndex | None:
-    """Make sure that stacks of all views can be cut out of a data set, and read the masks that they need.
+    """Check that stacks of all views can be extracted from a data set, and read the masks that they need.
 
-    Masks of the kind that training used are preferred; a warning names another kind, and counts the series
-    without masks.
+    Masks of the kind that training used are preferred; a warning reports another kind, and the number of
+    series without masks.
 
     Args:
-        series: rows with `patient_id, series_id` that stacks are cut out of.
+        series: rows with `patient_id, series_id` that stacks are extracted from.
 
     Returns:
-        None where no view needs masks.
+        None if no view needs masks.
 
     Raises:
         UserError: see `check_view`; or the data set has no masks.
@@ -86,7 +86,7 @@ class StackReader:
     Args:
         prepared: the prepared data set.
         organs: masks and boxes; a series without them is used whole. None if no view needs masks.
-        packed: a cache of raw slices, read instead of PNG; of the windows of all views.
+        packed: cache of raw slices, read instead of PNG, with the windows of all views.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class StackReader:
         self.prepared, self.organs, self.packed = prepared, organs, packed
 
     def read(self, key: Key, view: StackView, offset: float, with_organs: bool = False) -> Stack:
-        """The stack of a series.
+        """Read the stack of a series.
 
         Args:
-            offset: of the slices, 0..1.
-            with_organs: return organ maps besides the channels of the view.
+            offset: offset of the slices, 0..1.
+            with_organs: return organ maps in addition to the view's channels.
 
         Raises:
-            UserError: a slice that is missing or damaged.
+            UserError: a slice is missing or damaged.
         """
         plan = plan_stack(self._positions(key, view), self._box(key, view.z_range), view, offset)
         if self.packed is not None:
@@ -125,7 +125,7 @@ class StackReader:
         return self.organs.box(key, region) if self.organs is not None else None
 
     def _positions(self, key: Key, view: StackView) -> np.ndarray:
-        """In mm; the table is not read where the view needs no distances."""
+        """Return positions in mm; the table is not read if the view needs no distances."""
         if view.spacing_mm or view.neighbour_mm:
             return self.prepared.z_mm(*key)
         return -np.arange(self.prepared.slice_counts[key], dtype=np.float64)
@@ -134,14 +134,14 @@ class StackReader:
 def cut_stack(
     plan: StackPlan, images: np.ndarray, maps: np.ndarray | None, view: StackView, box: Box | None
 ) -> Stack:
-    """Cut the region of a view out of slices.
+    """Crop slices to the region of a view.
 
-    S is the size of the prepared slices, or the view's crop where it is cut out of a region.
+    S is the size of the prepared slices, or the view's crop if a region is cropped.
 
     Args:
         images: uint8 (U, size, size, windows) of `plan.wanted`.
         maps: organ maps uint8 (T, size, size).
-        box: of the region; None takes the whole slice.
+        box: box of the region; None takes the whole slice.
     """
     if view.in_plane != "body":
         left, top, side = square_around(box, view.size, REGION_MARGIN) if box else (0, 0, view.size)
@@ -152,7 +152,7 @@ def cut_stack(
 
 
 def crop_centre(stack: Stack, view: StackView) -> Stack:
-    """The centre crop of a stack, for prediction; training crops at random."""
+    """Crop the centre of a stack, for prediction; training crops at random."""
     if view.in_plane != "body":
         return stack
     maps = None if stack.organs is None else centre_crop(stack.organs, view.crop)
@@ -160,7 +160,7 @@ def crop_centre(stack: Stack, view: StackView) -> Stack:
 
 
 def to_channels(stack: Stack, view: StackView) -> np.ndarray:
-    """uint8 (T, C, H, W): windows of each neighbour, then masks; 0 in padding."""
+    """Return uint8 (T, C, H, W): windows of each neighbour, then masks; 0 in padding."""
     grey = as_channels(stack.images.reshape(view.slices, view.neighbours, *stack.images.shape[1:]))
     channels = [grey]  # (T, H, W, C)
     if view.masks == "any":

@@ -1,6 +1,6 @@
-"""The input of the classifier: which slices of a series, which part of them, and which channels.
+"""Input of the classifier: which slices of a series, which region of them, and which channels.
 
-Imports no torch: processes that decode series choose slices with it.
+Imports no torch, because processes that decode series use it to choose slices.
 """
 
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ ORGAN_GROUPS = MappingProxyType(
         "bowel": ("bowel",),
     }
 )
-"""Organs as the targets name them. Both kidneys are one group, so that a flip exchanges no labels."""
+"""Organ groups as in the targets. Both kidneys are one group, so that a flip does not exchange labels."""
 
 REGIONS = ("body", "organs", *ORGAN_GROUPS)
-"""The whole image, all organs together, or one organ."""
+"""Regions: the whole image, all organs together, or one organ."""
 
 TARGET_ORGANS = MappingProxyType(
     {"bowel": "bowel", "kidney": "kidneys", "liver": "liver", "spleen": "spleen"}
 )
-"""Of `ORGAN_GROUPS`, the organ of each target; extravasation has none."""
+"""Organ group of each target, from `ORGAN_GROUPS`; extravasation has none."""
 
 MASK_CHANNELS = MappingProxyType({"none": 0, "any": 1, "each": len(ORGAN_GROUPS)})
-"""Channels that show organ masks: none, one for all organs, or one for each of `ORGAN_GROUPS`."""
+"""Number of organ mask channels: none, one for all organs, or one for each of `ORGAN_GROUPS`."""
 
 
 @dataclass(frozen=True)
 class Box:
-    """Slices and pixels of a region in a series, the ends exclusive."""
+    """Slices and pixels of a region in a series; the ends are exclusive."""
 
     first: int
     stop: int
@@ -47,10 +47,10 @@ class Box:
 
 @dataclass(frozen=True)
 class StackView:
-    """How stacks are cut out of a series; saved with a model."""
+    """Settings for extracting stacks from a series; saved with a model."""
 
     windows: tuple[str, ...]
-    """CT windows, each a channel"""
+    """CT windows, one channel each"""
     size: int
     """side of the prepared slices in pixels"""
     crop: int
@@ -58,27 +58,27 @@ class StackView:
     slices: int
     """T, slices of a stack"""
     spacing_mm: float = 0.0
-    """distance of the slices; 0 spreads them evenly over the z range"""
+    """distance between slices; 0 spreads them evenly over the z range"""
     z_range: str = "body"
-    """one of `REGIONS`: the slices of this region alone"""
+    """one of `REGIONS`, whose slices are used"""
     in_plane: str = "body"
-    """one of `REGIONS`: body is a crop of `crop` pixels, another region is cut out and resized to it"""
+    """one of `REGIONS`: body is a crop of `crop` pixels, other regions are cropped and resized to it"""
     neighbours: int = 1
-    """adjacent slices as channels, the slice itself in the middle"""
+    """number of adjacent slices as channels, centred on the slice"""
     neighbour_mm: float = 0.0
-    """their distance; 0 takes the slices next to it"""
+    """distance between neighbours; 0 takes adjacent slices"""
     masks: str = "none"
     """one of `MASK_CHANNELS`"""
     masks_from: str = "none"
-    """true or predicted: the masks of training; none where it needed none"""
+    """true or predicted: kind of the training masks; none if training used none"""
     selected_mm: float = 0.0
-    """distance of the prepared slices; 0 where they were not chosen by distance"""
+    """distance between prepared slices; 0 if they were not selected by distance"""
     selected_count: int = 0
-    """number of prepared slices of each series; 0 where they were not chosen by number"""
+    """number of prepared slices per series; 0 if they were not selected by number"""
 
     @property
     def selection(self) -> SliceSelection:
-        """The slices of a series that were prepared, from which stacks are chosen."""
+        """Selection of slices in preparation, from which stacks are chosen."""
         return SliceSelection(self.selected_mm or None, self.selected_count or None)
 
     @property
@@ -87,17 +87,17 @@ class StackView:
 
     @property
     def channels(self) -> int:
-        """C: windows of each neighbour, then masks."""
+        """C, number of channels: windows of each neighbour, then masks."""
         return self.neighbours * len(self.windows) + self.mask_channels
 
     @property
     def needs_masks(self) -> bool:
-        """Whether a stack cannot be cut out of the images alone."""
+        """Whether masks are needed to extract a stack."""
         return self.mask_channels > 0 or {self.z_range, self.in_plane} != {"body"}
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """Regions that masks must show; a series without one of them is used whole."""
+        """Regions that masks must contain; a series without one of them is used whole."""
         return tuple({self.z_range, self.in_plane} - {"body"})
 
     @property
@@ -107,25 +107,25 @@ class StackView:
 
 
 class StackPlan(NamedTuple):
-    """Which slices of a series make a stack."""
+    """Slices of a series that form a stack."""
 
     indices: np.ndarray
     """int64 (T,)"""
     filled: int
     """number of slices; the rest of `indices` is padding"""
     wanted: np.ndarray
-    """int64 (U,) slices to be read, each once, rising"""
+    """int64 (U,) slices to read, unique and increasing"""
     places: np.ndarray
-    """int64 (T * neighbours,) place in `wanted` of each image of the stack"""
+    """int64 (T * neighbours,) index into `wanted` of each image of the stack"""
 
 
 def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: float) -> StackPlan:
     """Choose the slices of a stack.
 
     Args:
-        z_mm: (slices,) positions, falling from head to feet.
-        along: the region whose slices are taken; None takes all.
-        offset: of the slices, 0..1.
+        z_mm: (slices,) positions, decreasing from head to feet.
+        along: region whose slices are used; None uses all.
+        offset: offset of the slices, 0..1.
     """
     first, stop = (along.first, along.stop) if along else (0, len(z_mm))
     indices, filled = choose_slices(z_mm, first, stop, view, offset)
@@ -135,13 +135,13 @@ def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: flo
 
 @dataclass(frozen=True)
 class RequiredSlices:
-    """All slices that are needed to cut some stacks out of a whole series."""
+    """All slices that are needed to extract some stacks from a whole series."""
 
     stacks: tuple[tuple[StackView, float], ...]
-    """views of the same selection, and the offsets of their slices"""
+    """views with the same selection, and the offsets of their slices"""
 
     def __call__(self, z_mm: np.ndarray) -> np.ndarray:
-        """Indices int64, rising, from the positions (slices,) of a series."""
+        """Return increasing int64 indices from the positions (slices,) of a series."""
         selected = self.stacks[0][0].selection.choose(z_mm)
         plans = [plan_stack(z_mm[selected], None, view, offset) for view, offset in self.stacks]
         return selected[np.unique(np.concatenate([plan.wanted for plan in plans]))]
@@ -150,15 +150,15 @@ class RequiredSlices:
 def choose_slices(
     z_mm: np.ndarray, first: int, stop: int, view: StackView, offset: float
 ) -> tuple[np.ndarray, int]:
-    """The slices of a stack.
+    """Choose the slices of a stack.
 
     Args:
-        z_mm: (slices,) positions, falling from head to feet.
-        first, stop: the z range, as indices.
-        view: how many, and how far apart.
-        offset: 0..1. Evenly spread slices move by it within their bins; slices at a distance move by it
-            through the z range if that is longer than the stack, else by one distance around its middle. 0.5
-            is the middle.
+        z_mm: (slices,) positions, decreasing from head to feet.
+        first, stop: z range, as indices.
+        view: number of slices and their distance.
+        offset: 0..1, where 0.5 is the middle. Evenly spread slices shift by it within their bins. Slices at a
+            distance shift by it through the z range if that is longer than the stack, else by one distance
+            around its middle.
 
     Returns:
         Indices int64 (T,), and the number of slices among them: the rest is padding and repeats the last one.
@@ -182,7 +182,7 @@ def choose_slices(
 
 
 def neighbours_of(indices: np.ndarray, z_mm: np.ndarray, view: StackView) -> np.ndarray:
-    """(T,) slices -> (T, neighbours), the slice itself in the middle; beyond an end, the last one repeats."""
+    """(T,) slices -> (T, neighbours), centred on the slice; beyond an end, the last slice repeats."""
     steps = np.arange(view.neighbours) - view.neighbours // 2
     if not view.neighbour_mm:
         return np.clip(indices[:, None] + steps, 0, len(z_mm) - 1)
@@ -192,7 +192,7 @@ def neighbours_of(indices: np.ndarray, z_mm: np.ndarray, view: StackView) -> np.
 
 
 def nearest(rising: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Index of the nearest of some rising values for each wanted one; of two equally near, the lower."""
+    """Return the index of the nearest increasing value for each wanted one; ties go to the lower value."""
     right = np.clip(np.searchsorted(rising, wanted), 1, max(1, len(rising) - 1))
     if len(rising) == 1:
         return np.zeros(len(wanted), dtype=np.int64)
@@ -201,10 +201,10 @@ def nearest(rising: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def square_around(box: Box, size: int, margin: float) -> tuple[int, int, int]:
-    """Left, top and side of the square around a box with a margin on each side, inside the image.
+    """Return left, top and side of the square around a box with a margin on each side, inside the image.
 
     Args:
-        margin: share of the longer side of the box.
+        margin: relative to the longer side of the box.
     """
     side = max(box.right - box.left, box.bottom - box.top)
     side = min(size, max(1, round(side * (1 + 2 * margin))))
