@@ -1,10 +1,19 @@
-"""Runs that several tests of inference share."""
+"""Runs that several tests of inference share, and patience with a loaded machine."""
 
 from pathlib import Path
 
 import pytest
 
+from src.core import isolation
+from src.infer import stack_sources
 from tests.helpers.infer_runs import train_small
+
+
+@pytest.fixture(autouse=True)
+def long_limits(monkeypatch):
+    """A machine under load starts and runs a reader's process slowly, which must not pass for a hang."""
+    monkeypatch.setattr(isolation, "START_LIMIT_S", 600.0)
+    monkeypatch.setattr(stack_sources, "SILENCE_LIMIT_S", 300.0)
 
 
 @pytest.fixture(scope="session")
