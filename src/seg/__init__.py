@@ -1,1 +1,1 @@
-"""Organ segmentation by two sub-networks: few labels, many scans."""
+"""Semi-supervised organ segmentation by two sub-networks, from few labelled and many unlabelled scans."""

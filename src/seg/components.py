@@ -1,8 +1,8 @@
 """Clean-up of organ masks by 3D components, one slice at a time: removes specks, labels kidneys by side.
 
-A series may have thousands of slices, so the volume is never held in memory. The slices pass twice: the first
-pass counts the pixels of the pieces (2D components) of each slice and records which pieces touch; the second
-erases pieces of components that are too small, and relabels those of kidneys.
+A series may have thousands of slices, so the volume is never held in memory. The slices are read twice: the
+first pass counts the pixels of the pieces (2D components) of each slice and records which pieces touch; the
+second erases pieces of components that are too small, and relabels those of kidneys.
 
     scan = ComponentScan()
     for mask in masks:
@@ -23,39 +23,39 @@ from scipy.sparse.csgraph import connected_components
 from src.core.targets import ORGANS
 from src.data.organ_tables import crop_organ
 
-# A ball of 12 mm, about a hundredth of a kidney and less of the other organs. A speck of that size would
-# extend the organ's bounding box and its range of slices to where the organ is not.
+# A ball of 12 mm, about a hundredth of a kidney and a smaller fraction of other organs. A speck of that size
+# would extend the organ's bounding box and slice range beyond the organ.
 MIN_COMPONENT_ML = 1.0
 """Smaller components are removed."""
 
-# An injured organ may be torn in pieces, so more than the largest component is kept; false positives are
-# small in comparison. Bowel has several components in every patient: its loops touch or not, and a scan may
-# cut them.
+# An injured organ may be torn into pieces, so more than the largest component is kept; false positives are
+# small in comparison. Bowel has several components in every patient: its loops may or may not touch, and a
+# scan may cut them.
 MIN_SHARE = MappingProxyType(
     {"liver": 0.25, "spleen": 0.25, "left kidney": 0.25, "right kidney": 0.25, "bowel": 0.0}
 )
 """A component below this share of its organ's largest one is removed."""
 
-# The middle of the body is near the middle of the image, not on it: an arm beside the trunk moves it. So a
-# kidney that crosses the middle of the image keeps the label that the network predicted.
+# The middle of the body is near the middle of the image but not exactly there: an arm beside the trunk shifts
+# it. So a kidney that crosses the middle of the image keeps the label that the network predicted.
 ONE_SIDED = 0.95
 """A kidney component with this share of its pixels in one half of the image is the kidney of that side."""
 ONE_LABEL = 0.75
-"""Of the others, a component with this share of its pixels under one label has that label, then one with this
-share in one half of the image has the label of that side. The rest is taken for two kidneys that touch, and
-split at the middle of the image."""
+"""A component with this share of its pixels under one label gets that label; else, with this share in half
+of the image, it gets the label of that side. All others are treated as two touching kidneys and split at the
+middle of the image."""
 
 _LEFT_KIDNEY, _RIGHT_KIDNEY = ORGANS["left kidney"], ORGANS["right kidney"]
 _KIDNEYS = _LEFT_KIDNEY  # label of both kidneys while pieces are searched
 _SCANNED = tuple(label for label in ORGANS.values() if label != _RIGHT_KIDNEY)
 _BOTH_KIDNEYS = np.arange(256, dtype=np.uint8)
 _BOTH_KIDNEYS[_RIGHT_KIDNEY] = _KIDNEYS
-_SUM_ERROR = 1e-9  # relative, of a sum of floats: a component of exactly the limit is kept
+_SUM_ERROR = 1e-9  # relative error of a sum of floats: a component of exactly the limit is kept
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """2D components of an organ in a slice, numbered from 1, in the crop that begins at (top, left)."""
+    """2D components of an organ in a slice, numbered from 1, in a crop with corner (top, left)."""
 
     left: int
     top: int
@@ -64,7 +64,7 @@ class _Pieces:
     labels: np.ndarray  # (h, w) number of the piece, 0 outside
 
     def count_pixels(self) -> np.ndarray:
-        """Pixels of each piece, (count,)."""
+        """Return the number of pixels of each piece, (count,)."""
         return np.bincount(self.labels[self.organ.view(bool)])[1:]
 
 
@@ -72,23 +72,23 @@ class ComponentScan:
     """First pass over a series. Holds a few numbers per piece, and the pieces of the last slice."""
 
     def __init__(self) -> None:
-        self._first = array("q", [0])  # where the pieces of each slice begin below, then the end
+        self._first = array("q", [0])  # index of each slice's first piece in the arrays below, then the end
         self._organ = array("B")
         self._pixels = array("q")
         self._sides = array("q")  # per piece of kidney: pixels labelled left, pixels in the half of the left
         self._links = array("q")  # pairs of pieces that touch
-        # of the last slice, by label: number of its first piece, and the pieces
+        # pieces of the last slice, by label, with the number of the first one
         self._before: dict[int, tuple[int, _Pieces]] = {}
         self._shape: tuple[int, ...] | None = None
 
     def add(self, mask: np.ndarray) -> None:
         """Add the next slice: (H, W) label map, uint8, the patient's left on the image's right.
 
-        Pixels connect by sides and corners within a slice, and pieces by overlap with those of the slice
-        before. The two kidneys count as one organ here.
+        Pixels connect by sides and corners within a slice; pieces connect by overlap with those of the
+        previous slice. The two kidneys count as one organ here.
 
         Raises:
-            ValueError: a slice of another shape than those before it.
+            ValueError: the shape of the slice differs from earlier slices.
         """
         if self._shape not in (None, mask.shape):
             raise ValueError(f"a slice of shape {mask.shape} among slices of shape {self._shape}")
@@ -112,10 +112,10 @@ class ComponentScan:
         self._first.append(len(self._pixels))
 
     def clean_up(self, voxel_ml: float | np.ndarray) -> "CleanUp":
-        """Decide which pieces of the slices so far are kept, and under which label.
+        """Decide which pieces of the slices so far are kept, and with which label.
 
         Args:
-            voxel_ml: volume of a voxel, or (slices,) for slices at uneven distances.
+            voxel_ml: volume of a voxel, or (slices,) for unevenly spaced slices.
 
         Raises:
             ValueError: volumes for another number of slices, or not all above 0.
@@ -126,7 +126,7 @@ class ComponentScan:
             raise ValueError("the volume of a voxel must be above 0")
         links = np.array(self._links).reshape(-1, 2)
         graph = coo_matrix((np.ones(len(links), dtype=bool), tuple(links.T)), shape=(len(pixels),) * 2)
-        component = connected_components(graph, directed=False)[1]  # of each piece
+        component = connected_components(graph, directed=False)[1]  # component of each piece
         piece_ml = np.repeat(voxel_ml, np.diff(first))  # volume of one pixel of each piece
         labelled_left, on_left = _sides_of_pieces(organ, self._sides)
 
@@ -151,26 +151,26 @@ class CleanUp:
     """Second pass over a series, made by `ComponentScan.clean_up`."""
 
     first: np.ndarray
-    """(slices + 1,) where the pieces of each slice begin in the arrays below, then the end of the last"""
+    """(slices + 1,) index of each slice's first piece in the arrays below, then the end of the last slice"""
     organ: np.ndarray
-    """(pieces,) label; that of the left kidney for both kidneys"""
+    """(pieces,) organ label; that of the left kidney for both kidneys"""
     pixels: np.ndarray
     """(pieces,) number of pixels"""
     new_labels: np.ndarray
-    """(pieces, 2) new label in the left and in the right half of the image, 0 where removed"""
+    """(pieces, 2) new label in the left and in the right half of the image, 0 if removed"""
     labelled_left: np.ndarray
-    """(pieces,) pixels that were labelled left kidney"""
+    """(pieces,) number of pixels labelled left kidney"""
 
     def apply(self, mask: np.ndarray, index: int) -> np.ndarray:
-        """A cleaned copy of a slice.
+        """Return a cleaned copy of a slice.
 
         Args:
-            mask: (H, W) label map, uint8, as given to `ComponentScan.add`.
-            index: of the slice, from 0.
+            mask: (H, W) label map, uint8, as passed to `ComponentScan.add`.
+            index: index of the slice, from 0.
 
         Raises:
             IndexError: no such slice was scanned.
-            ValueError: the slice is not the one that was scanned.
+            ValueError: the slice differs from the scanned one.
         """
         if not 0 <= index < len(self.first) - 1:
             raise IndexError(f"slice {index} of a scan of {len(self.first) - 1}")
@@ -193,7 +193,7 @@ class CleanUp:
         return cleaned
 
     def _changes(self, here: slice) -> np.ndarray:
-        """(pieces,) bool, which pieces of a slice are erased or relabelled."""
+        """Return (pieces,) bool: which pieces of a slice are erased or relabelled."""
         organ, new_labels = self.organ[here], self.new_labels[here]
         left, all_left = self.labelled_left[here], self.labelled_left[here] == self.pixels[here]
         was = np.where((organ == _KIDNEYS) & (left == 0), _RIGHT_KIDNEY, organ)
@@ -207,11 +207,11 @@ def _find_pieces(mask: np.ndarray, label: int) -> _Pieces | None:
         return None
     left, top, organ = found
     count, labels = cv2.connectedComponents(organ, connectivity=8)
-    return _Pieces(left, top, count - 1, organ, labels)  # less the background
+    return _Pieces(left, top, count - 1, organ, labels)  # without the background
 
 
 def _overlaps(a: _Pieces, b: _Pieces) -> np.ndarray:
-    """(pairs, 2) numbers, from 0, of pieces of `a` and of `b` that share a pixel."""
+    """Return (pairs, 2) numbers, from 0, of pieces of `a` and of `b` that share a pixel."""
     left, top = max(a.left, b.left), max(a.top, b.top)
     right = max(left, min(piece.left + piece.labels.shape[1] for piece in (a, b)))
     bottom = max(top, min(piece.top + piece.labels.shape[0] for piece in (a, b)))
@@ -222,12 +222,12 @@ def _overlaps(a: _Pieces, b: _Pieces) -> np.ndarray:
     shared = (in_a > 0) & (in_b > 0)
     base = b.count + 1
     pairs = in_a[shared].astype(np.int64) * base + in_b[shared]  # int32 would overflow at 512 px
-    changes = np.flatnonzero(np.diff(pairs, prepend=-1))  # pairs come in runs: sort one of each
+    changes = np.flatnonzero(np.diff(pairs, prepend=-1))  # equal pairs are adjacent: sort one of each run
     return np.column_stack(np.divmod(np.unique(pairs[changes]), base)) - 1
 
 
 def _count_sides(mask: np.ndarray, pieces: _Pieces) -> np.ndarray:
-    """(pieces, 2) pixels labelled left kidney, and pixels in the image's right half, the patient's left."""
+    """Count (pieces, 2) pixels labelled left kidney, and those in the image's right half (patient's left)."""
     height, width = pieces.labels.shape
     part = mask[pieces.top :, pieces.left :][:height, :width]
     middle = max(0, mask.shape[1] // 2 - pieces.left)
@@ -236,17 +236,17 @@ def _count_sides(mask: np.ndarray, pieces: _Pieces) -> np.ndarray:
 
 
 def _sides_of_pieces(organ: np.ndarray, sides: array) -> tuple[np.ndarray, np.ndarray]:
-    """The two columns of `_count_sides` for all pieces, (pieces,) each; 0 for other organs."""
+    """Return the two columns of `_count_sides` for all pieces, (pieces,) each; 0 for other organs."""
     spread = np.zeros((len(organ), 2), dtype=np.int64)
     spread[organ == _KIDNEYS] = np.array(sides, dtype=np.int64).reshape(-1, 2)
     return spread[:, 0], spread[:, 1]
 
 
 def _label_kidneys(pixels: np.ndarray, labelled_left: np.ndarray, on_left: np.ndarray) -> np.ndarray:
-    """(components, 2) labels of kidney components in the left and in the right half of the image."""
+    """Return (components, 2) labels of kidney components in the left and right half of the image."""
     labels = np.tile(np.uint8([_RIGHT_KIDNEY, _LEFT_KIDNEY]), (len(pixels), 1))
     by_label, by_side = labelled_left / pixels, on_left / pixels
-    # the last rule that applies decides
+    # the last matching rule wins
     for share, least in ((by_side, ONE_LABEL), (by_label, ONE_LABEL), (by_side, ONE_SIDED)):
         labels[share >= least] = _LEFT_KIDNEY
         labels[share <= 1 - least] = _RIGHT_KIDNEY
@@ -254,7 +254,7 @@ def _label_kidneys(pixels: np.ndarray, labelled_left: np.ndarray, on_left: np.nd
 
 
 def _limit_ml(new_labels: np.ndarray, ml: np.ndarray) -> np.ndarray:
-    """The least volume at which each component is kept, from labels and volumes (components, 2) of all."""
+    """Return the minimum volume for each component, from labels and volumes (components, 2) of all."""
     largest_ml, share = np.zeros((2, 1 + max(ORGANS.values())))
     np.maximum.at(largest_ml, new_labels, ml)
     for name, label in ORGANS.items():

@@ -1,7 +1,7 @@
 """Training samples: a slice with its neighbours, augmented once per sub-network, and its label map.
 
-Every random draw derives from (seed, labelled or not, number), so that a sample is the same in any process,
-worker or resumed run.
+Every random draw is derived from (seed, labelled or not, number), so that a sample is the same in any
+process, worker or resumed run.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class SliceBatch(NamedTuple):
     strong: Tensor
     """uint8 (2, H, W, slices * windows), the inputs of A and B: one geometry, two appearances"""
     weak: Tensor
-    """uint8 (H, W, slices * windows), the same geometry with its appearance unchanged"""
+    """uint8 (H, W, slices * windows), the same geometry with unchanged appearance"""
     mask: Tensor
     """uint8 (H, W) label map; zeros for an unlabelled slice"""
     is_labelled: Tensor
@@ -39,17 +39,17 @@ class SliceBatch(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A sample of a run: its `number`-th labelled or unlabelled slice."""
+    """Key of a sample: the `number`-th labelled or unlabelled slice of a run."""
 
     is_labelled: bool
     number: int
 
 
 class SliceDataset(Dataset[SliceBatch]):
-    """Slices of the labelled and of the unlabelled series of a run.
+    """Slices of the labelled and unlabelled series of a run.
 
-    Each round goes once through the series (`repeat` times through those of a repeated set) in a new random
-    order, and takes one random slice of each.
+    Each round visits every series once (`repeat` times for a repeated set) in a new random order, and takes
+    one random slice per visit.
     """
 
     def __init__(self, data: SegData, options: SegOptions) -> None:
@@ -88,25 +88,25 @@ class SliceDataset(Dataset[SliceBatch]):
         )
 
     def series_of(self, key: Key) -> int:
-        """Row number, in the table of its part, of the series that a sample comes from."""
+        """Return the row, in the table of its part, of a sample's series."""
         count = len(self.parts[key.is_labelled])
         round_, place = divmod(key.number, count)
         return int(sample_rng(self.seed, 2 + key.is_labelled, round_).permutation(count)[place])
 
     def name_series(self, keys: list[Key]) -> str:
-        """The patients and series of some samples, for messages."""
+        """Return the patients and series of some samples, for messages."""
         rows = pd.concat([self.parts[key.is_labelled].iloc[[self.series_of(key)]] for key in keys])
         return ", ".join(dict.fromkeys(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples()))
 
 
 class SliceOrder(Sampler[list[Key]]):
-    """The keys of every step for one process, labelled ones first.
+    """Sampler of the keys of every step for one process, labelled ones first.
 
     Args:
-        rank: of this process, among `world` processes.
+        rank: index of this process among `world` processes.
 
     Raises:
-        UserError: a batch that cannot be divided evenly among the processes.
+        UserError: a batch cannot be divided evenly among the processes.
     """
 
     def __init__(self, options: SegOptions, first_step: int, rank: int = 0, world: int = 1) -> None:
@@ -127,7 +127,7 @@ class SliceOrder(Sampler[list[Key]]):
         return (self.share(step) for step in self.steps)
 
     def share(self, step: int) -> list[Key]:
-        """The keys of this process at a step."""
+        """Return the keys of this process at a step."""
         keys = []
         for is_labelled, batch in self.batches.items():
             share = range(self.rank * batch // self.world, (self.rank + 1) * batch // self.world)

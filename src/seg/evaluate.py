@@ -5,8 +5,8 @@
 
 Scores every series that has true masks and a prediction. `dice` and `jaccard` are fractions, `hd95_mm` and
 `asd_mm` distances between the surfaces; `series` counts those with the organ in either mask. An organ that
-was `missed` (no prediction) or `invented` (no truth) has overlaps of 0 and the diagonal of the volume as its
-distances. The last row holds the means over the organs, and the sums of the counts.
+is `missed` (not predicted) or `invented` (not in the truth) gets overlaps of 0 and the diagonal of the volume
+as its distances. The last row contains the means over the organs, and the sums of the counts.
 """
 
 import math
@@ -39,7 +39,7 @@ class MaskScoreOptions:
     """Prepared data set with true masks."""
 
     predicted: Path | None = None
-    """Folder of predictions, <patient_id>/<series_id>/0000.png ...; predicted_masks in --data by default."""
+    """Folder of predictions, <patient_id>/<series_id>/0000.png ...; default: predicted_masks in --data."""
 
     organs: tuple[Organ, ...] = get_args(Organ)
     """Organs to score."""
@@ -48,10 +48,10 @@ class MaskScoreOptions:
     """Table with patient_id and series_id: score only these."""
 
     output: Path | None = None
-    """CSV for the scores, one row per series and organ."""
+    """CSV file for the scores, one row per series and organ."""
 
     json: Path | None = None
-    """File for the means."""
+    """JSON file for the means."""
 
     def __post_init__(self) -> None:
         if not self.organs or len(set(self.organs)) < len(self.organs):
@@ -80,16 +80,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def choose_series(dataset: PreparedDataset, predicted: Path, table: Path | None = None) -> pd.DataFrame:
-    """The usable series with true masks and a prediction: rows of `dataset.series`.
+    """Return the usable series with true masks and a prediction: rows of `dataset.series`.
 
     Warns of series in the table without true masks, and of series with true masks but no prediction.
 
     Args:
         predicted: folder of predictions.
-        table: CSV with patient_id and series_id, to choose only these series.
+        table: CSV with patient_id and series_id, to select only these series.
 
     Raises:
-        UserError: no series has true masks, or none of those has a prediction, or a bad table.
+        UserError: no series has true masks, none of those has a prediction, or the table is invalid.
     """
     true = _keep(dataset.series, dataset.has_masks)
     where = str(dataset.folder)
@@ -128,8 +128,8 @@ def score_series(
         The rows of `score_volumes`, with patient_id and series_id first.
 
     Raises:
-        UserError: masks with another number of slices, another size or unknown labels, or voxels of unknown
-            size.
+        UserError: masks have another number of slices, another size or unknown labels, or the voxel size is
+            unknown.
     """
     ids, slices = (series["patient_id"], series["series_id"]), int(series["slices"])
     truth = _read_label_maps(mask_folder(dataset.folder, *ids), slices, dataset.size)
@@ -141,20 +141,20 @@ def score_series(
 
 
 def spacing_mm(dataset: PreparedDataset, series: pd.Series) -> tuple[float, float, float]:
-    """Spacing along z, y and x of the prepared voxels of a series, a row of `dataset.series`.
+    """Return the spacing along z, y and x of the prepared voxels of a series, a row of `dataset.series`.
 
-    Along z it is the median distance of neighbouring prepared slices. The spacing in series.csv is that of
-    the source, of which preparation may have kept some slices only.
+    Along z it is the median distance between prepared slices. The spacing in series.csv refers to the source,
+    of which preparation may have kept only some slices.
 
     Raises:
-        UserError: it is not known.
+        UserError: the spacing is unknown.
     """
     z_mm = dataset.z_mm(series["patient_id"], series["series_id"])
     along, plane = float(series["spacing_z_mm"]), float(series["pixel_mm"])
     if len(z_mm) > 1:
         along = float(np.median(np.abs(np.diff(z_mm))))
     elif math.isnan(along):
-        along = plane  # a single slice has no distance along z; any length does for the diagonal
+        along = plane  # a single slice has no spacing along z; any value works for the diagonal
     if not (0 < along < math.inf and 0 < plane < math.inf):
         raise UserError(
             f"series {series['patient_id']}/{series['series_id']} has voxels of {along:g} x {plane:g} mm: "
@@ -164,7 +164,7 @@ def spacing_mm(dataset: PreparedDataset, series: pd.Series) -> tuple[float, floa
 
 
 def summary_as_json(n_series: int, summary: pd.DataFrame) -> dict:
-    """The content of `--json`, from a table of `summarise`; a mean that is NaN becomes None."""
+    """Return the content of `--json`, from a table of `summarise`; a mean that is NaN becomes None."""
     rows = {
         row["organ"]: {name: None if pd.isna(row[name]) else float(row[name]) for name in SCORES}
         | {name: int(row[name]) for name in COUNTS}
@@ -180,7 +180,7 @@ def _keep(series: pd.DataFrame, is_kept: Callable[[str, str], bool]) -> pd.DataF
 
 
 def _read_label_maps(folder: Path, slices: int, size: int) -> np.ndarray:
-    """All label maps of a series, uint8 (Z, H, W)."""
+    """Read all label maps of a series, uint8 (Z, H, W)."""
     found = len(list(folder.glob("*.png")))
     if found != slices:
         raise UserError(f"{folder} holds {found} slices, its series has {slices}: make these masks again")

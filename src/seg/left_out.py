@@ -1,4 +1,4 @@
-"""The score of a pair on the patients left out: at the end of a run, and on the way."""
+"""Scores of a pair on the held-out patients, at the end of a run and during it."""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +22,7 @@ from src.seg.volume_scores import summarise
 def score_left_out(
     pair: SegmenterPair, spec: SegmenterSpec, data: SegData, runtime: Runtime, options: SegOptions
 ) -> None:
-    """Segment the series left out, score those with masks, and draw them, all in the run's folder.
+    """Segment the held-out series, score those with masks, and draw them, all in the run's folder.
 
     Masks go to `left_out/<set>/<patient_id>/<series_id>`, scores to scores.csv, pictures to sheets.
     """
@@ -44,7 +44,7 @@ def score_left_out(
 def score_on_the_way(
     pair: SegmenterPair, spec: SegmenterSpec, data: SegData, runtime: Runtime, options: SegOptions
 ) -> dict[str, float]:
-    """Mean `dice` and `hd95_mm` of the series left out with masks; empty where there are none."""
+    """Mean `dice` and `hd95_mm` of the held-out series with masks; empty if there are none."""
     with tempfile.TemporaryDirectory(prefix="left-out-") as folder:
         rows = _score(pair, spec, data, runtime, options, Path(folder))
     if rows.empty:
@@ -62,9 +62,9 @@ def _score(
     options: SegOptions,
     folder: Path,
 ) -> pd.DataFrame:
-    """The rows of `score_series`, with the set; none where no series has masks.
+    """Return the rows of `score_series`, with the set; no rows if no series has masks.
 
-    A series that cannot be read is reported and not scored: it must not end the run.
+    A series that cannot be read is reported and not scored, because it must not end the run.
     """
     pair.eval()
     left_out, tables = data.part("left out"), []

@@ -22,9 +22,9 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     labels counts 0, so that only the cross-entropy penalises an organ predicted where there is none.
 
     Args:
-        logits: without softmax, which is applied here.
+        logits: logits before softmax, which is applied here.
     """
-    # segmentation-models-pytorch 0.5 takes contiguous tensors only
+    # segmentation-models-pytorch 0.5 accepts only contiguous tensors
     return pixel_loss(logits, labels) + _dice(logits.float().contiguous(), labels.contiguous())
 
 
@@ -35,16 +35,16 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def verification_loss(probabilities: Tensor, other: Tensor, labels: Tensor, confidence: float) -> Tensor:
-    """Squared error to the label where both sub-networks are sure of different classes: one of them is wrong.
+    """Squared error to the label where the two sub-networks confidently disagree, so one of them is wrong.
 
     Args:
-        probabilities: of the sub-network that learns.
-        other: of the other one; no gradient flows to it.
-        confidence: least probability of the class that each predicts.
+        probabilities: probabilities of the sub-network that learns.
+        other: probabilities of the other one; no gradient flows to it.
+        confidence: minimum probability of the class that each predicts.
 
     Returns:
         Squared error summed over the classes and the disputed pixels, divided by the number of all pixels:
-        0 to 2. Divided by the number of disputed pixels, a handful of them would outweigh all others.
+        0 to 2. Divided by the number of disputed pixels, a few of them would outweigh all others.
     """
     (sure, chosen), (other_sure, other_chosen) = probabilities.detach().max(1), other.detach().max(1)
     disputed = (chosen != other_chosen) & (sure >= confidence) & (other_sure >= confidence)  # (B, H, W)
@@ -54,14 +54,14 @@ def verification_loss(probabilities: Tensor, other: Tensor, labels: Tensor, conf
 
 
 def reliable_pixels(first: Tensor, second: Tensor, unreliable: float) -> Tensor:
-    """Pixels that are not among the most uncertain of both sub-networks.
+    """Return the pixels that are not among the most uncertain of either sub-network.
 
     Args:
         first, second: probabilities of the two sub-networks.
-        unreliable: share of the pixels, those of highest entropy, that count as uncertain in a sub-network.
+        unreliable: share of pixels, those of highest entropy, that count as uncertain in a sub-network.
 
     Returns:
-        bool (B, H, W); all True with a share of 0.
+        bool (B, H, W); all True if the share is 0.
     """
     is_uncertain = []
     for probabilities in (first, second):
@@ -73,12 +73,12 @@ def reliable_pixels(first: Tensor, second: Tensor, unreliable: float) -> Tensor:
 
 
 def pseudo_labels(probabilities: Tensor, reliable: Tensor) -> Tensor:
-    """The classes that one sub-network teaches the other, `IGNORED` where not reliable; no graph."""
+    """Return the classes that one sub-network teaches the other, `IGNORED` where unreliable; no graph."""
     return probabilities.detach().argmax(1).masked_fill(~reliable, IGNORED)
 
 
 def class_prototypes(embedding: Tensor, classes: Tensor, reliable: Tensor, count: int) -> Tensor:
-    """The mean direction of the features of the reliable pixels of each class.
+    """Mean feature direction of the reliable pixels of each class.
 
     Args:
         embedding: (B, E, h, w) pixel features, normalised here.
@@ -87,7 +87,7 @@ def class_prototypes(embedding: Tensor, classes: Tensor, reliable: Tensor, count
         count: number of classes.
 
     Returns:
-        (count, E) of length 1, or 0 for a class without reliable pixels; no graph.
+        (count, E) of unit length, or 0 for a class without reliable pixels; no graph.
     """
     features = F.normalize(embedding.detach().float(), dim=1).movedim(1, -1)[reliable]  # (P, E)
     sums = features.new_zeros(count, features.shape[1]).index_add_(0, classes[reliable], features)
@@ -99,14 +99,14 @@ def prototype_contrast(
 ) -> Tensor:
     """Pull the feature of each unreliable pixel to the prototype of its class and push it from the others.
 
-    The mean of `-log softmax(cos(f, prototypes) / temperature)[class]` over the unreliable pixels of classes
+    Mean of `-log softmax(cos(f, prototypes) / temperature)[class]` over the unreliable pixels of classes
     that have a prototype.
 
     Args:
-        embedding: (B, E, h, w) of the sub-network that learns.
+        embedding: (B, E, h, w) features of the sub-network that learns.
         classes: int64 (B, h, w), the predicted class of each pixel.
         unreliable: bool (B, h, w).
-        prototypes: (K, E) of `class_prototypes`.
+        prototypes: (K, E) from `class_prototypes`.
     """
     has_prototype = prototypes.any(1)  # (K,)
     selected = unreliable & has_prototype[classes]

@@ -1,7 +1,7 @@
 """Masks and tables of many series, one folder per series.
 
-The networks work on one chunk of slices while worker processes decode the next ones, and a thread cleans and
-writes the masks of the last ones. Only a few chunks are in memory, however long a series is.
+The networks process one chunk of slices while worker processes decode the next ones, and a thread cleans and
+writes the previous masks. Only a few chunks are in memory, for a series of any length.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
 from src.seg.predict import Chunk, SeriesMasks, SliceStream, with_neighbours
 
 ORGAN_TABLE, AREA_TABLE = "organs.csv", "areas.csv"
-"""In the folder of every segmented series."""
+"""Tables in the folder of every segmented series."""
 
 _IDS = ("patient_id", "series_id")
 TABLE_COLUMNS = MappingProxyType(
@@ -39,17 +39,17 @@ TABLE_COLUMNS = MappingProxyType(
 """Columns of each table."""
 
 _MOST_WAITING = 2
-"""Most chunks whose masks wait to be written."""
+"""Maximum number of chunks whose masks wait to be written."""
 
 
 @dataclass(frozen=True)
 class SegmentedSeries:
-    """A series whose masks were written, or could not be."""
+    """A series whose masks were written, or the reason why not."""
 
     patient_id: str
     series_id: str
     reason: str = ""
-    """why it has no masks; empty if it has"""
+    """reason why it has no masks; empty if it has"""
 
 
 def segment_series(
@@ -63,22 +63,22 @@ def segment_series(
     chunk: int = 16,
     workers: int = 1,
 ) -> Iterator[SegmentedSeries]:
-    """Write the masks and tables of every series to `output/<patient_id>/<series_id>`, by one rename each.
+    """Write masks and tables of every series to `output/<patient_id>/<series_id>`, atomically by a rename.
 
     Existing folders are replaced. A series that cannot be read leaves no files, and its `reason` is set.
 
     Args:
-        pair: on the device, in evaluation mode.
+        pair: pair on the device, in evaluation mode.
         series: usable rows of `dataset.series`.
         chunk: slices per forward pass.
-        workers: processes that read ahead.
+        workers: number of processes that read ahead.
 
     Yields:
         One result per series, in order, once it is written.
     """
     stream = SliceStream(dataset, series, dataset.channels(spec.windows), spec.slices, chunk)
     waiting: deque[Future[SegmentedSeries | None]] = deque()
-    # left in reverse order: the thread has ended when the folder of an unfinished series is deleted
+    # contexts exit in reverse order: the thread ends before the folder of an unfinished series is deleted
     with ExitStack() as stack:
         writer = stack.enter_context(closing(MaskWriter(dataset, series, output)))
         background = ThreadPoolExecutor(max_workers=1)
@@ -104,7 +104,7 @@ def segment_series(
 
 
 class MaskFolder:
-    """The label maps of a series as PNG files, by index of the slice."""
+    """The label maps of a series as PNG files, by slice index."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -117,7 +117,7 @@ class MaskFolder:
 
 
 class MaskWriter:
-    """Writes the masks of one series after another, given in order and in chunks."""
+    """Writes the masks of one series after another, passed in order and in chunks."""
 
     def __init__(self, dataset: PreparedDataset, series: pd.DataFrame, output: Path) -> None:
         self.dataset, self.series, self.output = dataset, series, output
@@ -135,11 +135,11 @@ class MaskWriter:
         except UserError as error:
             return self.fail(part, str(error))
         except Exception:
-            self.fail(part, "")  # else the waiting chunks of this series would be written
+            self.fail(part, "")  # otherwise the waiting chunks of this series would be written
             raise
 
     def fail(self, part: Chunk, reason: str) -> SegmentedSeries | None:
-        """Delete what was written of a chunk's series, and ignore its further chunks."""
+        """Delete the output of a chunk's series, and ignore its further chunks."""
         if part.row == self._failed:
             return None
         self._failed = part.row
@@ -148,7 +148,7 @@ class MaskWriter:
         return SegmentedSeries(row["patient_id"], row["series_id"], reason)
 
     def close(self) -> None:
-        """Delete the folder of a series that is not complete."""
+        """Delete the folder of an incomplete series."""
         if self._open is not None:
             error = UserError("the series is not complete")
             self._open.__exit__(UserError, error, None)

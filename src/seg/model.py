@@ -17,11 +17,11 @@ from src.nn.encoder import require_backbone
 from src.nn.weights_file import read_weights, save_weights, to_tuples
 
 MODEL = "segmenter.safetensors"
-"""In a run folder: the trained pair."""
+"""File name of the trained pair in a run folder."""
 SEGMENTER = "a segmentation model of train_seg.py"
 
 CLASSES = len(ORGANS) + 1
-"""Background, then the organs in the order of their labels."""
+"""Number of classes: background, then the organs in the order of their labels."""
 
 EMBEDDING_STRIDE = 4
 EMBEDDED = slice(EMBEDDING_STRIDE // 2, None, EMBEDDING_STRIDE)
@@ -37,13 +37,13 @@ _CHANNELS = MappingProxyType(
         "deeplabv3plus": {"decoder_channels": 256},
         "upernet": {"decoder_channels": 256},
         "pan": {"decoder_channels": 32},
-        "linknet": {},  # takes those of its encoder
+        "linknet": {},  # uses the encoder's channels
     }
 )
-"""The library's default channels of every decoder, by the name of its argument."""
+"""Default channels of every decoder in the library, by argument name."""
 
 _PAD_TO = 32
-"""Encoders halve the image five times."""
+"""Input sides are padded to a multiple of this, because encoders halve the image five times."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class SegmenterSpec:
     windows: tuple[str, ...]
     """CT windows of each slice"""
     slices: int
-    """adjacent slices in the input; its channels are slices x windows, the windows of a slice together"""
+    """number of adjacent slices in the input; its channels are slices x windows, grouped by slice"""
     size: int
     """side of the prepared slices in pixels"""
     means: tuple[tuple[float, ...], tuple[float, ...]]
-    """per sub-network and window, of grey levels scaled to 0..1"""
+    """means per sub-network and window, of grey levels scaled to 0..1"""
     stds: tuple[tuple[float, ...], tuple[float, ...]]
 
     @property
@@ -79,11 +79,11 @@ class SliceOutput(NamedTuple):
 
 
 class SubNetwork(nn.Module):
-    """An encoder and a decoder: uint8 slices to logits, and to pixel features if `embedding` is above 0.
+    """Encoder and decoder that map uint8 slices to logits, and to pixel features if `embedding` is above 0.
 
     Args:
         width: channels of the decoder, relative to the library's defaults.
-        mean, std: per window, of grey levels scaled to 0..1; the same for all slices of an input.
+        mean, std: values per window, of grey levels scaled to 0..1; the same for all slices of an input.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class SubNetwork(nn.Module):
         self.mean, self.std = (torch.tensor(each * self.slices).view(1, -1, 1, 1) for each in (mean, std))
 
     def forward(self, images: Tensor) -> SliceOutput:
-        """uint8 (B, H, W, slices * windows) of any size."""
+        """Segment uint8 images (B, H, W, slices * windows) of any size."""
         height, width = images.shape[1:3]
         pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        # at the right and lower edge, so that pixels keep their coordinates
+        # pad at the right and lower edge, so that pixels keep their coordinates
         pixels = F.pad(pixels, (0, -width % _PAD_TO, 0, -height % _PAD_TO), mode="replicate")
         decoded = self.net.decoder(self.net.encoder(pixels))
         logits = self.net.segmentation_head(decoded)[..., :height, :width]
@@ -134,7 +134,7 @@ class SegmenterPair(nn.Module):
 
     Args:
         pretrained: start from timm's ImageNet weights.
-        embedding: width of the pixel features for the contrast; 0 for none.
+        embedding: width of the pixel features for the contrast loss; 0 for none.
     """
 
     def __init__(self, spec: SegmenterSpec, pretrained: bool = False, embedding: int = 0) -> None:
@@ -147,21 +147,21 @@ class SegmenterPair(nn.Module):
         )
 
     def forward(self, images_a: Tensor, images_b: Tensor) -> tuple[SliceOutput, SliceOutput]:
-        """Outputs of A and B for uint8 (B, H, W, C); in training each sees its own appearance of a slice."""
+        """Outputs of A and B for uint8 (B, H, W, C); in training each gets its own appearance of a slice."""
         return self.a(images_a), self.b(images_b)
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Mean of the two softmax, (B, CLASSES, H, W)."""
+        """Mean of the two softmax outputs, (B, CLASSES, H, W)."""
         a, b = self(images, images)
         return (a.logits.float().softmax(1) + b.logits.float().softmax(1)) / 2
 
 
 @torch.inference_mode()
 def predict_masks(pair: SegmenterPair, images: Tensor) -> Tensor:
-    """Label maps uint8 (B, H, W) of uint8 slices (B, H, W, slices * windows).
+    """Predict label maps uint8 (B, H, W) of uint8 slices (B, H, W, slices * windows).
 
     Raises:
-        FloatingPointError: the pair predicts probabilities that are not finite.
+        FloatingPointError: the predicted probabilities are not finite.
     """
     probabilities = pair.probabilities(images)
     if not probabilities.isfinite().all():
@@ -173,13 +173,13 @@ def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None
     """Try both sub-networks on a slice of the spec's size, before a long run.
 
     Args:
-        batch: slices of a training step in this process. Some decoders pool to one pixel and normalise it by
-            the statistics of the batch, which need more than one slice.
+        batch: slices per training step in this process. Some decoders pool to one pixel and normalise it by
+            batch statistics, which needs more than one slice.
 
     Raises:
-        UserError: one fails (some decoders pool deeper than small slices allow).
+        UserError: a sub-network fails (some decoders pool deeper than small slices allow).
     """
-    # on copies: running statistics of normalisation layers change with every training slice
+    # on copies, because running statistics of normalisation layers change with every training slice
     trials = [(copy.deepcopy(pair).eval(), f"take images of {spec.size} px", "prepare larger ones")]
     if batch == 1:
         trials.append((copy.deepcopy(pair).train(), "learn from one slice per step", "raise --batch"))
@@ -197,21 +197,21 @@ def check_pair(pair: SegmenterPair, spec: SegmenterSpec, batch: int = 1) -> None
 
 
 def save_segmenter(path: str | Path, pair: SegmenterPair, spec: SegmenterSpec, **about: Any) -> None:
-    """Write a pair without its projections, with its spec and `about` the run, by one rename."""
+    """Write a pair without its projections, with its spec and metadata `about`, atomically by a rename."""
     tensors = {name: tensor for name, tensor in pair.state_dict().items() if ".projection." not in name}
     save_weights(path, tensors, spec=asdict(spec), about=about)
 
 
 def find_segmenter(path: Path) -> Path:
-    """The file of a trained pair: `path` itself, or the one in a run folder."""
+    """Return the file of a trained pair: `path` itself, or the file in a run folder."""
     return path / MODEL if path.is_dir() else path
 
 
 def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:
-    """Rebuild a trained pair on the CPU, in evaluation mode.
+    """Load a trained pair on the CPU in evaluation mode.
 
     Raises:
-        UserError: there is no such file, or it holds no pair.
+        UserError: the file does not exist or contains no pair.
     """
     spec, weights = read_weights(
         path, SEGMENTER, lambda metadata: SegmenterSpec(**to_tuples(metadata["spec"]))
@@ -222,7 +222,7 @@ def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:
 
 
 def _create_net(backbone: str, decoder: str, width: float, channels: int, pretrained: bool) -> nn.Module:
-    """A network of segmentation_models_pytorch on a timm backbone.
+    """Create a network of segmentation_models_pytorch with a timm backbone.
 
     Raises:
         UserError: timm has no such backbone, its weights cannot be loaded, or the decoder does not fit it.
@@ -245,7 +245,7 @@ def _create_net(backbone: str, decoder: str, width: float, channels: int, pretra
 
 
 def _scale(channels: int | tuple[int, ...], width: float) -> int | tuple[int, ...]:
-    """Channels times `width`, as a multiple of 8, at least 8."""
+    """Scale channels by `width` to a multiple of 8, at least 8."""
     if isinstance(channels, tuple):
         return tuple(_scale(each, width) for each in channels)
     return channels if width == 1 else max(8, 8 * round(channels * width / 8))

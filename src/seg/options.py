@@ -22,21 +22,21 @@ class SegOptions:
     """Folder of the run: segmenter.safetensors, last.pt, metrics.csv, split.csv, scores.csv, config.yaml."""
 
     repeat: tuple[int, ...] = ()
-    """How often each round goes through the series of each set of --data, one number per set; 1 by default.
-    For example to weigh a few real scans among many phantoms."""
+    """Visits per round to each series of a set, one number per set of --data; default 1. It can balance, for
+    example, a few real scans against many phantoms."""
 
     labelled: Path | None = None
-    """Table with patient_id and series_id: only these series are labelled, and the masks of all others are
-    never read for training. By default every series with masks is labelled."""
+    """Table with patient_id and series_id of the labelled series; masks of all others are not used for
+    training. By default every series with masks is labelled."""
 
     leave_out: tuple[str, ...] = ()
     """Patients excluded from training, also as unlabelled series, and scored at the end."""
 
     validation: float = 0.2
-    """Share of the labelled patients that is drawn (from --seed) and left out in the same way."""
+    """Share of the labelled patients to hold out in the same way, drawn with --seed."""
 
     steps: int = 20_000
-    """Optimiser steps; the cosine schedule ends there."""
+    """Optimiser steps; also the length of the cosine schedule."""
 
     backbones: tuple[str, str] = ("efficientnetv2_rw_s", "resnet34")
     """timm backbones of sub-networks A and B, which must differ to correct each other."""
@@ -56,11 +56,11 @@ class SegOptions:
     from a published 2D-VoCo checkpoint."""
 
     windows: tuple[str, ...] = ("soft",)
-    """Windows of the prepared sets to use, in this order."""
+    """CT windows of the prepared sets to use, in this order."""
 
     slices: int = 3
-    """Adjacent slices that the networks see together, odd; the middle one is segmented. Each adds as many
-    input channels as there are --windows."""
+    """Adjacent slices in the input, an odd number; the middle one is segmented. Each slice adds as many input
+    channels as there are --windows."""
 
     batch: int = 8
     """Labelled slices per step, over all processes."""
@@ -69,13 +69,13 @@ class SegOptions:
     """Unlabelled slices per step, over all processes, if --pseudo or --contrast is above 0."""
 
     verification: float = 0.0
-    """Weight of the squared error to the label where A and B are sure of different classes (paper: 0.5)."""
+    """Weight of the squared error to the label where A and B confidently disagree (paper: 0.5)."""
 
     confidence: float = 0.6
-    """Least probability of its class for which --verification counts a sub-network as sure."""
+    """Minimum class probability for which --verification counts a sub-network as confident."""
 
     pseudo: float = 0.0
-    """Final weight of the cross-entropy to the other sub-network's labels on unlabelled slices."""
+    """Final weight of the cross-entropy to the other sub-network's pseudo-labels on unlabelled slices."""
 
     unreliable: float = 0.05
     """Initial share of unreliable pixels (those of highest entropy in A and in B); falls to 0. Organs are a
@@ -86,7 +86,7 @@ class SegOptions:
     batch."""
 
     contrast: float = 0.0
-    """Final weight of the contrast that pulls unreliable pixels to the prototype of their class (paper:
+    """Final weight of the contrastive loss between unreliable pixels and class prototypes (paper:
     0.1)."""
 
     temperature: float = 0.1
@@ -99,8 +99,8 @@ class SegOptions:
     """Share of --steps over which --pseudo and --contrast rise from near 0 to their weights."""
 
     flip: float = 0.0
-    """Probability of a left-right flip, which swaps the labels of the left and the right kidney. Flipped
-    bodies do not occur in real scans: the liver is on one side."""
+    """Probability of a left-right flip, which swaps the labels of left and right kidney. Real scans are never
+    flipped: the liver is always on one side."""
 
     affine: float = 0.8
     """Probability of a small rotation, zoom and shift of slice and mask."""
@@ -116,19 +116,19 @@ class SegOptions:
     """Share of --steps over which the learning rate rises from 0."""
 
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
 
     clip_norm: float = 1.0
-    """Largest gradient norm."""
+    """Maximum gradient norm."""
 
     ema_decay: float = 0.995
-    """Decay of the moving average of the weights, which is scored and exported."""
+    """Decay of the moving average (EMA) of the weights, which is scored and exported."""
 
     seed: int = 0
-    """Seed of the first weights and of every random draw."""
+    """Seed of the initial weights and of every random draw."""
 
     precision: Precision = "auto"
-    """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
+    """auto (bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
@@ -140,7 +140,7 @@ class SegOptions:
     """Steps between two checkpoints, a multiple of --log-every; last.pt is the newest."""
 
     score_every: int = 0
-    """Steps between two scores of the held-out patients, a multiple of --log-every; 0 scores at the end."""
+    """Steps between two scores of the held-out patients, a multiple of --log-every; 0: only at the end."""
 
     organs: tuple[Organ, ...] = get_args(Organ)
     """Organs to score; fewer if the masks of the held-out patients lack some."""
@@ -150,7 +150,7 @@ class SegOptions:
 
     @property
     def uses_unlabelled(self) -> bool:
-        """Whether any term learns from unlabelled slices."""
+        """Whether any loss term uses unlabelled slices."""
         return self.pseudo > 0 or self.contrast > 0
 
     def __post_init__(self) -> None:
@@ -197,22 +197,22 @@ class SegmentOptions:
     """Prepared data set whose series are segmented."""
 
     output: Path | None = None
-    """Folder for masks and tables; by default predicted_masks in --data."""
+    """Folder for masks and tables; default: predicted_masks in --data."""
 
     series: Path | None = None
-    """Table with patient_id and series_id: only these series are segmented."""
+    """Table with patient_id and series_id of the series to segment; default: all."""
 
     batch: int = 16
-    """Slices per forward pass; more are faster on a GPU and take more memory."""
+    """Slices per forward pass; higher values are faster on a GPU and need more memory."""
 
     workers: int = 1
     """Processes that read slices; 0 reads in this process between forward passes."""
 
     precision: Precision = "auto"
-    """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
+    """auto (bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
     preview: bool = False
-    """Write a picture of every series to preview/, the true organs above the predicted ones."""
+    """Write a picture of every series to preview/, with true organs above predicted ones."""
 
     overwrite: bool = False
     """Delete the masks and tables in the output and start from scratch."""

@@ -1,6 +1,6 @@
 """Masks of one series by a trained pair: chunks of slices to label maps, then cleaned in 3D and measured.
 
-A series in memory (`segment_volume`) and those of a prepared set (`mask_writer.segment_series`) take the same
+A series in memory (`segment_volume`) and those of a prepared set (`mask_writer.segment_series`) use the same
 steps:
 
     masks = SeriesMasks(store)  # an array in memory, or a folder of PNG files
@@ -27,7 +27,7 @@ from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
 
 
 class Chunk(NamedTuple):
-    """Some consecutive slices of a series, with the neighbours that their 2.5D input needs."""
+    """Consecutive slices of a series, with the neighbours that their 2.5D input needs."""
 
     row: int
     """row of the series in its table"""
@@ -38,21 +38,21 @@ class Chunk(NamedTuple):
     images: Tensor
     """uint8 (U, H, W, C), each slice once; empty after an error"""
     places: Tensor
-    """int64 (N, T): for each slice to segment, the places of its neighbours in `images`"""
+    """int64 (N, T): for each slice to segment, the indices of its neighbours in `images`"""
     error: str
-    """why the slices cannot be read; empty if they can"""
+    """reason why the slices cannot be read; empty if they can"""
 
 
 def cut_chunk(
     read: Callable[[np.ndarray], np.ndarray], span: range, count: int, slices: int, row: int = 0
 ) -> Chunk:
-    """Read some consecutive slices and their neighbours, each slice once.
+    """Read consecutive slices and their neighbours, each slice once.
 
     Args:
-        read: slices by index, uint8 (U, H, W, C).
+        read: returns slices by index, uint8 (U, H, W, C).
         span: indices of the slices to segment.
-        count: slices of the series.
-        slices: adjacent slices in the input of the networks.
+        count: number of slices in the series.
+        slices: number of adjacent slices in the input of the networks.
     """
     neighbours = neighbour_indices(np.array(span), slices, count)
     used, places = np.unique(neighbours, return_inverse=True)
@@ -65,21 +65,21 @@ def cut_chunk(
 
 
 def with_neighbours(chunk: Chunk, device: torch.device) -> Tensor:
-    """The input of the networks, uint8 (N, H, W, T * C), of a chunk; gathered on the device."""
+    """Return a chunk as network input, uint8 (N, H, W, T * C); gathered on the device."""
     images = chunk.images.to(device, non_blocking=True)[chunk.places.to(device)]  # (N, T, H, W, C)
     return images.permute(0, 2, 3, 1, 4).flatten(3)
 
 
 class SliceStream(Dataset[Chunk]):
-    """The chunks of all series of a table, in order; no chunk holds slices of two series.
+    """The chunks of all series of a table, in order; a chunk never spans two series.
 
-    A slice that cannot be read gives a chunk with its `error`.
+    A slice that cannot be read gives a chunk with an `error`.
 
     Args:
         series: rows with patient_id, series_id and slices.
-        channels: of the windows in the stored images.
-        slices: adjacent slices in the input of the networks.
-        chunk: slices to segment in each chunk.
+        channels: channels of the windows in the stored images.
+        slices: number of adjacent slices in the input of the networks.
+        chunk: number of slices to segment per chunk.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class SliceStream(Dataset[Chunk]):
 
 
 class MaskStore(Protocol):
-    """Label maps (H, W) uint8 by index of the slice, such as an array (Z, H, W)."""
+    """Label maps (H, W) uint8 by slice index, such as an array (Z, H, W)."""
 
     def __getitem__(self, index: int) -> np.ndarray: ...
 
@@ -115,13 +115,13 @@ class MaskStore(Protocol):
 
 
 class SeriesMasks:
-    """The masks of one series, in two passes: predicted ones are added, then all are cleaned and measured."""
+    """Masks of one series, in two passes: predicted masks are added, then all are cleaned and measured."""
 
     def __init__(self, store: MaskStore) -> None:
         self._store, self._scan = store, ComponentScan()
 
     def add(self, first: int, masks: np.ndarray) -> None:
-        """Add the masks (N, H, W) of the next slices, of which the first has this index."""
+        """Add the masks (N, H, W) of the next slices, the first of which has index `first`."""
         for index, mask in enumerate(masks, first):
             self._scan.add(mask)
             self._store[index] = mask
@@ -131,11 +131,8 @@ class SeriesMasks:
 
         Args:
             pixel_mm: side of a pixel.
-            z_mm: (Z,) positions, falling from head to feet.
-            single_slice_mm: thickness of the slice of a series of one.
-
-        Raises:
-            UserError: voxels of unknown size.
+            z_mm: (Z,) positions, decreasing from head to feet.
+            single_slice_mm: slice thickness of a series with one slice.
         """
         voxel_ml = voxel_volumes_ml(pixel_mm, z_mm, single_slice_mm)
         if not (voxel_ml > 0).all():  # also rejects NaN
@@ -164,18 +161,18 @@ def segment_volume(
     """Predict, clean and measure the organs of a series in memory.
 
     Args:
-        pair: on `device`, in evaluation mode.
+        pair: pair on `device`, in evaluation mode.
         images: uint8 (Z, H, W, windows of the spec), head to feet.
-        z_mm: (Z,) positions, falling.
+        z_mm: (Z,) positions, decreasing.
         pixel_mm: side of a pixel.
         chunk: slices per forward pass.
-        check: called before each chunk; an exception that it raises ends the work.
+        check: called before each chunk; an exception from it ends the work.
 
     Returns:
         Label maps uint8 (Z, H, W), and one row per organ as in `OrganMeasures.organs`.
 
     Raises:
-        UserError: a single slice, whose voxels have no known size.
+        UserError: a single slice, whose voxel size is unknown.
         FloatingPointError: probabilities that are not finite.
     """
     count = len(z_mm)

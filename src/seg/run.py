@@ -1,4 +1,4 @@
-"""The segmentation run: what `src/nn/training.py` steps through, and what it leaves in its folder."""
+"""The segmentation run: its training method for `src/nn/training.py`, and the files in its folder."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,23 +30,23 @@ FREE_TO_CHANGE = (
     *("data", "labelled", "output", "resume", "workers", "precision"),
     *("log_every", "save_every", "score_every", "organs"),
 )
-"""Options that a resumed run may change: data are known by their series and parts, not by path."""
+"""Options that a resumed run may change: data are identified by their series and parts, not by path."""
 
 COLUMNS = ["set", "patient_id", "series_id", "part"]
-"""Of split.csv: which series serve for what."""
+"""Columns of split.csv, which lists the part of each series."""
 
 
 def train_pair(options: SegOptions) -> Path:
-    """Train the pair as `options` say, from the start or from a checkpoint; export it, and score it.
+    """Train the pair according to `options`, from the start or from a checkpoint; export it, and score it.
 
-    Under torchrun every process calls this; rank 0 alone writes.
+    Under torchrun every process calls this function; only rank 0 writes.
 
     Returns:
         The path of `segmenter.safetensors`.
 
     Raises:
-        UserError: data that cannot be used, a checkpoint of another run, or a loss that is no longer a
-        number.
+        UserError: unusable data, a checkpoint of another run, or a loss that is no longer
+            finite.
     """
     output = options.output
     data = open_data(options)
@@ -79,11 +79,11 @@ class PairTraining(Method):
     )
 
     def __init__(self, options: SegOptions, data: SegData, runtime: Runtime) -> None:
-        """Pair, average and optimiser before the first step; the initial weights follow from the seed.
+        """Create pair, moving average and optimiser for the first step; the seed determines initial weights.
 
         Raises:
-            UserError: a backbone or decoder that cannot be built, first weights that do not fit, or a batch
-                that the processes cannot share evenly.
+            UserError: a backbone or decoder cannot be built, first weights do not fit, or the processes
+                cannot share a batch evenly.
         """
         self.options, self.data, self.runtime = options, data, runtime
         spec = describe_pair(options, data.size)
@@ -92,7 +92,7 @@ class PairTraining(Method):
         unlabelled = options.unlabelled_batch if options.uses_unlabelled else 0
         check_pair(pair, spec, (options.batch + unlabelled) // runtime.world)
         self.loaded = ""
-        """what was loaded from `--encoder`"""
+        """description of the weights loaded from `--encoder`"""
         if options.encoder:
             encoder = pair.a.net.encoder.model
             first = load_first_weights(encoder, options.encoder, options.windows, options.slices)
@@ -110,7 +110,7 @@ class PairTraining(Method):
             fused=runtime.device.type == "cpu" or None,
         )
         self.ema = ModelEmaV3(pair, decay=options.ema_decay, use_warmup=True)
-        """the moving average of the weights, which is scored and exported"""
+        """moving average of the weights, which is scored and exported"""
         self.ema.to(runtime.device)
         self.dataset = SliceDataset(data, options)
         self._order = SliceOrder(options, 0, runtime.rank, runtime.world)
@@ -120,11 +120,11 @@ class PairTraining(Method):
         return iter(StackLoader(self.dataset, self.options.workers, batch_sampler=order))
 
     def losses(self, batch: SliceBatch, number: int, step: int) -> Losses:
-        """The sum of all terms with their weights.
+        """Return the sum of all terms with their weights.
 
-        Under torchrun each process learns from its share of the batch and gradients are averaged; Dice,
-        reliability and prototypes are those of the share, while the sub-network that teaches is the same in
-        all.
+        Under torchrun each process learns from its part of the batch and gradients are averaged. Dice,
+        reliability and prototypes are computed per part, but the teaching sub-network is the same in all
+        processes.
         """
         options, runtime = self.options, self.runtime
         strong = batch.strong.to(runtime.device, non_blocking=True)  # (B, 2, H, W, C)
@@ -148,7 +148,7 @@ class PairTraining(Method):
         chosen = [output.logits.detach().argmax(1) for output in pair]  # (B, H, W)
         shares = {"agreement": (chosen[0] == chosen[1]).float().mean()}
         if mixed is not None:
-            # summed over processes, so that one sub-network teaches in every share
+            # summed over processes, so that the same sub-network teaches in all of them
             errors = runtime.sum(torch.stack(supervised).detach())
             teacher = 0 if errors[0] <= errors[1] else 1
             more, shares_of_unlabelled = unlabelled_terms(pair, mixed, labels, teacher, step, options)
@@ -159,7 +159,7 @@ class PairTraining(Method):
 
     def after_step(self, step: int) -> None:
         pair = self.runtime.unwrap(self.network)
-        self.runtime.share_buffers(pair)  # else each process would have an average of its own
+        self.runtime.share_buffers(pair)  # otherwise the moving averages would differ between processes
         self.ema.update(pair, step=step)
 
     def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
@@ -193,7 +193,7 @@ class PairTraining(Method):
         return self.dataset.name_series([key for share in shares for key in share])
 
     def export(self, path: Path, step: int) -> None:
-        """Write the average of the weights, with how it was trained and on whom."""
+        """Write the moving average of the weights, with metadata of the training and its patients."""
         save_segmenter(
             path,
             self.ema.module,
@@ -206,10 +206,10 @@ class PairTraining(Method):
 
 
 def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
-    """The pair that the options ask for; with `--encoder` of this kit, A is its backbone.
+    """Return the spec that the options define; with an `--encoder` of this kit, A has its backbone.
 
     Raises:
-        UserError: the encoder file cannot be read, or both sub-networks would be of one kind.
+        UserError: the encoder file cannot be read, or both sub-networks would have the same architecture.
     """
     first, second = options.backbones
     mean, std = default_greys(options.windows)
@@ -233,7 +233,7 @@ def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
 
 
 def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | None, step: int) -> None:
-    """Print what the run is, and write what is known of it before the first step."""
+    """Print a description of the run, and write its first files before the first step."""
     series, runtime, output = method.data.series, method.runtime, options.output
     counts = ", ".join(f"{(series['part'] == part).sum()} {part}" for part in PARTS)
     say(f"series: {counts} ({series['patient_id'].nunique()} patients); {runtime.describe()}")

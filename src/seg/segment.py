@@ -32,13 +32,13 @@ _LEFTOVERS = (
 
 
 def segment_dataset(options: SegmentOptions) -> None:
-    """Segment the series that have no masks yet, then write the tables over all that have.
+    """Segment the series that have no masks yet, then write the tables over all series with masks.
 
     Under torchrun every process segments some of the series.
 
     Raises:
-        UserError: a model or data set that cannot be used or do not fit each other, or an output that
-            another model made.
+        UserError: the model or data set is unusable, they do not match, or the output was made by another
+            model.
     """
     path = find_segmenter(options.model)
     dataset = PreparedDataset.open(options.data)
@@ -58,7 +58,7 @@ def segment_dataset(options: SegmentOptions) -> None:
             return
         with only_writer(output):
             _claim(output, path, dataset, runtime, options)
-            runtime.wait_for_all()  # until --overwrite has deleted what would be taken for finished
+            runtime.wait_for_all()  # until --overwrite has deleted earlier results
             failed = _segment(pair, spec, runtime, dataset, series, output, options)
             _write_tables(output, dataset, _with_earlier(failed, series, output))
 
@@ -79,12 +79,12 @@ def _choose_series(dataset: PreparedDataset, table: Path | None) -> pd.DataFrame
 def _claim(
     output: Path, model: Path, dataset: PreparedDataset, runtime: Runtime, options: SegmentOptions
 ) -> None:
-    """Make sure that masks in the output were made in the same way, and delete leftovers of killed runs."""
+    """Check that masks in the output were made in the same way, and delete leftovers of killed runs."""
     record = {
         "model": str(model),
         "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "data": hashlib.sha256((dataset.folder / "dataset.json").read_bytes()).hexdigest(),
-        # these may change the last digit of a probability, and so the label of a pixel
+        # these may change the last digit of a probability and thus the label of a pixel
         "device": runtime.device.type,
         "precision": runtime.precision,
         "batch": options.batch,
@@ -123,7 +123,7 @@ def _segment(
     share = series.iloc[runtime.rank :: runtime.world]
     is_left = np.array([not _is_done(dataset, ids, output) for ids in _ids(share)], dtype=bool)
     left = share[is_left].reset_index(drop=True)
-    for ids in _ids(left):  # masks and pictures of the slices that a series had before
+    for ids in _ids(left):  # outdated masks and pictures of series that were prepared again
         discard(output.joinpath(*ids))
         discard(_picture(output, ids))
     done = runtime.sum(torch.tensor(len(share) - len(left), device=runtime.device)).item()
@@ -139,11 +139,11 @@ def _segment(
             failed.append((result.patient_id, result.series_id, result.reason))
     if options.preview:
         _draw_missing(dataset, _ids(share), output)
-    return pd.DataFrame(runtime.gather_rows(failed), columns=[*IDS, "reason"])  # waits forevery process
+    return pd.DataFrame(runtime.gather_rows(failed), columns=[*IDS, "reason"])  # waits for every process
 
 
 def _is_done(dataset: PreparedDataset, ids: tuple[str, str], output: Path) -> bool:
-    """Whether a series has masks of its present slices: it may have been prepared again."""
+    """Return whether a series has masks of its current slices: it may have been prepared again."""
     areas = output.joinpath(*ids) / AREA_TABLE
     if not areas.is_file():
         return False
@@ -171,7 +171,7 @@ def _draw_missing(dataset: PreparedDataset, series: list[tuple[str, str]], outpu
 
 
 def _with_earlier(failed: pd.DataFrame, series: pd.DataFrame, output: Path) -> pd.DataFrame:
-    """The failures of this run, and those of earlier runs among series that this run did not include."""
+    """Join the failures of this run and those of earlier runs for series that this run did not include."""
     if not (output / FAILED).is_file():
         return failed
     earlier = pd.read_csv(output / FAILED, dtype=str)
@@ -180,7 +180,7 @@ def _with_earlier(failed: pd.DataFrame, series: pd.DataFrame, output: Path) -> p
 
 
 def _write_tables(output: Path, dataset: PreparedDataset, failed: pd.DataFrame) -> None:
-    """The tables of all series that have masks, in the order of the data set."""
+    """Write the tables of all series that have masks, in the order of the data set."""
     done = [ids for ids in _ids(dataset.series) if output.joinpath(*ids).is_dir()]
     for name, columns in TABLE_COLUMNS.items():
         with atomic_path(output / name) as temporary, temporary.open("w", encoding="utf-8") as table:

@@ -1,4 +1,4 @@
-"""The labelled, unlabelled and held-out series of a segmentation run, split by patient."""
+"""Labelled, unlabelled and held-out series of a segmentation run, split by patient."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class SegData:
     series: pd.DataFrame
     """One row per series: set (its number), patient_id, series_id, slices, has_masks, part (one of PARTS)."""
     windows: tuple[tuple[int, ...], ...]
-    """For each set, the channels of the requested windows in the stored images."""
+    """Channels of the requested windows in the stored images, for each set."""
 
     @property
     def size(self) -> int:
@@ -31,7 +31,7 @@ class SegData:
         return self.sets[0].size
 
     def part(self, name: str) -> pd.DataFrame:
-        """The series of a part, in order."""
+        """Return the series of a part, in order."""
         return self.series[self.series["part"] == name].reset_index(drop=True)
 
 
@@ -42,7 +42,7 @@ def open_data(options: SegOptions) -> SegData:
     series of its patient is labelled.
 
     Raises:
-        UserError: a set that cannot be used, sets of several sizes, a missing window, an unknown patient in
+        UserError: an unusable set, sets with different sizes, a missing window, an unknown patient in
             `--leave-out` or series in `--labelled`, or no series to train on.
     """
     sets = tuple(PreparedDataset.open(folder) for folder in options.data)
@@ -79,7 +79,7 @@ def _list_series(number: int, dataset: PreparedDataset) -> pd.DataFrame:
 
 
 def _chosen(series: pd.DataFrame, path: str | None) -> pd.Series:
-    """bool for each series: whether the table lists it; all True without a table."""
+    """Return a bool for each series: whether the table lists it; all True without a table."""
     if path is None:
         return pd.Series(True, index=series.index)
     table = read_series_list(Path(path))
@@ -97,7 +97,7 @@ def _chosen(series: pd.DataFrame, path: str | None) -> pd.Series:
 
 
 def read_series_list(path: Path) -> pd.DataFrame:
-    """`patient_id` and `series_id` (text) from a table of series."""
+    """Read `patient_id` and `series_id` (text) from a table of series."""
     return read_table(path, ("patient_id", "series_id"))[["patient_id", "series_id"]]
 
 

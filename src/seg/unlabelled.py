@@ -1,8 +1,8 @@
-"""What the pair learns from unlabelled slices: pseudo-labels of the EMA weights, and a contrast of pixels.
+"""Training terms for unlabelled slices: pseudo-labels of the EMA weights, and a pixel contrast.
 
-The EMA weights see the unchanged slices. The networks in training see them with changed contrast, sharpness
-and noise, and with a rectangle of another slice pasted in: a network that only had to repeat its own
-predictions on the same image would learn nothing. The rectangles follow CutMix (arXiv 1905.04899; for
+The EMA weights predict the unchanged slices. The networks in training get them with changed contrast,
+sharpness and noise, and with a rectangle of another slice pasted in: repeating their own predictions on the
+same image would teach them nothing. The rectangles follow CutMix (arXiv 1905.04899; for
 semi-supervised segmentation arXiv 1906.01916) and bidirectional copy-paste (arXiv 2305.00673, which also
 pastes labelled into unlabelled slices).
 """
@@ -19,13 +19,13 @@ from src.seg.model import CLASSES, EMBEDDED, SegmenterPair, SliceOutput
 from src.seg.options import SegOptions
 
 PATCH_AREA = (0.1, 0.5)
-"""Smallest and largest share of a slice that a rectangle covers."""
+"""Minimum and maximum share of a slice that a rectangle covers."""
 
 _LARGEST_ASPECT = 2.0
 
 
 class Patch(NamedTuple):
-    """A rectangle that is copied from one slice of the batch into another, at the same place."""
+    """A rectangle that is copied from one slice of the batch to the same place in another."""
 
     target: int
     """row of the batch that receives it"""
@@ -41,7 +41,7 @@ class MixedBatch(NamedTuple):
     strong: Tensor
     """uint8 (B, 2, H, W, C), labelled slices first"""
     targets: tuple[Tensor, Tensor]
-    """of A's and of B's EMA weights: probabilities (U, CLASSES, H, W); true labels in rectangles from
+    """targets from A's and B's EMA weights: probabilities (U, CLASSES, H, W); true labels in rectangles from
     labelled slices"""
 
 
@@ -53,9 +53,9 @@ def mix_unlabelled(
 
     Args:
         strong: uint8 (B, 2, H, W, C), labelled slices first.
-        weak: uint8 (U, H, W, C), the unlabelled slices with their appearance unchanged.
+        weak: uint8 (U, H, W, C), the unlabelled slices with unchanged appearance.
         labels: int64 (L, H, W) of the labelled slices.
-        probability: that an unlabelled slice receives a rectangle from another slice of the batch.
+        probability: probability that an unlabelled slice receives a rectangle from another slice.
     """
     predicted = ema_pair.eval()(weak, weak)
     truth = F.one_hot(labels, CLASSES).movedim(-1, 1).float()
@@ -69,7 +69,7 @@ def mix_unlabelled(
 
 
 def draw_patches(batch: int, labelled: int, shape: tuple[int, int], probability: float) -> list[Patch]:
-    """Draw, for each unlabelled slice and with a probability, a rectangle of any other slice of the batch.
+    """Draw, for each unlabelled slice with a given probability, a rectangle of any other slice of the batch.
 
     The draws come from torch's CPU generator, so they are the same on every device.
 
@@ -96,7 +96,7 @@ def draw_patches(batch: int, labelled: int, shape: tuple[int, int], probability:
 
 
 def paste(rows: Tensor, patches: list[Patch]) -> Tensor:
-    """Copy a batch (B, ..., H, W) and paste every patch into the copy, from the batch as it was."""
+    """Copy a batch (B, ..., H, W) and paste every patch into the copy, always from the original batch."""
     pasted = rows.clone()
     for patch in patches:
         place = (..., patch.rows, patch.columns)
@@ -112,13 +112,13 @@ def unlabelled_terms(
     step: int,
     options: SegOptions,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weighted loss terms of the unlabelled slices, and shares of pixels to log.
+    """Return the weighted loss terms of the unlabelled slices, and shares of pixels to log.
 
     Args:
         pair: outputs of A and B for `batch.strong`.
         labels: int64 (L, H, W) of the labelled slices, which come first in the batch.
         teacher: 0 or 1, the sub-network with the lower supervised loss on this batch.
-        step: optimiser steps done.
+        step: number of optimiser steps so far.
     """
     targets, labelled = batch.targets, len(labels)
     done = step / options.steps

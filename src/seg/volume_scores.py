@@ -30,7 +30,7 @@ def score_volumes(
     Args:
         truth: (Z, H, W) uint8, labels of `ORGANS`.
         predicted: (Z, H, W) uint8, of the same series.
-        spacing_mm: of the voxels along z, y and x.
+        spacing_mm: spacing of the voxels along z, y and x.
         organs: names of `ORGANS`.
 
     Returns:
@@ -60,12 +60,12 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean scores over series for each organ, then over the organs.
 
     Args:
-        rows: of `score_volumes`, of any number of series.
+        rows: rows of `score_volumes`, for any number of series.
 
     Returns:
-        One row per organ, in the order of `rows`: organ, series (number of those with the organ in either
-        volume), missed and invented (how many of these), and the mean of each score over them, NaN without
-        any. The last row, `mean`, holds the means over the organs that have a value, and the sums of counts.
+        One row per organ, in the order of `rows`: organ, series (number with the organ in either volume),
+        missed and invented (number of these cases), and the mean of each score over the series, NaN if there
+        are none. The last row, `mean`, has the means over organs with a value, and the sums of counts.
     """
     counted = rows.assign(
         series=rows["case"] != "absent", missed=rows["case"] == "missed", invented=rows["case"] == "invented"
@@ -99,7 +99,7 @@ def _score(truth: np.ndarray, predicted: np.ndarray, spacing: np.ndarray) -> tup
 
 
 def _box(organ: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box around the voxels of an organ."""
+    """Return the smallest box around the voxels of an organ."""
     axes = range(organ.ndim)
     filled = [np.flatnonzero(organ.any(axis=tuple(set(axes) - {axis}))) for axis in axes]
     return tuple(slice(indices[0], indices[-1] + 1) for indices in filled)
@@ -108,14 +108,14 @@ def _box(organ: np.ndarray) -> tuple[slice, ...]:
 def surface_distances_mm(
     truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
-    """(hd95_mm, asd_mm) of one organ that is in both volumes, as defined in `score_volumes`.
+    """Compute (hd95_mm, asd_mm) of one organ that is in both volumes, as defined in `score_volumes`.
 
-    Cropping the volumes to the organ changes nothing but the time.
+    Cropping the volumes to the organ only affects the time.
 
     Args:
         truth: (Z, H, W) bool, with at least one voxel.
         predicted: (Z, H, W) bool, with at least one voxel.
-        spacing_mm: along z, y and x.
+        spacing_mm: spacing along z, y and x.
     """
     # imported here, as MONAI takes seconds to load
     import torch
