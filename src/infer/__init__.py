@@ -1,1 +1,1 @@
-"""Test images and fold models to submission.csv."""
+"""Inference: test images and fold models to submission.csv."""

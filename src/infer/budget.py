@@ -1,4 +1,4 @@
-"""When a run ends, and what it omits to be in time: the time limit, signals, and a GPU that never answers."""
+"""Time budget of a run: the time limit, signals, work to skip when late, and a GPU that never answers."""
 
 import os
 import signal
@@ -12,41 +12,41 @@ from src.core.log import say, warn
 from src.infer.ensemble import EnsembleSubset, Prediction
 
 PLANNED, PLANNED_WHEN_LATE = 0.95, 0.8
-"""Share of the time left that must be enough for everything: less than all, and once a run is late yet less
-before it returns to everything, so that it does not change its mind with every series."""
+"""Share of the remaining time that the planned work may take. A run that is late must get below the lower
+value before it returns to the full ensemble, so that it does not switch back and forth."""
 
 SAY_EVERY_S = 120.0
 FIRST_SERIES = 8
-"""Before the pace is judged: the first ones wait for files and for the GPU to warm up."""
+"""Number of series before the pace is judged: the first ones wait for files and for the GPU to warm up."""
 
 NEWEST = 0.1
-"""Weight of the last series in the means: the pace may change, as where a GPU fails."""
+"""Weight of the latest series in the means: the pace may change, for example if a GPU fails."""
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"))
 
 
 class RunEnds(Exception):
-    """The run has to end now, in the middle of a series; the message says why."""
+    """The run has to end now, in the middle of a series; the message is the reason."""
 
 
 @dataclass
 class StopRequest:
-    """Whether the run was asked to end: by SIGTERM, by Ctrl-C, or since its terminal was closed."""
+    """Records a request to end: SIGTERM, Ctrl-C, or a closed terminal."""
 
     received: signal.Signals | None = None
 
 
 class TimeBudget:
-    """Measures how fast series go, predicts the end of the run, and chooses how much is done with each.
+    """Measures the pace of a run, predicts its end, and chooses the ensemble subset for each series.
 
     Args:
-        series: how many there are.
-        subsets: of the ensemble: everything, and perhaps what a late run does.
-        max_s: seconds that the run may take from `started` on; infinity sets no limit.
-        started: when the run began, of `clock`.
-        jobs: threads that read.
-        side_by_side: whether reading and predicting do not slow each other, as on a GPU.
-        stop: ends the run too.
+        series: number of series.
+        subsets: subsets of the ensemble: the full one and, optionally, one for late runs.
+        max_s: time limit in seconds from `started` on; infinity sets no limit.
+        started: start of the run, as measured by `clock`.
+        jobs: number of threads that read.
+        side_by_side: whether reading and predicting do not slow down each other, as on a GPU.
+        stop: request that also ends the run.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TimeBudget:
     ) -> None:
         self.series, self._full, self._reduced = series, subsets[0], subsets[-1]
         self.subset, self.done = self._full, 0
-        """what the next series gets, and how many there were"""
+        """subset for the next series, and number of series done"""
         self._jobs, self._side_by_side, self._stop = jobs, side_by_side, stop or StopRequest()
         self._clock, self._started, self._ends, self._said = clock, started, started + max_s, clock()
         self._read_s, self._organs_s = _RunningMean(), _RunningMean()
@@ -71,11 +71,11 @@ class TimeBudget:
 
     @property
     def left_s(self) -> float:
-        """Until the limit."""
+        """Seconds until the limit."""
         return self._ends - self._clock()
 
     def check(self) -> None:
-        """Raises RunEnds where a signal or the time limit ends the run."""
+        """Raise RunEnds if a signal or the time limit ends the run."""
         if self._stop.received is not None:
             raise RunEnds(self._stop.received.name)
         if self.left_s <= 0:
@@ -83,17 +83,17 @@ class TimeBudget:
 
     @property
     def thinned(self) -> str:
-        """How much of everything the next series gets; empty if it gets all."""
+        """Description of the reduced subset for the next series; empty for the full ensemble."""
         if self.subset == self._full:
             return ""
         return f"{sum(self.subset.passes)} of {sum(self._full.passes)} forward passes"
 
     def note(self, read_s: float | None, prediction: Prediction | None) -> None:
-        """Take in one more series.
+        """Record one more series.
 
         Args:
-            read_s: None where it cannot be read: a hang of minutes predicts nothing for the other series.
-            prediction: None where there is none.
+            read_s: None if it cannot be read: a hang of minutes says nothing about the other series.
+            prediction: None if there is none.
         """
         self.done += 1
         if read_s is not None:
@@ -110,7 +110,7 @@ class TimeBudget:
             say(self.describe())
 
     def describe(self) -> str:
-        """One line for the log."""
+        """Describe the budget in one line for the log."""
         ends_s = (self.series - self.done) * self._series_s(self.subset)
         at = time.strftime("%H:%M", time.localtime(time.time() + ends_s))
         return (
@@ -120,7 +120,7 @@ class TimeBudget:
         )
 
     def _series_s(self, subset: EnsembleSubset) -> float:
-        """Seconds that a series is expected to take."""
+        """Expected seconds per series."""
         read_s, predict_s = self._read_s.value / self._jobs, self._predict_s(subset)
         return max(read_s, predict_s) if self._side_by_side else read_s + predict_s
 
@@ -129,7 +129,7 @@ class TimeBudget:
         return runs_s + (self._organs_s.value if subset.needs_organs else 0.0)
 
     def _choose(self) -> None:
-        """Everything where it is in time, or where reading takes longer: less would save nothing."""
+        """Choose the full ensemble if it is in time, or if reading is the bottleneck anyway."""
         left = self.series - self.done
         if left == 0 or self.done < min(FIRST_SERIES, self.series):
             return
@@ -147,7 +147,7 @@ class TimeBudget:
 
 
 class _RunningMean:
-    """Recent values count most; the first ones count the same."""
+    """Mean in which recent values count most; the first values count equally."""
 
     def __init__(self) -> None:
         self.value, self._count = 0.0, 0
@@ -164,9 +164,9 @@ def _hours(seconds: float) -> str:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Note a signal inside the block instead of ending; a second Ctrl-C interrupts.
+    """Record a signal inside the block instead of ending; a second Ctrl-C interrupts.
 
-    What the process ignores, as SIGHUP under nohup, it goes on to ignore.
+    Signals that the process ignores, such as SIGHUP under nohup, stay ignored.
     """
     request = StopRequest()
 
@@ -175,7 +175,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.received = signal.Signals(number)
 
-    if threading.current_thread() is not threading.main_thread():  # only that one may
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may install handlers
         yield request
         return
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -189,11 +189,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextmanager
 def last_resort(after_s: float, save: Callable[[], None]) -> Iterator[None]:
-    """Where the block still runs after that long, save and end the process: a GPU may never answer.
+    """If the block still runs after a time limit, save and end the process: a GPU may never answer.
 
     Args:
-        after_s: infinity waits forever.
-        save: may run while the block does.
+        after_s: time limit in seconds; infinity sets none.
+        save: may be called while the block runs.
     """
     is_done = threading.Event()
 

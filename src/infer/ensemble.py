@@ -1,4 +1,4 @@
-"""Fold models of one or several runs, averaged, with the networks that find organs for them."""
+"""Ensemble of the fold models of one or several runs, and of networks that find organs for them."""
 
 import copy
 import time
@@ -24,68 +24,68 @@ from src.seg.model import SegmenterSpec
 
 @dataclass(frozen=True)
 class EnsembleSubset:
-    """The part of an ensemble that predicts a series, and what it costs."""
+    """The part of an ensemble that predicts a series, and its cost."""
 
     fold_counts: tuple[int, ...]
-    """folds of each run that predict, its first ones; 0 excludes the run"""
+    """number of folds of each run that predict, from the first on; 0 excludes the run"""
     tta: bool
-    """whether flips and offsets of the slices are averaged; else unflipped, the middle of the slices"""
+    """whether to average flips and slice offsets; else one unflipped pass at the middle offset"""
     passes: tuple[int, ...]
-    """forward passes of each run"""
+    """number of forward passes of each run"""
     needs_organs: bool
 
 
 class Prediction(NamedTuple):
-    """What an ensemble predicts for a series."""
+    """Prediction of an ensemble for a series."""
 
     probabilities: np.ndarray
-    """(runs, 13); NaN in the columns that a run does not predict"""
+    """(runs, 13); NaN in columns that a run does not predict"""
     organs_s: float
-    """seconds that finding organs took"""
+    """seconds spent on finding organs"""
     runs_s: tuple[float, ...]
-    """and the models of each run"""
+    """seconds spent on the models of each run"""
     note: str = ""
-    """for the report"""
+    """note for the report"""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A network of a fold; or a fold's second level, with the networks whose slice features it reads."""
+    """A network of a fold; or a fold's second level with the networks that compute its slice features."""
 
     run: int
     fold: int
-    """place of the fold among the finished ones of the run"""
+    """index of the fold among the finished ones of the run"""
     networks: tuple[tuple[TraumaClassifier, ClassifierSpec], ...]
     second_level: tuple[SecondLevel, ...] = ()
-    """on the CPU, averaged"""
+    """models of the second level on the CPU, averaged"""
 
     @property
     def columns(self) -> list[int]:
-        """Which of the 13 it predicts."""
+        """Indices of the predicted columns among the 13."""
         names = COLUMNS if self.second_level else self.networks[0][1].columns
         return [COLUMNS.index(name) for name in names]
 
     @property
     def prior(self) -> dict[str, float]:
-        """The weight-aware prior of its fold, 13 probabilities."""
+        """Weight-aware prior of the fold, 13 probabilities."""
         return self.networks[0][1].prior
 
     @property
     def kinds(self) -> tuple[StackKind, ...]:
-        """Stacks of a series that it takes."""
+        """Kinds of stacks that the networks need."""
         return tuple(StackKind(spec.view, offset) for _, spec in self.networks for offset in spec.offsets)
 
     @property
     def passes(self) -> int:
-        """Forward passes for a series."""
+        """Number of forward passes for a series."""
         return sum(len(spec.flips) * len(spec.offsets) for _, spec in self.networks)
 
     def without_tta(self) -> "Member":
-        """The same networks, each with one forward pass: unflipped, the middle of the slices."""
+        """Return the same networks with one forward pass each: unflipped, at the middle offset."""
         return replace(self, networks=tuple((model, _without_tta(spec)) for model, spec in self.networks))
 
     def predict(self, stacks: Stacks, settings: ForwardSettings) -> np.ndarray:
-        """Probabilities of a series, (columns,)."""
+        """Predict the probabilities of a series, (columns,)."""
         if self.second_level:
             return self._predict_second_level(stacks, settings)
         ((model, spec),) = self.networks
@@ -111,14 +111,15 @@ class Member:
 
 
 class Ensemble:
-    """The members of each run, whose probabilities are averaged run by run, loaded on the CPU.
+    """The members of each run, loaded on the CPU; probabilities are averaged run by run.
 
     Args:
-        runs: run folders of train_cls.py or of the second level; every finished fold in them takes part.
-        weights: of the runs, equal by default; a run of weight 0 predicts nothing, its priors count.
-        segmenter: run folder of train_seg.py, whose networks find the organs of raw series; not loaded where
+        runs: run folders of train_cls.py or of the second level; all their finished folds are used.
+        weights: weights of the runs, equal by default; a run of weight 0 predicts nothing, but its priors
+            count.
+        segmenter: run folder of train_seg.py, whose networks find the organs of raw series; not loaded if
             the runs that use organ masks have no weight.
-        flips: of test-time augmentation; by default each network's own.
+        flips: flips of test-time augmentation; by default each network's own.
 
     Raises:
         UserError: a folder without a model, or a segmenter that no run needs.
@@ -159,7 +160,7 @@ class Ensemble:
 
     @property
     def full(self) -> EnsembleSubset:
-        """Everything."""
+        """The full ensemble."""
         fold_counts = np.zeros(len(self.weights), dtype=int)
         for member in self.members:
             fold_counts[member.run] = (member.fold + 1) * (self.weights[member.run] > 0)
@@ -167,10 +168,10 @@ class Ensemble:
 
     @property
     def subsets(self) -> tuple[EnsembleSubset, ...]:
-        """Everything, and when time is short the first fold of each run without TTA, where that is less.
+        """The full ensemble and, for late runs, the first fold of each run without TTA if that is less work.
 
-        Finding organs may cost more than all else: when time is short the runs that use them are excluded
-        too, unless only they predict some target.
+        Finding organs may dominate the cost: late runs then also exclude the runs that need organs, unless
+        only these predict some target.
         """
         full = self.full
         one_fold = np.minimum(full.fold_counts, 1)
@@ -184,11 +185,11 @@ class Ensemble:
 
     @property
     def stack_kinds(self) -> list[StackKind]:
-        """The different stacks that the members take; folds of a run share them."""
+        """Distinct kinds of stacks that the members need; folds of a run share them."""
         return _kinds(self._choose(self.full.fold_counts, tta=True))
 
     def copy_to(self, device: torch.device) -> "Ensemble":
-        """The same ensemble on another device; this one stays where it is."""
+        """Return a copy of the ensemble on another device; this one is unchanged."""
         other = copy.deepcopy(self)
         for model, _ in (network for member in other.members for network in member.networks):
             model.to(device)
@@ -200,13 +201,13 @@ class Ensemble:
     def predict(self, series: LoadedSeries, subset: EnsembleSubset, settings: ForwardSettings) -> Prediction:
         """Predict one series.
 
-        A column of a run is the mean of its members that predict it. Where the subset excludes all of these,
-        the weighted mean of the other runs stands in, or the prior where none of them predicts the column.
-        Columns that a run never predicts are NaN in every series, for `PatientRows` to join runs as the fit
-        to out-of-fold tables did; those that no run predicts are the prior.
+        A column of a run is the mean of its members that predict it. If the subset excludes all of them, it
+        is replaced by the weighted mean of the other runs, or the prior if none of them predicts the column.
+        Columns that a run never predicts are NaN in every series, so that `PatientRows` joins runs as the fit
+        did with out-of-fold tables; columns that no run predicts are the prior.
 
         Raises:
-            FloatingPointError: a network gives NaN or infinity.
+            FloatingPointError: a network returns NaN or infinity.
         """
         stacks, members = dict(series.stacks), self._choose(subset.fold_counts, subset.tta)
         note, started = "", time.perf_counter()
@@ -228,14 +229,14 @@ class Ensemble:
         return Prediction(self._fill_excluded(means), organs_s, tuple(runs_s), note)
 
     def _fill_excluded(self, means: np.ndarray) -> np.ndarray:
-        """Replace NaN (runs, 13) in the columns that a run predicts in other series."""
+        """Replace NaN (runs, 13) in columns that a run predicts for other series."""
         is_known = ~np.isnan(means)
         weights = np.where(is_known, self.weights[:, None], 0.0)
         others = (weights * np.where(is_known, means, 0.0)).sum(axis=0) / np.maximum(
             weights.sum(axis=0), 1e-9
         )
         others = np.where(is_known.any(axis=0), others, self.prior.to_numpy())
-        is_due = self._predicted | ~self._predicted.any(axis=0)  # the rest is NaN in every series
+        is_due = self._predicted | ~self._predicted.any(axis=0)  # all others are NaN in every series
         return np.where(is_known, means, np.where(is_due, others, np.nan))
 
     def _subset(self, fold_counts: np.ndarray, tta: bool) -> EnsembleSubset:
@@ -245,13 +246,13 @@ class Ensemble:
         return EnsembleSubset(tuple(fold_counts.tolist()), tta, tuple(passes), _needs_organs(members))
 
     def _choose(self, fold_counts: Sequence[int], tta: bool) -> list[Member]:
-        """The members of the first folds of each run."""
+        """Return the members of the first folds of each run."""
         chosen = [member for member in self.members if member.fold < fold_counts[member.run]]
         return chosen if tta else [member.without_tta() for member in chosen]
 
 
 def _load_members(number: int, run: Path, flips: tuple[str, ...] | None) -> list[Member]:
-    """The members of every finished fold of the run of that number."""
+    """Load the members of every finished fold of run `number`."""
 
     def load(path: Path) -> tuple[TraumaClassifier, ClassifierSpec]:
         model, spec = load_classifier(path)
@@ -283,7 +284,7 @@ def _without_tta(spec: ClassifierSpec) -> ClassifierSpec:
 def _samples(
     model: TraumaClassifier, spec: ClassifierSpec, stacks: Stacks, settings: ForwardSettings
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images and padding for each offset, as a batch of one, where the model is."""
+    """Yield images and padding for each offset, as a batch of one, on the model's device."""
     device = next(model.parameters()).device
     for offset in spec.offsets:
         settings.check()

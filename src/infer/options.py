@@ -8,7 +8,7 @@ from src.cls.options import Flip
 from src.core.config import Precision, check_range
 
 MOST_JOBS = 8
-"""Default limit of --jobs: each may hold a whole series."""
+"""Default limit of --jobs: each job may hold a whole series."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class CheckOptions:
     """Options of `infer.py --check`."""
 
     check: Path
-    """Submission to judge."""
+    """Submission to check."""
 
     sample: Path
-    """sample_submission.csv: which patients, in which order."""
+    """sample_submission.csv, which defines the patients and their order."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,34 @@ class InferOptions:
     """Run folders of train_cls.py; all their finished folds are averaged."""
 
     sample: Path
-    """sample_submission.csv: which patients, in which order."""
+    """sample_submission.csv, which defines the patients and their order."""
 
     output: Path
     """Submission to write; report.csv is written beside it."""
 
     segmenter: Path | None = None
-    """Run folder of train_seg.py, which finds the organs of raw data for models that use masks."""
+    """Run folder of train_seg.py, whose networks find organs in raw data for models that use masks."""
 
     weights: tuple[float, ...] | None = None
     """Weights of the runs, in their order; equal by default."""
 
     post: Path | None = None
     """Post-processing of score.py --fit, fitted on the out-of-fold tables of the same runs in the same
-    order; it has weights of its own."""
+    order; it includes its own weights."""
 
     tta: tuple[Flip, ...] | None = None
-    """Flips averaged for each model: none, h, v, hv. By default those of its out-of-fold predictions."""
+    """Flips averaged for each model: none, h, v, hv; default: those of its out-of-fold predictions."""
 
     precision: Precision = "auto"
     """fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU, fp32 on a CPU)."""
 
     max_hours: float | None = None
-    """Hours that the run may take. While it is late, series are predicted by one fold of each run without
+    """Time limit of the run in hours. While the run is late, one fold of each run predicts series without
     flips; patients that are not reached in time get the prior."""
 
     jobs: int | None = None
-    """Threads that read series ahead, each with a process that decodes. By default the cores less one, not
-    more than 8."""
+    """Threads that read series ahead, each with a decoding process; default: the number of cores minus one,
+    at most 8."""
 
     def __post_init__(self) -> None:
         if self.max_hours is not None:
@@ -81,6 +81,6 @@ class InferOptions:
 
     @property
     def threads(self) -> int:
-        """How many read series."""
+        """Number of threads that read."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.jobs or min(MOST_JOBS, max(1, cores - 1))

@@ -1,4 +1,4 @@
-"""Organs of raw series at inference: their masks by segment.py's networks, and the stacks that show them."""
+"""Organs of raw series at inference: masks by the networks of segment.py, and stacks that use them."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,19 +12,19 @@ from src.seg.model import SegmenterPair, SegmenterSpec, find_segmenter, load_seg
 from src.seg.predict import segment_volume
 
 CHUNK = 16
-"""Slices that pass the networks together, as in segment.py."""
+"""Slices per forward pass, as in segment.py."""
 
 
 @dataclass(frozen=True)
 class ForwardSettings:
-    """How networks are run, in ways that give the same result."""
+    """Settings of forward passes that do not change the result."""
 
     autocast: Callable[[], AbstractContextManager] = nullcontext
     """context of forward passes that sets their precision, by default full"""
     slices_at_once: int | None = None
-    """that pass a network together; None is all of a stack"""
+    """slices per forward pass; None for all of a stack"""
     check: Callable[[], None] = lambda: None
-    """called between networks, offsets and chunks of slices; what it raises ends the work"""
+    """called between networks, offsets and chunks of slices; an exception from it ends the work"""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class OrganFinder:
     def make_stacks(
         self, volume: DecodedSlices, kinds: Sequence[StackKind], settings: ForwardSettings
     ) -> tuple[Stacks, str]:
-        """The stacks that show organs; a region that cannot be found is the whole series.
+        """Make the stacks that use organs; for a region that is not found the whole series is used.
 
         Returns:
-            The stacks, and a note on what could not be found.
+            The stacks, and a note on regions that were not found.
 
         Raises:
-            FloatingPointError: the networks give NaN or infinity.
+            FloatingPointError: the networks return NaN or infinity.
         """
         masks, boxes, note = None, {}, ""
         try:

@@ -1,4 +1,4 @@
-"""Test images to submission.csv: series are read ahead in threads, and predicted one after the other."""
+"""Test images to submission.csv: series are read ahead in threads and predicted one by one."""
 
 import math
 import threading
@@ -26,31 +26,31 @@ from src.infer.stack_sources import LoadedSeries, StackSource, open_source
 from src.score.postprocess import post_of_runs
 
 GRACE_S = 300.0
-"""Beyond --max-hours, before a run that no longer answers is ended."""
+"""Seconds after --max-hours before a run that does not respond is ended."""
 
 SAVE_EVERY_S = 600.0
 
 AHEAD = 2
-"""Series that may lie ready or be under way, besides one for each thread that decodes."""
+"""Number of series that may be ready or in progress, besides one per decoding thread."""
 
 WAIT_S = 0.5
-"""For a series, before looking at the clock and for signals again."""
+"""Seconds to wait for a series before checking the clock and signals again."""
 
 STUCK_S = 1800.0
-"""Without a series, after which reading ends: no file system comes back after that long."""
+"""Seconds without a series after which reading ends: no file system recovers after that long."""
 
 ATTEMPTS, PAUSE_S = 3, 10.0
-"""To read a series that fails for a reason of the machine, and the pause after such a failure."""
+"""Attempts to read a series that fails because of the machine, and the pause between them."""
 
 
 def predict_patients(options: InferOptions, started: float) -> None:
-    """Predict the patients of the sample; however the run ends, it leaves a valid submission.
+    """Predict the patients of the sample; leaves a valid submission even if the run ends early.
 
     Args:
-        started: when the run began, of `time.monotonic`.
+        started: start of the run, as measured by `time.monotonic`.
 
     Raises:
-        UserError: something that is given cannot be used, or no series could be predicted.
+        UserError: unusable inputs, or no series could be predicted.
         SystemExit: a signal ended the run.
     """
     if not options.input.exists():
@@ -64,7 +64,7 @@ def predict_patients(options: InferOptions, started: float) -> None:
         series = order_series(source, sample.patient_id)
         results = Results(series, sample, post, ensemble.prior, source.why_none)
         save = partial(results.save, options.output)
-        save()  # the prior for every patient: from here on a valid submission exists
+        save()  # writes the prior for every patient, so that a valid submission exists
         try:
             with last_resort(started + limit_s + GRACE_S - time.monotonic(), save):
                 predictor = SeriesPredictor(ensemble)
@@ -87,13 +87,13 @@ def predict_patients(options: InferOptions, started: float) -> None:
             save()
     _summarise(results.report(), why_early, options.output)
     if stop.received is not None:
-        raise SystemExit(128 + stop.received)  # as shells number it
+        raise SystemExit(128 + stop.received)  # the exit status that shells use
 
 
 def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[str, str]]:
-    """Patient and series ids: the first series of every patient, then the second ones.
+    """Return patient and series ids: the first series of every patient, then the second ones.
 
-    So a run that has to end early has a prediction for as many patients as it can.
+    A run that ends early thus has predictions for as many patients as possible.
     """
     ranked = [
         (rank, patient_id, series_id)
@@ -113,13 +113,13 @@ def predict_all(
 ) -> str:
     """Predict series into `results` as they are read, until all are done or the run has to end.
 
-    A series that cannot be read or predicted is skipped, for any reason.
+    A series that cannot be read or predicted, for any reason, is skipped.
 
     Args:
-        save: called from time to time, so that even a killed run leaves results; it may fail.
+        save: called regularly, so that even a killed run leaves results; it may fail.
 
     Returns:
-        Why the run ended early; empty if it did not.
+        Reason for an early end; empty if there was none.
     """
     saved = time.monotonic()
     try:
@@ -132,7 +132,7 @@ def predict_all(
                     prediction = predictor.predict(series, budget.subset, budget.check)
                 except RunEnds:
                     raise
-                except Exception as error:  # one series must not end a submission, for any reason
+                except Exception as error:  # no error in a series may end a submission
                     reason = describe_error(error)
                     warn(f"{'/'.join(series.key)} could not be predicted: {reason}")
                     results.skip(series.key, reason)
@@ -144,7 +144,7 @@ def predict_all(
             if time.monotonic() - saved >= SAVE_EVERY_S:
                 try:
                     save()
-                except Exception as error:  # such as a full disk: there may be room again at the end
+                except Exception as error:  # such as a full disk, which may have room again at the end
                     warn(f"what is known so far could not be saved: {describe_error(error)}")
                 saved = time.monotonic()
     except RunEnds as end:
@@ -157,9 +157,9 @@ def predict_all(
 class ReadAhead:
     """Reads series in threads while the models predict others.
 
-    Some threads decode, as many others make stacks, so that the next series is decoded meanwhile. One slow
-    series does not hold up the others. The threads end with the program: one that is stuck does not keep it
-    alive.
+    Some threads decode and as many others make stacks, so that the next series is decoded meanwhile. A slow
+    series does not block others. The threads end with the program, even if one of them hangs.
+
 
     Args:
         series: patient and series ids.
@@ -168,12 +168,12 @@ class ReadAhead:
 
     def __init__(self, source: StackSource, series: Sequence[tuple[str, str]], jobs: int = 1) -> None:
         self.left = len(series)
-        """series that are still to come"""
+        """number of series that are not yet returned"""
         self._source, self._jobs = source, jobs
         self._waiting: Queue[tuple[str, str] | None] = Queue()
         self._decoded: Queue[tuple[tuple[str, str], Any, float] | None] = Queue()
         self._done: Queue[LoadedSeries] = Queue()
-        self._slots = threading.Semaphore(jobs + AHEAD)  # bounds what is in memory
+        self._slots = threading.Semaphore(jobs + AHEAD)  # limits the number of series in memory
         self._stopped = threading.Event()
         for key in series:
             self._waiting.put(key)
@@ -182,10 +182,10 @@ class ReadAhead:
             threading.Thread(target=self._make_stacks, daemon=True).start()
 
     def read(self, budget: TimeBudget) -> Iterator[LoadedSeries]:
-        """Each series as it is ready; one that the machine could not read is tried again after all others.
+        """Yield each series when it is ready; failures caused by the machine are retried after all others.
 
         Raises:
-            RunEnds: it is time, or nothing could be read for long.
+            RunEnds: the time is over, or nothing could be read for long.
         """
         attempts, heard = Counter[tuple[str, str]](), time.monotonic()
         while self.left:
@@ -206,7 +206,7 @@ class ReadAhead:
             heard = time.monotonic()  # not before: predicting may take long
 
     def stop(self) -> None:
-        """Begin no further series, and let the threads end."""
+        """Start no further series, and let the threads end."""
         self._stopped.set()
         self._slots.release(self._jobs)
         for _ in range(self._jobs):
@@ -251,10 +251,10 @@ def _unread_series(key: tuple[str, str], error: BaseException) -> LoadedSeries:
 
 
 def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:
-    """Say how it went.
+    """Print a summary of the run.
 
     Raises:
-        UserError: every patient got the prior, though there was time.
+        UserError: every patient got the prior although there was time.
     """
     counts = report.status.value_counts()
     say(f"series: {', '.join(f'{counts[status]} {status}' for status in counts.index if status != 'prior')}")
@@ -264,6 +264,7 @@ def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:
         warn(f"the run ended early ({why_early}): the submission is complete, with what was known by then")
     say(f"submission: {output}")
     if not why_early and not {"ok", "thinned"} & set(counts.index):
-        # a series' reason says more than its patient's; with no series at all there are only the latter
+        # a series' reason is more specific than its patient's; without series there are only patients'
+        # reasons
         reason = report.reason[(report.status != "prior") | (len(counts) == 1)].max()
         raise UserError(f"no series could be predicted, every patient got the prior: {reason}")

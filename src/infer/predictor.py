@@ -1,4 +1,4 @@
-"""Networks that fail are run again with fewer resources: less memory, full precision, at last on the CPU."""
+"""Retry networks that fail with fewer resources: less memory, full precision, finally the CPU."""
 
 import re
 from collections.abc import Callable
@@ -16,15 +16,16 @@ from src.infer.stack_sources import LoadedSeries
 
 
 class SeriesPredictor:
-    """Predicts a series with an ensemble, and where that fails tries again in ways that give the same.
+    """Predicts a series with an ensemble, with fallbacks that give the same result.
 
-    Where memory runs out, half as many slices pass a network together, down to one; the number that worked is
-    kept. Where half precision overflows, the series is predicted again in full precision. Where a GPU fails
-    nevertheless, the CPU predicts: the ensemble stays there from the start, since a GPU that has failed may
-    not give its copy back.
+    If memory runs out, the number of slices per forward pass is halved, down to one; the number that worked
+    is kept. If half precision overflows, the series is predicted again in full precision. If a GPU fails
+    anyway, the CPU predicts: the ensemble stays there from the start, because a failed GPU may not return its
+    copy.
+
 
     Args:
-        ensemble: on the CPU.
+        ensemble: ensemble on the CPU.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
@@ -33,10 +34,10 @@ class SeriesPredictor:
         self._warned = False
 
     def use_fastest(self, precision: str) -> None:
-        """Predict on the GPU from now on, if there is one; stay on the CPU where that fails.
+        """Predict on the GPU from now on, if there is one; stay on the CPU if that fails.
 
         Args:
-            precision: see `Precision`; on a CPU fp32 stands in for fp16.
+            precision: see `Precision`; on a CPU fp32 replaces fp16.
         """
         if precision == "fp16" and not torch.cuda.is_available():
             warn("there is no GPU: everything is predicted on the CPU, in fp32 instead of fp16")
@@ -45,7 +46,7 @@ class SeriesPredictor:
             runtime = Runtime.create(precision, one_process=True)
             if runtime.device.type != "cpu":
                 self.ensemble = self._on_cpu.copy_to(runtime.device)
-        except Exception as error:  # of the driver, of memory
+        except Exception as error:  # driver errors, lack of memory
             warn(f"everything is predicted on the CPU, since the GPU cannot be used: {describe_error(error)}")
             return
         self._settings[runtime.device.type] = ForwardSettings(runtime.autocast)
@@ -59,7 +60,7 @@ class SeriesPredictor:
             check: see `ForwardSettings`.
 
         Raises:
-            Exception: nothing helped, or it is not a matter of memory, precision or device.
+            Exception: all fallbacks failed, or the error does not concern memory, precision or device.
         """
         ensemble, settings = self.ensemble, self._settings[self.ensemble.device.type]
         while True:
@@ -73,14 +74,14 @@ class SeriesPredictor:
             else:
                 self._remember(ensemble.device.type, settings.slices_at_once)
                 return prediction
-            # outside of the handler, whose error holds on to the tensors of the failed attempt
+            # outside of the handler, because its error keeps the tensors of the failed attempt alive
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     def _after(
         self, error: Exception, ensemble: Ensemble, settings: ForwardSettings
     ) -> tuple[Ensemble, ForwardSettings] | None:
-        """The next attempt; None if there is none."""
+        """Return ensemble and settings of the next attempt; None if there is none."""
         if isinstance(error, FloatingPointError) and settings.autocast is not nullcontext:
             return ensemble, replace(settings, autocast=nullcontext)
         most = settings.slices_at_once or max(kind.view.slices for kind in ensemble.stack_kinds)
@@ -102,7 +103,7 @@ class SeriesPredictor:
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # the CPU's allocator, cuDNN and cuBLAS raise plain errors
+    # the CPU's allocator, cuDNN and cuBLAS raise plain RuntimeErrors
     return isinstance(error, RuntimeError) and bool(
         re.search(r"out of memory|allocate memory|not enough memory|ALLOC_FAILED", str(error), re.IGNORECASE)
     )

@@ -1,4 +1,4 @@
-"""submission.csv and report.csv: written from what is known so far, at any time, and checked."""
+"""submission.csv and report.csv, which can be written at any time from partial results, and checks."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,20 +18,20 @@ from src.score.submission import validate_submission, write_submission
 REPORT = ("patient_id", "series_id", "status", "reason")
 """Columns of the report: one row per series, and one without series_id for each patient that got the prior.
 
-status: `ok`; `thinned`, by a part of the ensemble, since time was short; `skipped`, could not be read or
-predicted; `not reached`, the run ended before; `prior`.
+status: `ok`; `thinned`, predicted by a part of the ensemble because time was short; `skipped`, could not be
+read or predicted; `not reached`, the run ended before; `prior`.
 """
 
 
 class Results:
-    """Probabilities by series, which become rows by patient.
+    """Probabilities by series, which are joined to rows by patient.
 
     Args:
-        series: patient and series ids of all that are to be predicted.
-        sample: sample_submission.csv: which patients get a row, in which order.
-        post: how series and runs are joined.
+        series: patient and series ids of all series to predict.
+        sample: sample_submission.csv, which defines the patients and their order.
+        post: defines how series and runs are joined.
         prior: 13 probabilities of a patient without a predicted series.
-        why_none: why a patient has no series, if that is known.
+        why_none: reason why a patient has no series, if known.
     """
 
     def __init__(
@@ -51,18 +51,18 @@ class Results:
     def add(
         self, key: tuple[str, str], probabilities: np.ndarray, status: str = "ok", reason: str = ""
     ) -> None:
-        """Take in the runs' probabilities of a series, (runs, 13); NaN in what a run never predicts."""
+        """Add the runs' probabilities of a series, (runs, 13); NaN in columns that a run never predicts."""
         self._probabilities[key], self._statuses[key] = probabilities, (status, reason)
 
     def skip(self, key: tuple[str, str], reason: str) -> None:
-        """Note that a series has no prediction."""
+        """Record that a series has no prediction."""
         self._statuses[key] = ("skipped", reason)
 
     def save(self, output: Path) -> None:
-        """Write the submission, and report.csv beside it. Another thread may add series meanwhile.
+        """Write the submission and, beside it, report.csv. Other threads may add series meanwhile.
 
         Raises:
-            UserError: they cannot be written.
+            UserError: the files cannot be written.
         """
         try:
             write_submission(self.predictions(), self._sample, output)
@@ -71,8 +71,8 @@ class Results:
             raise UserError(f"cannot write {output}: {error.strerror}") from None
 
     def predictions(self) -> pd.DataFrame:
-        """`patient_id` and the 13 probabilities, one row per patient: a prediction, or the prior where there
-        is none or where it breaks a rule of the competition."""
+        """`patient_id` and the 13 probabilities, one row per patient: a prediction, or the prior if there is
+        none or if it breaks a rule of the competition."""
         known = self._probabilities.copy()
         predicted = [(key[0], known[key]) for key in self._series if key in known]
         seen = pd.Series([patient for patient, _ in predicted], dtype=str)
@@ -85,7 +85,7 @@ class Results:
                 for run in range(len(self._post.weights))
             ]
             rows = PatientRows.read(tables, seen.drop_duplicates()).apply(self._post)
-            # one row that the competition refuses voids the whole submission
+            # one invalid row makes the competition reject the whole submission
             is_refused = ~obeys_rules(rows)
             rows.loc[is_refused, list(COLUMNS)] = self._prior[list(COLUMNS)].to_numpy()
             self._refused = rows.patient_id[is_refused].tolist()
@@ -96,7 +96,7 @@ class Results:
         return pd.concat(parts, ignore_index=True)
 
     def report(self) -> pd.DataFrame:
-        """One row per series, and per patient that got the prior in `predictions`, see `REPORT`."""
+        """Return one row per series, and per patient that got the prior in `predictions`, see `REPORT`."""
         known = self._statuses.copy()
         rows = [(*key, *known.get(key, ("not reached", ""))) for key in self._series]
         statuses: dict[str, set[str]] = {}
@@ -126,16 +126,16 @@ class Results:
 
 
 def describe_error(error: BaseException) -> str:
-    """An error in one line of the report."""
+    """Format an error as one line of the report."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return (kind + " ".join(str(error).split()))[:300]
 
 
 def read_sample(path: str | Path) -> pd.DataFrame:
-    """Read sample_submission.csv, its `patient_id` as text.
+    """Read sample_submission.csv with `patient_id` as text.
 
     Raises:
-        UserError: not such a table, no patient, or one twice.
+        UserError: not such a table, no patient, or a duplicate patient.
     """
     sample = read_table(path, ("patient_id", *COLUMNS))
     twice = sample.patient_id.duplicated()
@@ -145,7 +145,7 @@ def read_sample(path: str | Path) -> pd.DataFrame:
 
 
 def check_submission(path: str | Path, sample: str | Path) -> int:
-    """Judge a submission as the competition would: columns, patients, their order, and every value.
+    """Check a submission as the competition would: columns, patients, their order, and every value.
 
     Args:
         sample: sample_submission.csv.
@@ -154,7 +154,7 @@ def check_submission(path: str | Path, sample: str | Path) -> int:
         The number of patients.
 
     Raises:
-        UserError: what is wrong first.
+        UserError: the first problem found.
     """
     wanted = read_sample(sample)
     frame = read_table(path, ("patient_id",))

@@ -1,4 +1,4 @@
-"""Where the stacks of a series come from: test images as they are, or a prepared data set."""
+"""Sources of the stacks of a series: test images in their original form, or a prepared data set."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +26,14 @@ from src.prepare.sources import find_competition, find_competition_series, open_
 from src.seg.model import SegmenterSpec
 
 SILENCE_LIMIT_S = 30.0
-"""For one slice, after which its decoder is killed: there are nine hours for all series."""
+"""Seconds for one slice after which its decoder is killed: all series together have nine hours."""
 
 PAUSES_S = (10.0, 30.0, 60.0)
-"""Before another look at a disk that is away. Without its folders there is nothing to predict."""
+"""Seconds to wait before each retry of an unavailable disk. Without its folders nothing can be predicted."""
 
 
 class StackKind(NamedTuple):
-    """A stack that has to be cut out of a series."""
+    """Kind of a stack to extract from a series: view and offset."""
 
     view: StackView
     offset: float
@@ -45,19 +45,19 @@ Stacks = Mapping[StackKind, StackBatch]
 
 @dataclass(frozen=True)
 class DecodedSlices:
-    """Slices of a series in memory."""
+    """Decoded slices of a series in memory."""
 
     stack: GreyStack
     windows: tuple[str, ...]
-    """the window of each channel of `stack.images`"""
+    """window of each channel of `stack.images`"""
 
     @property
     def z_mm(self) -> np.ndarray:
-        """(U,) positions of the images, falling."""
+        """(U,) positions of the images, decreasing."""
         return self.stack.z_mm[self.stack.indices]
 
     def channels(self, windows: Sequence[str]) -> np.ndarray:
-        """uint8 (U, size, size, these windows), a view where they are all."""
+        """Return uint8 (U, size, size, these windows), a view if they are all windows."""
         places = [self.windows.index(name) for name in windows]
         images = self.stack.images
         return images if places == list(range(len(self.windows))) else images[..., places]
@@ -68,11 +68,11 @@ class DecodedSlices:
         masks: np.ndarray | None = None,
         boxes: Mapping[str, Box] = MappingProxyType({}),
     ) -> StackBatch:
-        """A stack without targets.
+        """Make a stack without targets.
 
         Args:
-            masks: labels (U, size, size) for views with mask channels; None shows no organ.
-            boxes: where the regions lie; one that is missing is the whole series.
+            masks: labels (U, size, size) for views with mask channels; None for no organs.
+            boxes: boxes of the regions; a missing region is the whole series.
         """
         view, decoded = kind.view, self.stack
         selected = view.selection.choose(decoded.z_mm)
@@ -91,34 +91,34 @@ class DecodedSlices:
 
 @dataclass(frozen=True)
 class LoadedSeries:
-    """A series as far as it can be read without networks, or the reason why it cannot."""
+    """A series as far as it can be read without networks, or the reason why it cannot be read."""
 
     key: tuple[str, str]
     """patient and series id"""
     stacks: Stacks = field(default_factory=dict)
     volume: DecodedSlices | None = None
-    """the whole series, where stacks with organ masks are requested: organs are still to be found"""
+    """whole series, if stacks with organ masks are requested and organs have yet to be found"""
     reason: str = ""
-    """why it cannot be read; empty if it was"""
+    """reason why it cannot be read; empty if it was read"""
     is_temporary: bool = False
-    """whether the cause is the machine rather than the files, so that another attempt may help"""
+    """whether the machine rather than the files is the cause, so that a retry may help"""
     read_s: float = 0.0
 
 
 class StackSource(Protocol):
-    """Finds the series of a patient and reads one."""
+    """Finds the series of a patient and reads them."""
 
     def series_of(self, patient_id: str) -> list[str]:
-        """Series ids, sorted; empty when the patient has none."""
+        """Return sorted series ids; empty if the patient has none."""
 
     def why_none(self, patient_id: str) -> str:
-        """Why a patient has no series; empty if it is not known."""
+        """Return the reason why a patient has no series; empty if unknown."""
 
     def decode(self, patient_id: str, series_id: str) -> Any:
-        """Read the files of a series: what `make_stacks` takes. Raises where they cannot be read."""
+        """Read the files of a series as input for `make_stacks`. Raises if they cannot be read."""
 
     def make_stacks(self, decoded: Any) -> tuple[Stacks, DecodedSlices | None]:
-        """Stacks without targets, and the volume where organs are still to be found; reads no file."""
+        """Make stacks without targets, and the volume if organs have yet to be found; reads no file."""
 
 
 def open_source(
@@ -128,10 +128,10 @@ def open_source(
 
     Args:
         kinds: stacks requested of every series.
-        segmenter: of the networks that find organs; None if there are none.
+        segmenter: spec of the networks that find organs; None if there are none.
 
     Raises:
-        UserError: neither, or the stacks cannot be cut out of it.
+        UserError: the path is neither, or the stacks cannot be extracted from it.
     """
     for pause_s in (*PAUSES_S, None):
         try:
@@ -153,7 +153,7 @@ class PreparedSource:
     """A data set that prepare_data.py wrote with the windows and the size of the models.
 
     Raises:
-        UserError: the data set cannot give one of the stacks.
+        UserError: one of the stacks cannot be extracted from the data set.
     """
 
     def __init__(self, prepared: PreparedDataset, kinds: Sequence[StackKind]) -> None:
@@ -181,12 +181,12 @@ class PreparedSource:
 
 
 class RawSource:
-    """Test images that are decoded as needed; a slice that several stacks show is decoded once.
+    """Test images that are decoded on demand; a slice that several stacks use is decoded once.
 
     Args:
-        path: folder or zip with test_images/, perhaps inside another folder.
+        path: folder or zip with test_images/, possibly inside another folder.
         kinds: stacks requested of every series.
-        segmenter: of the networks that find organs; None if there are none.
+        segmenter: spec of the networks that find organs; None if there are none.
 
     Raises:
         UserError: no test_images/, see `require_segmenter`, or organs would have to be found in several
@@ -230,10 +230,10 @@ class RawSource:
 
 
 def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> None:
-    """Make sure that the organs of raw series can be found where stacks show them.
+    """Check that the organs of raw series can be found if stacks use them.
 
     Raises:
-        UserError: nothing finds them, or it was trained on slices of another size.
+        UserError: no segmenter, or it was trained on slices of another size.
     """
     views = [kind.view for kind in kinds if kind.view.needs_masks]
     for size in dict.fromkeys(view.size for view in views):
@@ -253,12 +253,12 @@ def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | Non
 
 @dataclass(frozen=True)
 class _Request:
-    """What is decoded of a series for stacks of one size and one selection of its slices."""
+    """Slices to decode of a series, for stacks of one size and one selection of slices."""
 
     kinds: tuple[StackKind, ...]
     windows: tuple[str, ...]
     is_whole: bool
-    """whether organs are to be found, in all slices"""
+    """whether all slices are needed to find organs"""
 
     @classmethod
     def of(cls, kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> "_Request":
@@ -269,7 +269,7 @@ class _Request:
         return cls(tuple(kinds), tuple(name for name in WINDOWS if name in shown), is_whole)
 
     def decode(self, source: SeriesSource) -> DecodedSlices:
-        """In a child process, which is to import no networks: `choose` holds views and offsets alone."""
+        """Decode in a child process, which imports no networks: `choose` contains views and offsets only."""
         view = self.kinds[0].view
         choose: Callable[[np.ndarray], np.ndarray] | None
         if not self.is_whole:

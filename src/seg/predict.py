@@ -133,6 +133,9 @@ class SeriesMasks:
             pixel_mm: side of a pixel.
             z_mm: (Z,) positions, decreasing from head to feet.
             single_slice_mm: slice thickness of a series with one slice.
+
+        Raises:
+            UserError: the voxel size is unknown.
         """
         voxel_ml = voxel_volumes_ml(pixel_mm, z_mm, single_slice_mm)
         if not (voxel_ml > 0).all():  # also rejects NaN
