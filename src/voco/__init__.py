@@ -1,2 +1,1 @@
-"""Self-supervised pre-training by contextual position prediction: crops, losses, student and teacher,
-monitors."""
+"""Self-supervised pre-training by contextual position prediction."""

@@ -1,8 +1,8 @@
 """From the slices of a series to a canvas, and from the canvas to the tiles of its crops.
 
-A canvas has `depth` positions along the body and a square of `canvas` pixels in the plane. An extent chooses
-the slice at each position and the rectangle of the slices that becomes the square. All slices of a sample
-share one rectangle: crops of equal size show the same number of millimetres.
+A canvas has `depth` positions along the body and `canvas` x `canvas` pixels in the plane. An extent selects
+the slice at each position and the rectangle that is resized to the canvas. All slices of a sample share one
+rectangle, so crops of equal size cover the same number of millimetres.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from src.voco.options import VocoOptions
 
 @dataclass(frozen=True)
 class Rectangle:
-    """Pixels of a slice. It may reach outside of the slice, where pixels are air: 0."""
+    """Pixels of a slice. It may extend outside of the slice, where pixels are 0 (air)."""
 
     top: int
     left: int
@@ -26,7 +26,7 @@ class Rectangle:
     width: int
 
     def resize(self, image: np.ndarray, side: int) -> np.ndarray:
-        """Cut out of uint8 (H, W, C) and resize to (side, side, C)."""
+        """Crop uint8 (H, W, C) and resize to (side, side, C)."""
         return resize_plane(self._cut(image), side)
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
@@ -48,11 +48,11 @@ class Extent(ABC):
 
     @abstractmethod
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        """The slice at every position along the body, int64 (depth,), never decreasing: head to feet."""
+        """Return the slice at every position along the body, int64 (depth,), non-decreasing: head to feet."""
 
     @abstractmethod
     def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
-        """The part of the slices that becomes the square.
+        """Return the part of the slices that becomes the square.
 
         Args:
             images: uint8 (U, S, S, C), the slices that the crops of the sample use.
@@ -62,8 +62,8 @@ class Extent(ABC):
 class ForegroundExtent(Extent):
     """An extent whose rectangle is the foreground: air is cut off, and patients of any size fill the canvas.
 
-    It is found in the slices that were read, so that no other slice is decoded for it; where crops show only
-    some slices of the canvas, the others may have foreground outside of it.
+    The foreground is computed from the slices that were read, so that no other slice is decoded for it. If
+    crops use only some slices of the canvas, the others may have foreground outside of the rectangle.
     """
 
     def __init__(self, depth: int, foreground: float):
@@ -82,7 +82,7 @@ class WholeExtent(ForegroundExtent):
 
 
 class SlabExtent(ForegroundExtent):
-    """`depth` consecutive slices from a random first one; a shorter series is stretched over them."""
+    """`depth` consecutive slices from a random start; a shorter series is stretched over them."""
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
         n_slices = min(self.depth, series.n_slices)
@@ -91,18 +91,18 @@ class SlabExtent(ForegroundExtent):
 
 
 class BoxExtent(Extent):
-    """A box of `depth` x `canvas` x `canvas` voxels of one size in mm, somewhere in the series.
+    """A box of `depth` x `canvas` x `canvas` isotropic voxels at a random position in the series.
 
     It lies inside the images where they are large enough, else around them: pixels outside of the slices are
-    0, and positions above the first slice or below the last one show that slice. Sides in the plane are
-    rounded to whole pixels.
+    0, and positions beyond the first or last slice repeat that slice. Sides in the plane are rounded to whole
+    pixels.
     """
 
     def __init__(self, depth: int, canvas: int, spacing_mm: float):
         self.depth, self.canvas, self.spacing_mm = depth, canvas, spacing_mm
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        depth_mm = series.depth_mm()  # (n_slices,), rising from 0
+        depth_mm = series.depth_mm()  # (n_slices,), increasing from 0
         room_mm = depth_mm[-1] - (self.depth - 1) * self.spacing_mm
         first_mm = rng.uniform(min(room_mm, 0), max(room_mm, 0))
         positions_mm = first_mm + np.arange(self.depth) * self.spacing_mm
@@ -117,7 +117,7 @@ class BoxExtent(Extent):
 
 
 def make_extent(options: VocoOptions) -> Extent:
-    """The extent of `--extent`."""
+    """Create the extent of `--extent`."""
     if options.extent == "box":
         return BoxExtent(options.depth, options.canvas, options.spacing_mm)
     foreground = {"slab": SlabExtent, "whole": WholeExtent}[options.extent]
@@ -125,15 +125,15 @@ def make_extent(options: VocoOptions) -> Extent:
 
 
 def find_foreground(images: np.ndarray, level: float) -> Rectangle:
-    """The smallest rectangle around all pixels above `level` in the first window of any slice.
+    """Find the smallest rectangle around all pixels above `level` in the first window of any slice.
 
-    This is the foreground crop of the published recipe, in the plane. Without such pixels it is the whole
+    This is the foreground crop of the published recipe, in the plane. Without such pixels, return the whole
     image.
 
     Args:
         images: uint8 (U, H, W, C).
     """
-    # the maximum of all windows at once: numpy is slow where it must skip channels
+    # maximum of all windows at once: numpy is slow where it must skip channels
     bright = images.max(axis=0)[..., 0] > level  # (H, W)
     rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
     if len(rows) == 0:
@@ -146,14 +146,14 @@ def find_foreground(images: np.ndarray, level: float) -> Rectangle:
 def cut_tiles(
     canvas: np.ndarray, slice_rows: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
 ) -> np.ndarray:
-    """Cut crops out of slices of a canvas, each from its own slices, and resize them in their plane.
+    """Cut crops out of slices of a canvas, each from its own slices, and resize them in the plane.
 
     Args:
         canvas: uint8 (U, H, W, C) slices.
         slice_rows: int (K, T) rows of `canvas`: the T slices of each crop.
         corners: int (K, 2) first row and column of each crop.
         crop: rows and columns of a crop.
-        tile: side of the result, in pixels.
+        tile: side of the result in pixels.
 
     Returns:
         uint8 (K, T, tile, tile, C), a contiguous copy.
@@ -168,10 +168,10 @@ def cut_tiles(
 
 
 def resize_plane(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W, C) -> (side, side, C): area averages if no axis grows, else linear.
+    """Resize uint8 (H, W, C) to (side, side, C): area averages if no axis grows, else linear.
 
-    With area averages OpenCV repeats pixels where it enlarges. Slices are resized one by one: several at
-    once, as channels, took no less time.
+    When enlarging with area averages, OpenCV repeats pixels. Slices are resized one by one: several at once,
+    as channels, were not faster.
     """
     rows, columns, channels = image.shape
     if rows == columns == side:

@@ -1,6 +1,6 @@
 """Samples for pre-training: crops of a prepared series, with their position labels.
 
-Only the slices of its crops are read, each once. Every draw follows from (seed, epoch, entry), so that a
+Only the slices of its crops are read, each once. Every draw is derived from (seed, epoch, entry), so that a
 sample is the same in every process, worker and resumed run.
 """
 
@@ -34,9 +34,9 @@ class VolumeSample(NamedTuple):
 
 
 class VocoDataset(Dataset[VolumeSample]):
-    """Samples of the series of an index, by `(epoch, entry)`; its length is the entries of an epoch.
+    """Samples of the series of an index, by `(epoch, entry)`; its length is the number of entries per epoch.
 
-    An entry is a visit to a series: a set with a repeat factor has several per series, which differ in their
+    An entry is one visit to a series: a set with a repeat factor has several per series, with different
     draws.
     """
 
@@ -64,12 +64,12 @@ class VocoDataset(Dataset[VolumeSample]):
         row = self.index.row_of(entry)
         series = self.index.series(row)
         canvas_slices = self.extent.choose_slices(series, rng)  # (depth,)
-        # where crops lie on the canvas: K = R random crops, then the N bases
+        # crop positions on the canvas: K = R random crops, then the N bases
         bases = self.grid.base_starts()
         randoms = self.grid.random_starts(rng, self.random_crops)
         starts = np.concatenate([randoms, bases])  # (K, 3)
         label = overlap_labels(randoms, bases, self.grid.crop)  # (R, N)
-        # their slices, read and resized once each
+        # slices of the crops, each read and resized once
         crop_depth, *crop = self.grid.crop
         slices = canvas_slices[starts[:, :1] + even_indices(crop_depth, self.crop_slices)]  # (K, T)
         read, rows = np.unique(slices, return_inverse=True)
@@ -83,16 +83,16 @@ class VocoDataset(Dataset[VolumeSample]):
 
 
 class CropChanges:
-    """Random changes of single crops, drawn once per crop and shared by its slices; labels stay.
+    """Random changes of single crops, drawn once per crop and shared by its slices; labels do not change.
 
-    A turned or recoloured crop still shows the place where it was cut, and the network has to find that place
-    in spite of the change. Random crops and base crops are changed alike.
-
+    A rotated or recoloured crop still comes from the same position, which the network has to predict in spite
+    of the change. Random crops and base crops are changed in the same way.
     Args:
-        flip: probability along each of z, y and x.
-        rotate90: probability of one to three quarter turns in the plane.
-        shift: probability of adding one number to the grey levels, up to a tenth of their range, clipped at
-            black and white (VoCo 3D).
+        Args:
+            flip: probability of a flip along each of z, y and x.
+            rotate90: probability of one to three quarter turns in the plane.
+            shift: probability of adding a constant to the grey levels, up to a tenth of their range, clipped
+                at
         appearance: strength of `AppearanceChange`.
     """
 
@@ -103,7 +103,7 @@ class CropChanges:
     def apply(self, tiles: np.ndarray, rng: np.random.Generator) -> None:
         """Change uint8 tiles (K, T, tile, tile, C) in place, each crop separately."""
         crops = len(tiles)
-        # all of them are drawn, used or not: switching one change on leaves the others as they were
+        # draw all changes, used or not, so that enabling one does not affect the others
         flips = rng.random((crops, 3)) < self.flip
         turns = rng.integers(1, 4, crops) * (rng.random(crops) < self.rotate90)
         shifts = rng.uniform(-_LARGEST_SHIFT, _LARGEST_SHIFT, crops) * (rng.random(crops) < self.shift)
@@ -120,5 +120,5 @@ class CropChanges:
 
 
 def open_dataset(options: VocoOptions) -> VocoDataset:
-    """The samples of the prepared sets of `--data`; errors as `open_index`."""
+    """Open the samples of the prepared sets of `--data`; errors as in `open_index`."""
     return VocoDataset(open_index(options), options)

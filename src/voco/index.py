@@ -1,8 +1,8 @@
-"""The usable series of several prepared data sets as one index, and how often an epoch visits each of them.
+"""Index of the usable series of several prepared data sets, and the visits of an epoch to each of them.
 
-An index may hold hundreds of thousands of series, in every worker process. It therefore consists of a few
-arrays of numbers and bytes: Python objects take more memory, and counting references to them copies the pages
-that forked workers share.
+An index may contain hundreds of thousands of series, in every worker process. It therefore consists of a few
+arrays of numbers and bytes: Python objects need more memory, and their reference counts make forked workers
+copy shared pages.
 """
 
 from collections.abc import Sequence
@@ -37,11 +37,11 @@ class Series:
     """channel of each requested window in the stored images"""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Slices by index, uint8 (U, size, size, C)."""
+        """Read slices by index, uint8 (U, size, size, C)."""
         return read_windows(self.folder, indices, self.size, self.windows)
 
     def depth_mm(self) -> np.ndarray:
-        """(n_slices,) distance of every slice from the first, rising."""
+        """(n_slices,) distance in mm of every slice from the first, increasing."""
         z_mm = read_z_mm(self.folder, self.n_slices)
         return z_mm[0] - z_mm
 
@@ -58,8 +58,8 @@ class _Set:
 class SeriesIndex:
     """Series by row, in the order of the sets and of their sorted tables; entries of an epoch by number.
 
-    An epoch has `repeat` entries for every series of a set. Those of the first set come first, as `repeat`
-    runs through its series.
+    An epoch has `repeat` entries for every series of a set. The entries of the first set come first, as
+    `repeat` passes over its series.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class SeriesIndex:
         self.entries = int(entries.sum())
 
     def __len__(self) -> int:
-        """Series, each counted once."""
+        """Number of series, each counted once."""
         return len(self._n_slices)
 
     @property
     def sets(self) -> tuple[tuple[int, int], ...]:
-        """Series and repeat factor of every set."""
+        """Number of series and repeat factor of every set."""
         return tuple((source.series, source.repeat) for source in self._sets)
 
     def row_of(self, entry: int) -> int:
-        """Row of the series that an entry of an epoch visits."""
+        """Return the row of the series that an entry of an epoch visits."""
         number = np.searchsorted(self._first_entry, entry, side="right") - 1
         return int(self._first_row[number] + (entry - self._first_entry[number]) % self._sets[number].series)
 
@@ -102,9 +102,9 @@ class SeriesIndex:
         )
 
     def table(self) -> pd.DataFrame:
-        """One row per series: set (its number), patient_id, series_id.
+        """Return one row per series: set (its index), patient_id, series_id.
 
-        The table is made at each call, since its text takes much memory: keep it where it is used often.
+        The table is created at each call, because its text needs much memory: store it if it is used often.
         """
         return pd.DataFrame(
             {
@@ -116,11 +116,11 @@ class SeriesIndex:
 
 
 def open_index(options: VocoOptions) -> SeriesIndex:
-    """The index of `--data`, with its windows and repeat factors.
+    """Open the index of `--data`, with its windows and repeat factors.
 
     Raises:
-        UserError: a set cannot be used, has no usable series, lacks a window, or for `--extent box` the size
-            of its pixels.
+        UserError: a set is unusable, has no usable series, lacks a window or, for `--extent box`, the pixel
+            size.
     """
     names = options.windows_of_sets
     repeats = options.repeat or (1,) * len(options.data)
@@ -136,7 +136,7 @@ def open_index(options: VocoOptions) -> SeriesIndex:
 def _open_set(
     folder: Path, wanted: Sequence[str], repeat: int, needs_mm: bool
 ) -> tuple[_Set, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A set, and columns of its usable series: patient ids, series ids, slices, pixel_mm."""
+    """Open a set; return it with columns of its usable series: patient ids, series ids, slices, pixel_mm."""
     description = read_description(folder)
     channels = find_channels(folder, [window["name"] for window in description["windows"]], wanted)
     columns = ["patient_id", "series_id", "slices", "status", *(["pixel_mm"] if needs_mm else [])]
@@ -160,5 +160,5 @@ def _open_set(
 
 
 def _to_bytes(text: pd.Series) -> np.ndarray:
-    """UTF-8 in one block, dtype S, each element as wide as the longest."""
+    """Encode text as UTF-8 in one block, dtype S, with the width of the longest element."""
     return np.array([value.encode() for value in text], dtype="S")

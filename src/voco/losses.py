@@ -1,4 +1,4 @@
-"""What a step minimises: the terms of contextual position prediction, and the objectives made of them.
+"""Losses of contextual position prediction: its terms, and the objectives that combine them.
 
 Sources: VoCo (arXiv 2402.17300) for the overlap terms, large-scale VoCo (arXiv 2410.09890) for the
 logarithmic negatives, 2D-VoCo (arXiv 2601.14593) for their use on slab embeddings; `PlacingObjective` is our
@@ -89,7 +89,7 @@ def log_negatives(label: Tensor, *cosines: Tensor) -> Tensor:
 def base_regulariser(bases: Tensor) -> Tensor:
     """Push base crops of one volume apart: mean over ordered pairs i != j of `relu(cos(b_i, sg b_j))^2`.
 
-    It is published as a mean over i < j, which gives the last base no gradient. Over both orders the value is
+    The published mean over i < j gives the last base no gradient. Over both orders the value is
     the same, and every base is pushed away from every other.
 
     Args:
@@ -106,13 +106,13 @@ def placing_loss(label: Tensor, cosine: Tensor, temperature: float, planes: int 
     """Choose the right base among all: cross-entropy between the label and `softmax(cos / temperature)`.
 
     The bases of a row compete, so that a crop is placed by what distinguishes them, and pairs with label 0
-    need no term of their own.
+    need no separate term.
 
     Args:
         label: (..., R, N), rows that sum to 1; no gradient flows into it.
         cosine: (..., R, N) in [-1, 1].
         temperature: above 0.
-        planes: the N bases are `planes` equal groups of one height each. Label and prediction are summed over
+        planes: number of equal groups of the N bases, one per height. Label and prediction are summed over
             the planes, so that height does not count; with 1, every base counts.
 
     Returns:
@@ -131,7 +131,7 @@ Objective = Callable[["Embeddings", "Embeddings", Tensor, "GlobalBases"], dict[s
 
 
 class Embeddings(NamedTuple):
-    """What one network makes of the crops of a batch."""
+    """Embeddings of the crops of a batch by one network."""
 
     randoms: Tensor
     """(B, R, D)"""
@@ -140,17 +140,17 @@ class Embeddings(NamedTuple):
 
     @classmethod
     def split(cls, embeddings: Tensor, crops: int) -> "Embeddings":
-        """(B, R + N, D), the random crops first, with R = `crops`."""
+        """Split (B, R + N, D), the random crops first, with R = `crops`."""
         return cls(embeddings[:, :crops], embeddings[:, crops:])
 
 
 class GlobalBases(NamedTuple):
-    """The base crops of every process: (G, N, D) each, in the order of the global batch."""
+    """Base crops of all processes: (G, N, D) each, in the order of the global batch."""
 
     student: Tensor
     teacher: Tensor
     first: int
-    """place of this process's first volume among the G"""
+    """index of this process's first volume among the G volumes"""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class OverlapObjective:
     """
 
     both_directions: bool
-    """predict by the mean of (s r, t b) and (t r, s b) (2D-VoCo v1, VoCo 3D), or by the first alone (v2)"""
+    """predict with the mean of (s r, t b) and (t r, s b) (2D-VoCo v1, VoCo 3D), or the first alone (v2)"""
 
     negatives: str
     """`square` or `log`"""
@@ -203,7 +203,7 @@ class PlacingObjective:
     temperature: float
     inter_volume: bool
     planes: int
-    """base crops along the body"""
+    """number of base crops along the body"""
 
     def __call__(
         self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
@@ -233,7 +233,7 @@ class PlacingObjective:
 
 
 def build_objective(options: VocoOptions) -> Objective:
-    """The objective of `--objective`, with its options."""
+    """Create the objective of `--objective`, with its options."""
     if options.objective == "softmax":
         return PlacingObjective(options.temperature, options.inter_volume, options.grid_z)
     return OverlapObjective(options.directions == "both", options.negatives, options.inter_volume)

@@ -1,8 +1,7 @@
 """Encode a batch in parts that fit into small memories, with the gradient of the whole (`--micro-batch`).
 
-Each part is computed again in the backward pass (gradient checkpointing), so that the activations of one part
-are held at a time. Where a backbone normalises by batch statistics, those of a part replace those of the
-batch.
+Each part is computed again in the backward pass (gradient checkpointing), so that only the activations of one
+part are in memory. If a backbone normalises by batch statistics, those of a part replace those of the batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,32 +15,32 @@ from torch.utils.checkpoint import checkpoint
 from src.core.errors import UserError
 
 FEWEST_IN_BATCH_STATISTICS = 4
-"""Fewest images of a part that a BatchNorm may normalise; fewer do not represent the batch."""
+"""Minimum number of images per part for a BatchNorm; fewer do not represent the batch."""
 
 
 def encode_in_parts(
     encode: Callable[[Tensor], Tensor], images: Tensor, size: int, encoder: nn.Module
 ) -> Tensor:
-    """`encode(images)` of at most `size` images at a time, concatenated; all at once if `size` is 0.
+    """Return `encode(images)`, computed on at most `size` images at a time; on all at once if `size` is 0.
 
     Args:
         encoder: the network that `encode` calls, whose running statistics count every image once.
     """
     if not 0 < size < len(images):
         return encode(images)
-    # parts of even size: a last part of few images would have poor batch statistics
+    # parts of equal size: a small last part would have poor batch statistics
     parts = images.tensor_split(-(-len(images) // size))
     if not torch.is_grad_enabled():
         return torch.cat([encode(part) for part in parts])
 
-    def contexts():  # of the first and of the second computation
+    def contexts():  # contexts of the first and of the second computation
         return nullcontext(), _kept_statistics(encoder)
 
     return torch.cat([checkpoint(encode, part, use_reentrant=False, context_fn=contexts) for part in parts])
 
 
 def require_enough_statistics(encoder: nn.Module, backbone: str, size: int) -> None:
-    """Refuse parts too small for an encoder that normalises by batch statistics.
+    """Refuse parts that are too small for an encoder that normalises by batch statistics.
 
     Raises:
         UserError: `--micro-batch` must be larger.
@@ -57,7 +56,7 @@ def require_enough_statistics(encoder: nn.Module, backbone: str, size: int) -> N
 @contextmanager
 def _kept_statistics(encoder: nn.Module) -> Iterator[None]:
     """Keep the running statistics of BatchNorms, which still normalise by the batch: the second computation
-    of the same images must not count twice."""
+    of the same images must not be counted again."""
     layers = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     try:

@@ -1,9 +1,9 @@
 """Student and teacher: a backbone over crops, one embedding per crop.
 
 2D-VoCo (arXiv 2601.14593) encodes a crop slice by slice and averages the features; VoCo (arXiv 2402.17300)
-encodes the crop as a volume. Both project the result. The teacher is a moving average of the whole student,
-or (large-scale VoCo, arXiv 2410.09890) of its head alone, on the student's backbone. Only the backbone is
-kept after pre-training.
+encodes the crop as a volume. Both project the result. The teacher is a moving average (EMA) of the whole
+student, or (large-scale VoCo, arXiv 2410.09890) of its head alone, on the student's backbone. Only the
+backbone is kept after pre-training.
 """
 
 import copy
@@ -30,9 +30,10 @@ from src.voco.options import VocoOptions
 class ProjectionHead(nn.Module):
     """Linear, LayerNorm, ReLU, twice, then Linear: (M, width) pooled features -> (M, projection).
 
-    Each row is normalised separately. BatchNorm over `(B, N, D)` would take the crop's position in the batch
-    for the channel, give each position its own scale and shift, and so tell crops apart without looking at
-    them. LayerNorm also makes a volume's loss independent of how a batch is spread over processes.
+    Each row is normalised separately. BatchNorm over `(B, N, D)` would treat the crop's position in the batch
+    as the channel and give each position its own scale and shift, so that crops could be distinguished
+    without their content. LayerNorm also makes a volume's loss independent of how a batch is split over
+    processes.
     """
 
     def __init__(self, width: int, projection: int) -> None:
@@ -52,7 +53,7 @@ class ProjectionHead(nn.Module):
 
 
 class VocoNet(nn.Module):
-    """Backbone over single slices, mean over the slices of a crop, dropout, projection head.
+    """Backbone on single slices, mean over the slices of a crop, dropout, projection head.
 
     Args:
         encoder: maps images (M, C, H, W) to pooled features (M, `width`), for any H and W.
@@ -64,7 +65,7 @@ class VocoNet(nn.Module):
     """
 
     memory_format = torch.channels_last
-    """the fast order for convolutions on GPUs and CPUs; tiles arrive in it"""
+    """the fast memory order for convolutions on GPUs and CPUs; tiles arrive in it"""
 
     def __init__(
         self,
@@ -102,16 +103,16 @@ class VocoNet(nn.Module):
 
     @torch.no_grad()
     def embed(self, tiles: Tensor) -> Tensor:
-        """The embeddings of a teacher: crops (B, K, T, H, W, C) -> (B, K, projection), without a graph."""
+        """Embed crops by a teacher: (B, K, T, H, W, C) -> (B, K, projection), without a graph."""
         return self(tiles)[0]
 
     def compile_encoder(self) -> None:
-        """Compile the encoder in place: the names of its tensors stay as they are."""
+        """Compile the encoder in place, so that the names of its tensors do not change."""
         self.encoder.compile()
         self.is_compiled = True
 
     def _arrange(self, tiles: Tensor) -> Tensor:
-        """Crops as the encoder's input: (B, K, T, H, W, C) -> (B*K*T, C, H, W), channels last in memory."""
+        """Arrange crops as encoder input: (B, K, T, H, W, C) -> (B*K*T, C, H, W), channels last in memory."""
         return tiles.flatten(0, 2).permute(0, 3, 1, 2)
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -121,25 +122,25 @@ class VocoNet(nn.Module):
 
 
 class VolumeVocoNet(VocoNet):
-    """Backbone over crops as volumes, dropout, projection head; the encoder maps (M, C, T, H, W)."""
+    """Backbone on crops as volumes, dropout, projection head; the encoder maps (M, C, T, H, W)."""
 
     memory_format = torch.channels_last_3d
 
     def _arrange(self, tiles: Tensor) -> Tensor:
-        """Crops as the encoder's input: (B, K, T, H, W, C) -> (B*K, C, T, H, W)."""
+        """Arrange crops as encoder input: (B, K, T, H, W, C) -> (B*K, C, T, H, W)."""
         return tiles.flatten(0, 1).permute(0, 4, 1, 2, 3)
 
 
 class TeacherHead(nn.Module):
-    """A teacher on the student's backbone: the moving average of the student's head alone."""
+    """A teacher on the student's backbone: the moving average (EMA) of the student's head alone."""
 
     def __init__(self, student: VocoNet) -> None:
         super().__init__()
-        self.head = copy.deepcopy(student.head)  # under the student's names
+        self.head = copy.deepcopy(student.head)  # with the student's parameter names
 
     @torch.no_grad()
     def embed(self, student_features: Tensor) -> Tensor:
-        """Features of the student's backbone (B, K, width) -> (B, K, projection), without a graph."""
+        """Embed features of the student's backbone (B, K, width) -> (B, K, projection), without a graph."""
         return self.head(student_features)
 
 
@@ -147,10 +148,10 @@ Teacher = VocoNet | TeacherHead
 
 
 def build_network(options: VocoOptions) -> VocoNet:
-    """The student of a run, 2D or 3D by the backbone's name, with its first weights.
+    """Build the student of a run, 2D or 3D depending on the backbone, with its first weights.
 
     Raises:
-        UserError: no such backbone, sides that it does not take, or first weights that cannot be loaded.
+        UserError: no such backbone, unsupported sizes, or first weights that cannot be loaded.
     """
     channels = len(options.windows)
     if options.backbone in VOLUME_BACKBONES:
@@ -183,11 +184,12 @@ def build_network(options: VocoOptions) -> VocoNet:
 
 
 def make_teacher(student: VocoNet, shared_backbone: bool) -> Teacher:
-    """A copy of the student (backbone, head and buffers), or of its head alone, without gradients.
+    """Copy the student (backbone, head and buffers), or its head alone, without gradients.
 
-    It normalises by the statistics of the batch, as the student does: running averages of the first steps are
-    far from any batch, and student and teacher would not be comparable. Dropout and stochastic depth are off,
-    since a target should carry no noise. Its buffers change in `update_teacher` only, not in its forward.
+    The teacher normalises by batch statistics, like the student: running averages of the first steps are far
+    from any batch, so that student and teacher would not be comparable. Dropout and stochastic depth are off,
+    because a target should have no noise. Its buffers change only in `update_teacher`, not in its forward
+    pass.
     """
     if shared_backbone:
         return TeacherHead(student).requires_grad_(False).eval()
@@ -195,7 +197,7 @@ def make_teacher(student: VocoNet, shared_backbone: bool) -> Teacher:
     for module in teacher.modules():
         if isinstance(module, _BatchNorm):
             module.training = True
-            module.momentum = 0.0  # normalise by the batch, keep the running statistics as they are
+            module.momentum = 0.0  # normalise by the batch without updating the running statistics
     if student.is_compiled:
         teacher.compile_encoder()  # a copy is not compiled
     return teacher
@@ -204,7 +206,7 @@ def make_teacher(student: VocoNet, shared_backbone: bool) -> Teacher:
 def embed_by_both(student: nn.Module, teacher: Teacher, tiles: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings (B, K, projection) by the student, with a graph, and by the teacher, without one.
 
-    A teacher with a backbone of its own goes first: the memory of its forward is then free before the
+    A teacher with its own backbone runs first: the memory of its forward pass is then free before the
     student's graph needs it, and the two do not add up.
     """
     if isinstance(teacher, TeacherHead):
@@ -216,10 +218,10 @@ def embed_by_both(student: nn.Module, teacher: Teacher, tiles: Tensor) -> tuple[
 
 @torch.no_grad()
 def update_teacher(teacher: Teacher, student: VocoNet, momentum: float) -> None:
-    """Exponential moving average of the student, in place: `t = momentum * t + (1 - momentum) * s`.
+    """Update the exponential moving average of the student in place: `t = momentum * t + (1 - momentum) * s`.
 
-    Call it once per step, after the optimiser's. Buffers are averaged like weights, since the running
-    statistics of a BatchNorm belong to the weights that made them; counters (integers) are copied. Tensors
+    Call it once per step, after the optimiser's. Buffers are averaged like weights, because the running
+    statistics of a BatchNorm belong to the weights that produced them; integer counters are copied. Tensors
     that the teacher lacks (a shared backbone) are skipped.
     """
     target, source = teacher.state_dict(), student.state_dict()

@@ -1,8 +1,8 @@
-"""Is pre-training healthy? Figures of the embeddings of every batch, averaged between two log lines.
+"""Monitors of pre-training: metrics of the embeddings of every batch, averaged between two log lines.
 
 A falling loss proves little: crops of one patient share pixels, so that even random weights place about half
-of the random crops right inside the same patient. Placing a crop of one patient among the bases of another
-cannot be done by matching pixels; `cross_placing` is therefore the figure to trust.
+of the random crops correctly in the same patient. Placing a crop of one patient among the bases of another
+cannot be done by matching pixels; `cross_placing` is therefore the metric to trust.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from src.voco.losses import Embeddings, cosine_similarity
 
 COLLAPSE_STD = 0.03
-"""Below it, `embedding_std` means that all crops get the same embedding: their mean cosine exceeds 0.999."""
+"""If `embedding_std` is below, all crops get the same embedding: their mean cosine exceeds 0.999."""
 
 
 class Monitors:
@@ -38,18 +38,18 @@ class Monitors:
         """Add a batch.
 
         Args:
-            student, teacher: their embeddings of the crops of B volumes.
+            student, teacher: embeddings of the crops of B volumes.
             label: (B, R, N) position labels.
-            patient: (B,) integers, equal for series of one patient.
-            all_bases: (G, N, D) the teacher's bases of all processes, those of `teacher` included. With a
-                single volume, the bases of the step before serve as another patient's.
-            all_patients: (G,) their patients.
+            patient: (B,) integers, equal for series of the same patient.
+            all_bases: (G, N, D) the teacher's bases of all processes, including those of `teacher`. With a
+                single volume, the bases of the previous step serve as another patient's.
+            all_patients: (G,) patients of `all_bases`.
         """
         predicted = cosine_similarity(student.randoms, teacher.bases)  # (B, R, N), as in the loss
         self._add("positive_similarity", predicted * label, label)
         self._add("negative_similarity", predicted * (label == 0), label == 0)
 
-        # placing and spread are the teacher's: the run saves the teacher, and it has no dropout
+        # placing and spread are measured on the teacher: the run saves the teacher, and it has no dropout
         is_right = label == label.amax(-1, keepdim=True)  # (B, R, N); two bases may share the largest overlap
         cosine = cosine_similarity(teacher.randoms, teacher.bases)  # (B, R, N)
         self._add_placing(
@@ -69,7 +69,7 @@ class Monitors:
         self._add("embedding_std", spread, torch.ones_like(spread))
 
     def read(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
-        """The metrics since the last call; the next ones start from zero.
+        """Return the metrics since the last call, and reset them.
 
         Args:
             total: adds up the sums of all processes.
@@ -80,7 +80,7 @@ class Monitors:
             `cross_low`, `cross_high`, `cross_trials` and `intra_trials` (a trial is one crop among one set of
             bases); `positive_similarity`, mean cosine weighted by overlap; `negative_similarity`, mean cosine
             of crops that do not overlap; `embedding_std`, root of the summed variance of unit embeddings over
-            a batch's crops, 1 for directions in balance and 0 for a collapse. Figures without trials are
+            a batch's crops, 1 for evenly spread directions and 0 for a collapse. Metrics without trials are
             absent.
         """
         sums = total(torch.stack(list(self.sums.values())))  # (metrics, 2)
@@ -95,7 +95,7 @@ class Monitors:
         return metrics
 
     def forget_previous(self) -> None:
-        """Drop the bases of the step before, which a run resumed here would not have."""
+        """Drop the bases of the previous step, which a run resumed here would not have."""
         self.previous = None
 
     def _add_placing(self, name: str, similarity: Tensor, is_right: Tensor, is_trial: Tensor) -> None:
@@ -111,9 +111,9 @@ class Monitors:
 
 
 def wilson_interval(hits: float, trials: float, z_score: float = 1.96) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927), 95 % by default.
+    """Confidence interval of a proportion (Wilson 1927), 95 % by default.
 
-    It assumes independent trials. Those of one crop among several patients are not quite independent, so that
+    It assumes independent trials. Those of one crop among several patients are not fully independent, so that
     the true interval is somewhat wider.
     """
     share, spread = hits / trials, z_score**2 / trials

@@ -12,17 +12,17 @@ class VocoOptions:
     """Options of a pre-training run; the defaults are those of 2D-VoCo v2."""
 
     data: tuple[Path, ...]
-    """Prepared data sets to learn from (folders that prepare_data.py wrote); labels are never read."""
+    """Prepared data sets to train on (folders that prepare_data.py wrote); labels are never read."""
 
     output: Path
     """Folder of the run: last.pt, encoder.safetensors, metrics.csv, patients.csv, config.yaml."""
 
     steps: int = 250_000
-    """Optimiser steps; the cosine schedule ends there, so a shorter run anneals faster."""
+    """Optimiser steps; also the length of the cosine schedule, so a shorter run anneals faster."""
 
     backbone: str = "efficientnetv2_rw_s"
-    """Any timm backbone (efficientnet_b0; test_resnet on a CPU), or one of 3D: swin_unetr_b,
-    swin_unetr_l, swin_unetr_h, resnet10_3d."""
+    """Any timm backbone (efficientnet_b0; test_resnet on a CPU), or a 3D one: swin_unetr_b, swin_unetr_l,
+    swin_unetr_h, resnet10_3d."""
 
     pretrained: bool = False
     """Start from timm's ImageNet weights, as the published runs do, rather than from random ones."""
@@ -34,34 +34,34 @@ class VocoOptions:
     """Windows of the prepared sets to use as input channels, in this order; the published runs use one."""
 
     set_windows: tuple[str, ...] = ()
-    """Windows of each set of --data instead, one value per set, joined by + (wide or soft+organ): a mixture
-    of sources that were windowed differently."""
+    """Windows of each set of --data, one value per set, joined by + (wide or soft+organ); replaces --windows
+    if the sets were windowed differently."""
 
     repeat: tuple[int, ...] = ()
-    """How often an epoch visits each set of --data, one number per set; 1 by default."""
+    """Visits per epoch to each series of a set, one number per set of --data; default 1."""
 
     canvas: int = 192
-    """Side in pixels to which a slice is resized before it is cut; it must be a multiple of --grid."""
+    """Side in pixels to which a slice is resized before it is cut into crops; a multiple of --grid."""
 
     depth: int = 64
-    """Slices of the canvas; it must be a multiple of --grid-z."""
+    """Slices of the canvas; a multiple of --grid-z."""
 
     extent: Literal["slab", "whole", "box"] = "slab"
-    """What the canvas shows: a random slab of --depth consecutive slices, the whole series in --depth even
-    steps, or a random box of --canvas and --depth voxels of --spacing-mm."""
+    """Content of the canvas: slab is --depth consecutive slices, whole is the series in --depth even steps,
+    box is a random box of --canvas and --depth voxels of --spacing-mm."""
 
     spacing_mm: float = 1.5
     """Side of a voxel of --extent box."""
 
     foreground: float = 0.3
-    """Cut the canvas from the smallest rectangle around pixels above this share of full grey, before it is
-    resized; 0 takes the whole image."""
+    """Crop slices to the smallest rectangle around pixels above this fraction of full grey before they are
+    resized; 0 uses the whole image."""
 
     grid: int = 3
-    """Base crops along each side. More and smaller crops make the task finer and show less context."""
+    """Base crops along each side. More and smaller crops make the task finer and have less context."""
 
     grid_z: int = 1
-    """Base crops along the body. Above 1, position labels distinguish heights as well."""
+    """Base crops along the body. Above 1, position labels also distinguish heights."""
 
     tile: int = 64
     """Side in pixels to which a crop is resized for the network."""
@@ -70,78 +70,78 @@ class VocoOptions:
     """Evenly spaced slices of each crop that are encoded; in 3D, the depth of the input."""
 
     random_crops: int = 2
-    """Random crops per volume. Each costs as much as a base crop and adds a comparison with all of them."""
+    """Random crops per volume. Each costs as much as a base crop and is compared with all of them."""
 
     crop_flip: float = 0.0
-    """Probability of a flip of a single crop along each axis (0.2 in VoCo 3D); its label stays."""
+    """Probability of a flip of a single crop along each axis (0.2 in VoCo 3D); labels do not change."""
 
     crop_rotate90: float = 0.0
-    """Probability of a quarter turn of a single crop in its plane (0.2 in VoCo 3D); its label stays."""
+    """Probability of a quarter turn of a single crop in its plane (0.2 in VoCo 3D); labels do not change."""
 
     crop_shift: float = 0.0
     """Probability of a shift of a single crop's grey levels by up to a tenth (0.1 in VoCo 3D)."""
 
     appearance: float = 0.0
-    """Strength, 0 to 1, of a random change of each crop's contrast, brightness, sharpness and noise: crops
-    must then be distinguished by their content, not by equal pixels."""
+    """Strength, 0 to 1, of a random change of each crop's contrast, brightness, sharpness and noise, so that
+    crops must be distinguished by their content, not by equal pixels."""
 
     objective: Literal["overlap", "softmax"] = "overlap"
     """overlap predicts the overlap (published); softmax chooses among the bases by cross-entropy."""
 
     directions: Literal["student", "both"] = "student"
-    """Random crops of the student among bases of the teacher (v2), or the mean with the reverse (v1, 3D)."""
+    """student: random crops of the student against bases of the teacher (v2); both: mean with the reverse."""
 
     negatives: Literal["square", "log"] = "square"
     """Loss of crops that do not overlap: l^2 (published) or -log(1 - l) (large-scale VoCo)."""
 
     inter_volume: bool = True
-    """Compare crops with the bases of another volume of the batch, too (not in v1 and VoCo 3D)."""
+    """Also compare crops with the bases of another volume of the batch (not in v1 and VoCo 3D)."""
 
     temperature: float = 0.1
-    """Temperature of --objective softmax: lower values weigh the most similar bases more."""
+    """Temperature of --objective softmax: lower values concentrate on the most similar bases."""
 
     batch: int = 4
     """Volumes per step of all processes, 2 or more with --inter-volume. Raise it if cross_placing stalls."""
 
     micro_batch: int = 0
-    """Images (in 3D: crops) encoded at a time, for small GPUs: less memory, a step about
-    a third longer. Exact unless the backbone normalises by batch statistics. 0 is all at once."""
+    """Images (in 3D: crops) encoded at a time, for small GPUs: less memory, steps a third longer. Exact
+    unless the backbone normalises by batch statistics. 0: all at once."""
 
     projection: int = 2048
-    """Width of the projection head, which is thrown away after training."""
+    """Width of the projection head, which is discarded after training."""
 
     shared_backbone: bool = False
-    """Student and teacher are two heads on one backbone (large-scale VoCo), not two networks."""
+    """Use one backbone with two heads for student and teacher (large-scale VoCo) instead of two networks."""
 
     dropout: float = 0.2
-    """Share of the student's features dropped before the head; 0 for very short runs."""
+    """Fraction of the student's features dropped before the head; 0 for very short runs."""
 
     momentum: float = 0.9
     """Momentum of the teacher. Raise it towards 0.99 if losses oscillate or embedding_std falls."""
 
     final_momentum: float | None = None
-    """Momentum at the last step, reached by half a cosine; by default it is constant."""
+    """Momentum at the last step, reached by half a cosine; default: constant momentum."""
 
     lr: float = 1e-4
     """Peak learning rate. Lower it if the loss turns NaN or cross_placing falls after the warm-up."""
 
     warmup: float = 0.02
-    """Share of --steps over which the learning rate rises from 0; 0.05 to 0.1 suits short runs."""
+    """Fraction of --steps over which the learning rate rises from 0; 0.05 to 0.1 suits short runs."""
 
     weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay of AdamW."""
 
     clip_norm: float = 1.0
-    """Largest gradient norm. Positives near the ends of the loss have very steep gradients: keep it."""
+    """Maximum gradient norm. Keep it: positives near the ends of the loss have very steep gradients."""
 
     seed: int = 0
-    """Every draw follows from it, the epoch and the volume's place in the index."""
+    """Seed; every draw is derived from it, the epoch and the volume's position in the index."""
 
     precision: Precision = "auto"
-    """auto (bf16 on GPUs that have it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
+    """auto (bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
     compile: bool = False
-    """Compile the backbone with torch.compile: faster steps after some minutes; needs a C++ compiler."""
+    """Compile the backbone with torch.compile: faster steps after a few minutes; needs a C++ compiler."""
 
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
@@ -153,25 +153,25 @@ class VocoOptions:
     """Steps between two checkpoints, a multiple of --log-every; last.pt is the newest."""
 
     keep_every: int = 0
-    """Steps between two encoders that stay, encoder_<step>.safetensors, a multiple of --save-every (the paper
-    chose among such); 0 keeps the last one only."""
+    """Steps between two encoders that are kept, encoder_<step>.safetensors, a multiple of --save-every (the
+    paper selected among such); 0 keeps the last one only."""
 
     picture_every: int = 0
-    """Steps between two pictures of crops, labels and predictions in pictures/, a multiple of --log-every; 0
-    draws none."""
+    """Steps between two pictures of crops, labels and predictions in pictures/, a multiple of --log-every;
+    0: no pictures."""
 
     resume: Literal["auto", "never"] | Path = "auto"
     """auto continues the run's last.pt if it exists; never starts from scratch; a path continues it."""
 
     @property
     def windows_of_sets(self) -> tuple[tuple[str, ...], ...]:
-        """The windows of each set of --data, channel by channel."""
+        """Windows of each set of --data, channel by channel."""
         given = tuple(tuple(names.split("+")) for names in self.set_windows)
         return given or (self.windows,) * len(self.data)
 
     @property
     def shown_windows(self) -> tuple[str, ...]:
-        """The window of each channel; where the sets differ, all of them, as in `soft|wide`."""
+        """Window of each channel; if the sets differ, all of them, as in `soft|wide`."""
         channels = zip(*self.windows_of_sets, strict=True)
         return tuple("|".join(dict.fromkeys(names)) for names in channels)
 

@@ -1,4 +1,4 @@
-"""Which volumes make the batches of a run, step by step, on one process or on several."""
+"""Order of the volumes in the batches of a run, on one or several processes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,26 +9,23 @@ from src.core.errors import UserError
 
 
 class VolumeOrder(Sampler[list[tuple[int, int]]]):
-    """A process's share of the batches of `(epoch, entry)` of the steps `first_step <= step < steps`.
+    """One process's part of the batches of `(epoch, entry)` for the steps `first_step <= step < steps`.
 
     Each epoch is a new random order, drawn from (seed, epoch), so that the pairs of the inter-volume loss
     change; the remainder after its last full batch is dropped. The global batch of a step is the same for any
-    number of processes, which share it in consecutive parts.
+    number of processes, each of which takes a consecutive part.
 
-    Repeats of a volume are far apart: an epoch runs through each set `repeat` times, its first half and its
-    second half shuffled separately in every run, and the sets are then shuffled into each other. Between two
-    visits to a volume there are at least half as many others as its set has series. So no batch contains a
-    volume twice if every repeated set has at least 2 * (`batch` - 1) series; with a smaller set it may.
+    Repeats of a volume are far apart: an epoch consists of `repeat` passes over each set, whose first and
+    second half are shuffled separately, and the sets are then interleaved at random. Between two visits to a
+    volume there are at least half as many others as its set has series. So no batch contains a volume twice
+    if every repeated set has at least 2 * (`batch` - 1) series; with a smaller set it may.
 
     Args:
-        entries: of an epoch, `len(dataset)`.
+        entries: number of entries per epoch, `len(dataset)`.
         batch: volumes per step over all processes.
-        rank: number of this process, of `world`.
-        sets: series and repeat factor of every set, in the order of the entries; by default one set of
-            `entries` series, visited once.
-
-    Raises:
-        UserError: fewer entries than a batch holds, or a batch that the processes cannot share evenly.
+        rank: index of this process among `world` processes.
+        sets: number of series and repeat factor of every set, in the order of the entries; by default one set
+            of `entries` series, visited once.
     """
 
     def __init__(
@@ -69,7 +66,7 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
             yield self._batch(order, epoch, place)[self.share]
 
     def global_batch(self, step: int) -> list[tuple[int, int]]:
-        """`(epoch, entry)` of all processes at a step."""
+        """Return `(epoch, entry)` of all processes at a step."""
         epoch, place = divmod(step, self.batches)
         return self._batch(self._order(epoch), epoch, place)
 
@@ -77,7 +74,7 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
         return [(epoch, int(entry)) for entry in order[place * self.batch : (place + 1) * self.batch]]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The entries of an epoch in their order, int64."""
+        """Return the entries of an epoch in order, int64."""
         rng = np.random.default_rng((self.seed, epoch))
         sizes = [series * repeat for series, repeat in self.sets]
         set_of_place = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -90,7 +87,7 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
 
 
 def _run_through(series: int, repeat: int, rng: np.random.Generator) -> np.ndarray:
-    """Entries of one set: `repeat` shuffled runs, visits to the same series more than `series // 2` apart."""
+    """Return `repeat` shuffled passes over a set; visits to a series are more than `series // 2` apart."""
     order = rng.permutation(series)
     halves = np.array_split(order, 2)
     runs = [order, *(np.concatenate([rng.permutation(half) for half in halves]) for _ in range(repeat - 1))]

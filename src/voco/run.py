@@ -1,4 +1,4 @@
-"""The pre-training run: what `src/nn/training.py` steps through, and what it leaves in its folder."""
+"""The pre-training run: its training method for `src/nn/training.py`, and the files in its folder."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -40,27 +40,27 @@ FREE_TO_CHANGE = (
     *("data", "output", "resume", "workers", "precision", "micro_batch"),
     *("log_every", "save_every", "keep_every", "picture_every"),
 )
-"""Options that a resumed run may change: data are known by their series, not path; precision and parts change
-the rounding (and batch statistics), which a run that has met its limits must be free to do."""
+"""Options that a resumed run may change: data are identified by their series, not path. Precision and parts
+affect the rounding (and batch statistics), but a run that runs out of memory must be able to change them."""
 
 DrawPicture = Callable[[VolumeSample, Tensor, tuple[int, int, int]], np.ndarray]
-"""A picture (H, W, 3) of a batch, its similarities (B, R, N) and the grid (z, y, x)."""
+"""Draws a picture (H, W, 3) of a batch, its similarities (B, R, N) and the grid (z, y, x)."""
 
 
 def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
-    """Pre-train as `options` say, from the start or from a checkpoint, and export the encoder.
+    """Pre-train according to `options`, from the start or from a checkpoint, and export the encoder.
 
-    Under torchrun every process calls this; rank 0 alone writes.
+    Under torchrun every process calls this function; only rank 0 writes.
 
     Args:
-        draw: makes the pictures of `--picture-every`; without it there are none.
+        draw: draws the pictures of `--picture-every`; None draws none.
 
     Returns:
         The path of `encoder.safetensors`.
 
     Raises:
-        UserError: data that cannot be used, a checkpoint of another run, or a loss that is no longer a
-        number.
+        UserError: unusable data, a checkpoint of another run, or a loss that is no longer
+            finite.
     """
     output = options.output
     encoder_path = output / "encoder.safetensors"
@@ -75,7 +75,7 @@ def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
         if not is_main_process():
             loop.run()
             return encoder_path
-        # from here on the folder is written to: errors in the options have been raised
+        # from here on the folder is written to: all errors in the options have been raised
         with only_writer(output):
             _open_folder(options, method, checkpoint, loop.step)
             loop.run()
@@ -101,14 +101,14 @@ class Pretraining(Method):
         draw: DrawPicture | None = None,
         with_first_weights: bool = True,
     ) -> None:
-        """Networks and optimiser before the first step; the initial weights follow from the seed.
+        """Create networks and optimiser for the first step; the seed determines the initial weights.
 
         Args:
-            with_first_weights: load `--encoder` or `--pretrained`. A checkpoint brings its own weights, and
-                the file of the first ones need not be there any more.
+            with_first_weights: load `--encoder` or `--pretrained`. A checkpoint contains its own weights, and
+                the file of the first weights may no longer exist.
 
         Raises:
-            UserError: there is no such backbone, or first weights that do not fit it.
+            UserError: no such backbone, or first weights do not fit it.
         """
         self.options, self.dataset, self.runtime, self.draw = options, dataset, runtime, draw
         start = options if with_first_weights else replace(options, encoder=None, pretrained=False)
@@ -118,24 +118,24 @@ class Pretraining(Method):
         if runtime.is_bf16_on_cpu and not isinstance(student, VolumeVocoNet):
             require_true_bf16(student.encoder, len(options.windows), options.tile)
         self.network: torch.nn.Module = student
-        """the student; a step trains it"""
+        """the student, which a step trains"""
         self.optimizer = torch.optim.AdamW(
             student.parameters(),
             lr=options.lr,
             weight_decay=options.weight_decay,
             amsgrad=True,
-            fused=runtime.device.type == "cpu" or None,  # a quarter of the time there; on GPUs torch's choice
+            fused=runtime.device.type == "cpu" or None,  # four times faster on CPUs; torch's default on GPUs
         )
         self.teacher = make_teacher(student, options.shared_backbone).to(runtime.device)
         self.patients_before = patients_seen_by(start.encoder) if start.encoder else ()
-        """whom the first weights (--encoder) were trained on"""
+        """patients that the first weights (--encoder) were trained on"""
         self.objective = build_objective(options)
         self.monitors = Monitors()
         self.similarity: Tensor | None = None
         """(B, R, N) cosine of the student's random crops to the teacher's bases, of the last batch"""
         self._volume_losses: Tensor | None = None  # (G,) of the last global batch
         self._has_warned = False
-        # series of one name in two sets belong to one patient, whose crops must not count as another's
+        # series with the same patient_id in two sets must not count as different patients
         self._patient_of = torch.tensor(dataset.index.table().groupby("patient_id").ngroup().to_numpy())
         self._order = self._order_from(0)
 
@@ -144,11 +144,11 @@ class Pretraining(Method):
         return iter(StackLoader(self.dataset, self.options.workers, batch_sampler=order))
 
     def losses(self, batch: VolumeSample, number: int, step: int) -> Losses:
-        """The mean over this process's volumes of the terms of the objective.
+        """Return the mean over this process's volumes of the terms of the objective.
 
-        Gradients are averaged over processes, and those of base crops that another process compared with come
-        back through the gather. The result is the gradient of the mean over the global batch, however it is
-        spread.
+        Gradients are averaged over processes; gradients of base crops that other processes compared with
+        return through the gather. The result is the gradient of the mean over the global batch, however it is
+        split.
         """
         runtime = self.runtime
         tiles = batch.tiles.to(runtime.device, non_blocking=True)
@@ -213,17 +213,17 @@ class Pretraining(Method):
     def name_series(self, number: int) -> str:
         lost = (~self._volume_losses.isfinite()).tolist()
         keys = self._order.global_batch(number)
-        # a gradient may be lost where every loss is still a number: then any volume may be the cause
+        # if a gradient is lost while every loss is finite, any volume may be the cause
         blamed = [key for key, is_lost in zip(keys, lost, strict=True) if is_lost] or keys
         rows = self.dataset.index.table().iloc[[self.dataset.index.row_of(entry) for _, entry in blamed]]
         return ", ".join(f"{row.patient_id}/{row.series_id}" for row in rows.itertuples())
 
     def export(self, path: Path, step: int) -> None:
-        """Write the backbone with how it was trained and on whom.
+        """Write the backbone with metadata of the training and its patients.
 
-        The teacher's rather than the student's: its weights and running statistics average the last steps, so
-        they do not depend on the noise of a single batch, and it is the network whose placing the monitors
-        measured. Where student and teacher share one backbone, it is that one.
+        Exports the teacher rather than the student: its weights and running statistics average the last
+        steps, so they do not depend on the noise of a single batch, and the monitors measured its placing. If
+        student and teacher share one backbone, that one is exported.
         """
         options, network = self.options, self.runtime.unwrap(self.network)
         source = network if isinstance(self.teacher, TeacherHead) else self.teacher
@@ -262,7 +262,7 @@ class Pretraining(Method):
 
 
 def teacher_momentum(step: int, options: VocoOptions) -> float:
-    """Momentum of the teacher's average at a step: from `momentum` to `final_momentum` by half a cosine."""
+    """Momentum of the teacher at a step: from `momentum` to `final_momentum` by half a cosine."""
     if options.final_momentum is None:
         return options.momentum
     left = 0.5 * (1 + math.cos(math.pi * step / options.steps))
@@ -270,7 +270,7 @@ def teacher_momentum(step: int, options: VocoOptions) -> float:
 
 
 def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | None, step: int) -> None:
-    """Print what the run is, and write what is known of it before the first step."""
+    """Print a description of the run, and write its first files before the first step."""
     table, runtime, output = method.dataset.index.table(), method.runtime, options.output
     patients = set(table["patient_id"])
     say(f"{len(table)} series of {len(patients)} patients, {options.backbone} on {runtime.describe()}")
@@ -289,7 +289,7 @@ def _log_line(step: int, steps: int, metrics: dict[str, float]) -> str:
         for name, value in metrics.items()
         if name.startswith("loss_")
     )
-    placing = "cross -"  # without trials, as among series of one patient
+    placing = "cross -"  # no trials, as with series of one patient
     if "cross_placing" in metrics:
         placing = (
             "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
@@ -300,7 +300,7 @@ def _log_line(step: int, steps: int, metrics: dict[str, float]) -> str:
         "similarity {positive_similarity:.2f} / {negative_similarity:.2f}  std {embedding_std:.2f}  "
         "teacher {teacher_distance:.1e}  {volumes_per_s:.1f} volumes/s"
     )
-    # a task without negatives (every crop overlaps every base) has no such figure
+    # a task without negatives (every crop overlaps every base) has no such metric
     defaults = {"negative_similarity": float("nan"), "positive_similarity": float("nan")}
     return template.format_map(
         defaults | metrics | {"step": step, "steps": steps, "terms": terms, "placing": placing}
