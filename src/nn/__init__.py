@@ -1,1 +1,1 @@
-"""What the trainers share: encoders, weights, sequence heads, augmentation, the training loop."""
+"""Code shared by the trainers: encoders, weights, sequence heads, augmentation, the training loop."""

@@ -1,7 +1,7 @@
 """Augmentation of slice stacks and of crops by one draw each: the only use of albumentations in the kit.
 
 `images=` of shape (T, H, W, C) shares one draw over the slices. The library's own seed would repeat the same
-draws in every loader worker and every epoch, so each stack reseeds its pipeline from (seed, epoch, index).
+draws in every loader worker and every epoch, so each call reseeds its pipeline from the caller's generator.
 """
 
 import importlib.metadata
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer release online
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import checks for a newer release online
 
 import albumentations as A
 
@@ -21,12 +21,12 @@ if importlib.metadata.version("albumentations") != "2.0.8":
 
 
 FLIPS = MappingProxyType({"none": (), "h": (-1,), "v": (-2,), "hv": (-2, -1)})
-"""Axes (of ... H, W) that each flip of test-time augmentation turns: left-right, front-back, both."""
+"""Axes (of ... H, W) that each flip of test-time augmentation reverses: left-right, front-back, both."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths of the random changes to a stack; 0 switches one off."""
+    """Strengths of the random changes to a stack; 0 disables a change."""
 
     flip: float = 0.5
     """probability of a left-right flip, and of a front-back flip"""
@@ -36,7 +36,7 @@ class Augmentation:
     """probability of a small rotation, zoom and shift"""
     rotate_degrees: float = 15.0
     zoom: float = 0.1
-    """largest relative change of scale"""
+    """maximum relative change of scale"""
     gamma: float = 0.5
     """probability of a gamma and brightness change"""
     dropout: float = 0.25
@@ -44,7 +44,7 @@ class Augmentation:
 
 
 class StackAugmenter:
-    """Augment uint8 stacks with label maps, cropped to `crop`, by draws of the generator of each call."""
+    """Augments uint8 stacks with label maps, cropped to `crop`, by draws of the generator of each call."""
 
     def __init__(self, crop: int, strengths: Augmentation):
         self.pipeline = A.Compose(_transforms(crop, strengths), seed=0)
@@ -52,7 +52,7 @@ class StackAugmenter:
     def __call__(
         self, images: np.ndarray, rng: np.random.Generator, maps: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Images (N, S, S, C) and label maps (T, S, S) moved alike; only images change in grey levels."""
+        """Move images (N, S, S, C) and label maps (T, S, S) alike; change grey levels only in images."""
         self.pipeline.set_random_seed(int(rng.integers(2**31)))
         if maps is None:
             return np.ascontiguousarray(self.pipeline(images=images)["images"]), None
@@ -61,13 +61,13 @@ class StackAugmenter:
 
 
 class AppearanceChange:
-    """Change the grey levels of a crop, not its geometry: uint8 (T, h, w, C) -> the same shape.
+    """Changes the grey levels of a crop, not its geometry: uint8 (T, h, w, C) -> the same shape.
 
-    Contrast, brightness and gamma, noise, blur and a few black rectangles, by one draw for all slices and
-    windows of the crop, except that the noise of the windows differs.
+    Contrast, brightness and gamma, noise, blur and a few black rectangles, with one draw for all slices and
+    windows of the crop, except that the noise differs between windows.
 
     Args:
-        strength: above 0, at most 1. It scales the limits of every change; their probabilities are fixed.
+        strength: above 0, at most 1; scales the limits of every change, while probabilities are fixed.
     """
 
     def __init__(self, strength: float):
@@ -93,7 +93,7 @@ class AppearanceChange:
 
 
 class PlaceChange:
-    """Change the geometry of slices and their label map: a flip, and a small rotation, zoom and shift.
+    """Changes the geometry of slices and their label map: a flip, and a small rotation, zoom and shift.
 
     Args:
         flip: probability of a left-right flip.
@@ -112,7 +112,7 @@ class PlaceChange:
     def __call__(
         self, images: np.ndarray, mask: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Neighbouring slices uint8 (T, H, W, C) and the label map (H, W) of the middle one, changed."""
+        """Change neighbouring slices uint8 (T, H, W, C) and the label map (H, W) of the middle one alike."""
         if rng.random() < self.flip:
             images, mask = images[:, :, ::-1], self.swap[mask[:, ::-1]]
         self.pipeline.set_random_seed(int(rng.integers(2**31)))
@@ -121,7 +121,7 @@ class PlaceChange:
 
 
 def centre_crop(images: np.ndarray, crop: int) -> np.ndarray:
-    """(T, S, S, ...) -> (T, crop, crop, ...), the centre."""
+    """Crop the centre: (T, S, S, ...) -> (T, crop, crop, ...)."""
     top, left = ((side - crop) // 2 for side in images.shape[1:3])
     return np.ascontiguousarray(images[:, top : top + crop, left : left + crop])
 

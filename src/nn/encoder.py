@@ -1,6 +1,6 @@
 """Slice encoders: timm backbones, and `encoder.safetensors`, the file that passes them from stage to stage.
 
-The file holds the backbone alone, under timm's own names:
+The file contains only the backbone, with timm's own names:
 `timm.create_model(name, in_chans=C, num_classes=0, checkpoint_path=...)` loads it without changes.
 """
 
@@ -17,7 +17,7 @@ from src.core.errors import UserError
 from src.nn.weights_file import read_description, save_weights, to_tuples
 
 GREY_MEAN, GREY_STD = 0.5, 0.25
-"""Of 8-bit images of a body, scaled to 0..1, roughly: constants, the same for every data set and stage."""
+"""Rough statistics of 8-bit images of a body, scaled to 0..1: the same for every data set and stage."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,26 @@ class EncoderFile:
     """timm's name of the backbone"""
     in_channels: int
     mean: tuple[float, ...]
-    """per channel, of grey levels scaled to 0..1"""
+    """mean per channel, of grey levels scaled to 0..1"""
     std: tuple[float, ...]
     windows: tuple[str, ...]
-    """the CT window of each channel"""
+    """CT window of each channel"""
     trained_by: dict[str, Any] = field(default_factory=dict)
     """method, steps, options"""
     patients: tuple[str, ...] = ()
-    """patients whose images it has seen (without labels)"""
+    """patients whose images it was trained on (without labels)"""
 
 
 def create_encoder(
     name: str, in_channels: int, pretrained: bool = False, drop_path_rate: float = 0.0
 ) -> nn.Module:
-    """A timm backbone with global pooling and no classifier: (N, C, H, W) -> (N, D).
+    """Create a timm backbone with global pooling and no classifier: (N, C, H, W) -> (N, D).
 
     Args:
-        pretrained: ImageNet weights from timm's cache or the network.
+        pretrained: load ImageNet weights from timm's cache or the network.
 
     Raises:
-        UserError: the weights cannot be loaded, or the backbone does not take stochastic depth.
+        UserError: the weights cannot be loaded, or the backbone does not support stochastic depth.
     """
     require_backbone(name)
     extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
@@ -66,10 +66,10 @@ def create_encoder(
 
 
 def require_backbone(name: str) -> None:
-    """Refuse a name that timm does not have.
+    """Refuse a name that timm does not know.
 
     Raises:
-        UserError: with the names that come close.
+        UserError: the message suggests similar names.
     """
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
@@ -78,7 +78,7 @@ def require_backbone(name: str) -> None:
 
 
 def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
-    """Make sure that the encoder takes images of `size` pixels, before long work begins.
+    """Check that the encoder accepts images of `size` pixels, before long work begins.
 
     Raises:
         UserError: it does not (a vision transformer has a fixed size).
@@ -94,10 +94,11 @@ def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
 
 
 def require_true_bf16(encoder: nn.Module, channels: int, size: int) -> None:
-    """Make sure that gradients in bf16 on a CPU are right for images of `size` pixels.
+    """Check that gradients in bf16 on a CPU are correct for images of `size` pixels.
 
-    Where a depthwise convolution strides over a map of one pixel, oneDNN leaves a part of its weights'
-    gradient uninitialised (torch 2.8 to 2.15 on CPUs with AVX512-BF16): often zero, sometimes anything.
+    If a depthwise convolution with a stride is applied to a map of one pixel, oneDNN leaves a part of its
+    weight gradient uninitialised (torch 2.8 to 2.15 on CPUs with AVX512-BF16): often zero, sometimes
+    arbitrary.
 
     Raises:
         UserError: the encoder has such a convolution.
@@ -125,32 +126,32 @@ def require_true_bf16(encoder: nn.Module, channels: int, size: int) -> None:
 
 
 def encoder_width(encoder: nn.Module) -> int:
-    """D, the width of the pooled features (some backbones widen behind the pooling)."""
+    """Return D, the width of the pooled features (some backbones widen after the pooling)."""
     return int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)
 
 
 def default_greys(windows: Sequence[str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per window for networks whose weights do not bring their own."""
+    """Return mean and standard deviation per window for networks whose weights do not record any."""
     return (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
 
 
 def first_kernel_name(encoder: nn.Module) -> str:
-    """The name of the first convolution's weights (out, C, ...), which take the image's channels."""
+    """Return the name of the first convolution's weights (out, C, ...), with C the image channels."""
     return next((name for name, value in encoder.named_parameters() if value.ndim >= 4), "")
 
 
 def first_kernel(encoder: nn.Module) -> nn.Parameter:
-    """The weights (out, C, ...) of the first convolution."""
+    """Return the weights (out, C, ...) of the first convolution."""
     return encoder.get_parameter(first_kernel_name(encoder))
 
 
 def save_encoder(path: str | Path, encoder: nn.Module, about: EncoderFile) -> None:
-    """Write the backbone's parameters and buffers with their metadata, by one rename."""
+    """Write the backbone's parameters and buffers with their metadata, atomically by a rename."""
     save_weights(path, encoder.state_dict(), **vars(about))
 
 
 def read_encoder_file(path: str | Path) -> EncoderFile:
-    """The metadata of an `encoder.safetensors`.
+    """Read the metadata of an `encoder.safetensors`.
 
     Raises:
         UserError: the file is missing, damaged or not an encoder file.
@@ -159,7 +160,7 @@ def read_encoder_file(path: str | Path) -> EncoderFile:
 
 
 def find_encoder_file(path: str | Path) -> EncoderFile | None:
-    """The metadata of an encoder file; None for other files, such as checkpoints and timm's weights."""
+    """Read the metadata of an encoder file; None for other files, such as checkpoints and timm's weights."""
     try:
         return read_encoder_file(path)
     except UserError:

@@ -13,11 +13,11 @@ from src.core.errors import UserError
 
 
 class SwinEncoder(nn.Module):
-    """The encoder of SwinUNETR under MONAI's own names, its five feature maps pooled into one vector.
+    """The encoder of SwinUNETR with MONAI's own names, its five feature maps pooled into one vector.
 
     VoCo (arXiv 2402.17300): patches of 2, windows of 7, depths 2, 2, 2, 2, heads 3, 6, 12, 24, and a residual
-    convolution before each stage. The decoder is not built. Attention blocks, which hold most of the memory,
-    are computed a second time in the backward pass, as in the published runs.
+    convolution before each stage. The decoder is not built. Attention blocks, which use most of the memory,
+    are recomputed in the backward pass, as in the published runs.
 
     Args:
         in_channels: channels of the volume.
@@ -25,7 +25,7 @@ class SwinEncoder(nn.Module):
     """
 
     side_multiple = 32
-    """patches of 2, then four stages that halve"""
+    """required divisor of each side: patches of 2, then four stages that halve"""
 
     def __init__(self, in_channels: int, features: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class SwinEncoder(nn.Module):
         self.encoder10 = block(16 * features, 16 * features)
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Volumes (M, C, T, H, W) -> (M, 24 x features).
+        """Encode volumes (M, C, T, H, W) -> (M, 24 x features).
 
         Raises:
             UserError: a side is not a multiple of 32, or all are 32.
@@ -73,7 +73,7 @@ class SwinEncoder(nn.Module):
 
 
 def build_resnet10(in_channels: int) -> nn.Module:
-    """A residual CNN of ten narrow layers, light enough for a CPU: (M, C, T, H, W) -> (M, 128), any sides."""
+    """Build a residual CNN of ten narrow layers for CPUs: (M, C, T, H, W) -> (M, 128), any sides."""
     from monai.networks.nets.resnet import ResNet
 
     planes = [16, 32, 64, 128]
@@ -90,11 +90,11 @@ VOLUME_BACKBONES: dict[str, Callable[[int], nn.Module]] = {
     "swin_unetr_h": partial(SwinEncoder, features=192),
     "resnet10_3d": build_resnet10,
 }
-"""Encoders of volumes by the name that --backbone takes."""
+"""Encoders of volumes by their --backbone name."""
 
 
 def create_volume_encoder(name: str, in_channels: int) -> nn.Module:
-    """An encoder of volumes with random weights: (M, C, T, H, W) -> (M, D), with D of `encoder_width`.
+    """Create an encoder of volumes with random weights: (M, C, T, H, W) -> (M, D), D from `encoder_width`.
 
     Raises:
         UserError: no such encoder.
@@ -105,11 +105,11 @@ def create_volume_encoder(name: str, in_channels: int) -> nn.Module:
 
 
 def check_sides(name: str, encoder: nn.Module, sides: Sequence[int]) -> None:
-    """Make sure that an encoder takes volumes of these sides (slices, rows, columns).
+    """Check that an encoder accepts volumes with these sides (slices, rows, columns).
 
     Raises:
-        UserError: a side is not a multiple of what the encoder halves, or a single voxel would be left, which
-        cannot be normalised.
+        UserError: a side is not a multiple of the encoder's, or a single voxel would be left, which cannot be
+        normalised.
     """
     step = getattr(encoder, "side_multiple", 1)
     if any(side % step for side in sides) or (step > 1 and max(sides) == step):

@@ -1,8 +1,8 @@
 """Load a backbone's weights from files of several layouts: our own, timm's and published checkpoints.
 
-A file may hold two networks (student and teacher) and heads beside the backbone. The backbone is therefore
-looked up by the names of its own tensors: the text before them is the `root` of a candidate, and one
-candidate is taken whole.
+A file may contain two networks (student and teacher) and heads beside the backbone. The backbone is therefore
+located by the names of its own tensors: the prefix before them is the `root` of a candidate, and exactly one
+candidate is loaded.
 """
 
 import pickle
@@ -25,30 +25,30 @@ PREFERRED_ROOTS = (
     ("teacher.encoder.", "the teacher is what train_voco.py exports"),
     ("student.", "the student is what the published runs fine-tune"),
 )
-"""Which of two complete networks is taken: the first whose root ends so, and why."""
+"""Preference between two complete networks: the first root with this ending, and the reason."""
 
 MOST_STRANGE = 0.1
-"""Largest share of a backbone's parameters that a file may lack, or hold in excess; above it, the file is of
-another backbone."""
+"""Maximum share of a backbone's parameters that a file may lack, or have in excess; above it, the file
+belongs to another backbone."""
 
 _KIND = "weights of an encoder"
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Which tensors of a file reached the model."""
+    """Which tensors of a file were loaded into the model."""
 
     matched: tuple[str, ...]
     adapted: tuple[str, ...]
-    """matched after a change of the number of input channels"""
+    """tensors that match after a change of the number of input channels"""
     missing: tuple[str, ...]
     """tensors of the model that the file lacks"""
     unused: tuple[str, ...]
     """tensors of the file that the model lacks"""
     root: str = ""
-    """what precedes the names of the loaded tensors in the file, such as `module.student.`"""
+    """prefix of the loaded tensors' names in the file, such as `module.student.`"""
     reason: str = ""
-    """why this root, where the file holds several complete backbones"""
+    """reason for this root, if the file contains several complete backbones"""
 
     def __str__(self) -> str:
         text = f"{len(self.matched)} tensors matched"
@@ -68,17 +68,17 @@ def load_encoder(
 ) -> LoadReport:
     """Load the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`, in place.
 
-    The file may hold more: heads are ignored, and of a student and a teacher exactly one is taken, as the
-    report says. Where the input channels differ, the first kernels are taken by window, or else repeated over
-    the new channels, and rescaled, so that responses keep their size.
+    The file may contain more: heads are ignored, and of a student and a teacher exactly one is loaded, see
+    the report. If the input channels differ, the first kernels are selected by window, or else repeated over
+    the new channels, and rescaled to keep the scale of the responses.
 
     Args:
         encoder: a backbone of `create_encoder` or `create_volume_encoder`, or the `encoder.model` of one of
             segmentation_models_pytorch's `tu-` networks with all of its stages.
-        mask_channels: the last input channels of `encoder` that are masks, not images; their kernels become
+        mask_channels: number of the last input channels of `encoder` that are masks; their kernels become
             zero.
-        windows: of the image channels of `encoder`; the first kernel is adapted to them where the file knows
-            all of them, in another order.
+        windows: windows of the image channels of `encoder`; the first kernel is reordered to match them if
+            the file has all of them in another order.
 
     Raises:
         UserError: the file cannot be read, or holds another backbone.
@@ -118,18 +118,18 @@ class Candidate(NamedTuple):
     """A backbone found in a file."""
 
     root: str
-    """what precedes the names of its tensors in the file, such as `module.student.`"""
+    """prefix of its tensors' names in the file, such as `module.student.`"""
     reason: str
-    """why this one, where the file holds several complete ones; else empty"""
+    """reason for this one, if the file contains several complete ones; else empty"""
     tensors: dict[str, Tensor]
-    """all that the file holds under the root, by name without it"""
+    """all tensors of the file under the root, by name without it"""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file, those of nested dictionaries under dotted names (`state_dict.conv1.weight`).
+    """Read all tensors of a file, those of nested dictionaries with dotted names (`state_dict.conv1.weight`).
 
     Raises:
-        UserError: the file is missing, damaged, or holds objects that would have to be unpickled.
+        UserError: the file is missing, damaged, or contains objects that would have to be unpickled.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -148,11 +148,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def find_backbone(names: Collection[str], tensors: dict[str, Tensor]) -> Candidate:
-    """The root of a file with the most of a backbone's tensors.
+    """Find the root of a file with the most tensors of a backbone.
 
     Args:
         names: the backbone's own tensor names.
-        tensors: those of the file; if none is the backbone's, the root is empty.
+        tensors: tensors of the file; if none belongs to the backbone, the root is empty.
     """
     counts = Counter(
         name[: len(name) - len(tail)] for name in tensors for tail in _tails(name) if tail in names
@@ -164,9 +164,9 @@ def find_backbone(names: Collection[str], tensors: dict[str, Tensor]) -> Candida
 
 
 def plain_name(name: str) -> str:
-    """timm's plain name of a tensor of a features-only backbone: `stages_0.blocks` is `stages.0.blocks`.
+    """Return timm's plain name of a features-only backbone's tensor: `stages_0.blocks` is `stages.0.blocks`.
 
-    timm joins the two where it lists a backbone's stages, as segmentation_models_pytorch's `tu-` encoders do.
+    timm joins the two if it lists a backbone's stages, as segmentation_models_pytorch's `tu-` encoders do.
     """
     return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name)
 
@@ -174,17 +174,17 @@ def plain_name(name: str) -> str:
 def adapt_input_channels(
     kernel: Tensor, channels: int, mask_channels: int = 0, sources: Sequence[int] | None = None
 ) -> Tensor:
-    """A first kernel for another number of input channels.
+    """Adapt a first kernel to another number of input channels.
 
     Args:
         kernel: (out, C, ...), of two or three dimensions.
         channels: number of input channels of the result.
-        mask_channels: the last of these, which are masks.
-        sources: the channel of `kernel` for each image channel; if None, they repeat in order.
+        mask_channels: number of the last channels that are masks.
+        sources: channel of `kernel` for each image channel; if None, they repeat in order.
 
     Returns:
-        (out, channels, ...): for image channels, the kernel's own scaled by C / image channels, so that
-        responses keep their size; zero for masks, which training then learns to use.
+        (out, channels, ...): for image channels, the original kernel scaled by C / image channels, which
+        keeps the scale of the responses; zero for masks, which training then learns to use.
     """
     images = channels - mask_channels
     order = torch.arange(images) % kernel.shape[1] if sources is None else torch.tensor(list(sources))
@@ -193,7 +193,7 @@ def adapt_input_channels(
 
 
 def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Named tensors at any depth. An optimiser's state is keyed by numbers and therefore excluded."""
+    """Yield named tensors at any depth. An optimiser's state has numeric keys and is therefore excluded."""
     if isinstance(content, Tensor):
         yield prefix.removesuffix("."), content
     elif isinstance(content, dict):
@@ -203,7 +203,7 @@ def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _tails(name: str) -> Iterator[str]:
-    """`a.b.c`, `b.c`, `c`."""
+    """Yield `a.b.c`, `b.c`, `c`."""
     while name:
         yield name
         name = name.partition(".")[2]
@@ -221,7 +221,7 @@ def _prefer(roots: list[str]) -> tuple[str, str]:
 
 
 def _channels_by_window(path: str | Path, windows: Sequence[str]) -> list[int] | None:
-    """The channel of the file's encoder for each window; None if they are the same, or if one is missing."""
+    """Return the channel of the file's encoder for each window; None if equal, or if one is missing."""
     about = find_encoder_file(path)
     if about is None or tuple(windows) == about.windows or set(windows) - set(about.windows):
         return None
@@ -231,7 +231,7 @@ def _channels_by_window(path: str | Path, windows: Sequence[str]) -> list[int] |
 def _takes_input(
     source: torch.Tensor, target: torch.Tensor, first_source: torch.Tensor, first_target: torch.Tensor
 ) -> bool:
-    """Whether two kernels differ in their input channels alone, as those of the first convolution do."""
+    """Return whether two kernels differ only in input channels, as those of first convolutions do."""
     return (
         source.ndim == target.ndim >= 4
         and source.shape[0] == target.shape[0]
@@ -243,7 +243,7 @@ def _takes_input(
 def _refuse_another_backbone(
     encoder: nn.Module, path: str | Path, loaded: dict[str, torch.Tensor], unused: list[str]
 ) -> None:
-    """A deeper or shallower sibling shares most names and shapes, and would be half loaded silently."""
+    """Refuse a deeper or shallower variant, which shares most names and shapes and would be half loaded."""
     names = [name for name, _ in encoder.named_parameters()]
     missing = [name for name in names if name not in loaded]
     parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in names})
@@ -258,6 +258,6 @@ def _refuse_another_backbone(
 
 
 def _count_groups(names: Iterable[str]) -> str:
-    """Tensors by the part of the file or network that they belong to: `teacher 358, classifier 2`."""
+    """Count tensors by the part of the file or network that they belong to: `teacher 358, classifier 2`."""
     groups = Counter(name.split(".")[0] for name in names)
     return ", ".join(f"{group} {count}" for group, count in groups.most_common())

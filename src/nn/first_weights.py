@@ -1,4 +1,4 @@
-"""The weights that training starts from, and what their file records: grey levels and patients seen."""
+"""Initial weights of a training, and the grey levels and patients that their file records."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.encoder_weights import LoadReport, load_encoder, read_tensors
 
 PUBLISHED_ROOTS = ("student.", "teacher.", "backbone.")
-"""Prefixes of a backbone in published checkpoints, whose inputs were grey levels from 0 to 1 as they are."""
+"""Prefixes of a backbone in published checkpoints, whose inputs were unnormalised grey levels from 0 to 1."""
 
 Greys = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per window, of grey levels from 0 to 1."""
@@ -19,11 +19,11 @@ Greys = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class FirstWeights:
-    """What was loaded, and how the network's input is to be normalised."""
+    """The result of loading, and the normalisation of the network's input."""
 
     report: LoadReport
     mean: tuple[float, ...]
-    """per window, of grey levels from 0 to 1, as the weights were trained"""
+    """mean per window, of grey levels from 0 to 1, as the weights were trained"""
     std: tuple[float, ...]
 
 
@@ -32,14 +32,14 @@ def load_first_weights(
 ) -> FirstWeights:
     """Load an encoder file, a checkpoint of train_voco.py, a published one, or plain weights of timm.
 
-    A file that records no grey levels, or those of other windows, gets the kit's own.
+    A file that records no grey levels, or those of other windows, gets the kit's defaults.
 
     Args:
         encoder: its input channels are `slices` times the windows (the windows of a slice together), then
             the mask channels.
-        windows: CT windows of its input. A file that knows all of them gives each its own kernel and grey
-            levels, in any order.
-        mask_channels: the last input channels, whose kernels become zero.
+        windows: CT windows of its input. A file that has all of them provides the kernel and grey levels of
+            each, in any order.
+        mask_channels: number of the last input channels, whose kernels become zero.
     """
     report = load_encoder(encoder, path, mask_channels, tuple(windows) * slices)
     greys = recorded_greys(path, windows) or _greys_of_checkpoint(path, report.root, windows)
@@ -47,7 +47,7 @@ def load_first_weights(
 
 
 def recorded_greys(path: str | Path, windows: Sequence[str]) -> Greys | None:
-    """The grey levels that an encoder file records for these windows; None for other files.
+    """Read the grey levels that an encoder file records for these windows; None for other files.
 
     Warns if the encoder was trained on other windows.
     """
@@ -65,13 +65,13 @@ def recorded_greys(path: str | Path, windows: Sequence[str]) -> Greys | None:
 
 
 def patients_seen_by(path: str | Path) -> tuple[str, ...]:
-    """The patients that an encoder file names; none for files that name no patients."""
+    """Return the patients that an encoder file records; empty for files without such a record."""
     about = find_encoder_file(path)
     return () if about is None else about.patients
 
 
 def _greys_of_checkpoint(path: str | Path, root: str, windows: Sequence[str]) -> Greys:
-    if root.endswith("encoder."):  # a checkpoint of train_voco.py has them beside its encoder
+    if root.endswith("encoder."):  # a checkpoint of train_voco.py stores them beside its encoder
         tensors, network = read_tensors(path), root.removesuffix("encoder.")
         stored = [tensors.get(network + name) for name in ("mean", "std")]
         if all(values is not None and len(values) == len(windows) for values in stored):

@@ -1,4 +1,4 @@
-"""Data loaders whose workers use one thread each and pass on a UserError as one line."""
+"""Data loaders whose workers use one thread each and report a UserError in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from src.core.errors import UserError
 
 
 class StackLoader:
-    """Batches of a dataset, in order; `workers` processes read ahead, with 0 the calling process reads.
+    """Batches of a dataset, in order; `workers` processes read ahead, or the calling process reads with 0.
 
     Args:
         order: arguments of `DataLoader`: `batch_sampler=`, or `sampler=` with `batch_size=`.
@@ -31,7 +31,7 @@ class StackLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """A UserError of a worker process is raised with its own line, without the worker's traceback."""
+        """Yield batches. A worker's UserError is raised with its own line, without the worker's traceback."""
         with _without_opencv_threads():
             batches = iter(self.loader)  # starts the workers
         try:
@@ -42,7 +42,7 @@ class StackLoader:
 
 @contextmanager
 def _without_opencv_threads() -> Iterator[None]:
-    """End OpenCV's threads for a while, so that processes can be forked.
+    """End OpenCV's threads temporarily, so that processes can be forked.
 
     A fork copies OpenCV's record of its threads but not the threads: a worker would wait for them forever.
     """
@@ -55,6 +55,6 @@ def _without_opencv_threads() -> Iterator[None]:
 
 
 def _use_one_thread(worker: int) -> None:
-    torch.set_num_threads(1)  # the workers are the parallelism; more threads would take the model's cores
-    if cv2.getNumThreads() != 1:  # a worker that was not forked
+    torch.set_num_threads(1)  # workers run in parallel; more threads would take the model's cores
+    if cv2.getNumThreads() != 1:  # only in workers that were not forked
         cv2.setNumThreads(1)

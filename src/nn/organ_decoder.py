@@ -8,22 +8,22 @@ from torch import Tensor, nn
 from src.core.errors import UserError
 
 CLASSES = 5
-"""Background, liver, spleen, kidneys, bowel."""
+"""Number of classes: background, liver, spleen, kidneys, bowel."""
 
 _WIDTHS = (128, 64, 48, 32, 16)
-"""Channels of the decoder's stages; with fewer stages, the deepest ones are left out."""
+"""Channels of the decoder's stages; with fewer stages, the deepest ones are omitted."""
 
 
 class OrganDecoder(nn.Module):
-    """U-Net decoder over the encoder's feature maps.
+    """U-Net decoder on the encoder's feature maps.
 
     Args:
         encoder: a timm backbone with `forward_intermediates`.
-        channels: of the images.
+        channels: channels of the images.
         size: side of the images in pixels.
 
     Raises:
-        UserError: the backbone does not give its feature maps, or gives them in one size only.
+        UserError: the backbone does not provide feature maps, or only maps of one size.
     """
 
     def __init__(self, encoder: nn.Module, channels: int, size: int) -> None:
@@ -35,7 +35,7 @@ class OrganDecoder(nn.Module):
             images = torch.zeros(1, channels, size, size)
             maps = encoder.forward_intermediates(images, intermediates_only=True)
         sides = [feature.shape[-1] for feature in maps]
-        # of several maps of one size, the last is the deepest
+        # of several maps with the same size, the last is the deepest
         self.chosen = [
             place for place, side in enumerate(sides) if side not in sides[place + 1 :] and side < size
         ]
@@ -53,9 +53,9 @@ class OrganDecoder(nn.Module):
         self.head = SegmentationHead(_WIDTHS[-1], CLASSES, kernel_size=3)
 
     def forward(self, encoder: nn.Module, pixels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of all images (N, D), and organ logits (len(chosen), CLASSES, H, W) of some.
+        """Return features of all images (N, D), and organ logits (len(chosen), CLASSES, H, W) of some.
 
-        The logits are as large as the images.
+        The logits have the size of the images.
         """
         final, maps = encoder.forward_intermediates(pixels, norm=True)
         features = encoder.forward_head(final, pre_logits=True)

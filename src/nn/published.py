@@ -1,20 +1,20 @@
-"""Turn a published 2D-VoCo or VoCo checkpoint into an encoder file of this kit.
+"""Convert a published 2D-VoCo or VoCo checkpoint to an encoder file of this kit.
 
     python -m src.nn.published --input step60000.pth --backbone efficientnet_b0 --output encoder.safetensors
     python -m src.nn.published --input VoCo_B.pt --backbone swin_unetr_b --output encoder.safetensors
 
-train_voco.py --encoder takes the result, and train_cls.py --encoder and plain timm take it if it is 2D. The
-layouts, as the authors' public code saves them, each plain or under `state_dict`, with or without `module.`:
+train_voco.py --encoder accepts the result; train_cls.py --encoder and plain timm accept it if it is 2D.
+Layouts of the authors' public code, each plain or under `state_dict`, with or without `module.`:
 
 - 2D-VoCo: `student.<timm name>`, `teacher.<timm name>`, `student_proj_head.`, `teacher_proj_head.`. Its .pt
-  files hold a pickled optimiser and are refused; the .pth files beside them hold the same weights.
+  files contain a pickled optimiser and are refused; the .pth files beside them contain the same weights.
 - VoCo in 3D: `student.swinViT.`, `student.encoder1.` ..., `student.proj_head.`, and the same for `teacher.`;
-  the released file holds one network without a prefix.
-- Large-scale VoCo: `backbone.swinViT.` ..., and heads `student.` and `teacher.`; released files are without a
-  prefix, and those of the omni-supervised stage hold a decoder as well.
+  the released file contains one network without a prefix.
+- Large-scale VoCo: `backbone.swinViT.` ..., and heads `student.` and `teacher.`; released files have no
+  prefix, and those of the omni-supervised stage also contain a decoder.
 
-The axes of the published networks are x, y, z of RAS files, ours are z, y, x of LPS: training can continue
-from their weights, but their frozen features do not fit our transposed images.
+The published networks use axes x, y, z of RAS files, this kit z, y, x of LPS: training can continue from
+their weights, but their frozen features do not fit these transposed images.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class PublishedOptions:
     """Encoder file to write, .safetensors."""
 
     windows: tuple[str, ...] = ("soft",)
-    """Windows of its input channels; the first layer of the file is spread over them."""
+    """CT windows of its input channels; the first layer of the file is spread over them."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.windows if name not in WINDOWS]
@@ -58,7 +58,7 @@ class PublishedOptions:
 
 
 def convert(options: PublishedOptions) -> str:
-    """Write the encoder file; returns the report of matched, missing and unused tensors."""
+    """Write the encoder file; return the report of matched, missing and unused tensors."""
     if options.output.resolve() == options.input.resolve():
         raise UserError(f"--output {options.output} is the checkpoint itself: name another file")
     require_writable(options.output)
@@ -69,7 +69,7 @@ def convert(options: PublishedOptions) -> str:
     about = EncoderFile(
         name=options.backbone,
         in_channels=channels,
-        mean=(0.0,) * channels,  # the published runs train on grey levels from 0 to 1 as they are
+        mean=(0.0,) * channels,  # the published runs train on unnormalised grey levels
         std=(1.0,) * channels,
         windows=options.windows,
         trained_by={"method": "published checkpoint", "file": options.input.name, "weights": report.root},

@@ -27,13 +27,13 @@ class SequenceHead(nn.Module):
     """A sequence model over the slices, then pooling. W is `width`, twice `hidden`.
 
     Args:
-        features: D.
-        hidden: width of the sequence model for each direction; transformer and none have twice this width.
+        features: D, width of the slice features.
+        hidden: width of the sequence model per direction; transformer and none have twice this width.
         sequence: lstm or gru (bidirectional), transformer (two layers), or none: each slice alone.
         pooling: max, mean or attention.
-        dropout: of the features, and inside the transformer.
-        normalise: apply LayerNorm to the features of each slice, whose scale differs between backbones, so
-            that one learning rate suits all. Not for features whose size carries the information.
+        dropout: dropout of the features, and inside the transformer.
+        normalise: apply LayerNorm to the features of each slice, because their scale differs between
+            backbones and one learning rate should suit all. Not for features whose magnitude is informative.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class SequenceHead(nn.Module):
         self.pooling = SlicePooling(self.width, pooling)
 
     def forward(self, features: Tensor, padding: Tensor | None = None) -> StackSummary:
-        """Summary of features (B, T, D).
+        """Summarise features (B, T, D).
 
         Args:
-            padding: bool (B, T), True behind the last slice; it does not change the result.
+            padding: bool (B, T), True after the last slice; it does not affect the result.
         """
         slices = self.model(self.dropout(self.norm(features)), padding)
         if padding is not None:
@@ -73,7 +73,7 @@ class SequenceHead(nn.Module):
 
 
 class SlicePooling(nn.Module):
-    """(B, T, W) -> (B, W), and the weight of each slice (B, T), which sums to 1.
+    """Pools (B, T, W) to (B, W), and returns the weight of each slice (B, T), which sums to 1.
 
     `max` takes each feature from its strongest slice (an injury on few slices stays visible), `mean`
     averages, `attention` learns a weight per slice (Ilse et al. 2018, arXiv 1802.04712, eq. 8, no gate).
@@ -118,7 +118,7 @@ class _Recurrent(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Two pre-norm layers (Vaswani et al. 2017, arXiv 1706.03762, with its sine positions)."""
+    """Two pre-norm layers (Vaswani et al. 2017, arXiv 1706.03762, with its sinusoidal positions)."""
 
     def __init__(self, features: int, width: int, dropout: float) -> None:
         super().__init__()

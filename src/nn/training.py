@@ -1,8 +1,8 @@
 """The training loop that pre-training, segmentation and the classifier share.
 
-A `Method` brings the networks, the loss of a batch and what there is to report. The loop takes the steps,
-logs, saves, resumes, and ends in one line where training cannot go on: memory that is too small, a loss that
-is not finite, an fp16 scale that never settles, a process that lost the others.
+A `Method` provides the networks, the loss of a batch and the metrics. The loop takes the steps, logs, saves,
+resumes, and stops with a one-line message if training cannot continue: not enough memory, a loss that is not
+finite, an fp16 scale that never settles, a process that lost the others.
 """
 
 import math
@@ -26,11 +26,11 @@ from src.core.run_folder import require_same
 from src.core.runtime import Runtime, torch_seed
 
 MOST_SKIPPED = 25
-"""Steps in a row that fp16's scaler may skip: from its first scale, 2^16, to far below 1."""
+"""Maximum number of consecutive steps that fp16's scaler may skip: from scale 2^16 to far below 1."""
 
 
 class Losses(NamedTuple):
-    """The forward pass of a batch."""
+    """Result of the forward pass of a batch."""
 
     loss: Tensor
     """() with a graph"""
@@ -40,10 +40,10 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long, how fast, and what happens when."""
+    """Length of a training, and intervals of logging and saving."""
 
     steps: int
-    """optimiser steps of the run, at whose end the learning rate is 0"""
+    """optimiser steps of the run, at the end of which the learning rate is 0"""
     warmup_steps: int
     lr: float
     clip_norm: float
@@ -53,13 +53,13 @@ class LoopSettings:
     save_every: int
     """batches between two checkpoints, a multiple of `log_every`"""
     accumulation: int = 1
-    """batches of an optimiser step"""
+    """batches per optimiser step"""
     epoch_batches: int = 1
-    """batches of an epoch, whose last step may have fewer; only needed for accumulation"""
+    """batches per epoch, whose last step may have fewer; only needed for accumulation"""
 
     @classmethod
     def of(cls, options: Any) -> "LoopSettings":
-        """From options that count in steps: those of train_voco.py and train_seg.py."""
+        """Make settings from options that count in steps: those of train_voco.py and train_seg.py."""
         return cls(
             steps=options.steps,
             warmup_steps=round(options.warmup * options.steps),
@@ -72,11 +72,11 @@ class LoopSettings:
 
     @property
     def batches(self) -> int:
-        """Batches of the run."""
+        """Number of batches of the run."""
         return self.first_batch(self.steps)
 
     def first_batch(self, step: int) -> int:
-        """The batch that an optimiser step begins with; steps are saved at the ends of epochs."""
+        """Return the first batch of an optimiser step; steps are saved at the ends of epochs."""
         if self.accumulation == 1:
             return step
         epoch_steps = -(-self.epoch_batches // self.accumulation)
@@ -84,7 +84,7 @@ class LoopSettings:
         return epoch * self.epoch_batches + inside * self.accumulation
 
     def group(self, batch: int) -> tuple[int, bool, bool]:
-        """How many batches share the optimiser step of a batch, and whether it is their first, their last."""
+        """Return how many batches share a batch's optimiser step, and whether it is the first or last one."""
         if self.accumulation == 1:
             return 1, True, True
         inside = batch % self.epoch_batches
@@ -94,72 +94,72 @@ class LoopSettings:
 
 
 class Method(ABC):
-    """What the loop asks of a method. Every process of a run calls all of it, in the same order."""
+    """Interface between the loop and a method. Every process of a run makes all calls, in the same order."""
 
     name = ""
-    """what messages begin with, such as `fold0`; also the folder's label on a progress bar"""
+    """prefix of messages, such as `fold0`; also the folder's label on a progress bar"""
     memory_advice: str
-    """what a user changes where memory is too small"""
+    """advice for the user if memory is too small"""
     failure_advice: str
-    """what a user changes where the loss is no number"""
+    """advice for the user if the loss is not finite"""
     network: nn.Module
-    """the trained one; `Runtime.prepare` may wrap it"""
+    """the network being trained; `Runtime.prepare` may wrap it"""
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
     def read(self, first_batch: int) -> Iterator[Any]:
-        """This process's batches, from a batch of the run on."""
+        """Yield this process's batches, starting with a given batch of the run."""
 
     @abstractmethod
     def losses(self, batch: Any, number: int, step: int) -> Losses:
-        """The loss of a batch, the `number`-th of the run, after `step` optimiser steps."""
+        """Return the loss of a batch, the `number`-th of the run, after `step` optimiser steps."""
 
     def seed_parts(self, number: int) -> tuple[int, ...]:
-        """What the random numbers of a batch follow from, besides the seed and the process."""
+        """Return what a batch's random numbers depend on, besides the seed and the process."""
         return (number,)
 
     def row(self, step: int) -> int:
-        """The number of a row of metrics.csv that ends with a step."""
+        """Return the number of a row of metrics.csv that ends with a step."""
         return step
 
     @abstractmethod
     def after_step(self, step: int) -> None:
-        """What follows an optimiser step, the `step`-th: averages of weights."""
+        """Called after the `step`-th optimiser step, to update moving averages of weights."""
 
     @abstractmethod
     def report(self, at: "Progress", means: dict[str, float]) -> dict[str, float]:
-        """Print where training stands; the row of metrics.csv, from the means of the batches' metrics."""
+        """Print the progress of training; return the row of metrics.csv, given the means of the metrics."""
 
     def before_save(self, step: int) -> None:  # noqa: B027 (most methods do nothing)
         """Called before a checkpoint is written."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the networks."""
+        """Return the networks' state for a checkpoint."""
 
     @abstractmethod
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take back what `tensors` gave."""
+        """Load the state that `tensors` returned."""
 
     @abstractmethod
     def name_series(self, number: int) -> str:
-        """The series of a batch of all processes that may have spoilt it, as patient/series."""
+        """Name the series of a batch of all processes that may be the cause, as patient/series."""
 
 
 class Progress(NamedTuple):
-    """Where training stands at a row of metrics.csv."""
+    """Progress of training at a row of metrics.csv."""
 
     step: int
-    """optimiser steps done"""
+    """number of optimiser steps so far"""
     batches: int
-    """batches of this row"""
+    """number of batches in this row"""
     lr: float
     elapsed_s: float
-    """for the batches of this row"""
+    """seconds for the batches of this row"""
     seconds: float
-    """for all steps so far, those before a resumption included"""
+    """seconds for all steps so far, including those before a resumption"""
     batch: Any
-    """the last one read"""
+    """last batch that was read"""
     is_last: bool
 
 
@@ -167,7 +167,7 @@ class TrainingLoop:
     """Trains a method in a folder, from the start or from a checkpoint.
 
     Args:
-        identity: what must be equal for a run to continue a checkpoint: `options` and a digest of the data.
+        identity: must be equal to continue a checkpoint: `options` and a digest of the data.
         free: options that a continued run may change.
     """
 
@@ -183,7 +183,7 @@ class TrainingLoop:
         self.method, self.settings, self.runtime, self.folder = method, settings, runtime, folder
         self.identity, self.free = identity, free
         self.step = 0
-        """optimiser steps done"""
+        """number of optimiser steps so far"""
         self.seconds = 0.0
         method.network, method.optimizer = runtime.prepare(method.network, method.optimizer)
 
@@ -191,7 +191,7 @@ class TrainingLoop:
         """Continue from a checkpoint.
 
         Raises:
-            UserError: it cannot be read, is not the script's, or belongs to other options or other series.
+            UserError: it is unreadable, is not the script's, or belongs to other options or other series.
         """
         saved = load_checkpoint(checkpoint)
         wanted = {"step", "seconds", "optimizer", "scaler", *self.method.tensors(), *self.identity}
@@ -210,11 +210,11 @@ class TrainingLoop:
         self.step, self.seconds = saved["step"], saved["seconds"]
 
     def run(self) -> None:
-        """Take the steps that are left. Under torchrun every process calls this; rank 0 alone writes.
+        """Take the remaining steps. Under torchrun every process calls this function; only rank 0 writes.
 
         Raises:
-            UserError: a loss or a gradient is not finite (the message names the step and the series), memory
-                is too small, or another process of the run stopped.
+            UserError: a loss or a gradient is not finite (the message contains the step and the series),
+                memory is too small, or another process of the run stopped.
         """
         method, settings = self.method, self.settings
         number = settings.first_batch(self.step)
@@ -243,18 +243,18 @@ class TrainingLoop:
                     self._save()
 
     def _open_log(self) -> AbstractContextManager[MetricsLog | None]:
-        """metrics.csv without the rows that will be written again; None in processes that do not write."""
+        """Open metrics.csv without rows that will be written again; None in processes that do not write."""
         if not is_main_process():
             return nullcontext()
         return closing(MetricsLog(self.folder, drop_after=self.method.row(self.step)))
 
     def train_on(self, batch: Any, number: int) -> tuple[dict[str, Tensor], bool, bool]:
-        """Learn from the `number`-th batch: its metrics, whether they and the gradient are finite in all
+        """Train on the `number`-th batch; return its metrics, whether they and the gradient are finite in all
         processes, and whether fp16's scaler skipped the step."""
         method, runtime, settings = self.method, self.runtime, self.settings
         size, is_first, is_last = settings.group(number)
         try:
-            # dropout and stochastic depth: other noise in every process, the same in a resumed run
+            # for dropout and stochastic depth: noise differs between processes, but not in a resumed run
             with torch_seed(settings.seed, *method.seed_parts(number), runtime.rank):
                 loss, metrics = method.losses(batch, number, self.step)
                 if is_first:
@@ -266,7 +266,7 @@ class TrainingLoop:
                 method.optimizer.step()
                 self.step += 1
                 method.after_step(self.step)
-                # an fp16 overflow is no failure: the gradient scaler skips the step and lowers its scale
+                # an fp16 overflow is not a failure: the gradient scaler skips the step and lowers its scale
                 was_skipped = method.optimizer.step_was_skipped
                 is_lost = is_lost | ~(norm.isfinite() | was_skipped)
         except torch.OutOfMemoryError:
@@ -274,7 +274,7 @@ class TrainingLoop:
         return metrics, not runtime.sum(is_lost.float()).item(), was_skipped
 
     def _average(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Over batches and processes."""
+        """Average metrics over batches and processes."""
         means = torch.stack([torch.stack(list(row.values())) for row in rows]).mean(0)
         means = (self.runtime.sum(means) / self.runtime.world).tolist()
         return dict(zip(rows[0], means, strict=True))
@@ -293,7 +293,7 @@ class TrainingLoop:
     def _describe_failure(self, number: int, metrics: dict[str, Tensor]) -> str:
         method = self.method
         *_, is_last = self.settings.group(number)
-        step = self.step if is_last else self.step + 1  # the one that the batch belongs to
+        step = self.step if is_last else self.step + 1  # the step that the batch belongs to
         where = f"{method.name}, step" if method.name else "step"
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
         return (
@@ -305,10 +305,10 @@ class TrainingLoop:
 def warmup_cosine(
     step: int, total_steps: int, warmup_steps: int, base_lr: float, final_lr: float = 0.0
 ) -> float:
-    """Linear rise to `base_lr` over `warmup_steps`, then half a cosine to `final_lr`; never rises again.
+    """Increase linearly to `base_lr` over `warmup_steps`, then decay by half a cosine to `final_lr`.
 
     Args:
-        step: the optimiser's step, from 0.
+        step: index of the optimiser step, from 0.
         total_steps: steps of the whole run; later steps keep `final_lr`.
     """
     if step < warmup_steps:
@@ -318,13 +318,13 @@ def warmup_cosine(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group `lr` times its own `lr_scale` (1 where it has none)."""
+    """Set the learning rate of every parameter group to `lr` times its `lr_scale` (default 1)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers, text, and lists or dicts of these, by one rename."""
+    """Write tensors, numbers, text, and lists or dicts of these, atomically by a rename."""
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
@@ -333,7 +333,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; only plain data and tensors are accepted (`weights_only=True`).
 
     Raises:
-        UserError: the file is missing, damaged, or holds objects that would have to be unpickled.
+        UserError: the file is missing, damaged, or contains objects that would have to be unpickled.
     """
     path = Path(path)
     if not path.is_file():

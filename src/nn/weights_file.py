@@ -1,7 +1,7 @@
-"""Weights with their description: safetensors files whose metadata record what network the tensors belong to.
+"""Weights with their description: safetensors files whose metadata describe the network of the tensors.
 
 Every entry of the metadata is JSON. The functions import torch only when they need tensors, so that a command
-that looks up a description alone starts at once.
+that only reads a description starts immediately.
 """
 
 import json
@@ -23,7 +23,7 @@ Parse = Callable[[dict[str, Any]], Description]
 
 
 def save_weights(path: str | Path, tensors: Mapping[str, "Tensor"], **description: Any) -> None:
-    """Write tensors and their description, each entry as JSON, by one rename."""
+    """Write tensors and their description, each entry as JSON, atomically by a rename."""
     from safetensors.torch import save_file
 
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -33,10 +33,10 @@ def save_weights(path: str | Path, tensors: Mapping[str, "Tensor"], **descriptio
 
 
 def read_description(path: str | Path, kind: str, parse: Parse[Description]) -> Description:
-    """The description of a file, without its tensors.
+    """Read the description of a file, without its tensors.
 
     Args:
-        kind: of file that is expected, such as `a fold model of train_cls.py`; named in errors.
+        kind: expected kind of file, such as `a fold model of train_cls.py`, for error messages.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.
@@ -56,7 +56,7 @@ def read_description(path: str | Path, kind: str, parse: Parse[Description]) -> 
 def read_weights(
     path: str | Path, kind: str, parse: Parse[Description]
 ) -> tuple[Description, dict[str, "Tensor"]]:
-    """The description of a file and its tensors, on the CPU. Arguments and errors as `read_description`."""
+    """Read description and tensors of a file, on the CPU. Arguments and errors as in `read_description`."""
     from safetensors.torch import load_file
 
     description = read_description(path, kind, parse)
@@ -67,13 +67,13 @@ def read_weights(
 
 
 def require_weights(path: str | Path, kind: str) -> None:
-    """Refuse a path that is no file."""
+    """Refuse a path that is not a file."""
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}: expected {kind}")
 
 
 def to_tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were before writing, at any depth."""
+    """Convert lists from JSON back to tuples, at any depth."""
     if isinstance(value, dict):
         return {name: to_tuples(each) for name, each in value.items()}
     return tuple(map(to_tuples, value)) if isinstance(value, list) else value

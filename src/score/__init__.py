@@ -1,1 +1,1 @@
-"""The competition's score: the metric, priors, intervals, post-processing, submissions. Imports no torch."""
+"""The competition's score: metric, priors, intervals, post-processing, submissions. Imports no torch."""

@@ -12,7 +12,7 @@ import pandas as pd
 
 from src.score.metric import loss_terms
 
-_ROUNDS_AT_ONCE = 256  # bounds memory: 256 rounds of 3,000 patients are 6 MB
+_ROUNDS_AT_ONCE = 256  # limits memory: 256 rounds of 3,000 patients are 6 MB
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Interval:
 def bootstrap_score(
     labels: pd.DataFrame, predictions: pd.DataFrame, rounds: int = 1000, seed: int = 0, level: float = 0.9
 ) -> Interval:
-    """Interval of the score."""
+    """Return the interval of the score."""
     terms = loss_terms(labels, predictions)
     rounds_of_scores = [
         terms.average(counts).mean(axis=1) for counts in _resampled_counts(len(labels), rounds, seed)
@@ -45,10 +45,10 @@ def bootstrap_difference(
     seed: int = 0,
     level: float = 0.9,
 ) -> Interval:
-    """Interval of `score(a) - score(b)`, paired: both are scored on the same resampled patients.
+    """Return the interval of `score(a) - score(b)`, paired: both are scored on the same resampled patients.
 
-    Negative means that `a` is better; an interval that excludes 0, that the draw of patients alone hardly
-    explains the difference.
+    A negative difference means that `a` is better. If the interval excludes 0, sampling of patients alone is
+    an unlikely explanation.
     """
     terms_a, terms_b = loss_terms(labels, a), loss_terms(labels, b)
     differences = [
@@ -61,7 +61,7 @@ def bootstrap_difference(
 
 
 def _resampled_counts(patients: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of shape (rounds, patients): how often each patient is drawn, with replacement."""
+    """Yield blocks of shape (rounds, patients): how often each patient is drawn, with replacement."""
     rng = np.random.default_rng(seed)
     shares = np.full(patients, 1 / patients)
     for first in range(0, rounds, _ROUNDS_AT_ONCE):

@@ -1,9 +1,9 @@
-"""How well predictions find each class: average precision, AUC, precision, recall and F1, and their means.
+"""Classification measures: average precision, AUC, precision, recall and F1 per class, and their means.
 
 The 2D-VoCo paper (arXiv 2601.14593) reports mAP and recall beside the competition's score without a formula.
 Here the classes are the 13 columns of the competition, each against the rest of its target.
 
-The measures equal scikit-learn's to the last digit. They are written out in numpy, since importing
+The measures equal scikit-learn's to the last digit. They are implemented in numpy, because importing
 scikit-learn takes longer than scoring.
 """
 
@@ -18,12 +18,12 @@ MEASURES = ("average_precision", "auc", "precision", "recall", "f1")
 
 
 def class_metrics(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """The measures of every class.
+    """Compute the measures of every class.
 
     Average precision and AUC rank patients by the column's normalised probability; the average precision of a
-    constant prediction is the class's share of patients. For precision, recall and F1 a patient gets the
-    class of highest probability in each target: the first in the order of the columns where two are equal,
-    and in the targets of two classes injury above 0.5. The precision of a class that no patient gets is 0.
+    constant prediction is the class's share of patients. For precision, recall and F1 each patient is
+    assigned the class of highest probability in each target; ties go to the first column, and in targets of
+    two classes injury needs more than 0.5. The precision of a class that is assigned to no patient is 0.
 
     Args:
         labels: `patient_id` and the 13 columns, 0 or 1, one row per patient.
@@ -53,10 +53,10 @@ def class_metrics(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
 
 
 def class_means(table: pd.DataFrame, *, injuries_only: bool = False) -> dict[str, float]:
-    """Plain means of the measures over the classes that have them, under `map, auc, precision, recall, f1`.
+    """Means of the measures over the classes that have them, under `map, auc, precision, recall, f1`.
 
     Args:
-        table: of `class_metrics`.
+        table: table of `class_metrics`.
         injuries_only: exclude the five healthy classes, which are common and easy.
 
     Returns:
@@ -71,7 +71,7 @@ def auc_per_grade(labels: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFra
     """AUC of every injury grade against the healthy patients of the same target, and of any injury.
 
     Patients are ranked by the predicted `1 - healthy` (the predicted any-injury for the last row), so that
-    low and high grade are judged by one ranking: a low-grade injury should be harder to see. Patients with
+    low and high grade use the same ranking: a low-grade injury should be harder to detect. Patients with
     another grade are excluded.
 
     Returns:
@@ -109,9 +109,9 @@ def average_precision(truth: np.ndarray, ranking: np.ndarray) -> float:
 
 
 def roc_auc(truth: np.ndarray, ranking: np.ndarray) -> float:
-    """Area under the ROC curve by the trapezoidal rule, of rankings with both classes."""
+    """Area under the ROC curve by the trapezoidal rule, for rankings with both classes."""
     true, false = _counts_by_threshold(truth, ranking)
-    if len(true) > 2:  # inner points of straight parts change the last digits only; scikit-learn drops them
+    if len(true) > 2:  # inner points of straight parts affect the last digits only; scikit-learn drops them
         kept = np.concatenate([[True], (np.diff(true, 2) != 0) | (np.diff(false, 2) != 0), [True]])
         true, false = true[kept], false[kept]
     sensitivity, fall_out = (np.append(0, counts) / counts[-1] for counts in (true, false))
@@ -119,7 +119,7 @@ def roc_auc(truth: np.ndarray, ranking: np.ndarray) -> float:
 
 
 def _counts_by_threshold(truth: np.ndarray, ranking: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at each distinct value of the ranking as threshold, from the highest down."""
+    """Count true and false positives with each distinct ranking value as threshold, in descending order."""
     order = np.argsort(-ranking, kind="stable")
     last = np.append(np.flatnonzero(np.diff(ranking[order])), len(order) - 1)
     true = np.cumsum(truth[order])[last]

@@ -32,7 +32,7 @@ class Score:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What each patient adds to the six losses, before they are averaged.
+    """Contribution of each patient to the six losses, before averaging.
 
     `losses` and `weights` have shape (patients, 6), in the order of `LOSSES`.
     """
@@ -69,7 +69,7 @@ def score(labels: pd.DataFrame, predictions: pd.DataFrame) -> Score:
 
 
 def loss_terms(labels: pd.DataFrame, predictions: pd.DataFrame) -> LossTerms:
-    """Each patient's log losses and weights, in the order of `labels`. Raises as `score` does."""
+    """Return each patient's log losses and weights, in the order of `labels`. Raises as `score` does."""
     inputs = list(_loss_inputs(labels, predictions))
     losses = [_log_losses(truth, probabilities) for truth, probabilities, _ in inputs]
     return LossTerms(np.stack(losses, axis=1), np.stack([weights for _, _, weights in inputs], axis=1))
@@ -97,7 +97,7 @@ def normalise(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def any_injury(probabilities: pd.DataFrame) -> np.ndarray:
-    """The largest `1 - healthy` over the five targets, shape (rows,); for labels, whether any is injured.
+    """Largest `1 - healthy` over the five targets, shape (rows,); for labels, whether any target is injured.
 
     Args:
         probabilities: normalised.
@@ -159,7 +159,7 @@ def check_probabilities(predictions: pd.DataFrame) -> None:
 
 
 def obeys_rules(predictions: pd.DataFrame) -> np.ndarray:
-    """Which rows `check_probabilities` would pass, (rows,) bool; all columns must be there and numeric."""
+    """Return which rows `check_probabilities` would accept, (rows,) bool; needs all columns, all numeric."""
     values = predictions[list(COLUMNS)].to_numpy(np.float64)
     obeys = (np.isfinite(values) & (values >= 0)).all(axis=1)
     for columns in TARGETS.values():
@@ -168,7 +168,7 @@ def obeys_rules(predictions: pd.DataFrame) -> np.ndarray:
 
 
 def check_labels(labels: pd.DataFrame) -> None:
-    """Make sure that every target of every patient has exactly one true class.
+    """Check that every target of every patient has exactly one true class.
 
     Raises:
         UserError: a missing column, or a patient whose target is not one-hot.
@@ -189,7 +189,7 @@ def check_labels(labels: pd.DataFrame) -> None:
 def _loss_inputs(
     labels: pd.DataFrame, predictions: pd.DataFrame
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """One-hot truth, probabilities (both patients x classes) and weights of the six losses, in order."""
+    """Yield one-hot truth, probabilities (both patients x classes) and weights, for each of `LOSSES`."""
     check_labels(labels)
     probabilities = normalise(align(predictions, labels.patient_id))
     for columns in TARGETS.values():

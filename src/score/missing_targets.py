@@ -1,7 +1,8 @@
-"""Targets that a table of predictions lacks: their columns are empty in all of its rows.
+"""Targets that a table of predictions lacks: their columns are empty in all rows.
 
-A run of some targets leaves such a table. Where tables are joined, each target comes from those that predict
-it, by their weights among themselves; a target that no table predicts gets the prior of the other folds.
+A run that predicts only some targets writes such a table. When tables are joined, each target comes from the
+tables that predict it, by their relative weights; a target that no table predicts gets the other folds'
+prior.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from src.score.prior import cross_fitted_prior, weight_aware_prior
 
 
 def missing_targets(table: pd.DataFrame) -> tuple[str, ...]:
-    """The targets whose columns are all there and empty in every row."""
+    """Return the targets whose columns all exist and are empty in every row."""
     empty = {column for column in table.columns if table[column].isna().all()}
     return tuple(target for target, columns in TARGETS.items() if empty >= set(columns))
 
@@ -24,7 +25,7 @@ def check_predicted_targets(table: pd.DataFrame) -> None:
     """Apply the competition's rules to the targets that a table predicts.
 
     Raises:
-        UserError: as `metric.check_probabilities`; so too for a target that is empty in some rows only.
+        UserError: as in `metric.check_probabilities`; also for a target that is empty in some rows only.
     """
     check_probabilities(table.assign(**dict.fromkeys(_columns(missing_targets(table)), 1.0)))
 
@@ -36,12 +37,12 @@ def fill_targets(
 
     Args:
         table: `patient_id` and the 13 columns, one row per series or per patient.
-        targets: whose columns are filled.
-        labels: of every patient; those without a row in `folds` serve the priors only.
-        folds: `patient_id, fold` of all patients of the table's folds; None where they are not known.
+        targets: targets whose columns are filled.
+        labels: labels of every patient; patients without a row in `folds` are used for the priors only.
+        folds: `patient_id, fold` of all patients of the table's folds; None if unknown.
 
     Raises:
-        UserError: there are targets to fill but no folds, or a fold is all that is labelled.
+        UserError: there are targets to fill but no folds, or all labelled patients are in one fold.
     """
     columns = _columns(targets)
     if not columns:
@@ -55,7 +56,7 @@ def fill_targets(
 
 
 def explain_missing(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """One line for each of several tables that lacks targets, and one for the targets that all lack."""
+    """Return one line for each of several tables that lacks targets, and one for targets that all lack."""
     missing = {name: missing_targets(table) for name, table in tables.items()}
     by_all = [target for target in TARGETS if all(target in targets for targets in missing.values())]
     lines = [

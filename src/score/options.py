@@ -11,34 +11,34 @@ class ScoreOptions:
     """Options of `score.py`."""
 
     labels: Path
-    """True labels, in the form of train.csv."""
+    """True labels in the format of train.csv."""
 
     oof: tuple[Path, ...] = ()
-    """Out-of-fold tables: patient_id, the 13 columns, and perhaps series_id and fold."""
+    """Out-of-fold tables: patient_id, the 13 columns and, optionally, series_id and fold."""
 
     submission: Path | None = None
-    """A submission, instead of out-of-fold tables."""
+    """A submission to score instead of out-of-fold tables."""
 
     folds: Path | None = None
-    """Table patient_id, fold: needed where the tables have no fold, or only some folds were trained."""
+    """Table patient_id, fold: required if the tables have no fold, or only some folds were trained."""
 
     fit: Path | None = None
-    """JSON file for a post-processing fitted on the tables."""
+    """JSON file to write: post-processing fitted on the tables."""
 
     prior_labels: Path | None = None
-    """Training labels that the priors beside a submission's score are fitted on."""
+    """Training labels for the priors that a submission's score is compared with."""
 
     plots: Path | None = None
     """Folder for roc.png, precision_recall.png, calibration.png and confusion.png."""
 
     json: Path | None = None
-    """File for the same figures as JSON."""
+    """JSON file for the same results."""
 
     rounds: int = 1000
-    """Bootstrap resamples; with more, the ends of the intervals vary less."""
+    """Number of bootstrap resamples; with more, the ends of the intervals vary less."""
 
     level: float = 0.9
-    """Share of the resamples inside an interval."""
+    """Confidence level: share of the resamples inside an interval."""
 
     def __post_init__(self) -> None:
         check_range(self, "rounds", at_least=1)

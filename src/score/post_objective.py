@@ -1,4 +1,4 @@
-"""The score of adjusted predictions as a function of the post-processing's numbers, with its gradient."""
+"""The score of adjusted predictions as a function of the post-processing's parameters, with its gradient."""
 
 from dataclasses import dataclass
 
@@ -10,21 +10,21 @@ from src.score.metric import LOSSES, any_injury
 from src.score.postprocess import GRADES, PatientRows, PostProcessing, from_vector, to_targets
 
 PULL = 0.5
-"""Standard deviation of the numbers around "change nothing" in a normal prior: of logarithms of temperatures
-and multipliers, of shares, and of weights relative to equal ones. The prior weighs as much as one patient."""
+"""Standard deviation of the normal prior of the parameters around "change nothing": of log temperatures and
+log multipliers, of shares, and of weights relative to equal ones. The prior weighs as much as one patient."""
 LARGEST_LOG = np.log(8.0)
 LEAST_WEIGHT = 0.01
-"""Least weight of a table that predicts a target which another one lacks."""
+"""Minimum weight of a table that predicts a target which another one lacks."""
 SHARES, TEMPERATURE, MULTIPLIERS = slice(0, 2), slice(2, 7), slice(7, 15)
 WEIGHTS = slice(15, None)
-"""Parts of the vector, see `PostObjective`."""
+"""Position of the weights in the vector, see `PostObjective`."""
 _TINY = 1e-300
 _EPS = np.finfo(np.float64).eps
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a fit may change."""
+    """Groups of parameters that a fit may change."""
 
     joining: bool = False
     """weights of tables, the rule for several series, and the coupling of any injury"""
@@ -33,7 +33,7 @@ class Parts:
 
 
 class PostObjective:
-    """The competition's score on some patients, to be minimised over a vector of all numbers.
+    """The competition's score of some patients, to be minimised over a vector of all parameters.
 
     The vector: series_max, any_injury, log temperatures (5), log multipliers (8, in the order of
     `INJURIES`), weights of the tables (divided by their sum over the tables that predict a target).
@@ -58,14 +58,14 @@ class PostObjective:
 
     @property
     def start(self) -> np.ndarray:
-        """The vector that changes nothing."""
+        """Vector that changes nothing."""
         start = np.zeros(WEIGHTS.start + self.tables)
         start[WEIGHTS] = 1 / self.tables
         return start
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """Bounds of each number; those that `parts` excludes stay where they are."""
+        """Bounds of each parameter; those that `parts` excludes are fixed."""
         low, high = self.start, self.start
         if self.parts.joining:
             low[SHARES], high[SHARES] = 0.0, 1.0
@@ -77,15 +77,16 @@ class PostObjective:
         return list(zip(low, high, strict=True))
 
     def freeze(self, vector: np.ndarray) -> None:
-        """From now on raise, in every patient, the target that is most injured at `vector`.
+        """Fix the target to raise in every patient: the most injured one at `vector`.
 
-        The score jumps where another target takes the lead; a search by gradients stops at such a step.
+        The score is discontinuous where another target becomes the most injured, and a gradient search stops
+        there.
         """
         shares = to_targets(self.rows.apply(self.read(vector)))
         self._raised = shares[..., 1:].sum(axis=-1).argmax(axis=1)
 
     def read(self, vector: np.ndarray) -> PostProcessing:
-        """The numbers of a vector."""
+        """Convert a vector to parameters."""
         weights = vector[WEIGHTS]
         temperature, multipliers = np.exp(vector[TEMPERATURE]), np.exp(vector[MULTIPLIERS])
         return PostProcessing(
@@ -97,7 +98,7 @@ class PostObjective:
         )
 
     def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
-        """The score with the pull added, and its gradient."""
+        """Return the score plus the prior's penalty, and its gradient."""
         value, gradient = self._score(vector)
         away = vector - self.start
         away[WEIGHTS] *= self.tables
@@ -113,7 +114,7 @@ class PostObjective:
         total = weights.sum(axis=0)
         weights = weights / total
 
-        # forward, as PatientRows.apply and adjust
+        # forward pass, as in PatientRows.apply and adjust
         joined = (1 - series_max) * self.mean + series_max * self.most_injured
         mixed = _join(weights, joined)  # (patients, targets, classes)
         logs = np.log(np.maximum(mixed, _TINY))
@@ -132,7 +133,7 @@ class PostObjective:
         product = np.exp(log_shares[..., 0].sum(axis=1))
         raised = np.clip((1 - coupling) * largest + coupling * (1 - product), _EPS, 1 - _EPS)
 
-        # as the metric does, or one patient of probability 0 would outweigh all others
+        # clipped as in the metric, or one patient of probability 0 would outweigh all others
         of_truth = (self.truth * log_shares).sum(axis=-1)  # (patients, targets)
         value = -(self.weights * np.maximum(of_truth, np.log(_EPS))).sum()
         counted = np.where(of_truth > np.log(_EPS), self.weights, 0.0)
@@ -143,7 +144,7 @@ class PostObjective:
         any_losses = np.where(self.injured, -np.log(raised), -np.log1p(-raised))
         value += (self.any_weights * any_losses).sum()
 
-        # backward
+        # backward pass
         by_raised = most_weight * _slope(is_hurt, raised) + self.any_weights * _slope(self.injured, raised)
         by_largest = by_raised * (1 - coupling) - most_weight * _slope(is_hurt, largest)
         by_scores = counted[..., None] * (shares - self.truth)
@@ -172,5 +173,5 @@ def _join(weights: np.ndarray, tables: np.ndarray) -> np.ndarray:
 
 
 def _slope(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Derivative of the binary log loss by the probability."""
+    """Derivative of the binary log loss with respect to the probability."""
     return np.where(truth, -1 / probability, 1 / (1 - probability))

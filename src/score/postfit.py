@@ -1,8 +1,8 @@
-"""Fitting the post-processing on out-of-fold predictions, with an honest estimate of what it gains.
+"""Fit the post-processing on out-of-fold predictions, with an unbiased estimate of its gain.
 
-`fit_post` minimises the competition's score itself, with a pull to "change nothing" that matters where
-patients are few. `cross_fit` never adjusts a patient by numbers that were fitted on the same patient: every
-fold is adjusted by a fit to the other folds, and how much may be adjusted is decided inside those.
+`fit_post` minimises the competition's score itself, regularised towards "change nothing", which matters
+with few patients. `cross_fit` never adjusts a patient with parameters that were fitted on the same patient:
+every fold is adjusted by a fit to the other folds, which also determine how much may be adjusted.
 """
 
 from collections.abc import Mapping
@@ -22,27 +22,27 @@ from src.score.post_objective import Parts, PostObjective
 from src.score.postprocess import PatientRows, PostProcessing, write_post
 
 LEAST_POSITIVES = 10
-"""Patients of every injury that a fit needs."""
+"""Number of patients of every injury that a fit needs."""
 CANDIDATES = (Parts(joining=True), Parts(joining=True, calibration=True))
-"""What a fit may change, the least first."""
+"""Groups of parameters to try, the smallest first."""
 SEEDED_FOLDS = 5
-"""Folds where none are given."""
+"""Number of folds if none are given."""
 INNER_FOLDS = 5
 INNER_ROUNDS = 200
 ROUNDS = 10
-"""Largest number of searches in a fit; before each, the target that is raised is fixed."""
+"""Maximum number of searches per fit; before each, the target to raise is fixed."""
 LEAST_GAIN = 1e-6
 
 
 @dataclass(frozen=True)
 class CrossFit:
-    """What post-processing does to patients outside its fit."""
+    """Effect of post-processing on patients outside its fit."""
 
     predictions: pd.DataFrame
     """`patient_id` and the 13 columns"""
     by_fold: dict[int, PostProcessing]
     post: PostProcessing
-    """fitted on all patients, for the test set"""
+    """parameters fitted on all patients, for the test set"""
 
 
 def fit_and_report(
@@ -56,18 +56,18 @@ def fit_and_report(
     """Fit the post-processing, write it for `infer.py --post`, and measure its gain across folds.
 
     Args:
-        labels: of the patients to fit on, one row per patient.
-        tables: by their paths; one row per series or per patient, of these patients and perhaps others. A
-            patient without a series in any of them has the prior: as in `infer.py` it stays unadjusted, and
-            the patient is excluded from the fit.
+        labels: labels of the patients to fit on, one row per patient.
+        tables: tables by path, one row per series or per patient; they may include other patients. A patient
+            without a series in any table has the prior, which stays unadjusted as in `infer.py`; the patient
+            is excluded from the fit.
         folds: `patient_id, fold`; None makes seeded ones.
-        path: of the file.
-        rounds, level: of the bootstrap interval.
+        path: path of the file.
+        rounds, level: settings of the bootstrap interval.
 
     Returns:
         `fitted_score, fitted_losses` of cross-fitted predictions, `fitted_difference` (an interval of the
-        fitted score minus the raw one, over patients) and `post`: the numbers fitted on all patients, and
-        `by_fold` those of each fold.
+        fitted score minus the raw one, over patients), `post` (parameters fitted on all patients) and
+        `by_fold` (those of each fold).
     """
     scored = [table[table.patient_id.isin(labels.patient_id)] for table in tables.values()]
     rows = PatientRows.read(scored, labels.patient_id)
@@ -106,8 +106,8 @@ def cross_fit(labels: pd.DataFrame, rows: PatientRows, folds: pd.Series) -> Cros
 
     Args:
         labels: `patient_id` and the label columns, one row per patient.
-        rows: the tables' predictions of the same patients in the same order.
-        folds: their folds, in the same order.
+        rows: predictions of the same patients in the same order.
+        folds: folds of the patients in the same order.
 
     Raises:
         UserError: fewer than two folds, or fewer than `LEAST_POSITIVES` patients of an injury outside one.
@@ -130,13 +130,13 @@ def cross_fit(labels: pd.DataFrame, rows: PatientRows, folds: pd.Series) -> Cros
 
 
 def select_and_fit(labels: pd.DataFrame, rows: PatientRows) -> PostProcessing:
-    """Fit as many of the numbers as help patients outside the fit, perhaps none.
+    """Fit those parameters that help patients outside the fit, possibly none.
 
-    Each of `CANDIDATES` is fitted across `INNER_FOLDS` folds. Of those whose gain there is more than the
-    gain's own standard error, the best is fitted to all patients; without one nothing is changed.
+    Each of `CANDIDATES` is fitted across `INNER_FOLDS` folds. Of those whose gain exceeds its standard error,
+    the best is fitted to all patients; if there is none, nothing is changed.
 
     Args:
-        labels, rows: of the same patients in the same order.
+        labels, rows: data of the same patients in the same order.
     """
     inner = deal_folds(labels, INNER_FOLDS)
     identity = PostProcessing.identity(len(rows.mean))
@@ -148,14 +148,14 @@ def select_and_fit(labels: pd.DataFrame, rows: PatientRows) -> PostProcessing:
             post = fit_post(labels[inner != fold], rows.select(inner != fold), parts)
             adjusted.append(rows.select(inner == fold).apply(post))
         change = bootstrap_difference(labels, pd.concat(adjusted), raw, rounds=INNER_ROUNDS, level=0.68)
-        spread = (change.high - change.low) / 2  # of a normal distribution, 68 % lie within one deviation
+        spread = (change.high - change.low) / 2  # 68 % of a normal distribution is within one deviation
         if change.observed < min(best, -spread):
             best, chosen = change.observed, parts
     return fit_post(labels, rows, chosen) if chosen else identity
 
 
 def fit_post(labels: pd.DataFrame, rows: PatientRows, parts: Parts) -> PostProcessing:
-    """The numbers that minimise the score of these patients; only what `parts` names is changed."""
+    """Return the parameters that minimise the score of these patients; only `parts` are changed."""
     objective = PostObjective(labels, rows, parts)
     best, least = objective.start, score(labels, rows.apply(objective.read(objective.start))).score
     for _ in range(ROUNDS):
@@ -169,7 +169,7 @@ def fit_post(labels: pd.DataFrame, rows: PatientRows, parts: Parts) -> PostProce
 
 
 def deal_folds(labels: pd.DataFrame, n_folds: int, seed: int = 0) -> np.ndarray:
-    """A fold for each patient, (patients,); every injury is spread over all folds, the rarest one first."""
+    """Assign folds to patients, (patients,); every injury is spread over all folds, the rarest one first."""
     injuries = labels[list(INJURIES)].to_numpy()
     drawn = np.random.default_rng(seed).permutation(len(labels))
     rarest_last = np.argsort(-injuries.sum(axis=0), kind="stable")
@@ -180,7 +180,7 @@ def deal_folds(labels: pd.DataFrame, n_folds: int, seed: int = 0) -> np.ndarray:
 
 
 def require_positives(labels: pd.DataFrame, where: str) -> None:
-    """Raises UserError where an injury has fewer than `LEAST_POSITIVES` patients."""
+    """Raise UserError if an injury has fewer than `LEAST_POSITIVES` patients."""
     counts = labels[list(INJURIES)].sum()
     if counts.min() < LEAST_POSITIVES:
         raise UserError(
@@ -190,7 +190,7 @@ def require_positives(labels: pd.DataFrame, where: str) -> None:
 
 
 def refuse_shared_patients(fitted: pd.Series, judged: pd.Series) -> None:
-    """Raises UserError where a patient is in the fit and among those that it adjusts."""
+    """Raise UserError if a patient is both in the fit and among those that it adjusts."""
     shared = set(fitted) & set(judged)
     if shared:
         raise UserError(f"patient {min(shared)} would be adjusted by a fit on the same patient")

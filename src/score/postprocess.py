@@ -1,13 +1,13 @@
 """Post-processing of predictions: series and tables are joined, probabilities adjusted.
 
-In this order, for every patient: each table's series become one row (`series_max`), the tables' rows one
-(`weights`, for each target among the tables that predict it); then every target is sharpened or softened
-(`temperature`), its injuries are multiplied (`multipliers`), and the most injured target is raised to the
-probability of any injury that all targets give together (`any_injury`). `src.score.postfit` finds the
-numbers; `infer.py --post` reads them from a JSON file.
+Steps for every patient, in order: each table's series become one row (`series_max`), the tables' rows become
+one (`weights`, per target among the tables that predict it); every target is sharpened or softened
+(`temperature`), its injuries are multiplied (`multipliers`), and the most injured target is raised towards
+the probability of any injury over all targets (`any_injury`). `src.score.postfit` fits the parameters;
+`infer.py --post` reads them from a JSON file.
 
-Arrays hold the 13 columns as (..., targets, classes), healthy first, for arithmetic over all targets at once;
-a target of two classes has 0 as its third.
+Arrays store the 13 columns as (..., targets, classes), healthy first, for arithmetic over all targets at
+once; the third class of targets with two classes is 0.
 """
 
 import json
@@ -40,22 +40,22 @@ _TINY = np.finfo(np.float64).tiny
 
 @dataclass(frozen=True)
 class PostProcessing:
-    """The numbers of the adjustment; those of the defaults change nothing but join series and tables."""
+    """Parameters of the adjustment; the defaults only join series and tables."""
 
     weights: tuple[float, ...]
-    """share of each table (model, run) in the ensemble; they sum to 1"""
+    """weight of each table (model, run) in the ensemble; they sum to 1"""
     series_max: float = 0.0
-    """share of the most injured series in a patient's row, 0..1; the rest is the mean of the series. 0 is the
-    plain mean, 1 takes each target from the series with the least `healthy`"""
+    """weight of the most injured series in a patient's row, 0..1; the rest is the mean of the series. 0 is
+    the plain mean, 1 takes each target from the series with the lowest `healthy`"""
     temperature: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TARGETS, 1.0))
-    """of each target: probabilities are raised to 1 / temperature; below 1 sharpens"""
+    """temperature of each target: probabilities are raised to 1 / temperature; below 1 sharpens"""
     multipliers: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(INJURIES, 1.0))
-    """of the 8 injury columns; a target is divided by its sum afterwards"""
+    """multipliers of the 8 injury columns; a target is divided by its sum afterwards"""
     any_injury: float = 0.0
     """0..1: how far the largest injury of a target is moved towards 1 - the product of all `healthy`, the
-    probability of any injury if the targets were independent. Low and high keep their proportion"""
+    probability of any injury if the targets were independent. The ratio of low to high is kept"""
     tables: tuple[str, ...] = ()
-    """paths of the out-of-fold tables of the weights; empty where they are not known"""
+    """paths of the out-of-fold tables of the weights; empty if unknown"""
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights) < 0 or not np.isclose(sum(self.weights), 1):
@@ -74,7 +74,7 @@ class PostProcessing:
             )
 
     def require_tables(self, count: int) -> None:
-        """Raises UserError where the weights are those of another number of tables or runs."""
+        """Raise UserError if the weights belong to another number of tables or runs."""
         if len(self.weights) != count:
             raise UserError(
                 f"the post-processing was fitted on {len(self.weights)} tables or runs, there are {count}: "
@@ -82,10 +82,10 @@ class PostProcessing:
             )
 
     def require_runs(self, runs: Sequence[Path]) -> None:
-        """Make sure that the weights are those of these run folders, in this order.
+        """Check that the weights belong to these run folders, in this order.
 
-        The folders are compared with those of the tables, by their last names. Where the names are others, as
-        after a move, the order is taken to be right.
+        The folders are compared with those of the tables by their last names. If the names differ, for
+        example after a move, the order is assumed to be right.
 
         Raises:
             UserError: another number of runs, or the same ones in another order.
@@ -104,23 +104,23 @@ class PostProcessing:
 
     @classmethod
     def identity(cls, tables: int) -> "PostProcessing":
-        """The plain mean of series and tables."""
+        """Return the plain mean of series and tables."""
         return cls((1.0 / tables,) * tables)
 
 
 @dataclass(frozen=True)
 class PatientRows:
-    """The tables' predictions, one row per patient, in the two ways that series are joined.
+    """Predictions of the tables, one row per patient, with series joined in two ways.
 
-    Both arrays have shape (tables, patients, targets, classes). A target that a table lacks is NaN in all of
-    its patients.
+    Both arrays have shape (tables, patients, targets, classes). A target that a table lacks is NaN for all
+    patients.
     """
 
     patient_ids: pd.Series
     mean: np.ndarray
     """mean of the patient's series"""
     most_injured: np.ndarray
-    """each target from the series with its least share of `healthy`"""
+    """each target from the series with its lowest share of `healthy`"""
 
     @classmethod
     def read(cls, tables: Sequence[pd.DataFrame], patient_ids: pd.Series) -> "PatientRows":
@@ -129,7 +129,7 @@ class PatientRows:
         Args:
             tables: `patient_id` and the 13 columns, one row per series or per patient; a target that a table
                 lacks is empty in all of its rows.
-            patient_ids: each table must have exactly these patients.
+            patient_ids: patients that each table must contain, and no others.
         """
         means, most_injured = [], []
         for table in tables:
@@ -142,20 +142,20 @@ class PatientRows:
 
     @property
     def predicted(self) -> np.ndarray:
-        """Which targets each table predicts, bool (tables, targets)."""
+        """Targets that each table predicts, bool (tables, targets)."""
         return ~np.isnan(self.mean).any(axis=(1, 3))
 
     def select(self, rows: np.ndarray) -> "PatientRows":
-        """The patients at these places, or where this is true."""
+        """Select patients by indices or by a mask."""
         return PatientRows(
             self.patient_ids[rows].reset_index(drop=True), self.mean[:, rows], self.most_injured[:, rows]
         )
 
     def apply(self, post: PostProcessing) -> pd.DataFrame:
-        """`patient_id` and the 13 columns, adjusted.
+        """Return `patient_id` and the 13 columns, adjusted.
 
         Raises:
-            UserError: `post` has weights for another number of tables, or no table of a weight above 0
+            UserError: `post` has weights for another number of tables, or no table with a positive weight
                 predicts a target.
         """
         post.require_tables(len(self.mean))
@@ -176,7 +176,7 @@ class PatientRows:
 def adjust(
     probabilities: np.ndarray, temperature: np.ndarray, multipliers: np.ndarray, any_injury: float
 ) -> np.ndarray:
-    """Temperature, multipliers and coupling of any injury.
+    """Apply temperature, multipliers and the coupling of any injury.
 
     Args:
         probabilities: (patients, targets, classes), not necessarily normalised.
@@ -187,7 +187,7 @@ def adjust(
     Returns:
         The same shape; every target sums to 1.
     """
-    # relative to the largest class, so that a sharp temperature leaves no target at 0
+    # relative to the largest class, so that a low temperature cannot make all classes of a target 0
     shares = probabilities / probabilities.max(axis=-1, keepdims=True)
     shares = shares ** (1 / temperature)[:, None] * multipliers
     shares = shares / shares.sum(axis=-1, keepdims=True)
@@ -206,13 +206,13 @@ def adjust(
 
 
 def post_of_runs(runs: Sequence[Path], weights: Sequence[float] | None, path: Path | None) -> PostProcessing:
-    """How the predictions of some runs are joined and adjusted: as the file `path` says, or a weighted mean.
+    """Return how predictions of runs are joined and adjusted: as in the file `path`, or by a weighted mean.
 
     Args:
         weights: one per run, equal by default; not used with a file.
 
     Raises:
-        UserError: a file that cannot be read, or of other runs or the same ones in another order.
+        UserError: the file cannot be read, or belongs to other runs or the same ones in another order.
     """
     if path is not None:
         post = read_post(path)
@@ -223,21 +223,21 @@ def post_of_runs(runs: Sequence[Path], weights: Sequence[float] | None, path: Pa
 
 
 def write_post(post: PostProcessing, path: str | Path, tables: Sequence[str], **about: Any) -> None:
-    """Write the JSON file that `infer.py --post` reads, by one rename.
+    """Write the JSON file that `infer.py --post` reads, atomically by a rename.
 
     Args:
         tables: paths of the tables of the weights, see `PostProcessing.require_runs`.
-        about: how it was fitted, in plain values.
+        about: metadata of the fit, as plain values.
     """
     values = asdict(replace(post, tables=tuple(tables)))
     write_json({"format": _FORMAT, "tables": list(tables), **values, "about": about}, path)
 
 
 def read_post(path: str | Path) -> PostProcessing:
-    """Read what `write_post` wrote.
+    """Read a file that `write_post` wrote.
 
     Raises:
-        UserError: no such file, or not such a file; the message names what is wrong.
+        UserError: no such file, or an invalid one; the message contains the problem.
     """
     path = Path(path)
     try:
@@ -260,7 +260,7 @@ def read_post(path: str | Path) -> PostProcessing:
 
 
 def to_targets(frame: pd.DataFrame) -> np.ndarray:
-    """The 13 columns as (rows, targets, classes)."""
+    """Convert the 13 columns to (rows, targets, classes)."""
     values = np.zeros((len(frame), len(TARGETS), N_CLASSES))
     values[:, *_ALL] = frame[list(COLUMNS)].to_numpy(np.float64)
     return values
@@ -272,7 +272,7 @@ def from_targets(values: np.ndarray) -> pd.DataFrame:
 
 
 def from_vector(values: np.ndarray, others: float = 0.0) -> np.ndarray:
-    """(targets, classes) with a value for each of `INJURIES`, and `others` elsewhere."""
+    """Return (targets, classes) with a value for each of `INJURIES`, and `others` elsewhere."""
     array = np.full((len(TARGETS), N_CLASSES), others)
     array[GRADES] = values
     return array
@@ -284,7 +284,7 @@ def _most_injured(table: pd.DataFrame, patient_ids: pd.Series) -> np.ndarray:
     ids = table.patient_id.reset_index(drop=True)
     chosen = np.empty((len(patient_ids), *values.shape[1:]))
     for target in range(values.shape[1]):
-        # stable: of equal rows the first
+        # stable: the first of equal rows
         order = np.argsort(healthy[:, target], kind="stable")
         first = ids.iloc[order].drop_duplicates()
         rows = pd.Series(first.index, index=first.to_numpy()).loc[patient_ids]

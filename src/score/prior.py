@@ -1,10 +1,10 @@
-"""Constant predictions from the labels' frequencies alone: the baselines that any model has to beat.
+"""Constant predictions from the label frequencies alone: the baselines that any model has to beat.
 
 Under a weighted log loss the best constant is not the prevalence but the *weighted* prevalence, `n_c w_c /
-sum n w`, since the loss is a plain log loss over patients repeated by their weight. That is the weight-aware
-prior. It minimises the five targets' losses, yet any-injury, which the metric takes from the largest injury
-probability, stays far too low; `raised_prior` accepts a higher loss in one target for it and is the stricter
-baseline.
+sum n w`, because the loss is a plain log loss over patients repeated by their weight. That is the
+weight-aware prior. It minimises the five targets' losses, yet any-injury, which the metric takes from the
+largest injury probability, stays far too low; `raised_prior` accepts a higher loss in one target for it and
+is the stricter baseline.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, COLUMNS, TARGETS
 from src.score.metric import any_injury, score
 
 PSEUDO_COUNT = 0.5
-"""Added to every class's patients, so that a class without patients does not get probability 0."""
+"""Number of patients added to every class, so that a class without patients has a positive probability."""
 
 PriorFit = Callable[[pd.DataFrame], pd.Series]
-"""Turns labels into one constant prediction of the 13 columns."""
+"""Computes one constant prediction of the 13 columns from labels."""
 
 
 def weight_aware_prior(labels: pd.DataFrame) -> pd.Series:
@@ -62,13 +62,13 @@ def raised_prior(labels: pd.DataFrame) -> pd.Series:
 
 
 def constant(prior: pd.Series, patient_ids: pd.Series) -> pd.DataFrame:
-    """The same 13 probabilities for every patient."""
+    """Return the same 13 probabilities for every patient."""
     values = np.tile(prior[list(COLUMNS)].to_numpy(np.float64), (len(patient_ids), 1))
     return pd.DataFrame(values, columns=list(COLUMNS)).assign(patient_id=patient_ids.to_numpy())
 
 
 def cross_fitted_prior(labels: pd.DataFrame, folds: pd.DataFrame, fit: PriorFit) -> pd.DataFrame:
-    """Predict every fold by the prior of all the other patients of `labels`.
+    """Predict every fold with the prior of all other patients of `labels`.
 
     Args:
         labels: `patient_id` and the 13 columns; patients without a row in `folds` are used for fitting only.

@@ -11,7 +11,7 @@ from src.score.scoring import PRIORS
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Blocks of losses, AUC and classes, and of series, tables and the fit where the report has them."""
+    """Format losses, AUC and classes, and series, tables and the fit if the report has them."""
     blocks = [_format_losses(report), _format_auc(report["auc"]), _format_classes(report["classes"])]
     if report.get("series"):
         rows = [_row("series", name, group) for name, group in report["series"].items()]
@@ -66,7 +66,7 @@ def _format_tables(tables: list[dict[str, Any]]) -> str:
 
 
 def _format_fit(report: dict[str, Any]) -> str:
-    """Losses before and after, the interval of the gain, and every number with its range over folds."""
+    """Format losses before and after, the interval of the gain, and parameters with ranges over folds."""
     losses = [
         {"": "raw", **report["losses"], "score": report["score"]},
         {"": "cross-fitted", **report["fitted_losses"], "score": report["fitted_score"]},

@@ -1,4 +1,4 @@
-"""Scores of out-of-fold tables and of a submission, as one dictionary of plain values that JSON can hold."""
+"""Scores of out-of-fold tables and of a submission, as a JSON-compatible dictionary."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ PRIORS = MappingProxyType(
 
 
 class Scored(NamedTuple):
-    """A report, and the tables that it is of."""
+    """A report with the tables that it describes."""
 
     report: dict[str, Any]
     labels: pd.DataFrame
@@ -45,14 +45,14 @@ def score_oof(
     """Score out-of-fold tables, joined and one by one, and fit the post-processing.
 
     Args:
-        labels: of all patients.
-        tables: by their paths; one row per series or per patient.
+        labels: labels of all patients.
+        tables: tables by path, one row per series or per patient.
         folds: `patient_id, fold` of every labelled patient; None takes the folds of the tables.
         fit: JSON file for the post-processing; None fits none.
-        rounds, level: of the bootstrap intervals.
+        rounds, level: settings of the bootstrap intervals.
 
     Returns:
-        The report of `build_report`, with `missing_targets` (that no table predicts), `series` (see
+        The report of `build_report`, with `missing_targets` (targets that no table predicts), `series` (see
         `by_series_count`), for several tables `tables` (see `side_by_side`), and with `fit` the keys of
         `postfit.fit_and_report`.
     """
@@ -102,7 +102,7 @@ def score_submission(
     rounds: int,
     level: float,
 ) -> Scored:
-    """Score a submission (one row per patient), and priors of `prior_labels` where these are given."""
+    """Score a submission (one row per patient), and priors of `prior_labels` if given."""
     predictions = align(submission, labels.patient_id, "rows of the submission")
     priors = {}
     if prior_labels is not None:
@@ -116,9 +116,9 @@ def folds_to_score(
 ) -> pd.DataFrame | None:
     """Find the folds that the predictions cover, and every patient that belongs to them.
 
-    With a table of folds, a run of some folds only is scored on the patients of these folds, all of whom must
-    have a prediction. Without one, the predictions' own `fold` column serves, and every labelled patient is
-    expected.
+    With a table of folds, a run of some folds is scored on the patients of these folds, all of whom must have
+    a prediction. Without one, the `fold` column of the predictions is used, and every labelled patient must
+    have a prediction.
 
     Args:
         labels: `patient_id` and the label columns.
@@ -126,7 +126,7 @@ def folds_to_score(
         folds: `patient_id, fold` of every labelled patient, or None.
 
     Returns:
-        `patient_id, fold` of the patients to be scored, or None where no folds are known.
+        `patient_id, fold` of the patients to score, or None if no folds are known.
 
     Raises:
         UserError: a predicted patient without labels, a fold that contradicts `folds`, or (without `folds`) a
@@ -170,17 +170,17 @@ def build_report(
     """Score `predictions` overall, by fold, and against `priors`.
 
     Args:
-        labels, predictions: of the same patients; one row per patient.
+        labels, predictions: tables of the same patients; one row per patient.
         folds: `patient_id, fold` of these patients, or None.
         priors: predictions of the same patients, by their key in `PRIORS`.
-        rounds, level: of the bootstrap intervals.
+        rounds, level: settings of the bootstrap intervals.
 
     Returns:
         `patients, score, losses, interval, folds, auc, classes`, and for each prior its score and the
         difference, under the two keys of `PRIORS`. A difference is the predictions' score minus the prior's.
-        `classes` holds `all` and `injuries` (means over 13 and 8 classes: `map, auc, precision, recall, f1`),
-        `per_class`, and `left_out`, the classes that no patient or every patient has and that the means
-        therefore miss.
+        `classes` contains `all` and `injuries` (means over 13 and 8 classes: `map, auc, precision, recall,
+        f1`), `per_class`, and `left_out`, the classes that no patient or every patient has and that the means
+        therefore exclude.
     """
     report: dict[str, Any] = {
         "patients": len(labels),
@@ -210,12 +210,12 @@ def side_by_side(
 
     Args:
         labels: `patient_id` and the label columns.
-        runs: predictions by name, one row per patient, of these patients and perhaps others.
-        rounds, level: of the bootstrap intervals.
+        runs: predictions by name, one row per patient; they may include other patients.
+        rounds, level: settings of the bootstrap intervals.
 
     Returns:
         For each run `name, score, losses`, and from the second on `difference`: an interval of its score
-        minus the first one's, both on the same resampled patients.
+        minus that of the first run, both on the same resampled patients.
     """
     rows, first = [], None
     for name, predictions in runs.items():
@@ -234,7 +234,7 @@ def side_by_side(
 def by_series_count(
     labels: pd.DataFrame, predictions: pd.DataFrame, series: pd.Series
 ) -> dict[str, dict[str, Any]]:
-    """Score patients with one series and patients with several apart.
+    """Score patients with one series and patients with several series separately.
 
     Args:
         labels: `patient_id` and the label columns.
@@ -242,7 +242,7 @@ def by_series_count(
         series: number of series, indexed by patient id.
 
     Returns:
-        `patients, score, losses` under `one` and `several`; empty where there are not both.
+        `patients, score, losses` under `one` and `several`; empty unless both exist.
     """
     counts = labels.patient_id.map(series).fillna(1)
     groups = {"one": labels.patient_id[counts <= 1], "several": labels.patient_id[counts > 1]}
@@ -254,7 +254,7 @@ def by_series_count(
 def _score_patients(
     labels: pd.DataFrame, predictions: pd.DataFrame, patient_ids: pd.Series
 ) -> dict[str, Any]:
-    """`patients, score, losses` of some of the patients."""
+    """Return `patients, score, losses` for some of the patients."""
     chosen = [frame[frame.patient_id.isin(patient_ids)] for frame in (labels, predictions)]
     return {"patients": len(patient_ids), **asdict(score(*chosen))}
 
@@ -271,5 +271,5 @@ def _measure_classes(labels: pd.DataFrame, predictions: pd.DataFrame) -> dict[st
 
 
 def _or_none(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replace NaN, which JSON lacks, by None."""
     return None if isinstance(value, float) and math.isnan(value) else value

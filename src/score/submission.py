@@ -1,4 +1,4 @@
-"""From predictions of several series and models to one row per patient and a valid submission.csv."""
+"""Join predictions of several series and models to one row per patient and a valid submission.csv."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ from src.score.missing_targets import check_predicted_targets, missing_targets
 
 
 def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
-    """Average each patient's rows: every series counts the same, with few or many slices.
+    """Average each patient's rows: every series counts equally, regardless of its number of slices.
 
     Args:
-        frame: `patient_id`, the 13 columns, and perhaps `series_id` and `fold`; one row per series. Missing
-            targets stay empty.
+        frame: `patient_id`, the 13 columns and, optionally, `series_id` and `fold`; one row per series.
+            Missing targets stay empty.
 
     Returns:
-        `patient_id`, `fold` if it was there, and the 13 columns; one row per patient, in order of first
+        `patient_id`, `fold` if present, and the 13 columns; one row per patient, in order of first
         appearance.
 
     Raises:
-        UserError: a value the metric refuses (a plain mean would hide it), a patient in two folds, or no
+        UserError: a value that the metric refuses (a plain mean would hide it), a patient in two folds, or no
             target at all.
     """
     check_predicted_targets(frame)
@@ -42,7 +42,7 @@ def combine_series(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_row_per_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """`combine_series` of every table; errors begin with its name."""
+    """Apply `combine_series` to every table; error messages begin with the table's name."""
     combined = {}
     for name, table in tables.items():
         try:
@@ -53,20 +53,20 @@ def one_row_per_patient(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.Data
 
 
 def folds_differ(tables: Iterable[pd.DataFrame]) -> bool:
-    """Whether tables of one row per patient put a patient in different folds."""
+    """Return whether tables with one row per patient assign a patient to different folds."""
     folds = [table.set_index("patient_id").fold for table in tables if "fold" in table.columns]
     return any((fold != folds[0].reindex(fold.index).fillna(fold)).any() for fold in folds[1:])
 
 
 def combine_tables(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Average tables of the same patients (one model each); all that predict a target have the same weight.
+    """Average tables of the same patients (one model each); all tables that predict a target count equally.
 
     Args:
-        tables: `patient_id`, the 13 columns, and perhaps `fold`; one row per patient, with a plain index.
+        tables: `patient_id`, the 13 columns and, optionally, `fold`; one row per patient, with a plain index.
 
     Returns:
-        The 13 columns, `patient_id`, and `fold` where a table has it, in the order of the first table. A
-        target that all tables lack is empty.
+        The 13 columns, `patient_id`, and `fold` if a table has it, in the order of the first table. A target
+        that all tables lack is empty.
 
     Raises:
         UserError: tables of different patients, a patient in different folds, or a value the metric refuses.
@@ -92,10 +92,10 @@ def validate_submission(frame: pd.DataFrame, sample: pd.DataFrame) -> None:
     """Check that the competition would accept `frame`: the sample's columns, patients and order.
 
     Args:
-        sample: sample_submission.csv, its `patient_id` as text.
+        sample: sample_submission.csv with `patient_id` as text.
 
     Raises:
-        UserError: the first fault, with its column or patient.
+        UserError: the first problem, with its column or patient.
     """
     absent = [column for column in sample.columns if column not in frame.columns]
     if absent:
