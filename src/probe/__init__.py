@@ -1,1 +1,1 @@
-"""What a finished encoder knows, measured on patients that it has never seen."""
+"""Information in a finished encoder, measured on patients that it was not trained on."""

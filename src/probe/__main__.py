@@ -1,13 +1,13 @@
-"""Measure what a pre-training run has learnt, on volumes that it has never seen.
+"""Evaluate a pre-training run on volumes that it was not trained on.
 
     python -m src.probe --data data/heldout --run runs/voco/v2 --json v2.json
     python -m src.probe --data data/heldout --run runs/voco/v2 --random-weights --json random.json
 
 `placing` is the share of random crops whose most similar base is the one that they overlap most, among the
 bases of their own volume (intra) and of other patients' (cross: the one to trust), in a geometry that all
-methods share (standard) and in the run's own. `probe` is what frozen features contain: the organ at the
-centre of a tile, and the height of a slice. `low` and `high` are 95 % intervals over patients. With fewer
-than five patients they resample draws of crops and blocks of slices, and hold for these patients only.
+methods share (standard) and in the run's own. `probe` measures information in frozen features: the organ at
+the centre of a tile, and the height of a slice. `low` and `high` are 95 % intervals over patients. With fewer
+than five patients they resample draws of crops and blocks of slices, and are valid for these patients only.
 """
 
 import time
@@ -32,7 +32,7 @@ class ProbeOptions:
     """Options of `python -m src.probe`."""
 
     data: Path
-    """Prepared data set that the run has not seen."""
+    """Prepared data set that the run was not trained on."""
 
     run: Path
     """Folder of a train_voco.py run, with last.pt."""
@@ -41,13 +41,13 @@ class ProbeOptions:
     """Measure the run's architecture with random weights instead, drawn from --seed."""
 
     patients: int | None = None
-    """Use only this many patients, the first ones."""
+    """Number of patients to use, from the first on; default: all."""
 
     seed: int = 0
     """Seed of crops, tiles, halves and resamples; compare runs with the same seed."""
 
     json: Path | None = None
-    """File for the figures."""
+    """JSON file for the results."""
 
     def __post_init__(self) -> None:
         check_range(self, "seed", at_least=0)
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(ProbeOptions, argv, prog="python -m src.probe", description=__doc__)
     if options.json:
         require_writable(options.json)
-    # imported here, so that --help and a wrong option answer before torch is loaded
+    # imported here, so that --help and errors in options do not wait for torch
     from src.probe.frozen import HeldOut, load_run
 
     net = load_run(options.run, options.seed if options.random_weights else None)
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(net: "FrozenNet", held_out: "HeldOut", seed: int) -> tuple[dict[str, "Estimate"], dict[str, str]]:
-    """Placing in both geometries, and both probes.
+    """Measure placing in both geometries, and both probes.
 
     Returns:
         Estimates by name, such as `placing/standard/cross/projection`, `probe/organ/logistic` or
@@ -113,7 +113,7 @@ def measure(net: "FrozenNet", held_out: "HeldOut", seed: int) -> tuple[dict[str,
 
 
 def warn_of_seen(run: Path, series: pd.DataFrame) -> None:
-    """Warn of held-out patients that the run's patients.csv names: the figures are then optimistic."""
+    """Warn of held-out patients that are in the run's patients.csv, because results are then optimistic."""
     try:
         seen = pd.read_csv(run / "patients.csv", dtype=str)["patient_id"]
     except (OSError, KeyError, ValueError):

@@ -1,8 +1,8 @@
-"""A measured figure with its trials, its chance level and its interval.
+"""An estimate with its trials, chance level and confidence interval.
 
 Crops of one patient are not independent, so intervals come from a bootstrap over patients (Efron 1979). With
 fewer than `FEW` patients that is meaningless: draws of crops or blocks of slices are resampled instead, as
-`Estimate.over` records, and such an interval holds for these patients only.
+`Estimate.over` records, and such an interval is valid for these patients only.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
-    """ends of the 95 % interval; None where there is nothing to resample"""
+    """ends of the 95 % interval; None if there is nothing to resample"""
     over: str
     """unit that the interval resamples: patients, draws or blocks"""
     chance: float
@@ -32,15 +32,15 @@ class Estimate:
 
 
 def resampled_counts(units: int, seed: int) -> np.ndarray:
-    """How often each unit is drawn, with replacement, in each of `ROUNDS` rounds: float64 (ROUNDS, units)."""
+    """Draw how often each unit is resampled, with replacement, in each round: float64 (ROUNDS, units)."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(units, np.full(units, 1 / units), size=ROUNDS).astype(np.float64)
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """The middle 95 % of the resampled values; rounds without a trial are NaN and excluded.
+    """Return the middle 95 % of the resampled values; rounds without a trial are NaN and excluded.
 
-    (None, None) if fewer than half of the rounds have a value, or all have the same.
+    (None, None) if fewer than half of the rounds have a value, or all values are equal.
     """
     values = values[np.isfinite(values)]
     if 2 * len(values) < ROUNDS or np.ptp(values) == 0:

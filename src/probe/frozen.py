@@ -1,4 +1,4 @@
-"""What is measured: the frozen network of a finished run, and the held-out series it is measured on."""
+"""The frozen network of a finished run, and the held-out series that it is evaluated on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ _IMAGES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class FrozenNet:
-    """A network in evaluation mode, made by `load_run`."""
+    """A network in evaluation mode, loaded by `load_run`."""
 
     options: VocoOptions
     network: VocoNet
@@ -67,11 +67,11 @@ class FrozenNet:
 
 
 def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
-    """The teacher of a run, backbone and head, or its architecture with random weights.
+    """Load the teacher of a run, backbone and head, or its architecture with random weights.
 
     A teacher that is only a head (large-scale VoCo) uses the student's backbone. BatchNorms normalise by
     their running statistics, as in any later use. With random weights these are the initial 0 and 1, which
-    leave a network nearly linear: a stronger baseline than random weights that normalise by crops.
+    leave a network nearly linear: a stronger baseline than random weights with batch statistics of the crops.
 
     Args:
         random_seed: draw new weights from this seed instead.
@@ -106,7 +106,7 @@ def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Patients of a prepared set, in the windows that a network takes. `open` makes one."""
+    """Patients of a prepared set, in the windows that a network uses, opened by `open`."""
 
     dataset: PreparedDataset
     series: pd.DataFrame
@@ -133,18 +133,18 @@ class HeldOut:
         return self.series["patient_id"].nunique()
 
     def read(self, patient_id: str, series_id: str, indices: np.ndarray, side: int) -> np.ndarray:
-        """Whole slices, resized: uint8 (T, side, side, C). Each slice is decoded once."""
+        """Read whole slices, resized: uint8 (T, side, side, C). Each slice is decoded once."""
         unique, place = np.unique(indices, return_inverse=True)
         images = self.dataset.read_slices(patient_id, series_id, unique)[..., list(self.channels)]
         return np.stack([resize_plane(image, side) for image in images])[place]
 
 
 def cut(images: np.ndarray, starts: np.ndarray, tile: int) -> np.ndarray:
-    """Square tiles of every slice; they may reach out of the image by less than a tile, where they are black.
+    """Cut square tiles of every slice; they may exceed the image by less than a tile, where they are black.
 
     Args:
         images: (T, H, W, C).
-        starts: (K, 2) first row and column of each.
+        starts: (K, 2) first row and column of each tile.
 
     Returns:
         (K, T, tile, tile, C).

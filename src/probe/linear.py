@@ -1,4 +1,4 @@
-"""What frozen features contain: the organ at a tile's centre, and the height of a slice.
+"""Linear and k-NN probes of frozen features: the organ at a tile's centre, and the height of a slice.
 
 A linear model and a k-NN are fitted on some patients and tested on the others, in both directions, so that
 every patient is tested once. The network is not trained.
@@ -20,10 +20,10 @@ from src.probe.tiles import ProbeSet
 
 NEIGHBOURS = 20
 MOST_LACKING = 0.1
-"""Largest share of patients that may lack an organ which is a class."""
+"""Maximum share of patients that may lack an organ which is a class."""
 
 Fit = Callable[[int], BaseEstimator]
-"""Makes a model for a number of training rows."""
+"""Creates a model for a number of training rows."""
 
 CLASSIFIERS: dict[str, Fit] = {
     "logistic": lambda rows: LogisticRegression(C=0.01, max_iter=1000),
@@ -42,10 +42,10 @@ Fold = tuple[np.ndarray, np.ndarray]
 def organ_estimates(tiles: ProbeSet, seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Balanced accuracy of the organ at a tile's centre: `organ/<logistic or knn>`, between patients.
 
-    Each organ that nearly every patient has labelled is a class; everything else, other organs included, is
-    one more. If some patients have only the liver labelled, this is liver against everything else. With fewer
-    than `FEW` patients there is also `organ_within/<patient>/...`: all organs of one patient, learnt from
-    every other block of the slices. Blocks touch, which makes it easier than between patients.
+    Each organ that is labelled in nearly every patient is a class; everything else, including other organs,
+    is one more class. If some patients have only the liver labelled, this is liver against everything else.
+    With fewer than `FEW` patients there is also `organ_within/<patient>/...`: all organs of one patient,
+    fitted on every other block of slices. Blocks touch, so this is easier than between patients.
 
     Returns:
         The estimates, and the reason for each one that cannot be measured.
@@ -87,9 +87,9 @@ def organ_estimates(tiles: ProbeSet, seed: int) -> tuple[dict[str, Estimate], di
 def height_estimates(slices: ProbeSet, seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
     """The height of a slice in its series, between patients: `z_position/<ridge or knn>/<r2 or mae_mm>`.
 
-    R2 is of the relative height, 0 head to 1 feet; the error in mm is that of the height times the extent of
-    the series. Chance is the mean height of the training slices. Scans that cover different parts of the body
-    make the task harder, equally for every network.
+    R2 refers to the relative height, 0 head to 1 feet; the error in mm is the height's error times the extent
+    of the series. Chance is the mean height of the training slices. Scans that cover different parts of the
+    body make the task harder, equally for every network.
 
     Returns:
         The estimates, and the reason if there are none.
@@ -112,8 +112,8 @@ def height_estimates(slices: ProbeSet, seed: int) -> tuple[dict[str, Estimate], 
 
 
 def patient_folds(patient: np.ndarray, seed: int) -> list[Fold]:
-    """Halves of the patients, each used once for fitting and once for testing; fewer than `FEW` are tested
-    one by one. A single patient gives no fold."""
+    """Return halves of the patients, each used once for fitting and once for testing; fewer than `FEW`
+    patients are tested one by one. A single patient gives no fold."""
     names = np.random.default_rng(seed).permutation(np.unique(patient))
     if len(names) < 2:
         return []
@@ -122,9 +122,9 @@ def patient_folds(patient: np.ndarray, seed: int) -> list[Fold]:
 
 
 def predict(data: ProbeSet, target: np.ndarray, folds: list[Fold], fit: Fit, seed: int) -> np.ndarray:
-    """Predictions (M,) by models fitted without the row's own fold, on standardised features.
+    """Predict (M,) targets with models fitted without the row's own fold, on standardised features.
 
-    Integer targets are classes, and equally many rows of each are used for fitting.
+    Integer targets are classes, and the same number of rows per class is used for fitting.
     """
     predicted = np.empty_like(target)
     rng = np.random.default_rng(seed)
@@ -159,7 +159,7 @@ def _pooled(
     """
     patients = np.unique(data.patient)
     few = len(patients) < FEW
-    # patient and block: block numbers start from 0 in each patient
+    # patient and block, because block numbers start from 0 in each patient
     units = np.char.add(data.patient, np.char.mod(" %d", data.block)) if few else data.patient
     _, unit = np.unique(units, return_inverse=True)
     sums = np.zeros((unit.max() + 1, rows.shape[1]))
@@ -198,7 +198,7 @@ def _organs_of(tiles: ProbeSet) -> dict[str, set[int]]:
 
 
 def _common_organs(tiles: ProbeSet) -> list[int]:
-    """Organs that at most a share `MOST_LACKING` of the patients lack."""
+    """Return the organs that at most a share `MOST_LACKING` of the patients lack."""
     having = list(_organs_of(tiles).values())
     return [
         label

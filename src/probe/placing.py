@@ -1,6 +1,6 @@
-"""Is a crop placed right? Random crops of unseen volumes, among the bases of their own and of other volumes.
+"""Placing accuracy: random crops of unseen volumes among the bases of their own and of other volumes.
 
-Crops of one patient share pixels, so that random weights already place half of them right among their own
+Crops of one patient share pixels, so that random weights already place half of them correctly among their own
 bases (*intra*). Among another patient's bases (*cross*) pixels do not help.
 """
 
@@ -19,18 +19,18 @@ from src.voco.dataset import open_dataset
 from src.voco.options import VocoOptions
 
 SLICES = 8
-"""Of a crop in the geometry that all methods share; a 3D network takes as many as it was trained with."""
+"""Slices of a crop in the geometry that all methods share; a 3D network uses its training depth."""
 RANDOM_CROPS = 8
-"""Random crops of a series in one draw."""
+"""Number of random crops per series and draw."""
 LEAST_CROPS = 400
-"""Random crops in all; a set of few series is drawn from several times."""
+"""Minimum number of random crops in total; small sets are drawn from several times."""
 
 SampleCrops = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(series, draw) -> crops uint8 (R + N, T, tile, tile, C), random crops first, and labels (R, N)."""
 
 
 def standard_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
-    """Crops of the 3 x 3 grid on whole slices of the middle half of a series."""
+    """Sample crops of the 3 x 3 grid on whole slices of the middle half of a series."""
     slices = net.options.slices if net.is_volume else SLICES
 
     def sample(row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +42,9 @@ def standard_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrop
 
 
 def own_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
-    """Crops as the run draws them, without changes of appearance and turns.
+    """Sample crops as in the run, without changes of appearance and rotations.
 
-    With several bases along the body, cross-patient labels hold only as far as the scans cover the same
+    With several bases along the body, cross-patient labels are valid only if the scans cover the same
     region.
     """
     dataset = open_dataset(plain_geometry(net.options, str(held_out.dataset.folder), seed))
@@ -58,7 +58,7 @@ def own_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
 
 
 def plain_geometry(options: VocoOptions, data: str, seed: int) -> VocoOptions:
-    """The options of a run for the held-out set, without random changes of crops."""
+    """Return the options of a run for the held-out set, without random changes of crops."""
     return replace(
         options,
         data=(data,),
@@ -84,11 +84,11 @@ def standard_crops(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Random crops and the 3 x 3 bases of one series, over slices of its middle half.
 
-    Places are drawn as fractions of the image, so that they do not depend on the tile size of a network.
+    Positions are drawn as fractions of the image, so that they do not depend on the tile size of a network.
 
     Args:
-        row: of `held_out.series`.
-        draw: number of a repeated draw.
+        row: row of `held_out.series`.
+        draw: index of a repeated draw.
 
     Returns:
         uint8 (R + 9, slices, tile, tile, C), random crops first, and labels float32 (R, 9).
@@ -131,15 +131,15 @@ def embed_series(net: FrozenNet, sample: SampleCrops, series: int, name: str) ->
 def placing_estimates(placed: PlacedCrops, patient: np.ndarray, seed: int) -> dict[str, Estimate]:
     """Share of random crops whose most similar base is the one that they overlap most.
 
-    If two bases share the largest overlap, either is right. Similarity is the cosine that the loss uses;
-    `features_centred` subtracts the mean feature of all crops first, since pooled features point mostly in
+    If two bases share the largest overlap, either is correct. Similarity is the cosine that the loss uses;
+    `features_centred` first subtracts the mean feature of all crops, because pooled features point mostly in
     the same direction.
 
     Args:
         patient: (S,) patient of each series; a crop is not placed among other series of the same patient.
 
     Returns:
-        `<intra or cross>/<projection, features or features_centred>`; no cross with a single patient.
+        `<intra or cross>/<projection, features or features_centred>`; no cross for a single patient.
     """
     centred = placed.features - placed.features.mean(axis=(0, 1, 2))
     estimates = {}
@@ -157,7 +157,7 @@ def placing_estimates(placed: PlacedCrops, patient: np.ndarray, seed: int) -> di
 
 
 def hits_by_pair(embeddings: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Number of a series' R random crops that are placed right among each series' bases.
+    """Count how many of a series' R random crops are placed correctly among each series' bases.
 
     Args:
         embeddings: (S, R + N, D), random crops first.
@@ -179,7 +179,7 @@ def hits_by_pair(embeddings: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def _shares(hits: np.ndarray, sizes: tuple[int, int], patient: np.ndarray, seed: int) -> dict[str, Estimate]:
-    """`hits` (D, S, S) of `sizes` crops among bases, pooled by patient: intra, and cross if there is any."""
+    """Pool `hits` (D, S, S) of `sizes` crops among bases by patient: intra, and cross if there is any."""
     crops, bases = sizes
     _, number = np.unique(patient, return_inverse=True)
     member = np.eye(number.max() + 1)[number]  # (S, P)

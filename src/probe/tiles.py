@@ -1,7 +1,8 @@
 """Features for a probe: of tiles, with the organ at their centre, and of slices, with their height.
 
-The input of a 2D network is one slice of a tile. That of a 3D network is `slices` of them around it, as far
-apart as the pixels of its tile, so that a voxel is a cube; beyond the ends of a series the end slices repeat.
+The input of a 2D network is one slice of a tile. The input of a 3D network is `slices` of them around it,
+spaced like the pixels of its tile, so that voxels are cubes; beyond the ends of a series the end slices
+repeat.
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,11 @@ from src.data.selection import even_indices
 from src.probe.frozen import GRID, FrozenNet, HeldOut, cut, grid_starts
 
 BLOCKS = 6
-"""Parts of a series along the body, of equally many slices."""
+"""Parts of a series along the body, each with the same number of slices."""
 SLICES, LEAST_SLICES = 24, 200
-"""Slices per series, and in all: with few series, more are taken of each."""
+"""Slices per series, and minimum in total: with few series, more are taken of each."""
 TILES, LEAST_TILES = 16, 400
-"""Tiles per series and organ, and per organ in all."""
+"""Tiles per series and organ, and minimum per organ in total."""
 _BODY_HU = -150
 
 
@@ -38,23 +39,23 @@ class ProbeSet:
     patient: np.ndarray
     """(M,) patient_id"""
     block: np.ndarray
-    """int64 (M,), 0 head to `BLOCKS` - 1 feet"""
+    """int64 (M,) block along the body, 0 head to `BLOCKS` - 1 feet"""
     extent_mm: np.ndarray
-    """float64 (M,), first to last slice of the series"""
+    """float64 (M,) distance from the first to the last slice of the series"""
 
     def __len__(self) -> int:
         return len(self.target)
 
     def take(self, chosen: np.ndarray) -> "ProbeSet":
-        """The rows of a mask or of indices."""
+        """Select rows by a mask or by indices."""
         return ProbeSet(*(value[chosen] for value in vars(self).values()))
 
 
 def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, ProbeSet]:
-    """Features for the two probes: tiles of the series with masks, slices of all series.
+    """Compute features for the two probes: tiles of the series with masks, slices of all series.
 
     Tiles are a third of the image wide, as in the shared geometry of placing. Their centres are drawn from
-    all pixels of an organ, or of other body tissue, equally many for each. They depend on the seed and the
+    all pixels of an organ, or of other body tissue, the same number for each. They depend on the seed and the
     set, not on the network.
     """
     series = held_out.series
@@ -81,7 +82,7 @@ def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, Pro
 
 
 def join(parts: Sequence[ProbeSet]) -> ProbeSet:
-    """One set of several; an empty set if there are none."""
+    """Join several sets; an empty set if there are none."""
     if not parts:
         none = np.empty(0)
         return ProbeSet(np.empty((0, 0), np.float32), none.astype(np.int64), none.astype(str), none, none)
@@ -89,13 +90,13 @@ def join(parts: Sequence[ProbeSet]) -> ProbeSet:
 
 
 def slice_neighbours(z_mm: np.ndarray, indices: np.ndarray, count: int, step_mm: float) -> np.ndarray:
-    """The slices nearest to `count` heights `step_mm` apart, centred on each slice of `indices`.
+    """Return the slices nearest to `count` heights `step_mm` apart, centred on each slice of `indices`.
 
     Args:
-        z_mm: (n,) heights of all slices of the series, falling.
+        z_mm: (n,) heights of all slices of the series, decreasing.
 
     Returns:
-        int64 (S, count), head to feet; the end slices repeat where the series ends.
+        int64 (S, count), head to feet; the end slices repeat beyond the series.
     """
     steps = (np.arange(count) - (count - 1) / 2) * step_mm
     heights = z_mm[indices][:, None] - steps  # (S, count)
@@ -108,11 +109,11 @@ class SliceStack:
 
     row: pd.Series
     indices: np.ndarray
-    """int64 (S,) of the slices, head to feet"""
+    """int64 (S,) indices of the slices, head to feet"""
     images: np.ndarray
     """uint8 (S, T, 3 tiles, 3 tiles, C), the network's input around each slice"""
     height: np.ndarray
-    """float64 (S,), 0 head to 1 feet"""
+    """float64 (S,) relative height, 0 head to 1 feet"""
     extent_mm: float
 
 
@@ -131,11 +132,11 @@ def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) ->
 def choose_centres(
     held_out: HeldOut, stack: SliceStack, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of each organ and of other tissue, `count` of each where there are so many.
+    """Choose pixels of each organ and of other tissue, `count` of each if there are enough.
 
     Returns:
-        int64 (M,) place in `stack.indices`, float64 (M, 2) row and column as shares of the image, int64 (M,)
-        label.
+        int64 (M,) index into `stack.indices`, float64 (M, 2) row and column as fractions of the image, int64
+        (M,) label.
     """
     ids = (stack.row["patient_id"], stack.row["series_id"])
     masks = held_out.dataset.read_masks(*ids, stack.indices)  # (S, size, size)
@@ -151,11 +152,11 @@ def choose_centres(
 
 
 def centred_tiles(images: np.ndarray, place: np.ndarray, centre: np.ndarray, tile: int) -> np.ndarray:
-    """Cut tiles around given points.
+    """Cut tiles around given centres.
 
     Args:
         images: (S, T, side, side, C).
-        place: (M,) index of the slice, of S, that a tile is cut from.
+        place: (M,) index of each tile's slice in S.
         centre: (M, 2) row and column as fractions of the side.
 
     Returns:
@@ -167,7 +168,7 @@ def centred_tiles(images: np.ndarray, place: np.ndarray, centre: np.ndarray, til
 
 
 def body_tissue(grey: np.ndarray, window: str) -> np.ndarray:
-    """Pixels of the body without its air: bool (H, W) of a slice (H, W) in a window of that name.
+    """Segment the body without its air: bool (H, W) of a slice (H, W) in a window of that name.
 
     The largest component above -150 HU; an opening separates the patient from the table.
     """
@@ -180,7 +181,7 @@ def body_tissue(grey: np.ndarray, window: str) -> np.ndarray:
 
 
 def _label(features: np.ndarray, target: np.ndarray, place: np.ndarray, stack: SliceStack) -> ProbeSet:
-    """The set of one series; `place` (M,) is the index of each row's slice in `stack.indices`."""
+    """Make the set of one series; `place` (M,) is the index of each row's slice in `stack.indices`."""
     return ProbeSet(
         features,
         target,

@@ -1,1 +1,1 @@
-"""The way to the leaderboard: a bundle for Kaggle's machines, a notebook, and the kaggle program."""
+"""Submission to the leaderboard: a bundle for Kaggle's machines, a notebook, and the kaggle program."""

@@ -36,7 +36,7 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
         One row per part: its name, number of files, and size in MB.
 
     Raises:
-        UserError: a model or file that cannot be used, a wheel that does not exist, or an output that is not
+        UserError: a model or file is unusable, a wheel does not exist, or the output is not
             a bundle.
     """
     output = options.output
@@ -80,17 +80,17 @@ def check_models(runs: Sequence[Path], weights: Sequence[float] | None, segmente
     """Load all models once, as infer.py does for raw test images.
 
     Args:
-        weights: of the runs in the post-processing; equal by default.
+        weights: weights of the runs in the post-processing; equal by default.
 
     Raises:
-        UserError: a run or the segmenter cannot be used, or they do not fit each other.
+        UserError: a run or the segmenter is unusable, or they do not match.
     """
     ensemble = Ensemble(runs, weights, segmenter)
     require_segmenter(ensemble.stack_kinds, ensemble.segmenter)
 
 
 def run_files(run: Path) -> list[Path]:
-    """The files of a run, first or second level, that infer.py reads, relative to it.
+    """List the files of a run, first or second level, that infer.py reads, relative to the run.
 
     Raises:
         UserError: no such run, no finished fold, or a file that cannot be read.
@@ -104,8 +104,8 @@ def run_files(run: Path) -> list[Path]:
 
 
 def copy_run(run: Path, target: Path, number: int) -> Path:
-    """Copy the finished folds of a run to `target/<number>_<name>`, which is returned; warn of the others."""
-    # Letters of other alphabets may be changed by archives and uploads.
+    """Copy the finished folds of a run to `target/<number>_<name>` and return it; warn of unfinished ones."""
+    # Archives and uploads may change non-ASCII letters.
     name = re.sub(r"[^\w.-]+", "_", run.resolve().name, flags=re.ASCII)
     folder = target / f"{number}_{name}"
     files = run_files(run)
@@ -125,7 +125,7 @@ def _bundle_packages(
     """Download wheels of the packages that Kaggle lacks, and print a table of them.
 
     Args:
-        source: Python files in `folder`, relative to it.
+        source: Python files, relative to `folder`.
 
     Returns:
         The packages to install for each Python, and the ranges of all needed packages.
@@ -148,7 +148,7 @@ def _bundle_packages(
 
 
 def _measure(folder: Path) -> list[dict[str, Any]]:
-    """Number of files and MB of each part of a bundle, and of all."""
+    """Return number of files and MB for each part of a bundle, and for the total."""
     sizes: dict[str, list[int]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         parts = path.relative_to(folder).parts

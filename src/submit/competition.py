@@ -16,7 +16,7 @@ Row = dict[str, str]
 def submit(options: SubmitOptions) -> None:
     """Submit, wait, and print the public and the private score.
 
-    A submission with the same message that still waits for its score is not submitted again.
+    A submission with the same message whose score is pending is not submitted again.
 
     Raises:
         UserError: Kaggle could not score the submission, or does not list it.
@@ -28,7 +28,7 @@ def submit(options: SubmitOptions) -> None:
         notebook, competition = kernel.id, competition or kernel.competition
     competition = competition or COMPETITION
     name = f"version {options.version} of {notebook}"
-    # Kaggle's list of submissions contains neither notebook nor version: the message has to.
+    # Kaggle's list of submissions shows neither notebook nor version, so the message has to.
     note = f"{options.message.strip()} ({name})"
     submit_notebook = [
         *("competitions", "submit", "-c", competition, "-f", FILE, "-k", str(notebook)),
@@ -83,7 +83,7 @@ def submit(options: SubmitOptions) -> None:
 
 
 def read_submissions(text: str) -> list[Row]:
-    """The table that `kaggle competitions submissions --csv` prints, the newest first.
+    """Parse the table that `kaggle competitions submissions --csv` prints, the newest first.
 
     Raises:
         KaggleError: there is no table.
@@ -98,5 +98,5 @@ def read_submissions(text: str) -> list[Row]:
 
 
 def _status(row: Row) -> str:
-    """`pending` of `SubmissionStatus.PENDING`."""
+    """Return `pending` for `SubmissionStatus.PENDING`."""
     return row["status"].rpartition(".")[2].lower()

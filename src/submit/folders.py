@@ -1,4 +1,4 @@
-"""What the folders of a bundle and a notebook record. No torch: push and submit read them quickly."""
+"""Metadata in the folders of a bundle and a notebook. No torch: push and submit read them quickly."""
 
 import hashlib
 import json
@@ -11,19 +11,19 @@ CONTENT, CHECKSUMS, DATASET_METADATA = "bundle.json", "SHA256SUMS", "dataset-met
 NOTEBOOK, KERNEL_METADATA = "predict.ipynb", "kernel-metadata.json"
 
 FINGERPRINT = "bundle_sha256sums"
-"""Key in the notebook's metadata: the fingerprint of the bundle that its cells expect."""
+"""Key in the notebook's metadata: fingerprint of the bundle that its cells expect."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """`bundle.json`."""
+    """Content of `bundle.json`."""
 
     dataset: str
     """USER/SLUG"""
     models: tuple[str, ...]
     """folders in the bundle, in the order of the post-processing"""
     segmenter: str | None
-    """a folder"""
+    """folder of the segmenter"""
     post: str | None
     wheels: dict[str, list[str]]
     """version of Python -> `name==version` of the packages to install"""
@@ -33,7 +33,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What `kernel-metadata.json` and the notebook say of a Kaggle notebook and its inputs."""
+    """Description of a Kaggle notebook and its inputs in `kernel-metadata.json` and the notebook."""
 
     id: str
     """USER/SLUG"""
@@ -41,14 +41,14 @@ class Kernel:
     dataset: str
     """USER/SLUG of the bundle"""
     fingerprint: str
-    """of the bundle that it was made for, see `verify_bundle`"""
+    """fingerprint of its bundle, see `verify_bundle`"""
 
 
 def read_bundle(folder: Path) -> Bundle:
     """Read `bundle.json`.
 
     Raises:
-        UserError: the folder is not a bundle of this version of the kit, or its id was changed by hand.
+        UserError: the folder is not a bundle of this version of the kit, or its id was edited.
     """
     try:
         content = _read_json(folder / CONTENT)
@@ -65,7 +65,7 @@ def read_kernel(folder: Path) -> Kernel:
     """Read the folder of a notebook.
 
     Raises:
-        UserError: the folder holds no notebook of this version of the kit.
+        UserError: the folder contains no notebook of this version of the kit.
     """
     try:
         metadata, notebook = _read_json(folder / KERNEL_METADATA), _read_json(folder / NOTEBOOK)
@@ -83,7 +83,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify_bundle(folder: Path) -> str:
-    """Check every file against `SHA256SUMS`; files that were added are ignored.
+    """Check every file against `SHA256SUMS`; added files are ignored.
 
     Returns:
         The SHA-256 of `SHA256SUMS`, a fingerprint of the whole bundle.
@@ -103,7 +103,7 @@ def verify_bundle(folder: Path) -> str:
 
 
 def _checksums(folder: Path) -> str:
-    """One line per file: 64 hexadecimal digits, two spaces, path. Without the metadata, which stay here."""
+    """One line per file: 64 hexadecimal digits, two spaces, path. Excludes metadata, which stay here."""
     lines = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path in (folder / CHECKSUMS, folder / DATASET_METADATA):

@@ -1,7 +1,7 @@
 """Run the kaggle program, add advice to its errors, and wait for Kaggle.
 
-The program runs as a subprocess: importing the package would log in, and may end this process. Its texts are
-those of version 2.2, some of which come with exit status 0.
+The program runs as a subprocess: importing the package would log in, and may end this process. The expected
+messages are those of version 2.2, some of which come with exit status 0.
 """
 
 import io
@@ -22,7 +22,7 @@ from src.core.errors import UserError
 from src.core.log import say, warn
 
 PATIENCE = 10
-"""Polls in a row that may fail, or still return the state before."""
+"""Number of consecutive polls that may fail, or still return the previous state."""
 POLL_LIMIT_S = 120.0
 """Time limit of one poll, which takes seconds."""
 REPEAT_S = 600.0
@@ -30,12 +30,12 @@ REPEAT_S = 600.0
 
 
 class Advice(NamedTuple):
-    """What to do about an error of the kaggle program."""
+    """Advice on an error of the kaggle program."""
 
     pattern: str
     text: str
     is_final: bool = True
-    """the error remains until the user does something: no use in polling again"""
+    """whether the error remains until the user acts, so that polling again is useless"""
 
 
 ADVICE = (
@@ -76,14 +76,14 @@ _ERRORS = re.compile(
     r"(Dataset|Dataset version) creation error|Kernel push error|Upload unsuccessful|not valid \w+ sources|"
     r"Could not find competition|User cancelled operation"
 )
-"""These texts mean an error even with exit status 0."""
+"""Messages that mean an error even with exit status 0."""
 
 
 class KaggleError(UserError):
     """The kaggle program failed.
 
     Args:
-        reason: what the program printed about it, one line.
+        reason: the program's message about it, one line.
     """
 
     def __init__(self, action: str, reason: str) -> None:
@@ -91,39 +91,39 @@ class KaggleError(UserError):
         super().__init__(f"could not {action}: {reason}" + (f" - {advice.text}" if advice else ""))
         self.is_final = advice is not None and advice.is_final
         self.means_absent = bool(re.search(r"was denied|not found|\b40[34]\b", reason, re.IGNORECASE))
-        """Kaggle gives the same answer for what is private and what does not exist."""
+        """whether the dataset or notebook may not exist: Kaggle answers alike for private and missing ones"""
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as typed in a shell."""
+    """Return the command as typed in a shell."""
     return shlex.join(["kaggle", *arguments])
 
 
 def run_kaggle(
     arguments: Sequence[str], action: str, *, show: bool = False, limit_s: float | None = None
 ) -> str:
-    """Run the kaggle program and return what it printed.
+    """Run the kaggle program and return its output.
 
     Args:
-        action: what it does, for the message of an error: `upload the dataset`.
-        show: also print its output as it comes, such as the progress of an upload.
+        action: action of the command, for error messages: `upload the dataset`.
+        show: also print its output as it arrives, such as the progress of an upload.
         limit_s: time limit in seconds.
 
     Raises:
         KaggleError: the program is not installed, does not start, takes too long, or failed.
     """
-    # The one beside this Python has the required version.
+    # The program beside this Python has the required version.
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     program = shutil.which("kaggle", path=os.pathsep.join(places))
     if program is None:
         raise KaggleError(action, "there is no kaggle program: python -m pip install kaggle six")
-    # Buffered output would put errors before the lines printed earlier; verbose output contains credentials.
+    # Buffered output would put errors before earlier lines; verbose output contains credentials.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBOSE")}
     try:
         process = subprocess.Popen(
             [program, *arguments],
             env=environment | {"PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,  # it must not wait for the answer to a question
+            stdin=subprocess.DEVNULL,  # it must not wait for input
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -142,7 +142,7 @@ def run_kaggle(
                 print(line, end="", file=sys.stderr, flush=True)
         timer.cancel()
     if show and lines and not lines[-1].endswith(("\n", "\r")):
-        print(file=sys.stderr)  # the program ends the message of a submission without it
+        print(file=sys.stderr)  # the message of a submission lacks a newline
     if is_late.is_set():
         raise KaggleError(action, f"no answer of the kaggle program in {limit_s:g} s")
     if reason := _find_error([line.strip() for line in lines], process.returncode):
@@ -151,7 +151,7 @@ def run_kaggle(
 
 
 def _find_error(lines: Sequence[str], status: int) -> str:
-    """The lines about the error; empty if there was none."""
+    """Return the lines about the error; empty if there was none."""
     errors = [line for line in lines if _ERRORS.search(line)]
     if errors or not status:
         return "; ".join(dict.fromkeys(errors))
@@ -170,12 +170,12 @@ def wait_for(
     later: str,
     before: str | None = None,
 ) -> str:
-    """Call `poll` until `is_over` of the state that it returns; print each new state, and return the last.
+    """Call `poll` until its state satisfies `is_over`; print each new state, and return the last.
 
     Args:
-        what: what is waited for, as it is printed.
-        later: how to find out later, for the error when the time is up.
-        before: the state before, which Kaggle may still return. It counts after another state, or after
+        what: name of the awaited result, for messages.
+        later: how to check later, for the error message when the time is up.
+        before: previous state, which Kaggle may still return. It counts after another state, or after
             `PATIENCE` polls.
 
     Raises:

@@ -20,17 +20,17 @@ from src.submit.folders import FINGERPRINT, KERNEL_METADATA, NOTEBOOK, Bundle, r
 from src.submit.options import KernelOptions
 
 TEMPLATE = ROOT / "configs" / "kaggle" / "predict.py"
-"""The cells, each after a line `# %%` or `# %% [markdown]`; the first cell of code is replaced."""
+"""Cells, each after a line `# %%` or `# %% [markdown]`; the first code cell is replaced."""
 
 T4 = "NvidiaTeslaT4"
-"""Kaggle's torch no longer runs on its other free GPU, the P100: Kaggle/kaggle-cli issue 1151."""
+"""Kaggle's torch no longer supports its other free GPU, the P100: Kaggle/kaggle-cli issue 1151."""
 
 GIVEN = ("--input", "--sample", "--output", "--models", "--segmenter", "--post", "--max-hours")
-"""Options of infer.py that the notebook gives."""
+"""Options of infer.py that the notebook sets."""
 
 
 def write_kernel(options: KernelOptions) -> None:
-    """Write the folder that `kaggle kernels push` takes: the notebook and its metadata.
+    """Write the folder for `kaggle kernels push`: the notebook and its metadata.
 
     Raises:
         UserError: no bundle or a changed one, arguments that infer.py refuses, or an output that cannot be
@@ -58,12 +58,12 @@ def write_kernel(options: KernelOptions) -> None:
 def build_notebook(
     dataset: str, fingerprint: str, competition: str, infer_arguments: Sequence[str]
 ) -> NotebookNode:
-    """The notebook, without outputs; the same arguments give the same notebook.
+    """Build the notebook, without outputs; equal arguments give equal notebooks.
 
     Args:
         dataset: USER/SLUG of the bundle.
-        fingerprint: of the bundle, see `verify_bundle`.
-        infer_arguments: of infer.py, besides the paths that the notebook finds.
+        fingerprint: fingerprint of the bundle, see `verify_bundle`.
+        infer_arguments: arguments of infer.py besides the paths that the notebook finds.
     """
     constants = "\n".join(
         [
@@ -81,7 +81,7 @@ def build_notebook(
         else:
             cells.append(new_code_cell(constants if text.startswith("DATASET = ") else text))
     for number, cell in enumerate(cells):
-        cell.id = f"cell-{number}"  # nbformat draws them at random
+        cell.id = f"cell-{number}"  # nbformat's own ids are random
     notebook = new_notebook(cells=cells)
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata.language_info = {"name": "python"}
@@ -91,10 +91,10 @@ def build_notebook(
 
 
 def _metadata(options: KernelOptions, dataset: str) -> dict:
-    """Fields: the kaggle program's documentation of kernel-metadata.json."""
+    """Return the metadata; fields as documented by the kaggle program for kernel-metadata.json."""
     content = {
         "id": options.id,
-        # Kaggle derives the address from the title: only this one leads back to the slug.
+        # Kaggle derives the address from the title: only this title gives the slug.
         "title": options.id.split("/")[1].replace("-", " ").title(),
         "code_file": NOTEBOOK,
         "language": "python",
@@ -112,7 +112,7 @@ def _metadata(options: KernelOptions, dataset: str) -> dict:
 
 
 def _split(text: str) -> list[str]:
-    """The arguments in `--infer`, none of which may be one that the notebook gives."""
+    """Split the arguments in `--infer`; refuse those that the notebook sets."""
     try:
         arguments = shlex.split(text)
     except ValueError as error:
@@ -127,7 +127,7 @@ def _split(text: str) -> list[str]:
 
 
 def _check_arguments(folder: Path, bundle: Bundle, arguments: Sequence[str]) -> None:
-    """Parse the command line of infer.py here, with the bundle's paths, rather than hours later on Kaggle."""
+    """Parse the command line of infer.py here, with the bundle's paths, not hours later on Kaggle."""
     given = ["--input", "data", "--sample", "sample_submission.csv", "--output", "submission.csv"]
     given += ["--models", *(str(folder / name) for name in bundle.models)]
     for option, name in (("--segmenter", bundle.segmenter), ("--post", bundle.post)):

@@ -10,7 +10,7 @@ COMPETITION = "rsna-2023-abdominal-trauma-detection"
 KAGGLE_PACKAGES = ROOT / "configs" / "kaggle" / "packages.txt"
 
 LONGEST_HOURS = 8.7
-"""The competition stops a notebook after 9 hours. That includes installing, checking, and the five minutes
+"""The competition stops a notebook after 9 hours, which include installing, checking, and the five minutes
 that `infer.py` waits for a GPU that does not answer."""
 
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -22,7 +22,7 @@ class BundleOptions:
     """Options of `submit.py bundle`."""
 
     models: tuple[Path, ...]
-    """run folders of train_cls.py, in the order in which score.py --fit was given their tables"""
+    """run folders of train_cls.py, in the order in which score.py --fit got their tables"""
     output: Path
     """folder to write; an existing bundle is replaced"""
     id: str
@@ -32,11 +32,11 @@ class BundleOptions:
     segmenter: Path | None = None
     """run folder of train_seg.py or its segmenter.safetensors, for models that use organ masks"""
     post: Path | None = None
-    """post-processing of score.py --fit"""
+    """post-processing file of score.py --fit"""
     python: tuple[str, ...] = ("3.11", "3.12")
     """versions of Python to bundle wheels for; Kaggle's current one is enough"""
     kaggle_packages: Path | None = None
-    """packages of Kaggle's notebooks, as pip freeze prints them (default: configs/kaggle/packages.txt)"""
+    """packages of Kaggle's notebooks in pip freeze format (default: configs/kaggle/packages.txt)"""
 
     def __post_init__(self) -> None:
         _check_id(self.id, shortest=6)
@@ -55,11 +55,11 @@ class KernelOptions:
     bundle: Path
     """folder of submit.py bundle"""
     id: str
-    """USER/SLUG of the notebook on Kaggle; its title follows from the slug"""
+    """USER/SLUG of the notebook on Kaggle; its title is derived from the slug"""
     output: Path
     """folder for the notebook and kernel-metadata.json"""
     gpu: bool = True
-    """run on two T4; --gpu false runs on the CPU alone"""
+    """run on two T4 GPUs; --gpu false runs on the CPU only"""
     competition: str = COMPETITION
     """competition whose test images are predicted"""
     max_hours: float = 8.5
@@ -87,11 +87,11 @@ class PushOptions:
     dry_run: bool = False
     """print the commands and run none"""
     poll_seconds: float = 20.0
-    """seconds between two queries of a status"""
+    """seconds between two status queries"""
     dataset_minutes: float = 60.0
-    """longest wait for the dataset to become ready"""
+    """maximum minutes to wait for the dataset"""
     kernel_hours: float = 10.0
-    """longest wait for the notebook"""
+    """maximum hours to wait for the notebook"""
 
     def __post_init__(self) -> None:
         check_range(self, "poll_seconds", "dataset_minutes", "kernel_hours", above=0)
@@ -105,19 +105,19 @@ class SubmitOptions:
     version: int
     """version of the notebook, as submit.py push prints it"""
     message: str
-    """shown beside the submission on Kaggle, followed by the notebook and its version"""
+    """message beside the submission on Kaggle, followed by the notebook and its version"""
     kernel: Path | None = None
     """folder of submit.py kernel"""
     id: str | None = None
     """USER/SLUG of the notebook, instead of --kernel"""
     competition: str | None = None
-    """default: that of the notebook in --kernel, or RSNA 2023"""
+    """competition (default: that of the notebook in --kernel, or RSNA 2023)"""
     dry_run: bool = False
     """print the commands and run none"""
     poll_seconds: float = 60.0
-    """seconds between two queries of the score"""
+    """seconds between two score queries"""
     score_hours: float = 12.0
-    """longest wait for the score"""
+    """maximum hours to wait for the score"""
 
     def __post_init__(self) -> None:
         if (self.kernel is None) == (self.id is None):
@@ -130,7 +130,7 @@ class SubmitOptions:
 
 
 def _check_id(name: str, shortest: int) -> None:
-    """Kaggle's rules for USER/SLUG, which Kaggle itself checks only after the upload."""
+    """Check Kaggle's rules for USER/SLUG, which Kaggle itself checks only after the upload."""
     user, _, slug = name.partition("/")
     if not _USER.fullmatch(user) or not _SLUG.fullmatch(slug) or not shortest <= len(slug) <= 50:
         raise ValueError(

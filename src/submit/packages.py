@@ -1,4 +1,4 @@
-"""The packages that a bundle brings: what `infer.py` needs and Kaggle's notebooks lack, as wheels."""
+"""Packages in a bundle: those that `infer.py` needs and Kaggle's notebooks lack, as wheels."""
 
 import re
 import subprocess
@@ -20,10 +20,10 @@ KagglePackages = Mapping[str, Version | None]
 """Packages of Kaggle's notebooks: canonical name -> version, None if unknown."""
 
 NEVER_BUNDLED = frozenset({"torch", "torchvision", "triton", "numpy", "pandas", "scipy"})
-"""Kaggle's own versions fit its driver and each other."""
+"""Packages that are never bundled: Kaggle's own versions match its driver and each other."""
 
 OLDEST_GLIBC, NEWEST_GLIBC = 5, 35
-"""2.x of the `manylinux` tags that Kaggle accepts: its notebooks run on Ubuntu 22.04 with glibc 2.35."""
+"""Minor versions (2.x) of the `manylinux` tags that Kaggle accepts: it runs Ubuntu 22.04 with glibc 2.35."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Package:
 
 
 def read_kaggle_packages(path: Path) -> KagglePackages:
-    """Read a table in the form of `pip freeze`; a name alone has an unknown version.
+    """Read a table in the format of `pip freeze`; a bare name has an unknown version.
 
     Raises:
         UserError: the file is missing, or a line cannot be parsed.
@@ -65,7 +65,7 @@ def read_kaggle_packages(path: Path) -> KagglePackages:
 
 
 def read_ranges(path: Path) -> dict[str, Requirement]:
-    """The lines of a requirements file, by canonical name."""
+    """Read the lines of a requirements file, by canonical name."""
     lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     found = [Requirement(line) for line in lines if line]
     return {canonicalize_name(requirement.name): requirement for requirement in found}
@@ -74,9 +74,9 @@ def read_ranges(path: Path) -> dict[str, Requirement]:
 def needed_distributions(
     imported: Iterable[str], loaded: Iterable[str], ranges: Mapping[str, Requirement]
 ) -> set[str]:
-    """The required packages that are imported, or that a start of `infer.py` loads.
+    """Return the required packages that are imported, or that a start of `infer.py` loads.
 
-    The latter are plugins such as decoders, which libraries find. Other loaded modules belong to the
+    Loaded ones are plugins such as decoders, which libraries discover. Other loaded modules belong to the
     libraries themselves, see `choose_packages`.
 
     Args:
@@ -87,17 +87,17 @@ def needed_distributions(
     """
     owners = packages_distributions()
     names = {canonicalize_name(name) for module in {*imported, *loaded} for name in owners.get(module, ())}
-    # Two distributions may own one module (opencv): the one in the requirements is meant.
+    # If two distributions provide one module (opencv), use the one in the requirements.
     return names & set(ranges)
 
 
 def choose_packages(
     needed: Iterable[str], kaggle: KagglePackages, ranges: Mapping[str, Requirement], python: str
 ) -> list[Package]:
-    """What to bundle for a version of Python, sorted by name.
+    """Choose the packages to bundle for a version of Python, sorted by name.
 
     A needed package is bundled unless Kaggle has a version in range. The same holds for the requirements of
-    bundled packages; the packages that Kaggle has are assumed to have theirs.
+    bundled packages; requirements of Kaggle's own packages are assumed to be met.
 
     Raises:
         UserError: Kaggle lacks one of `NEVER_BUNDLED`, or a needed package is not installed here.
@@ -166,7 +166,7 @@ def _is_met(requirement: Requirement, kaggle: KagglePackages) -> bool:
 
 
 def _requirements(lines: list[str] | None, python: str) -> list[Requirement]:
-    """The requirements that apply on Kaggle (Linux x86-64), without extras."""
+    """Parse the requirements that apply on Kaggle (Linux x86-64), without extras."""
     environment = {
         "python_version": python,
         "python_full_version": f"{python}.0",

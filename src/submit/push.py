@@ -12,7 +12,7 @@ from src.submit.kaggle_program import POLL_LIMIT_S, KaggleError, command_line, r
 from src.submit.options import PushOptions
 
 FAILED = ("failed", "deleted")
-"""States of a dataset that is not ready and will not be."""
+"""States of a dataset that will not become ready."""
 
 ENDED = ("complete", "error", "cancelrequested", "cancelacknowledged")
 """States of a notebook that no longer runs."""
@@ -22,7 +22,7 @@ def push(options: PushOptions) -> None:
     """Create the dataset or a version of it, push the notebook, wait for each, and print how to submit.
 
     Raises:
-        UserError: folders that do not belong together, a dataset that does not become ready in time, or a
+        UserError: inconsistent folders, a dataset that does not become ready in time, or a
             notebook that failed.
         KaggleError: the kaggle program failed.
     """
@@ -37,7 +37,7 @@ def push(options: PushOptions) -> None:
             f"the notebook in {options.kernel} was made for another state of the bundle in {options.bundle}: "
             "make it again with submit.py kernel"
         )
-    # Without --dir-mode the program leaves folders out; Kaggle unpacks the archives to the same folders.
+    # Without --dir-mode the program skips folders; Kaggle unpacks the archives to the same folders.
     upload = ["-p", str(options.bundle), "--dir-mode", "zip"]
     create = ["datasets", "create", *upload]
     add_version = ["datasets", "version", "-m", options.message.strip(), *upload]
@@ -73,7 +73,7 @@ def _kernel_status(kernel: str) -> list[str]:
 def _upload_dataset(
     options: PushOptions, dataset: str, create: list[str], add_version: list[str], push_notebook: str
 ) -> None:
-    """Create the dataset, or add a version once the one before is settled, and wait until it is ready."""
+    """Create the dataset, or add a version once the previous one is settled, and wait until it is ready."""
     waits = {"poll_s": options.poll_seconds, "limit_s": options.dataset_minutes * 60}
     status = command_line(_dataset_status(dataset))
 
@@ -105,7 +105,7 @@ def _upload_dataset(
 
 
 def _read_dataset_state(dataset: str) -> str:
-    """Its state; `ready, version 4` with the number of the newest version that is ready."""
+    """Return the dataset's state; `ready, version 4` with the number of the newest ready version."""
     action = "see the dataset's status"
     text = run_kaggle(_dataset_status(dataset), action, limit_s=POLL_LIMIT_S)
     status = (text.strip().splitlines() or ["unknown"])[-1].strip().lower()
@@ -123,13 +123,13 @@ def _is_settled(state: str) -> bool:
 
 
 def _run_notebook(options: PushOptions, kernel: Kernel, push_notebook: list[str]) -> str:
-    """Push the notebook and wait until it has run.
+    """Push the notebook and wait until it has finished.
 
     Returns:
-        The number of its version, `N` if the kaggle program did not print it.
+        Number of its version, `N` if the kaggle program did not print it.
     """
     before = None
-    with suppress(KaggleError):  # there is none yet, or the push will say what is wrong
+    with suppress(KaggleError):  # there is none yet, or the push will report the problem
         before = _read_notebook_state(kernel.id)
     text = run_kaggle(push_notebook, "push the notebook", show=True)
     state = wait_for(
@@ -149,7 +149,7 @@ def _run_notebook(options: PushOptions, kernel: Kernel, push_notebook: list[str]
 
 
 def _read_notebook_state(kernel: str) -> str:
-    """`running` for `has status "KernelWorkerStatus.RUNNING"`, with the failure message if there is one."""
+    """Return `running` for `has status "KernelWorkerStatus.RUNNING"`, with the failure message if any."""
     text = run_kaggle(_kernel_status(kernel), "see the notebook's status", limit_s=POLL_LIMIT_S)
     status = re.search(r'has status "(?:\w+\.)?(\w+)"', text)
     message = re.search(r'Failure message: "(.*)"', text)

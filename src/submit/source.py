@@ -1,4 +1,4 @@
-"""The source that a bundle needs: the files that `infer.py` imports, copied and started once."""
+"""Source code for a bundle: the files that `infer.py` imports, copied and started once."""
 
 import ast
 import json
@@ -14,7 +14,7 @@ from src.core.errors import UserError
 SCRIPT = "infer.py"
 OTHER_FILES = ("requirements.txt", "LICENSE")
 
-# --help, because parsing options imports more than importing the script does.
+# --help, because parsing options imports more modules than importing the script does.
 _LIST_MODULES = """
 import contextlib, importlib, io, json, sys
 for name in sys.argv[1:]:
@@ -26,7 +26,7 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 
 
 def needed_files(root: Path = ROOT) -> list[Path]:
-    """The script and every module of `src` that it imports, directly or through others.
+    """Return the script and every module of `src` that it imports, directly or indirectly.
 
     Returns:
         Paths relative to `root`, sorted.
@@ -43,7 +43,7 @@ def needed_files(root: Path = ROOT) -> list[Path]:
 
 
 def imported_names(path: Path) -> set[str]:
-    """Full names that a Python file imports, inside functions too."""
+    """Return the full names that a Python file imports, also inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -54,7 +54,7 @@ def imported_names(path: Path) -> set[str]:
 
 
 def copy_source(target: Path, root: Path = ROOT) -> list[Path]:
-    """Copy what `infer.py` needs into `target`.
+    """Copy the files that `infer.py` needs into `target`.
 
     Returns:
         The copied Python files, relative to `target`.
@@ -64,17 +64,17 @@ def copy_source(target: Path, root: Path = ROOT) -> list[Path]:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / path, target / path)
         if not (target / path).stat().st_size:
-            # An empty file may get lost in archives and uploads. Without our __init__.py, another installed
-            # package named src would be imported.
+            # Archives and uploads may drop empty files. Without our __init__.py, another installed package
+            # named src would be imported.
             (target / path).write_text("\n", encoding="utf-8")
     return files
 
 
 def find_loaded(folder: Path, files: Sequence[Path]) -> set[str]:
-    """Import Python files of a copy and run `infer.py --help` there, in a process of its own.
+    """Import Python files of a copy and run `infer.py --help` there, in a separate process.
 
     Args:
-        files: relative to `folder`.
+        files: Python files, relative to `folder`.
 
     Returns:
         Top-level names of all loaded modules, including plugins that libraries look for.
@@ -97,7 +97,7 @@ def find_loaded(folder: Path, files: Sequence[Path]) -> set[str]:
 
 
 def _files(root: Path, name: str) -> list[Path]:
-    """The files of a module and of the packages around it; none if `name` is not a module."""
+    """Return the files of a module and of its parent packages; none if `name` is not a module."""
     parts = name.split(".")
     places = [Path(*parts[:depth]) / "__init__.py" for depth in range(1, len(parts) + 1)]
     places.append(Path(*parts).with_suffix(".py"))
