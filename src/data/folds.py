@@ -24,13 +24,13 @@ class FoldOptions:
     """Options of `python -m src.data.folds`."""
 
     labels: Path
-    """Patient labels in the form of train.csv."""
+    """Patient labels in the format of train.csv."""
 
     series: Path
-    """Series table in the form of train_series_meta.csv."""
+    """Series table in the format of train_series_meta.csv."""
 
     output: Path
-    """Folds to write: patient_id, fold."""
+    """Table of folds to write: patient_id, fold."""
 
     n_folds: int = 5
     """Number of folds."""
@@ -45,9 +45,9 @@ def make_folds(
     """Distribute patients over folds so that injury grades and numbers of series are balanced.
 
     Iterative stratification (Sechidis et al. 2011) over the 8 injury columns and one indicator for each
-    number of series. any_injury is excluded: balancing it too would cost the balance of the grades (low-grade
-    liver injuries would differ by a third). The result depends on the seed and the set of patients only, not
-    on the order of the rows.
+    number of series. any_injury is excluded: balancing it too would unbalance the grades (low-grade liver
+    injuries would differ by a third). The result depends on the seed and the set of patients only, not on the
+    order of the rows.
 
     Args:
         labels: `patient_id` and the label columns, one row per patient.
@@ -57,9 +57,9 @@ def make_folds(
         `patient_id, fold`, sorted by patient id (shorter ids first, so that numbers are in numeric order).
 
     Raises:
-        UserError: fewer patients than folds, fewer than two folds, or two tables of different patients.
+        UserError: fewer patients than folds, fewer than two folds, or tables with different patients.
     """
-    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # scikit-learn: not for readers of folds
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # scikit-learn: slow, so not for readers
 
     if not 2 <= n_folds <= len(labels):
         raise UserError(
@@ -110,7 +110,7 @@ def read_folds(path: str | Path, patient_ids: Iterable[str]) -> pd.DataFrame:
 
 
 def count_per_fold(labels: pd.DataFrame, series_counts: pd.Series, folds: pd.DataFrame) -> pd.DataFrame:
-    """Patients, patients with two series or more, and positives of every injury; one row per fold."""
+    """Count patients, patients with several series, and positives of every injury; one row per fold."""
     counted = labels.merge(folds, on="patient_id").assign(patients=1)
     counted["multi_series"] = (series_counts.loc[counted.patient_id].to_numpy() > 1).astype(int)
     columns = ["patients", "multi_series", *INJURIES, "any_injury"]

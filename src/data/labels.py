@@ -1,6 +1,6 @@
 """The competition's tables: patient labels, series, image-level labels, tables of probabilities.
 
-`patient_id` and `series_id` are strings in memory, so that ids of any form survive joins and rewriting.
+`patient_id` and `series_id` are strings in memory, so that any ids survive joins and rewriting.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from src.core.files import read_exact
 from src.core.targets import COLUMNS, LABEL_COLUMNS, TARGETS
 
 INJURY_NAMES = ("Active_Extravasation", "Bowel")
-"""The two findings that image_level_labels.csv marks slice by slice."""
+"""The two findings that image_level_labels.csv marks per slice."""
 
 _ID_COLUMNS = ("patient_id", "series_id")
 
@@ -50,11 +50,11 @@ def read_labels(path: str | Path) -> pd.DataFrame:
 
     Returns:
         `patient_id` (str) and the 14 label columns (int, 0 or 1), in the file's order. `any_injury` is
-        derived where the file has none.
+        derived if the file lacks it.
 
     Raises:
         UserError: a missing column, a value other than 0 and 1, a target without exactly one true class, an
-            `any_injury` that contradicts the targets, or a patient given twice.
+            `any_injury` that contradicts the targets, or a duplicate patient.
     """
     frame = read_table(path, ("patient_id", *COLUMNS))
     _refuse_duplicates(frame, "patient_id", path)
@@ -83,11 +83,11 @@ def read_series_meta(path: str | Path) -> pd.DataFrame:
     """Read train_series_meta.csv or test_series_meta.csv (which has no `incomplete_organ`).
 
     Returns:
-        `patient_id`, `series_id` (str), `aortic_hu` (HU) and, where the file has it, `incomplete_organ` (0 or
+        `patient_id`, `series_id` (str), `aortic_hu` (HU) and, if the file has it, `incomplete_organ` (0 or
         1).
 
     Raises:
-        UserError: a missing column or a series given twice.
+        UserError: a missing column or a duplicate series.
     """
     frame = read_table(path, ("patient_id", "series_id", "aortic_hu"))
     _refuse_duplicates(frame, "series_id", path)
@@ -99,10 +99,10 @@ def read_image_level_labels(path: str | Path) -> pd.DataFrame:
 
     Returns:
         `patient_id`, `series_id` (str), `instance_number` (int, DICOM tag (0020,0013)) and `injury_name`, one
-        of `INJURY_NAMES`. One slice may carry both findings, in two rows.
+        of `INJURY_NAMES`. A slice may have both findings, in two rows.
 
     Raises:
-        UserError: a missing column, an unknown finding, or an instance number that is not a whole number.
+        UserError: a missing column, an unknown finding, or an instance number that is not an integer.
     """
     frame = read_table(path, ("patient_id", "series_id", "instance_number", "injury_name"))
     unknown = ~frame.injury_name.isin(INJURY_NAMES)
@@ -118,12 +118,12 @@ def read_probabilities(path: str | Path) -> pd.DataFrame:
     """Read a table in the competition's columns: a submission, its sample, or out-of-fold predictions.
 
     Returns:
-        `patient_id` (str), `series_id` (str) and `fold` (int) where the file has them, and the 13 columns as
-        they are in the file; `score.metric` checks the values. `series_id` is "" in the row of a patient
-        without any usable series.
+        `patient_id` (str), `series_id` (str) and `fold` (int) if the file has them, and the 13 columns as in
+        the file; `score.metric` checks the values. `series_id` is "" in the row of a patient without a usable
+        series.
 
     Raises:
-        UserError: a missing column, an empty `patient_id`, or a `fold` that is not a whole number.
+        UserError: a missing column, an empty `patient_id`, or a `fold` that is not an integer.
     """
     frame = _read_csv(Path(path), ("patient_id", *COLUMNS))
     _refuse_empty(frame, "patient_id", path)
@@ -146,5 +146,5 @@ def _refuse_empty(frame: pd.DataFrame, column: str, path: str | Path) -> None:
 
 
 def _first_line(bad: pd.Series) -> int:
-    """The line of the file (the header is line 1) of the first bad row."""
+    """Return the line of the file (the header is line 1) of the first bad row."""
     return int(np.flatnonzero(bad)[0]) + 2

@@ -10,7 +10,7 @@ import pandas as pd
 from src.core.targets import ORGANS
 
 AREA_COLUMNS = MappingProxyType({organ: f"{organ.replace(' ', '_')}_mm2" for organ in ORGANS})
-"""The column of each organ in the table of areas."""
+"""Column of each organ in the table of areas."""
 
 ORGAN_TYPES = MappingProxyType(
     {
@@ -26,7 +26,7 @@ ORGAN_TYPES = MappingProxyType(
         "bottom": "Int64",
     }
 )
-"""Columns and types of the table of organs; without these as `dtype`, `read_csv` makes boxes floats."""
+"""Columns and types of the table of organs; without this `dtype`, `read_csv` converts boxes to floats."""
 
 
 def slice_thickness_mm(z_mm: np.ndarray, single_slice_mm: float | None = None) -> np.ndarray:
@@ -35,11 +35,11 @@ def slice_thickness_mm(z_mm: np.ndarray, single_slice_mm: float | None = None) -
     The first and the last slice extend as far outwards as inwards.
 
     Args:
-        z_mm: (slices,) positions, falling from head to feet.
-        single_slice_mm: thickness of the slice of a series of one, which has no distances.
+        z_mm: (slices,) positions, decreasing from head to feet.
+        single_slice_mm: thickness used for a series with one slice, which has no distances.
 
     Raises:
-        ValueError: positions that do not fall, or one slice without `single_slice_mm`.
+        ValueError: positions that do not decrease, or one slice without `single_slice_mm`.
     """
     z_mm = np.asarray(z_mm, dtype=np.float64)
     distances = -np.diff(z_mm)
@@ -53,7 +53,7 @@ def slice_thickness_mm(z_mm: np.ndarray, single_slice_mm: float | None = None) -
 
 
 def voxel_volumes_ml(pixel_mm: float, z_mm: np.ndarray, single_slice_mm: float | None = None) -> np.ndarray:
-    """Volume of a voxel of each slice, (slices,). Arguments and errors are those of `slice_thickness_mm`."""
+    """Voxel volume of each slice, (slices,). Arguments and errors are those of `slice_thickness_mm`."""
     return pixel_mm**2 * slice_thickness_mm(z_mm, single_slice_mm) / 1000
 
 
@@ -61,7 +61,7 @@ class OrganMeasures:
     """Sizes and positions of the organs of a series, from one pass over its masks; five numbers per slice."""
 
     def __init__(self) -> None:
-        self._pixels = array("q")  # of each slice, of each organ
+        self._pixels = array("q")  # per slice and organ
         self._boxes: dict[str, tuple[int, int, int, int]] = {}
         self._shape: tuple[int, ...] | None = None
 
@@ -69,7 +69,7 @@ class OrganMeasures:
         """Add the next slice, head to feet: (H, W) label map, uint8.
 
         Raises:
-            ValueError: a slice of another shape than those before it.
+            ValueError: the shape of the slice differs from earlier slices.
         """
         if self._shape not in (None, mask.shape):
             raise ValueError(f"a slice of shape {mask.shape} among slices of shape {self._shape}")
@@ -96,7 +96,7 @@ class OrganMeasures:
             z_mm: (slices,) positions.
 
         Raises:
-            ValueError: positions of another number of slices.
+            ValueError: the number of positions differs from the number of slices.
         """
         pixels, z_mm = self._table(z_mm)
         table = pd.DataFrame(pixels * float(pixel_mm) ** 2, columns=list(AREA_COLUMNS.values()))
@@ -107,14 +107,14 @@ class OrganMeasures:
     def organs(self, pixel_mm: float, z_mm: np.ndarray, single_slice_mm: float | None = None) -> pd.DataFrame:
         """One row per organ, in the order of `ORGANS`, with the columns and types of `ORGAN_TYPES`.
 
-        Slices count from 0, `last_slice` is the last that shows the organ; `top_z_mm` and `bottom_z_mm` are
-        the positions of the first and the last. The box is in pixels, `right` and `bottom` just outside. An
+        Slices count from 0; `last_slice` is the last slice with the organ; `top_z_mm` and `bottom_z_mm` are
+        the positions of the first and the last. The box is in pixels, with `right` and `bottom` exclusive. An
         organ that is in no slice has a volume of 0 and missing values elsewhere.
 
         Args:
             pixel_mm: side of a pixel.
-            z_mm: (slices,) positions, falling from head to feet.
-            single_slice_mm: thickness of the slice of a series of one.
+            z_mm: (slices,) positions, decreasing from head to feet.
+            single_slice_mm: thickness used for a series with one slice.
 
         Raises:
             ValueError: positions of another number of slices, and as `slice_thickness_mm` does.

@@ -1,7 +1,7 @@
-"""Slices of a prepared set as raw arrays on a fast disk, for training that waits for the decoding of PNG.
+"""Slices of a prepared set as raw arrays on a fast disk, for training that is limited by PNG decoding.
 
 A series is packed when it is first read. Raw slices take `size * size` bytes per window, about ten times
-their PNG.
+their PNG size.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ class PackedSlices:
 
     Args:
         prepared: the prepared data set.
-        windows: to pack, by name.
-        folder: of the cache; several data sets may share it.
+        windows: names of the windows to pack.
+        folder: folder of the cache; several data sets may share it.
     """
 
     def __init__(self, prepared: PreparedDataset, windows: Sequence[str], folder: Path) -> None:
@@ -37,10 +37,10 @@ class PackedSlices:
         self.folder = folder / digest.hexdigest()[:16]
 
     def read(self, key: tuple[str, str], indices: Sequence[int]) -> np.ndarray:
-        """uint8 (len(indices), size, size, windows).
+        """Read slices as uint8 (len(indices), size, size, windows).
 
         Raises:
-            UserError: the series has to be packed, and a slice is missing or damaged, or the disk is full.
+            UserError: the series must be packed, and a slice is missing or damaged, or the disk is full.
         """
         path = self.folder / key[0] / f"{key[1]}.npy"
         if not path.exists():
@@ -52,7 +52,7 @@ class PackedSlices:
         shape = (self.prepared.slice_counts[key], size, size, len(self.channels))
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         try:
-            # not through a memory map: a full disk would end the process
+            # not through a memory map: on a full disk it would kill the process
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for index in range(shape[0]):

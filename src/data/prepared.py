@@ -1,4 +1,4 @@
-"""A prepared data set on disk: 8-bit slice stacks as PNG, their tables, and the reading of both.
+"""A prepared data set on disk: 8-bit slice stacks as PNG and their tables, with functions to read both.
 
     dataset.json                               windows, size, slice policy, source, version
     series.csv                                 one row per series of the source
@@ -32,7 +32,7 @@ TEXT_COLUMNS = MappingProxyType({"patient_id": str, "series_id": str, "reason": 
 
 
 def as_channels(images: np.ndarray) -> np.ndarray:
-    """Neighbouring slices (..., T, H, W, C) -> (..., H, W, T * C), the windows of a slice together."""
+    """Neighbouring slices (..., T, H, W, C) -> (..., H, W, T * C), the windows of each slice together."""
     moved = np.moveaxis(images, -4, -2)  # (..., H, W, T, C)
     return moved.reshape(*moved.shape[:-2], -1)
 
@@ -51,9 +51,9 @@ class PreparedDataset:
     series: pd.DataFrame
     """Usable series, sorted by patient_id and series_id (both text)."""
     all_series: pd.DataFrame
-    """Every series that was found, with `status` and `reason`."""
+    """Every series of the source, with `status` and `reason`."""
     slice_policy: Any = "all"
-    """Slices that were kept of a series, in the form of `SliceSelection.describe`."""
+    """Selection of slices in preparation, in the form of `SliceSelection.describe`."""
 
     @classmethod
     def open(cls, folder: str | Path) -> "PreparedDataset":
@@ -70,18 +70,18 @@ class PreparedDataset:
         return cls(folder, windows, description["size"], series, all_series, policy)
 
     def read_slices(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
-        """Slices by index, uint8 (T, H, W, C) with one channel per window."""
+        """Read slices by index, uint8 (T, H, W, C) with one channel per window."""
         folder = image_folder(self.folder, patient_id, series_id)
         return read_slices(folder, indices, self.size, len(self.windows))
 
     @cached_property
     def slice_counts(self) -> dict[tuple[str, str], int]:
-        """Slices of every usable series, by (patient_id, series_id)."""
+        """Number of slices of every usable series, by (patient_id, series_id)."""
         keys = zip(self.series["patient_id"], self.series["series_id"], strict=True)
         return dict(zip(keys, self.series["slices"].tolist(), strict=True))
 
     def channels(self, windows: Sequence[str]) -> tuple[int, ...]:
-        """The channel of each of these windows in the stored images.
+        """Return the channel of each of these windows in the stored images.
 
         Raises:
             UserError: the data set was prepared without one of them.
@@ -89,18 +89,18 @@ class PreparedDataset:
         return find_channels(self.folder, self.windows, windows)
 
     def read_slice_table(self, patient_id: str, series_id: str) -> pd.DataFrame:
-        """One row per slice: index, instance_number, z_mm (head positive), source (file name)."""
+        """Read one row per slice: index, instance_number, z_mm (head positive), source (file name)."""
         folder = image_folder(self.folder, patient_id, series_id)
         return read_exact(folder / "slices.csv", dtype={"source": str})
 
     def z_mm(self, patient_id: str, series_id: str) -> np.ndarray:
-        """Positions of the slices of a usable series, float64 (slices,), falling from head to feet.
+        """Positions of the slices of a usable series, float64 (slices,), decreasing from head to feet.
 
-        These are the positions of the prepared slices: the spacing in series.csv is the source's, and
-        preparation may have kept only some of its slices.
+        These are the positions of the prepared slices; the spacing in series.csv refers to the source, of
+        which preparation may have kept only some slices.
 
         Raises:
-            UserError: slices.csv is missing, damaged, or does not fit the series.
+            UserError: slices.csv is missing, damaged, or does not match the series.
         """
         key = (patient_id, series_id)
         return read_z_mm(image_folder(self.folder, *key), self.slice_counts[key])
@@ -109,11 +109,11 @@ class PreparedDataset:
         return mask_folder(self.folder, patient_id, series_id).is_dir()
 
     def read_masks(self, patient_id: str, series_id: str, indices: Sequence[int]) -> np.ndarray:
-        """Label maps by slice index, uint8 (T, H, W), with the labels of `ORGANS`."""
+        """Read label maps by slice index, uint8 (T, H, W), with the labels of `ORGANS`."""
         return read_slices(mask_folder(self.folder, patient_id, series_id), indices, self.size, 1)[..., 0]
 
     def write_masks(self, patient_id: str, series_id: str, masks: Iterable[np.ndarray]) -> None:
-        """Write one label map (H, W) uint8 for every slice of a series; an earlier one is replaced."""
+        """Write one label map (H, W) uint8 for every slice of a series, replacing earlier ones."""
         write_masks(mask_folder(self.folder, patient_id, series_id), masks)
 
 
@@ -126,10 +126,10 @@ def mask_folder(dataset: Path, patient_id: str, series_id: str) -> Path:
 
 
 def find_channels(folder: Path, prepared: Sequence[str], windows: Sequence[str]) -> tuple[int, ...]:
-    """The place of each of `windows` among the `prepared` ones of the data set in `folder`.
+    """Return the index of each of `windows` among the `prepared` ones of the data set in `folder`.
 
     Raises:
-        UserError: one is not among them.
+        UserError: a window was not prepared.
     """
     for name in windows:
         if name not in prepared:
@@ -141,7 +141,7 @@ def find_channels(folder: Path, prepared: Sequence[str], windows: Sequence[str])
 
 
 def read_z_mm(folder: Path, slices: int) -> np.ndarray:
-    """Positions of the `slices` slices in a series' folder. See `PreparedDataset.z_mm`."""
+    """Read the positions of the `slices` slices in a series' folder. See `PreparedDataset.z_mm`."""
     path = folder / "slices.csv"
     try:
         z_mm = read_exact(path, usecols=["z_mm"], dtype=float)["z_mm"].to_numpy()
@@ -153,12 +153,12 @@ def read_z_mm(folder: Path, slices: int) -> np.ndarray:
 
 
 def read_slices(folder: Path, indices: Sequence[int], size: int, channels: int) -> np.ndarray:
-    """Slices of a series' folder, uint8 (T, size, size, channels)."""
+    """Read slices of a series' folder, uint8 (T, size, size, channels)."""
     return read_windows(folder, indices, size, range(channels))
 
 
 def read_windows(folder: Path, indices: Sequence[int], size: int, windows: Sequence[int]) -> np.ndarray:
-    """Some channels of slices of a series' folder, uint8 (T, size, size, len(windows)).
+    """Read some channels of slices of a series' folder, uint8 (T, size, size, len(windows)).
 
     Raises:
         UserError: a slice is missing, damaged, or of another size or number of windows.
@@ -170,14 +170,14 @@ def read_windows(folder: Path, indices: Sequence[int], size: int, windows: Seque
         channels = 1 if image.ndim == 2 else image.shape[2]
         if image.shape[:2] != (size, size) or image.dtype != np.uint8 or max(windows) >= channels:
             raise UserError(f"{path} does not fit dataset.json; prepare the data set again")
-        # from OpenCV's order, BGR: the requested channels alone are copied, straight to their places
+        # from OpenCV's order, BGR: copy only the requested channels, directly to their positions
         pairs = [place for k, window in enumerate(windows) for place in (channels - 1 - window, k)]
         cv2.mixChannels([image], [stack[row]], pairs)
     return stack
 
 
 def write_masks(folder: Path, masks: Iterable[np.ndarray]) -> None:
-    """Write label maps (H, W) uint8, head to feet, as the whole folder of a series."""
+    """Write label maps (H, W) uint8, head to feet, as the complete folder of a series."""
     with whole_folder(folder) as partial:
         for index, mask in enumerate(masks):
             write_png(partial / slice_name(index), mask)
@@ -186,10 +186,10 @@ def write_masks(folder: Path, masks: Iterable[np.ndarray]) -> None:
 def read_series_tables(
     folder: Path, columns: Sequence[str] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`series.csv` of a prepared data set: every series of the source, and the usable ones.
+    """Read `series.csv` of a prepared data set: every series of the source, and the usable ones.
 
     Args:
-        columns: to read, with `slices` and `status` among them; all of them by default.
+        columns: columns to read, including `slices` and `status`; all by default.
 
     Raises:
         UserError: preparation was not finished, or the file is damaged.
@@ -207,7 +207,7 @@ def read_series_tables(
 
 
 def read_description(folder: Path) -> dict:
-    """`dataset.json` of a prepared data set.
+    """Read `dataset.json` of a prepared data set.
 
     Raises:
         UserError: no such folder, not a prepared data set, or of another version.

@@ -1,4 +1,4 @@
-"""Contact sheets of one prepared series: evenly spaced slices, organs outlined.
+"""Contact sheets of one prepared series: evenly spaced slices with organ outlines.
 
 python -m src.data.preview --data data/phantom_train --output docs/images/phantom.png
 """
@@ -30,12 +30,12 @@ ORGAN_COLOURS = MappingProxyType(
         "bowel": (245, 220, 70),
     }
 )
-"""RGB, told apart on grey and by most colour-blind readers."""
+"""RGB colours that are distinct on grey and for most colour-blind readers."""
 
 _CAPTION_PX = 24
 _GAP_PX = 2
 _LEAST_PX = 192
-"""Mask sheets enlarge smaller slices to about this side: outlines are one pixel wide."""
+"""Minimum side in pixels on mask sheets, to which smaller slices are enlarged: outlines are 1 px wide."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class PreviewOptions:
     """PNG file to write."""
 
     series: str | None = None
-    """series_id to draw; by default the first one with masks, else the first."""
+    """series_id to draw; default: the first series with masks, else the first one."""
 
     columns: int = 6
-    """Slices side by side, evenly spaced from head to feet."""
+    """Number of evenly spaced slices, side by side from head to feet."""
 
     def __post_init__(self) -> None:
         check_range(self, "columns", at_least=1)
@@ -65,7 +65,7 @@ def contact_sheet(
 ) -> np.ndarray:
     """Draw a series of a prepared data set: uint8 (H, W, 3) in RGB, `columns` slices wide.
 
-    Organs are outlined, and named in a legend, where the data set has masks of the series.
+    Organs are outlined, and listed in a legend, if the data set has masks of the series.
     """
     images_at, masks_at = (place(dataset, patient_id, series_id) for place in (image_folder, mask_folder))
     indices = even_indices(sum(1 for _ in images_at.glob("*.png")), columns)
@@ -123,7 +123,7 @@ def _enlarge(slices: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def _slice_row(images: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
-    """Grey slices (T, H, W), and their label maps, to one RGB strip."""
+    """Convert grey slices (T, H, W), and their label maps, to one RGB strip."""
     tiles = []
     for index, image in enumerate(images):
         tile = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
@@ -141,13 +141,13 @@ def _outline_organs(tile: np.ndarray, mask: np.ndarray) -> None:
 
 
 def _caption(text: str, width: int) -> np.ndarray:
-    """A strip of `width` pixels with a line of text, uint8 (H, width, 3)."""
+    """Draw a strip of `width` pixels with a line of text, uint8 (H, width, 3)."""
     strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
     return _write(strip, text, left=6, colour=(220, 220, 220))
 
 
 def _legend(width: int, labels: np.ndarray) -> np.ndarray:
-    """A strip that names the organs among `labels` in their colours, uint8 (H, width, 3)."""
+    """Draw a strip with the names of the organs in `labels` in their colours, uint8 (H, width, 3)."""
     strip = np.zeros((_CAPTION_PX, width, 3), dtype=np.uint8)
     left = 6
     for organ, label in ORGANS.items():

@@ -1,4 +1,4 @@
-"""Choice of the slices of a series that are kept."""
+"""Selection of the slices of a series to keep."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,13 +8,13 @@ import numpy as np
 from src.core.errors import UserError
 
 _FINEST_MM = 0.1
-_SAME_MM = 1e-3  # positions are decimal text, their differences are rounded
+_SAME_MM = 1e-3  # positions are rounded decimals
 
 
 def even_indices(n_slices: int, count: int) -> np.ndarray:
-    """`count` slices spread evenly over `n_slices`: the middle of each of `count` equal bins, int64.
+    """Return `count` slices spread evenly over `n_slices`: the middle of each of `count` equal bins, int64.
 
-    With `count` above `n_slices`, slices repeat.
+    If `count` exceeds `n_slices`, slices repeat.
     """
     return (2 * np.arange(count) + 1) * n_slices // (2 * count)
 
@@ -26,9 +26,9 @@ def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarra
 
 @dataclass(frozen=True)
 class SliceSelection:
-    """All slices by default; or about one every `spacing_z_mm`; or `count` spread evenly, without repetition.
+    """Keeps all slices (default); or about one per `spacing_z_mm`; or `count` evenly spread ones, each once.
 
-    Slices are chosen, never interpolated: every grey level is one that the scanner reconstructed.
+    Slices are selected, never interpolated: every grey level was reconstructed by the scanner.
     """
 
     spacing_z_mm: float | None = None
@@ -43,7 +43,7 @@ class SliceSelection:
             raise UserError(f"--count must be 1 or more, got {self.count}")
 
     def choose(self, z_mm: np.ndarray) -> np.ndarray:
-        """Indices to keep of slices at `z_mm` (falling), rising, int64."""
+        """Return increasing int64 indices of the slices to keep, given their decreasing positions `z_mm`."""
         n_slices = len(z_mm)
         if self.count is not None and self.count < n_slices:
             return even_indices(n_slices, self.count)
@@ -56,11 +56,11 @@ class SliceSelection:
 
     @classmethod
     def read(cls, described: Any) -> "SliceSelection":
-        """The inverse of `describe`."""
+        """Create a selection from the result of `describe`."""
         return cls() if described == "all" else cls(**described)
 
     def describe(self) -> Any:
-        """As dataset.json stores it."""
+        """Return the form that dataset.json stores."""
         if self.count is not None:
             return {"count": self.count}
         return "all" if self.spacing_z_mm is None else {"spacing_z_mm": self.spacing_z_mm}

@@ -1,1 +1,1 @@
-"""Synthetic abdominal CT studies: anatomy, trauma, CT noise and the storage quirks of real DICOM archives."""
+"""Synthetic abdominal CT studies: anatomy, trauma, CT noise and storage variants of real DICOM archives."""

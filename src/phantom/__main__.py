@@ -1,4 +1,4 @@
-"""Synthetic abdominal CT studies with injuries, in the layout of the competition's data.
+"""Create synthetic abdominal CT studies with injuries, in the layout of the competition's data.
 
 python -m src.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0 --jobs 2
 """

@@ -14,12 +14,12 @@ ORGAN_LABELS = {"liver": 1, "spleen": 2, "left_kidney": 3, "right_kidney": 4, "b
 KIDNEYS = ("left_kidney", "right_kidney")
 PHASES = ("arterial", "portal")
 WARP_TERMS = 3
-WARP_REACH_MM = 9.0  # an upper bound of the displacement along one axis: a term moves 3 mm at most
+WARP_REACH_MM = 9.0  # upper bound of the displacement along one axis: each term moves at most 3 mm
 
 
 @dataclass(frozen=True)
 class Body:
-    """What makes one patient: sizes in mm, organ variations as factors, and the waves of the deformation."""
+    """Parameters of one patient: sizes in mm, organ variations as factors, waves of the deformation."""
 
     half_width_mm: float  # of the abdominal cavity
     half_depth_mm: float
@@ -36,7 +36,7 @@ class Body:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Body":
-        """Draw a patient, lean to obese. The cavity varies little; fat makes most of the difference."""
+        """Draw a patient, lean to obese. The cavity varies little; most of the difference is fat."""
         obesity = rng.uniform() ** 2
         waves = tuple(
             tuple(
@@ -60,7 +60,7 @@ class Body:
 
     @property
     def back_mm(self) -> float:
-        """y of the skin of the back."""
+        """y of the skin on the back."""
         return self.half_depth_mm + self.wall_mm + 0.8 * self.fat_mm + 24
 
     @property
@@ -68,7 +68,7 @@ class Body:
         return self.half_width_mm + self.wall_mm + self.fat_mm
 
     def warp(self, x: Array, y: Array, z: Array) -> tuple[Array, Array]:
-        """Bend x and y smoothly (< `WARP_REACH_MM`) so that no two patients share an outline."""
+        """Bend x and y smoothly (< `WARP_REACH_MM`) so that every patient has a different outline."""
         warped = []
         for coordinate, terms in zip((x, y), self.waves, strict=True):
             shift = np.float32(0)
@@ -81,7 +81,7 @@ class Body:
         return warped[0], warped[1]
 
     def _taper(self, z: Array) -> Array:
-        """Width of the trunk at a level: narrow chest above, a waist, wider hips."""
+        """Width of the trunk at a level: narrow chest, narrow waist, wider hips."""
         chest = 1 - 0.12 * smoothstep(z, 80, 200)
         waist = 1 - 0.04 * np.exp(-(((z + 50) / 45) ** 2))
         hips = 1 + 0.05 * smoothstep(-z, 80, 160)
@@ -93,7 +93,7 @@ class Body:
         return oval_cylinder(x / taper, y, (0, 12), (self.outer_half_width_mm, depth), square=0.35)
 
     def muscle_wall(self, x: Array, y: Array, z: Array) -> Array:
-        """Outer surface of the wall: thicker behind, where the erector muscles lie."""
+        """Outer surface of the wall: thicker at the back, where the erector muscles are."""
         depth = self.half_depth_mm + self.wall_mm + 11
         return oval_cylinder(
             x / self._taper(z), y, (0, 11), (self.half_width_mm + self.wall_mm, depth), square=0.3
@@ -105,14 +105,14 @@ class Body:
         )
 
     def above_diaphragm(self, x: Array, y: Array, z: Array) -> Array:
-        """Height (mm) over the diaphragm: two domes, the right one higher, deep recesses around them."""
+        """Height (mm) above the diaphragm: two domes, the right one higher, surrounded by deep recesses."""
         lateral = (np.abs(x) - 0.5 * self.half_width_mm) / (0.55 * self.half_width_mm)
         lateral = np.where(lateral < 0, 0.45, 1.0) * lateral**2
         drop = 62 * lateral + np.where(y > 0, 62, 48) * (y / (0.95 * self.half_depth_mm)) ** 2
         return (z - np.float32(self.dome_mm) + 6 * np.tanh(x / 20) + np.minimum(drop, 125)).astype(np.float32)
 
     def kidney(self, side: str, x: Array, y: Array, z: Array) -> Array:
-        """A bean beside the spine: upper pole tilted to the middle, hilum scooped out towards the aorta."""
+        """Kidney beside the spine: upper pole tilted to the middle, hilum concave towards the aorta."""
         sign, level = (
             (1, self.kidney_levels_mm[0]) if side == "left_kidney" else (-1, self.kidney_levels_mm[1])
         )
@@ -132,7 +132,7 @@ class Body:
         return ellipsoid(xs, y, z, centre, [self.kidney_size * r for r in (11, 9, 26)])
 
     def liver(self, x: Array, y: Array, z: Array) -> Array:
-        """Right lobe under the right dome, left lobe across the midline, a hollow for kidney and bowel."""
+        """Liver: right lobe under the right dome, left across the midline, concave at kidney and bowel."""
         w, d, s = self.half_width_mm / 125, self.half_depth_mm / 80, self.liver_size
         right = ellipsoid(x, y, z, (-66 * w, 2 * d, 66), (68 * w * s, 86 * d * s, 92 * s))
         left = ellipsoid(x, y, z, (2 * w, -42 * d, 88), (72 * w * s, 36 * d * s, 44 * s))
@@ -144,7 +144,7 @@ class Body:
         )
 
     def spleen(self, x: Array, y: Array, z: Array) -> Array:
-        """A crescent behind and beside, under the left dome."""
+        """Spleen: a crescent at the back and side, under the left dome."""
         w, d, s = self.half_width_mm, self.half_depth_mm, self.spleen_size
         bulk = ellipsoid(x, y, z, (w - 34, 0.34 * d, 72), (40 * s, 46 * s, 50 * s))
         hollow = ellipsoid(x, y, z, (w - 88, 0.05 * d, 66), (46, 52, 70))
@@ -160,7 +160,7 @@ class Body:
         return {"liver": self.liver, "spleen": self.spleen}[name](x, y, z)
 
     def organ_box(self, name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Corners (mm) of a box that holds the organ."""
+        """Corners (mm) of a box that contains the organ."""
         w, d = self.half_width_mm, self.half_depth_mm
         if name == "liver":
             return (-w * 1.05, -d * 1.05, -40.0), (0.75 * w, d * 1.05, self.dome_mm + 10)
@@ -175,7 +175,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Enhancement:
-    """Mean HU of what contrast medium reaches, for one series."""
+    """Mean HU of structures with contrast medium, for one series."""
 
     phase: str
     aorta: float
@@ -207,7 +207,7 @@ class Enhancement:
                 rng.uniform(145, 175),
                 rng.uniform(140, 165),
             )
-        # Some portal scans are late enough for contrast in the renal pelvis: bright, yet no bleeding.
+        # Some portal scans are late enough for contrast in the renal pelvis: bright, but not bleeding.
         excreting = phase == "portal" and rng.uniform() < 0.1
         collecting = rng.uniform(220, 320) if excreting else rng.uniform(0, 15)
         muscle = rng.uniform(50, 62)

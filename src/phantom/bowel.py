@@ -16,7 +16,7 @@ SMALL_BOWEL_LOOPS = (44, 56)
 
 @dataclass(frozen=True)
 class Gut:
-    """A piece of gut as a tube: its course, radius, contents and the share of the lumen that gas fills."""
+    """A segment of gut as a tube: course, radius, contents, and the share of the lumen filled with gas."""
 
     course_mm: list[Point]
     radius_mm: float
@@ -73,7 +73,7 @@ def draw_guts(body: Body, rng: np.random.Generator) -> list[Gut]:
 
 
 def paint_bowel(canvas: Canvas, body: Body, enhancement: Enhancement, rng: np.random.Generator) -> None:
-    """Paint the loops, the colon and the stomach; organs painted later cover what they press aside."""
+    """Paint the loops, the colon and the stomach; organs that are painted later cover them."""
     for gut in draw_guts(body, rng):
         _paint_gut(canvas, body, gut, enhancement.bowel_wall)
     _paint_stomach(canvas, body, enhancement.bowel_wall, rng)
@@ -91,7 +91,8 @@ def _paint_gut(canvas: Canvas, body: Body, gut: Gut, wall_hu: float) -> None:
     stool = 22 * np.sin(x / 2.1) * np.sin(y / 2.3 + z / 3) if gut.haustra_mm else np.float32(0)
     canvas.paint(box, lumen, gut.content_hu + stool, ORGAN_LABELS["bowel"])
     if gut.gas_share:
-        # Gas rises to the front of each stretch; its level waves along the gut, as folds divide the lumen.
+        # Gas rises to the front of each segment; its level varies along the gut, because folds divide the
+        # lumen.
         middle = float(np.mean([point[1] for point in gut.course_mm]))
         wave = 0.5 * gut.radius_mm * (np.sin(x / 14.0) + np.sin(z / 17.0))
         level = middle + gut.radius_mm * (2 * gut.gas_share - 1) + wave

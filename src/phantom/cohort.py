@@ -9,7 +9,7 @@ from src.core.targets import LABEL_COLUMNS, TARGETS
 from src.phantom.body import PHASES
 from src.phantom.options import PhantomOptions
 
-STRATIFY_FROM = 20  # patients; from here on every class with a rate above 0 occurs
+STRATIFY_FROM = 20  # number of patients from which on every class with a positive rate occurs
 ID_RANGE = (1_000, 65_536)
 
 
@@ -24,7 +24,7 @@ class SeriesPlan:
 
 @dataclass(frozen=True)
 class PatientPlan:
-    """One patient. `grades` maps each target to the class that is true, such as ``{"liver": "low"}``."""
+    """One patient. `grades` maps each target to the true class, such as ``{"liver": "low"}``."""
 
     index: int  # the seed of the patient's anatomy and injuries
     patient_id: int
@@ -42,12 +42,12 @@ class PatientPlan:
 
 
 def patient_rng(seed: int, index: int, subject: str) -> np.random.Generator:
-    """A generator for each (seed, patient, subject): the draws do not depend on the order of work."""
+    """Create a generator per (seed, patient, subject): draws do not depend on the order of work."""
     return np.random.default_rng([seed, index, *subject.encode()])
 
 
 def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
-    """Draw all patients. Counts per class are exact (rounded) in train and in test, not coin flips."""
+    """Draw all patients. Counts per class are exact (rounded) in train and in test, not random."""
     rng = patient_rng(options.seed, 0, "cohort")
     count = options.patients + options.test_patients
     patient_ids = rng.permutation(np.arange(*ID_RANGE))[:count].tolist()
@@ -72,7 +72,7 @@ def plan_cohort(options: PhantomOptions) -> list[PatientPlan]:
 
 
 def draw_grades(target: str, size: int, rates: tuple[float, ...], rng: np.random.Generator) -> list[str]:
-    """Give `size` patients a class of `target`; `rates` are the shares of its injured classes, in order."""
+    """Assign classes of `target` to `size` patients; `rates` are the shares of injured classes, in order."""
     names = [column.split("_")[1] for column in TARGETS[target]]
     drawn: list[str] = []
     for name, rate in zip(names[1:], rates, strict=True):
@@ -82,7 +82,7 @@ def draw_grades(target: str, size: int, rates: tuple[float, ...], rng: np.random
 
 
 def label_table(plans: list[PatientPlan], split: str) -> pd.DataFrame:
-    """The labels of one split in the columns of train.csv."""
+    """Return the labels of one split in the columns of train.csv."""
     rows = [plan.labels() for plan in plans if plan.split == split]
     return pd.DataFrame(rows, columns=["patient_id", *LABEL_COLUMNS])
 

@@ -1,4 +1,4 @@
-"""A series as DICOM files with the quirks of the real data: syntaxes, bits, intercepts, order, duplicates."""
+"""Write a series as DICOM files with variants of real data: syntaxes, bits, intercepts, order, duplicates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from src.phantom.voxel_grid import Scan
 
 SYNTAXES = (ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless)
 SYNTAX_SHARES = (0.5, 0.35, 0.15)
-# (BitsStored, PixelRepresentation, RescaleIntercept); each holds HU from -1024 to 2000.
+# (BitsStored, PixelRepresentation, RescaleIntercept); each can store HU from -1024 to 2000.
 ENCODINGS = (
     (16, 1, 0),
     (16, 0, -1024),
@@ -38,12 +38,12 @@ ORDERS = ("feet_first", "shuffled", "head_first")
 ORDER_SHARES = (0.5, 0.25, 0.25)
 DUPLICATE_RATE = 0.3
 TURNED_RATE = 0.1
-DIRTY_RATE = 0.7  # of the encodings that leave high bits unused
+DIRTY_RATE = 0.7  # share of series with garbage in the high bits, if these are unused
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How one series is stored. `instance_numbers[k]` belongs to slice k, slice 0 nearest the head."""
+    """Storage of one series. `instance_numbers[k]` belongs to slice k; slice 0 is nearest the head."""
 
     syntax: str
     bits_stored: int
@@ -53,11 +53,11 @@ class Storage:
     turned: bool  # rows run to the front and columns to the right: orientation -1 0 0 0 -1 0
     patient_position: str
     instance_numbers: tuple[int, ...]
-    duplicate_of: int | None  # the slice that is stored twice, or None
+    duplicate_of: int | None  # index of the slice that is stored twice, or None
 
     @classmethod
     def draw(cls, slices: int, rng: np.random.Generator) -> "Storage":
-        """Draw the quirks of a series; instances are numbered from the feet, shuffled or from the head."""
+        """Draw the variants of a series; instances are numbered from the feet, shuffled or from the head."""
         syntax = SYNTAXES[rng.choice(len(SYNTAXES), p=SYNTAX_SHARES)]
         bits_stored, signed, intercept = ENCODINGS[rng.choice(len(ENCODINGS), p=ENCODING_SHARES)]
         dirty = bits_stored < 16 and rng.uniform() < DIRTY_RATE
@@ -71,9 +71,7 @@ class Storage:
         elif order == "shuffled":
             numbers = rng.permutation(numbers)
         if dirty and syntax == JPEG2000Lossless:
-            syntax = (
-                ExplicitVRLittleEndian  # JPEG 2000 codes BitsStored bits only: it has no room for garbage
-            )
+            syntax = ExplicitVRLittleEndian  # JPEG 2000 codes BitsStored bits only, which excludes garbage
         return cls(
             syntax,
             bits_stored,
@@ -87,7 +85,7 @@ class Storage:
         )
 
     def instances(self) -> list[tuple[int, int]]:
-        """(instance number, slice) of every file; a duplicated slice comes again under the last number."""
+        """Return (instance number, slice) of every file; a duplicate slice repeats with the last number."""
         pairs = [(number, k) for k, number in enumerate(self.instance_numbers)]
         if self.duplicate_of is not None:
             pairs.append((max(self.instance_numbers) + 1, self.duplicate_of))
@@ -116,10 +114,8 @@ def write_series(
 
 
 def stored_values(hu: Array, storage: Storage, rng: np.random.Generator) -> Array:
-    """HU to stored uint16 words, with random bits above BitsStored where the series is dirty."""
-    words = (hu.astype(np.int32) - storage.intercept).astype(
-        np.uint16
-    )  # two's complement keeps signed values
+    """Convert HU to stored uint16 words, with random bits above BitsStored if the series is dirty."""
+    words = (hu.astype(np.int32) - storage.intercept).astype(np.uint16)  # two's complement of signed values
     if not storage.dirty_high_bits:
         return words
     mask = np.uint16((1 << storage.bits_stored) - 1)
@@ -128,7 +124,7 @@ def stored_values(hu: Array, storage: Storage, rng: np.random.Generator) -> Arra
 
 
 def _series_header(scan: Scan, storage: Storage, patient_id: int, series_id: int) -> Dataset:
-    """What all files of a series share; their own pixels, position, number and UID come on top."""
+    """Return the header that all files of a series share, without pixels, position, number and UID."""
     turn = -1 if storage.turned else 1
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -158,7 +154,7 @@ def _series_header(scan: Scan, storage: Storage, patient_id: int, series_id: int
 
 
 def _position_mm(k: int, scan: Scan, storage: Storage) -> tuple[float, float, float]:
-    """DICOM position of the first stored pixel of slice `k`: the far corner where the series is turned."""
+    """Return the DICOM position of the first stored pixel of slice `k`: the far corner if rotated."""
     (dz, dy, dx), (x, y, top) = scan.spacing_mm, scan.first_voxel_mm
     if storage.turned:
         x, y = x + dx * (scan.shape[2] - 1), y + dy * (scan.shape[1] - 1)
@@ -177,14 +173,14 @@ def _store(dataset: Dataset, words: Array, storage: Storage) -> None:
             samples_per_pixel=1,
             number_of_frames=1,
             bits_allocated=16,
-            bits_stored=16,  # all 16, so that what the unused high bits hold survives
+            bits_stored=16,  # all 16, so that unused high bits are kept
             pixel_representation=storage.signed,
             photometric_interpretation="MONOCHROME2",
             encoding_plugin="gdcm",
         )
         dataset.PixelData = encapsulate([encoded])
     elif storage.syntax == JPEG2000Lossless:
-        # Called directly: pydicom would need a further package to reach this encoder.
+        # Called directly: through pydicom this encoder would need another package.
         encoded = encode_buffer(raw, columns, rows, 1, storage.bits_stored, bool(storage.signed))
         dataset.PixelData = encapsulate([encoded])
     else:
@@ -193,5 +189,5 @@ def _store(dataset: Dataset, words: Array, storage: Storage) -> None:
 
 
 def _decimals(values_mm: Sequence[float]) -> list[str]:
-    """Numbers as DICOM decimal strings, which hold at most 16 characters."""
+    """Format numbers as DICOM decimal strings, which have at most 16 characters."""
     return [f"{round(value, 6):.10g}" for value in values_mm]

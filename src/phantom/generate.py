@@ -1,4 +1,4 @@
-"""Write a cohort in the competition's layout, images, segmentations and tables: resumable, the same bytes."""
+"""Write a cohort in the competition's layout: images, segmentations, tables; resumable, reproducible."""
 
 import shutil
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from src.phantom.scan import SeriesVolume, body_of, generate_series, scan_of
 from src.phantom.shapes import Array
 from src.phantom.voxel_grid import Scan
 
-PARTIAL = ".partial"  # series under way; a finished one is renamed out of it
+PARTIAL = ".partial"  # folder of unfinished series; finished ones are renamed out of it
 TABLES = (
     "train.csv",
     "train_series_meta.csv",
@@ -35,7 +35,7 @@ TABLES = (
 
 @dataclass(frozen=True)
 class SeriesRecord:
-    """One series in the tables. `injured_instances` holds (instance number, injury name)."""
+    """Entry of one series in the tables. `injured_instances` contains (instance number, injury name)."""
 
     patient_id: int
     series_id: int
@@ -49,7 +49,7 @@ def generate_dataset(options: PhantomOptions) -> list[PatientPlan]:
     """Write the data set into `options.output`, or complete it, and return the plan.
 
     Raises:
-        UserError: the folder holds something else, or a phantom made with other options.
+        UserError: the folder has other content, or a phantom with other options.
     """
     plans = plan_cohort(options)
     recipe = {key: value for key, value in plain_options(options).items() if key not in ("output", "jobs")}
@@ -66,7 +66,7 @@ def generate_dataset(options: PhantomOptions) -> list[PatientPlan]:
 
 
 def write_one_series(plan: PatientPlan, number: int, options: PhantomOptions) -> SeriesRecord:
-    """Make series `number` of a patient; write its segmentation, and its images by one rename if missing."""
+    """Generate series `number` of a patient; write its segmentation and, by a rename, missing images."""
     cv2.setNumThreads(1)
     series = plan.series[number]
     volume = generate_series(plan, number, options)
@@ -88,7 +88,7 @@ def write_one_series(plan: PatientPlan, number: int, options: PhantomOptions) ->
 
 
 def storage_of(plan: PatientPlan, number: int, options: PhantomOptions) -> Storage:
-    """The storage quirks of a patient's series `number`."""
+    """Return the storage variants of a patient's series `number`."""
     scan = scan_of(plan, number, body_of(plan, options.seed), options)
     return Storage.draw(scan.shape[0], patient_rng(options.seed, plan.index, f"storage {number}"))
 
@@ -111,7 +111,7 @@ def _record(plan: PatientPlan, number: int, volume: SeriesVolume, storage: Stora
 
 
 def write_tables(folder: Path, plans: list[PatientPlan], records: list[SeriesRecord]) -> None:
-    """Write the six tables into `folder`, `sample_submission.csv` last: with it, the data set is complete."""
+    """Write the six tables into `folder`, `sample_submission.csv` last: it marks the data set as complete."""
     columns = ["patient_id", "series_id", "aortic_hu", "incomplete_organ"]
     rows = [
         (r.split, r.patient_id, r.series_id, r.aortic_hu, int(r.incomplete_organ))
@@ -139,9 +139,9 @@ def write_tables(folder: Path, plans: list[PatientPlan], records: list[SeriesRec
 
 
 def write_segmentation(path: Path, labels: Array, scan: Scan) -> None:
-    """Write an organ label map (Z, Y, X) as NIfTI whose voxel axes run to the left, the front and the head.
+    """Write an organ label map (Z, Y, X) as NIfTI with voxel axes to the left, the front and the head.
 
-    The DICOM stack runs the other way (to the back and the feet), so only the affine can place it.
+    The DICOM stack has other directions (to the back and the feet), so that only the affine relates them.
     """
     voxels = np.ascontiguousarray(labels.transpose(2, 1, 0)[:, ::-1, ::-1])
     (nz, ny, _), (dz, dy, dx) = scan.shape, scan.spacing_mm

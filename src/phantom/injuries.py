@@ -1,4 +1,4 @@
-"""Injuries as radiology describes them, one function each. The table below sets how hard they are to see."""
+"""Injuries as described in radiology, one function each. Constants set how difficult they are to detect."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class LacerationSizes:
-    """Ranges to draw from: streaks in an organ and the blood around it. Contrast is HU against the organ."""
+    """Ranges for streaks in an organ and the blood around it. Contrast is in HU relative to the organ."""
 
     count: tuple[int, int]
-    length_mm: Span  # as a share of the organ's extent where `relative`
+    length_mm: Span  # as a share of the organ's extent if `relative`
     radius_mm: Span
     contrast_hu: Span
     relative: bool
-    haematoma_mm: Span  # thickness of the crescent where it is thickest
+    haematoma_mm: Span  # maximum thickness of the crescent
 
 
 LACERATIONS = {
@@ -33,26 +33,26 @@ ORGAN_EXTENT_MM = {"liver": 140.0, "spleen": 90.0, "left_kidney": 90.0, "right_k
 HAEMATOMA_HU: Span = (42, 60)
 EXTRAVASATION_RADIUS_MM: Span = (15, 22)  # in the plane
 EXTRAVASATION_HALF_HEIGHT_MM: Span = (28, 40)
-EXTRAVASATION_RELATIVE_HU: Span = (1.2, 1.6)  # times the aorta
-EXTRAVASATION_GROWTH = {"arterial": 1.0, "portal": 1.3}  # the pool has grown by the later phase
-EXTRAVASATION_CLOT_MM: Span = (14, 22)  # of clot around the pool
+EXTRAVASATION_RELATIVE_HU: Span = (1.2, 1.6)  # as a multiple of the aorta's HU
+EXTRAVASATION_GROWTH = {"arterial": 1.0, "portal": 1.3}  # the pool is larger in the later phase
+EXTRAVASATION_CLOT_MM: Span = (14, 22)  # of the clot around the pool
 FREE_GAS_POCKETS = (3, 5)
 FREE_GAS_RADII_MM: tuple[Span, Span, Span] = ((35, 60), (14, 24), (35, 60))
 MESENTERIC_FLUID_HU: Span = (10, 22)
 MESENTERIC_FLUID_RADII_MM: tuple[Span, Span, Span] = ((50, 75), (35, 50), (40, 60))
-SCAN_MARGIN_MM = 20.0  # injuries keep this far inside what every series of the patient covers
+SCAN_MARGIN_MM = 20.0  # distance of injuries from the ends of the range that all series cover
 
 
 @dataclass(frozen=True)
 class InjurySite:
-    """What an injury is drawn from: the patient, the level all series cover, and a generator of its own."""
+    """Inputs for drawing an injury: the patient, the range that all series cover, and a random generator."""
 
     body: Body
     z_limits_mm: Span
     rng: np.random.Generator
 
     def level(self, low_mm: float, high_mm: float) -> float:
-        """A level (mm) between two heights, kept inside the scan."""
+        """Draw a level (mm) between two heights, inside the scan."""
         low, high = self.z_limits_mm[0] + SCAN_MARGIN_MM, self.z_limits_mm[1] - SCAN_MARGIN_MM
         return float(np.clip(self.rng.uniform(low_mm, high_mm), low, high))
 
@@ -85,7 +85,7 @@ def _lacerate(
 
 
 def _bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: float) -> None:
-    """A crescent of blood on one side of an organ: under its capsule, and outside where fat gives way."""
+    """Paint a crescent of blood on one side of an organ: under its capsule, and outside in place of fat."""
     body, rng = site.body, site.rng
     hu, angle = rng.uniform(*HAEMATOMA_HU), rng.uniform(0, 2 * np.pi)
     low, high = (np.array(corner) for corner in body.organ_box(name))
@@ -105,7 +105,7 @@ def _bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: flo
 
 
 def extravasate(canvas: Canvas, site: InjurySite, enhancement: Enhancement) -> None:
-    """Active bleeding: an irregular pool, as bright as the aorta or brighter, inside a clot."""
+    """Paint active bleeding: an irregular pool, as bright as the aorta or brighter, inside a clot."""
     body, rng = site.body, site.rng
     centre = _bleeding_point(site)
     growth = EXTRAVASATION_GROWTH[enhancement.phase]
@@ -128,7 +128,7 @@ def extravasate(canvas: Canvas, site: InjurySite, enhancement: Enhancement) -> N
 
 
 def _bleeding_point(site: InjurySite) -> Array:
-    """A point of the mesentery or beside a solid organ, with room around it and far from the aorta."""
+    """Draw a point of the mesentery or beside a solid organ, with room around it and far from the aorta."""
     body, rng = site.body, site.rng
     place = rng.choice(
         ["mesentery", "liver", "spleen", "left_kidney", "right_kidney"], p=[0.4, 0.15, 0.15, 0.15, 0.15]
@@ -150,7 +150,7 @@ def _bleeding_point(site: InjurySite) -> Array:
 
 
 def perforate_bowel(canvas: Canvas, site: InjurySite) -> None:
-    """A bowel injury: free gas under the front wall, where a gut has none, and fluid between the loops."""
+    """Paint a bowel injury: free gas under the front wall outside the gut, and fluid between the loops."""
     body, rng = site.body, site.rng
     w, d = body.half_width_mm, body.half_depth_mm
     for _ in range(rng.integers(FREE_GAS_POCKETS[0], FREE_GAS_POCKETS[1] + 1)):

@@ -8,16 +8,16 @@ from src.core.config import check_range
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """Options of `python -m src.phantom`; all but `output` and `jobs` determine the bytes written."""
+    """Options of `python -m src.phantom`; all except `output` and `jobs` determine the bytes written."""
 
     output: Path
-    """Folder to write: new, empty, or begun by the same command, which is then completed."""
+    """Folder to write: new, empty, or started by the same command, which is then completed."""
 
     patients: int = 40
-    """Training patients."""
+    """Number of training patients."""
 
     test_patients: int = 10
-    """Test patients, whose labels go to test_labels.csv."""
+    """Number of test patients, whose labels go to test_labels.csv."""
 
     seed: int = 0
     """Seed of all random draws: the same seed and options give the same bytes."""
@@ -50,7 +50,7 @@ class PhantomOptions:
     """Share of training series with a published segmentation."""
 
     jobs: int = 2
-    """Processes; the result does not depend on it."""
+    """Number of processes; does not affect the result."""
 
     def __post_init__(self) -> None:
         check_range(self, "patients", "jobs", at_least=1)
@@ -66,7 +66,7 @@ class PhantomOptions:
                 )
 
     def rates(self) -> dict[str, tuple[float, ...]]:
-        """Shares of the injured classes by target."""
+        """Shares of the injured classes, by target."""
         return {
             "bowel": (self.bowel_rate,),
             "extravasation": (self.extravasation_rate,),

@@ -1,4 +1,4 @@
-"""Solid organs, gallbladder, pancreas, bladder and cysts, and the vessels that bring contrast medium."""
+"""Solid organs, gallbladder, pancreas, bladder and cysts, and vessels with contrast medium."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def paint_organs(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
 
 
 def _paint_kidney(canvas: Canvas, body: Body, side: str, enhancement: Enhancement) -> None:
-    """Cortex around pyramids of medulla around the fat and the collecting system of the sinus."""
+    """Paint a kidney: cortex around the pyramids of the medulla around the fat and the renal pelvis."""
     box = canvas.box(*body.organ_box(side))
     x, y, z = canvas.coordinates(box)
     distance = body.kidney(side, x, y, z)
@@ -41,7 +41,7 @@ def _paint_kidney(canvas: Canvas, body: Body, side: str, enhancement: Enhancemen
 
 
 def _paint_pancreas(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
-    """Head beside the duodenum, body over the aorta, tail towards the spleen."""
+    """Paint the pancreas: head beside the duodenum, body in front of the aorta, tail towards the spleen."""
     y0, w = body.half_depth_mm - 68, body.half_width_mm
     joints = [(-26, y0 + 6, 6), (-10, y0, 20), (24, y0 + 2, 36), (w - 62, 0.2 * body.half_depth_mm, 58)]
     box = canvas.box(*bounds(joints, 14))
@@ -71,7 +71,7 @@ def _paint_bladder(canvas: Canvas, body: Body) -> None:
 
 
 def paint_cysts(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
-    """Simple cysts in some livers and kidneys, which are no injuries: round, sharp, with the HU of water."""
+    """Paint simple cysts in some livers and kidneys, not injuries: round, sharp, with the HU of water."""
     for name, (small, large) in CYST_RADII_MM.items():
         has_cyst, radius, hu = rng.uniform() < CYST_RATE, rng.uniform(small, large), rng.uniform(*CYST_HU)
         centre = point_in_organ(body, name, rng, depth_mm=(2.0, 0.8 * radius + 4))
@@ -88,10 +88,10 @@ def point_in_organ(
     depth_mm: tuple[float, float],
     z_limits_mm: tuple[float, float] = (-np.inf, np.inf),
 ) -> Array:
-    """Draw a point (x, y, z in mm) that lies between two depths below an organ's surface.
+    """Draw a point (x, y, z in mm) between two depths below an organ's surface.
 
-    The choice uses the organ's formula and never a voxel grid, so it is the same in both series of a patient.
-    Where the organ is too thin for the requested depth, the deepest of the points tried is taken.
+    The choice uses the organ's formula and not a voxel grid, so it is the same in both series of a patient.
+    If the organ is too thin for the requested depth, the deepest of the tested points is used.
     """
     low, high = (np.array(corner) for corner in body.organ_box(name))
     low[2], high[2] = max(low[2], z_limits_mm[0]), min(high[2], z_limits_mm[1])
@@ -108,7 +108,7 @@ def aorta_distance(body: Body, x: Array, y: Array, z: Array) -> Array:
 
 
 def paint_vessels(canvas: Canvas, body: Body, enhancement: Enhancement) -> Array:
-    """Paint arteries and veins; returns a mask (Z, Y, X) of the core of the aorta, to measure its HU in."""
+    """Paint arteries and veins; return a mask (Z, Y, X) of the aorta's core, in which its HU is measured."""
     d, w = body.half_depth_mm, body.half_width_mm
     front = d - 39
     left, right = body.kidney_levels_mm
@@ -143,7 +143,7 @@ def paint_vessels(canvas: Canvas, body: Body, enhancement: Enhancement) -> Array
 
 
 def paint_hepatic_veins(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
-    """Three veins through the liver to the cava, painted after the liver; its label stays."""
+    """Paint three veins through the liver to the vena cava, after the liver; labels do not change."""
     join = (-22.0, body.half_depth_mm - 56, body.dome_mm - 26)
     ends = ((-96.0, 20.0, 70.0), (-62.0, -36.0, 62.0), (4.0, -40.0, 84.0))
     for end in ends:

@@ -1,4 +1,4 @@
-"""One series from its plan: scan geometry, anatomy, injuries and noise, as pure functions of the seed."""
+"""Generate one series from its plan: geometry, anatomy, injuries and noise, as functions of the seed."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from src.phantom.shapes import Array
 from src.phantom.skeleton import paint_bones, paint_table, paint_trunk
 from src.phantom.voxel_grid import Canvas, Scan
 
-HU_RANGE = (-1024, 2000)  # air outside the circle up to dense bone; fits 12 stored bits, signed or not
+HU_RANGE = (-1024, 2000)  # from air outside the circle to dense bone; fits 12 stored bits, signed or not
 BLACK_SLICE_RATE = 0.15
 CUT_TOP_RATE = 0.1
-MIN_INJURY_PIXELS = 4  # of a slice, for an image-level label to name it
+MIN_INJURY_PIXELS = 4  # per slice for an image-level label
 NOISE_HU = (6.0, 11.0)
 NOISE_GRAIN_MM = 1.1  # standard deviation of the blur: a soft-tissue kernel
 TEXTURE_HU = 4.0
@@ -27,7 +27,7 @@ TEXTURE_CELL_MM = 18.0
 
 @dataclass(frozen=True)
 class SeriesVolume:
-    """A series as it was scanned: `hu` int16 and `labels` uint8 (Z, Y, X), slice 0 nearest the head.
+    """Voxels of a series: `hu` int16 and `labels` uint8 (Z, Y, X), slice 0 nearest the head.
 
     `injured_slices` maps "Active_Extravasation" and "Bowel" to the slices that show them.
     """
@@ -46,7 +46,7 @@ class SeriesVolume:
 
 
 def draw_scan(body: Body, matrix: int, spacing_z_mm: float, rng: np.random.Generator) -> Scan:
-    """Draw range, field of view, matrix and where the patient lies. Few scans cut the dome of the liver."""
+    """Draw range, field of view, matrix and position of the patient. Few scans cut the dome of the liver."""
     top = rng.uniform(152, 190) if rng.uniform() > CUT_TOP_RATE else rng.uniform(95, 120)
     length = float(np.clip(top - rng.uniform(-215, -140), 280, 400))
     slices = round(length / spacing_z_mm) + 1
@@ -66,18 +66,18 @@ def draw_scan(body: Body, matrix: int, spacing_z_mm: float, rng: np.random.Gener
 
 
 def scan_of(plan: PatientPlan, number: int, body: Body, options: PhantomOptions) -> Scan:
-    """The scan of a patient's series `number` (0 or 1)."""
+    """Return the scan of a patient's series `number` (0 or 1)."""
     rng = patient_rng(options.seed, plan.index, f"scan {number}")
     return draw_scan(body, options.matrix, options.spacing_z_mm, rng)
 
 
 def body_of(plan: PatientPlan, seed: int) -> Body:
-    """The patient, the same in every series."""
+    """Return the patient's body, which is the same in every series."""
     return Body.draw(patient_rng(seed, plan.index, "body"))
 
 
 def generate_series(plan: PatientPlan, number: int, options: PhantomOptions) -> SeriesVolume:
-    """Make series `number` of a patient: anatomy and injuries of the patient, its own phase and noise."""
+    """Generate series `number` of a patient: shared anatomy and injuries, with its own phase and noise."""
     seed, phase = options.seed, plan.series[number].phase
     body = body_of(plan, seed)
     scans = [scan_of(plan, k, body, options) for k in range(len(plan.series))]
@@ -104,12 +104,12 @@ def generate_series(plan: PatientPlan, number: int, options: PhantomOptions) -> 
     if rng.uniform() < BLACK_SLICE_RATE:
         _blacken_end(canvas, rng)
     hu = np.clip(np.rint(canvas.hu), *HU_RANGE).astype(np.int16)
-    aortic_hu = float(np.median(hu[aorta]))  # a blackened slice must not count
+    aortic_hu = float(np.median(hu[aorta]))  # the median ignores a blackened slice
     return SeriesVolume(hu, canvas.labels, canvas.scan, aortic_hu, incomplete, canvas.injuries)
 
 
 def injure(canvas: Canvas, site: InjurySite, target: str, grade: str, enhancement: Enhancement) -> None:
-    """Paint the injury of one target. A kidney injury takes one side."""
+    """Paint the injury of one target. A kidney injury affects one side."""
     if target == "bowel":
         perforate_bowel(canvas, site)
     elif target == "extravasation":
@@ -121,13 +121,13 @@ def injure(canvas: Canvas, site: InjurySite, target: str, grade: str, enhancemen
 
 
 def _cuts_an_organ(labels: Array) -> bool:
-    """True where a solid organ reaches the first or the last slice."""
+    """Return whether a solid organ reaches the first or the last slice."""
     solid = [number for name, number in ORGAN_LABELS.items() if name != "bowel"]
     return bool(np.isin(labels[[0, -1]], solid).any())
 
 
 def _blacken_end(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Blank the first or last slice from some column on, as an incomplete reconstruction leaves it."""
+    """Blank the first or last slice from a random column on, as in an incomplete reconstruction."""
     end = int(rng.choice([0, canvas.scan.shape[0] - 1]))
     column = int(canvas.scan.shape[2] * rng.uniform(0.4, 0.7))
     canvas.hu[end, :, column:] = HU_RANGE[0]
@@ -169,7 +169,7 @@ def _coarse_field(
 
 
 def _blurred_deviation(sigma: float) -> float:
-    """Standard deviation that white noise of deviation 1 keeps after the blur (its kernel's energy)."""
+    """Standard deviation of white noise of deviation 1 after the blur (its kernel's energy)."""
     size = 2 * int(np.ceil(4 * sigma)) + 1
     kernel = cv2.getGaussianKernel(size, sigma)
     return float((kernel**2).sum())

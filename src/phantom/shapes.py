@@ -1,8 +1,8 @@
-"""Implicit shapes: signed distances in millimetres, and how much of a voxel a shape covers.
+"""Implicit shapes: signed distances in millimetres, and the share of a voxel that a shape covers.
 
 Every shape is a function of broadcastable coordinate arrays ``x, y, z`` (mm, patient axes: x to the left,
 y to the back, z to the head) that returns the distance to its surface: negative inside, positive outside.
-Being functions, they are evaluated on a voxel grid and at single points alike.
+It can therefore be evaluated on a voxel grid and at single points.
 Source of the ellipsoid bound: I. Quilez, "distance functions".
 """
 
@@ -29,7 +29,7 @@ def ellipsoid(x: Array, y: Array, z: Array, centre_mm: Point, radii_mm: Point) -
 def capsule(
     x: Array, y: Array, z: Array, start_mm: Point, end_mm: Point, radii_mm: tuple[float, float]
 ) -> Array:
-    """Signed distance (mm) to a tube from `start_mm` to `end_mm` whose radius runs between `radii_mm`."""
+    """Signed distance (mm) to a tube from `start_mm` to `end_mm` with radii interpolated in `radii_mm`."""
     axis = np.asarray(end_mm, np.float32) - np.asarray(start_mm, np.float32)
     dx, dy, dz = (c - np.float32(s) for c, s in zip((x, y, z), start_mm, strict=True))
     along = (dx * axis[0] + dy * axis[1] + dz * axis[2]) / np.float32(max(float(axis @ axis), 1e-6))
@@ -59,7 +59,7 @@ def oval_cylinder(
 
 
 def smooth_union(a: Array, b: Array, blend_mm: float) -> Array:
-    """Union of two shapes whose crease is rounded over `blend_mm`."""
+    """Union of two shapes with their crease rounded over `blend_mm`."""
     h = np.maximum(blend_mm - np.abs(a - b), 0)
     return np.minimum(a, b) - h * h / np.float32(4 * blend_mm)
 

@@ -13,13 +13,13 @@ CORTEX_HU, MARROW_HU, DISC_HU = 620.0, 210.0, 75.0
 
 
 def paint_trunk(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
-    """Skin, subcutaneous fat, muscle, the fat of the cavity, and the lungs above the diaphragm."""
+    """Paint skin, subcutaneous fat, muscle, the fat of the cavity, and the lungs above the diaphragm."""
     whole: Box = (slice(None),) * 3
     x, y, z = canvas.coordinates(whole)
     skin = body.skin(x, y, z)
     canvas.paint(whole, skin, np.where(skin > -2.2, np.float32(20), np.float32(FAT_HU)))
     muscle = body.muscle_wall(x, y, z)
-    # A thin fat plane between the layers of the wall, absent behind where the muscle is one mass.
+    # A thin fat plane between the layers of the wall; absent at the back, where the muscle is one mass.
     layered = (np.abs(muscle + 0.5 * body.wall_mm) < 0.9) & (y < 0.5 * body.half_depth_mm)
     canvas.paint(whole, muscle, np.where(layered, np.float32(-30), np.float32(enhancement.muscle)))
     cavity = body.cavity(x, y, z)
@@ -39,7 +39,7 @@ def paint_trunk(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
 
 
 def _paint_psoas(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
-    """Psoas and quadratus lumborum, which make the back of the cavity bulge beside the spine."""
+    """Paint psoas and quadratus lumborum, which bulge into the back of the cavity beside the spine."""
     d = body.half_depth_mm
     for side in (-1, 1):
         box = canvas.box((min(side * 2, side * 90), d - 60, -400), (max(side * 2, side * 90), d + 20, 45))
@@ -51,7 +51,7 @@ def _paint_psoas(canvas: Canvas, body: Body, enhancement: Enhancement) -> None:
 
 
 def paint_bones(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
-    """Spine, ribs with costal cartilage, sternum, iliac wings, sacrum and femoral heads."""
+    """Paint spine, ribs with costal cartilage, sternum, iliac wings, sacrum and femoral heads."""
     offset = rng.uniform(0, VERTEBRA_MM), rng.uniform(0, RIB_PITCH_MM)
     _paint_spine(canvas, body, offset[0])
     _paint_ribs(canvas, body, offset[1])
@@ -59,7 +59,7 @@ def paint_bones(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
 
 
 def _bone(depth: Array, cortex_mm: float = 2.5) -> Array:
-    """HU by depth below a bone's surface: a dense shell around marrow."""
+    """Return HU by depth below a bone's surface: a dense shell around marrow."""
     return CORTEX_HU + (MARROW_HU - CORTEX_HU) * smoothstep(-depth, 0.5 * cortex_mm, 1.8 * cortex_mm)
 
 
@@ -86,7 +86,7 @@ def _paint_spine(canvas: Canvas, body: Body, offset_mm: float) -> None:
 def _paint_ribs(canvas: Canvas, body: Body, offset_mm: float) -> None:
     box = canvas.box((-200, -200, -30), (200, 200, 400))
     x, y, z = canvas.coordinates(box)
-    # Ribs slope down towards the front, and the lowest ones end before they reach it.
+    # Ribs slope down towards the front, and the lowest ones do not reach it.
     forward = -y / body.half_depth_mm
     stripe = np.mod(z + 30 * forward + offset_mm, RIB_PITCH_MM) - RIB_PITCH_MM / 2
     depth = body.cavity(x, y, z) - 5
@@ -116,7 +116,7 @@ def _paint_pelvis(canvas: Canvas, body: Body) -> None:
 
 
 def paint_table(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
-    """The cradle below the patient: a thin bright shell over light foam, at rest in the scanner."""
+    """Paint the table below the patient: a thin bright shell over light foam, fixed in the scanner."""
     x, y, _ = canvas.scan.axes_mm()
     x, y = (x[None, :] - rng.uniform(-12, 12)).astype(np.float32), y[:, None].astype(np.float32)
     curve = rng.choice([0.0, 1 / 1400, 1 / 900])

@@ -17,7 +17,7 @@ class Scan:
     """The scanned box: slice 0 is nearest the head, rows run to the back, columns to the left.
 
     `first_voxel_mm` is the DICOM position (x, y, z) of voxel [0, 0, 0]; spacing is (z, y, x) in mm.
-    `centre_mm` and `roll_rad` are the place of the patient on the table.
+    `centre_mm` and `roll_rad` define the position of the patient on the table.
     """
 
     shape: tuple[int, int, int]
@@ -28,7 +28,7 @@ class Scan:
 
     @property
     def z_range_mm(self) -> tuple[float, float]:
-        """Lowest and highest slice (mm)."""
+        """Positions of the lowest and highest slice (mm)."""
         top = self.first_voxel_mm[2]
         return top - (self.shape[0] - 1) * self.spacing_mm[0], top
 
@@ -39,7 +39,7 @@ class Scan:
         return x0 + dx * np.arange(nx), y0 + dy * np.arange(ny), z0 - dz * np.arange(nz)
 
     def to_patient(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """Scanner to patient coordinates (mm) in the plane: undo shift and roll."""
+        """Convert scanner to patient coordinates (mm) in the plane: undo shift and roll."""
         cos, sin = np.cos(self.roll_rad), np.sin(self.roll_rad)
         x, y = x - self.centre_mm[0], y - self.centre_mm[1]
         return cos * x + sin * y, -sin * x + cos * y
@@ -59,14 +59,14 @@ class Canvas:
             z[:, None, None].astype(np.float32),
         )
         self.x, self.y = body.warp(*grid)
-        self.z = grid[2]  # (Z, 1, 1): what depends on the level alone stays cheap
+        self.z = grid[2]  # (Z, 1, 1), so that functions of the level alone are cheap
         self.hu = np.full(scan.shape, AIR_HU, np.float32)
         self.labels = np.zeros(scan.shape, np.uint8)
         self.injuries: dict[str, Array] = {}
         self.edge_mm = 1.2 * max(scan.spacing_mm[1:])
 
     def box(self, low_mm: Point, high_mm: Point, margin_mm: float = 3.0) -> Box:
-        """Index box that holds the patient-coordinate box from `low_mm` to `high_mm`, however warped."""
+        """Index box that contains the patient-coordinate box from `low_mm` to `high_mm` under any warp."""
         reach = WARP_REACH_MM + margin_mm
         near = [low - reach for low in low_mm]
         far = [high + reach for high in high_mm]
@@ -86,7 +86,7 @@ class Canvas:
         self.labels[box][share > 0.5] = label
 
     def seep(self, box: Box, distance: Array, hu: float) -> Array:
-        """Let fluid of `hu` take the place of fat inside a shape, sparing organs, bowel and gas.
+        """Replace fat by fluid of `hu` inside a shape, sparing organs, bowel and gas.
 
         Returns the share of each voxel of `box` that became fluid.
         """
@@ -97,7 +97,7 @@ class Canvas:
         return share
 
     def mark_injury(self, name: str, box: Box, share: Array) -> None:
-        """Record the voxels of an injury that image-level labels point at."""
+        """Record the voxels of an injury, from which image-level labels are derived."""
         mask = self.injuries.setdefault(name, np.zeros(self.scan.shape, bool))
         mask[box] |= share > 0.5
 

@@ -29,7 +29,7 @@ PANELS = {
     "HD95 of the patients left out (mm)": ("hd95_mm",),
     "learning rate": ("lr",),
 }
-"""Title and columns of each panel; `loss` includes the columns that begin with `loss_`."""
+"""Title and columns of each panel; `loss` includes columns that begin with `loss_`."""
 
 _COLUMNS = 2
 _PANEL_INCHES = (5.5, 3.2)
@@ -41,7 +41,7 @@ class CurvesOptions:
     """Options of `python -m src.report.curves`."""
 
     run: Path
-    """Folder of a run of train_voco.py or train_seg.py."""
+    """Run folder of train_voco.py or train_seg.py."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,14 +52,14 @@ def main(argv: list[str] | None = None) -> None:
 def plot_metrics(run: Path) -> Path:
     """Draw `metrics.csv` of a run of pre-training or segmentation.
 
-    Panels without a measured column are omitted. The chance level follows from the number of bases in
-    `config.yaml`; without that file no line is drawn for it.
+    Panels without a measured column are omitted. The chance level is derived from the number of bases in
+    `config.yaml`; without that file it is not drawn.
 
     Returns:
         The path of `curves.png` in the run's folder.
 
     Raises:
-        UserError: `metrics.csv` is missing or has none of the figures.
+        UserError: `metrics.csv` is missing or has none of the metrics.
     """
     metrics = read_metrics(run / "metrics.csv")
     shown = {title: found for title, names in PANELS.items() if (found := _measured(metrics, names))}
@@ -88,10 +88,10 @@ def plot_metrics(run: Path) -> Path:
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """The rows of a `metrics.csv` by step: float columns, NaN where a figure was not measured.
+    """Read the rows of a `metrics.csv` by step: float columns, NaN where a metric was not measured.
 
     Raises:
-        UserError: no such file, or no row in it.
+        UserError: no such file, or the file has no row.
     """
     if not path.is_file():
         raise UserError(f"no {path}: --run names the folder that the training wrote (its --output)")
@@ -105,7 +105,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def _measured(metrics: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
-    """The columns of a panel with a number, in the panel's order: colours do not depend on the table."""
+    """Return a panel's columns with values, in the panel's order: colours do not depend on the table."""
     parts = [column for column in metrics if column.startswith("loss_")] if "loss" in names else []
     return [column for column in (*names, *parts) if column in metrics and metrics[column].notna().any()]
 
@@ -113,7 +113,7 @@ def _measured(metrics: pd.DataFrame, names: tuple[str, ...]) -> list[str]:
 def _draw_columns(axes: Axes, metrics: pd.DataFrame, columns: list[str]) -> None:
     marker = "." if len(metrics) <= _FEW_ROWS else ""
     for column in columns:
-        measured = metrics.dropna(subset=column)  # a row without the figure does not break its line
+        measured = metrics.dropna(subset=column)  # a row without the metric does not interrupt its line
         width = 2.0 if column == "loss" else 1.2
         (line,) = axes.plot(
             measured["step"], measured[column], marker=marker, linewidth=width, label=_label(column)

@@ -1,10 +1,10 @@
-"""Saliency of a fold model: integrated gradients of a column's log-odds, by slice and place.
+"""Saliency of a fold model: integrated gradients of a column's log-odds, by slice and position.
 
     python -m src.report.saliency --model runs/cls/plus/fold0/model.safetensors --data data/prepared \\
         --series 21057 --column liver_high --output saliency.png
 
-Red raises the probability of the column, blue lowers it, compared with a stack whose feature maps are their
-mean everywhere. The sum of all parts is the difference between both predictions.
+Red raises the probability of the column, blue lowers it, compared with a stack whose feature maps are
+replaced by their mean. The sum of all contributions is the difference between both log-odds.
 """
 
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class SaliencyOptions:
     """Options of `python -m src.report.saliency`."""
 
     model: Path
-    """fold<k>/model.safetensors of a run of train_cls.py."""
+    """fold<k>/model.safetensors in a run folder of train_cls.py."""
 
     data: Path
     """Prepared data set."""
 
     series: str
-    """series_id of the series to look at."""
+    """series_id of the series to explain."""
 
     column: str
     """Column whose probability is explained, such as liver_high."""
@@ -54,7 +54,7 @@ class SaliencyOptions:
     """Number of slices to draw, those with the largest contributions."""
 
     steps: int = 64
-    """Steps of the integral."""
+    """Number of steps of the integral."""
 
     def __post_init__(self) -> None:
         check_range(self, "slices", "steps", at_least=1)
@@ -63,14 +63,14 @@ class SaliencyOptions:
 
 
 class Saliency(NamedTuple):
-    """Contribution of each place of a stack to the log-odds of a column."""
+    """Contribution of each position of a stack to the log-odds of a column."""
 
     parts: Tensor
     """(T, h, w) at the resolution of the encoder's last feature maps"""
     log_odds: float
     """log odds of the stack"""
     plain: float
-    """log odds of the same stack with the mean at every place; plus the sum of the parts it is `log_odds`"""
+    """log-odds of the same stack with mean feature maps; `log_odds` is this plus the sum of `parts`"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -93,10 +93,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_stack(options: SaliencyOptions, spec: ClassifierSpec) -> StackBatch:
-    """The model's input for the series, at the middle of its offsets.
+    """Read the model's input for the series, at the middle offset.
 
     Raises:
-        UserError: no such series, or a data set that does not fit the model.
+        UserError: no such series, or a data set that does not match the model.
     """
     dataset = PreparedDataset.open(options.data)
     found = dataset.series[dataset.series.series_id == options.series]
@@ -114,15 +114,15 @@ def explain(
 ) -> Saliency:
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365) over the encoder's last feature maps.
 
-    The path starts where every place has the mean features of the stack: features are normalised slice by
+    The path starts from the mean features of the stack at every position: features are normalised slice by
     slice, so that a path from zero would carry no information.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        steps: of the integral, at the middles of equal parts.
+        model: model in evaluation mode, on the CPU.
+        steps: number of steps of the integral, at the midpoints of equal parts.
 
     Raises:
-        UserError: the model does not predict the column, or its encoder has no maps of channels.
+        UserError: the model does not predict the column, or its encoder has no feature maps.
     """
     if column not in spec.columns:
         raise UserError(f"the model predicts {', '.join(spec.columns)}, not {column} (--column)")
@@ -146,7 +146,7 @@ def explain(
 def _log_odds(
     model: TraumaClassifier, spec: ClassifierSpec, maps: Tensor, padding: Tensor, column: str
 ) -> Tensor:
-    """() of a column among those of its target, from the encoder's feature maps (T, C, h, w)."""
+    """Log-odds, (), of a column within its target, from the encoder's feature maps (T, C, h, w)."""
     features = model.encoder.forward_head(maps)[None]
     pooled = model.head(features, padding[None] if spec.view.is_padded else None).pooled
     logits = (model.classifier(pooled)[0] + metric_shift(spec)).double()
@@ -156,13 +156,13 @@ def _log_odds(
 
 
 def show_slices(stack: StackBatch, spec: ClassifierSpec) -> np.ndarray:
-    """uint8 (T, H, W): the first window of each slice, without its neighbours and masks."""
+    """Return uint8 (T, H, W): the first window of each slice, without its neighbours and masks."""
     windows = len(spec.view.windows)
     return stack.images[:, spec.view.neighbours // 2 * windows].numpy()
 
 
 def draw(saliency: Saliency, slices: np.ndarray, shown: list[int], column: str) -> Figure:
-    """The slices in `shown` with their parts in colour, above the contribution of every slice.
+    """Draw the slices `shown` with their contributions in colour, above the contribution of every slice.
 
     Args:
         slices: uint8 (T, H, W).

@@ -25,7 +25,7 @@ def plot_scores(labels: pd.DataFrame, predictions: pd.DataFrame, folder: Path) -
 
     Args:
         labels: `patient_id` and the label columns.
-        predictions: of the same patients, one row per patient.
+        predictions: predictions of the same patients, one row per patient.
 
     Returns:
         The paths of the files.
@@ -56,7 +56,7 @@ def plot_scores(labels: pd.DataFrame, predictions: pd.DataFrame, folder: Path) -
 def _injuries(
     labels: pd.DataFrame, probabilities: pd.DataFrame, target: str
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, truth and ranking of each curve of a panel; those without both classes are excluded."""
+    """Return name, truth and ranking of each curve of a panel; curves without both classes are excluded."""
     if target == "any_injury":
         curves = [("any injury", any_injury(labels), any_injury(probabilities))]
     else:
@@ -70,15 +70,15 @@ def _injuries(
 def calibration_points(
     labels: pd.DataFrame, probabilities: pd.DataFrame, target: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean prediction and share of injured patients, in bins of equally many patients.
+    """Mean prediction and share of injured patients, in bins with equal numbers of patients.
 
-    Under the metric's weights the best prediction is not the probability of a class but one in proportion to
-    probability times weight. The weights are divided out here, so that calibrated predictions lie on the
-    diagonal, in targets of two classes and of three.
+    Under the metric's weights the best prediction is not the probability of a class but proportional to
+    probability times weight. The weights are divided out here, so that calibrated predictions are on the
+    diagonal, in targets with two and with three classes.
 
     Args:
         labels: `patient_id` and the label columns.
-        probabilities: of the same patients in the same order, normalised.
+        probabilities: probabilities of the same patients in the same order, normalised.
         target: one of the five, or `any_injury`, whose odds are divided by its own weight.
 
     Returns:

@@ -1,7 +1,7 @@
-"""A picture of what the network predicts: random crops, the bases, the labels and the similarities.
+"""Pictures of the network's predictions: random crops, bases, labels and similarities.
 
-The bases of a volume, side by side, are its canvas; the place of a random crop is outlined on it. Next to it
-are the labels and the predicted similarities on the same grid, with the most similar base framed.
+The bases of a volume, side by side, form its canvas, on which the position of a random crop is outlined. Next
+to it are the labels and the predicted similarities on the same grid, with the most similar base framed.
 """
 
 import cv2
@@ -11,10 +11,10 @@ from torch import Tensor
 from src.voco.dataset import VolumeSample
 
 VOLUMES = 4
-"""Largest number of volumes of a batch in a picture."""
+"""Maximum number of volumes of a batch in a picture."""
 
 CELL_PX = 72
-"""Side of a cell of a grid in the picture, large enough for two decimals."""
+"""Side of a grid cell in the picture, large enough for two decimals."""
 
 _GAP_PX = 8
 _CAPTION_PX = 22
@@ -28,10 +28,10 @@ _RIGHT, _WRONG = (0, 190, 80), (230, 30, 60)
 def draw_predictions(batch: VolumeSample, similarity: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
     """Draw the first volumes of a batch: uint8 (H, W, 3) in RGB, one row per random crop.
 
-    A row shows the random crop, the bases with the crop's true place outlined, the labels, and the
-    similarities with the highest one framed: green where no base overlaps the crop more, red elsewhere.
-    Images are the middle slice of a crop in its first window. A grid with several cells along z is drawn as
-    planes, head to feet.
+    A row shows the random crop, the bases with the crop's true position outlined, the labels, and the
+    similarities with the highest one framed: green if no base overlaps the crop more, else red. Images are
+    the middle slice of a crop in its first window. A grid with several cells along z is drawn as planes, head
+    to feet.
 
     Args:
         batch: B volumes, tiles (B, R + N, T, h, w, C), random crops first.
@@ -61,16 +61,16 @@ def draw_predictions(batch: VolumeSample, similarity: Tensor, grid: tuple[int, i
 
 
 def crop_places(label: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """First corner of random crops in units of a base, (..., N) labels -> float (..., 3) in z, y, x.
+    """Compute the first corner of random crops in units of a base: (..., N) labels -> (..., 3) float z, y, x.
 
-    This is exact: along an axis the label falls linearly with the distance, so that it interpolates the
-    places of the bases.
+    This is exact: along an axis the label decreases linearly with the distance, so that it interpolates the
+    positions of the bases.
     """
     return label @ np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=-1)  # (N, 3) places
 
 
 def _draw_canvas(bases: np.ndarray, label: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """The bases (N, h, w) in their places, planes side by side, with the crop's outline on each plane."""
+    """Draw the bases (N, h, w) in position, planes side by side, with the crop's outline on each plane."""
     z, y, x = crop_places(label, grid)
     first, last = (tuple(round(CELL_PX * place) for place in corner) for corner in ((x, y), (x + 1, y + 1)))
     planes = []
@@ -85,7 +85,7 @@ def _draw_canvas(bases: np.ndarray, label: np.ndarray, grid: tuple[int, int, int
 
 
 def _draw_grid(values: np.ndarray, grid: tuple[int, int, int], frame: tuple[int, ...] | None) -> np.ndarray:
-    """Values (N,) as cells, black at 0 and white at 1, with their numbers; the highest is framed."""
+    """Draw values (N,) as cells, black at 0 and white at 1, with their numbers; the highest is framed."""
     highest = np.arange(len(values)) == values.argmax()
     planes = []
     for plane, is_highest in zip(_planes(values, grid), _planes(highest, grid), strict=True):
@@ -104,43 +104,43 @@ def _draw_grid(values: np.ndarray, grid: tuple[int, int, int], frame: tuple[int,
 
 
 def _planes(values: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """(N, ...) in the order of the bases -> (z, y, x, ...)."""
+    """Reshape (N, ...) in the order of the bases to (z, y, x, ...)."""
     return values.reshape(*grid, *values.shape[1:])
 
 
 def _corners(row: int, column: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last pixel of a frame inside a cell, as OpenCV takes them (x, y)."""
+    """Return first and last pixel of a frame inside a cell as (x, y), as OpenCV expects."""
     left, top = column * CELL_PX + 3, row * CELL_PX + 3
     return (left, top), (left + CELL_PX - 7, top + CELL_PX - 7)
 
 
 def _rule(image: np.ndarray) -> np.ndarray:
-    """Thin lines between the cells of a grid, in place."""
+    """Draw thin lines between the cells of a grid, in place."""
     image[::CELL_PX] = image[:, ::CELL_PX] = 128
     image[-1] = image[:, -1] = 128
     return image
 
 
 def _to_rgb(tile: np.ndarray, side: int) -> np.ndarray:
-    """Grey (h, w) -> RGB (side, side, 3)."""
+    """Convert grey (h, w) to RGB (side, side, 3)."""
     enlarged = cv2.resize(tile, (side, side), interpolation=cv2.INTER_LINEAR)
     return np.repeat(enlarged[..., None], 3, axis=-1)
 
 
 def _side_by_side(planes: list[np.ndarray]) -> np.ndarray:
-    """Planes of one height with a gap between them."""
+    """Join planes of the same height with gaps."""
     gap = np.full((len(planes[0]), _GAP_PX, 3), 255, dtype=np.uint8)
     parts = [part for plane in planes for part in (gap, plane)]
     return np.concatenate(parts[1:], axis=1)
 
 
 def _caption(text: str, panel: np.ndarray) -> np.ndarray:
-    """A panel with its name above it and a margin around both."""
+    """Add a name above a panel and a margin around both."""
     margins = (_CAPTION_PX, _GAP_PX, _GAP_PX, _GAP_PX)
     framed = cv2.copyMakeBorder(panel, *margins, cv2.BORDER_CONSTANT, value=_PAPER)
     return _write(framed, text, (_GAP_PX, _CAPTION_PX - 7), _INK)
 
 
 def _write(image: np.ndarray, text: str, origin: tuple[int, int], colour: tuple[int, ...]) -> np.ndarray:
-    """Text in place, from its lower left corner (x, y)."""
+    """Write text with its lower left corner at (x, y)."""
     return cv2.putText(image, text, origin, _FONT, _FONT_SCALE, colour, 1, cv2.LINE_AA)
