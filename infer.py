@@ -1,6 +1,6 @@
-"""Predict test patients with the fold models and write a valid submission.csv, even where files are damaged.
+"""Predict test patients with fold models and write a valid submission.csv, even if files are damaged.
 
-From raw DICOM (nothing is written but the results):
+From raw DICOM (only the results are written):
     python infer.py --input data/rsna-2023-abdominal-trauma-detection.zip --models runs/cls/plus \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 
@@ -16,11 +16,11 @@ Models that use organ masks, from raw DICOM:
     python infer.py --input data/unpacked --models runs/cls/organ_aware --segmenter runs/seg/dual \\
         --sample data/rsna/sample_submission.csv --output submission.csv
 
-Check whether a submission would be accepted, nothing else:
+Only check whether a submission would be accepted:
     python infer.py --check submission.csv --sample data/rsna/sample_submission.csv
 
-Beside the submission, report.csv lists every series, whether it was predicted, and the patients that got the
-prior. A run that SIGTERM, Ctrl-C or --max-hours ends leaves a complete submission too.
+report.csv, beside the submission, lists every series with its status, and the patients that got the prior. A
+run that is ended by SIGTERM, Ctrl-C or --max-hours also leaves a complete submission.
 """
 
 import sys
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         check(parse_options(CheckOptions, argv, prog="infer.py", description=__doc__))
         return
     options = parse_options(InferOptions, argv, prog="infer.py", description=__doc__)
-    from src.infer.pipeline import predict_patients  # torch takes seconds: not for --help and --check
+    from src.infer.pipeline import predict_patients  # imports torch, which --help and --check do not need
 
     predict_patients(options, started)
 

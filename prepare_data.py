@@ -1,4 +1,4 @@
-"""Turn any CT that you have into the 8-bit slice stacks that training reads fast.
+"""Convert any CT to the 8-bit slice stacks that training reads fast.
 
 The competition, from its folder or from its zip as downloaded:
     python prepare_data.py --input data/unpacked --output data/prepared --jobs 8
@@ -12,8 +12,8 @@ Any folder tree or zip of DICOM files, and NIfTI volumes with masks beside them:
 On a Dask cluster whose workers see the same folders:
     python prepare_data.py --input data/unpacked --output data/prepared --cluster tcp://10.0.0.1:8786
 
-Run it again after an interruption: finished series are kept. The files and series that were left out are
-counted by reason at the end and listed in series.csv and rejected.csv.
+Run it again after an interruption: finished series are kept. Excluded files and series are counted by reason
+at the end and listed in series.csv and rejected.csv.
 """
 
 from src.core.config import parse_options
@@ -23,7 +23,7 @@ from src.prepare.options import PrepareOptions
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(PrepareOptions, argv, prog="prepare_data.py", description=__doc__)
-    from src.prepare.run import run_preparation  # after the options: --help needs no decoders
+    from src.prepare.run import run_preparation  # imports decoders, which --help does not need
 
     run_preparation(options)
 

@@ -1,18 +1,18 @@
-"""Score predictions by the competition's metric: per fold, overall, and against priors that need no image.
+"""Score predictions with the competition's metric: per fold, overall, and against image-free priors.
 
     python score.py --oof runs/cls/demo/oof.csv --labels train.csv --folds folds/rsna2023_5fold.csv
     python score.py --oof A/oof_series.csv B/oof_series.csv --labels train.csv --json score.json
     python score.py --oof A/oof_series.csv B/oof_series.csv --labels train.csv --fit post.json
     python score.py --submission submission.csv --labels test_labels.csv --prior-labels train.csv
 
-Rows of one patient (several series) are averaged, then tables (several models), for each target those that
-predict it; several tables are also scored one by one, and compared with the first. The priors are fitted on
+Rows of one patient (several series) are averaged, then tables (several models), per target over those that
+predict it; several tables are also scored separately and compared with the first. The priors are fitted on
 the other folds of --labels, or for a submission on --prior-labels. Lower is better.
 
---fit finds the post-processing (weights of tables, rule for two series, temperatures, multipliers, coupling
-of any injury) that infer.py --post applies; give it oof_series.csv of the runs, where targets that a run does
-not predict are empty and patients without a series are marked. The gain that it reports is cross-fitted:
-every fold is adjusted by a fit to the other folds.
+--fit fits the post-processing (weights of tables, rule for two series, temperatures, multipliers, coupling of
+any injury) that infer.py --post applies; pass it oof_series.csv of the runs, in which targets that a run does
+not predict are empty and patients without a series are marked. The reported gain is cross-fitted: every fold
+is adjusted by a fit to the other folds.
 """
 
 from src.core.config import parse_options
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in (options.json, options.fit, options.plots and options.plots / "roc.png"):
         if path:
             require_writable(path)
-    # imported here, so that --help and a wrong option answer before pandas is loaded
+    # imported here, so that --help and errors in options do not wait for pandas
     from src.data.folds import read_folds
     from src.data.labels import read_labels, read_probabilities
     from src.score.score_text import format_report

@@ -8,7 +8,7 @@
 
 The competition runs notebooks without internet: the bundle is a Kaggle dataset with the source, the models
 and the wheels of packages that Kaggle's machines lack; the notebook installs and runs them. push and submit
-call the kaggle program, which has to be logged in; --dry-run prints the commands instead. --help after a
+call the kaggle program, which must be logged in; --dry-run prints the commands instead. --help after a
 command explains its options.
 """
 
@@ -20,7 +20,7 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.log import format_table, say
 from src.submit.options import BundleOptions, KernelOptions, PushOptions, SubmitOptions
 
-# Each command imports its part late, so that --help and a wrong option answer before torch is loaded.
+# Each command imports its part late, so that --help and errors in options do not wait for torch.
 
 
 def run_bundle(options: BundleOptions) -> None:

@@ -8,7 +8,7 @@ One fold, from scratch, with a preset:
     python train_cls.py --config configs/cls/demo.yaml --fold 0 --data ... --labels ... --folds ... \\
         --output runs/cls/scratch
 
-The same command again continues an interrupted run from its last epoch, to the same result.
+The same command continues an interrupted run from its last epoch, with the same result.
 """
 
 from src.cls.options import ClassifierOptions
@@ -18,7 +18,7 @@ from src.core.errors import exit_on_user_error
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(ClassifierOptions, argv, prog="train_cls.py", description=__doc__)
-    # imported here, so that --help and a wrong option answer before torch is loaded
+    # imported here, so that --help and errors in options do not wait for torch
     from src.cls.run import train_folds
 
     train_folds(options)

@@ -1,4 +1,4 @@
-"""Train the pair of networks that segments the organs, on labelled and on unlabelled series.
+"""Train the pair of networks that segments the organs, on labelled and unlabelled series.
 
     python train_seg.py --config configs/seg/dual.yaml --data data/prepared \\
         --encoder runs/voco/plus/encoder.safetensors --output runs/seg/dual
@@ -7,10 +7,10 @@
         --unlabelled-batch 32 --output runs/seg/dual
 
 Presets: dual (two sub-networks that correct and teach each other) and supervised (the same two without the
-unlabelled terms), each with a _small twin for CPUs; docs/studies/segmentation.md compares them. All series
-with masks are used for training, except those of --validation's share of patients, which are scored in 3D at
-the end. The same command again continues an interrupted run from its last checkpoint, to the same result.
-The run's folder gets segmenter.safetensors (for segment.py), last.pt, metrics.csv, curves.png, TensorBoard
+unlabelled terms), each with a _small version for CPUs; docs/studies/segmentation.md compares them. All series
+with masks are used for training, except those of the --validation share of patients, which are scored in 3D
+at the end. The same command continues an interrupted run from its last checkpoint, with the same result. The
+run's folder gets segmenter.safetensors (for segment.py), last.pt, metrics.csv, curves.png, TensorBoard
 events, split.csv (the part of every series), scores.csv, sheets (pictures of the held-out patients) and
 config.yaml.
 """
@@ -26,7 +26,7 @@ from src.seg.options import SegOptions
 def main(argv: list[str] | None = None) -> None:
     """Read the options, train, score, draw the curves."""
     options = parse_options(SegOptions, argv, prog="train_seg.py", description=__doc__)
-    # imported here, so that --help and a wrong option answer before torch is loaded
+    # imported here, so that --help and errors in options do not wait for torch
     from src.report.curves import plot_metrics
     from src.seg.run import train_pair
 

@@ -1,4 +1,4 @@
-"""Pre-train an encoder without labels by contextual position, on sets that prepare_data.py wrote.
+"""Pre-train an encoder without labels by contextual position prediction, on sets that prepare_data.py wrote.
 
     python train_voco.py --config configs/voco/plus.yaml --data data/prepared --output runs/voco/plus
     python train_voco.py --config configs/voco/v2_small.yaml --data data/a data/b --output runs/voco/small
@@ -6,11 +6,11 @@
         --output runs/voco/v2
 
 Presets: v1 and v2 (2D-VoCo as published), plus (ours), 3d (VoCo on sub-volumes), large (large-scale VoCo),
-each with a _small twin for CPUs; docs/pretraining.md compares them. The same command again continues an
-interrupted run from its last checkpoint, to the same result. The run's folder gets encoder.safetensors (the
+each with a _small version for CPUs; docs/pretraining.md compares them. The same command continues an
+interrupted run from its last checkpoint, with the same result. The run's folder gets encoder.safetensors (the
 backbone, for train_cls.py --encoder and for plain timm), last.pt, metrics.csv, curves.png, TensorBoard
-events, patients.csv (whose images the encoder has seen) and config.yaml. Watch `placing: cross`: the share of
-crops of one patient placed right among another patient's base crops; chance is one in the number of bases.
+events, patients.csv (patients that it was trained on) and config.yaml. Watch `placing: cross`: the share of
+crops of one patient placed correctly among another patient's base crops; chance is 1 / number of bases.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from src.voco.options import VocoOptions
 def main(argv: list[str] | None = None) -> None:
     """Read the options, pre-train, draw the curves."""
     options = parse_options(VocoOptions, argv, prog="train_voco.py", description=__doc__)
-    # imported here, so that --help and a wrong option answer before torch is loaded
+    # imported here, so that --help and errors in options do not wait for torch
     from src.report.curves import plot_metrics
     from src.report.voco_pictures import draw_predictions
     from src.voco.run import pretrain

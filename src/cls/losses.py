@@ -21,8 +21,7 @@ class StackLoss(nn.Module):
 
     Args:
         labels: labels of the training patients, 0 or 1, which determine the mean weights.
-        kind: `weighted` uses the metric's weights; `metric` adds its sixth loss, of any injury; `plain` has
-            no weights.
+        kind: `weighted` uses the metric's weights; `metric` adds its any-injury loss; `plain`: no weights.
         smoothing: label smoothing, 0 to 1.
         targets: targets of the classifier, a subset of `TARGETS`.
 

@@ -128,8 +128,7 @@ def compute_features(
         series: rows with `patient_id, series_id`; they become `SliceFeatures.series`.
 
     Raises:
-        UserError: a network was trained on one of the patients, a series is unreadable, or features are not
-            finite.
+        UserError: a network was trained on a patient, a series is unreadable, or features are not finite.
     """
     outputs = []
     for network in networks:

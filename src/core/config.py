@@ -1,8 +1,7 @@
 """Options of a script: one frozen dataclass, filled from presets (YAML) and the command line.
 
 jsonargparse checks the types and prints the help. This wrapper adds: presets apply first and `--key value`
-wins in any order, names must be exact, list options take several values, and every mistake is reported in
-one line.
+wins in any order, names must be exact, list options take several values, and every error is one line.
 """
 
 import dataclasses

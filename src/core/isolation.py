@@ -42,8 +42,7 @@ END_LIMIT_S = 5.0
 TICK_S = 0.5
 _SILENT = "gave no sign of life for {:g} s"
 
-# The child gets the parent's whole sys.path, so that it finds the same modules and none from the working
-# directory.
+# The child gets the parent's whole sys.path, so that it finds the same modules, not those of its folder.
 BOOT = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from src.core.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
@@ -171,8 +170,7 @@ class Child:
         # Until its first report the child imports the function's modules, possibly from a slow disk.
         limits_s = {True: max(limit_s, START_LIMIT_S), False: limit_s}
         while not self._connection.poll(tick_s):
-            # A child's end shows as end of file, unless a process that the function started keeps the line
-            # open.
+            # A child's end shows as end of file, unless a process that it started keeps the line open.
             if self._process.poll() is not None and not self._connection.poll():
                 raise EOFError
             count = self._board.count()

@@ -221,8 +221,7 @@ def keep_freed_memory() -> bool:
     to half of a forward pass. The process stays as large as its peak.
 
     Returns:
-        Whether the setting is active: not without glibc, nor if environment variables configure the
-        allocator.
+        Whether it is active: not without glibc, nor if environment variables configure the allocator.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _MALLOC_SETTINGS):
         return False

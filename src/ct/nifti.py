@@ -272,8 +272,7 @@ def open_nifti(
         report: called with the name of each slice before it is read.
 
     Raises:
-        SeriesError: the volume cannot be read, is not axial, or its values are neither HU nor known grey
-            levels.
+        SeriesError: unreadable, not axial, or the values are neither HU nor known grey levels.
     """
     try:
         with open_volume(file) as volume:

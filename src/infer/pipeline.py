@@ -264,7 +264,6 @@ def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:
         warn(f"the run ended early ({why_early}): the submission is complete, with what was known by then")
     say(f"submission: {output}")
     if not why_early and not {"ok", "thinned"} & set(counts.index):
-        # a series' reason is more specific than its patient's; without series there are only patients'
-        # reasons
+        # reasons of series are more specific than those of patients, which are used without series
         reason = report.reason[(report.status != "prior") | (len(counts) == 1)].max()
         raise UserError(f"no series could be predicted, every patient got the prior: {reason}")

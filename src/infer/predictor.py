@@ -20,8 +20,7 @@ class SeriesPredictor:
 
     If memory runs out, the number of slices per forward pass is halved, down to one; the number that worked
     is kept. If half precision overflows, the series is predicted again in full precision. If a GPU fails
-    anyway, the CPU predicts: the ensemble stays there from the start, because a failed GPU may not return its
-    copy.
+    anyway, the CPU predicts: the ensemble stays there from the start, as a failed GPU may not return it.
 
 
     Args:

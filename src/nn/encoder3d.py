@@ -109,7 +109,7 @@ def check_sides(name: str, encoder: nn.Module, sides: Sequence[int]) -> None:
 
     Raises:
         UserError: a side is not a multiple of the encoder's, or a single voxel would be left, which cannot be
-        normalised.
+            normalised.
     """
     step = getattr(encoder, "side_multiple", 1)
     if any(side % step for side in sides) or (step > 1 and max(sides) == step):

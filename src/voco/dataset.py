@@ -87,12 +87,12 @@ class CropChanges:
 
     A rotated or recoloured crop still comes from the same position, which the network has to predict in spite
     of the change. Random crops and base crops are changed in the same way.
+
     Args:
-        Args:
-            flip: probability of a flip along each of z, y and x.
-            rotate90: probability of one to three quarter turns in the plane.
-            shift: probability of adding a constant to the grey levels, up to a tenth of their range, clipped
-                at
+        flip: probability of a flip along each of z, y and x.
+        rotate90: probability of one to three quarter turns in the plane.
+        shift: probability of adding a constant to the grey levels, up to a tenth of their range, clipped at
+            black and white (VoCo 3D).
         appearance: strength of `AppearanceChange`.
     """
 

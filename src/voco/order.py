@@ -26,6 +26,9 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
         rank: index of this process among `world` processes.
         sets: number of series and repeat factor of every set, in the order of the entries; by default one set
             of `entries` series, visited once.
+
+    Raises:
+        UserError: fewer entries than a batch, or a batch that the processes cannot share evenly.
     """
 
     def __init__(
