@@ -29,7 +29,7 @@ class SeriesPredictor:
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble = self._on_cpu = ensemble
-        self._settings = {"cpu": ForwardSettings()}  # by type of device
+        self._settings = {"cpu": ForwardSettings()}  # settings by device type
         self._warned = False
 
     def use_fastest(self, precision: str) -> None:

@@ -34,7 +34,7 @@ from src.prepare.write_series import (
 )
 
 _CONTENT = ("series.csv", "rejected.csv", "images", "masks", "preview")
-"""In the order of deletion: without series.csv a data set counts as incomplete. Its dataset.json stays until
+"""Content in deletion order: without series.csv a data set counts as incomplete. Its dataset.json stays until
 it is replaced, so that a run that is killed meanwhile can be repeated."""
 _BEGUN = (".dataset-*.json", ".series-*.csv", ".rejected-*.csv")
 """Unfinished files that a killed run leaves beside the content."""

@@ -1,4 +1,4 @@
-"""Masks and tables of many series, one folder per series.
+"""Write the masks and tables of many series, one folder per series.
 
 The networks process one chunk of slices while worker processes decode the next ones, and a thread cleans and
 writes the previous masks. Only a few chunks are in memory, for a series of any length.

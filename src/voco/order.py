@@ -54,7 +54,7 @@ class VolumeOrder(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"sets {self.sets} do not make {entries} entries")
         self.batch, self.seed = batch, seed
         self.first_step, self.steps = first_step, steps
-        self.batches = entries // batch  # of an epoch
+        self.batches = entries // batch  # number per epoch
         self.share = slice(rank * batch // world, (rank + 1) * batch // world)
 
     def __len__(self) -> int:
