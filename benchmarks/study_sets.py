@@ -32,7 +32,7 @@ PREPARED = {
 SIZE = 144
 """Side of the prepared images in pixels."""
 CLASSIFIER = "configs/cls/study.yaml"
-MOST_REPEATS = 2
+MAX_REPEATS = 2
 """More overfit: with five times the epochs a tenth of the labels scored far worse than the prior."""
 
 
@@ -122,14 +122,14 @@ def voco_preset(preset: str) -> str:
 def classification(work: Path, start: Start, share: float, seed: int, precision: str) -> Piece:
     """Training from `start` on a share of the labels, and the prediction of the test patients.
 
-    Fewer labels get more epochs, up to `MOST_REPEATS` times as many, and a warm-up as much longer.
+    Fewer labels get more epochs, up to `MAX_REPEATS` times as many, and a warm-up as much longer.
     """
     data = draw_labelled(work, share, seed)
     inputs = [data / name for name in ("series.csv", "labels.csv", "folds.csv")]
     output = work / "cls" / f"{start.name}-l{100 * share:g}-s{seed}"
     tables = ("--data", data, "--labels", inputs[1], "--folds", inputs[2], "--output", output)
     given = read_preset(ClassifierOptions, CLASSIFIER, *tables)
-    repeats = min(round(1 / share), MOST_REPEATS)
+    repeats = min(round(1 / share), MAX_REPEATS)
     arguments = [
         *("--epochs", str(given.epochs * repeats), "--warmup-epochs", str(given.warmup_epochs * repeats)),
         *("--seed", str(seed), "--fold", "0", "--precision", precision),

@@ -24,7 +24,7 @@ from src.core.runtime import Runtime, sample_rng
 from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, Losses, Method, Progress, TrainingLoop
+from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
 
 
 def train_network(
@@ -141,7 +141,7 @@ class NetworkTraining(Method):
     def seed_parts(self, number: int) -> tuple[int, ...]:
         return divmod(number, self.order.batches)  # epoch, batch of the epoch
 
-    def losses(self, batch: StackBatch, number: int, step: int) -> Losses:
+    def compute_loss(self, batch: StackBatch, number: int, step: int) -> LossAndMetrics:
         """Return the loss of the stacks, and those of slices and organs if they are trained."""
         epoch, index = self.seed_parts(number)
         chosen = self._draws_of(epoch)[index]
@@ -165,7 +165,7 @@ class NetworkTraining(Method):
             is_known = (batch.has_organs[:, None] & ~batch.padding).flatten()[decoded]
             metrics["organs"] = organ_loss(output.organ_logits, maps, is_known)
             metrics["loss"] = metrics["loss"] + options.organ_loss * metrics["organs"]
-        return Losses(metrics["loss"], {name: value.detach() for name, value in metrics.items()})
+        return LossAndMetrics(metrics["loss"], {name: value.detach() for name, value in metrics.items()})
 
     def row(self, step: int) -> int:
         """Return the row number: rows are numbered by epoch."""

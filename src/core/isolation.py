@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 Report = Callable[[str], None]
-"""Callback that reports each step to the parent, as a sign of life and for `last_step` after a crash."""
+"""Callback that reports each step to the parent, as proof of life and for `last_step` after a crash."""
 
 
 def no_report(step: str) -> None:
@@ -40,7 +40,7 @@ SILENCE_LIMIT_S = 120.0
 START_LIMIT_S = 120.0
 END_LIMIT_S = 5.0
 TICK_S = 0.5
-_SILENT = "gave no sign of life for {:g} s"
+_SILENT = "made no report for {:g} s"
 
 # The child gets the parent's whole sys.path, so that it finds the same modules, not those of its folder.
 BOOT = (

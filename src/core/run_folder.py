@@ -89,7 +89,7 @@ def claim_folder(
     unwanted = {item for pattern in leftovers for item in folder.glob(pattern)}
     saved = read_record(path, kind)
     if saved is None and set(folder.iterdir()) - unwanted:
-        raise UserError(f"{folder} holds something else than {kind}: {ANOTHER_OUTPUT}")
+        raise UserError(f"{folder} contains something other than {kind}: {ANOTHER_OUTPUT}")
     if saved is not None and overwrite:
         unwanted = {item for item in folder.iterdir() if item.name not in {record_name, *kept}}
     elif saved is not None:

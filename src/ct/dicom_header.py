@@ -54,8 +54,8 @@ _HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", wh
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
 _LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: images begin with this element or an earlier one
 _PIXEL_MM = (1e-3, 100.0)
-_MOST_PIXELS = 16384  # per side; a decoder would allocate whatever size a damaged header states
-_ABSURD = 1e6  # limit for positions (mm) and rescale values (HU)
+_MAX_PIXELS = 16384  # per side; a decoder would allocate whatever size a damaged header states
+_MAX_PLAUSIBLE = 1e6  # limit for positions (mm) and rescale values (HU)
 
 
 class DicomError(SliceError):
@@ -212,11 +212,11 @@ def _check_numbers(header: Header) -> None:
     """Refuse sizes, positions, directions and rescales that no scanner writes."""
     numbers = (*header.position_mm, *header.along_cols, *header.along_rows)
     numbers += (header.row_mm, header.col_mm, header.slope, header.intercept)
-    plausible = all(abs(number) < _ABSURD for number in numbers)  # also rejects NaN
+    plausible = all(abs(number) < _MAX_PLAUSIBLE for number in numbers)  # also rejects NaN
     unit = all(abs(math.hypot(*axis) - 1) < 0.01 for axis in (header.along_cols, header.along_rows))
     cosine = sum(a * b for a, b in zip(header.along_cols, header.along_rows, strict=True))
     bits = 1 <= header.bits_stored <= min(16, header.bits_allocated)
-    sizes = all(0 < side <= _MOST_PIXELS for side in (header.rows, header.cols))
+    sizes = all(0 < side <= _MAX_PIXELS for side in (header.rows, header.cols))
     pixels = all(_PIXEL_MM[0] <= side <= _PIXEL_MM[1] for side in (header.row_mm, header.col_mm))
     if not (plausible and unit and abs(cosine) < 0.01 and bits and sizes and pixels and header.slope != 0):
         raise DicomError("size, position, orientation, spacing or rescale makes no sense")

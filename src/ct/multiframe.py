@@ -151,7 +151,7 @@ def _spans(
         tuple(fragments[k] for k in np.flatnonzero(frame_of == index).tolist()) for index in range(n_frames)
     ]
     if frame_of.size == 0 or frame_of.max() != n_frames - 1 or not all(spans):
-        raise DicomError("frames cannot be told apart")
+        raise DicomError("frames cannot be distinguished")
     return spans
 
 

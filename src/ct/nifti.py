@@ -105,7 +105,7 @@ def _map_volume(stream: BinaryIO) -> Volume:
         raise NiftiError("holds colours or complex numbers")
     if not placed or np.array_equal(header.get_best_affine(), np.eye(4)):
         # Writers store the identity if the affine is unknown: no scanner has its first voxel at 0, 0, 0.
-        raise NiftiError("does not say how it lies in the patient: its affine is missing or the identity")
+        raise NiftiError("orientation unknown: its affine is missing or the identity")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not lengths.all():
         raise NiftiError("has a singular affine")

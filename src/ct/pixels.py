@@ -41,7 +41,7 @@ def stored_to_hu(stored: np.ndarray, header: Header) -> np.ndarray:
     value = stored.astype(dtype, copy=False)
     is_padding = None if header.padding is None else _is_padding(value, header)
     if header.inverted:
-        value = np.invert(value, out=_room(value))
+        value = np.invert(value, out=_reusable(value))
     value = _keep_valid_bits(value, header)
     hu = _rescale(value, header)
     if is_padding is not None:
@@ -62,9 +62,9 @@ def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
     # Clip first so that the sum fits into 16 bits; addition modulo 65,536 is the same for signed and
     # unsigned. The limits are rows because numpy compares with a scalar six times slower.
     if low > limits.min:
-        value = np.maximum(value, np.full(header.cols, low, dtype=value.dtype), out=_room(value))
+        value = np.maximum(value, np.full(header.cols, low, dtype=value.dtype), out=_reusable(value))
     if high < limits.max:
-        value = np.minimum(value, np.full(header.cols, high, dtype=value.dtype), out=_room(value))
+        value = np.minimum(value, np.full(header.cols, high, dtype=value.dtype), out=_reusable(value))
     if not value.flags.writeable:
         value = value.copy()
     hu = value.view(np.int16)
@@ -73,7 +73,7 @@ def _rescale(value: np.ndarray, header: Header) -> np.ndarray:
     return hu
 
 
-def _room(value: np.ndarray) -> np.ndarray | None:
+def _reusable(value: np.ndarray) -> np.ndarray | None:
     """Output array of the next step: the input where it is writeable, else None for a new array."""
     return value if value.flags.writeable else None
 
@@ -82,11 +82,11 @@ def _keep_valid_bits(value: np.ndarray, header: Header) -> np.ndarray:
     """Clear the bits above BitsStored, and sign-extend from the highest valid bit."""
     free = value.dtype.itemsize * 8 - header.bits_stored
     if free and header.signed:
-        value = np.left_shift(value, free, out=_room(value))
+        value = np.left_shift(value, free, out=_reusable(value))
         return np.right_shift(value, free, out=value)
     if free:
         valid = np.array((1 << header.bits_stored) - 1, dtype=value.dtype)
-        return np.bitwise_and(value, valid, out=_room(value))
+        return np.bitwise_and(value, valid, out=_reusable(value))
     return value
 
 

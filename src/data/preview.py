@@ -34,7 +34,7 @@ ORGAN_COLOURS = MappingProxyType(
 
 _CAPTION_PX = 24
 _GAP_PX = 2
-_LEAST_PX = 192
+_MIN_PX = 192
 """Minimum side in pixels on mask sheets, to which smaller slices are enlarged: outlines are 1 px wide."""
 
 
@@ -104,7 +104,7 @@ def mask_sheet(
             shown[index] |= read_slices(folder, [index], size, 1).any()
     within = np.flatnonzero(shown) if shown.any() else np.arange(count)
     indices = within[even_indices(len(within), columns)]
-    zoom = max(1, round(_LEAST_PX / size))
+    zoom = max(1, round(_MIN_PX / size))
     images = _enlarge(dataset.read_slices(patient_id, series_id, indices)[..., 0], zoom)  # (T, H, W)
     masks = {
         name: _enlarge(read_slices(folder, indices, size, 1)[..., 0], zoom)

@@ -7,7 +7,7 @@ from pathlib import Path
 from src.cls.options import Flip
 from src.core.config import Precision, check_range
 
-MOST_JOBS = 8
+MAX_JOBS = 8
 """Default limit of --jobs: each job may hold a whole series."""
 
 
@@ -83,4 +83,4 @@ class InferOptions:
     def threads(self) -> int:
         """Number of threads that read."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.jobs or min(MOST_JOBS, max(1, cores - 1))
+        return self.jobs or min(MAX_JOBS, max(1, cores - 1))

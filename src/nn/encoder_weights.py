@@ -27,7 +27,7 @@ PREFERRED_ROOTS = (
 )
 """Preference between two complete networks: the first root with this ending, and the reason."""
 
-MOST_STRANGE = 0.1
+MAX_MISMATCH = 0.1
 """Maximum share of a backbone's parameters that a file may lack, or have in excess; above it, the file
 belongs to another backbone."""
 
@@ -249,9 +249,9 @@ def _refuse_another_backbone(
     parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in names})
     strange = [name for name in unused if name.startswith(parts)]
     problem = ""
-    if len(missing) > MOST_STRANGE * len(names):
+    if len(missing) > MAX_MISMATCH * len(names):
         problem = f"lacks {len(missing)} of the {len(names)} weights of this backbone ({missing[0]}, ...)"
-    elif len(strange) > MOST_STRANGE * len(names):
+    elif len(strange) > MAX_MISMATCH * len(names):
         problem = f"holds {len(strange)} weights that this backbone has no place for ({strange[0]}, ...)"
     if problem:
         raise UserError(f"{path} {problem}: was it trained with another --backbone?")

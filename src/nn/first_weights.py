@@ -59,7 +59,7 @@ def recorded_greys(path: str | Path, windows: Sequence[str]) -> Greys | None:
         return tuple(about.mean[place] for place in places), tuple(about.std[place] for place in places)
     warn(
         f"{path} was trained on the windows {' '.join(about.windows)}, its input is now "
-        f"{' '.join(windows)}: the first layer meets other grey levels"
+        f"{' '.join(windows)}: the first layer gets other grey levels"
     )
     return (about.mean, about.std) if about.in_channels == len(windows) else default_greys(windows)
 

@@ -25,11 +25,11 @@ from src.core.log import MetricsLog, is_main_process, progress
 from src.core.run_folder import require_same
 from src.core.runtime import Runtime, torch_seed
 
-MOST_SKIPPED = 25
+MAX_SKIPPED = 25
 """Maximum number of consecutive steps that fp16's scaler may skip: from scale 2^16 to far below 1."""
 
 
-class Losses(NamedTuple):
+class LossAndMetrics(NamedTuple):
     """Result of the forward pass of a batch."""
 
     loss: Tensor
@@ -111,7 +111,7 @@ class Method(ABC):
         """Yield this process's batches, starting with a given batch of the run."""
 
     @abstractmethod
-    def losses(self, batch: Any, number: int, step: int) -> Losses:
+    def compute_loss(self, batch: Any, number: int, step: int) -> LossAndMetrics:
         """Return the loss of a batch, the `number`-th of the run, after `step` optimiser steps."""
 
     def seed_parts(self, number: int) -> tuple[int, ...]:
@@ -228,7 +228,7 @@ class TrainingLoop:
                     set_lr(method.optimizer, lr)
                     metrics, is_finite, was_skipped = self.train_on(batch, number)
                     skipped = skipped + 1 if was_skipped else 0
-                    if not is_finite or skipped == MOST_SKIPPED:
+                    if not is_finite or skipped == MAX_SKIPPED:
                         raise UserError(self._describe_failure(number, metrics))
                     number += 1
                     rows.append(metrics)
@@ -256,7 +256,7 @@ class TrainingLoop:
         try:
             # for dropout and stochastic depth: noise differs between processes, but not in a resumed run
             with torch_seed(settings.seed, *method.seed_parts(number), runtime.rank):
-                loss, metrics = method.losses(batch, number, self.step)
+                loss, metrics = method.compute_loss(batch, number, self.step)
                 if is_first:
                     method.optimizer.zero_grad()
                 runtime.backward(loss / size)

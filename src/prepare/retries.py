@@ -8,7 +8,7 @@ import cv2
 from src.core.isolation import SILENCE_LIMIT_S, ChildCrashed, ChildStalled, Report, call_isolated
 from src.ct.series import READ_ALL, ReadSettings, Rejected, SeriesError, UnreachableSeries
 
-_MOST_LEFT_OUT = 8
+_MAX_LEFT_OUT = 8
 
 Result = TypeVar("Result")
 
@@ -56,7 +56,7 @@ def _safer(settings: ReadSettings, failure: ChildCrashed | ChildStalled) -> Read
         return ReadSettings(pydicom_only=True)
     what = "crashes" if isinstance(failure, ChildCrashed) else "hangs"
     known = {item.source for item in settings.left_out}
-    if not failure.last_step or failure.last_step in known or len(known) == _MOST_LEFT_OUT:
+    if not failure.last_step or failure.last_step in known or len(known) == _MAX_LEFT_OUT:
         # a mount that does not respond looks like a decoder that hangs
         kind = UnreachableSeries if isinstance(failure, ChildStalled) else SeriesError
         raise kind(f"every decoder {what} on it")

@@ -19,7 +19,7 @@ from src.probe.estimates import FEW, Estimate, percentile_interval, ratio, resam
 from src.probe.tiles import ProbeSet
 
 NEIGHBOURS = 20
-MOST_LACKING = 0.1
+MAX_LACKING = 0.1
 """Maximum share of patients that may lack an organ which is a class."""
 
 Fit = Callable[[int], BaseEstimator]
@@ -198,12 +198,12 @@ def _organs_of(tiles: ProbeSet) -> dict[str, set[int]]:
 
 
 def _common_organs(tiles: ProbeSet) -> list[int]:
-    """Return the organs that at most a share `MOST_LACKING` of the patients lack."""
+    """Return the organs that at most a share `MAX_LACKING` of the patients lack."""
     having = list(_organs_of(tiles).values())
     return [
         label
         for label in ORGANS.values()
-        if having and sum(label not in organs for organs in having) <= MOST_LACKING * len(having)
+        if having and sum(label not in organs for organs in having) <= MAX_LACKING * len(having)
     ]
 
 

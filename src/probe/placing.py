@@ -22,7 +22,7 @@ SLICES = 8
 """Slices of a crop in the geometry that all methods share; a 3D network uses its training depth."""
 RANDOM_CROPS = 8
 """Number of random crops per series and draw."""
-LEAST_CROPS = 400
+MIN_CROPS = 400
 """Minimum number of random crops in total; small sets are drawn from several times."""
 
 SampleCrops = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
@@ -114,8 +114,8 @@ class PlacedCrops(NamedTuple):
 
 
 def embed_series(net: FrozenNet, sample: SampleCrops, series: int, name: str) -> PlacedCrops:
-    """Embed every series' crops, in enough draws to reach `LEAST_CROPS`."""
-    draws = -(-LEAST_CROPS // (series * RANDOM_CROPS))
+    """Embed every series' crops, in enough draws to reach `MIN_CROPS`."""
+    draws = -(-MIN_CROPS // (series * RANDOM_CROPS))
     features, projections, labels = [], [], []
     for number in progress(range(draws * series), desc=f"placing, {name}"):
         crops, label = sample(number % series, number // series)

@@ -21,9 +21,9 @@ from src.probe.frozen import GRID, FrozenNet, HeldOut, cut, grid_starts
 
 BLOCKS = 6
 """Parts of a series along the body, each with the same number of slices."""
-SLICES, LEAST_SLICES = 24, 200
+SLICES, MIN_SLICES = 24, 200
 """Slices per series, and minimum in total: with few series, more are taken of each."""
-TILES, LEAST_TILES = 16, 400
+TILES, MIN_TILES = 16, 400
 """Tiles per series and organ, and minimum per organ in total."""
 _BODY_HU = -150
 
@@ -59,10 +59,10 @@ def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, Pro
     set, not on the network.
     """
     series = held_out.series
-    count = max(SLICES, -(-LEAST_SLICES // len(series)))
+    count = max(SLICES, -(-MIN_SLICES // len(series)))
     ids = zip(series["patient_id"], series["series_id"], strict=True)
     has_masks = [held_out.dataset.has_masks(*pair) for pair in ids]
-    per_organ = max(TILES, -(-LEAST_TILES // max(1, sum(has_masks))))
+    per_organ = max(TILES, -(-MIN_TILES // max(1, sum(has_masks))))
     tile = net.options.tile
     organ_parts, slice_parts = [], []
     for number in progress(range(len(series)), desc="probe"):

@@ -13,7 +13,7 @@ PULL = 0.5
 """Standard deviation of the normal prior of the parameters around "change nothing": of log temperatures and
 log multipliers, of shares, and of weights relative to equal ones. The prior weighs as much as one patient."""
 LARGEST_LOG = np.log(8.0)
-LEAST_WEIGHT = 0.01
+MIN_WEIGHT = 0.01
 """Minimum weight of a table that predicts a target which another one lacks."""
 SHARES, TEMPERATURE, MULTIPLIERS = slice(0, 2), slice(2, 7), slice(7, 15)
 WEIGHTS = slice(15, None)
@@ -70,7 +70,7 @@ class PostObjective:
         if self.parts.joining:
             low[SHARES], high[SHARES] = 0.0, 1.0
             is_needed = (self.predicted & ~self.predicted.all(axis=0)).any(axis=1)
-            low[WEIGHTS], high[WEIGHTS] = np.where(is_needed, LEAST_WEIGHT, 0.0), 1.0
+            low[WEIGHTS], high[WEIGHTS] = np.where(is_needed, MIN_WEIGHT, 0.0), 1.0
         if self.parts.calibration:
             for part in (TEMPERATURE, MULTIPLIERS):
                 low[part], high[part] = -LARGEST_LOG, LARGEST_LOG

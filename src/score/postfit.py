@@ -21,7 +21,7 @@ from src.score.metric import score
 from src.score.post_objective import Parts, PostObjective
 from src.score.postprocess import PatientRows, PostProcessing, write_post
 
-LEAST_POSITIVES = 10
+MIN_POSITIVES = 10
 """Number of patients of every injury that a fit needs."""
 CANDIDATES = (Parts(joining=True), Parts(joining=True, calibration=True))
 """Groups of parameters to try, the smallest first."""
@@ -31,7 +31,7 @@ INNER_FOLDS = 5
 INNER_ROUNDS = 200
 ROUNDS = 10
 """Maximum number of searches per fit; before each, the target to raise is fixed."""
-LEAST_GAIN = 1e-6
+MIN_GAIN = 1e-6
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def cross_fit(labels: pd.DataFrame, rows: PatientRows, folds: pd.Series) -> Cros
         folds: folds of the patients in the same order.
 
     Raises:
-        UserError: fewer than two folds, or fewer than `LEAST_POSITIVES` patients of an injury outside one.
+        UserError: fewer than two folds, or fewer than `MIN_POSITIVES` patients of an injury outside one.
     """
     numbers = folds.to_numpy()
     names = np.unique(numbers)
@@ -162,7 +162,7 @@ def fit_post(labels: pd.DataFrame, rows: PatientRows, parts: Parts) -> PostProce
         objective.freeze(best)
         found = minimize(objective, best, jac=True, method="L-BFGS-B", bounds=objective.bounds)
         reached = score(labels, rows.apply(objective.read(found.x))).score
-        if reached > least - LEAST_GAIN:
+        if reached > least - MIN_GAIN:
             break
         best, least = found.x, reached
     return objective.read(best)
@@ -180,12 +180,12 @@ def deal_folds(labels: pd.DataFrame, n_folds: int, seed: int = 0) -> np.ndarray:
 
 
 def require_positives(labels: pd.DataFrame, where: str) -> None:
-    """Raise UserError if an injury has fewer than `LEAST_POSITIVES` patients."""
+    """Raise UserError if an injury has fewer than `MIN_POSITIVES` patients."""
     counts = labels[list(INJURIES)].sum()
-    if counts.min() < LEAST_POSITIVES:
+    if counts.min() < MIN_POSITIVES:
         raise UserError(
             f"too few positives to fit on: {counts.idxmin()} has {counts.min()} patients {where}, "
-            f"post-processing needs at least {LEAST_POSITIVES} of every injury"
+            f"post-processing needs at least {MIN_POSITIVES} of every injury"
         )
 
 

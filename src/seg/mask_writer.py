@@ -38,7 +38,7 @@ TABLE_COLUMNS = MappingProxyType(
 )
 """Columns of each table."""
 
-_MOST_WAITING = 2
+_MAX_WAITING = 2
 """Maximum number of chunks whose masks wait to be written."""
 
 
@@ -95,7 +95,7 @@ def segment_series(
                 waiting.append(background.submit(writer.fail, part, f"{error}: try --precision fp32"))
             else:
                 waiting.append(background.submit(writer.add, part, masks))
-            while len(waiting) > _MOST_WAITING:
+            while len(waiting) > _MAX_WAITING:
                 if result := waiting.popleft().result():
                     yield result
         for future in waiting:

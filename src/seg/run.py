@@ -17,7 +17,7 @@ from src.core.runtime import Runtime, torch_seed
 from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.first_weights import load_first_weights, patients_seen_by
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, Losses, Method, Progress, TrainingLoop
+from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
 from src.seg.left_out import score_left_out, score_on_the_way
 from src.seg.losses import label_loss, verification_loss
@@ -119,7 +119,7 @@ class PairTraining(Method):
         order = SliceOrder(self.options, first_batch, self.runtime.rank, self.runtime.world)
         return iter(StackLoader(self.dataset, self.options.workers, batch_sampler=order))
 
-    def losses(self, batch: SliceBatch, number: int, step: int) -> Losses:
+    def compute_loss(self, batch: SliceBatch, number: int, step: int) -> LossAndMetrics:
         """Return the sum of all terms with their weights.
 
         Under torchrun each process learns from its part of the batch and gradients are averaged. Dice,
@@ -155,7 +155,7 @@ class PairTraining(Method):
             terms |= more
             shares |= shares_of_unlabelled
         metrics = {f"loss_{name}": term.detach() for name, term in terms.items()}
-        return Losses(torch.stack(list(terms.values())).sum(), metrics | shares)
+        return LossAndMetrics(torch.stack(list(terms.values())).sum(), metrics | shares)
 
     def after_step(self, step: int) -> None:
         pair = self.runtime.unwrap(self.network)

@@ -43,7 +43,7 @@ def make_bundle(options: BundleOptions) -> list[dict[str, Any]]:
     if output.is_symlink() or output.is_file():
         raise UserError(f"{output} is not a folder: --output names the folder of a bundle")
     if output.is_dir() and any(output.iterdir()) and not (output / CONTENT).is_file():
-        raise UserError(f"{output} holds something else than a bundle: name another --output")
+        raise UserError(f"{output} contains something other than a bundle: name another --output")
     require_writable(output.parent / CONTENT)
     kaggle = read_kaggle_packages(options.kaggle_packages or KAGGLE_PACKAGES)
     weights = None

@@ -40,7 +40,7 @@ def write_kernel(options: KernelOptions) -> None:
     fingerprint = verify_bundle(options.bundle)
     folder = options.output
     if folder.is_dir() and any(folder.iterdir()) and not (folder / KERNEL_METADATA).is_file():
-        raise UserError(f"{folder} holds something else than a notebook for Kaggle: name another --output")
+        raise UserError(f"{folder} contains something other than a notebook: name another --output")
     arguments = ["--max-hours", f"{options.max_hours:g}", *_split(options.infer)]
     _check_arguments(options.bundle, bundle, arguments)
     require_writable(folder / KERNEL_METADATA)

@@ -20,7 +20,7 @@ from src.data.png import write_png
 from src.nn.encoder import EncoderFile, require_true_bf16, save_encoder
 from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, Losses, Method, Progress, TrainingLoop
+from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
 from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
 from src.voco.losses import Embeddings, GlobalBases, build_objective, cosine_similarity
 from src.voco.model import (
@@ -143,7 +143,7 @@ class Pretraining(Method):
         order = self._order_from(first_batch)
         return iter(StackLoader(self.dataset, self.options.workers, batch_sampler=order))
 
-    def losses(self, batch: VolumeSample, number: int, step: int) -> Losses:
+    def compute_loss(self, batch: VolumeSample, number: int, step: int) -> LossAndMetrics:
         """Return the mean over this process's volumes of the terms of the objective.
 
         Gradients are averaged over processes; gradients of base crops that other processes compared with
@@ -166,7 +166,7 @@ class Pretraining(Method):
         self.similarity = cosine_similarity(student.randoms.detach(), teacher.bases)
         losses = torch.stack(list(terms.values())).sum(0)  # (B,)
         self._volume_losses = runtime.gather(losses.detach())
-        return Losses(losses.mean(), {name: term.detach().mean() for name, term in terms.items()})
+        return LossAndMetrics(losses.mean(), {name: term.detach().mean() for name, term in terms.items()})
 
     def after_step(self, step: int) -> None:
         momentum = teacher_momentum(step - 1, self.options)

@@ -181,5 +181,5 @@ def test_train_second_level_refuses_an_output_in_use(tiny, first, partial):
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_train_second_level_refuses_a_run_of_the_first_level(tiny, first, tmp_path, resume):
     run = shutil.copytree(first, tmp_path / "run")
-    assert "holds something else than a second level" in refusal(tiny, [first], run, f"--resume {resume}")
+    assert "contains something other than a second level" in refusal(tiny, [first], run, f"--resume {resume}")
     assert files_of(run) == files_of(first)

@@ -58,7 +58,7 @@ def test_call_raises_child_stalled_after_silence(child, function, arguments, las
     pid = child.call(plainly, os.getpid)
     child.silence_limit_s = 0.5
     start = time.monotonic()
-    with pytest.raises(ChildStalled, match=f"no sign of life for 0.5 s at: {last_step}") as caught:
+    with pytest.raises(ChildStalled, match=f"made no report for 0.5 s at: {last_step}") as caught:
         child.call(function, *arguments)
     assert 0.5 <= time.monotonic() - start < 10
     assert caught.value.last_step == last_step

@@ -41,7 +41,7 @@ def test_claim_folder_refuses_what_was_made_of_something_else(tmp_path, record, 
 
 def test_claim_folder_refuses_a_folder_with_other_files_and_a_damaged_record(tmp_path):
     (tmp_path / "thesis.doc").touch()
-    with pytest.raises(UserError, match="holds something else than masks"):
+    with pytest.raises(UserError, match="contains something other than masks"):
         claim(tmp_path)
     (tmp_path / "made.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):

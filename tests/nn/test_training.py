@@ -7,9 +7,9 @@ from torch import nn
 from src.core.errors import UserError
 from src.core.runtime import Runtime
 from src.nn.training import (
-    MOST_SKIPPED,
+    MAX_SKIPPED,
     LoopSettings,
-    Losses,
+    LossAndMetrics,
     Method,
     TrainingLoop,
     load_checkpoint,
@@ -36,9 +36,9 @@ class Regression(Method):
     def draw(self, number):
         return torch.rand(8, 4, generator=torch.Generator().manual_seed(number))
 
-    def losses(self, batch, number, step):
+    def compute_loss(self, batch, number, step):
         loss = (self.network(batch).squeeze(1) - batch.sum(1)).square().mean()
-        return Losses(loss, {"loss": loss.detach()})
+        return LossAndMetrics(loss, {"loss": loss.detach()})
 
     def after_step(self, step):
         self.steps.append(step)
@@ -150,7 +150,7 @@ def test_run_accumulates_the_gradient_of_a_whole_batch(tmp_path):
 
 def test_run_ends_in_one_line_when_memory_is_too_small(tmp_path):
     class Hungry(Regression):
-        def losses(self, batch, number, step):
+        def compute_loss(self, batch, number, step):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match="memory is too small for a step: lower --batch"):
@@ -160,11 +160,11 @@ def test_run_ends_in_one_line_when_memory_is_too_small(tmp_path):
 @pytest.mark.parametrize("lost", ["loss", "gradient"])
 def test_run_names_step_and_series_of_a_loss_that_is_not_finite(tmp_path, lost):
     class Lost(Regression):
-        def losses(self, batch, number, step):
-            loss, metrics = super().losses(batch, number, step)
+        def compute_loss(self, batch, number, step):
+            loss, metrics = super().compute_loss(batch, number, step)
             if number == 3:
                 loss = loss * float("nan") if lost == "loss" else (loss - loss.detach()).sqrt()
-            return Losses(loss, metrics)
+            return LossAndMetrics(loss, metrics)
 
     with pytest.raises(UserError, match=r"fold0, step 4: loss or gradient is not finite .* 10/3: lower --lr"):
         make_loop(tmp_path, Lost).run()
@@ -175,7 +175,7 @@ def test_run_ends_when_the_scale_of_fp16_never_settles(tmp_path, monkeypatch):
     """fp16's scaler takes a gradient that is not finite for an overflow, and would skip steps for ever."""
     train_on = TrainingLoop.train_on
     monkeypatch.setattr(TrainingLoop, "train_on", lambda *args: (*train_on(*args)[:2], True))
-    with pytest.raises(UserError, match=f"step {MOST_SKIPPED}: "):
+    with pytest.raises(UserError, match=f"step {MAX_SKIPPED}: "):
         make_loop(tmp_path, steps=40).run()
 
 

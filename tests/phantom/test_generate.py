@@ -121,7 +121,7 @@ def test_generate_dataset_completes_an_interrupted_run(phantom, tmp_path):
 def test_generate_dataset_refuses_a_folder_of_something_else(phantom, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     arguments = ["--output", str(tmp_path), "--patients", "1"]
-    with pytest.raises(UserError, match="something else than a phantom"):
+    with pytest.raises(UserError, match="something other than a phantom"):
         main(arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="made with --patients 8, not 9"):

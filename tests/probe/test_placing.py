@@ -6,7 +6,7 @@ import pytest
 from src.probe.estimates import FEW, percentile_interval, resampled_counts
 from src.probe.frozen import HeldOut, load_run
 from src.probe.placing import (
-    LEAST_CROPS,
+    MIN_CROPS,
     PlacedCrops,
     embed_series,
     hits_by_pair,
@@ -163,7 +163,7 @@ def test_embed_series_draws_few_series_more_often(tmp_path):
 
     found = embed_series(net, sample, 3, "test")
     draws = len(found.label)
-    assert (draws - 1) * 3 * 8 < LEAST_CROPS <= draws * 3 * 8
+    assert (draws - 1) * 3 * 8 < MIN_CROPS <= draws * 3 * 8
     assert found.projection.shape == (draws, 3, 17, 8)
     np.testing.assert_array_equal(found.label[:, :, 0, 0], np.arange(draws)[:, None].repeat(3, axis=1))
     np.testing.assert_array_equal(found.features[4, 2], net.embed(sample(2, 4)[0])["features"])

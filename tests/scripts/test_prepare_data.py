@@ -95,7 +95,7 @@ def test_prepare_data_resumes_without_dataset_json(raw, tmp_path, monkeypatch, o
 def test_prepare_data_refuses_a_folder_of_something_else(raw, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    with pytest.raises(UserError, match="something else than a prepared data set"):
+    with pytest.raises(UserError, match="something other than a prepared data set"):
         run(raw, tmp_path / "thesis", "--overwrite")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
 

@@ -52,7 +52,7 @@ def test_segment_never_touches_other_files(made, tmp_path):
     data = shutil.copytree(made.data, tmp_path / "set")
     refused = run_segment(made.model, data, "--output", data, "--overwrite")
     assert refused.status == 2 and len(refused.err) == 1
-    assert "holds something else than masks of segment.py" in refused.err[0]
+    assert "contains something other than masks of segment.py" in refused.err[0]
     assert files_of(data) == files_of(made.data)
 
 

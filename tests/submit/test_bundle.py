@@ -170,7 +170,7 @@ def test_copy_run_names_folders_in_plain_letters(stock, tmp_path):
         ({"title": "short"}, "--title takes 6 to 50 characters, got 5"),
         ({"id": "someone/tiny"}, "--id takes USER/SLUG, the slug 6 to 50"),
         ({"python": "3"}, "--python takes versions such as 3.12"),
-        ({"output": "thesis"}, "holds something else than a bundle"),
+        ({"output": "thesis"}, "contains something other than a bundle"),
         ({"output": "a_file"}, "a_file is not a folder"),
     ],
 )

@@ -59,7 +59,7 @@ def test_kernel_replaces_a_notebook_and_no_other_folder(tmp_path):
     assert metadata["id"] == "someone/other-name"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="contains something other"):
         submit.main([*again[:-1], str(tmp_path / "mine")])
 
 
