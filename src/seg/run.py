@@ -19,7 +19,7 @@ from src.nn.first_weights import load_first_weights, patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
-from src.seg.left_out import score_left_out, score_on_the_way
+from src.seg.held_out import score_during_training, score_held_out
 from src.seg.losses import label_loss, verification_loss
 from src.seg.model import MODEL, SegmenterPair, SegmenterSpec, check_pair, save_segmenter
 from src.seg.options import SegOptions
@@ -64,7 +64,7 @@ def train_pair(options: SegOptions) -> Path:
             _open_folder(options, method, checkpoint, loop.step)
             loop.run()
             method.export(output / MODEL, loop.step)
-            score_left_out(method.ema.module, method.spec, data, runtime, options)
+            score_held_out(method.ema.module, method.spec, data, runtime, options)
     say(f"wrote {output / MODEL}")
     return output / MODEL
 
@@ -174,7 +174,7 @@ class PairTraining(Method):
         )
         is_due = options.score_every and at.step % options.score_every == 0 and not at.is_last
         if is_due and is_main_process():
-            metrics |= score_on_the_way(self.ema.module, self.spec, self.data, self.runtime, options)
+            metrics |= score_during_training(self.ema.module, self.spec, self.data, self.runtime, options)
         return metrics
 
     def tensors(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from src.seg.split import SegData
 from src.seg.volume_scores import summarise
 
 
-def score_left_out(
+def score_held_out(
     pair: SegmenterPair, spec: SegmenterSpec, data: SegData, runtime: Runtime, options: SegOptions
 ) -> None:
     """Segment the held-out series, score those with masks, and draw them, all in the run's folder.
@@ -41,7 +41,7 @@ def score_left_out(
             write_png(path, picture)
 
 
-def score_on_the_way(
+def score_during_training(
     pair: SegmenterPair, spec: SegmenterSpec, data: SegData, runtime: Runtime, options: SegOptions
 ) -> dict[str, float]:
     """Mean `dice` and `hd95_mm` of the held-out series with masks; empty if there are none."""
