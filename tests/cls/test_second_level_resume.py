@@ -10,7 +10,7 @@ import pytest
 from src.cls import second_level
 from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
-from tests.helpers.folder_files import files_of
+from tests.helpers.folders import files_of
 from tests.helpers.infer_runs import train_small
 from tests.helpers.second_level_runs import (
     count_computing,

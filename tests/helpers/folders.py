@@ -12,7 +12,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Path below the folder -> content of every file."""
-    files = (path for path in folder.rglob("*") if path.is_file())
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of every file below a folder, by its path there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

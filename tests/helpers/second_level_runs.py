@@ -9,7 +9,7 @@ from src.cls import second_level
 from src.cls.fold_models import read_about
 from src.cls.model import load_classifier, save_classifier
 from src.core.errors import UserError
-from tests.helpers.folder_files import files_of
+from tests.helpers.folders import files_of
 from tests.helpers.training_runs import Interrupted
 
 SMALL = "--hidden 8 --epochs 2 --seeds 2 --workers 0"

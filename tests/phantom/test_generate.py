@@ -17,7 +17,7 @@ from src.phantom.cohort import plan_cohort
 from src.phantom.generate import generate_dataset
 from src.phantom.options import PhantomOptions
 from src.phantom.scan import generate_series
-from tests.helpers.folders import content
+from tests.helpers.folders import files_of
 from tests.helpers.phantom_files import restore_volume
 
 REAL_TABLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "rsna2023"
@@ -101,10 +101,10 @@ def test_write_segmentation_lies_on_the_organs(phantom):
 def test_generate_dataset_depends_on_the_seed_not_on_jobs(phantom, tmp_path):
     again = dataclasses.replace(phantom, output=tmp_path / "again", jobs=2)
     generate_dataset(again)
-    assert content(again.output) == content(phantom.output)
+    assert files_of(again.output) == files_of(phantom.output)
     other = dataclasses.replace(phantom, output=tmp_path / "other", seed=4, patients=1, test_patients=0)
     generate_dataset(other)
-    assert not set(content(other.output).values()) & set(content(phantom.output).values())
+    assert not set(files_of(other.output).values()) & set(files_of(phantom.output).values())
 
 
 def test_generate_dataset_completes_an_interrupted_run(phantom, tmp_path):
@@ -115,7 +115,7 @@ def test_generate_dataset_completes_an_interrupted_run(phantom, tmp_path):
     (broken.output / ".partial" / first.name).mkdir(parents=True)
     last.unlink()
     generate_dataset(broken)
-    assert content(broken.output) == content(phantom.output)
+    assert files_of(broken.output) == files_of(phantom.output)
 
 
 def test_generate_dataset_refuses_a_folder_of_something_else(phantom, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import prepare_data
 from src.core.errors import UserError
 from tests.helpers.dicom_files import write_series
-from tests.helpers.folders import content
+from tests.helpers.folders import files_of
 
 SCRIPT = Path(prepare_data.__file__).resolve()
 N_SERIES = 10
@@ -36,7 +36,7 @@ def undisturbed(raw, tmp_path_factory):
     """What one run without interruption leaves."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     subprocess.run(command(raw, output), check=True, capture_output=True)
-    return content(output)
+    return files_of(output)
 
 
 def command(raw, output):
@@ -54,7 +54,7 @@ def test_prepare_data_resumes_after_sigkill(raw, undisturbed, tmp_path, seed):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL  # else the run was over before the kill
     subprocess.run(command(raw, output), check=True, capture_output=True)
-    assert content(output) == undisturbed
+    assert files_of(output) == undisturbed
 
 
 def finished(output):
@@ -78,7 +78,7 @@ def test_prepare_data_on_a_cluster_that_loses_a_worker(raw, undisturbed, tmp_pat
         options = f"--input {raw} --output {output} --size 32 --preview --cluster {cluster.scheduler_address}"
         prepare_data.main(options.split())
         lost.join()
-    assert content(output) == undisturbed
+    assert files_of(output) == undisturbed
 
 
 def kill_in_the_middle(pid, output):
@@ -98,7 +98,7 @@ def test_prepare_data_resumes_after_sigkill_during_overwrite(raw, undisturbed, t
         process.send_signal(signal.SIGKILL)
         process.wait()
         subprocess.run(command(raw, output), check=True, capture_output=True)
-        assert content(output) == undisturbed
+        assert files_of(output) == undisturbed
 
 
 def test_prepare_data_without_a_scheduler_is_one_line(tmp_path):

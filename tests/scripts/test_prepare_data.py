@@ -15,7 +15,7 @@ from src.core.run_folder import only_writer
 from src.data.png import read_png
 from src.data.prepared import PreparedDataset
 from tests.helpers.dicom_files import write_series
-from tests.helpers.folder_files import files_of
+from tests.helpers.folders import files_of
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from src.data.organ_tables import ORGAN_TYPES, OrganMeasures
 from src.data.png import read_png, write_png
 from src.data.prepared import PreparedDataset, image_folder, mask_folder, slice_name
 from src.seg.model import load_segmenter, save_segmenter
-from tests.helpers.folder_files import files_of
+from tests.helpers.folders import files_of
 from tests.helpers.seg_files import (
     PIXEL_MM,
     SIZE,

@@ -13,7 +13,7 @@ import pytest
 
 import segment
 from src.data.prepared import image_folder, slice_name
-from tests.helpers.folder_files import files_of
+from tests.helpers.folders import files_of
 from tests.helpers.seg_files import half_written, lengthen, run_segment, write_masked, write_pair
 from tests.helpers.two_processes import run_two
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.helpers.folder_files import files_of
+from tests.helpers.folders import files_of
 from tests.helpers.seg_files import run_segment, write_masked, write_pair
 
 

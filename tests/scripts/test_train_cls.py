@@ -12,7 +12,7 @@ from src.core.errors import UserError
 from src.core.targets import COLUMNS
 from src.data.prepared import PreparedDataset
 from tests.helpers.encoder_files import write_encoder
-from tests.helpers.folder_files import files_of
+from tests.helpers.folders import files_of
 from tests.helpers.infer_runs import train_small
 from tests.helpers.training_runs import assert_same_training, interrupted_after_saves
 

@@ -18,7 +18,7 @@ from src.score.postprocess import PostProcessing, write_post
 from src.submit.bundle import check_models, copy_run, run_files
 from src.submit.folders import read_bundle
 from tests.helpers.cls_runs import write_network, write_run, write_second_run
-from tests.helpers.folders import content, write_files
+from tests.helpers.folders import files_of, write_files
 from tests.helpers.kaggle_folders import DATASET
 from tests.helpers.seg_files import write_pair
 
@@ -81,7 +81,7 @@ def made(packages, stock, tmp_path_factory) -> Path:
 
 
 def test_bundle_contains_what_infer_py_reads_and_no_checkpoint(made):
-    files = content(made)
+    files = files_of(made)
     assert {name for name in files if not name.startswith("src/")} == {
         *("infer.py", "requirements.txt", "LICENSE"),
         *("bundle.json", "SHA256SUMS", "dataset-metadata.json"),
@@ -107,7 +107,7 @@ def test_bundle_checksums_cover_every_uploaded_file(made):
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=made, check=True)
     listed = {line.split("  ", 1)[1] for line in (made / "SHA256SUMS").read_text().splitlines()}
     # the kaggle program reads the metadata and does not upload them
-    assert listed == set(content(made)) - {"SHA256SUMS", "dataset-metadata.json"}
+    assert listed == set(files_of(made)) - {"SHA256SUMS", "dataset-metadata.json"}
 
 
 def test_bundle_metadata_are_those_of_a_kaggle_dataset(made):
@@ -131,7 +131,7 @@ def test_bundle_prints_sizes_and_replaces_an_older_bundle(made):
     assert sorted(path.name for path in made.parent.iterdir()) == ["bundle", "printed.txt"]
     assert not (made / "old.txt").exists() and read_bundle(made).dataset == DATASET
     shown = (made.parent / "printed.txt").read_text()
-    size = sum(len(data) for name, data in content(made).items() if name.startswith("models/0"))
+    size = sum(len(data) for name, data in files_of(made).items() if name.startswith("models/0"))
     assert re.search(rf"models/0_plain_run +2 +{size / 1e6:.2f}\n", shown), shown
     assert re.search(r"\n *all +\d+ +\d+\.\d\d\n", shown), shown
 
@@ -176,13 +176,13 @@ def test_copy_run_names_folders_in_plain_letters(stock, tmp_path):
 )
 def test_bundle_refuses_in_one_line_and_leaves_nothing(packages, stock, tmp_path, monkeypatch, changes, part):
     monkeypatch.chdir(stock)
-    before = content(stock)
+    before = files_of(stock)
     given = {"models": "plain run", "output": tmp_path / "bundle"} | changes
     model, output = Path(given.pop("models")), Path(given.pop("output"))
     with pytest.raises(UserError, match=part) as caught:
         submit.main(arguments(packages, output, model, **given))
     assert "\n" not in str(caught.value)
-    assert content(stock) == before and not list(tmp_path.iterdir())
+    assert files_of(stock) == before and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_bundle_without_its_wheels_leaves_the_older_bundle(packages, stock, tmp_
     output, table = tmp_path / "bundle", tmp_path / "packages.txt"
     write_files(output, {"bundle.json": b"the older one"})
     table.write_text("".join(line for line in packages.open() if not line.startswith("dicomsdl==")))
-    before = content(tmp_path)
+    before = files_of(tmp_path)
     with pytest.raises(UserError, match="is there a network"):
         submit.main(arguments(table, output, stock / "plain run", python="3.12"))
-    assert content(tmp_path) == before
+    assert files_of(tmp_path) == before

@@ -16,7 +16,7 @@ import pytest
 
 import submit
 from src.core.errors import UserError
-from tests.helpers.folders import content
+from tests.helpers.folders import files_of
 from tests.helpers.kaggle_folders import COMPETITION, DATASET, KERNEL, write_bundle
 from tests.helpers.kaggle_server import fails, has, only_error, printed_states
 
@@ -46,7 +46,7 @@ def push(machine, folders) -> Callable[..., int]:
 
 def uploaded(bundle: Path) -> dict[str, bytes]:
     """What is to arrive at Kaggle: the program does not upload the metadata."""
-    return {name: data for name, data in content(bundle).items() if name != "dataset-metadata.json"}
+    return {name: data for name, data in files_of(bundle).items() if name != "dataset-metadata.json"}
 
 
 def test_push_creates_the_dataset_runs_the_notebook_and_prints_its_version(machine, push, folders, capsys):

@@ -7,7 +7,7 @@ import pytest
 from src.core.config import ROOT
 from src.core.errors import UserError
 from src.submit.source import copy_source, find_loaded, needed_files
-from tests.helpers.folders import content
+from tests.helpers.folders import files_of
 
 
 def test_needed_files_follows_imports_inside_functions(tmp_path):
@@ -29,7 +29,7 @@ def test_needed_files_leaves_out_training_and_submission():
 def test_copy_source_leaves_no_file_empty(tmp_path):
     """Kaggle drops empty files."""
     copy_source(tmp_path)
-    copied = content(tmp_path)
+    copied = files_of(tmp_path)
     assert all(copied.values()) and "src/__init__.py" in copied
     for name in ("infer.py", "requirements.txt", "LICENSE"):
         assert copied[name] == (ROOT / name).read_bytes()
@@ -70,6 +70,6 @@ def test_find_loaded_reports_a_failed_import_in_one_line(tmp_path):
 
 def test_find_loaded_leaves_nothing_in_the_folder(tmp_path):
     write_source(tmp_path, "import json\n")
-    before = content(tmp_path)
+    before = files_of(tmp_path)
     find_loaded(tmp_path, [Path("infer.py")])
-    assert content(tmp_path) == before
+    assert files_of(tmp_path) == before
