@@ -15,7 +15,7 @@ from src.ct.dicom_header import DicomError, Header, positions_along_normal
 from src.ct.dicom_readers import read_headers
 from src.ct.geometry import Plane, SliceGrid
 from src.ct.pixels import read_hu
-from src.ct.series import READ_ALL, ReadSettings, Rejected, SeriesError, unusable_series
+from src.ct.series import READ_ALL, ReadSettings, Rejected, Remark, SeriesError, unusable_series
 from src.ct.series_guards import (
     SAME_CENTRE_MM,
     keep_main_centre,
@@ -35,6 +35,7 @@ class DicomSeries:
 
     headers: tuple[Header, ...]
     rejected: tuple[Rejected, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     source_window: Window | None = None
     pydicom_only: bool = False
     report: Report = no_report
@@ -98,6 +99,7 @@ def scan_series(
         UnreachableSeries: no usable file because of the disk.
     """
     rejected: list[Rejected] = []
+    remarks: list[Remark] = []
     headers = _read_headers(files, settings, report, rejected)
     headers = _keep_axial(headers, rejected)
     if not _is_regular(headers):
@@ -114,7 +116,9 @@ def scan_series(
     if any(header.inverted for header in headers):  # this decodes a few slices
         headers = with_true_polarity(headers, settings, report)
     rejected.sort(key=lambda item: item.source)
-    return DicomSeries(tuple(headers), tuple(rejected), source_window, settings.pydicom_only, report)
+    return DicomSeries(
+        tuple(headers), tuple(rejected), tuple(remarks), source_window, settings.pydicom_only, report
+    )
 
 
 def _read_headers(

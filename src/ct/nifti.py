@@ -19,7 +19,7 @@ from src.core.files import atomic_path
 from src.core.isolation import Report, no_report
 from src.ct.archives import unpacked
 from src.ct.geometry import Plane, SliceGrid
-from src.ct.series import Rejected, SeriesError
+from src.ct.series import Rejected, Remark, SeriesError
 from src.ct.storage import StoredFile, UnreadableFile
 from src.ct.windows import AIR_HU, Window
 
@@ -132,6 +132,7 @@ class NiftiSeries:
     """
 
     rejected: tuple[Rejected, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     source_window: Window | None = None
 
     def __init__(self, name: str, volume: Volume, report: Report = no_report) -> None:

@@ -55,6 +55,18 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """Something about a series that its user must know, in a few words.
+
+    The series is prepared all the same; one that can be no CT raises `SeriesError` instead.
+    """
+
+    text: str
+    doubtful: bool = False
+    """Whether the pixels may be wrong, so that nothing should be trained on them."""
+
+
+@dataclass(frozen=True)
 class ReadSettings:
     """How to read a series whose files have crashed a decoder."""
 
@@ -75,6 +87,9 @@ class CtSeries(Protocol):
 
     rejected: tuple[Rejected, ...]
     """Files and slices excluded before any pixel was decoded, sorted by source."""
+
+    remarks: tuple[Remark, ...]
+    """What was mended, chosen or could not be decided when the series was opened."""
 
     source_window: Window | None
     """Window that an 8-bit source was made with, which limits the known HU; None for other sources."""

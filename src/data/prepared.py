@@ -28,6 +28,9 @@ from src.data.png import decode_png, write_png
 VERSION = 1
 """Version of the layout above; other versions are refused."""
 
+USABLE = ("ok", "doubtful")
+"""Status of series that have images. Those of `doubtful` ones may be wrong, and `reason` says why."""
+
 TEXT_COLUMNS = MappingProxyType({"patient_id": str, "series_id": str, "reason": str})
 
 
@@ -199,7 +202,7 @@ def read_series_tables(
         raise UserError(f"{folder} is not completely prepared; run prepare_data.py on it again")
     try:
         every = read_exact(path, dtype=dict(TEXT_COLUMNS), usecols=columns)
-        usable = every[every["status"] == "ok"].reset_index(drop=True)
+        usable = every[every["status"].isin(USABLE)].reset_index(drop=True)
         usable["slices"] = usable["slices"].astype("int64")
     except (KeyError, ValueError):
         raise UserError(f"{path} is damaged; delete it and run prepare_data.py again") from None

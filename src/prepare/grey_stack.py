@@ -7,7 +7,15 @@ import numpy as np
 import pandas as pd
 
 from src.core.isolation import Report, no_report
-from src.ct.series import READ_ALL, ReadSettings, SeriesError, SeriesSource, SliceError, unusable_series
+from src.ct.series import (
+    READ_ALL,
+    ReadSettings,
+    Remark,
+    SeriesError,
+    SeriesSource,
+    SliceError,
+    unusable_series,
+)
 from src.ct.windows import Window
 from src.prepare.grey_slices import (
     POSITION_DIGITS,
@@ -36,6 +44,8 @@ class GreyStack:
     """(slices,) positions of all slices of the series, decreasing"""
     pixel_mm: float
     """side of a pixel of the images"""
+    remarks: tuple[Remark, ...] = ()
+    """remarks of the series"""
 
 
 def load_stack(
@@ -80,6 +90,7 @@ def load_stack(
             np.asarray(wanted, dtype=np.int64),
             z_mm,
             output_pixel_mm(series, crop, size),
+            series.remarks,
         )
 
 

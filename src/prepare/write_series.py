@@ -104,7 +104,7 @@ def _write_series(
             f"files left out: {len(rejected)}": rejected,
             f"gaps of missing slices: {wide_gaps}": wide_gaps,
             masks_problem: masks_problem,
-        }
+        } | {remark.text: True for remark in series.remarks}
         row = {
             "patient_id": source.patient_id,
             "series_id": source.series_id,
@@ -116,7 +116,7 @@ def _write_series(
             "source_cols": series.shape[1],
             "orientation": series.orientation,
             "masks": source.segmentation is not None and masks_problem is None,
-            "status": "ok",
+            "status": "doubtful" if any(remark.doubtful for remark in series.remarks) else "ok",
             "reason": "; ".join(note for note, applies in notes.items() if applies),
         }
         outcome = {
