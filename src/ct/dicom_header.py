@@ -1,7 +1,7 @@
 """Header of a CT slice: the DICOM tags that the kit needs, checked, from either DICOM library."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,15 @@ KEYWORDS = (
 )
 """The tags that `parse_header` uses, besides TransferSyntaxUID."""
 
+DECIMAL_KEYWORDS = (
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "RescaleIntercept",
+    "RescaleSlope",
+)
+"""Those of `KEYWORDS` with the value representation DS: decimal numbers as text, PS3.5 6.2."""
+
 MALFORMED = object()
 """Marks a value that cannot be parsed."""
 
@@ -55,6 +64,7 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identifica
 _LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: images begin with this element or an earlier one
 _PIXEL_MM = (1e-3, 100.0)
 _MAX_PIXELS = 16384  # per side; a decoder would allocate whatever size a damaged header states
+_SHOWN_CHARACTERS = 40  # of a value that cannot be read
 _MAX_PLAUSIBLE = 1e6  # limit for positions (mm) and rescale values (HU)
 
 
@@ -100,6 +110,8 @@ class Header:
     """Values joined by backslashes, as stored in the file."""
     pixels_at: int | None = field(default=None, compare=False)
     """Offset in the file at which the pixel data element begins, if known."""
+    mended: tuple[str, ...] = field(default=(), compare=False)
+    """What was read otherwise than it is written, in a few words each."""
 
     @property
     def windowed(self) -> bool:
@@ -140,7 +152,8 @@ def parse_header(
     """Build the header of one slice.
 
     Args:
-        values: values of `KEYWORDS`; None where missing, `MALFORMED` where they cannot be parsed.
+        values: values of `KEYWORDS`; None where missing, `MALFORMED` where they cannot be parsed. Those of
+            `DECIMAL_KEYWORDS` may be text.
         pixels_at: offset in the file at which the pixel data element begins, if known.
 
     Raises:
@@ -149,8 +162,6 @@ def parse_header(
     _check_kind(values)
     orientation = _floats(values, "ImageOrientationPatient", 6)
     row_mm, col_mm = _floats(values, "PixelSpacing", 2)
-    # dicomsdl reads an empty tag as 0, which is refused; pydicom then determines whether there is a slope.
-    slope = 1.0 if values["RescaleSlope"] is None else _number(values, "RescaleSlope")
     header = Header(
         file=file,
         instance_number=_optional_int(values["InstanceNumber"]) or 0,
@@ -165,8 +176,8 @@ def parse_header(
         bits_stored=int(_number(values, "BitsStored" if values["BitsStored"] else "BitsAllocated")),
         signed=values["PixelRepresentation"] not in (None, 0),
         inverted=values["PhotometricInterpretation"] == "MONOCHROME1",
-        slope=slope,
-        intercept=0.0 if values["RescaleIntercept"] is None else _number(values, "RescaleIntercept"),
+        slope=_number(values, "RescaleSlope") if _parts(values["RescaleSlope"]) else 1.0,
+        intercept=_number(values, "RescaleIntercept") if _parts(values["RescaleIntercept"]) else 0.0,
         padding=_padding(values),
         transfer_syntax=transfer_syntax,
         modality=_text(values["Modality"]),
@@ -178,9 +189,10 @@ def parse_header(
         content_time=_text(values["ContentTime"]),
         image_type=_image_type(values),
         pixels_at=pixels_at,
+        mended=_describe_commas(values),
     )
     _check_numbers(header)
-    if values["RescaleIntercept"] is None and not (header.signed or header.windowed):
+    if not _parts(values["RescaleIntercept"]) and not (header.signed or header.windowed):
         raise DicomError("no rescale and no value below 0: pixels are not known to be HU")
     return header
 
@@ -251,17 +263,38 @@ def _optional_int(value: Any) -> int | None:
 
 
 def _number(values: Mapping[str, Any], keyword: str) -> float:
-    try:
-        return float(values[keyword])
-    except (TypeError, ValueError):
-        raise DicomError(f"{keyword} is missing or malformed") from None
+    return _floats(values, keyword, 1)[0]
 
 
 def _floats(values: Mapping[str, Any], keyword: str, count: int) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(value) for value in values[keyword])
+    parts = _parts(values[keyword])
+    if not parts:
+        raise DicomError(f"{keyword} is missing")
+    try:  # programs of some countries write 0,75: the standard has no comma in a DS
+        numbers = tuple(float(part.replace(",", ".") if isinstance(part, str) else part) for part in parts)
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != count:
-        raise DicomError(f"{keyword} is missing or malformed")
+        shown = "\\".join(ascii(str(part))[1:-1] for part in parts if part is not MALFORMED)
+        raise DicomError(f"{keyword} is malformed: {shown[:_SHOWN_CHARACTERS]}".removesuffix(": "))
     return numbers
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the numbers, or texts of numbers, of a tag; none if it is missing or empty."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if isinstance(value, str):
+        return [part.strip(" \0") for part in value.split("\\")] if value.strip(" \0") else []
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Iterable) else [value]
+
+
+def _describe_commas(values: Mapping[str, Any]) -> tuple[str, ...]:
+    named = [
+        keyword
+        for keyword in DECIMAL_KEYWORDS
+        if any(isinstance(part, str) and "," in part for part in _parts(values[keyword]))
+    ]
+    return (f"decimal commas read as points in {', '.join(named)}",) if named else ()

@@ -25,7 +25,15 @@ from pydicom.uid import (
 
 from src.ct import pydicom_reader
 from src.ct.codestream import PIXEL_DATA_TAG, check_codestream
-from src.ct.dicom_header import HEADER_BYTES, KEYWORDS, DicomError, Header, parse_header, read_bytes
+from src.ct.dicom_header import (
+    DECIMAL_KEYWORDS,
+    HEADER_BYTES,
+    KEYWORDS,
+    DicomError,
+    Header,
+    parse_header,
+    read_bytes,
+)
 from src.ct.multiframe import read_frames
 from src.ct.storage import StoredFile
 
@@ -107,7 +115,8 @@ def _parse_with_dicomsdl(content: bytes, file: StoredFile) -> Header:
         raise DicomError("not a readable DICOM file")
     try:
         dataset = dicomsdl.open_memory(content, copy_data=False, load_until=_BEFORE_PIXELS)
-        syntax, *values = dataset.getValues(_VALUES)
+        syntax, *found = dataset.getValues(_VALUES)
+        values = dict(zip(KEYWORDS, found, strict=True)) | _decimals_as_text(dataset)
         (last,) = deque(dataset, maxlen=1)
     except MemoryError:
         raise
@@ -116,7 +125,17 @@ def _parse_with_dicomsdl(content: bytes, file: StoredFile) -> Header:
     pixels_at = last.offset() + last.length()
     if content[pixels_at : pixels_at + 4] != PIXEL_DATA_TAG:
         raise _HeaderIncomplete("pixel data is not where the header ends")
-    return parse_header(dict(zip(KEYWORDS, values, strict=True)), file, syntax or "", pixels_at)
+    return parse_header(values, file, syntax or "", pixels_at)
+
+
+def _decimals_as_text(dataset: dicomsdl.DataSet) -> dict[str, str]:
+    """Return the decimal numbers as written: dicomsdl reads 1,5 as 1 and 0x5 as 0 without an error."""
+    elements = ((keyword, dataset.getDataElement(keyword)) for keyword in DECIMAL_KEYWORDS)
+    return {
+        keyword: element.toBytes().decode("latin-1")
+        for keyword, element in elements
+        if element.vr() == dicomsdl.VR.DS
+    }
 
 
 def dicomsdl_stored(header: Header) -> np.ndarray:

@@ -115,6 +115,7 @@ def scan_series(
         source_window = _window_of_8_bits(headers)
     if any(header.inverted for header in headers):  # this decodes a few slices
         headers = with_true_polarity(headers, settings, report)
+    remarks += map(Remark, sorted({text for header in headers for text in header.mended}))
     rejected.sort(key=lambda item: item.source)
     return DicomSeries(
         tuple(headers), tuple(rejected), tuple(remarks), source_window, settings.pydicom_only, report

@@ -146,6 +146,16 @@ def set_tags(path: Path, **tags) -> Path:
     return path
 
 
+def set_decimal_text(path: Path, keyword: str, text: str) -> Path:
+    """Write any text as the value of a DS tag, which pydicom refuses to do."""
+    content, element = path.read_bytes(), pydicom.dcmread(path).get_item(keyword)
+    value = text.encode("latin-1")
+    value += b" " * (len(value) % 2)
+    start, end = element.value_tell, element.value_tell + element.length
+    path.write_bytes(content[: start - 2] + len(value).to_bytes(2, "little") + value + content[end:])
+    return path
+
+
 def scan_series(folder: Path, **options) -> dicom_series.DicomSeries:
     return dicom_series.scan_series(LocalFolder(folder).list(), **options)
 
