@@ -22,6 +22,7 @@ SAME_CENTRE_MM = 5.0
 """Largest distance across the patient between slices of one grid."""
 
 _SAME_DIRECTION = np.cos(np.deg2rad(1.0))  # lowest cosine of two axes of one grid: writers round and jitter
+_SAME_SPACING = 1e-3  # largest relative difference of two spacings of one grid: writers round to four decimals
 _SAME_POSITION_DECIMALS = 2
 _SAME_POSITION_MM = 0.01
 _OVERLAP = 0.2  # fraction of a group's slices; consecutive scans may share a few slices at the seam
@@ -37,31 +38,30 @@ Groups = dict[Hashable, list[int]]
 def keep_main_grid(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
     """Keep the most common size, spacing, orientation and kind of pixels; a tie goes to the larger key.
 
-    Orientations are compared, with a tolerance, to the one that most slices agree with.
+    Spacings and orientations are compared, with a tolerance, to the one that most slices agree with.
     """
 
     def grid(header: Header) -> tuple:
         spacing = (round(header.row_mm, 4), round(header.col_mm, 4))
-        return (header.rows, header.cols, *spacing, header.windowed)
+        axes = tuple(round(value, 4) + 0.0 for value in (*header.along_cols, *header.along_rows))
+        return (header.rows, header.cols, header.windowed), spacing, axes
 
-    def axes(header: Header) -> tuple:
-        return tuple(round(value, 4) + 0.0 for value in (*header.along_cols, *header.along_rows))
-
-    counts = Counter((grid(header), axes(header)) for header in headers)
-    numbers = np.array(list(counts.values()))
-    ids = {key: index for index, key in enumerate(dict.fromkeys(key for key, _ in counts))}
-    grids = np.array([ids[key] for key, _ in counts])
-    directions = np.array([value for _, value in counts]).reshape(-1, 2, 3)
+    counts = Counter(map(grid, headers))
+    keys, numbers = list(counts), np.array(list(counts.values()))
+    kinds = np.array([kind for kind, _, _ in keys])
+    spacings = np.array([spacing for _, spacing, _ in keys])
+    directions = np.array([axes for _, _, axes in keys]).reshape(-1, 2, 3)
     directions /= np.linalg.norm(directions, axis=2, keepdims=True)
 
     def alike(index: int) -> np.ndarray:
         cosines = (directions * directions[index]).sum(axis=2).min(axis=1)
-        return (grids == grids[index]) & (cosines >= _SAME_DIRECTION)
+        stretch = np.abs(spacings / spacings[index] - 1).max(axis=1)
+        same_kind = (kinds == kinds[index]).all(axis=1)
+        return same_kind & (stretch <= _SAME_SPACING) & (cosines >= _SAME_DIRECTION)
 
-    keys = list(counts)
     main = max(range(len(keys)), key=lambda index: (numbers[alike(index)].sum(), keys[index]))
     kept = {keys[index] for index in np.flatnonzero(alike(main))}
-    is_kept = [(grid(header), axes(header)) in kept for header in headers]
+    is_kept = [grid(header) in kept for header in headers]
     return _split(headers, is_kept, "another size, spacing, orientation or kind of pixels", rejected)
 
 

@@ -124,6 +124,18 @@ def test_keep_main_grid_tolerates_jitter_of_the_orientation(tmp_path):
     assert all("another size, spacing, orientation" in item.reason for item in series.rejected)
 
 
+def test_keep_main_grid_tolerates_rounded_spacings(tmp_path):
+    """Of 24 slices half have a spacing rounded to four decimals; five more are 1 % larger."""
+    for index in range(29):
+        spacing = 0.9765625 * 1.01 if index >= 24 else (0.9765625, 0.9765)[index % 2]
+        tags = {"pixel_mm": [spacing] * 2, "position_mm": (0, 0, 5 * index), "instance_number": index + 1}
+        write_slice(tmp_path / f"{index}.dcm", np.zeros((8, 8)), **tags)
+    series = scan_series(tmp_path)
+    assert (len(series.z_mm), series.remarks) == (24, ())
+    assert {item.source for item in series.rejected} == files(range(24, 29))
+    assert set(np.diff(series.z_mm)) == {-5}
+
+
 @pytest.mark.parametrize(
     ("moved", "drift"),
     [(range(13, 21), 0), (range(13, 21), 0.3), (range(1, 21, 3), 0)],  # not jumps within a drift
