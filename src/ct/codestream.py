@@ -23,6 +23,7 @@ DELIMITER_TAG = b"\xfe\xff\xdd\xe0"
 
 _JPEG_END = b"\xff\xd9"
 _JPEG_2000_START = b"\xff\x4f\xff\x51"  # SOC and SIZ markers; in a JP2 file boxes precede them
+_TILE_PART = b"\xff\x90\x00\x0a"  # SOT marker and its length: cannot occur in coded data
 _RLE_HEADER_BYTES = 64
 
 
@@ -79,6 +80,21 @@ def check_image_size(codestream: bytes, transfer_syntax: str, header: Header) ->
         _check_image(_jpeg_2000_image(codestream), header)
     elif transfer_syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
         _check_image(_jpeg_image(codestream), header)
+
+
+def with_tile_to_end(codestream: bytes) -> bytes:
+    """Correct the length (Psot) of the last tile-part of JPEG 2000 if it does not lead to the end marker.
+
+    0 means that the tile-part ends where the codestream does (ISO 15444-1 A.4.2). A codestream without an
+    end marker is returned as it is: its data may be cut short.
+    """
+    at, length = codestream.rfind(_TILE_PART), len(codestream.rstrip(b"\0"))
+    if at < 0 or not codestream.endswith(_JPEG_END, at, length):
+        return codestream
+    stated = int.from_bytes(codestream[at + 6 : at + 10], "big")
+    if stated in (0, length - len(_JPEG_END) - at):
+        return codestream
+    return codestream[: at + 6] + bytes(4) + codestream[at + 10 :]
 
 
 def find_fragments(content: Any, value_at: int) -> tuple[list[tuple[int, int]], bool]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import pixel_array
 from pydicom.uid import (
     ExplicitVRBigEndian,
@@ -17,7 +17,7 @@ from pydicom.uid import (
     JPEGTransferSyntaxes,
 )
 
-from src.ct.codestream import PIXEL_DATA_TAG, check_image_size
+from src.ct.codestream import PIXEL_DATA_TAG, check_image_size, with_tile_to_end
 from src.ct.dicom_header import (
     HEADER_BYTES,
     KEYWORDS,
@@ -65,6 +65,8 @@ def read_stored(header: Header) -> np.ndarray:
             if syntax in _JPEG:
                 frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
                 check_image_size(frame, syntax, header)
+                if syntax in JPEG2000TransferSyntaxes and (whole := with_tile_to_end(frame)) != frame:
+                    dataset.PixelData = encapsulate([whole])
             stored = pixel_array(dataset, decoding_plugin=plugin)
     except (DicomError, MemoryError):
         raise
