@@ -34,10 +34,14 @@ class LabelVolume:
                 already the kit's, and other ids are refused.
 
         Raises:
-            NiftiError: see `open_volume`; or the values are not integers, or not labels of the kit.
+            NiftiError: see `open_volume`; or the place is doubtful, or the values are not integers, or not
+                labels of the kit.
         """
         try:
             with open_volume(file) as volume:
+                for remark in volume.remarks:
+                    if remark.doubtful:
+                        raise NiftiError(f"cannot be placed: {remark.text}")
                 _check_labels(volume, highest=len(ORGANS) if ids is None else None)
                 yield cls(volume, ids)
         except NiftiError as error:

@@ -19,6 +19,7 @@ from src.core.files import atomic_path
 from src.core.isolation import Report, no_report
 from src.ct.archives import unpacked
 from src.ct.geometry import Plane, SliceGrid
+from src.ct.nifti_affine import AffineError, choose_affine
 from src.ct.series import Rejected, Remark, SeriesError
 from src.ct.storage import StoredFile, UnreadableFile
 from src.ct.windows import AIR_HU, Window
@@ -29,7 +30,6 @@ _LPS_FROM_RAS = np.diag(
 _MM = {"meter": 1000.0, "micron": 0.001}  # other or missing units are read as mm
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by header length, the first number of a file
 _SUFFIXES = (".nii", ".nii.gz")
-_FLAT = 1e-3  # three unit axes are coplanar if their parallelepiped has less volume
 _SKEW_COSINE = 0.05  # highest cosine between rows and columns
 _BLOCK_SLICES = 32  # as many int16 values share a cache line, and more share a page
 _BLOCK_BYTES = 32 << 20
@@ -58,6 +58,8 @@ class Volume:
     intercept: float
     lps_from_voxel: np.ndarray
     """(4, 4): maps voxel indices to DICOM patient coordinates (mm), x to the left, y to the back."""
+    remarks: tuple[Remark, ...] = ()
+    """What its user must know about the geometry."""
 
     @property
     def is_integer(self) -> bool:
@@ -69,7 +71,8 @@ class Volume:
 def open_volume(file: StoredFile) -> Iterator[Volume]:
     """Context manager: open a .nii or .nii.gz.
 
-    Axes of length 1 after the third are dropped. The affine is the sform, else the qform.
+    Axes of length 1 after the third are dropped. The affine is the sform, else the qform; a remark says where
+    they disagree.
 
     Raises:
         NiftiError: not a NIfTI file, damaged, not 3D, colour or complex, or without a valid affine.
@@ -93,8 +96,9 @@ def _map_volume(stream: BinaryIO) -> Volume:
         slope, intercept = header.get_slope_inter()
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         unit = header.get_xyzt_units()[0] if int(header["xyzt_units"]) & 7 in (1, 3) else "mm"
-        affine = np.diag([_MM.get(unit, 1.0)] * 3 + [1.0]) @ _LPS_FROM_RAS @ header.get_best_affine()
-        placed = bool(header["qform_code"] or header["sform_code"])
+        ras_from_voxel, remarks = choose_affine(header.get_sform(coded=True)[0], _qform(header))
+    except AffineError as error:
+        raise NiftiError(str(error)) from error
     except Exception as error:
         raise NiftiError("cannot be read: damaged header") from error
     while len(shape) > 3 and shape[-1] == 1:
@@ -103,14 +107,6 @@ def _map_volume(stream: BinaryIO) -> Volume:
         raise NiftiError(f"has {len(shape)} dimensions, not 3")
     if dtype.kind not in "iuf":
         raise NiftiError("holds colours or complex numbers")
-    if not placed or np.array_equal(header.get_best_affine(), np.eye(4)):
-        # Writers store the identity if the affine is unknown: no scanner has its first voxel at 0, 0, 0.
-        raise NiftiError("orientation unknown: its affine is missing or the identity")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or not lengths.all():
-        raise NiftiError("has a singular affine")
-    if abs(np.linalg.det(affine[:3, :3] / lengths)) < _FLAT:
-        raise NiftiError("has a singular affine")
     try:
         stored = np.memmap(stream, dtype, "r", header.get_data_offset(), tuple(shape), "F")
     except (ValueError, OverflowError, OSError) as error:
@@ -119,8 +115,17 @@ def _map_volume(stream: BinaryIO) -> Volume:
         stored.view(np.ndarray),
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
-        affine,
+        np.diag([_MM.get(unit, 1.0)] * 3 + [1.0]) @ _LPS_FROM_RAS @ ras_from_voxel,
+        remarks,
     )
+
+
+def _qform(header: nib.Nifti1Header) -> np.ndarray | None:
+    """Return the affine of the quaternion; None where its code is 0, or it is no quaternion."""
+    try:
+        return header.get_qform(coded=True)[0]
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return None
 
 
 class NiftiSeries:
@@ -132,12 +137,12 @@ class NiftiSeries:
     """
 
     rejected: tuple[Rejected, ...] = ()
-    remarks: tuple[Remark, ...] = ()
     source_window: Window | None = None
 
     def __init__(self, name: str, volume: Volume, report: Report = no_report) -> None:
         """Find the slices' axis. Raises `SeriesError`: not axial, or skewed."""
         self._name, self._volume, self._report = name, volume, report
+        self.remarks = volume.remarks
         axes = volume.lps_from_voxel[:3, :3]
         lengths = np.linalg.norm(axes, axis=0)
         directions = axes / lengths

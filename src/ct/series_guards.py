@@ -22,7 +22,7 @@ SAME_CENTRE_MM = 5.0
 """Largest distance across the patient between slices of one grid."""
 
 _SAME_DIRECTION = np.cos(np.deg2rad(1.0))  # lowest cosine of two axes of one grid: writers round and jitter
-_SAME_SPACING = 1e-3  # largest relative difference of two spacings of one grid: writers round to four decimals
+_SAME_SPACING = 1e-3  # largest relative difference of spacings of one grid: writers round to four decimals
 _SAME_POSITION_DECIMALS = 2
 _SAME_POSITION_MM = 0.01
 _OVERLAP = 0.2  # fraction of a group's slices; consecutive scans may share a few slices at the seam

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from src.core.targets import ORGANS
 from src.ct.geometry import Plane
 from src.ct.label_volume import LabelVolume, read_mask_ids
 from src.ct.nifti import NiftiError
+from src.ct.storage import LocalFile
 from tests.helpers.nifti_files import SHAPE, STEP_MM, lps_affine, patient, save, set_header
 
 PLANE = Plane(np.array([-58.3, -60.4, 3.1]), np.array([0.0, 4.0, 0.0]), np.array([4.0, 0.0, 0.0]))
@@ -80,6 +82,15 @@ def test_open_accepts_a_trailing_axis_of_length_one_only(tmp_path):
     assert labels_at(PLANE, save(tmp_path / "1.nii", liver[..., None])).any()
     with pytest.raises(NiftiError, match="segmentation has 4 dimensions"):
         labels_at(PLANE, save(tmp_path / "2.nii", np.stack([liver, liver], axis=-1)))
+
+
+def test_open_refuses_a_place_that_is_not_certain(tmp_path):
+    file = save(tmp_path / "1.nii", organs(lps_affine()))
+    mirrored = nib.load(file.path)
+    mirrored.set_qform(mirrored.affine @ np.diag([-1, 1, 1, 1]), 1)
+    nib.save(mirrored, tmp_path / "2.nii")
+    with pytest.raises(NiftiError, match="segmentation cannot be placed: sform and qform contradict"):
+        labels_at(PLANE, LocalFile(tmp_path / "2.nii"))
 
 
 def table(tmp_path, text):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from src.ct.nifti import nifti_stem, open_nifti, open_volume
-from src.ct.series import SeriesError
+from src.ct.series import Remark, SeriesError
 from src.ct.storage import LocalFile
 from src.ct.windows import AIR_HU, WINDOWS, Window
 from tests.helpers.nifti_files import (
@@ -194,6 +194,60 @@ def test_open_nifti_refuses_a_missing_or_singular_affine(tmp_path):
     flat = {"srow_z": [5, 0, 0, 0], "srow_x": [5, 0, 0, 0]}
     assert "singular" in refusal(set_header(path, **flat))
     assert "singular" in refusal(set_header(path, srow_x=[np.nan, 0, 0, 0]))
+
+
+def set_forms(path, sform, qform, **fields):
+    """Write the affines, in LPS, of sform and qform; both with code 1, if `fields` do not say otherwise."""
+    image = nib.load(path)
+    image.set_sform(RAS_FROM_LPS @ sform, 1)
+    image.set_qform(RAS_FROM_LPS @ qform, 1)
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj).copy(), None, image.header), path)
+    return set_header(path, **fields)
+
+
+def test_open_nifti_takes_the_qform_where_the_sform_is_not_valid(tmp_path):
+    affine = lps_affine((1, 0, 2), (1, -1, 1))
+    hu = patient(affine, (1, 0, 2))
+    path = save(tmp_path / "1.nii", hu, affine).path
+    zero = {f"srow_{axis}": 0 for axis in "xyz"}
+    identity = {f"srow_{axis}": row for axis, row in zip("xyz", np.eye(4)[:3], strict=True)}
+    for fields in (zero, identity, {"srow_z": np.nan}):
+        with open_nifti(set_forms(path, affine, affine, **fields)) as series:
+            assert series.remarks == (Remark("sform is not valid: qform used"),)
+            np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
+    with open_nifti(set_forms(path, affine, affine, sform_code=0)) as series:  # as other programs read it
+        assert series.remarks == ()
+    assert "singular" in refusal(set_forms(path, affine, affine, **zero, quatern_b=2))
+    assert "singular" in refusal(set_forms(path, affine, affine, **zero, qform_code=0))
+
+
+def test_open_nifti_doubts_sides_that_sform_and_qform_contradict(tmp_path):
+    affine, hu = lps_affine(), patient(lps_affine())
+    path = save(tmp_path / "1.nii", hu).path
+    for other in (lps_affine(signs=(-1, 1, 1)), lps_affine((1, 0, 2)), lps_affine(signs=(1, 1, -1))):
+        with open_nifti(set_forms(path, affine, other)) as series:
+            (remark,) = series.remarks
+            assert remark.doubtful and "sform and qform contradict (LPS and " in remark.text
+            np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
+
+
+def test_open_nifti_accepts_a_qform_that_is_rounded_moved_tilted_or_a_remainder(tmp_path):
+    affine = lps_affine(turn_degrees=3)
+    path = save(tmp_path / "1.nii", patient(affine), affine).path
+    moved = affine.copy()
+    moved[:3, 3] += [50, -3, 900]
+    remainder = {"quatern_b": 0, "quatern_c": 0, "quatern_d": 0, "pixdim": [1, 5, 4.5, 8, 1, 1, 1, 1]}
+    remainder |= {f"qoffset_{axis}": 0 for axis in "xyz"}
+    for file in (
+        set_forms(path, affine, np.round(affine, 4)),
+        set_forms(path, affine, moved),
+        set_forms(path, affine, lps_affine(turn_degrees=30)),
+        set_forms(path, affine, affine, quatern_b=2),  # no quaternion
+        set_forms(path, affine, affine, **remainder),
+    ):
+        with open_nifti(file) as series:
+            assert series.remarks == ()
+            np.testing.assert_array_equal(series.read(3), on_plane(series.plane(3), series.shape))
 
 
 def test_open_nifti_refuses_damaged_files(tmp_path):

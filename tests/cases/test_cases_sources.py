@@ -1,0 +1,75 @@
+"""Reported cases of input as it comes: read where it breaks a rule, or refused by name."""
+
+import pydicom
+import pytest
+from pydicom.uid import JPEG2000Lossless
+
+from tests.helpers.dicom_files import set_decimal_text, set_tags, write_series
+from tests.helpers.folders import files_of
+from tests.helpers.nifti_files import lps_affine, patient, save, set_header
+from tests.helpers.prepare_runs import prepare_input
+
+
+def rows(dataset):
+    """Patient, series, number of slices, status and reason of every series."""
+    columns = ["patient_id", "series_id", "slices", "status", "reason"]
+    return dataset.all_series[columns].fillna("").values.tolist()
+
+
+def only_row(dataset):
+    (row,) = dataset.all_series.fillna("").to_dict("records")
+    return row
+
+
+def images_of(dataset):
+    """Content of every image, by its path below images/."""
+    return {name: content for name, content in files_of(dataset.folder / "images").items() if ".png" in name}
+
+
+def test_case_12_the_qform_is_used_where_the_sform_is_zero(tmp_path):
+    (tmp_path / "ct").mkdir()
+    path = save(tmp_path / "ct" / "1.nii", patient(lps_affine())).path
+    whole = prepare_input(tmp_path / "ct", tmp_path / "whole")
+    set_header(path, qform_code=1, srow_x=0, srow_y=0, srow_z=0)
+    row = only_row(dataset := prepare_input(tmp_path / "ct", tmp_path / "out"))
+    assert (row["slices"], row["status"], row["reason"]) == (9, "ok", "sform is not valid: qform used")
+    assert images_of(dataset) == images_of(whole)
+
+
+def test_case_13_decimal_commas_are_read(tmp_path):
+    folder = write_series(tmp_path / "ct")
+    whole = prepare_input(folder, tmp_path / "whole")
+    for path in folder.iterdir():
+        set_decimal_text(path, "PixelSpacing", "4,0\\4,0")
+    dataset = prepare_input(folder, tmp_path / "out")
+    row = only_row(dataset)
+    assert (row["slices"], row["spacing_z_mm"], row["status"]) == (12, 5, "ok")
+    assert row["reason"] == "decimal commas read as points in PixelSpacing"
+    assert images_of(dataset) == images_of(whole)
+
+
+def test_case_14_rounded_spacings_are_one_grid(tmp_path):
+    folder = write_series(tmp_path / "ct", n_slices=24, pixel_mm=(0.9765625, 0.9765625))
+    for number in range(1, 25, 2):
+        set_tags(folder / f"{number}.dcm", PixelSpacing=["0.9765", "0.9765"])
+    row = only_row(prepare_input(folder, tmp_path / "out"))
+    assert (row["slices"], row["spacing_z_mm"], row["status"], row["reason"]) == (24, 5, "ok", "")
+
+
+@pytest.mark.parametrize("change", [2, 1 << 20])
+def test_case_32_jpeg_2000_is_decoded_beyond_a_wrong_tile_length(tmp_path, change):
+    folder = write_series(tmp_path / "ct", n_slices=3)
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.compress(JPEG2000Lossless, generate_instance_uid=False)
+        dataset.save_as(path)
+    whole = prepare_input(folder, tmp_path / "whole")
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        at = content.rindex(b"\xff\x90\x00\x0a") + 6
+        length = int.from_bytes(content[at : at + 4], "big") + change
+        path.write_bytes(content[:at] + length.to_bytes(4, "big") + content[at + 4 :])
+    row = only_row(dataset := prepare_input(folder, tmp_path / "out"))
+    assert (row["slices"], row["status"], row["reason"]) == (3, "ok", "")
+    assert images_of(dataset) == images_of(whole)
+    assert max(map(len, images_of(dataset).values())) > 500
