@@ -11,6 +11,7 @@ from src.cls.organs import OrganIndex
 from src.cls.slice_targets import SliceTargets, read_marked_slices
 from src.core.errors import UserError
 from src.core.log import say, warn
+from src.data.doubtful import is_trained_on
 from src.data.folds import read_folds
 from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset
@@ -23,7 +24,9 @@ class TrainingInputs:
 
     prepared: PreparedDataset
     series: pd.DataFrame
-    """usable series: patient_id, series_id, slices, fold, ..."""
+    """usable series: patient_id, series_id, slices, fold, ...; all are predicted"""
+    trained_on: pd.Series
+    """bool for each of `series`: whether the networks of other folds are trained on it"""
     labels: pd.DataFrame
     """one row per patient, indexed by patient_id"""
     folds: pd.Series
@@ -48,13 +51,18 @@ class TrainingInputs:
         digest = hashlib.sha256(repr((prepared.windows, prepared.size)).encode())
         for table in (series[["patient_id", "series_id", "slices", "fold"]], labels):
             digest.update(table.to_csv(index=False).encode())
+        is_used = is_trained_on(series, options.doubtful, options.data)
+        if not is_used.all():
+            digest.update(series.loc[~is_used, ["patient_id", "series_id"]].to_csv(index=False).encode())
         digest.update(options.encoder.read_bytes() if options.encoder else b"")
         organs = _read_organs(prepared, options)
         digest.update(organs.digest.encode() if organs else b"")
         marked = read_marked_slices(options.image_labels, prepared) if options.image_labels else {}
         digest.update(options.image_labels.read_bytes() if options.image_labels else b"")
         slice_targets = SliceTargets(labels, organs, marked) if options.slice_loss else None
-        return cls(prepared, series, labels, folds, encoder, organs, slice_targets, digest.hexdigest())
+        return cls(
+            prepared, series, is_used, labels, folds, encoder, organs, slice_targets, digest.hexdigest()
+        )
 
     @property
     def fold_numbers(self) -> list[int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.core.config import Precision, check_range
+from src.core.config import Doubtful, Precision, check_range
 from src.core.targets import TARGETS
 
 Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
@@ -29,6 +29,10 @@ class ClassifierOptions:
 
     output: Path
     """Folder of the run: fold0/ ... fold4/, oof_series.csv, oof.csv, config.yaml."""
+
+    doubtful: Doubtful = "skip"
+    """Doubtful series, whose images may be wrong (series.csv says why): skip leaves them out of training,
+    keep trains on them like on others. They are predicted in either case."""
 
     fold: tuple[int, ...] | None = None
     """Folds to train; default: all. Finished folds are not trained again."""

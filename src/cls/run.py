@@ -24,6 +24,7 @@ from src.core.log import is_main_process, say
 from src.core.run_folder import ANOTHER_OUTPUT, only_writer, read_record, require_same
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import CLASS_WEIGHTS, COLUMNS
+from src.data.doubtful import is_doubtful, say_doubtful
 from src.data.selection import SliceSelection
 from src.nn.encoder import check_input_size, create_encoder, default_greys, require_true_bf16
 from src.nn.first_weights import load_first_weights, recorded_greys
@@ -33,7 +34,7 @@ from src.score.prior import weight_aware_prior
 RECORD = "run.json"
 
 FREE_TO_CHANGE = (
-    *("data", "labels", "folds", "encoder", "image_labels", "output", "cache"),
+    *("data", "doubtful", "labels", "folds", "encoder", "image_labels", "output", "cache"),
     *("fold", "resume", "workers"),
 )
 """Options that may change within a run, as they do not affect results (inputs are compared by content)."""
@@ -57,6 +58,7 @@ def train_folds(options: ClassifierOptions) -> None:
         UserError: data, labels, folds and encoder are inconsistent, or the run has other options.
     """
     inputs = TrainingInputs.read(options)
+    say_doubtful(is_doubtful(inputs.series).sum(), options.doubtful)
     chosen = inputs.choose_folds(options.fold)
     networks = describe_networks(options, inputs)
     for network in networks:
@@ -177,11 +179,12 @@ def _run_fold(
     fold: int,
 ) -> None:
     is_held_out = inputs.series.fold == fold
-    training = inputs.series[~is_held_out].reset_index(drop=True)
+    training = inputs.series[~is_held_out & inputs.trained_on].reset_index(drop=True)
     held_out = inputs.series[is_held_out].reset_index(drop=True)
     if training.empty or held_out.empty:
+        more = "" if inputs.trained_on.all() else " (--doubtful keep trains on doubtful ones)"
         raise UserError(
-            f"fold {fold}: {len(training)} training and {len(held_out)} held-out series; it needs both"
+            f"fold {fold}: {len(training)} training and {len(held_out)} held-out series; it needs both{more}"
         )
     refuse_shared_patients(training, held_out)
     labels = inputs.labels[inputs.labels.patient_id.map(inputs.folds) != fold]
@@ -258,7 +261,7 @@ def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: li
     if begun and saved is None:
         raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
     if begun - to_repeat:
-        named = {"inputs": "other data (series, labels, folds or encoder)"}
+        named = {"inputs": "other data (series, --doubtful, labels, folds or encoder)"}
         require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
     for name in to_repeat:  # after all checks, so that a refused command deletes nothing
         discard(output / name)

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from src.cls.fold_models import FIRST_LEVEL, SECOND_LEVEL, find_networks
 from src.cls.inputs import read_tables
 from src.cls.losses import StackLoss
 from src.cls.model import ClassifierSpec
-from src.cls.organs import OrganIndex
+from src.cls.organs import Key, OrganIndex
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
 from src.cls.second_features import (
     VERSION,
@@ -49,6 +50,7 @@ from src.core.log import say
 from src.core.run_folder import claim_folder, only_writer
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import COLUMNS, LABEL_COLUMNS
+from src.data.doubtful import is_doubtful, is_trained_on, say_doubtful
 from src.data.prepared import PreparedDataset, read_description
 from src.nn.training import set_lr, warmup_cosine
 
@@ -58,7 +60,7 @@ INPUTS = MappingProxyType(
     {
         "label_table": "other --labels",
         "fold_table": "other --folds",
-        "features": "other --runs, --data, masks or --precision",
+        "features": "other --runs, --data, masks, --doubtful or --precision",
     }
 )
 """Inputs that affect results besides the options, compared by content."""
@@ -86,6 +88,8 @@ class SecondInputs:
     """one row per patient, indexed by patient_id"""
     folds: pd.Series
     """fold of every labelled patient, indexed by patient_id"""
+    left_out: frozenset[Key]
+    """series that are predicted, but not trained on"""
     organs: OrganIndex | None
     """None if no network needs masks"""
     sources: tuple[FoldSource, ...]
@@ -107,6 +111,13 @@ class SecondInputs:
         prepared, series, labels, folds = read_tables(options.data, options.labels, options.folds)
         if series.fold.nunique() < 2:
             raise UserError(f"the series of {options.data} are of one fold: a second level needs two or more")
+        is_used = is_trained_on(series, options.doubtful, options.data)
+        for fold in series.fold.unique():
+            if not is_used[series.fold != fold].any():
+                raise UserError(
+                    f"fold {fold}: all series of the other folds are doubtful; --doubtful keep trains on them"
+                )
+        left_out = _keys(series[~is_used])
         by_fold = {int(fold): rows.reset_index(drop=True) for fold, rows in series.groupby("fold")}
         networks = {fold: _read_networks(options.runs, fold, rows) for fold, rows in by_fold.items()}
         views = _require_one_kind(
@@ -123,9 +134,9 @@ class SecondInputs:
         digests = {
             "label_table": _digest(labels.sort_index().to_csv(index=False)),
             "fold_table": _digest(folds.sort_index().to_csv()),
-            "features": _digest(*(source.key for source in sources)),
+            "features": _digest(*(source.key for source in sources), *left_out),
         }
-        return cls(prepared, labels, folds, organs, tuple(sources), digests)
+        return cls(prepared, labels, folds, frozenset(left_out), organs, tuple(sources), digests)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -142,6 +153,7 @@ def train_second_level(options: SecondLevelOptions) -> None:
     output = options.output
     with Runtime.create(options.precision, one_process=True) as runtime:
         inputs = SecondInputs.read(options, runtime.precision)
+        say_doubtful(is_doubtful(inputs.prepared.series).sum(), options.doubtful)
         with only_writer(output):
             claim_folder(
                 output,
@@ -164,7 +176,7 @@ def train_second_level(options: SecondLevelOptions) -> None:
             if unfinished:
                 features = out_of_fold_features(output / FEATURES, inputs, runtime, options.workers)
                 for source in unfinished:
-                    _run_fold(options, features, inputs.labels, source)
+                    _run_fold(options, features, inputs, source)
             write_out_of_fold(output, inputs.labels, inputs.folds)
 
 
@@ -193,11 +205,12 @@ def out_of_fold_features(
 
 
 def _run_fold(
-    options: SecondLevelOptions, features: SliceFeatures, labels: pd.DataFrame, source: FoldSource
+    options: SecondLevelOptions, features: SliceFeatures, inputs: SecondInputs, source: FoldSource
 ) -> None:
     """Train the models of a fold and predict it; its folder appears atomically when it is complete."""
     is_held_out = (features.series.fold == source.fold).to_numpy()
-    training, held_out = features.select(~is_held_out), features.select(is_held_out)
+    is_used = np.array([key not in inputs.left_out for key in _keys(features.series)])
+    training, held_out = features.select(~is_held_out & is_used), features.select(is_held_out)
     refuse_shared_patients(training.series, held_out.series)
     spec = SecondSpec(
         features=training.features.shape[2],
@@ -206,7 +219,9 @@ def _run_fold(
         pooling=options.pooling,
         dropout=options.dropout,
     )
-    models = [_train(options, spec, training, labels, source.fold, number) for number in range(options.seeds)]
+    models = [
+        _train(options, spec, training, inputs.labels, source.fold, number) for number in range(options.seeds)
+    ]
     probabilities = torch.stack([predict_features(model, held_out) for model in models]).mean(dim=0)
     predicted = pd.DataFrame(probabilities.double().numpy(), columns=list(COLUMNS))
     with whole_folder(options.output / f"fold{source.fold}") as folder:
@@ -275,6 +290,10 @@ def _require_one_kind(folds: Sequence[Sequence[ClassifierSpec]]) -> list[StackVi
     if missing:
         raise UserError(f"no network of the runs predicts {missing[0]}: a second level needs all targets")
     return [spec.view for spec in folds[0]]
+
+
+def _keys(series: pd.DataFrame) -> list[Key]:
+    return list(zip(series["patient_id"], series["series_id"], strict=True))
 
 
 def _digest(*content: Any) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from src.cls.options import Pooling, SequenceModel
-from src.core.config import Precision, check_range
+from src.core.config import Doubtful, Precision, check_range
 
-FREE_TO_CHANGE = ("runs", "data", "labels", "folds", "output", "precision", "workers", "resume")
+FREE_TO_CHANGE = ("runs", "data", "labels", "folds", "output", "doubtful", "precision", "workers", "resume")
 """Options that may change within a run: inputs and precision are compared by content."""
 
 
@@ -29,6 +29,10 @@ class SecondLevelOptions:
 
     output: Path
     """Folder of the run."""
+
+    doubtful: Doubtful = "skip"
+    """Doubtful series, whose images may be wrong (series.csv says why): skip leaves them out of training,
+    keep trains on them like on others. They are predicted in either case."""
 
     sequence: SequenceModel = "gru"
     """Sequence model over the slices."""

@@ -202,7 +202,7 @@ class TrainingLoop:
             {name: saved[name] for name in self.identity},
             self.identity,
             free=self.free,
-            named={"series": "other series than --data holds now"},
+            named={"series": "other series than --data and --doubtful give now"},
         )
         self.method.restore(saved)
         self.method.optimizer.load_state_dict(saved["optimizer"])

@@ -21,6 +21,7 @@ from src.core.config import check_range, parse_options
 from src.core.errors import exit_on_user_error
 from src.core.files import require_writable, write_json
 from src.core.log import format_table, say, warn
+from src.data.doubtful import is_doubtful
 
 if TYPE_CHECKING:
     from src.probe.estimates import Estimate
@@ -67,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     held_out = HeldOut.open(options.data, net.options.windows, options.patients)
     weights = "random" if options.random_weights else "teacher"
     say(f"{options.run}, {weights} weights: {len(held_out.series)} series of {held_out.patients} patients")
+    if doubtful := int(is_doubtful(held_out.dataset.series).sum()):
+        say(f"doubtful series: {doubtful}, not measured (reasons in series.csv)")
     if not options.random_weights:
         warn_of_seen(options.run, held_out.series)
     start = time.monotonic()

@@ -10,6 +10,7 @@ import torch
 
 from src.core.errors import UserError
 from src.core.runtime import torch_seed
+from src.data.doubtful import is_doubtful
 from src.data.prepared import PreparedDataset
 from src.nn.training import load_checkpoint
 from src.voco.canvas import resize_plane
@@ -110,21 +111,22 @@ class HeldOut:
 
     dataset: PreparedDataset
     series: pd.DataFrame
-    """rows of `dataset.series` of the chosen patients, with their index"""
+    """series of the chosen patients, numbered among all that are not doubtful"""
     channels: tuple[int, ...]
 
     @classmethod
     def open(cls, folder: Path, windows: Sequence[str], patients: int | None = None) -> "HeldOut":
-        """Open a prepared set, or its first `patients` patients.
+        """Open a prepared set, or its first `patients` patients; a doubtful series would measure its fault.
 
         Raises:
-            UserError: no such set, no usable series in it, or it lacks a window.
+            UserError: no such set, no series in it that is not doubtful, or it lacks a window.
         """
         dataset = PreparedDataset.open(folder)
         channels = dataset.channels(windows)
-        series = dataset.series
+        series = dataset.series[~is_doubtful(dataset.series)].reset_index(drop=True)
         if series.empty:
-            raise UserError(f"{folder} has no usable series")
+            why = "" if dataset.series.empty else f": all {len(dataset.series)} are doubtful"
+            raise UserError(f"{folder} has no usable series{why}")
         chosen = series["patient_id"].drop_duplicates()[:patients]
         return cls(dataset, series[series["patient_id"].isin(chosen)], channels)
 

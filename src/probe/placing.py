@@ -48,7 +48,7 @@ def own_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
     region.
     """
     dataset = open_dataset(plain_geometry(net.options, str(held_out.dataset.folder), seed))
-    rows = held_out.series.index  # of all usable series, the order of the data set
+    rows = held_out.series.index  # among all series that are not doubtful, as in the index of the data set
 
     def sample(row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
         crops = dataset[draw, int(rows[row])]
@@ -62,6 +62,7 @@ def plain_geometry(options: VocoOptions, data: str, seed: int) -> VocoOptions:
     return replace(
         options,
         data=(data,),
+        doubtful="skip",
         set_windows=(),
         repeat=(),
         random_crops=RANDOM_CROPS,

@@ -23,6 +23,7 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.files import require_writable, write_json, write_table
 from src.core.log import format_table, progress, say, warn
 from src.core.targets import ORGANS
+from src.data.doubtful import is_doubtful
 from src.data.labels import read_table
 from src.data.prepared import PreparedDataset, mask_folder, read_slices
 from src.seg.options import Organ
@@ -72,7 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     ]
     rows = pd.concat(scores, ignore_index=True)
     summary = summarise(rows)
-    say(f"{predicted}: {len(series)} series scored\n\n{format_table(summary)}")
+    doubtful = is_doubtful(series).sum()
+    count = f"{len(series)} series scored" + (f", {doubtful} of them doubtful" if doubtful else "")
+    say(f"{predicted}: {count}\n\n{format_table(summary)}")
     if options.output:
         write_table(rows, options.output)
     if options.json:

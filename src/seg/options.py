@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from src.core.config import Precision, check_range, option_flag
+from src.core.config import Doubtful, Precision, check_range, option_flag
 
 Decoder = Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet"]
 Organ = Literal["liver", "spleen", "left kidney", "right kidney", "bowel"]
@@ -20,6 +20,10 @@ class SegOptions:
 
     output: Path
     """Folder of the run: segmenter.safetensors, last.pt, metrics.csv, split.csv, scores.csv, config.yaml."""
+
+    doubtful: Doubtful = "skip"
+    """Doubtful series, whose images may be wrong (series.csv says why): skip leaves them out of training and
+    of the scores at the end, keep uses them like others."""
 
     repeat: tuple[int, ...] = ()
     """Visits per round to each series of a set, one number per set of --data; default 1. It can balance, for

@@ -14,6 +14,7 @@ from src.core.files import write_table
 from src.core.log import is_main_process, say, warn
 from src.core.run_folder import clear_training, digest_rows, find_checkpoint, only_writer
 from src.core.runtime import Runtime, torch_seed
+from src.data.doubtful import say_doubtful
 from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.first_weights import load_first_weights, patients_seen_by
 from src.nn.loading import StackLoader
@@ -27,7 +28,7 @@ from src.seg.split import PARTS, SegData, open_data
 from src.seg.unlabelled import MixedBatch, mix_unlabelled, unlabelled_terms
 
 FREE_TO_CHANGE = (
-    *("data", "labelled", "output", "resume", "workers", "precision"),
+    *("data", "doubtful", "labelled", "output", "resume", "workers", "precision"),
     *("log_every", "save_every", "score_every", "organs"),
 )
 """Options that a resumed run may change: data are identified by their series and parts, not by path."""
@@ -50,6 +51,7 @@ def train_pair(options: SegOptions) -> Path:
     """
     output = options.output
     data = open_data(options)
+    say_doubtful(data.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
         method = PairTraining(options, data, runtime)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
+from src.data.doubtful import is_doubtful, is_trained_on
 from src.data.labels import read_table
 from src.data.prepared import PreparedDataset
 from src.seg.options import SegOptions
@@ -17,13 +18,15 @@ PARTS = ("labelled", "unlabelled", "left out")
 
 @dataclass(frozen=True)
 class SegData:
-    """The open prepared sets of a run, and the part of every usable series."""
+    """The open prepared sets of a run, and the part of every series that it uses."""
 
     sets: tuple[PreparedDataset, ...]
     series: pd.DataFrame
     """One row per series: set (its number), patient_id, series_id, slices, has_masks, part (one of PARTS)."""
     windows: tuple[tuple[int, ...], ...]
     """Channels of the requested windows in the stored images, for each set."""
+    doubtful: int
+    """number of doubtful series in the sets, in a part or left out of all"""
 
     @property
     def size(self) -> int:
@@ -39,7 +42,7 @@ def open_data(options: SegOptions) -> SegData:
     """Open `--data` and assign every series to a part.
 
     All series of a held-out patient are held out. A series without masks is unlabelled, also if another
-    series of its patient is labelled.
+    series of its patient is labelled. A doubtful series is in no part unless `--doubtful keep`.
 
     Raises:
         UserError: an unusable set, sets with different sizes, a missing window, an unknown patient in
@@ -52,30 +55,35 @@ def open_data(options: SegOptions) -> SegData:
         raise UserError(f"the sets of --data have images of {found} px: prepare them with one --size")
     windows = tuple(dataset.channels(options.windows) for dataset in sets)
     series = pd.concat(
-        [_list_series(number, dataset) for number, dataset in enumerate(sets)], ignore_index=True
+        [_list_series(number, dataset, options) for number, dataset in enumerate(sets)], ignore_index=True
     )
-    is_labelled = series["has_masks"] & _chosen(series, options.labelled)
+    is_labelled = series["has_masks"] & series["is_used"] & _chosen(series, options.labelled)
     left_out = _choose_left_out(series, is_labelled, options)
     is_out = series["patient_id"].isin(left_out)
     part = np.where(is_out, "left out", np.where(is_labelled, "labelled", "unlabelled"))
-    data = SegData(sets, series.assign(part=part), windows)
+    used = series.assign(part=part)[series["is_used"]].drop(columns="is_used").reset_index(drop=True)
+    doubtful = sum(int(is_doubtful(dataset.series).sum()) for dataset in sets)
+    data = SegData(sets, used, windows, doubtful)
+    more = ", or give --doubtful keep" if len(used) < len(series) else ""
     if data.part("labelled").empty:
         raise UserError(
-            "no labelled series to learn from: prepare segmentations, or leave out fewer patients"
+            f"no labelled series to learn from: prepare segmentations, or leave out fewer patients{more}"
         )
     if options.uses_unlabelled and data.part("unlabelled").empty:
         raise UserError(
-            "no unlabelled series for --pseudo and --contrast: give more --data, or set both to 0"
+            f"no unlabelled series for --pseudo and --contrast: give more --data, or set both to 0{more}"
         )
     return data
 
 
-def _list_series(number: int, dataset: PreparedDataset) -> pd.DataFrame:
+def _list_series(number: int, dataset: PreparedDataset, options: SegOptions) -> pd.DataFrame:
+    """Return the usable series of a set; `is_used` is False for those that `--doubtful` leaves out."""
     if dataset.series.empty:
         raise UserError(f"{dataset.folder} has no usable series: see {dataset.folder / 'series.csv'}")
     table = dataset.series[["patient_id", "series_id", "slices"]]
     pairs = zip(table["patient_id"], table["series_id"], strict=True)
-    return table.assign(set=number, has_masks=[dataset.has_masks(*pair) for pair in pairs])
+    is_used = is_trained_on(dataset.series, options.doubtful, dataset.folder)
+    return table.assign(set=number, has_masks=[dataset.has_masks(*pair) for pair in pairs], is_used=is_used)
 
 
 def _chosen(series: pd.DataFrame, path: str | None) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Index of the usable series of several prepared data sets, and the visits of an epoch to each of them.
+"""Index of the series of several prepared data sets to train on, and the visits of an epoch to each of them.
 
 An index may contain hundreds of thousands of series, in every worker process. It therefore consists of a few
 arrays of numbers and bytes: Python objects need more memory, and their reference counts make forked workers
@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from src.core.config import Doubtful
 from src.core.errors import UserError
+from src.data.doubtful import is_doubtful, is_trained_on
 from src.data.prepared import (
     find_channels,
     image_folder,
@@ -53,6 +55,7 @@ class _Set:
     windows: tuple[int, ...]
     series: int
     repeat: int
+    doubtful: int
 
 
 class SeriesIndex:
@@ -89,6 +92,11 @@ class SeriesIndex:
         """Number of series and repeat factor of every set."""
         return tuple((source.series, source.repeat) for source in self._sets)
 
+    @property
+    def doubtful(self) -> int:
+        """Number of doubtful series in the sets, in the index or left out of it."""
+        return sum(source.doubtful for source in self._sets)
+
     def row_of(self, entry: int) -> int:
         """Return the row of the series that an entry of an epoch visits."""
         number = np.searchsorted(self._first_entry, entry, side="right") - 1
@@ -119,14 +127,14 @@ def open_index(options: VocoOptions) -> SeriesIndex:
     """Open the index of `--data`, with its windows and repeat factors.
 
     Raises:
-        UserError: a set is unusable, has no usable series, lacks a window or, for `--extent box`, the pixel
-            size.
+        UserError: a set is unusable, has no series to train on, lacks a window or, for `--extent box`, the
+            pixel size.
     """
     names = options.windows_of_sets
     repeats = options.repeat or (1,) * len(options.data)
     needs_mm = options.extent == "box"
     opened = [
-        _open_set(Path(folder), wanted, repeat, needs_mm)
+        _open_set(Path(folder), wanted, repeat, needs_mm, options.doubtful)
         for folder, wanted, repeat in zip(options.data, names, repeats, strict=True)
     ]
     sets, *columns = zip(*opened, strict=True)
@@ -134,21 +142,23 @@ def open_index(options: VocoOptions) -> SeriesIndex:
 
 
 def _open_set(
-    folder: Path, wanted: Sequence[str], repeat: int, needs_mm: bool
+    folder: Path, wanted: Sequence[str], repeat: int, needs_mm: bool, doubtful: Doubtful
 ) -> tuple[_Set, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Open a set; return it with columns of its usable series: patient ids, series ids, slices, pixel_mm."""
+    """Open a set; return it with columns of its series: patient ids, series ids, slices, pixel_mm."""
     description = read_description(folder)
     channels = find_channels(folder, [window["name"] for window in description["windows"]], wanted)
     columns = ["patient_id", "series_id", "slices", "status", *(["pixel_mm"] if needs_mm else [])]
     _, table = read_series_tables(folder, columns)
     if table.empty:
         raise UserError(f"{folder} has no usable series: see {folder / 'series.csv'}")
+    found = int(is_doubtful(table).sum())
+    table = table[is_trained_on(table, doubtful, folder)]
     pixel_mm = table["pixel_mm"] if needs_mm else np.full(len(table), np.nan)
     if needs_mm and not pixel_mm.gt(0).all():
         raise UserError(
             f"{folder / 'series.csv'} lacks the pixel_mm that --extent box needs; prepare the data set again"
         )
-    source = _Set(folder, description["size"], channels, series=len(table), repeat=repeat)
+    source = _Set(folder, description["size"], channels, len(table), repeat, doubtful=found)
     patient_ids, series_ids = (_to_bytes(table[name]) for name in ("patient_id", "series_id"))
     return (
         source,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.core.config import Precision, check_range, option_flag
+from src.core.config import Doubtful, Precision, check_range, option_flag
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,10 @@ class VocoOptions:
 
     output: Path
     """Folder of the run: last.pt, encoder.safetensors, metrics.csv, patients.csv, config.yaml."""
+
+    doubtful: Doubtful = "skip"
+    """Doubtful series, whose images may be wrong (series.csv says why): skip leaves them out, keep trains on
+    them like on others."""
 
     steps: int = 250_000
     """Optimiser steps; also the length of the cosine schedule, so a shorter run anneals faster."""

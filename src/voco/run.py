@@ -16,6 +16,7 @@ from src.core.files import atomic_path, write_table
 from src.core.log import is_main_process, say, warn
 from src.core.run_folder import clear_training, digest_rows, find_checkpoint, only_writer
 from src.core.runtime import Runtime, torch_seed
+from src.data.doubtful import say_doubtful
 from src.data.png import write_png
 from src.nn.encoder import EncoderFile, require_true_bf16, save_encoder
 from src.nn.first_weights import patients_seen_by
@@ -37,7 +38,7 @@ from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 
 FREE_TO_CHANGE = (
-    *("data", "output", "resume", "workers", "precision", "micro_batch"),
+    *("data", "doubtful", "output", "resume", "workers", "precision", "micro_batch"),
     *("log_every", "save_every", "keep_every", "picture_every"),
 )
 """Options that a resumed run may change: data are identified by their series, not path. Precision and parts
@@ -65,6 +66,7 @@ def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
     output = options.output
     encoder_path = output / "encoder.safetensors"
     dataset = open_dataset(options)
+    say_doubtful(dataset.index.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
         method = Pretraining(options, dataset, runtime, draw, with_first_weights=checkpoint is None)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,13 +11,17 @@ import torch
 
 import train_cls
 from src.cls import run as cls_run
+from src.cls.fold_models import read_about
 from src.cls.model import load_classifier, metric_shift
 from src.core.errors import UserError
 from src.core.run_folder import only_writer
 from src.core.targets import COLUMNS, TARGETS
+from src.data.labels import read_probabilities
 from src.data.prepared import PreparedDataset
+from tests.helpers.doubtful_sets import copy_doubtful, series_of
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.infer_runs import submit
+from tests.helpers.training_runs import assert_equal
 from tests.helpers.two_processes import one_thread, run_two
 
 
@@ -127,6 +132,77 @@ def test_infer_gives_the_out_of_fold_predictions(tiny, run_arguments, tmp_path, 
     sample.to_csv(tmp_path / "sample.csv", index=False)
     predicted = submit(tiny.prepared, tmp_path / "run", tmp_path / "sample.csv", tmp_path)
     np.testing.assert_allclose(predicted, oof[list(COLUMNS)][:3], atol=1e-5)
+
+
+@pytest.fixture
+def doubtful_set(tiny, tmp_path) -> SimpleNamespace:
+    """The tiny phantom with two doubtful series: the only one of `patient`, and one of two of another."""
+    by_patient = series_of(tiny.prepared)
+    patient = min(name for name, series in by_patient.items() if len(series) == 1)
+    several = min(name for name, series in by_patient.items() if len(series) > 1)
+    series = [by_patient[patient][0], by_patient[several][0]]
+    return SimpleNamespace(
+        data=copy_doubtful(tiny.prepared, tmp_path / "prepared", series), patient=patient, series=series
+    )
+
+
+def training_patients(run: Path) -> set[str]:
+    return {
+        patient
+        for fold in (0, 1)
+        for patient in read_about(run / f"fold{fold}" / "model.safetensors")["training_patients"]
+    }
+
+
+def test_train_folds_predicts_doubtful_series_without_training_on_them(
+    doubtful_set, run_arguments, tmp_path, capsys
+):
+    data = doubtful_set.data
+    train_cls.main(run_arguments("skip", data=data, epochs=1))
+    assert capsys.readouterr().out.count("doubtful series: 2, left out of training") == 1
+    predicted = read_probabilities(tmp_path / "skip" / "oof_series.csv")
+    assert sorted(predicted.series_id) == sorted(PreparedDataset.open(data).series.series_id)
+    assert predicted.notna().all(axis=None)
+    assert len(read_probabilities(tmp_path / "skip" / "oof.csv")) == 10
+    assert training_patients(tmp_path / "skip") == set(predicted.patient_id) - {doubtful_set.patient}
+    # the networks are those of a data set without these series
+    table = pd.read_csv(data / "series.csv", dtype=str)
+    table["status"] = table["status"].replace("doubtful", "skipped")
+    table.to_csv(data / "series.csv", index=False)
+    train_cls.main(run_arguments("without", data=data, epochs=1))
+    for fold in ("fold0", "fold1"):
+        runs = (tmp_path / "skip", tmp_path / "without")
+        assert_equal(*(load_classifier(run / fold / "model.safetensors")[0].state_dict() for run in runs))
+
+
+def test_train_folds_keep_trains_on_doubtful_series(doubtful_set, run_arguments, tmp_path, capsys):
+    given = {"data": doubtful_set.data, "epochs": 1}
+    train_cls.main(run_arguments(**given, doubtful="keep"))
+    assert "doubtful series: 2, trained on" in capsys.readouterr().out
+    assert doubtful_set.patient in training_patients(tmp_path / "run")
+    with pytest.raises(UserError, match=r"made with other data \(series, --doubtful"):
+        train_cls.main(run_arguments(**given))
+    train_cls.main(run_arguments(**given, doubtful="keep"))
+    assert "fold 0 is finished" in capsys.readouterr().out
+
+
+def test_train_folds_names_the_option_where_all_series_are_doubtful(tiny, run_arguments, tmp_path):
+    prepared = PreparedDataset.open(tiny.prepared).series
+    folds = pd.read_csv(tiny.folds, dtype={"patient_id": str}).set_index("patient_id").fold
+    others = prepared.series_id[prepared.patient_id.map(folds) != 0].tolist()
+    one_fold = copy_doubtful(tiny.prepared, tmp_path / "one_fold", others)
+    with pytest.raises(UserError, match=r"fold 0: 0 training and .*--doubtful keep"):
+        train_cls.main(run_arguments(data=one_fold, epochs=1))
+    every = copy_doubtful(tiny.prepared, tmp_path / "every", prepared.series_id.tolist())
+    with pytest.raises(UserError, match=r"all .* series of .* are doubtful.*--doubtful keep"):
+        train_cls.main(run_arguments("other", data=every, epochs=1))
+    train_cls.main(run_arguments("kept", data=every, epochs=1, fold=0, doubtful="keep"))
+
+
+def test_train_folds_continues_with_another_doubtful_where_no_series_is(run_arguments, capsys):
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    train_cls.main(run_arguments(fold="0", epochs=1, doubtful="keep"))
+    assert "fold 0 is finished" in capsys.readouterr().out
 
 
 def test_train_folds_refuses_a_patient_on_both_sides_of_a_fold(run_arguments, monkeypatch):

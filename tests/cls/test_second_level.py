@@ -15,6 +15,8 @@ from src.cls.second_level import SecondInputs, SecondLevelOptions, _train
 from src.cls.second_model import SecondSpec, predict_features
 from src.core.errors import UserError
 from src.core.targets import COLUMNS
+from src.data.labels import read_probabilities
+from tests.helpers.doubtful_sets import copy_doubtful, series_of
 from tests.helpers.infer_runs import submit
 from tests.helpers.score_frames import draw_labels
 from tests.helpers.second_level_runs import record_patients, refusal, train_second
@@ -107,6 +109,41 @@ def test_train_second_level_refuses_a_network_trained_on_its_fold(tiny, first, t
     assert (tmp_path / "run" / "fold1" / "oof_series.csv").is_file()
 
 
+def test_train_second_level_predicts_doubtful_series_without_training_on_them(
+    tiny, first, tmp_path, monkeypatch, capsys
+):
+    patient, series = min(series_of(tiny.prepared).items())
+    data = copy_doubtful(tiny.prepared, tmp_path / "prepared", series)
+    trained = []
+    train = second_level._train
+
+    def recording(options, spec, training, *rest):
+        trained.append(set(training.series.patient_id))
+        return train(options, spec, training, *rest)
+
+    monkeypatch.setattr(second_level, "_train", recording)
+    train_second(tiny, [first], tmp_path / "run", f"--data {data} --seeds 1")
+    assert f"doubtful series: {len(series)}, left out of training" in capsys.readouterr().out
+    assert patient not in set.union(*trained)
+    assert set(read_probabilities(tmp_path / "run" / "oof_series.csv").series_id) >= set(series)
+    assert len(read_probabilities(tmp_path / "run" / "oof.csv")) == 10
+    more = f"--data {data} --seeds 1 --doubtful keep"
+    assert "masks, --doubtful or --precision" in refusal(tiny, [first], tmp_path / "run", more)
+    trained.clear()
+    train_second(tiny, [first], tmp_path / "run", f"{more} --resume never")
+    assert "features of" in capsys.readouterr().out  # they are those of before
+    assert patient in set.union(*trained)
+
+
+def test_second_inputs_names_the_option_where_other_folds_are_doubtful(tiny, first, tmp_path):
+    folds = pd.read_csv(tiny.folds, dtype={"patient_id": str}).set_index("patient_id").fold
+    by_patient = series_of(tiny.prepared)
+    others = [series for patient in folds.index[folds == 1] for series in by_patient[patient]]
+    data = copy_doubtful(tiny.prepared, tmp_path / "prepared", others)
+    message = refusal(tiny, [first], tmp_path / "run", f"--data {data}")
+    assert "all series of the other folds are doubtful" in message and "--doubtful keep" in message
+
+
 def test_run_fold_refuses_a_patient_with_series_in_two_folds(tiny, first, tmp_path):
     options = SecondLevelOptions((first,), tiny.prepared, tiny.labels, tiny.folds, tmp_path / "run")
     inputs = SecondInputs.read(options, "fp32")
@@ -115,4 +152,4 @@ def test_run_fold_refuses_a_patient_with_series_in_two_folds(tiny, first, tmp_pa
     padding, base = torch.zeros(5, 4, dtype=torch.bool), torch.full((5, 13), 0.5)
     features = SliceFeatures(series, torch.zeros(5, 4, 3), padding, base)
     with pytest.raises(UserError, match=rf"patient {patients[0]} is trained on \(series 5\) and held out"):
-        second_level._run_fold(options, features, inputs.labels, inputs.sources[0])
+        second_level._run_fold(options, features, inputs, inputs.sources[0])

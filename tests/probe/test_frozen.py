@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from src.core.errors import UserError
 from src.probe.frozen import HeldOut, load_run
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.voco_files import draw_indices, write_prepared
 from tests.helpers.voco_runs import write_frozen_run
 
@@ -53,3 +55,13 @@ def test_held_out_reads_slices_in_the_order_requested(tmp_path):
     held_out = HeldOut.open(write_prepared(tmp_path, draw_indices), ("organ", "soft"))
     images = held_out.read("12", "102", np.array([5, 1, 5]), 24)
     assert images[:, 7, 7].tolist() == [[5, 2], [1, 2], [5, 2]]  # channels: slice, then series
+
+
+def test_held_out_excludes_doubtful_series(tmp_path):
+    data = mark_doubtful(write_prepared(tmp_path, draw_indices, series=4), ["100", "102"])
+    held_out = HeldOut.open(data, ("soft",))
+    assert held_out.series["series_id"].tolist() == ["101", "103"]
+    assert HeldOut.open(data, ("soft",), patients=1).series["series_id"].tolist() == ["101"]
+    mark_doubtful(data, ["101", "103"])
+    with pytest.raises(UserError, match="no usable series: all 4 are doubtful"):
+        HeldOut.open(data, ("soft",))

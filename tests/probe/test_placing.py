@@ -17,6 +17,7 @@ from src.probe.placing import (
     standard_crops,
 )
 from src.voco.options import VocoOptions
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.voco_files import draw_indices, draw_ramps, write_prepared
 from tests.helpers.voco_runs import write_frozen_run
 
@@ -180,6 +181,13 @@ def test_own_sampler_uses_the_chosen_patients_and_the_runs_grid(tmp_path):
         assert crops.shape == (8 + 8, 2, 32, 32, 2) and label.shape == (8, 8)
         assert (crops[..., 0] == 1).all()  # the second patient's series
         assert set(crops[8:, 0, 0, 0, 1]) != set(crops[12:, 0, 0, 0, 1])  # bases at two heights
+
+
+def test_own_sampler_counts_without_doubtful_series(tmp_path):
+    folder = mark_doubtful(write_prepared(tmp_path / "set", draw_indices), ["100", "102"])
+    net = load_run(write_frozen_run(tmp_path / "run", extent="whole", random_crops=1, doubtful="keep"))
+    sample = own_sampler(net, HeldOut.open(folder, ("soft", "organ"), patients=2), seed=0)
+    assert [set(sample(row, 0)[0][..., 0].flat) for row in (0, 1)] == [{1}, {3}]  # series 101 and 103
 
 
 def test_plain_geometry_switches_off_random_changes():

@@ -6,6 +6,7 @@ import pytest
 from src.core.errors import UserError
 from src.seg.options import SegOptions
 from src.seg.split import open_data
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.seg_places import make_options, write_places
 from tests.helpers.voco_files import draw_places, write_prepared
 
@@ -75,6 +76,47 @@ def test_open_data_holds_out_at_least_one_patient_and_keeps_one(prepared):
 def test_open_data_refuses_what_it_cannot_train_on(prepared, changes, message):
     with pytest.raises(UserError, match=message):
         open_data(make_options(prepared, **changes))
+
+
+def test_open_data_leaves_doubtful_series_out_of_every_part(prepared, tmp_path):
+    mark_doubtful(prepared, ["100", "104"])
+    table = tmp_path / "few.csv"
+    table.write_text("patient_id,series_id\n10,100\n11,101\n12,102\n")  # the first one is doubtful
+    given = {"labelled": str(table), "leave_out": ("10", "11", "14")}
+    data = open_data(make_options(prepared, **given))
+    assert data.doubtful == 2
+    assert dict(zip(data.series["patient_id"], data.series["part"], strict=True)) == {
+        "11": "left out",
+        "12": "labelled",
+        "13": "unlabelled",
+        "15": "unlabelled",
+    }
+    assert data.series.index.tolist() == [0, 1, 2, 3]
+    kept = open_data(make_options(prepared, doubtful="keep", **given))
+    assert kept.series["patient_id"].tolist() == ["10", "11", "12", "13", "14", "15"]
+    assert kept.part("left out")["patient_id"].tolist() == ["10", "11", "14"]
+
+
+def test_open_data_draws_no_validation_patient_with_doubtful_series_only(prepared):
+    mark_doubtful(prepared, ["100", "101", "102"])
+    for seed in range(4):
+        parts = parts_of(make_options(prepared, validation=0.5, seed=seed))
+        assert parts == {"13": "labelled", "14": "unlabelled", "15": "unlabelled"}
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "message"),
+    [
+        (["100", "101", "102", "103", "104", "105"], "all 6 series of .* are doubtful.*--doubtful keep"),
+        (["100", "101", "102", "103"], "no labelled series.*--doubtful keep"),
+        (["104", "105"], "no unlabelled series.*--doubtful keep"),
+    ],
+)
+def test_open_data_names_the_option_where_doubtful_series_are_missed(prepared, doubtful, message):
+    mark_doubtful(prepared, doubtful)
+    with pytest.raises(UserError, match=message):
+        open_data(make_options(prepared, pseudo=1.0))
+    assert len(open_data(make_options(prepared, pseudo=1.0, doubtful="keep")).series) == 6
 
 
 def test_open_data_refuses_sets_of_two_sizes(prepared, tmp_path):

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.core.errors import UserError
 from src.voco.index import open_index
 from src.voco.options import VocoOptions
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.voco_files import draw_noise, write_prepared
 
 ROWS = 40_000
@@ -80,3 +82,18 @@ def test_index_lookup_does_not_depend_on_its_size(large_set):
     for entry in range(0, index.entries, index.entries // 200):
         index.series(index.row_of(entry))
     assert (time.perf_counter() - started) / 200 < 1e-3
+
+
+def test_index_leaves_doubtful_series_out_unless_kept(tmp_path):
+    folder = write_prepared(tmp_path / "set", draw_noise, series=4, slices=3)
+    other = write_prepared(tmp_path / "other", draw_noise, series=2, slices=3)
+    mark_doubtful(folder, ["100", "102"])
+    index = open_index(options_of(folder, other, repeat=(2, 1)))
+    assert index.table()["series_id"].tolist() == ["101", "103", "100", "101"]
+    assert index.entries == 6 and index.doubtful == 2
+    assert [index.series(row).folder.name for row in range(4)] == ["101", "103", "100", "101"]
+    kept = open_index(options_of(folder, other, doubtful="keep"))
+    assert len(kept) == 6 and kept.doubtful == 2
+    mark_doubtful(other, ["100", "101"])
+    with pytest.raises(UserError, match=r"all 2 series of .*other are doubtful.*--doubtful keep"):
+        open_index(options_of(folder, other))

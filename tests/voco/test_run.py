@@ -24,6 +24,7 @@ from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
 from src.voco.run import Pretraining, pretrain, teacher_momentum
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
 from tests.helpers.voco_files import WINDOWS, draw_anatomy, write_prepared
 from tests.helpers.voco_runs import make_options
@@ -65,6 +66,29 @@ def test_pretrain_refuses_to_resume_on_other_series(finished, tmp_path):
     other = write_prepared(tmp_path / "other", draw_anatomy, series=7)
     with pytest.raises(UserError, match="other series"):
         pretrain(dataclasses.replace(finished, data=(other,)))
+
+
+def test_pretrain_skips_doubtful_series_as_if_they_were_not_there(tmp_path, capsys):
+    few = write_prepared(tmp_path / "few", draw_anatomy, series=4)
+    every = mark_doubtful(write_prepared(tmp_path / "every", draw_anatomy, series=6), ["104", "105"])
+    pretrain(make_options(few, tmp_path / "without", steps=3))
+    assert "doubtful series" not in capsys.readouterr().out
+    skipping = make_options(every, tmp_path / "skip", steps=3)
+    pretrain(skipping)
+    assert capsys.readouterr().out.count("doubtful series: 2, left out of training") == 1
+    assert_same_training(tmp_path / "without", tmp_path / "skip")
+    patients = pd.read_csv(tmp_path / "skip" / "patients.csv", dtype=str).patient_id.tolist()
+    assert patients == ["10", "11", "12", "13"]
+    with pytest.raises(UserError, match="other series than --data and --doubtful give now"):
+        pretrain(dataclasses.replace(skipping, doubtful="keep"))
+    pretrain(make_options(every, tmp_path / "keep", steps=3, doubtful="keep"))
+    assert "doubtful series: 2, trained on" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "keep" / "patients.csv")) == 6
+
+
+def test_pretrain_resumes_with_another_doubtful_where_no_series_is(finished, capsys):
+    pretrain(dataclasses.replace(finished, doubtful="keep"))
+    assert "after step 6 of 6" in capsys.readouterr().out
 
 
 def test_pretrain_resume_takes_never_or_a_path(finished, tmp_path):
