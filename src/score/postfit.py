@@ -66,8 +66,8 @@ def fit_and_report(
 
     Returns:
         `fitted_score, fitted_losses` of cross-fitted predictions, `fitted_difference` (an interval of the
-        fitted score minus the raw one, over patients), `post` (parameters fitted on all patients) and
-        `by_fold` (those of each fold).
+        fitted score minus the raw one, over patients), `fitted_folds` ("as given", or "by seed"), `post`
+        (parameters fitted on all patients) and `by_fold` (those of each fold).
     """
     scored = [table[table.patient_id.isin(labels.patient_id)] for table in tables.values()]
     rows = PatientRows.read(scored, labels.patient_id)
@@ -85,9 +85,10 @@ def fit_and_report(
     predictions = pd.concat([fitted.predictions, raw[~has_series]])
     after = score(labels, predictions)
     difference = bootstrap_difference(labels, predictions, raw, rounds=rounds, level=level)
+    origin = "by seed" if folds is None else "as given"
     about = {
         "patients": int(has_series.sum()),
-        "folds": "by seed" if folds is None else "as given",
+        "folds": origin,
         "raw_score": score(labels, raw).score,
         "cross_fitted_score": after.score,
     }
@@ -97,6 +98,7 @@ def fit_and_report(
         "fitted_score": after.score,
         "fitted_losses": after.losses,
         "fitted_difference": asdict(difference),
+        "fitted_folds": origin,
         "post": asdict(post) | {"by_fold": {str(name): asdict(of) for name, of in fitted.by_fold.items()}},
     }
 

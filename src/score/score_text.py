@@ -78,7 +78,10 @@ def _format_fit(report: dict[str, Any]) -> str:
             over_folds = [dict(_parts(fold[key], post["tables"]))[part] for fold in by_fold]
             row = {"post-processing": f"{key} {part}".strip(), "all folds": value}
             numbers.append(row | {"least of a fold": min(over_folds), "most": max(over_folds)})
-    lines = ["Post-processing, every fold by a fit to the others", format_table(losses), ""]
+    title = "Post-processing, every fold by a fit to the others"
+    if report["fitted_folds"] == "by seed":
+        title += f" ({len(by_fold)} folds made from a seed; --folds gives those of the models)"
+    lines = [title, format_table(losses), ""]
     lines.append(f"change {_format_interval(report['fitted_difference'], '+.4f')}")
     return "\n".join([*lines, "", format_table(pd.DataFrame(numbers))])
 

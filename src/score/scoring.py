@@ -64,7 +64,8 @@ def score_oof(
     folds = folds_to_score(labels, predictions, folds)
     scored, priors = labels, {}
     if folds is None:
-        say("no folds are known (give --folds): neither a score per fold nor priors\n")
+        seeded = "; --fit makes folds of its own from a seed" if fit else ""
+        say(f"no folds are known (give --folds): neither a score per fold nor priors{seeded}\n")
     else:
         scored = labels[labels.patient_id.isin(folds.patient_id)].reset_index(drop=True)
         if len(scored) < len(labels):
