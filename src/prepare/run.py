@@ -19,6 +19,7 @@ from src.core.run_folder import claim_folder, only_writer
 from src.ct.label_volume import read_mask_ids
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.windows import get_windows, parse_window
+from src.data.doubtful import is_doubtful, warn_of_many
 from src.data.prepared import VERSION, PreparedDataset, image_folder
 from src.data.selection import SliceSelection
 from src.prepare.options import PrepareOptions
@@ -58,6 +59,7 @@ class PreparedRun:
         totals = {
             "series": len(usable),
             "of an earlier run": self.kept,
+            "doubtful": is_doubtful(usable).sum(),
             "skipped": len(every) - len(usable),
             "slices": usable["slices"].sum(),
             "with masks": int(usable["masks"].astype(bool).sum()),
@@ -65,12 +67,14 @@ class PreparedRun:
             "seconds": round(self.seconds, 1),
         }
         parts = [format_table([totals], digits=1)]
-        skipped = every.loc[every["status"] == "skipped", "reason"].value_counts()
-        if len(skipped):
-            parts.append(format_table([{"series": n, "skipped because": why} for why, n in skipped.items()]))
-        rejected = pd.read_csv(self.dataset.folder / "rejected.csv")["reason"].value_counts()
-        if len(rejected):
-            parts.append(format_table([{"files": n, "left out because": why} for why, n in rejected.items()]))
+        rejected = pd.read_csv(self.dataset.folder / "rejected.csv")
+        for items, outcome, reasons in (
+            ("series", "doubtful", every.loc[every["status"] == "doubtful", "reason"]),
+            ("series", "skipped", every.loc[every["status"] == "skipped", "reason"]),
+            ("files", "left out", rejected["reason"]),
+        ):
+            rows = [{items: n, f"{outcome} because": why} for why, n in reasons.value_counts().items()]
+            parts += [format_table(rows)] if rows else []
         return "\n\n".join(parts)
 
 
@@ -100,6 +104,7 @@ def run_preparation(options: PrepareOptions) -> None:
         warn(f"{found.unused_masks} files in {options.masks} (--masks) belong to no series")
     run = prepare_all(found, job, jobs, cluster=options.cluster, overwrite=options.overwrite)
     say(f"\n{run.summary()}\n\nprepared data set: {options.output}")
+    warn_of_many(run.dataset.series, options.output)
 
 
 def prepare_all(

@@ -1,5 +1,6 @@
 """prepare_data.py from its command line: tables, resuming, refusals, crashes survived."""
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -53,6 +54,32 @@ def test_prepare_data_lists_every_series(raw, tmp_path, capsys):
     np.testing.assert_array_equal(stack[1], stack[2])
     assert dataset.read_slice_table("9", "90")["z_mm"].is_monotonic_decreasing
     assert not dataset.has_masks("9", "90")
+
+
+def test_prepare_data_counts_doubtful_series_by_reason_and_warns(raw, tmp_path, capsys):
+    run(raw, tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert "doubtful" in out and "doubtful because" not in out and "doubtful" not in err
+    record = tmp_path / "out" / "images" / "10" / "101" / "series.json"
+    found = json.loads(record.read_text())
+    found["row"] |= {"status": "doubtful", "reason": "slope 32 HU"}
+    record.write_text(json.dumps(found))
+    capsys.readouterr()
+    dataset = run(raw, tmp_path / "out")
+    assert dataset.all_series["status"].tolist() == ["ok", "doubtful", "ok", "skipped", "skipped"]
+    out, err = capsys.readouterr()
+    totals, reasons = out.split("\n\n")[1:3]
+    names, values = (line.split() for line in totals.replace("of an earlier run", "earlier").splitlines())
+    assert dict(zip(names, values, strict=False))["doubtful"] == "1"
+    assert reasons.splitlines()[1].split(maxsplit=1) == ["1", "slope 32 HU"]
+    assert "1 of 3 series are doubtful" in err and "--doubtful keep" in err and "series.csv" in err
+
+
+def test_prepare_data_accepts_a_source_whose_series_are_all_doubtful(tmp_path):
+    write_series(tmp_path / "raw" / "train_images" / "1" / "2", n_slices=4)
+    for path in run(tmp_path / "raw", tmp_path / "out").folder.glob("images/*/*/series.json"):
+        path.write_text(path.read_text().replace('"status": "ok"', '"status": "doubtful"'))
+    assert run(tmp_path / "raw", tmp_path / "out").series["status"].tolist() == ["doubtful"]
 
 
 def test_prepare_data_adds_a_second_input(raw, tmp_path):
