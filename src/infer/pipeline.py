@@ -21,7 +21,7 @@ from src.infer.budget import RunEnds, TimeBudget, last_resort, stop_on_signals
 from src.infer.ensemble import Ensemble
 from src.infer.options import InferOptions
 from src.infer.predictor import SeriesPredictor
-from src.infer.results import Results, describe_error, read_sample
+from src.infer.results import PREDICTED, Results, describe_error, read_sample
 from src.infer.stack_sources import LoadedSeries, StackSource, open_source
 from src.score.postprocess import post_of_runs
 
@@ -137,8 +137,10 @@ def predict_all(
                     warn(f"{'/'.join(series.key)} could not be predicted: {reason}")
                     results.skip(series.key, reason)
                 else:
-                    reason = "; ".join(part for part in (thinned, prediction.note) if part)
-                    status = "thinned" if thinned else "ok"
+                    remarks = [remark.text for remark in series.remarks]
+                    reason = "; ".join(part for part in (*remarks, thinned, prediction.note) if part)
+                    is_doubtful = any(remark.doubtful for remark in series.remarks)
+                    status = "doubtful" if is_doubtful else "thinned" if thinned else "ok"
                     results.add(series.key, prediction.probabilities, status, reason)
             budget.note(None if series.reason else series.read_s, prediction)
             if time.monotonic() - saved >= SAVE_EVERY_S:
@@ -237,12 +239,12 @@ class ReadAhead:
                 return
             (key, decoded, decode_s), started = item, time.perf_counter()
             try:
-                stacks, volume = self._source.make_stacks(decoded)
+                made = self._source.make_stacks(decoded)
             except BaseException as error:
                 self._done.put(_unread_series(key, error))
             else:
                 read_s = decode_s + time.perf_counter() - started
-                self._done.put(LoadedSeries(key, stacks, volume, read_s=read_s))
+                self._done.put(LoadedSeries(key, *made, read_s=read_s))
 
 
 def _unread_series(key: tuple[str, str], error: BaseException) -> LoadedSeries:
@@ -258,12 +260,14 @@ def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:
     """
     counts = report.status.value_counts()
     say(f"series: {', '.join(f'{counts[status]} {status}' for status in counts.index if status != 'prior')}")
+    if "doubtful" in counts:
+        warn(f"{counts['doubtful']} series were predicted from doubtful images, see report.csv")
     if "prior" in counts:
         warn(f"{counts['prior']} patients got the prior, see report.csv")
     if why_early:
         warn(f"the run ended early ({why_early}): the submission is complete, with what was known by then")
     say(f"submission: {output}")
-    if not why_early and not {"ok", "thinned"} & set(counts.index):
+    if not why_early and not set(PREDICTED) & set(counts.index):
         # reasons of series are more specific than those of patients, which are used without series
         reason = report.reason[(report.status != "prior") | (len(counts) == 1)].max()
         raise UserError(f"no series could be predicted, every patient got the prior: {reason}")

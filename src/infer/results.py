@@ -18,9 +18,13 @@ from src.score.submission import validate_submission, write_submission
 REPORT = ("patient_id", "series_id", "status", "reason")
 """Columns of the report: one row per series, and one without series_id for each patient that got the prior.
 
-status: `ok`; `thinned`, predicted by a part of the ensemble because time was short; `skipped`, could not be
-read or predicted; `not reached`, the run ended before; `prior`.
+status: `ok`; `thinned`, predicted by a part of the ensemble because time was short; `doubtful`, predicted,
+thinned or not, from images that may be wrong; `skipped`, could not be read or predicted; `not reached`, the
+run ended before; `prior`. The reason of a predicted series contains its remarks.
 """
+
+PREDICTED = ("ok", "thinned", "doubtful")
+"""Status of the series that have a prediction."""
 
 
 class Results:
@@ -102,7 +106,7 @@ class Results:
         statuses: dict[str, set[str]] = {}
         for patient, _, status, _ in rows:
             statuses.setdefault(patient, set()).add(status)
-        for patient in self._patients_without(row[0] for row in rows if row[2] in ("ok", "thinned")):
+        for patient in self._patients_without(row[0] for row in rows if row[2] in PREDICTED):
             if patient in statuses:
                 reason = (
                     "not reached"

@@ -15,9 +15,10 @@ from src.cls.stacks import Stack, StackReader, crop_centre, cut_stack, open_orga
 from src.cls.views import Box, RequiredSlices, StackView, plan_stack
 from src.core.errors import UserError
 from src.core.log import warn
-from src.ct.series import SeriesSource
+from src.ct.series import Remark, SeriesSource
 from src.ct.storage import UnreachableTree
 from src.ct.windows import WINDOWS, get_windows
+from src.data.doubtful import is_doubtful
 from src.data.prepared import PreparedDataset
 from src.data.selection import ALL_SLICES
 from src.prepare.grey_stack import GreyStack, load_stack
@@ -98,11 +99,17 @@ class LoadedSeries:
     stacks: Stacks = field(default_factory=dict)
     volume: DecodedSlices | None = None
     """whole series, if stacks with organ masks are requested and organs have yet to be found"""
+    remarks: tuple[Remark, ...] = ()
+    """remarks of the series; the reason of series.csv if it was prepared"""
     reason: str = ""
     """reason why it cannot be read; empty if it was read"""
     is_temporary: bool = False
     """whether the machine rather than the files is the cause, so that a retry may help"""
     read_s: float = 0.0
+
+
+ReadContent = tuple[Stacks, DecodedSlices | None, tuple[Remark, ...]]
+"""`stacks`, `volume` and `remarks` of `LoadedSeries`."""
 
 
 class StackSource(Protocol):
@@ -117,7 +124,7 @@ class StackSource(Protocol):
     def decode(self, patient_id: str, series_id: str) -> Any:
         """Read the files of a series as input for `make_stacks`. Raises if they cannot be read."""
 
-    def make_stacks(self, decoded: Any) -> tuple[Stacks, DecodedSlices | None]:
+    def make_stacks(self, decoded: Any) -> ReadContent:
         """Make stacks without targets, and the volume if organs have yet to be found; reads no file."""
 
 
@@ -160,6 +167,8 @@ class PreparedSource:
         self.prepared, self.kinds = prepared, tuple(kinds)
         organs = open_organs(prepared, [kind.view for kind in self.kinds], prepared.series)
         self._reader = StackReader(prepared, organs)
+        remarks = map(Remark, prepared.series["reason"].fillna(""), is_doubtful(prepared.series))
+        self._remarks = dict(zip(prepared.slice_counts, remarks, strict=True))
 
     def series_of(self, patient_id: str) -> list[str]:
         series = self.prepared.series
@@ -169,15 +178,15 @@ class PreparedSource:
         found = self.prepared.all_series
         return "; ".join(found.reason[found.patient_id == patient_id].dropna())
 
-    def decode(self, patient_id: str, series_id: str) -> dict[StackKind, Stack]:
-        return {
-            kind: self._reader.read((patient_id, series_id), kind.view, kind.offset) for kind in self.kinds
-        }
+    def decode(self, patient_id: str, series_id: str) -> tuple[dict[StackKind, Stack], Remark]:
+        key = (patient_id, series_id)
+        stacks = {kind: self._reader.read(key, kind.view, kind.offset) for kind in self.kinds}
+        return stacks, self._remarks[key]
 
-    def make_stacks(self, decoded: dict[StackKind, Stack]) -> tuple[Stacks, None]:
-        return {
-            kind: as_sample(crop_centre(stack, kind.view), kind.view) for kind, stack in decoded.items()
-        }, None
+    def make_stacks(self, decoded: tuple[dict[StackKind, Stack], Remark]) -> ReadContent:
+        read, remark = decoded
+        stacks = {kind: as_sample(crop_centre(stack, kind.view), kind.view) for kind, stack in read.items()}
+        return stacks, None, (remark,)
 
 
 class RawSource:
@@ -220,13 +229,14 @@ class RawSource:
     def decode(self, patient_id: str, series_id: str) -> list[DecodedSlices]:
         return [request.decode(self._series[patient_id, series_id]) for request in self._requests]
 
-    def make_stacks(self, decoded: list[DecodedSlices]) -> tuple[Stacks, DecodedSlices | None]:
+    def make_stacks(self, decoded: list[DecodedSlices]) -> ReadContent:
         stacks, volume = {}, None
         for request, slices in zip(self._requests, decoded, strict=True):
             if request.is_whole:
                 volume = slices
             stacks |= {kind: slices.make_stack(kind) for kind in request.kinds if not kind.view.needs_masks}
-        return stacks, volume
+        remarks = dict.fromkeys(remark for slices in decoded for remark in slices.stack.remarks)
+        return stacks, volume, tuple(remarks)
 
 
 def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | None) -> None:

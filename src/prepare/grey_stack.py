@@ -114,4 +114,4 @@ def _nearest_decodable(
 
 def _no_slice(images: dict[int, Image | SliceError]) -> SeriesError:
     errors = [image for image in images.values() if isinstance(image, SliceError)]
-    return unusable_series("no slice can be decoded", [error.__cause__ for error in errors])
+    return unusable_series(f"no slice can be decoded: {errors[0]}", [error.__cause__ for error in errors])

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 from src.cls.model import TraumaClassifier
+from src.ct.series import Remark
+from src.infer import stack_sources
 from src.infer.budget import FIRST_SERIES, TimeBudget, stop_on_signals
 from src.infer.ensemble import EnsembleSubset, Prediction
 from src.infer.predictor import SeriesPredictor
 from src.infer.results import check_submission
 from src.score.metric import check_probabilities
+from tests.helpers.doubtful_sets import LoadWithRemarks
 from tests.helpers.infer_runs import read_report, submit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,20 +184,37 @@ def runs(tta_run, tiny_run):
     return [tta_run, tiny_run]
 
 
-def test_infer_says_what_a_late_run_omits(tiny, runs, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def late_after_one(monkeypatch):
+    """From the second series on there is no time for all forward passes."""
     monkeypatch.setattr("src.infer.budget.FIRST_SERIES", 1)
     predict = SeriesPredictor.predict
 
     def slowly(*given):
-        return predict(*given)._replace(runs_s=(4e4, 4e4))  # at this pace there is no time for another one
+        return predict(*given)._replace(runs_s=(4e4, 4e4))
 
     monkeypatch.setattr(SeriesPredictor, "predict", slowly)
+
+
+@pytest.mark.usefixtures("late_after_one")
+def test_infer_says_what_a_late_run_omits(tiny, runs, tmp_path, capsys):
     submission = submit(tiny.raw, runs, tiny.sample, tmp_path, "--max-hours", 9)
     report = read_report(tmp_path)
     check_probabilities(submission.reset_index())
     assert set(report.status) == {"ok", "thinned"}
     assert set(report[report.status == "thinned"].reason) == {"2 of 10 forward passes"}
     assert "late: from now on 2 of 10 forward passes" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("late_after_one")
+def test_infer_says_of_a_doubtful_series_that_it_is_thinned(tiny, runs, tmp_path, monkeypatch):
+    names = sorted(path.name for path in (tiny.raw / "test_images").glob("*/*"))
+    remarks = {name: (Remark("slope 32 HU", doubtful=True),) for name in names}
+    monkeypatch.setattr(stack_sources, "load_stack", LoadWithRemarks(remarks))
+    submit(tiny.raw, runs, tiny.sample, tmp_path, "--max-hours", 9)
+    report = read_report(tmp_path)
+    assert set(report.status) == {"doubtful"}
+    assert sorted(set(report.reason)) == ["slope 32 HU", "slope 32 HU; 2 of 10 forward passes"]
 
 
 def test_infer_ends_in_the_middle_of_a_series_when_time_is_over(tiny, runs, tmp_path, monkeypatch):

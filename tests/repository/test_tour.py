@@ -17,7 +17,7 @@ BESIDE = {
         *("geometry", "storage", "series_guards", "codestream", "multiframe", "pydicom_reader", "nifti"),
         "label_volume",
     },
-    "data": {"labels", "selection", "png", "packed", "preview"},
+    "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
     "voco": {"index", "order", "monitors", "micro_batch"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),

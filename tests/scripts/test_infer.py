@@ -13,8 +13,10 @@ import prepare_data
 import score
 from src.core.errors import UserError
 from src.core.targets import COLUMNS, TARGETS
+from src.ct.series import Remark
 from src.infer import stack_sources
 from src.score.postprocess import PostProcessing, write_post
+from tests.helpers.doubtful_sets import REASON, LoadWithRemarks, mark_doubtful, series_of
 from tests.helpers.dying_readers import DieOn
 from tests.helpers.infer_runs import read_report, read_text, submit, train_small
 
@@ -102,6 +104,39 @@ def test_infer_gives_patients_without_a_readable_series_the_prior(tiny, tiny_run
     adjusted = submit(damaged, tiny_run, tiny.sample, tmp_path, "--post", tmp_path / "post.json")
     is_changed = (adjusted != submission).any(axis=1)
     assert set(submission.index[~is_changed]) == set(prior.patient_id)  # the prior stays as it is
+
+
+@pytest.mark.parametrize("source", ["raw", "prepared"])
+def test_infer_predicts_doubtful_series_and_repeats_the_reason(
+    tiny, tiny_run, tmp_path, monkeypatch, capsys, source
+):
+    data = tiny.raw if source == "raw" else prepare(tiny.raw, tmp_path / "prepared", "--split test")
+    plain = submit(data, tiny_run, tiny.sample, tmp_path / "plain")
+    names = sorted(path.name for path in (tiny.raw / "test_images").glob("*/*"))
+    if source == "raw":
+        remarks = {name: (Remark("spacings differ"), Remark(REASON, doubtful=True)) for name in names[:2]}
+        remarks[names[2]] = (Remark("spacings differ"),)
+        reasons = pd.Series([f"spacings differ; {REASON}"] * 2 + ["spacings differ", ""], names)
+        monkeypatch.setattr(stack_sources, "load_stack", LoadWithRemarks(remarks))
+    else:
+        mark_doubtful(data, names[:2])
+        reasons = read_text(data / "series.csv").set_index("series_id").reason
+    capsys.readouterr()
+    doubtful = submit(data, tiny_run, tiny.sample, tmp_path / "doubtful")
+    pd.testing.assert_frame_equal(doubtful, plain)
+    report = read_report(tmp_path / "doubtful").set_index("series_id")
+    assert report.status[names].tolist() == ["doubtful", "doubtful", "ok", "ok"] and len(report) == 4
+    assert report.reason[names].tolist() == reasons[names].tolist()
+    out, err = capsys.readouterr()
+    assert "series: 2 doubtful, 2 ok" in out or "series: 2 ok, 2 doubtful" in out
+    assert "2 series were predicted from doubtful images, see report.csv" in err
+
+
+def test_infer_is_no_failure_where_all_series_are_doubtful(tiny, tiny_run, tmp_path):
+    data = prepare(tiny.raw, tmp_path / "prepared", "--split test")
+    mark_doubtful(data, [series for ids in series_of(data).values() for series in ids])
+    submit(data, tiny_run, tiny.sample, tmp_path)
+    assert set(read_report(tmp_path).status) == {"doubtful"}
 
 
 def test_infer_predicts_otherwise_with_flips_and_fewer_folds(tiny, tiny_run, tmp_path):
