@@ -39,8 +39,9 @@ from src.core.runtime import torch_seed
 from src.core.targets import CLASS_WEIGHTS
 from src.infer.budget import TimeBudget
 from src.infer.ensemble import Ensemble
-from src.infer.pipeline import ReadAhead, order_series, predict_all
+from src.infer.pipeline import order_series, predict_all
 from src.infer.predictor import SeriesPredictor
+from src.infer.read_ahead import ReadAhead
 from src.infer.results import Results
 from src.infer.stack_sources import LoadedSeries, RawSource
 from src.nn.encoder import GREY_MEAN, GREY_STD

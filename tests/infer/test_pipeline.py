@@ -1,125 +1,14 @@
-"""Series are read ahead, a few at a time; faults that may pass are tried again, and nothing blocks a run."""
+"""The order of the series, and faults of the machine, after which a series is read again."""
 
-import math
 import shutil
-import threading
-import time
 from types import SimpleNamespace
 
 import pytest
 
-from src.infer import pipeline, stack_sources
-from src.infer.budget import RunEnds, TimeBudget
-from src.infer.ensemble import EnsembleSubset
-from src.infer.pipeline import AHEAD, ReadAhead, order_series
+from src.infer import read_ahead, stack_sources
+from src.infer.pipeline import order_series
 from tests.helpers.dying_readers import AwayAtFirst
 from tests.helpers.infer_runs import read_report, submit
-
-
-class Source:
-    """Series "0", "1", ... of as many patients; `begun` are those whose decoding began."""
-
-    def __init__(self, decode=int, make_stacks=lambda decoded: decoded):
-        self.begun, self._decode, self._make_stacks = [], decode, make_stacks
-
-    def decode(self, patient_id, series_id):
-        self.begun.append(int(patient_id))
-        return self._decode(patient_id)
-
-    def make_stacks(self, decoded):
-        return {"number": self._make_stacks(decoded)}, None
-
-
-def read_ahead(source, count, jobs=1):
-    return ReadAhead(source, [(str(number), "") for number in range(count)], jobs)
-
-
-def read(reader):
-    """The series of a reader, without a time limit."""
-    budget = TimeBudget(1, [EnsembleSubset((1,), True, (1,), False)], math.inf, started=0.0)
-    return reader.read(budget)
-
-
-def numbers(reader):
-    return [series.stacks["number"] for series in read(reader)]
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert condition()
-
-
-def test_read_ahead_reads_every_series_once():
-    assert sorted(numbers(read_ahead(Source(), 50, jobs=3))) == list(range(50))
-
-
-def test_read_ahead_keeps_the_order_with_one_thread():
-    assert numbers(read_ahead(Source(), 20)) == list(range(20))
-
-
-def test_read_ahead_is_not_held_up_by_a_slow_series():
-    gate = threading.Event()
-
-    def decode(patient_id):
-        if patient_id == "0":
-            gate.wait(10)
-        return int(patient_id)
-
-    reader = read_ahead(Source(decode), 4, jobs=2)
-    ready = read(reader)
-    assert [next(ready).stacks["number"] for _ in range(3)] == [1, 2, 3]
-    assert reader.left == 1
-    gate.set()
-    assert [series.key for series in ready] == [("0", "")] and reader.left == 0
-
-
-def test_read_ahead_reads_only_a_few_before_they_are_taken():
-    source = Source()
-    ready = read(read_ahead(source, 100, jobs=2))
-    wait_until(lambda: len(source.begun) == 2 + AHEAD)
-    next(ready)
-    wait_until(lambda: len(source.begun) == 3 + AHEAD)
-
-
-def test_read_ahead_decodes_the_next_series_while_one_is_cut():
-    gate = threading.Event()
-    source = Source(make_stacks=lambda decoded: gate.wait(10) and decoded)
-    reader = read_ahead(source, 100)
-    wait_until(lambda: source.begun == list(range(1 + AHEAD)))
-    gate.set()
-    assert next(read(reader)).stacks["number"] == 0
-    reader.stop()
-
-
-def test_read_ahead_begins_no_series_after_a_stop():
-    source = Source()
-    reader = read_ahead(source, 100)
-    next(read(reader))
-    reader.stop()
-    time.sleep(0.2)
-    assert len(source.begun) <= 2 + AHEAD
-
-
-@pytest.mark.parametrize("part", ["decode", "make_stacks"])
-@pytest.mark.parametrize("error", [KeyError("tag"), SystemExit(3)])
-def test_read_ahead_reports_whatever_is_raised(part, error):
-    def fail(_):
-        raise error
-
-    (series,) = read(read_ahead(Source(**{part: fail}), 1))
-    assert series.reason.startswith(type(error).__name__)
-
-
-def test_read_ahead_gives_up_where_nothing_can_be_read(monkeypatch):
-    monkeypatch.setattr(pipeline, "STUCK_S", 0.1)
-    monkeypatch.setattr(pipeline, "WAIT_S", 0.05)
-    gate = threading.Event()
-    with pytest.raises(RunEnds, match="no series could be read for"):
-        next(read(read_ahead(Source(lambda _: gate.wait(20)), 1)))
-    gate.set()
 
 
 def test_order_series_begins_with_the_first_series_of_every_patient():
@@ -131,7 +20,7 @@ def test_order_series_begins_with_the_first_series_of_every_patient():
 @pytest.mark.parametrize(("times", "status"), [(2, "ok"), (3, "skipped")])
 def test_infer_reads_a_series_again_whose_disk_is_away(tiny, tiny_run, tmp_path, monkeypatch, times, status):
     series_id = sorted((tiny.raw / "test_images").glob("*/*"))[0].name
-    monkeypatch.setattr(pipeline, "PAUSE_S", 0.0)
+    monkeypatch.setattr(read_ahead, "PAUSE_S", 0.0)
     monkeypatch.setattr(stack_sources, "load_stack", AwayAtFirst(series_id, tmp_path / "calls", times))
     submit(tiny.raw, tiny_run, tiny.sample, tmp_path)
     report = read_report(tmp_path).set_index("series_id")
@@ -145,7 +34,7 @@ def test_infer_does_not_read_a_damaged_series_again(tiny, tiny_run, tmp_path, mo
     series = sorted((raw / "test_images").glob("*/*"))[0]
     for file in series.iterdir():
         file.write_bytes(b"")
-    monkeypatch.setattr(pipeline, "PAUSE_S", 0.0)
+    monkeypatch.setattr(read_ahead, "PAUSE_S", 0.0)
     monkeypatch.setattr(stack_sources, "load_stack", AwayAtFirst(series.name, tmp_path / "calls", 0))
     submit(raw, tiny_run, tiny.sample, tmp_path)
     assert (tmp_path / "calls").stat().st_size == 1

@@ -31,7 +31,7 @@ BESIDE = {
     "score": {
         *("prior", "submission", "missing_targets", "bootstrap", "classes", "postprocess", "postfit"),
     },
-    "infer": {"organ_finder", "budget", "predictor"},
+    "infer": {"organ_finder", "budget", "predictor", "read_ahead"},
 }
 """What files of the tour import besides each other, `src/core` and the options of their rooms."""
 
