@@ -19,8 +19,9 @@ Models that use organ masks, from raw DICOM:
 Only check whether a submission would be accepted:
     python infer.py --check submission.csv --sample data/rsna/sample_submission.csv
 
-report.csv, beside the submission, lists every series with its status, and the patients that got the prior. A
-run that is ended by SIGTERM, Ctrl-C or --max-hours also leaves a complete submission.
+report.csv, beside the submission, lists every series with its status and reason, and the patients that got
+the prior. Series whose images may be wrong are predicted, with the status doubtful. A run that is ended by
+SIGTERM, Ctrl-C or --max-hours also leaves a complete submission.
 """
 
 import sys

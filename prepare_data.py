@@ -12,8 +12,9 @@ Any folder tree or zip of DICOM files, and NIfTI volumes with masks beside them:
 On a Dask cluster whose workers see the same folders:
     python prepare_data.py --input data/unpacked --output data/prepared --cluster tcp://10.0.0.1:8786
 
-Run it again after an interruption: finished series are kept. Excluded files and series are counted by reason
-at the end and listed in series.csv and rejected.csv.
+Run it again after an interruption: finished series are kept. Excluded files and series, and doubtful series
+(prepared, but perhaps wrong: training leaves them out), are counted by reason at the end and listed in
+series.csv and rejected.csv.
 """
 
 from src.core.config import parse_options

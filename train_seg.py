@@ -8,11 +8,11 @@
 
 Presets: dual (two sub-networks that correct and teach each other) and supervised (the same two without the
 unlabelled terms), each with a _small version for CPUs; docs/studies/segmentation.md compares them. All series
-with masks are used for training, except those of the --validation share of patients, which are scored in 3D
-at the end. The same command continues an interrupted run from its last checkpoint, with the same result. The
-run's folder gets segmenter.safetensors (for segment.py), last.pt, metrics.csv, curves.png, TensorBoard
-events, split.csv (the part of every series), scores.csv, sheets (pictures of the held-out patients) and
-config.yaml.
+with masks are used for training, except doubtful ones and those of the --validation share of patients, which
+are scored in 3D at the end. The same command continues an interrupted run from its last checkpoint, with the
+same result. The run's folder gets segmenter.safetensors (for segment.py), last.pt, metrics.csv, curves.png,
+TensorBoard events, split.csv (the part of every series), scores.csv, sheets (pictures of the held-out
+patients) and config.yaml.
 """
 
 from pathlib import Path
