@@ -12,6 +12,7 @@ from src.data.organ_tables import ORGAN_TYPES, OrganMeasures
 from src.data.png import read_png, write_png
 from src.data.prepared import PreparedDataset, image_folder, mask_folder, slice_name
 from src.seg.model import load_segmenter, save_segmenter
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.folders import files_of
 from tests.helpers.seg_files import (
     PIXEL_MM,
@@ -285,3 +286,10 @@ def test_segment_preview_draws_series_finished_before(made, run, copy):
 
 def damaged(path):
     return f"{path} is damaged; delete its folder and prepare the data set again"
+
+
+def test_segment_segments_doubtful_series_like_others(made, copy, tmp_path):
+    mark_doubtful(copy, [series_ids(made.dataset)[0][1]])
+    assert run_segment(made.model, copy, "--batch", BATCH).status == 0
+    masks = files_of(copy / "predicted_masks")
+    assert masks == files_of(made.masks)

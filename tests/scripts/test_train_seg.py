@@ -20,6 +20,7 @@ from src.data.prepared import image_folder, mask_folder, slice_name
 from src.nn.encoder import first_kernel
 from src.seg.model import load_segmenter
 from src.seg.run import train_pair
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.seg_runs import make_options, write_organ_set
 from tests.helpers.training_runs import assert_same_training, interrupted_after_saves
@@ -68,6 +69,19 @@ def test_train_seg_learns_the_organs_and_scores_the_held_out_patient(tmp_path):
     pair, spec = load_segmenter(run / "segmenter.safetensors")
     assert (spec.slices, spec.size, spec.windows) == (3, 64, ("soft", "organ", "wide"))
     assert not any("projection" in name for name in pair.state_dict())
+
+
+def test_train_pair_skips_doubtful_series_as_if_they_were_not_there(tmp_path, capsys):
+    few = write_organ_set(tmp_path / "few", series=5)
+    every = mark_doubtful(write_organ_set(tmp_path / "every", series=6), ["105"])
+    train_pair(make_options(few, tmp_path / "without"))
+    assert "doubtful series" not in capsys.readouterr().out
+    train_pair(make_options(every, tmp_path / "skip"))
+    assert capsys.readouterr().out.count("doubtful series: 1, left out of training") == 1
+    assert_same_training(tmp_path / "without", tmp_path / "skip")
+    train_pair(make_options(every, tmp_path / "skip"))  # finished: no step is left
+    with pytest.raises(UserError, match="other series than --data and --doubtful give now"):
+        train_pair(make_options(every, tmp_path / "skip", doubtful="keep"))
 
 
 def test_train_pair_continues_to_the_same_result(organ_set, tmp_path):

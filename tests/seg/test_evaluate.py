@@ -12,6 +12,7 @@ from src.core.errors import UserError
 from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset, image_folder, write_masks
 from src.seg import evaluate
+from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.voco_files import write_prepared, write_slice_table
 
 SIZE, SLICES = 16, 8
@@ -116,7 +117,16 @@ def test_main_scores_the_series_of_a_table(data, predicted, tmp_path, capsys):
     assert "warning: 1 of 2 series in" in capsys.readouterr().err
 
 
-def test_choose_series_needs_status_ok_and_true_masks(data, predicted, capsys):
+def test_main_counts_the_doubtful_series_that_it_scores(data, predicted, capsys):
+    scored = ["--data", str(data), "--predicted", str(predicted)]
+    evaluate.main(scored)
+    assert "series scored\n" in capsys.readouterr().out
+    mark_doubtful(data, ["100"])
+    evaluate.main(scored)
+    assert "series scored, 1 of them doubtful" in capsys.readouterr().out
+
+
+def test_choose_series_needs_usable_series_with_true_masks(data, predicted, capsys):
     predict(predicted, THIRD, true_masks())
     table = pd.read_csv(data / "series.csv")
     table.loc[1, "status"] = "failed"
