@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,8 +87,9 @@ def test_pretrain_skips_doubtful_series_as_if_they_were_not_there(tmp_path, caps
     assert len(pd.read_csv(tmp_path / "keep" / "patients.csv")) == 6
 
 
-def test_pretrain_resumes_with_another_doubtful_where_no_series_is(finished, capsys):
-    pretrain(dataclasses.replace(finished, doubtful="keep"))
+def test_pretrain_resumes_with_another_doubtful_where_no_series_is(finished, tmp_path, capsys):
+    output = shutil.copytree(finished.output, tmp_path / "run")
+    pretrain(dataclasses.replace(finished, output=output, doubtful="keep"))
     assert "after step 6 of 6" in capsys.readouterr().out
 
 
