@@ -32,6 +32,7 @@ KEYWORDS = (
     "PixelSpacing",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
     "PixelRepresentation",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
@@ -59,7 +60,7 @@ HEADER_BYTES = 1 << 14
 
 PREAMBLE_BYTES = 132
 
-_HU_TYPES = ("", "HU", "US")  # RescaleType (0028,1054); US is "unspecified", which scanners write for HU
+_OTHER_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")  # RescaleType (0028,1054): defined terms but HU
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # file meta, identification, the latter in big endian
 _LAST_FIRST_ELEMENT = 0x0018  # SOP Instance UID: images begin with this element or an earlier one
 _PIXEL_MM = (1e-3, 100.0)
@@ -90,11 +91,15 @@ class Header:
     col_mm: float
     bits_allocated: int
     bits_stored: int
+    shift_bits: int
+    """Bits below the valid ones: HighBit (0028,0102) + 1 - BitsStored, nearly always 0."""
     signed: bool
     inverted: bool
     """Whether low stored values are bright: MONOCHROME1 (0028,0004), unless the series shows otherwise."""
     slope: float
     intercept: float
+    rescale_type: str
+    """RescaleType (0028,1054) as stored: HU, US for unspecified, which scanners write for HU, or any text."""
     padding: tuple[int, int] | None
     """Lowest and highest stored value outside the reconstructed circle: PixelPaddingValue (0028,0120) and
     PixelPaddingRangeLimit (0028,0121). 16-bit patterns: their sign is not reliable."""
@@ -162,6 +167,8 @@ def parse_header(
     _check_kind(values)
     orientation = _floats(values, "ImageOrientationPatient", 6)
     row_mm, col_mm = _floats(values, "PixelSpacing", 2)
+    bits_stored = int(_number(values, "BitsStored" if values["BitsStored"] else "BitsAllocated"))
+    high_bit = _optional_int(values["HighBit"]) or bits_stored - 1  # empty reads as 0 or None
     header = Header(
         file=file,
         instance_number=_optional_int(values["InstanceNumber"]) or 0,
@@ -173,11 +180,13 @@ def parse_header(
         row_mm=row_mm,
         col_mm=col_mm,
         bits_allocated=int(_number(values, "BitsAllocated")),
-        bits_stored=int(_number(values, "BitsStored" if values["BitsStored"] else "BitsAllocated")),
+        bits_stored=bits_stored,
+        shift_bits=max(0, high_bit + 1 - bits_stored),
         signed=values["PixelRepresentation"] not in (None, 0),
         inverted=values["PhotometricInterpretation"] == "MONOCHROME1",
         slope=_number(values, "RescaleSlope") if _parts(values["RescaleSlope"]) else 1.0,
         intercept=_number(values, "RescaleIntercept") if _parts(values["RescaleIntercept"]) else 0.0,
+        rescale_type=_text(values["RescaleType"]),
         padding=_padding(values),
         transfer_syntax=transfer_syntax,
         modality=_text(values["Modality"]),
@@ -192,8 +201,6 @@ def parse_header(
         mended=_describe_commas(values),
     )
     _check_numbers(header)
-    if not _parts(values["RescaleIntercept"]) and not (header.signed or header.windowed):
-        raise DicomError("no rescale and no value below 0: pixels are not known to be HU")
     return header
 
 
@@ -214,7 +221,7 @@ def _check_kind(values: Mapping[str, Any]) -> None:
     if (_optional_int(values["NumberOfFrames"]) or 1) != 1:
         raise DicomError(f"holds {values['NumberOfFrames']} frames without a position each")
     unit = _text(values["RescaleType"])
-    if unit.upper() not in _HU_TYPES:
+    if unit.upper() in _OTHER_UNITS:
         raise DicomError(f"pixels are {unit}, not HU")
     if values["ModalityLUTSequence"]:
         raise DicomError("pixels become HU by a table, not by a rescale")
@@ -227,7 +234,7 @@ def _check_numbers(header: Header) -> None:
     plausible = all(abs(number) < _MAX_PLAUSIBLE for number in numbers)  # also rejects NaN
     unit = all(abs(math.hypot(*axis) - 1) < 0.01 for axis in (header.along_cols, header.along_rows))
     cosine = sum(a * b for a, b in zip(header.along_cols, header.along_rows, strict=True))
-    bits = 1 <= header.bits_stored <= min(16, header.bits_allocated)
+    bits = 1 <= header.bits_stored <= min(16, header.bits_allocated) - header.shift_bits
     sizes = all(0 < side <= _MAX_PIXELS for side in (header.rows, header.cols))
     pixels = all(_PIXEL_MM[0] <= side <= _PIXEL_MM[1] for side in (header.row_mm, header.col_mm))
     if not (plausible and unit and abs(cosine) < 0.01 and bits and sizes and pixels and header.slope != 0):

@@ -4,7 +4,7 @@ Order and geometry come from ImagePositionPatient and ImageOrientationPatient on
 InstanceNumber and PatientPosition are not reliable.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +13,7 @@ import numpy as np
 from src.core.isolation import Report, no_report
 from src.ct.dicom_header import DicomError, Header, positions_along_normal
 from src.ct.dicom_readers import read_headers
+from src.ct.dicom_readings import derived_remarks, other_readings
 from src.ct.geometry import Plane, SliceGrid
 from src.ct.pixels import read_hu
 from src.ct.series import READ_ALL, ReadSettings, Rejected, Remark, SeriesError, unusable_series
@@ -60,6 +61,11 @@ class DicomSeries:
     @property
     def orientation(self) -> str:
         return self.grid.orientation
+
+    def other_readings(self) -> Iterator[tuple[Remark, "DicomSeries"]]:
+        if self.source_window is None:
+            for remark, headers in other_readings(self.headers):
+                yield remark, replace(self, headers=tuple(headers))
 
     def read(self, index: int) -> np.ndarray:
         self.report(self.source(index))
@@ -116,6 +122,9 @@ def scan_series(
     if any(header.inverted for header in headers):  # this decodes a few slices
         headers = with_true_polarity(headers, settings, report)
     remarks += map(Remark, sorted({text for header in headers for text in header.mended}))
+    remarks += derived_remarks(headers)
+    if shifted := {header.shift_bits for header in headers} - {0}:
+        remarks.append(Remark(f"HighBit: pixels lie {max(shifted)} bits above the lowest"))
     rejected.sort(key=lambda item: item.source)
     return DicomSeries(
         tuple(headers), tuple(rejected), tuple(remarks), source_window, settings.pydicom_only, report
@@ -202,9 +211,12 @@ def _as_hu(header: Header, window: Window) -> Header:
 
 
 def _window_of_8_bits(headers: Sequence[Header]) -> Window | None:
-    """Return the HU range that 8 bits with a rescale can hold in every slice; None if any has more bits."""
+    """Return the HU range that 8 bits with a rescale can hold; None if most slices have more bits.
+
+    Some writers set BitsStored of each slice to what its own values need, which loses nothing.
+    """
     few_bits = [header for header in headers if header.bits_stored <= 8]
-    if not few_bits:
+    if 2 * len(few_bits) <= len(headers):
         return None
     ranges = []
     for header in few_bits:

@@ -192,6 +192,9 @@ class NiftiSeries:
     def orientation(self) -> str:
         return self._grid.orientation
 
+    def other_readings(self) -> tuple[()]:
+        return ()
+
     def read(self, index: int) -> np.ndarray:
         """Read a slice in HU, (rows, cols): int16, or float32 where there are fractions."""
         self._report(self.source(index))

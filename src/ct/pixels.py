@@ -79,11 +79,13 @@ def _reusable(value: np.ndarray) -> np.ndarray | None:
 
 
 def _keep_valid_bits(value: np.ndarray, header: Header) -> np.ndarray:
-    """Clear the bits above BitsStored, and sign-extend from the highest valid bit."""
+    """Clear the bits above and below the valid ones, and sign-extend from the highest valid bit."""
     free = value.dtype.itemsize * 8 - header.bits_stored
     if free and header.signed:
-        value = np.left_shift(value, free, out=_reusable(value))
+        value = np.left_shift(value, free - header.shift_bits, out=_reusable(value))
         return np.right_shift(value, free, out=value)
+    if header.shift_bits:
+        value = np.right_shift(value, header.shift_bits, out=_reusable(value))
     if free:
         valid = np.array((1 << header.bits_stored) - 1, dtype=value.dtype)
         return np.bitwise_and(value, valid, out=_reusable(value))

@@ -110,6 +110,9 @@ class CtSeries(Protocol):
     def orientation(self) -> str:
         """Patient directions of the stored columns and rows; "LP" needed no rotation."""
 
+    def other_readings(self) -> Iterable[tuple[Remark, "CtSeries"]]:
+        """Return the same files read in other ways, and what to say if only that way makes a CT of them."""
+
     def read(self, index: int) -> np.ndarray:
         """Decode a slice to HU (rows, cols): int16, or float32 with fractions. Raises `SliceError`."""
 

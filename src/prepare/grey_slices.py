@@ -16,10 +16,12 @@ from src.core.isolation import Report, no_report
 from src.ct.dicom_series import scan_series
 from src.ct.geometry import Plane
 from src.ct.nifti import open_nifti
+from src.ct.plausibility import NEIGHBOURS, check_series, shows_body
 from src.ct.series import (
     READ_ALL,
     CtSeries,
     ReadSettings,
+    Remark,
     SeriesError,
     SeriesSource,
     SliceError,
@@ -71,60 +73,84 @@ def open_series(
         yield scan_series(files, source_window, settings, report)
 
 
+@dataclass(frozen=True)
+class ExaminedSeries:
+    """A series that may be prepared; see `examine`."""
+
+    series: CtSeries
+    """The series, or another reading of its files that makes a CT of them."""
+    crop: "Crop"
+    """Square around the body, for all slices."""
+    body_range: tuple[int, int]
+    """Indices of the first and last examined slice that show a body."""
+    remarks: tuple[Remark, ...]
+    decoded: dict[int, np.ndarray]
+    """Slices in HU by index, 64 MB at most; each is removed once it is used."""
+
+
+def examine(series: CtSeries) -> ExaminedSeries:
+    """Decode up to 64 evenly spaced slices and find the square around the body; check that it is a CT.
+
+    Raises:
+        SeriesError: no CT, or no slice can be decoded.
+    """
+    n_slices = len(series.z_mm)
+    even = even_indices(n_slices, min(n_slices, _BODY_SLICES)).tolist()
+    followed = even_indices(n_slices, NEIGHBOURS).tolist() if n_slices > _BODY_SLICES else []
+    wanted = sorted({*even, *followed, *(min(index + 1, n_slices - 1) for index in followed)})
+    errors: list[SliceError] = []
+
+    def decode(series: CtSeries) -> dict[int, np.ndarray]:
+        slices = {}
+        for index in wanted:
+            try:
+                slices[index] = series.read(index)
+            except SliceError as error:
+                errors.append(error)
+        if not slices:
+            causes = [error.__cause__ for error in errors]
+            raise unusable_series(f"no slice can be decoded: {errors[0]}", causes)
+        return slices
+
+    series, slices, remarks, body_range = check_series(series, decode)
+    lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
+    around = (slices[index] for index in even if index in slices)
+    crop = body_crop(around, series.pixel_mm, series.shape, lowest_hu)
+    n_kept = _KEPT_BYTES // max(hu.nbytes for hu in slices.values())
+    return ExaminedSeries(series, crop, body_range, remarks, dict(list(slices.items())[:n_kept]))
+
+
 def read_grey_slices(
-    series: CtSeries,
-    indices: Sequence[int],
-    crop: "Crop",
-    windows: tuple[Window, ...],
-    size: int,
-    decoded: dict[int, np.ndarray] | None = None,
+    examined: ExaminedSeries, indices: Sequence[int], windows: tuple[Window, ...], size: int
 ) -> Iterator[tuple[int, np.ndarray | SliceError]]:
     """Decode, crop, resize and window slices.
 
-    Args:
-        crop: crop of the whole series, from `find_body`.
-        decoded: slices that `find_body` has decoded; each is removed once it is used.
-
     Yields:
-        Each index with its image, uint8 (size, size, windows), or with the error if it cannot be decoded.
+        Each index with its image, uint8 (size, size, windows), or with the error if it cannot be decoded, or
+        is blank although slices above and below it are not.
     """
-    decoded = {} if decoded is None else decoded
     for start in range(0, len(indices), RESIZED_TOGETHER):
         together = indices[start : start + RESIZED_TOGETHER]
         hu: dict[int, np.ndarray] = {}
         failed: dict[int, SliceError] = {}
         for index in together:
             try:
-                hu[index] = decoded.pop(index) if index in decoded else series.read(index)
+                hu[index] = _read_slice(examined, index)
             except SliceError as error:
                 failed[index] = error
-        resized = dict(zip(hu, crop.resize_all(list(hu.values()), size), strict=True))
+        resized = dict(zip(hu, examined.crop.resize_all(list(hu.values()), size), strict=True))
         for index in together:
             yield index, failed.get(index) or apply_windows(resized[index], windows)
 
 
-def find_body(series: CtSeries) -> tuple["Crop", dict[int, np.ndarray]]:
-    """Decode up to 64 evenly spaced slices and find the square around the body in them.
-
-    Returns:
-        The crop for all slices of the series, and decoded slices in HU by index, 64 MB at most.
-    """
-    decoded: dict[int, np.ndarray] = {}
-
-    def some_slices() -> Iterator[np.ndarray]:
-        n_slices, bytes_seen = len(series.z_mm), 0
-        for index in even_indices(n_slices, min(n_slices, _BODY_SLICES)).tolist():
-            try:
-                hu = series.read(index)
-            except SliceError:
-                continue
-            bytes_seen += hu.nbytes
-            if bytes_seen <= _KEPT_BYTES:
-                decoded[index] = hu
-            yield hu
-
+def _read_slice(examined: ExaminedSeries, index: int) -> np.ndarray:
+    series = examined.series
+    hu = examined.decoded.pop(index) if index in examined.decoded else series.read(index)
+    first, last = examined.body_range
     lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
-    return body_crop(some_slices(), series.pixel_mm, series.shape, lowest_hu), decoded
+    if first < index < last and not shows_body(hu, series.pixel_mm, lowest_hu):
+        raise SliceError("blank, amid slices that show a body")
+    return hu
 
 
 def check_windows(series: CtSeries, windows: tuple[Window, ...]) -> None:

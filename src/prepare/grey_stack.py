@@ -20,7 +20,7 @@ from src.ct.windows import Window
 from src.prepare.grey_slices import (
     POSITION_DIGITS,
     check_windows,
-    find_body,
+    examine,
     open_series,
     output_pixel_mm,
     read_grey_slices,
@@ -69,10 +69,11 @@ def load_stack(
     """
     with open_series(source, None, settings, report) as series:
         check_windows(series, windows)
-        crop, decoded = find_body(series)
+        examined = examine(series)
+        series = examined.series
         z_mm = np.round(np.asarray(series.z_mm, dtype=np.float64), POSITION_DIGITS)
         wanted = np.arange(len(z_mm)) if choose is None else choose(z_mm)
-        images = dict(read_grey_slices(series, np.asarray(wanted).tolist(), crop, windows, size, decoded))
+        images = dict(read_grey_slices(examined, np.asarray(wanted).tolist(), windows, size))
         if choose is None:
             used = [index for index, image in images.items() if not isinstance(image, SliceError)]
             if not used:
@@ -81,7 +82,7 @@ def load_stack(
         else:
 
             def read(index: int) -> Image | SliceError:
-                return next(read_grey_slices(series, [index], crop, windows, size, decoded))[1]
+                return next(read_grey_slices(examined, [index], windows, size))[1]
 
             used = [_nearest_decodable(int(index), len(z_mm), images, read) for index in wanted]
         return GreyStack(
@@ -89,8 +90,8 @@ def load_stack(
             slice_table(series, used),
             np.asarray(wanted, dtype=np.int64),
             z_mm,
-            output_pixel_mm(series, crop, size),
-            series.remarks,
+            output_pixel_mm(series, examined.crop, size),
+            examined.remarks,
         )
 
 

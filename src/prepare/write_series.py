@@ -22,8 +22,9 @@ from src.data.preview import contact_sheet
 from src.data.selection import ALL_SLICES, SliceSelection
 from src.prepare.grey_slices import (
     Crop,
+    ExaminedSeries,
     check_windows,
-    find_body,
+    examine,
     open_series,
     output_pixel_mm,
     read_grey_slices,
@@ -90,8 +91,9 @@ def _write_series(
         open_series(source, job.source_window, settings, report) as series,
     ):
         check_windows(series, job.windows)
-        crop, decoded = find_body(series)
-        used, unreadable = _write_slices(partial, series, crop, decoded, job)
+        examined = examine(series)
+        series, crop = examined.series, examined.crop
+        used, unreadable = _write_slices(partial, examined, job)
         write_table(slice_table(series, used), partial / "slices.csv")
         masks_at = mask_folder(job.output, source.patient_id, source.series_id)
         discard(masks_at)
@@ -104,7 +106,7 @@ def _write_series(
             f"files left out: {len(rejected)}": rejected,
             f"gaps of missing slices: {wide_gaps}": wide_gaps,
             masks_problem: masks_problem,
-        } | {remark.text: True for remark in series.remarks}
+        } | {remark.text: True for remark in examined.remarks}
         row = {
             "patient_id": source.patient_id,
             "series_id": source.series_id,
@@ -116,7 +118,7 @@ def _write_series(
             "source_cols": series.shape[1],
             "orientation": series.orientation,
             "masks": source.segmentation is not None and masks_problem is None,
-            "status": "doubtful" if any(remark.doubtful for remark in series.remarks) else "ok",
+            "status": "doubtful" if any(remark.doubtful for remark in examined.remarks) else "ok",
             "reason": "; ".join(note for note, applies in notes.items() if applies),
         }
         outcome = {
@@ -129,17 +131,18 @@ def _write_series(
 
 
 def _write_slices(
-    folder: Path, series: CtSeries, crop: Crop, decoded: dict[int, np.ndarray], job: PrepareJob
+    folder: Path, examined: ExaminedSeries, job: PrepareJob
 ) -> tuple[list[int], list[Rejected]]:
     """Write every selected slice that can be decoded, numbered without gaps.
 
     Returns:
         Indices of the slices written, and the slices that cannot be decoded.
     """
+    series = examined.series
     used: list[int] = []
     unreadable: list[Rejected] = []
     chosen = job.selection.choose(series.z_mm).tolist()
-    for index, image in read_grey_slices(series, chosen, crop, job.windows, job.size, decoded):
+    for index, image in read_grey_slices(examined, chosen, job.windows, job.size):
         if isinstance(image, SliceError):
             unreadable.append(Rejected(series.source(index), str(image)))
         else:

@@ -214,20 +214,6 @@ def test_both_readers_give_the_same_header(tmp_path):
     assert header_with("dicomsdl", path) == header_with("pydicom", path)
 
 
-@EACH_READER
-def test_parse_header_refuses_unsigned_pixels_without_a_rescale(tmp_path, reader):
-    """From 0 up they hold no air: they are 1024 too high, or anything else."""
-    for name, signed, intercept in (("shifted", False, 0), ("signed", True, 0), ("stated", False, -1024)):
-        path = write_slice(tmp_path / f"{name}.dcm", abs(HU), signed=signed, intercept=intercept)
-        if name != "stated":
-            set_tags(path, RescaleIntercept=None, RescaleSlope=None)
-        if name == "shifted":
-            with pytest.raises(DicomError, match="no rescale and no value below 0"):
-                header_with(reader, path)
-        else:
-            np.testing.assert_array_equal(hu_with(reader, path), abs(HU))
-
-
 def test_dicomsdl_header_reads_long_headers(tmp_path):
     path = write_slice(tmp_path / "1.dcm", HU, ImageComments="x" * 10000)
     dataset = pydicom.dcmread(path)

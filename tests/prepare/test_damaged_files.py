@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from src.ct.windows import WINDOWS
+from src.data.prepared import USABLE
 from src.prepare.run import PreparedRun, prepare_all
 from src.prepare.sources import find_sources
 from src.prepare.write_series import PrepareJob
@@ -78,7 +79,7 @@ def check(run: PreparedRun, kinds: dict[str, str]) -> Counter:
     assert sorted(table.index) == sorted(kinds)
     lost = []
     for series_id, kind in kinds.items():
-        if table.loc[series_id, "status"] != "ok":
+        if table.loc[series_id, "status"] not in USABLE:  # a slice of shuffled bits may leave doubts
             lost.append(f"{kind}: {table.loc[series_id, 'reason']}")
             continue
         used = {name.split(" ")[0] for name in dataset.read_slice_table(series_id, series_id)["source"]}

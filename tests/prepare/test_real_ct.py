@@ -15,7 +15,7 @@ from src.ct.series import SeriesError, SeriesSource
 from src.ct.storage import LocalFile, LocalFolder
 from src.ct.windows import WINDOWS, get_windows
 from src.data.prepared import image_folder, mask_folder
-from src.prepare.grey_slices import find_body, read_grey_slices
+from src.prepare.grey_slices import examine, read_grey_slices
 from src.prepare.write_series import PrepareJob, prepare_series
 from tests.helpers.dicom_files import read_volume, scan_series
 from tests.helpers.nifti_files import RAS_FROM_LPS
@@ -58,11 +58,11 @@ def test_read_grey_slices_is_the_same_for_nifti_and_dicom(tmp_path, chaos):
     turn = ornt_transform(io_orientation(image.affine), axcodes2ornt("PSR"))
     nib.save(image.as_reoriented(turn), tmp_path / "ct.nii.gz")
     with open_nifti(LocalFile(tmp_path / "ct.nii.gz")) as volume:
-        crop, _ = find_body(volume)
-        assert crop == find_body(chaos)[0]
+        both = [examine(series) for series in (volume, chaos)]
+        assert both[0].crop == both[1].crop
         np.testing.assert_allclose(np.diff(volume.z_mm), np.diff(chaos.z_mm), atol=1e-3)
         every, windows = range(len(chaos.z_mm)), get_windows(NAMES)
-        ours, theirs = (read_grey_slices(one, every, crop, windows, 256) for one in (volume, chaos))
+        ours, theirs = (read_grey_slices(examined, every, windows, 256) for examined in both)
         for (_, one), (_, other) in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(one, other)
 

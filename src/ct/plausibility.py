@@ -1,0 +1,354 @@
+"""Whether a series is a CT in Hounsfield units: what its values say, and its slices among each other.
+
+Headers may be wrong about sign, bits, rescale and order, and about whose slices they describe; anatomy is
+not. Air is near -1000 HU, fat near -100, muscle, blood and organs lie between 0 and 150, and a slice is more
+like its neighbours than like any other. Each limit below leaves room around real series: chests and abdomens
+with and without contrast, low dose, sharp kernels, and fields of view inside the body.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from src.ct.series import CtSeries, Remark, SeriesError
+from src.ct.windows import AIR_HU, Window
+
+DENSE_HU = -300
+"""Above lung, blankets and the foam of the table; below fat."""
+
+NEIGHBOURS = 24
+"""Number of slices to examine together with the next one, in series of which not every slice is examined."""
+
+_GRID_MM = 4.0
+_BODY_MM2 = 2000.0
+_BODY_FRACTION = 0.02  # of an image that is smaller than a body
+_MAX_BLANK = 0.1
+_MAX_BODY_MM = 1000.0
+_MAX_SCAN_MM = 2500.0
+
+_VALUE_SLICES = 32
+_FULL_RANGE_HU = (-1000, 400)  # an 8-bit source with a narrower range cannot show air, or bone
+_MIN_SPAN_HU = 100
+_MIN_FAT_HU = -30
+_RING = 0.9  # outside of this share of the inscribed circle's radius there is air, if the body fits the image
+_MIDDLE = 0.4
+_MAX_AIR_HU = -930  # real: -1012 to -980
+_MAX_STEP_HU = 10
+_FEW_LEVELS = 6  # fewer are a drawing, not noise on a coarse scale
+
+_THUMB = 24  # pixels per side
+_THUMB_HU = (-200, 250)
+_LIKE = 0.6  # relative to the nearest consecutive slice; real: no slice below 0.75
+_CHANGE_HU = 5.0  # mean difference of slices that are not alike
+_MAX_MISPLACED = 0.05
+_JUMP = 5.0  # relative to the change that is usual over the same distance; real: 2.3
+_JUMP_HU = 25.0
+_END = 2  # slices at either end that may be partly black
+
+
+Decoded = dict[int, np.ndarray]
+"""HU (rows, cols) by index."""
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A property that slices of a CT do not have."""
+
+    text: str
+    is_fatal: bool = False
+    """Whether such a series is no CT, rather than a CT in doubt."""
+
+
+def shows_body(hu: np.ndarray, pixel_mm: tuple[float, float], lowest_hu: float = AIR_HU) -> bool:
+    """Return whether a slice (rows, cols) shows a body, rather than air alone or one value everywhere.
+
+    Args:
+        lowest_hu: lowest HU that an 8-bit source can hold.
+    """
+    grid = _coarse(hu, pixel_mm)
+    dense = np.count_nonzero(grid > max(DENSE_HU, lowest_hu)) / grid.size
+    image_mm2 = hu.size * pixel_mm[0] * pixel_mm[1]
+    return dense > min(_BODY_MM2 / image_mm2, _BODY_FRACTION) and (dense < 1 or np.ptp(grid) > 0)
+
+
+def _coarse(hu: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
+    row_step, col_step = (max(1, round(_GRID_MM / mm)) for mm in pixel_mm)
+    return hu[::row_step, ::col_step]
+
+
+class SampledSlices:
+    """Slices of a series on a grid of about 4 mm.
+
+    Args:
+        slices: HU (rows, cols) by index, in the order of the series.
+        pixel_mm: spacing of rows and columns.
+        z_mm: (slices of the whole series,) positions.
+        source_window: window that an 8-bit source can express; None for other sources.
+    """
+
+    def __init__(
+        self,
+        slices: Mapping[int, np.ndarray],
+        pixel_mm: tuple[float, float],
+        z_mm: np.ndarray,
+        source_window: Window | None = None,
+    ) -> None:
+        lowest_hu = AIR_HU if source_window is None else source_window.lowest_hu
+        self.indices = np.array(list(slices), dtype=np.int64)
+        self.z_mm = z_mm[self.indices]
+        self.shows_body = np.array([shows_body(hu, pixel_mm, lowest_hu) for hu in slices.values()])
+        self.is_full_range = source_window is None or (
+            source_window.lowest_hu <= _FULL_RANGE_HU[0]
+            and source_window.lowest_hu + source_window.width_hu >= _FULL_RANGE_HU[1]
+        )
+        self.hu = np.stack([_coarse(hu, pixel_mm) for hu in slices.values()]).astype(np.int16)
+        """(N, rows, cols)"""
+        first = next(iter(slices.values()))
+        self.image_mm = (first.shape[0] * pixel_mm[0], first.shape[1] * pixel_mm[1])
+
+    @cached_property
+    def body_range(self) -> tuple[int, int]:
+        """Indices in the series of the first and last slice that show a body."""
+        shown = self.indices[self.shows_body]
+        return (int(shown[0]), int(shown[-1])) if shown.size else (0, -1)
+
+
+def check_series(
+    series: CtSeries, decode: Callable[[CtSeries], Decoded]
+) -> tuple[CtSeries, Decoded, tuple[Remark, ...], tuple[int, int]]:
+    """Check that a series is a CT; read it in another way if only that makes a CT of it.
+
+    Args:
+        decode: decodes some slices of a series.
+
+    Returns:
+        The series, or another reading of it; the slices that `decode` returned for it; all its remarks; and
+        the indices of the first and last of these slices that show a body.
+
+    Raises:
+        SeriesError: the series is no CT, or no slice can be decoded.
+    """
+    decoded = decode(series)
+    samples = _sample(series, decoded)
+    contradictions = find_contradictions(samples)
+    remarks = list(series.remarks)
+    if contradictions:
+        readings = list(_plausible_readings(series, decode))
+        if len(readings) == 1:
+            remark, series, decoded, samples = readings[0]
+            remarks, contradictions = [*remarks, remark], []
+    if any(item.is_fatal for item in contradictions) or (
+        contradictions and any(remark.doubtful for remark in remarks)
+    ):
+        reasons = [item.text for item in contradictions] + [each.text for each in remarks if each.doubtful]
+        raise SeriesError(f"not a CT in HU: {'; '.join(reasons)}")
+    contradictions += find_disorder(samples)
+    remarks += [Remark(item.text, doubtful=True) for item in contradictions]
+    return series, decoded, tuple(remarks), samples.body_range
+
+
+def _plausible_readings(
+    series: CtSeries, decode: Callable[[CtSeries], Decoded]
+) -> Iterator[tuple[Remark, CtSeries, Decoded, "SampledSlices"]]:
+    """Yield other readings that make a CT, each with other values."""
+    known: list[np.ndarray] = []
+    for remark, other in series.other_readings():
+        try:
+            decoded = decode(other)
+        except SeriesError:
+            continue
+        samples = _sample(other, decoded)
+        if find_contradictions(samples) or any(np.array_equal(samples.hu, hu) for hu in known):
+            continue
+        known.append(samples.hu)
+        yield remark, other, decoded, samples
+
+
+def _sample(series: CtSeries, decoded: Decoded) -> "SampledSlices":
+    return SampledSlices(decoded, series.pixel_mm, series.z_mm, series.source_window)
+
+
+def find_contradictions(samples: SampledSlices) -> list[Contradiction]:
+    """Return what the values of the slices contradict, most important first; nothing for a CT."""
+    if not samples.shows_body.any():
+        return [Contradiction("no slice shows a body", is_fatal=True)]
+    found = list(_values(samples))
+    found += _extent(samples)
+    return found
+
+
+def _values(samples: SampledSlices) -> Iterator[Contradiction]:
+    shown = np.flatnonzero(samples.shows_body)
+    some = shown[np.linspace(0, len(shown) - 1, min(len(shown), _VALUE_SLICES)).astype(int)]
+    hu = samples.hu[some]
+    step_hu = _step_hu(hu)
+    if step_hu > _MAX_STEP_HU:
+        yield Contradiction(f"grey levels are {step_hu:.0f} HU apart")
+    if not samples.is_full_range:
+        return
+    is_padding = hu == AIR_HU
+    measured = hu[~is_padding]
+    low_hu, high_hu = np.quantile(measured, (0.005, 0.995))
+    if high_hu - low_hu < _MIN_SPAN_HU:
+        yield Contradiction(f"all values lie within {high_hu - low_hu:.0f} HU", is_fatal=True)
+        return
+    if low_hu > _MIN_FAT_HU:
+        yield Contradiction(f"no value below {low_hu:.0f}, neither air nor fat", is_fatal=True)
+        return
+    smooth = np.stack([cv2.blur(image, (3, 3)) for image in hu])  # less noise
+    air = _air_contradiction(hu, smooth, is_padding)
+    tissue = _tissue_contradiction(smooth[~is_padding], has_air=_has_air(smooth, is_padding))
+    if air and tissue:
+        yield Contradiction(f"{air}, and {tissue}", is_fatal=True)
+    elif air or tissue:
+        yield Contradiction(air or tissue)
+    highest = int(measured.max())
+    if 100 <= highest < _FULL_RANGE_HU[1] * 2.5:
+        share = np.count_nonzero(measured == highest) / max(1, np.count_nonzero(measured > DENSE_HU))
+        if share > 0.03:
+            yield Contradiction(f"values are cut off at {highest} HU")
+
+
+def _step_hu(hu: np.ndarray) -> float:
+    """Return the smallest distance of two values in soft tissue, 0 if there are few values."""
+    inside = hu[(hu >= -150) & (hu <= 250)].astype(np.int64) + 150
+    levels = np.flatnonzero(np.bincount(inside, minlength=1))
+    return float(np.diff(levels).min()) if len(levels) >= _FEW_LEVELS else 0.0
+
+
+def _radius(shape: tuple[int, int]) -> np.ndarray:
+    """Return the distance of pixels from the centre, relative to the inscribed circle's radius."""
+    rows, cols = (np.linspace(-1, 1, length) for length in shape)
+    return np.hypot(rows[:, None], cols)
+
+
+def _has_air(smooth: np.ndarray, is_padding: np.ndarray) -> bool:
+    """Return whether air near -1000 HU surrounds the body."""
+    level, share, _ = _air_level(smooth, is_padding)
+    return share > 0.5 and level <= _MAX_AIR_HU
+
+
+def _air_level(smooth: np.ndarray, is_padding: np.ndarray) -> tuple[float, float, float]:
+    """Return the commonest HU of what is lighter than tissue around the body; its share there; how narrow."""
+    ring = _radius(smooth.shape[1:]) > _RING
+    around = smooth[:, ring][~is_padding[:, ring]]
+    light = around[(around < DENSE_HU) & (around > AIR_HU)]
+    if light.size < 0.02 * around.size or not light.size:
+        return 0.0, 0.0, 0.0
+    level = _commonest(light, AIR_HU, DENSE_HU)
+    return level, light.size / around.size, float(np.mean(np.abs(light - level) < 40))
+
+
+def _commonest(values: np.ndarray, low_hu: int, high_hu: int) -> float:
+    counts = np.bincount((values.astype(np.int64) - low_hu) >> 3, minlength=(high_hu - low_hu >> 3) + 1)
+    return low_hu + 8.0 * int(np.convolve(counts, np.ones(3), "same").argmax()) + 4
+
+
+def _air_contradiction(hu: np.ndarray, smooth: np.ndarray, is_padding: np.ndarray) -> str:
+    level, share, narrow = _air_level(smooth, is_padding)
+    if share > 0.7 and narrow > 0.45 and level > _MAX_AIR_HU:
+        return f"air around the body is at {level:.0f} HU, not -1000"
+    radius = _radius(hu.shape[1:])
+    if is_padding[:, radius < _MIDDLE].mean() > 0.3:
+        return f"the middle of the body is below {AIR_HU} HU"
+    ring = radius > _RING
+    around = hu[:, ring][~is_padding[:, ring]].astype(np.int64)
+    if around.size > 0.1 * ring.sum() * len(hu):
+        counts = np.bincount(around - AIR_HU)
+        value = int(counts.argmax()) + AIR_HU
+        is_fill = value == 0 or value == hu[~is_padding].min() or value == hu.max()
+        if counts.max() > 0.5 * around.size and value > _MAX_AIR_HU and is_fill:
+            return f"{value} HU everywhere around the body, not air at -1000"
+    return ""
+
+
+def _tissue_contradiction(values: np.ndarray, *, has_air: bool) -> str:
+    """Compare the values denser than lung to bands in which each body has, or lacks, tissue.
+
+    Args:
+        values: HU of pixels that are no padding.
+        has_air: air is near -1000 HU, so that only a wrong slope can move tissue.
+    """
+    dense = values[values >= DENSE_HU]
+    edges = (-300, -160, -150, -50, -30, 175, 400, 32767)
+    below_fat, _, fat, _, soft, dense_soft, bone = np.histogram(dense, edges)[0] / dense.size
+    is_low = below_fat > (0.25 if has_air else 0.14) and below_fat > 0.5 * fat
+    is_high = dense_soft > (0.4 if has_air else 0.2) and dense_soft > 3 * fat
+    if soft < 0.25 or bone > 0.25 or is_low or is_high:
+        level = _commonest(np.minimum(dense, 3000), DENSE_HU, 3000)
+        return f"soft tissue is not at 0 to 150 HU (most of the body is near {level:.0f})"
+    return ""
+
+
+def _extent(samples: SampledSlices) -> Iterator[Contradiction]:
+    length_mm = np.ptp(samples.z_mm)
+    if length_mm > _MAX_SCAN_MM:
+        yield Contradiction(f"slices cover {length_mm / 1000:.1f} m")
+    if max(samples.image_mm) > _MAX_BODY_MM:
+        dense = (samples.hu > DENSE_HU)[samples.shows_body].mean(axis=0) > 0.5
+        for axis, image_mm in enumerate(samples.image_mm):
+            inside = np.flatnonzero(dense.any(axis=1 - axis))
+            wide_mm = np.ptp(inside) / dense.shape[axis] * image_mm if inside.size else 0
+            if wide_mm > _MAX_BODY_MM:
+                yield Contradiction(f"the body is {wide_mm / 1000:.1f} m wide")
+                return
+
+
+def find_disorder(samples: SampledSlices) -> list[Contradiction]:
+    """Return what neighbouring slices contradict: blank, misplaced and foreign slices."""
+    return [*_blanks(samples), *_misplaced(samples)]
+
+
+def _blanks(samples: SampledSlices) -> Iterator[Contradiction]:
+    first, last = samples.body_range
+    within = samples.shows_body[(samples.indices >= first) & (samples.indices <= last)]
+    if within.size and 1 - within.mean() > _MAX_BLANK:
+        yield Contradiction(f"{100 * (1 - within.mean()):.0f} % of the slices within the body are blank")
+
+
+def _misplaced(samples: SampledSlices) -> Iterator[Contradiction]:
+    shown = np.flatnonzero(samples.shows_body)
+    if len(shown) < 4:
+        return
+    thumbs = np.stack([_thumb(samples.hu[row]) for row in shown])
+    differences = np.abs(thumbs[:, None] - thumbs[None]).mean(axis=(2, 3))  # (N, N) HU
+    to_next = np.diagonal(differences, 1)
+    consecutive = np.diff(samples.indices[shown]) == 1
+    nearest_next = np.full(len(shown), np.inf)
+    for rows in (slice(None, -1), slice(1, None)):
+        nearest_next[rows] = np.minimum(nearest_next[rows], np.where(consecutive, to_next, np.inf))
+    nearest = (differences + np.diag(np.full(len(shown), np.inf))).min(axis=1)
+    known = np.isfinite(nearest_next)
+    is_misplaced = known & (nearest_next > _CHANGE_HU) & (nearest < _LIKE * nearest_next)
+    if is_misplaced.sum() > _MAX_MISPLACED * known.sum():
+        yield Contradiction(
+            "neighbouring slices do not belong together: mixed scans, or wrong positions "
+            f"({100 * is_misplaced.sum() / known.sum():.0f} % resemble another slice more)"
+        )
+        return
+    steps_mm = np.maximum(-np.diff(samples.z_mm[shown]), 1e-3)
+    usual = np.median(to_next / steps_mm) * steps_mm
+    for row in np.flatnonzero((to_next > _JUMP * usual) & (to_next > _JUMP_HU)):
+        if _END <= row + 1 <= len(shown) - _END and _change_hu(samples.hu[shown[row : row + 2]]) > _JUMP_HU:
+            yield Contradiction(
+                f"the slices at {samples.z_mm[shown[row]]:.0f} and {samples.z_mm[shown[row + 1]]:.0f} mm do "
+                "not belong together: two scans"
+            )
+            return
+
+
+def _thumb(hu: np.ndarray) -> np.ndarray:
+    small = cv2.resize(np.clip(hu, *_THUMB_HU), (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float32)
+
+
+def _change_hu(pair: Sequence[np.ndarray]) -> float:
+    """Return the mean difference of two slices where neither is padding: parts may be missing."""
+    both = (pair[0] > AIR_HU) & (pair[1] > AIR_HU)
+    if not both.any():
+        return 0.0
+    before, after = (np.clip(image[both], *_THUMB_HU).astype(np.float32) for image in pair)
+    return float(np.abs(before - after).mean())
