@@ -15,7 +15,7 @@ BESIDE = {
     "prepare": {"sources", "retries", "grey_stack"},
     "ct": {
         *("geometry", "storage", "series_guards", "codestream", "multiframe", "pydicom_reader", "nifti"),
-        "label_volume",
+        *("label_volume", "plausibility", "dicom_readings"),
     },
     "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
     "voco": {"index", "order", "monitors", "micro_batch"},
