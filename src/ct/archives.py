@@ -1,5 +1,6 @@
 """Compressed files: zip archives read in place, and gzip unpacked to a temporary file."""
 
+import re
 import tempfile
 import zipfile
 import zlib
@@ -31,6 +32,7 @@ _LOCAL_HEADER = (
 )
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 0x1
+_WINDOWS = 0  # system on which a member was made; there no name contains a backslash
 _GZIP_MAGIC = b"\x1f\x8b"
 _NUMBERS = 5  # per member: offset, stored size, size, method, CRC
 
@@ -124,7 +126,8 @@ class ZipTree:
     def __init__(self, path: Path):
         """Read the archive's directory, which is briefly held in memory as a whole.
 
-        Of two members with the same name the later one counts, as after unpacking.
+        Of two members with the same name the later one counts, as after unpacking. Programs of Windows write
+        a backslash as separator: it is read as a slash.
 
         Raises:
             UserError: not a zip archive, damaged, or with members that cannot be read in place;
@@ -141,12 +144,16 @@ class ZipTree:
         self._subfolders: dict[str, set[str]] = defaultdict(set, {"": set()})
         self._names: dict[str, dict[str, int]] = defaultdict(dict)
         self._numbers: dict[str, array] = defaultdict(lambda: array("q"))
+        self._only_backslashes = not any("/" in member.filename for member in members)
         members.reverse()
         while members:  # free them one by one: a million members take a gigabyte
             self._add(members.pop())
 
     def _add(self, member: zipfile.ZipInfo) -> None:
-        folder, _, name = member.filename.removeprefix("./").lstrip("/").rpartition("/")
+        path = member.filename
+        if self._only_backslashes or member.create_system == _WINDOWS:
+            path = re.sub("^[A-Za-z]:/", "", path.replace("\\", "/"))
+        folder, _, name = path.removeprefix("./").lstrip("/").rpartition("/")
         if folder not in self._subfolders:
             if any(map(is_hidden, folder.split("/"))):
                 return

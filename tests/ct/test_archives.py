@@ -141,6 +141,31 @@ def test_trees_leave_out_hidden_files(tmp_path):
         assert [file.name for file in tree.folder("a").list()] == ["1.dcm"]
 
 
+def write_names(path, names, system=3):
+    """Write members with exactly these names; `system` made them: 0 is Windows, 3 Unix."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            member = zipfile.ZipInfo("x")
+            member.filename, member.create_system = name, system
+            archive.writestr(member, name.encode())
+    return ZipTree(path)
+
+
+def test_zip_tree_reads_backslashes_as_slashes(tmp_path):
+    names = ["a\\b\\1.dcm", ".\\c\\2.dcm", "\\d\\3.dcm", "C:\\e\\4.dcm", "f\\", "..\\5.dcm", "a\\.x\\6.dcm"]
+    tree = write_names(tmp_path / "x.zip", names)
+    expected = {"": (), "a": (), "a/b": ("1.dcm",), "c": ("2.dcm",), "d": ("3.dcm",), "e": ("4.dcm",), "f": ()}
+    assert dict(walk(tree)) == expected
+    assert tree.folder("a/b").list()[0].read() == names[0].encode()
+
+
+def test_zip_tree_keeps_backslashes_of_names_in_an_archive_with_slashes(tmp_path):
+    tree = write_names(tmp_path / "1.zip", ["a\\b.dcm", "c/d.dcm"])
+    assert dict(walk(tree)) == {"": ("a\\b.dcm",), "c": ("d.dcm",)}
+    tree = write_names(tmp_path / "2.zip", ["a\\b.dcm", "c/d.dcm"], system=0)
+    assert dict(walk(tree)) == {"": (), "a": ("b.dcm",), "c": ("d.dcm",)}
+
+
 def test_zip_tree_has_empty_folders(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.mkdir("a/b")
