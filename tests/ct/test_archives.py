@@ -154,7 +154,15 @@ def write_names(path, names, system=3):
 def test_zip_tree_reads_backslashes_as_slashes(tmp_path):
     names = ["a\\b\\1.dcm", ".\\c\\2.dcm", "\\d\\3.dcm", "C:\\e\\4.dcm", "f\\", "..\\5.dcm", "a\\.x\\6.dcm"]
     tree = write_names(tmp_path / "x.zip", names)
-    expected = {"": (), "a": (), "a/b": ("1.dcm",), "c": ("2.dcm",), "d": ("3.dcm",), "e": ("4.dcm",), "f": ()}
+    expected = {
+        "": (),
+        "a": (),
+        "a/b": ("1.dcm",),
+        "c": ("2.dcm",),
+        "d": ("3.dcm",),
+        "e": ("4.dcm",),
+        "f": (),
+    }
     assert dict(walk(tree)) == expected
     assert tree.folder("a/b").list()[0].read() == names[0].encode()
 
