@@ -20,6 +20,7 @@ KEYWORDS = (
     "PatientID",
     "StudyInstanceUID",
     "SeriesInstanceUID",
+    "FrameOfReferenceUID",
     "AcquisitionNumber",
     "InstanceNumber",
     "ImagePositionPatient",
@@ -108,6 +109,8 @@ class Header:
     patient_id: str
     study_uid: str
     series_uid: str
+    frame_uid: str
+    """FrameOfReferenceUID (0020,0052): positions are comparable within one."""
     acquisition_number: int | None
     acquisition_time: str
     content_time: str
@@ -193,6 +196,7 @@ def parse_header(
         patient_id=_text(values["PatientID"]),
         study_uid=_text(values["StudyInstanceUID"]),
         series_uid=_text(values["SeriesInstanceUID"]),
+        frame_uid=_text(values["FrameOfReferenceUID"]),
         acquisition_number=_optional_int(values["AcquisitionNumber"]) or None,  # empty reads as 0 or None
         acquisition_time=_text(values["AcquisitionTime"]),
         content_time=_text(values["ContentTime"]),

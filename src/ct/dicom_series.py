@@ -11,23 +11,18 @@ from functools import cached_property
 import numpy as np
 
 from src.core.isolation import Report, no_report
+from src.ct.acquisitions import keep_one_acquisition
 from src.ct.dicom_header import DicomError, Header, positions_along_normal
 from src.ct.dicom_readers import read_headers
 from src.ct.dicom_readings import derived_remarks, other_readings
 from src.ct.geometry import Plane, SliceGrid
+from src.ct.mixed_scans import exclude_copies, keep_one_scan, keep_unrepeated_numbers
 from src.ct.pixels import read_hu
 from src.ct.series import READ_ALL, ReadSettings, Rejected, Remark, SeriesError, unusable_series
-from src.ct.series_guards import (
-    SAME_CENTRE_MM,
-    keep_main_centre,
-    keep_main_grid,
-    keep_one_acquisition,
-    with_true_polarity,
-)
+from src.ct.series_guards import SAME_CENTRE_MM, keep_main_centre, keep_main_grid, with_true_polarity
+from src.ct.slice_order import order_head_to_feet
 from src.ct.storage import StoredFile
 from src.ct.windows import Window
-
-_SAME_POSITION_DECIMALS = 2  # positions closer than 0.01 mm count as equal
 
 
 @dataclass(frozen=True)
@@ -89,11 +84,11 @@ def scan_series(
 ) -> DicomSeries:
     """Read the headers of DICOM files and put their slices in order.
 
-    No pixels are decoded, except those of a few slices where headers say MONOCHROME1.
+    No pixels are decoded, except those of a few slices where headers say MONOCHROME1 or files seem copied.
 
     These are rejected with a reason: files that are unreadable or no CT slices, slices that are not axial,
-    and all but one of the slices at one position (the lowest InstanceNumber stays). If a series has several
-    grids, acquisitions or positions across the patient, `series_guards` keeps one of each.
+    and all but one of the slices at one position. If a series has several patients, scans, grids,
+    acquisitions or positions across the patient, one of each is kept, and a remark says so.
 
     Args:
         source_window: window that 8-bit images without a rescale were made with; other images ignore it.
@@ -101,7 +96,7 @@ def scan_series(
         report: called with the name of each file and slice before it is read.
 
     Raises:
-        SeriesError: no usable file, no axial slice, or 8-bit images without a window.
+        SeriesError: no usable file, no axial slice, all at one height, or 8-bit images without a window.
         UnreachableSeries: no usable file because of the disk.
     """
     rejected: list[Rejected] = []
@@ -109,10 +104,13 @@ def scan_series(
     headers = _read_headers(files, settings, report, rejected)
     headers = _keep_axial(headers, rejected)
     if not _is_regular(headers):
-        headers = keep_main_grid(headers, rejected)
-        headers = keep_one_acquisition(headers, positions_along_normal(headers), rejected)
-        headers = keep_main_centre(headers, rejected)
-    headers = _order_head_to_feet(headers, rejected)
+        headers = exclude_copies(headers, settings, report, rejected)
+        headers = keep_one_scan(headers, rejected, remarks)
+        headers = keep_main_grid(headers, rejected, remarks)
+        headers = keep_one_acquisition(headers, positions_along_normal(headers), rejected, remarks)
+        headers = keep_main_centre(headers, rejected, remarks)
+        headers = keep_unrepeated_numbers(headers, rejected, remarks)
+    headers = order_head_to_feet(headers, rejected, remarks)
     if headers[0].windowed:
         if source_window is None:
             raise SeriesError("8-bit images: say with --source-window which CT window they were made with")
@@ -170,38 +168,22 @@ def _keep_axial(headers: list[Header], rejected: list[Rejected]) -> list[Header]
 def _is_regular(headers: Sequence[Header]) -> bool:
     """Return whether the slices are clearly one pass of a scanner, so that no guard would reject any.
 
-    They then share grid, kind of pixels, acquisition and position across the patient, and their
-    InstanceNumbers increase or decrease monotonically along the patient.
+    They then share patient, scan, grid, kind of pixels, acquisition and position across the patient, and
+    their InstanceNumbers increase or decrease monotonically along the patient.
     """
     first = headers[0]
+    scans = {(h.patient_id, h.study_uid, h.series_uid, h.frame_uid) for h in headers}
     shared = {(h.grid, h.windowed, h.acquisition_number, h.image_type, h.acquisition_time) for h in headers}
     positions = np.array([header.position_mm for header in headers])
     across = positions @ np.array([first.along_cols, first.along_rows]).T  # (slices, 2)
     numbers = np.array([header.instance_number for header in headers])
     steps = np.diff(positions_along_normal(headers)[np.argsort(numbers)])
     return bool(
-        len(shared) == 1
+        len(scans) == len(shared) == 1
         and (np.ptp(across, axis=0) <= SAME_CENTRE_MM).all()
         and len(np.unique(numbers)) == len(numbers)
         and ((steps >= 0).all() or (steps <= 0).all())
     )
-
-
-def _order_head_to_feet(headers: list[Header], rejected: list[Rejected]) -> list[Header]:
-    positions = np.round(positions_along_normal(headers), _SAME_POSITION_DECIMALS)
-    order = sorted(
-        zip(positions, headers, strict=True),
-        key=lambda item: (-item[0], item[1].instance_number, item[1].file.name),
-    )
-    kept: list[Header] = []
-    last = None
-    for position, header in order:
-        if position == last:
-            rejected.append(Rejected(header.file.name, "same position as another slice"))
-        else:
-            kept.append(header)
-        last = position
-    return kept
 
 
 def _as_hu(header: Header, window: Window) -> Header:

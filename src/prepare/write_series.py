@@ -31,6 +31,7 @@ from src.prepare.grey_slices import (
     slice_table,
     spacing_z_mm,
 )
+from src.prepare.spacing import describe_gaps
 
 SERIES_COLUMNS = (
     *("patient_id", "series_id", "slices", "spacing_z_mm", "pixel_mm"),
@@ -40,7 +41,6 @@ SERIES_COLUMNS = (
 """Columns of series.csv. spacing_z_mm refers to the source, whichever slices are kept."""
 
 _BEGINNING_BYTES = 1 << 16
-_GAP = 1.5  # a distance above this multiple of the median means that a slice is missing
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,14 @@ def _write_series(
         masks_problem = _write_source_masks(masks_at, source, series, used, crop, job, report)
         rejected = [*series.rejected, *settings.left_out, *unreadable]
         rejected.sort(key=lambda item: item.source)
-        wide_gaps = _count_wide_gaps(series.z_mm)
+        numbers = [series.instance_number(index) for index in range(len(series.z_mm))]
         notes = {
             "a decoder crashed or hung: read with pydicom": settings.pydicom_only,
             f"files left out: {len(rejected)}": rejected,
-            f"gaps of missing slices: {wide_gaps}": wide_gaps,
+            **dict.fromkeys(describe_gaps(series.z_mm, numbers), True),
             masks_problem: masks_problem,
-        } | {remark.text: True for remark in examined.remarks}
+            **{remark.text: True for remark in examined.remarks},
+        }
         row = {
             "patient_id": source.patient_id,
             "series_id": source.series_id,
@@ -184,11 +185,6 @@ def _write_source_masks(
         discard(folder)
         return "no organ of the segmentation lies on the slices"
     return None
-
-
-def _count_wide_gaps(z_mm: np.ndarray) -> int:
-    gaps_mm = -np.diff(z_mm)
-    return int((gaps_mm > _GAP * np.median(gaps_mm)).sum()) if len(gaps_mm) else 0
 
 
 def _stored_bytes(folder: Path) -> int:

@@ -8,8 +8,9 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
+from src.core.isolation import no_report
 from src.ct import dicom_series
-from src.ct.series import ReadSettings, Rejected, SeriesError
+from src.ct.series import READ_ALL, ReadSettings, Rejected, SeriesError
 from src.ct.windows import WINDOWS
 from tests.helpers.dicom_files import SIDE, SPACING_Z_MM, read_volume, scan_series, write_series, write_slice
 from tests.helpers.dicom_syntaxes import write_enhanced
@@ -194,12 +195,15 @@ def test_scan_series_passes_over_left_out_files_and_frames(tmp_path):
 
 
 def test_is_regular_only_if_no_guard_would_reject_a_slice(tmp_path):
-    headers, rejected = list(scan_series(write_series(tmp_path)).headers), []
+    headers, rejected, remarks = list(scan_series(write_series(tmp_path)).headers), [], []
     assert dicom_series._is_regular(headers)
     z_mm = dicom_series.positions_along_normal(headers)
-    assert dicom_series.keep_main_grid(headers, rejected) == headers
-    assert dicom_series.keep_one_acquisition(headers, z_mm, rejected) == headers
-    assert dicom_series.keep_main_centre(headers, rejected) == headers and not rejected
+    assert dicom_series.exclude_copies(headers, READ_ALL, no_report, rejected) == headers
+    assert dicom_series.keep_one_acquisition(headers, z_mm, rejected, remarks) == headers
+    for name in ("keep_one_scan", "keep_main_grid", "keep_main_centre", "keep_unrepeated_numbers"):
+        assert getattr(dicom_series, name)(headers, rejected, remarks) == headers
+    assert not rejected and not remarks
     irregular = {"instance_number": 5, "acquisition_number": 2, "rows": 63, "position_mm": (-120, 0, 0)}
+    irregular |= {"patient_id": "P2", "study_uid": "1.9", "series_uid": "1.9", "frame_uid": "1.9"}
     for name, value in irregular.items():
         assert not dicom_series._is_regular([*headers[:-1], replace(headers[-1], **{name: value})])

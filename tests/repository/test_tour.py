@@ -12,10 +12,11 @@ TOUR = re.findall(r"^\| `(src/[\w/]+\.py)` \|", README, re.MULTILINE)
 MAX_LINES = 6600
 
 BESIDE = {
-    "prepare": {"sources", "retries", "grey_stack"},
+    "prepare": {"sources", "retries", "grey_stack", "spacing"},
     "ct": {
-        *("geometry", "storage", "series_guards", "codestream", "multiframe", "pydicom_reader", "nifti"),
-        *("label_volume", "plausibility", "dicom_readings"),
+        *("geometry", "storage", "series_guards", "acquisitions", "mixed_scans", "slice_order"),
+        *("codestream", "multiframe", "pydicom_reader", "nifti", "label_volume"),
+        *("plausibility", "dicom_readings"),
     },
     "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
     "voco": {"index", "order", "monitors", "micro_batch"},
