@@ -1,109 +1,14 @@
-"""Of several grids, places or acquisitions under one series UID, one of each is kept."""
+"""Of several grids and places under one series UID, one of each is kept."""
 
 import numpy as np
 import pytest
 
-from tests.helpers.dicom_files import (
-    SPACING_Z_MM,
-    read_volume,
-    scan_series,
-    set_tags,
-    write_series,
-    write_slice,
-)
-
-FIRST, SECOND = range(1, 13), range(101, 113)
-"""Stems of the files that `two_passes` writes."""
-
-
-def two_passes(folder, shift_mm):
-    write_series(folder)
-    return write_series(folder, first=SECOND[0], shift_mm=(0, 0, shift_mm), add_hu=50)
-
-
-def kept(series):
-    return {header.file.name for header in series.headers}
+from tests.helpers.dicom_files import read_volume, scan_series, write_series, write_slice
+from tests.helpers.scans import remarks_of
 
 
 def files(stems):
     return {f"{stem}.dcm" for stem in stems}
-
-
-PHASES = {
-    "acquisition numbers": ({"AcquisitionNumber": 1}, {"AcquisitionNumber": 2}),
-    "image types": (
-        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"]},
-        {"ImageType": ["ORIGINAL", "PRIMARY", "B"]},
-    ),
-    "acquisition times": ({"AcquisitionTime": "101500"}, {"AcquisitionTime": "101630.5"}),
-}
-SHIFTS = pytest.mark.parametrize("shift_mm", [0, SPACING_Z_MM / 2, SPACING_Z_MM / 3])
-
-
-@SHIFTS
-@pytest.mark.parametrize("kind", PHASES)
-def test_keep_one_acquisition_of_two_phases(tmp_path, kind, shift_mm):
-    """The two take turns in InstanceNumber as well."""
-    folder = two_passes(tmp_path, shift_mm)
-    for phase, (stems, tags) in enumerate(zip((FIRST, SECOND), PHASES[kind], strict=True), start=1):
-        for index, stem in enumerate(stems):
-            set_tags(folder / f"{stem}.dcm", InstanceNumber=2 * index + phase, **tags)
-    series = scan_series(folder)
-    assert kept(series) == files(FIRST)
-    assert len(series.rejected) == 12
-    assert {item.reason for item in series.rejected} == {"another acquisition of the same region"}
-
-
-@SHIFTS
-def test_keep_one_acquisition_by_instance_numbers_that_restart(tmp_path, shift_mm):
-    folder = two_passes(tmp_path, shift_mm)
-    (folder / "12.dcm").unlink()
-    assert kept(scan_series(folder)) == files(SECOND)
-
-
-@SHIFTS
-@pytest.mark.parametrize("keyword", ["ContentTime", "AcquisitionTime"])
-def test_keep_one_acquisition_by_time_of_each_slice(tmp_path, keyword, shift_mm):
-    folder = two_passes(tmp_path, shift_mm)
-    for stems, minute in ((FIRST, 15), (SECOND, 17)):
-        for index, stem in enumerate(stems):
-            time = {keyword: f"10{minute}{index:02d}.5"}
-            set_tags(folder / f"{stem}.dcm", InstanceNumber=1 + index, **time)
-    assert kept(scan_series(folder)) == files(FIRST)
-
-
-def test_keep_one_acquisition_keeps_a_repeated_instance_number(tmp_path):
-    folder = write_series(tmp_path)
-    for stem in range(1, 13):
-        set_tags(
-            folder / f"{stem}.dcm", InstanceNumber=5 if stem == 6 else stem, ContentTime=f"1015{stem:02d}"
-        )
-    assert len(scan_series(folder).z_mm) == 12
-
-
-def test_keep_one_acquisition_joins_scans_that_follow_each_other(tmp_path):
-    """Two passes that share two slices where they meet, and one number for each slice of a third."""
-    folder = write_series(tmp_path / "s", n_slices=12, AcquisitionNumber=1)
-    write_series(folder, n_slices=12, first=101, shift_mm=(0, 0, 10 * SPACING_Z_MM), AcquisitionNumber=2)
-    for index in range(5):
-        height = (20 + index) * SPACING_Z_MM - (0 if index else 4)
-        step = {"shift_mm": (0, 0, height), "first": 201 + index, "AcquisitionNumber": 3 + index}
-        write_series(folder, n_slices=1, **step)
-    series = scan_series(folder)
-    assert len(series.z_mm) == 12 + 10 + 5
-    assert (np.diff(series.z_mm) < -1).all()
-
-
-def test_keep_one_acquisition_ignores_types_and_times_within_one_pass(tmp_path):
-    folder = write_series(tmp_path, n_slices=24)
-    for stem in range(1, 25):
-        set_tags(
-            folder / f"{stem}.dcm",
-            ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "AB"[stem * stem % 7 % 2]],
-            AcquisitionTime=f"1015{stem:02d}",
-            InstanceNumber=stem * 7 % 25,
-        )
-    assert len(scan_series(folder).z_mm) == 24
 
 
 def write_places(folder, places_mm, orientations=((1, 0, 0, 0, 1, 0),)):
@@ -172,3 +77,17 @@ def test_with_true_polarity_of_monochrome1(tmp_path, inverted, encoding):
     plain = scan_series(write_series(tmp_path / "plain", **encoding))
     folder = write_series(tmp_path / "s", photometric="MONOCHROME1", inverted=inverted, **encoding)
     np.testing.assert_array_equal(read_volume(scan_series(folder)), read_volume(plain))
+
+
+def test_keep_main_grid_doubts_a_scan_that_loses_a_part_of_the_patient(tmp_path):
+    """Twelve slices, and eight with larger pixels: at the same heights, or below."""
+    for place, lowest in (("same", 0), ("below", -40)):
+        for index in range(20):
+            pixel_mm, z_mm = ((4, 4), 5 * index) if index < 12 else ((5, 5), lowest + 5 * (index - 12))
+            tags = {"pixel_mm": pixel_mm, "position_mm": (0, 0, z_mm), "instance_number": index + 1}
+            write_slice(tmp_path / place / f"{index}.dcm", np.zeros((8, 8)), **tags)
+    assert scan_series(tmp_path / "same").remarks == ()
+    text = (
+        "8 slices of another size, spacing, orientation or kind of pixels left out, 7 of them beyond the scan"
+    )
+    assert remarks_of(scan_series(tmp_path / "below")) == [(text, True)]
