@@ -1,4 +1,4 @@
-"""Of several acquisitions of one region under a series UID one is kept; passes along the patient are joined."""
+"""Of several acquisitions of one region one is kept; passes along the patient are joined."""
 
 import numpy as np
 import pytest
@@ -100,7 +100,7 @@ def test_keep_one_acquisition_ignores_types_and_times_within_one_pass(tmp_path):
     assert len(scan_series(folder).z_mm) == 24
 
 
-CHEST, ABDOMEN = range(100, -25, -5), range(5, -95, -5)
+CHEST, ABDOMEN = range(100, -25, -5), range(0, -100, -5)
 """Heights in mm of 25 and 20 slices, 5 of them shared."""
 
 REGIONS = {
@@ -123,7 +123,7 @@ def test_keep_one_acquisition_joins_scans_that_overlap(tmp_path, kind, shared):
     chest = range(100, -25 - 5 * (shared - 5), -5)
     series = scan_series(write_regions(tmp_path, chest, ABDOMEN, kind))
     n_chest = len(chest)
-    assert series.z_mm.tolist() == list(range(100, -95, -5))
+    assert series.z_mm.tolist() == list(range(100, -100, -5))
     assert numbers_of(series) == [*range(1, n_chest + 1), *range(n_chest + shared + 1, n_chest + 21)]
     text = f"{shared} slices of another acquisition of the same region left out"
     assert remarks_of(series) == [(text, False)]

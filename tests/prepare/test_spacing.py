@@ -7,7 +7,7 @@ from src.prepare.spacing import describe_gaps
 
 
 def described(*parts, step_of=None):
-    """Notes on a scan of (distance in mm, number of distances); `step_of` maps a distance to skipped numbers."""
+    """Notes on a scan of (distance in mm, number of distances); `step_of`: numbers skipped per distance."""
     distances = [mm for mm, n in parts for _ in range(n)]
     numbers = np.cumsum([1, *((step_of or {}).get(mm, 1) for mm in distances)])
     return describe_gaps(-np.cumsum([0.0, *distances]), numbers.tolist())
@@ -27,7 +27,7 @@ def described(*parts, step_of=None):
         ),
         ([(5, 10), (10, 1), (5, 10), (15, 1), (5, 10)], ["gaps of missing slices: 2"]),
         ([(5, 10), (25, 3), (5, 10)], ["gaps of missing slices: 3"]),
-        ([(1.5, 1), (3.5, 1)] * 12, ["gaps of missing slices: 12"]),
+        ([(1.5, 1), (3.5, 1)] * 12 + [(1.5, 1)], ["gaps of missing slices: 12"]),
         (
             [(7, 6), (14, 1), (7, 6), (4, 20)],
             ["two spacings: 7 mm for 13 slices, then 4 mm", "gaps of missing slices: 1"],
