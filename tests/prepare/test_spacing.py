@@ -27,7 +27,7 @@ def described(*parts, step_of=None):
         ),
         ([(5, 10), (10, 1), (5, 10), (15, 1), (5, 10)], ["gaps of missing slices: 2"]),
         ([(5, 10), (25, 3), (5, 10)], ["gaps of missing slices: 3"]),
-        ([(1.5, 1), (3.5, 1)] * 12 + [(1.5, 1)], ["gaps of missing slices: 12"]),
+        ([*[(1.5, 1), (3.5, 1)] * 12, (1.5, 1)], ["gaps of missing slices: 12"]),
         (
             [(7, 6), (14, 1), (7, 6), (4, 20)],
             ["two spacings: 7 mm for 13 slices, then 4 mm", "gaps of missing slices: 1"],
