@@ -22,8 +22,10 @@ DENSE_HU = -300
 NEIGHBOURS = 24
 """Number of slices to examine together with the next one, in series of which not every slice is examined."""
 
+BODY_MM2 = 2000.0
+"""Smallest area of a body in a slice."""
+
 _GRID_MM = 4.0
-_BODY_MM2 = 2000.0
 _BODY_FRACTION = 0.02  # of an image that is smaller than a body
 _MAX_BLANK = 0.1
 _MAX_BODY_MM = 1000.0
@@ -36,6 +38,7 @@ _MIN_FAT_HU = -30
 _RING = 0.9  # outside of this share of the inscribed circle's radius there is air, if the body fits the image
 _MIDDLE = 0.4
 _MAX_AIR_HU = -930  # real: -1012 to -980
+_CUT_HU = (100, 1000)  # scanners store up to 3071 or more; below 100 a drawing may end
 _MAX_STEP_HU = 10
 _FEW_LEVELS = 6  # fewer are a drawing, not noise on a coarse scale
 
@@ -71,7 +74,7 @@ def shows_body(hu: np.ndarray, pixel_mm: tuple[float, float], lowest_hu: float =
     grid = _coarse(hu, pixel_mm)
     dense = np.count_nonzero(grid > max(DENSE_HU, lowest_hu)) / grid.size
     image_mm2 = hu.size * pixel_mm[0] * pixel_mm[1]
-    return dense > min(_BODY_MM2 / image_mm2, _BODY_FRACTION) and (dense < 1 or np.ptp(grid) > 0)
+    return dense > min(BODY_MM2 / image_mm2, _BODY_FRACTION) and (dense < 1 or np.ptp(grid) > 0)
 
 
 def _coarse(hu: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
@@ -175,9 +178,7 @@ def find_contradictions(samples: SampledSlices) -> list[Contradiction]:
     """Return what the values of the slices contradict, most important first; nothing for a CT."""
     if not samples.shows_body.any():
         return [Contradiction("no slice shows a body", is_fatal=True)]
-    found = list(_values(samples))
-    found += _extent(samples)
-    return found
+    return [*_values(samples), *_extent(samples)]
 
 
 def _values(samples: SampledSlices) -> Iterator[Contradiction]:
@@ -206,7 +207,7 @@ def _values(samples: SampledSlices) -> Iterator[Contradiction]:
     elif air or tissue:
         yield Contradiction(air or tissue)
     highest = int(measured.max())
-    if 100 <= highest < _FULL_RANGE_HU[1] * 2.5:
+    if _CUT_HU[0] <= highest < _CUT_HU[1]:
         share = np.count_nonzero(measured == highest) / max(1, np.count_nonzero(measured > DENSE_HU))
         if share > 0.03:
             yield Contradiction(f"values are cut off at {highest} HU")

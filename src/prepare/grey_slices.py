@@ -16,7 +16,7 @@ from src.core.isolation import Report, no_report
 from src.ct.dicom_series import scan_series
 from src.ct.geometry import Plane
 from src.ct.nifti import open_nifti
-from src.ct.plausibility import NEIGHBOURS, check_series, shows_body
+from src.ct.plausibility import BODY_MM2, DENSE_HU, NEIGHBOURS, check_series, shows_body
 from src.ct.series import (
     READ_ALL,
     CtSeries,
@@ -39,9 +39,7 @@ POSITION_DIGITS = 4
 
 _BODY_SLICES = 64  # enough to find the body
 _KEPT_BYTES = 64 << 20  # of slices decoded to find the body, kept to avoid decoding them twice
-_BODY_HU = -300  # above lung, blankets and the foam of the table; below fat
 _COARSE_MM = 3.0  # step of the grid on which the body is found
-_MIN_BODY_MM2 = 2000.0
 _MARGIN_MM = 6.0  # the coarse grid and the opening may remove this much of the skin
 
 
@@ -241,7 +239,7 @@ def body_crop(
         shape: shape of a slice; if no slice shows a body, the square around whole slices is returned.
         lowest_hu: lowest HU that an 8-bit source can hold.
     """
-    threshold_hu = max(_BODY_HU, lowest_hu)
+    threshold_hu = max(DENSE_HU, lowest_hu)
     boxes = [box for box in (_body_box(hu, pixel_mm, threshold_hu) for hu in slices) if box is not None]
     row_mm, col_mm = pixel_mm
     if boxes:
@@ -272,7 +270,7 @@ def _body_box(
     if len(parts) == 0:
         return None
     body = parts[np.argmax(parts[:, cv2.CC_STAT_AREA])]
-    if body[cv2.CC_STAT_AREA] * row_step * col_step * pixel_mm[0] * pixel_mm[1] < _MIN_BODY_MM2:
+    if body[cv2.CC_STAT_AREA] * row_step * col_step * pixel_mm[0] * pixel_mm[1] < BODY_MM2:
         return None
     left, top, width, height = (int(value) for value in body[:4])
     right, bottom = (left + width) * col_step, (top + height) * row_step
