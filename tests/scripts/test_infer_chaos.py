@@ -21,7 +21,7 @@ from tests.helpers.dying_readers import Misbehave
 from tests.helpers.infer_runs import read_report, read_submission, submit, train_small
 
 pytestmark = pytest.mark.slow
-READABLE = {"one slice", "all at one position"}
+READABLE = {"one slice"}
 """Of the broken ones: something of them is left to look at."""
 
 
