@@ -26,6 +26,11 @@ _TAGS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
 _HEAD_BYTES = 1 << 16  # contains these tags in nearly every file
 _FILES_A_TASK = 512
 _SUFFIXES = (".dcm", ".dicom", ".ima")  # files with these names that are not DICOM are reported
+_OTHER_FORMATS = {
+    **dict.fromkeys((".hdr", ".img"), "NIfTI pair or ANALYZE"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "NRRD"),
+    **dict.fromkeys((".mha", ".mhd"), "MetaImage"),
+}
 _ID_BYTES = 100
 
 Ids = tuple[str, str]
@@ -52,7 +57,8 @@ def find_dicom(
         jobs: number of processes.
 
     Returns:
-        The series, sorted; unreadable files; and the number of files that are not DICOM images.
+        The series, sorted; unreadable files and volumes in formats that the kit does not read; and the number
+        of other files that are not DICOM images.
     """
     tasks = [
         (folder, names[start : start + _FILES_A_TASK])
@@ -104,8 +110,11 @@ def _read_ids(file: StoredFile, folder: str) -> Ids | None:
     """
     content = file.read(_HEAD_BYTES)
     if not looks_like_dicom(content):
-        if file.name.lower().endswith(_SUFFIXES):
+        name = file.name.lower()
+        if name.endswith(_SUFFIXES):
             raise UnreadableFile("not a readable DICOM file")
+        if kind := _OTHER_FORMATS.get(Path(name.removesuffix(".gz")).suffix):
+            raise UnreadableFile(f"{kind} file: convert it to .nii.gz")
         return None
     values = _read_tags(content)
     if "SeriesInstanceUID" not in values and len(content) == _HEAD_BYTES:

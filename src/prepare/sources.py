@@ -1,5 +1,6 @@
 """Find every series to prepare: the competition's data, DICOM files in any folders, or NIfTI volumes."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,7 +169,8 @@ def _find_anywhere(tree: FileTree, masks: Path | None, jobs: int) -> FoundSource
     if not every:
         reasons = [f"{labels} NIfTI files in folders of labels"] * bool(labels)
         reasons += [f"{no_images} files that are neither DICOM nor NIfTI"] * bool(no_images)
-        reasons += [f"{len(left_out)} files, the first of which: {item.reason}" for item in left_out[:1]]
+        counts = Counter(item.reason for item in left_out).most_common(3)
+        reasons += [f"{count} files left out: {reason}" for reason, count in counts]
         raise UserError(f"no CT in {tree.path} (--input), only {', '.join(reasons) or 'empty folders'}")
     twice = {(source.patient_id, source.series_id) for source in series} & {
         (source.patient_id, source.series_id) for source in volumes

@@ -126,6 +126,30 @@ def test_find_sources_of_dicom_and_nifti_together(hospital):
     assert ids(found) == [("B", "ct"), ("p1", "1.7"), ("p1", "1.8"), ("p2", "1.9")]
 
 
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("ct.hdr", "ct.img"), "NIfTI pair or ANALYZE"),
+        (("ct.HDR.gz", "ct.img.gz"), "NIfTI pair or ANALYZE"),
+        (("ct.nrrd", "ct.nhdr"), "NRRD"),
+        (("ct.mha", "ct.mhd"), "MetaImage"),
+    ],
+)
+def test_find_sources_names_formats_that_are_not_read(tmp_path, names, kind):
+    for name in names:
+        text(tmp_path / "disk/a" / name)
+    reason = f"{kind} file: convert it to .nii.gz"
+    with pytest.raises(UserError, match=f"2 files left out: {reason}"):
+        find_sources(tmp_path / "disk")
+    nifti(tmp_path / "disk/x.nii")
+    dicom(tmp_path / "disk/b/slice.img")  # a name that DICOM files have as well
+    found = find_sources(tmp_path / "disk")
+    assert ids(found) == [("p", "1.2.3"), ("x", "x")]
+    assert [(item.source, item.reason) for item in found.left_out] == [
+        (f"a/{name}", reason) for name in sorted(names)
+    ]
+
+
 # Masks
 
 
