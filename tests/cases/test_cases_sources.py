@@ -1,9 +1,13 @@
 """Reported cases of input as it comes: read where it breaks a rule, or refused by name."""
 
+import zipfile
+
+import nibabel as nib
 import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
+from src.core.errors import UserError
 from tests.helpers.dicom_files import set_decimal_text, set_tags, write_series
 from tests.helpers.folders import files_of
 from tests.helpers.nifti_files import lps_affine, patient, save, set_header
@@ -24,6 +28,23 @@ def only_row(dataset):
 def images_of(dataset):
     """Content of every image, by its path below images/."""
     return {name: content for name, content in files_of(dataset.folder / "images").items() if ".png" in name}
+
+
+def test_case_08_a_zip_with_backslashes_is_read_like_its_folder(tmp_path):
+    folder = tmp_path / "rsna"
+    write_series(folder / "train_images" / "10" / "20")
+    liver = patient(lps_affine()) == 120
+    (folder / "segmentations").mkdir()
+    save(folder / "segmentations" / "20.nii", liver, dtype="uint8")
+    archive = tmp_path / "windows.zip"
+    with zipfile.ZipFile(archive, "w") as members:
+        for name, content in files_of(folder).items():
+            members.writestr(name.replace("/", "\\"), content)
+    row = only_row(dataset := prepare_input(archive, tmp_path / "out"))
+    assert (row["patient_id"], row["series_id"], row["status"], row["masks"]) == ("10", "20", "ok", True)
+    whole = prepare_input(folder, tmp_path / "whole")
+    for inner in ("images", "masks"):
+        assert files_of(dataset.folder / inner) == files_of(whole.folder / inner) != {}
 
 
 def test_case_12_the_qform_is_used_where_the_sform_is_zero(tmp_path):
@@ -54,6 +75,13 @@ def test_case_14_rounded_spacings_are_one_grid(tmp_path):
         set_tags(folder / f"{number}.dcm", PixelSpacing=["0.9765", "0.9765"])
     row = only_row(prepare_input(folder, tmp_path / "out"))
     assert (row["slices"], row["spacing_z_mm"], row["status"], row["reason"]) == (24, 5, "ok", "")
+
+
+def test_case_16_a_nifti_pair_is_refused_by_name(tmp_path):
+    (tmp_path / "ct").mkdir()
+    save(tmp_path / "ct" / "1.img", patient(lps_affine()), kind=nib.Nifti1Pair)
+    with pytest.raises(UserError, match="2 files left out: NIfTI pair or ANALYZE file: convert it to"):
+        prepare_input(tmp_path / "ct", tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", [2, 1 << 20])
