@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from src.core.errors import UserError
@@ -11,16 +12,17 @@ from src.ct.storage import FileList, FileTree, StoredFile, join, printable, sing
 from src.prepare.dicom_tree import safe_id
 
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)
+_IMAGES_OF_NNUNET = re.compile(r"images(tr|ts|va)", re.IGNORECASE)
 _ID_BYTES = 200  # out of the 255 that a file name may have
-_CHANNEL = "_0000"  # nnU-Net appends a channel number to the names of images, not of labels
+_FIRST_CHANNEL = "_0000"  # nnU-Net appends a channel number to the names of images, not of labels
 
 
 def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tuple[list[SeriesSource], int]:
     """Return one series per volume, sorted by ids, and the number of files excluded as labels.
 
-    The ids depend on the path alone: series_id is the name without .nii or .nii.gz, patient_id the folders
-    joined by "_", or the series_id where there is no folder; `safe_id` makes both valid folder names.
-    Folders whose names begin with labels, masks or segmentations are skipped.
+    series_id is the name without .nii or .nii.gz, patient_id the folders joined by "_". At the root and in
+    nnU-Net's imagesTr, imagesTs and imagesVa, patient_id ends with the case, see `_case`. `safe_id` makes
+    both valid folder names. Folders whose names begin with labels, masks or segmentations are skipped.
 
     Raises:
         UserError: two volumes would have the same ids.
@@ -32,9 +34,13 @@ def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tu
         if any(_LABEL_FOLDER.match(part) for part in folder.split("/")):
             labels += len(volumes)
             continue
+        stems = {nifti_stem(name) for name in volumes}
+        outer, _, last = folder.rpartition("/")
+        one_per_case = not folder or _IMAGES_OF_NNUNET.fullmatch(last)
         for name in volumes:
             stem, path = nifti_stem(name), join(folder, name)
-            ids = (_folder_name(folder.replace("/", "_") or stem), _folder_name(stem))
+            patient = join(outer, _case(stem, stems)) if one_per_case else folder
+            ids = (_folder_name(patient.replace("/", "_")), _folder_name(stem))
             if ids in paths:
                 raise UserError(
                     f"{paths[ids]} and {path} would both be series {ids[1]} of patient {ids[0]}: rename one"
@@ -45,6 +51,19 @@ def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tu
         for ids, path in sorted(paths.items())
     ]
     return sources, labels
+
+
+def _case(stem: str, stems: Collection[str]) -> str:
+    """Return the case of a volume: <case> of nnU-Net's <case>_<channel>, else its whole name.
+
+    Channels start at 0000. If all volumes of the folder, `stems`, are ct_0000, ct_0001, ..., they are cases.
+    """
+    case, _, channel = stem.rpartition("_")
+    is_channel = (
+        bool(case) and len(channel) == 4 and channel.isdecimal() and f"{case}{_FIRST_CHANNEL}" in stems
+    )
+    several = len(stems) == 1 or not all(other.startswith(f"{case}_") for other in stems)
+    return case if is_channel and several else stem
 
 
 def _folder_name(text: str) -> str:
@@ -77,7 +96,7 @@ class MaskFiles:
         in_folder, of_name = Counter(path.parent for path in paths), Counter(path.name for path in paths)
         found = []
         for path in paths:
-            named = [path, path.with_name(path.name.removesuffix(_CHANNEL) or path.name)]
+            named = [path, path.with_name(path.name.removesuffix(_FIRST_CHANNEL) or path.name)]
             alone = [PurePosixPath(item.name) for item in named] if of_name[path.name] == 1 else []
             folders = [
                 *named,

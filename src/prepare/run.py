@@ -102,6 +102,8 @@ def run_preparation(options: PrepareOptions) -> None:
     say(f"{found.name}: {len(found.series)} series{others}")
     if found.unused_masks:
         warn(f"{found.unused_masks} files in {options.masks} (--masks) belong to no series")
+    if len(found.series) > 1 and len(patients := {series.patient_id for series in found.series}) == 1:
+        warn(f"all {len(found.series)} series belong to one patient, {min(patients)}: none can be held out")
     run = prepare_all(found, job, jobs, cluster=options.cluster, overwrite=options.overwrite)
     say(f"\n{run.summary()}\n\nprepared data set: {options.output}")
     warn_of_many(run.dataset.series, options.output)

@@ -47,6 +47,28 @@ def test_case_08_a_zip_with_backslashes_is_read_like_its_folder(tmp_path):
         assert files_of(dataset.folder / inner) == files_of(whole.folder / inner) != {}
 
 
+def test_case_11_cases_of_nnunet_are_patients(tmp_path, capsys):
+    folder = tmp_path / "Dataset001_Abd"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    hu = patient(lps_affine())
+    for case in ("abd_1", "abd_2"):
+        save(folder / "imagesTr" / f"{case}_0000.nii.gz", hu)
+        save(folder / "labelsTr" / f"{case}.nii.gz", hu == 120, dtype="uint8")
+    dataset = prepare_input(folder, tmp_path / "out", "--masks", folder / "labelsTr")
+    assert rows(dataset) == [[case, f"{case}_0000", 9, "ok", ""] for case in ("abd_1", "abd_2")]
+    assert dataset.all_series["masks"].tolist() == [True, True]
+    assert "one patient" not in "".join(capsys.readouterr())
+
+
+def test_case_11_a_warning_where_all_series_belong_to_one_patient(tmp_path, capsys):
+    (tmp_path / "ct" / "all").mkdir(parents=True)
+    for name in ("1.nii", "2.nii"):
+        save(tmp_path / "ct" / "all" / name, patient(lps_affine()))
+    prepare_input(tmp_path / "ct", tmp_path / "out")
+    assert "all 2 series belong to one patient, all: none can be held out" in "".join(capsys.readouterr())
+
+
 def test_case_12_the_qform_is_used_where_the_sform_is_zero(tmp_path):
     (tmp_path / "ct").mkdir()
     path = save(tmp_path / "ct" / "1.nii", patient(lps_affine())).path
