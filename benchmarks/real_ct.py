@@ -25,7 +25,7 @@ from src.core.errors import UserError, exit_on_user_error
 from src.core.log import say
 from src.core.targets import ORGANS
 from src.ct.dicom_series import scan_series
-from src.ct.label_volume import read_mask_ids
+from src.ct.label_ids import read_mask_ids
 from src.ct.nifti import write_label_volume
 from src.ct.series import SeriesSource
 from src.ct.storage import FileList, LocalFile, LocalFolder

@@ -16,7 +16,7 @@ from src.core.errors import UserError
 from src.core.files import discard, write_table
 from src.core.log import format_table, progress, say, warn
 from src.core.run_folder import claim_folder, only_writer
-from src.ct.label_volume import read_mask_ids
+from src.ct.label_ids import read_mask_ids
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.windows import get_windows, parse_window
 from src.data.doubtful import is_doubtful, warn_of_many

@@ -9,7 +9,8 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from src.core.targets import ORGANS
-from src.ct.label_volume import LabelVolume, read_mask_ids
+from src.ct.label_ids import read_mask_ids
+from src.ct.label_volume import LabelVolume
 from src.ct.nifti import open_nifti
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.storage import LocalFile, LocalFolder

@@ -11,7 +11,7 @@ from src.cls.options import ClassifierOptions, Flip, Pooling, Region, SequenceMo
 from src.cls.views import MASK_CHANNELS, REGIONS
 from src.core.config import parse_options
 from src.core.targets import ORGANS, TARGETS
-from src.ct.label_volume import read_mask_ids
+from src.ct.label_ids import read_mask_ids
 from src.nn.augmentation import FLIPS
 from src.nn.encoder3d import VOLUME_BACKBONES
 from src.nn.sequence import POOLINGS, SEQUENCES

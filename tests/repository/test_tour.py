@@ -15,7 +15,7 @@ BESIDE = {
     "prepare": {"sources", "retries", "grey_stack", "spacing"},
     "ct": {
         *("geometry", "storage", "series_guards", "acquisitions", "mixed_scans", "slice_order"),
-        *("codestream", "multiframe", "pydicom_reader", "nifti", "label_volume"),
+        *("codestream", "multiframe", "pydicom_reader", "nifti", "label_volume", "label_ids"),
         *("plausibility", "dicom_readings"),
     },
     "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
