@@ -1,5 +1,8 @@
-"""The organs that the ids of a label map stand for."""
+"""The organs that the ids of a label map stand for, and that files of one organ each are named after."""
 
+import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -7,6 +10,9 @@ import yaml
 from src.core.config import ROOT
 from src.core.errors import UserError
 from src.core.targets import ORGANS
+
+_NAMES = {**ORGANS, "kidney left": ORGANS["left kidney"], "kidney right": ORGANS["right kidney"]}
+_PARTS_OF_BOWEL = ("small bowel", "duodenum", "colon")
 
 
 def read_mask_ids(path: Path) -> dict[int, int]:
@@ -39,3 +45,39 @@ def read_mask_ids(path: Path) -> dict[int, int]:
     if not labels:
         raise UserError(f"{path} names no id")
     return labels
+
+
+def read_dataset_ids(masks: Path) -> dict[int, int] | None:
+    """Read the kit's label of each id from nnU-Net's dataset.json beside the folder `masks`, if there is one.
+
+    Returns:
+        The ids whose names `labels_of_names` knows; None without such a file.
+
+    Raises:
+        UserError: the file names none of the kit's organs.
+    """
+    path = masks.absolute().parent / "dataset.json"
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))["labels"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # there is none, or it is another program's
+    # {"liver": 1} since version 2, {"1": "liver"} before
+    pairs = ((value, key) if isinstance(value, str) else (key, value) for key, value in items)
+    id_of = {name: int(identity) for name, identity in pairs if str(identity).isdecimal()}
+    labels = labels_of_names(id_of)
+    if not labels:
+        raise UserError(f"{path} names none of {', '.join(ORGANS)}: name a table with --mask-ids")
+    return {id_of[name]: label for name, label in labels.items()}
+
+
+def labels_of_names(names: Iterable[str]) -> dict[str, int]:
+    """Return the kit's label of each name of an organ, such as kidney_left or Left Kidney, and of no other.
+
+    Small bowel, duodenum and colon count only where both small bowel and colon are named: half a bowel would
+    teach that the rest is none.
+    """
+    plain = {name: " ".join(re.split(r"[\s_-]+", name.strip().lower())) for name in names}
+    known = dict(_NAMES)
+    if {"small bowel", "colon"} <= set(plain.values()):
+        known |= dict.fromkeys(_PARTS_OF_BOWEL, ORGANS["bowel"])
+    return {name: known[words] for name, words in plain.items() if words in known}

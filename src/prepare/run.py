@@ -16,7 +16,8 @@ from src.core.errors import UserError
 from src.core.files import discard, write_table
 from src.core.log import format_table, progress, say, warn
 from src.core.run_folder import claim_folder, only_writer
-from src.ct.label_ids import read_mask_ids
+from src.core.targets import ORGANS
+from src.ct.label_ids import read_dataset_ids, read_mask_ids
 from src.ct.series import SeriesError, SeriesSource
 from src.ct.windows import get_windows, parse_window
 from src.data.doubtful import is_doubtful, warn_of_many
@@ -93,7 +94,7 @@ def run_preparation(options: PrepareOptions) -> None:
         size=options.size,
         selection=SliceSelection(options.spacing_z_mm, options.count),
         source_window=parse_window(options.source_window) if options.source_window else None,
-        mask_ids=read_mask_ids(options.mask_ids) if options.mask_ids else None,
+        mask_ids=_mask_ids(options),
         preview=options.preview,
     )
     jobs = options.jobs or cpu_count()
@@ -107,6 +108,18 @@ def run_preparation(options: PrepareOptions) -> None:
     run = prepare_all(found, job, jobs, cluster=options.cluster, overwrite=options.overwrite)
     say(f"\n{run.summary()}\n\nprepared data set: {options.output}")
     warn_of_many(run.dataset.series, options.output)
+
+
+def _mask_ids(options: PrepareOptions) -> dict[int, int] | None:
+    """Return the kit's label of each id in `--masks`, None if the ids are the kit's labels."""
+    if options.mask_ids:
+        return read_mask_ids(options.mask_ids)
+    ids = read_dataset_ids(options.masks) if options.masks else None
+    if ids is not None:
+        organs = {label: organ for organ, label in ORGANS.items()}
+        named = ", ".join(f"{identity} {organs[label]}" for identity, label in sorted(ids.items()))
+        say(f"ids in --masks, by the dataset.json beside it: {named}; others are background")
+    return ids
 
 
 def prepare_all(

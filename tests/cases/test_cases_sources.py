@@ -3,6 +3,7 @@
 import zipfile
 
 import nibabel as nib
+import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
@@ -11,7 +12,7 @@ from src.core.errors import UserError
 from tests.helpers.dicom_files import set_decimal_text, set_tags, write_series
 from tests.helpers.folders import files_of
 from tests.helpers.nifti_files import lps_affine, patient, save, set_header
-from tests.helpers.prepare_runs import prepare_input
+from tests.helpers.prepare_runs import prepare_input, read_stack
 
 
 def rows(dataset):
@@ -23,6 +24,14 @@ def rows(dataset):
 def only_row(dataset):
     (row,) = dataset.all_series.fillna("").to_dict("records")
     return row
+
+
+def check_liver(dataset, *ids):
+    """The masks of a series have one label, 1, and lie on the pixels of 120 HU in the soft window."""
+    soft = read_stack(dataset.folder.joinpath("images", *ids))[..., 0]
+    masks = read_stack(dataset.folder.joinpath("masks", *ids))
+    assert set(np.unique(masks)) == {0, 1}
+    assert np.median(soft[masks == 1]) == 172 and np.median(soft[masks == 0]) < 172
 
 
 def images_of(dataset):
@@ -54,11 +63,14 @@ def test_case_11_cases_of_nnunet_are_patients(tmp_path, capsys):
     hu = patient(lps_affine())
     for case in ("abd_1", "abd_2"):
         save(folder / "imagesTr" / f"{case}_0000.nii.gz", hu)
-        save(folder / "labelsTr" / f"{case}.nii.gz", hu == 120, dtype="uint8")
+        save(folder / "labelsTr" / f"{case}.nii.gz", (hu == 120) * 7, dtype="uint8")
+    (folder / "dataset.json").write_text('{"labels": {"background": 0, "aorta": 1, "liver": 7}}')
     dataset = prepare_input(folder, tmp_path / "out", "--masks", folder / "labelsTr")
     assert rows(dataset) == [[case, f"{case}_0000", 9, "ok", ""] for case in ("abd_1", "abd_2")]
-    assert dataset.all_series["masks"].tolist() == [True, True]
-    assert "one patient" not in "".join(capsys.readouterr())
+    for case in ("abd_1", "abd_2"):
+        check_liver(dataset, case, f"{case}_0000")
+    text = "".join(capsys.readouterr())
+    assert "dataset.json beside it: 7 liver; others are background" in text and "one patient" not in text
 
 
 def test_case_11_a_warning_where_all_series_belong_to_one_patient(tmp_path, capsys):
