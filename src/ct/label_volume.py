@@ -1,13 +1,15 @@
 """Organ masks from NIfTI files: label maps sampled at the pixels of slices."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import PurePosixPath
 
 import numpy as np
 
 from src.core.targets import ORGANS
 from src.ct.geometry import Plane
 from src.ct.nifti import NiftiError, Volume, open_volume
+from src.ct.series import OrganFiles
 from src.ct.storage import StoredFile
 
 _SCANNED_BYTES = 16 << 20  # read per block
@@ -22,12 +24,15 @@ class LabelVolume:
 
     @classmethod
     @contextmanager
-    def open(cls, file: StoredFile, ids: Mapping[int, int] | None = None) -> Iterator["LabelVolume"]:
+    def open(
+        cls, file: StoredFile, ids: Mapping[int, int] | None = None, organ: int | None = None
+    ) -> Iterator["LabelVolume"]:
         """Context manager: open a .nii or .nii.gz and check all of its labels.
 
         Args:
             ids: maps ids of the file to the kit's labels, other ids to background; None where the ids are
                 already the kit's, and other ids are refused.
+            organ: the kit's label of a file that is 1 where this organ is and 0 elsewhere, instead of `ids`.
 
         Raises:
             NiftiError: see `open_volume`; or the place is doubtful, or the values are not integers, or not
@@ -38,10 +43,15 @@ class LabelVolume:
                 for remark in volume.remarks:
                     if remark.doubtful:
                         raise NiftiError(f"cannot be placed: {remark.text}")
-                _check_labels(volume, highest=len(ORGANS) if ids is None else None)
+                if organ is not None:
+                    _check_labels(volume, highest=1)
+                    ids = {1: organ}
+                else:
+                    _check_labels(volume, highest=len(ORGANS) if ids is None else None)
                 yield cls(volume, ids)
         except NiftiError as error:
-            raise NiftiError(f"segmentation {error}") from error
+            name = "" if organ is None else f"{PurePosixPath(file.name).name} "
+            raise NiftiError(f"segmentation {name}{error}") from error
 
     def sample(self, plane: Plane, rows: int, cols: int) -> np.ndarray:
         """Sample labels at the pixel centres of `plane`, nearest neighbour: (rows, cols) uint8, 0 outside.
@@ -71,6 +81,41 @@ class LabelVolume:
         return labels
 
 
+class OrganVolumes:
+    """Masks of one organ each, sampled together; where two overlap, the first counts."""
+
+    def __init__(self, volumes: Sequence[LabelVolume]) -> None:
+        self._volumes = volumes
+
+    def sample(self, plane: Plane, rows: int, cols: int) -> np.ndarray:
+        """Sample labels at the pixel centres of `plane`, see `LabelVolume.sample`."""
+        labels = np.zeros((rows, cols), dtype=np.uint8)
+        for volume in self._volumes:
+            np.copyto(labels, volume.sample(plane, rows, cols), where=labels == 0)
+        return labels
+
+
+@contextmanager
+def open_labels(
+    segmentation: StoredFile | OrganFiles, ids: Mapping[int, int] | None = None
+) -> Iterator[LabelVolume | OrganVolumes]:
+    """Context manager: open a label map, or the files of one organ each.
+
+    Args:
+        ids: see `LabelVolume.open`; files of one organ need none.
+
+    Raises:
+        NiftiError: see `LabelVolume.open`.
+    """
+    with ExitStack() as stack:
+        if isinstance(segmentation, OrganFiles):
+            pairs = zip(segmentation.files, segmentation.labels, strict=True)
+            volumes = (LabelVolume.open(file, organ=label) for file, label in pairs)
+            yield OrganVolumes([stack.enter_context(volume) for volume in volumes])
+        else:
+            yield stack.enter_context(LabelVolume.open(segmentation, ids))
+
+
 def _values(volume: Volume, stored: np.ndarray) -> np.ndarray:
     if volume.slope == 1 and volume.intercept == 0:
         return stored
@@ -80,7 +125,8 @@ def _values(volume: Volume, stored: np.ndarray) -> np.ndarray:
 def _check_labels(volume: Volume, highest: int | None) -> None:
     """Refuse a volume that is not a label map, reading a few slices at a time.
 
-    `highest` is the highest of the kit's labels; None where a table maps the ids.
+    `highest` is the highest id that the file may have: of the kit's labels, or 1 for a file of one organ;
+    None where a table maps the ids.
     """
     planes = max(1, _SCANNED_BYTES // max(1, volume.stored[..., 0].nbytes))
     for first in range(0, volume.stored.shape[2], planes):
@@ -94,6 +140,5 @@ def _check_labels(volume: Volume, highest: int | None) -> None:
             if identity < 0:
                 raise NiftiError(f"has the id {identity}: it is no label map, but perhaps a CT")
             if highest is not None and identity > highest:
-                raise NiftiError(
-                    f"has the id {identity}, where labels are 0 to {highest}: name a table with --mask-ids"
-                )
+                advice = "name a table with --mask-ids" if highest > 1 else "it is not the mask of one organ"
+                raise NiftiError(f"has the id {identity}, where labels are 0 to {highest}: {advice}")

@@ -35,6 +35,15 @@ def unusable_series(reason: str, causes: Iterable[BaseException | None]) -> Seri
 
 
 @dataclass(frozen=True)
+class OrganFiles:
+    """A segmentation in one file per organ: 1 where the organ is, 0 elsewhere."""
+
+    files: tuple[StoredFile, ...]
+    labels: tuple[int, ...]
+    """The kit's label of the organ of each file."""
+
+
+@dataclass(frozen=True)
 class SeriesSource:
     """A series before any file is read: its files, and its segmentation if there is one."""
 
@@ -42,7 +51,7 @@ class SeriesSource:
     series_id: str
     files: FileSet
     """DICOM files, or one NIfTI volume."""
-    segmentation: StoredFile | None = None
+    segmentation: StoredFile | OrganFiles | None = None
     kind: Literal["dicom", "nifti"] = "dicom"
 
 

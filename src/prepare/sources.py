@@ -191,7 +191,7 @@ def _path_inside(inner: Path, outer: Path) -> str | None:
 
 def _with_masks(sources: FoundSources, masks: Path, path: Path) -> FoundSources:
     own_folder = path if path.is_dir() else path.parent
-    if masks.resolve() == own_folder.resolve():
+    if masks.resolve() in (path.resolve(), own_folder.resolve()):
         raise UserError(f"--masks and --input are both in {masks}: segmentations need a folder of their own")
     files = MaskFiles(open_tree(masks, "--masks"))
     volumes = [source for source in sources.series if source.kind == "nifti"]
@@ -204,5 +204,4 @@ def _with_masks(sources: FoundSources, masks: Path, path: Path) -> FoundSources:
         for source, file in zip([*volumes, *others], found, strict=True)
     ]
     paired.sort(key=lambda source: (source.patient_id, source.series_id))
-    used = {file.name for file in found if file is not None}
-    return replace(sources, series=paired, unused_masks=files.count - len(used))
+    return replace(sources, series=paired, unused_masks=files.unused)

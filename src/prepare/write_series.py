@@ -11,9 +11,18 @@ import numpy as np
 
 from src.core.files import atomic_path, discard, whole_folder, write_json, write_table
 from src.core.isolation import SILENCE_LIMIT_S, Report, no_report
-from src.ct.label_volume import LabelVolume
+from src.ct.label_volume import LabelVolume, OrganVolumes, open_labels
 from src.ct.nifti import NiftiError
-from src.ct.series import READ_ALL, CtSeries, ReadSettings, Rejected, SeriesError, SeriesSource, SliceError
+from src.ct.series import (
+    READ_ALL,
+    CtSeries,
+    OrganFiles,
+    ReadSettings,
+    Rejected,
+    SeriesError,
+    SeriesSource,
+    SliceError,
+)
 from src.ct.storage import StoredFile, UnreadableFile
 from src.ct.windows import Window
 from src.data.png import write_png
@@ -168,7 +177,7 @@ def _write_source_masks(
         return None
     found = False
 
-    def masks(volume: LabelVolume) -> Iterator[np.ndarray]:
+    def masks(volume: LabelVolume | OrganVolumes) -> Iterator[np.ndarray]:
         nonlocal found
         for index in used:
             report(f"mask of {series.source(index)}")
@@ -177,7 +186,7 @@ def _write_source_masks(
             yield mask
 
     try:
-        with LabelVolume.open(source.segmentation, job.mask_ids) as volume:
+        with open_labels(source.segmentation, job.mask_ids) as volume:
             write_masks(folder, masks(volume))
     except NiftiError as error:
         return str(error)
@@ -241,10 +250,17 @@ def _fingerprint(source: SeriesSource, job: PrepareJob) -> dict[str, Any]:
     return {
         "files": len(files),
         "volume": _beginning(files[0]) if source.kind == "nifti" else None,
-        "segmentation": source.segmentation and [source.segmentation.name, _beginning(source.segmentation)],
+        "segmentation": _names_and_beginnings(source.segmentation),
         "mask_ids": ids and [list(pair) for pair in ids],
         "source_window": window and [window.centre_hu, window.width_hu],
     }
+
+
+def _names_and_beginnings(segmentation: StoredFile | OrganFiles | None) -> list[str] | None:
+    if segmentation is None:
+        return None
+    files = segmentation.files if isinstance(segmentation, OrganFiles) else (segmentation,)
+    return [text for file in files for text in (file.name, _beginning(file))]
 
 
 def _beginning(file: StoredFile) -> str:

@@ -73,6 +73,20 @@ def test_case_11_cases_of_nnunet_are_patients(tmp_path, capsys):
     assert "dataset.json beside it: 7 liver; others are background" in text and "one patient" not in text
 
 
+def test_case_11_files_of_one_organ_each_are_masks(tmp_path):
+    """As TotalSegmentator writes them. A table of ids does not concern them."""
+    hu = patient(lps_affine())
+    for subject in ("s1", "s2"):
+        (tmp_path / "ct" / subject / "segmentations").mkdir(parents=True)
+        save(tmp_path / "ct" / subject / "ct.nii.gz", hu)
+        for name, organ in (("liver", hu == 120), ("spleen", 0 * hu), ("heart", hu == 40)):
+            save(tmp_path / "ct" / subject / "segmentations" / f"{name}.nii.gz", organ, dtype="uint8")
+    dataset = prepare_input(tmp_path / "ct", tmp_path / "out", "--mask-ids", "configs/masks/flare23.yaml")
+    assert rows(dataset) == [[subject, "ct", 9, "ok", ""] for subject in ("s1", "s2")]
+    for subject in ("s1", "s2"):
+        check_liver(dataset, subject, "ct")
+
+
 def test_case_11_a_warning_where_all_series_belong_to_one_patient(tmp_path, capsys):
     (tmp_path / "ct" / "all").mkdir(parents=True)
     for name in ("1.nii", "2.nii"):

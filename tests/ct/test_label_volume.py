@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from src.ct.geometry import Plane
-from src.ct.label_volume import LabelVolume
+from src.ct.label_volume import LabelVolume, open_labels
 from src.ct.nifti import NiftiError
+from src.ct.series import OrganFiles
 from src.ct.storage import LocalFile
 from tests.helpers.nifti_files import SHAPE, STEP_MM, lps_affine, patient, save, set_header
 
@@ -87,3 +88,26 @@ def test_open_refuses_a_place_that_is_not_certain(tmp_path):
     nib.save(mirrored, tmp_path / "2.nii")
     with pytest.raises(NiftiError, match="segmentation cannot be placed: sform and qform contradict"):
         labels_at(PLANE, LocalFile(tmp_path / "2.nii"))
+
+
+def labels_of_organs(plane, *files, labels):
+    with open_labels(OrganFiles(files, labels)) as volume:
+        return volume.sample(plane, 30, 30)
+
+
+def test_open_labels_joins_files_of_one_organ_each(tmp_path):
+    """The second has a grid of its own, and overlaps the first, which counts there."""
+    first = save(tmp_path / "liver.nii", organs(lps_affine()))
+    affine = lps_affine((2, 0, 1), (-1, 1, -1))
+    second = save(tmp_path / "spleen.nii.gz", patient(affine, (2, 0, 1)) > 0, affine)
+    expected = np.where(labels_at(PLANE, first) == 1, 4, 2 * labels_at(PLANE, second))
+    assert set(np.unique(expected)) == {0, 2, 4}
+    np.testing.assert_array_equal(labels_of_organs(PLANE, first, second, labels=(4, 2)), expected)
+
+
+def test_open_labels_refuses_a_file_of_several_organs(tmp_path):
+    first = save(tmp_path / "liver.nii", np.ones(SHAPE))
+    second = save(tmp_path / "spleen.nii", 2 * np.ones(SHAPE))
+    reason = "segmentation spleen.nii has the id 2, where labels are 0 to 1: it is not the mask of one organ"
+    with pytest.raises(NiftiError, match=reason):
+        labels_of_organs(PLANE, first, second, labels=(1, 2))

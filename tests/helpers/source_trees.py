@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from src.ct.series import SeriesSource
+from src.ct.series import OrganFiles, SeriesSource
 from src.prepare.sources import FoundSources
 from tests.helpers.dicom_files import write_slice
 from tests.helpers.folders import write_files
@@ -66,6 +66,13 @@ def hospital_disk(folder: Path) -> Path:
     return folder
 
 
+def contents_of(segmentation) -> list[tuple[str, bytes]]:
+    """Name and content of every file of a segmentation, with the labels of files of one organ each."""
+    if isinstance(segmentation, OrganFiles):
+        return [*((file.name, file.read()) for file in segmentation.files), segmentation.labels]
+    return segmentation and [(segmentation.name, segmentation.read())]
+
+
 def described(found: FoundSources) -> tuple:
     """Everything about a result that tables may show."""
     series = [
@@ -75,7 +82,7 @@ def described(found: FoundSources) -> tuple:
             source.kind,
             [file.name for file in source.files.list()],
             [file.read() for file in source.files.list()],
-            source.segmentation and (source.segmentation.name, source.segmentation.read()),
+            contents_of(source.segmentation),
         )
         for source in found.series
     ]

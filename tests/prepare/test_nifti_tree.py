@@ -1,7 +1,10 @@
 """Raw data sets of nnU-Net and TotalSegmentator: cases are patients, and labels are no CT but masks."""
 
+from pathlib import PurePosixPath
+
 import pytest
 
+from src.ct.nifti import nifti_stem
 from src.prepare.sources import find_sources
 from tests.helpers.source_trees import described, ids, nifti, zipped
 
@@ -58,3 +61,51 @@ def test_mask_files_of_nnunet(nnunet):
     assert masks_of(found) == {**labels, "abd_3": None}
     assert found.unused_masks == 0
     assert masks_of(find_sources(nnunet / "imagesTr", masks=nnunet / "labelsTr")) == labels
+
+
+ORGAN_FILES = ("colon", "duodenum", "heart", "kidney_left", "kidney_right", "liver", "small_bowel", "spleen")
+ORGAN_LABELS = [
+    *(("liver", 1), ("spleen", 2), ("kidney_left", 3), ("kidney_right", 4)),
+    *(("colon", 5), ("duodenum", 5), ("small_bowel", 5)),
+]
+
+
+def organs_of(found):
+    """Names of each patient's files of one organ with their labels, None without any."""
+    return {
+        source.patient_id: source.segmentation
+        and [
+            (PurePosixPath(nifti_stem(file.name)).name, label)
+            for file, label in zip(source.segmentation.files, source.segmentation.labels, strict=True)
+        ]
+        for source in found.series
+    }
+
+
+@pytest.fixture
+def totalsegmentator(tmp_path):
+    for subject in ("s0001", "s0002"):
+        masks = (f"segmentations/{organ}.nii.gz" for organ in ORGAN_FILES)
+        files_at(tmp_path / "total" / subject, "ct.nii.gz", *masks)
+    return tmp_path / "total"
+
+
+def test_find_nifti_takes_files_of_one_organ_each_for_masks(totalsegmentator):
+    found = find_sources(totalsegmentator)
+    assert ids(found) == [("s0001", "ct"), ("s0002", "ct")]
+    assert organs_of(found) == {"s0001": ORGAN_LABELS, "s0002": ORGAN_LABELS}
+    assert described(find_sources(zipped(totalsegmentator))) == described(found)
+
+
+def test_find_nifti_gives_files_of_organs_to_neither_of_two_volumes(totalsegmentator):
+    nifti(totalsegmentator / "s0002/late.nii.gz")
+    found = find_sources(totalsegmentator)
+    assert [source.segmentation is None for source in found.series] == [False, True, True]
+
+
+def test_mask_files_of_one_organ_each(tmp_path):
+    files_at(tmp_path / "ct", "s1/ct.nii.gz", "s2/ct.nii.gz", "x.nii.gz")
+    masks = ("s1/spleen.nii.gz", "s1/aorta.nii.gz", "s2/spleen.nii.gz", "x/aorta.nii.gz", "x/colon.nii.gz")
+    found = find_sources(tmp_path / "ct", masks=files_at(tmp_path / "masks", *masks))
+    assert organs_of(found) == {"s1": [("spleen", 2)], "s2": [("spleen", 2)], "x": None}
+    assert found.unused_masks == 2

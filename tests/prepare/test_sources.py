@@ -179,7 +179,7 @@ def test_mask_files_alone_in_the_folder_of_a_patient(tmp_path):
     nifti(tmp_path / "images/s1/ct.nii.gz")
     nifti(tmp_path / "images/s2/ct.nii.gz")
     nifti(tmp_path / "images/flat.nii.gz")
-    for path in ("s1/multilabel.nii.gz", "s2/liver.nii.gz", "s2/spleen.nii.gz", "flat/seg.nii"):
+    for path in ("s1/multilabel.nii.gz", "s2/first.nii.gz", "s2/second.nii.gz", "flat/seg.nii"):
         nifti(tmp_path / "labels" / path)
     found = find_sources(tmp_path / "images", masks=tmp_path / "labels")
     chosen = [source.segmentation and source.segmentation.name for source in found.series]
@@ -215,5 +215,7 @@ def test_find_sources_refuses_masks_without_a_series(tmp_path):
         find_sources(tmp_path / "images", masks=tmp_path / "labels")
     with pytest.raises(UserError, match="need a folder of their own"):
         find_sources(tmp_path / "images", masks=tmp_path / "images")
+    with pytest.raises(UserError, match="need a folder of their own"):
+        find_sources(archive := zipped(tmp_path / "images"), masks=archive)
     with pytest.raises(UserError, match=r"no folder or file .* \(--masks\)"):
         find_sources(tmp_path / "images", masks=tmp_path / "none")
