@@ -31,13 +31,14 @@ _MAX_BLANK = 0.1
 _MAX_BODY_MM = 1000.0
 _MAX_SCAN_MM = 2500.0
 
-_VALUE_SLICES = 32
+_VALUE_SLICES = 16
 _FULL_RANGE_HU = (-1000, 400)  # an 8-bit source with a narrower range cannot show air, or bone
 _MIN_SPAN_HU = 100
 _MIN_FAT_HU = -30
 _RING = 0.9  # outside of this share of the inscribed circle's radius there is air, if the body fits the image
 _MIDDLE = 0.4
 _MAX_AIR_HU = -930  # real: -1012 to -980
+_MIN_BONE = 0.001  # share of what is denser than lung; real: 0.004 in the middle of a body
 _CUT_HU = (100, 1000)  # scanners store up to 3071 or more; below 100 a drawing may end
 _MAX_STEP_HU = 10
 _FEW_LEVELS = 6  # fewer are a drawing, not noise on a coarse scale
@@ -47,9 +48,11 @@ _THUMB_HU = (-200, 250)
 _LIKE = 0.6  # relative to the nearest consecutive slice; real: no slice below 0.75
 _CHANGE_HU = 5.0  # mean difference of slices that are not alike
 _MAX_MISPLACED = 0.05
-_JUMP = 5.0  # relative to the change that is usual over the same distance; real: 2.3
-_JUMP_HU = 25.0
-_END = 2  # slices at either end that may be partly black
+_JUMP = 3.0  # relative to the changes around it over the same distance; real: 1.6
+_JUMP_HU = 50.0  # mean over the body; less may be a breath between two slabs
+_METAL_HU, _METAL_PIXELS = 2200, 6  # its streaks begin and end within one slice
+_AROUND = 4  # slices on either side
+_END = 0.05  # of the slices at either end, at least two, may be partly black
 
 
 Decoded = dict[int, np.ndarray]
@@ -107,7 +110,8 @@ class SampledSlices:
             source_window.lowest_hu <= _FULL_RANGE_HU[0]
             and source_window.lowest_hu + source_window.width_hu >= _FULL_RANGE_HU[1]
         )
-        self.hu = np.stack([_coarse(hu, pixel_mm) for hu in slices.values()]).astype(np.int16)
+        grids = np.stack([_coarse(hu, pixel_mm) for hu in slices.values()])
+        self.hu = np.minimum(grids, np.iinfo(np.int16).max).astype(np.int16)
         """(N, rows, cols)"""
         first = next(iter(slices.values()))
         self.image_mm = (first.shape[0] * pixel_mm[0], first.shape[1] * pixel_mm[1])
@@ -136,27 +140,31 @@ def check_series(
     """
     decoded = decode(series)
     samples = _sample(series, decoded)
-    contradictions = find_contradictions(samples)
+    contradictions, disorder = find_contradictions(samples), find_disorder(samples)
     remarks = list(series.remarks)
-    if contradictions:
-        readings = list(_plausible_readings(series, decode))
+    if contradictions or disorder:
+        readings = list(_plausible_readings(series, decode, in_order=not contradictions))
         if len(readings) == 1:
             remark, series, decoded, samples = readings[0]
-            remarks, contradictions = [*remarks, remark], []
+            remarks.append(remark)
+            contradictions, disorder = [], find_disorder(samples)
+    reasons = [item.text for item in contradictions] + [each.text for each in remarks if each.doubtful]
     if any(item.is_fatal for item in contradictions) or (
-        contradictions and any(remark.doubtful for remark in remarks)
+        contradictions and len(reasons) > len(contradictions)
     ):
-        reasons = [item.text for item in contradictions] + [each.text for each in remarks if each.doubtful]
         raise SeriesError(f"not a CT in HU: {'; '.join(reasons)}")
-    contradictions += find_disorder(samples)
-    remarks += [Remark(item.text, doubtful=True) for item in contradictions]
+    remarks += [Remark(item.text, doubtful=True) for item in [*contradictions, *disorder]]
     return series, decoded, tuple(remarks), samples.body_range
 
 
 def _plausible_readings(
-    series: CtSeries, decode: Callable[[CtSeries], Decoded]
+    series: CtSeries, decode: Callable[[CtSeries], Decoded], *, in_order: bool
 ) -> Iterator[tuple[Remark, CtSeries, Decoded, "SampledSlices"]]:
-    """Yield other readings that make a CT, each with other values."""
+    """Yield other readings that make a CT, each with other values.
+
+    Args:
+        in_order: only those whose neighbouring slices belong together.
+    """
     known: list[np.ndarray] = []
     for remark, other in series.other_readings():
         try:
@@ -164,7 +172,8 @@ def _plausible_readings(
         except SeriesError:
             continue
         samples = _sample(other, decoded)
-        if find_contradictions(samples) or any(np.array_equal(samples.hu, hu) for hu in known):
+        wrong = find_contradictions(samples) or (in_order and find_disorder(samples))
+        if wrong or any(np.array_equal(samples.hu, hu) for hu in known):
             continue
         known.append(samples.hu)
         yield remark, other, decoded, samples
@@ -237,7 +246,7 @@ def _air_level(smooth: np.ndarray, is_padding: np.ndarray) -> tuple[float, float
     ring = _radius(smooth.shape[1:]) > _RING
     around = smooth[:, ring][~is_padding[:, ring]]
     light = around[(around < DENSE_HU) & (around > AIR_HU)]
-    if light.size < 0.02 * around.size or not light.size:
+    if light.size < 0.05 * ring.sum() * len(smooth):
         return 0.0, 0.0, 0.0
     level = _commonest(light, AIR_HU, DENSE_HU)
     return level, light.size / around.size, float(np.mean(np.abs(light - level) < 40))
@@ -275,10 +284,13 @@ def _tissue_contradiction(values: np.ndarray, *, has_air: bool) -> str:
     """
     dense = values[values >= DENSE_HU]
     edges = (-300, -160, -150, -50, -30, 175, 400, 32767)
-    below_fat, _, fat, _, soft, dense_soft, bone = np.histogram(dense, edges)[0] / dense.size
+    below_fat, _, fat, _, soft, dense_soft, bone = np.histogram(dense, edges)[0] / max(1, dense.size)
     is_low = below_fat > (0.25 if has_air else 0.14) and below_fat > 0.5 * fat
-    is_high = dense_soft > (0.4 if has_air else 0.2) and dense_soft > 3 * fat
-    if soft < 0.25 or bone > 0.25 or is_low or is_high:
+    is_high = dense_soft > (0.4 if has_air else 0.3) and dense_soft > 3 * fat
+    if dense_soft + bone < _MIN_BONE:
+        return f"no tissue is as dense as bone (above {edges[5]} HU)"
+    is_soft = soft > 0.25 or (soft > 0.12 and soft + fat > 0.6)  # an obese patient has little else than fat
+    if not is_soft or bone > 0.25 or is_low or is_high:
         level = _commonest(np.minimum(dense, 3000), DENSE_HU, 3000)
         return f"soft tissue is not at 0 to 150 HU (most of the body is near {level:.0f})"
     return ""
@@ -315,15 +327,18 @@ def _misplaced(samples: SampledSlices) -> Iterator[Contradiction]:
     if len(shown) < 4:
         return
     thumbs = np.stack([_thumb(samples.hu[row]) for row in shown])
-    differences = np.abs(thumbs[:, None] - thumbs[None]).mean(axis=(2, 3))  # (N, N) HU
+    differences = np.stack([np.abs(thumbs - thumb).mean(axis=1) for thumb in thumbs])  # (N, N) HU
     to_next = np.diagonal(differences, 1)
     consecutive = np.diff(samples.indices[shown]) == 1
     nearest_next = np.full(len(shown), np.inf)
     for rows in (slice(None, -1), slice(1, None)):
         nearest_next[rows] = np.minimum(nearest_next[rows], np.where(consecutive, to_next, np.inf))
-    nearest = (differences + np.diag(np.full(len(shown), np.inf))).min(axis=1)
+    others = np.abs(np.subtract.outer(np.arange(len(shown)), np.arange(len(shown)))) > 1
+    nearest = np.where(others, differences, np.inf).min(axis=1)
     known = np.isfinite(nearest_next)
+    end = max(2, round(_END * len(shown)))
     is_misplaced = known & (nearest_next > _CHANGE_HU) & (nearest < _LIKE * nearest_next)
+    is_misplaced[:end] = is_misplaced[-end:] = False
     if is_misplaced.sum() > _MAX_MISPLACED * known.sum():
         yield Contradiction(
             "neighbouring slices do not belong together: mixed scans, or wrong positions "
@@ -331,9 +346,11 @@ def _misplaced(samples: SampledSlices) -> Iterator[Contradiction]:
         )
         return
     steps_mm = np.maximum(-np.diff(samples.z_mm[shown]), 1e-3)
-    usual = np.median(to_next / steps_mm) * steps_mm
-    for row in np.flatnonzero((to_next > _JUMP * usual) & (to_next > _JUMP_HU)):
-        if _END <= row + 1 <= len(shown) - _END and _change_hu(samples.hu[shown[row : row + 2]]) > _JUMP_HU:
+    usual = steps_mm * _running_median(to_next / steps_mm)
+    jump_hu = _JUMP_HU * np.mean(samples.hu[shown] > DENSE_HU)
+    for row in np.flatnonzero((to_next > _JUMP * usual) & (to_next > jump_hu)):
+        is_inside = end <= row < len(shown) - end - 1
+        if is_inside and _change_hu(samples.hu[shown[row : row + 2]]) > jump_hu:
             yield Contradiction(
                 f"the slices at {samples.z_mm[shown[row]]:.0f} and {samples.z_mm[shown[row + 1]]:.0f} mm do "
                 "not belong together: two scans"
@@ -341,15 +358,22 @@ def _misplaced(samples: SampledSlices) -> Iterator[Contradiction]:
             return
 
 
+def _running_median(values: np.ndarray) -> np.ndarray:
+    padded = np.pad(values, _AROUND, constant_values=np.nan)
+    return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, 2 * _AROUND + 1), axis=1)
+
+
 def _thumb(hu: np.ndarray) -> np.ndarray:
+    """Return soft tissue of a slice in small, as one row of pixels."""
     small = cv2.resize(np.clip(hu, *_THUMB_HU), (_THUMB, _THUMB), interpolation=cv2.INTER_AREA)
-    return small.astype(np.float32)
+    return small.ravel().astype(np.float32)
 
 
 def _change_hu(pair: Sequence[np.ndarray]) -> float:
-    """Return the mean difference of two slices where neither is padding: parts may be missing."""
+    """Return the mean difference of two slices where neither is padding, 0 if one of them shows metal."""
+    metal = [np.count_nonzero(image > _METAL_HU) >= _METAL_PIXELS for image in pair]
     both = (pair[0] > AIR_HU) & (pair[1] > AIR_HU)
-    if not both.any():
+    if metal[0] != metal[1] or not both.any():
         return 0.0
     before, after = (np.clip(image[both], *_THUMB_HU).astype(np.float32) for image in pair)
     return float(np.abs(before - after).mean())

@@ -39,6 +39,7 @@ POSITION_DIGITS = 4
 
 _BODY_SLICES = 64  # enough to find the body
 _KEPT_BYTES = 64 << 20  # of slices decoded to find the body, kept to avoid decoding them twice
+_MAX_LOST = 0.1  # share of slices; without more of them it is another scan
 _COARSE_MM = 3.0  # step of the grid on which the body is found
 _MARGIN_MM = 6.0  # the coarse grid and the opening may remove this much of the skin
 
@@ -111,6 +112,10 @@ def examine(series: CtSeries) -> ExaminedSeries:
         return slices
 
     series, slices, remarks, body_range = check_series(series, decode)
+    n_lost = len(wanted) - len(slices)
+    if n_lost > max(1, _MAX_LOST * len(wanted)):
+        text = f"{100 * n_lost / len(wanted):.0f} % of the slices cannot be decoded: {errors[0]}"
+        remarks = (*remarks, Remark(text, doubtful=True))
     lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
     around = (slices[index] for index in even if index in slices)
     crop = body_crop(around, series.pixel_mm, series.shape, lowest_hu)
