@@ -39,6 +39,7 @@ _RING = 0.9  # outside of this share of the inscribed circle's radius there is a
 _MIDDLE = 0.4
 _MAX_AIR_HU = -930  # real: -1012 to -980
 _MIN_BONE = 0.001  # share of what is denser than lung; real: 0.004 in the middle of a body
+_WITH_BONE_MM = 200.0  # side of an image that shows part of a bone, wherever it lies in the trunk
 _CUT_HU = (100, 1000)  # scanners store up to 3071 or more; below 100 a drawing may end
 _MAX_STEP_HU = 10
 _FEW_LEVELS = 6  # fewer are a drawing, not noise on a coarse scale
@@ -210,7 +211,8 @@ def _values(samples: SampledSlices) -> Iterator[Contradiction]:
         return
     smooth = np.stack([cv2.blur(image, (3, 3)) for image in hu])  # less noise
     air = _air_contradiction(hu, smooth, is_padding)
-    tissue = _tissue_contradiction(smooth[~is_padding], has_air=_has_air(smooth, is_padding))
+    shows_bone = min(samples.image_mm) > _WITH_BONE_MM
+    tissue = _tissue_contradiction(smooth[~is_padding], _has_air(smooth, is_padding), shows_bone)
     if air and tissue:
         yield Contradiction(f"{air}, and {tissue}", is_fatal=True)
     elif air or tissue:
@@ -275,19 +277,20 @@ def _air_contradiction(hu: np.ndarray, smooth: np.ndarray, is_padding: np.ndarra
     return ""
 
 
-def _tissue_contradiction(values: np.ndarray, *, has_air: bool) -> str:
+def _tissue_contradiction(values: np.ndarray, has_air: bool, shows_bone: bool) -> str:
     """Compare the values denser than lung to bands in which each body has, or lacks, tissue.
 
     Args:
         values: HU of pixels that are no padding.
         has_air: air is near -1000 HU, so that only a wrong slope can move tissue.
+        shows_bone: the image is large enough to show part of a bone.
     """
     dense = values[values >= DENSE_HU]
     edges = (-300, -160, -150, -50, -30, 175, 400, 32767)
     below_fat, _, fat, _, soft, dense_soft, bone = np.histogram(dense, edges)[0] / max(1, dense.size)
     is_low = below_fat > (0.25 if has_air else 0.14) and below_fat > 0.5 * fat
     is_high = dense_soft > (0.4 if has_air else 0.3) and dense_soft > 3 * fat
-    if dense_soft + bone < _MIN_BONE:
+    if shows_bone and dense_soft + bone < _MIN_BONE:
         return f"no tissue is as dense as bone (above {edges[5]} HU)"
     is_soft = soft > 0.25 or (soft > 0.12 and soft + fat > 0.6)  # an obese patient has little else than fat
     if not is_soft or bone > 0.25 or is_low or is_high:
