@@ -151,7 +151,7 @@ def watch_memory(raw: Path, run: Path) -> dict[str, float]:
 
 def write_slices(folder: Path, count: int) -> list[Path]:
     """DICOM files of one series, 1 mm apart, from a phantom of 512 px."""
-    anatomy = phantom_series(folder / "phantom", spacing_z_mm=8.0)
+    anatomy = phantom_series(folder / "phantom", spacing_z_mm=4.0)
     slices = [anatomy.read(index) for index in range(len(anatomy.z_mm))]
     return sorted(
         write_series(folder / "series", slices, count, anatomy.pixel_mm[0], "uncompressed").iterdir()

@@ -42,14 +42,14 @@ def open_series(folder: Path) -> DicomSeries:
 
 
 def write_series(folder: Path, slices: list[np.ndarray], n_slices: int, pixel_mm: float, syntax: str) -> Path:
-    """Write `n_slices` files, 1 mm apart, that show `slices` (int16 HU) there and back again.
+    """Write `n_slices` files, 1 mm apart, that show `slices` (int16 HU) in order, each as often as needed.
 
     BitsStored is 16 and PixelRepresentation 1, as in most of the competition's files.
     """
     folder.mkdir(parents=True)
     datasets = [_dataset(hu, pixel_mm, syntax) for hu in slices]
-    there_and_back = cycle(chain(datasets, reversed(datasets)))
-    for number, dataset in enumerate(islice(there_and_back, n_slices), start=1):
+    for number in range(1, n_slices + 1):
+        dataset = datasets[(number - 1) * len(datasets) // n_slices]
         dataset.InstanceNumber = number
         dataset.ImagePositionPatient = [0, 0, -number]
         dataset.save_as(folder / f"{number}.dcm", enforce_file_format=True)

@@ -16,7 +16,7 @@ IDS = {"PatientID": "P", "SeriesInstanceUID": "1.2"}
 
 def rows(dataset):
     """(slices, status, reason) by patient."""
-    table = dataset.all_series.fillna("").set_index("patient_id")
+    table = dataset.all_series.set_index("patient_id").assign(reason=lambda table: table.reason.fillna(""))
     return {patient: (row.slices, row.status, row.reason) for patient, row in table.iterrows()}
 
 
