@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_GAP = 1.5  # a distance above this multiple of the usual one means that a slice is missing
+from src.ct.series_guards import GAP
+
 _ALIKE = 0.05  # relative difference of distances that count as equal
 _MIN_DISTANCES = 4  # of a part with a spacing of its own
 _MAX_PARTS = 3
@@ -19,7 +20,7 @@ def describe_gaps(z_mm: np.ndarray, numbers: Sequence[int]) -> list[str]:
             regular the distances are.
     """
     distances = -np.diff(z_mm)
-    if not len(distances) or not (distances > _GAP * np.median(distances)).any():
+    if not len(distances) or not (distances > GAP * np.median(distances)).any():
         return []
     parts = _regular_parts(distances, np.abs(np.diff(numbers)))
     usual = _usual_distances(distances, parts)
@@ -29,7 +30,7 @@ def describe_gaps(z_mm: np.ndarray, numbers: Sequence[int]) -> list[str]:
         *first, (last_mm, _) = [(np.median(distances[part]), part.stop - part.start) for part in parts]
         named = [f"{mm:.4g} mm for {n} slices" for mm, n in first]
         texts.append(f"{number} spacings: {', '.join(named)}, then {last_mm:.4g} mm")
-    if wide := int((distances > _GAP * usual).sum()):
+    if wide := int((distances > GAP * usual).sum()):
         texts.append(f"gaps of missing slices: {wide}")
     return texts
 
