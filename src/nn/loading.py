@@ -1,12 +1,15 @@
 """Data loaders whose workers use one thread each and report a UserError in one line."""
 
+import errno
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from src.core.errors import UserError
 
@@ -15,7 +18,8 @@ class StackLoader:
     """Batches of a dataset, in order; `workers` processes read ahead, or the calling process reads with 0.
 
     Args:
-        order: arguments of `DataLoader`: `batch_sampler=`, or `sampler=` with `batch_size=`.
+        order: arguments of `DataLoader`: `batch_sampler=`, or `sampler=` with `batch_size=`; where that is
+            None, samples are named tuples and stay single.
     """
 
     def __init__(self, dataset: Dataset, workers: int, **order: Any):
@@ -24,6 +28,7 @@ class StackLoader:
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_use_one_thread,
+            collate_fn=_share_tensors if order.get("batch_size", 0) is None else None,
             **order,
         )
 
@@ -31,13 +36,48 @@ class StackLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield batches. A worker's UserError is raised with its own line, without the worker's traceback."""
-        with _without_opencv_threads():
-            batches = iter(self.loader)  # starts the workers
+        """Yield batches. A worker's UserError is raised with its own line, without the worker's traceback.
+
+        Raises:
+            UserError: also where /dev/shm, through which workers pass batches, is full.
+        """
         try:
+            if self.loader.num_workers:
+                multiprocessing.Lock()  # the first object in /dev/shm; torch would add a traceback
+            with _without_opencv_threads():
+                batches = iter(self.loader)  # starts the workers
             yield from batches
         except UserError as error:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+        except (OSError, RuntimeError) as error:
+            if not _is_shared_memory_full(error):
+                raise
+            raise UserError(
+                "/dev/shm has no room for the batches of the workers: use fewer --workers (0 needs no room), "
+                "or start Docker with a larger --shm-size"
+            ) from None
+
+
+def _share_tensors(sample: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Move the tensors of a single sample to shared memory in a worker, as collating does for a batch.
+
+    torch itself would move them in a thread of the worker: its errors are lost, and the caller waits forever.
+    """
+    if get_worker_info() is not None:
+        for part in sample:
+            if isinstance(part, Tensor) and part.numel():
+                part.share_memory_()
+    return sample
+
+
+def _is_shared_memory_full(error: OSError | RuntimeError) -> bool:
+    """Return whether workers failed because /dev/shm is full.
+
+    The error is an OSError if they cannot be started, and a RuntimeError if a batch does not fit: "unable to
+    allocate shared memory(shm) ...", or, caused by "Bus error. It is possible that dataloader's workers are
+    out of shared memory ...", that a worker exited.
+    """
+    return getattr(error, "errno", None) == errno.ENOSPC or "shared memory" in f"{error} {error.__cause__}"
 
 
 @contextmanager

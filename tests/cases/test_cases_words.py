@@ -1,0 +1,34 @@
+"""Reported cases of messages that did not name the cause, or what to do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.core.config import save_options
+from tests.helpers.voco_files import write_prepared
+from tests.helpers.voco_runs import make_options
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+FILL = "cat /dev/zero 2>/dev/null >/dev/shm/full"
+
+
+@pytest.mark.parametrize(("size", "before"), [("1m", FILL), ("100k", "true")], ids=["full", "small"])
+def test_case_09_a_full_shared_memory_is_one_line(tmp_path, size, before):
+    """A /dev/shm that is full, or has room to start workers but for no batch. Only root may mount one."""
+    private = f'mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 99; {before}; "$@"'
+    data = write_prepared(tmp_path / "data", lambda *_: np.full((64, 64, 3), 128, np.uint8))
+    save_options(make_options(data, tmp_path / "run", batch=6, workers=1), tmp_path / "options.yaml")
+    command = [sys.executable, ROOT / "train_voco.py", "--config", tmp_path / "options.yaml"]
+    finished = subprocess.run(
+        ["unshare", "-m", "sh", "-c", private, "sh", *command], capture_output=True, text=True, timeout=100
+    )
+    if finished.returncode in (1, 99) and "Traceback" not in finished.stderr:
+        pytest.skip(f"no /dev/shm of its own: {finished.stderr}")
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: /dev/shm has no room") and "--workers" in line and "--shm-size" in line
+    assert finished.returncode == 2
