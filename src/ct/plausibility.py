@@ -6,33 +6,24 @@ like its neighbours than like any other. Each limit below leaves room around rea
 with and without contrast, low dose, sharp kernels, and fields of view inside the body.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
 
+from src.ct.sampled_slices import DENSE_HU, SampledSlices
 from src.ct.series import CtSeries, Remark, SeriesError
-from src.ct.windows import AIR_HU, Window
-
-DENSE_HU = -300
-"""Above lung, blankets and the foam of the table; below fat."""
+from src.ct.windows import AIR_HU
 
 NEIGHBOURS = 24
 """Number of slices to examine together with the next one, in series of which not every slice is examined."""
 
-BODY_MM2 = 2000.0
-"""Smallest area of a body in a slice."""
-
-_GRID_MM = 4.0
-_BODY_FRACTION = 0.02  # of an image that is smaller than a body
 _MAX_BLANK = 0.1
 _MAX_BODY_MM = 1000.0
 _MAX_SCAN_MM = 2500.0
 
 _VALUE_SLICES = 16
-_FULL_RANGE_HU = (-1000, 400)  # an 8-bit source with a narrower range cannot show air, or bone
 _MIN_SPAN_HU = 100
 _MIN_FAT_HU = -30
 _RING = 0.9  # outside of this share of the inscribed circle's radius there is air, if the body fits the image
@@ -69,61 +60,6 @@ class Contradiction:
     """Whether such a series is no CT, rather than a CT in doubt."""
 
 
-def shows_body(hu: np.ndarray, pixel_mm: tuple[float, float], lowest_hu: float = AIR_HU) -> bool:
-    """Return whether a slice (rows, cols) shows a body, rather than air alone or one value everywhere.
-
-    Args:
-        lowest_hu: lowest HU that an 8-bit source can hold.
-    """
-    grid = _coarse(hu, pixel_mm)
-    dense = np.count_nonzero(grid > max(DENSE_HU, lowest_hu)) / grid.size
-    image_mm2 = hu.size * pixel_mm[0] * pixel_mm[1]
-    return dense > min(BODY_MM2 / image_mm2, _BODY_FRACTION) and (dense < 1 or np.ptp(grid) > 0)
-
-
-def _coarse(hu: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
-    row_step, col_step = (max(1, round(_GRID_MM / mm)) for mm in pixel_mm)
-    return hu[::row_step, ::col_step]
-
-
-class SampledSlices:
-    """Slices of a series on a grid of about 4 mm.
-
-    Args:
-        slices: HU (rows, cols) by index, in the order of the series.
-        pixel_mm: spacing of rows and columns.
-        z_mm: (slices of the whole series,) positions.
-        source_window: window that an 8-bit source can express; None for other sources.
-    """
-
-    def __init__(
-        self,
-        slices: Mapping[int, np.ndarray],
-        pixel_mm: tuple[float, float],
-        z_mm: np.ndarray,
-        source_window: Window | None = None,
-    ) -> None:
-        lowest_hu = AIR_HU if source_window is None else source_window.lowest_hu
-        self.indices = np.array(list(slices), dtype=np.int64)
-        self.z_mm = z_mm[self.indices]
-        self.shows_body = np.array([shows_body(hu, pixel_mm, lowest_hu) for hu in slices.values()])
-        self.is_full_range = source_window is None or (
-            source_window.lowest_hu <= _FULL_RANGE_HU[0]
-            and source_window.lowest_hu + source_window.width_hu >= _FULL_RANGE_HU[1]
-        )
-        grids = np.stack([_coarse(hu, pixel_mm) for hu in slices.values()])
-        self.hu = np.minimum(grids, np.iinfo(np.int16).max).astype(np.int16)
-        """(N, rows, cols)"""
-        first = next(iter(slices.values()))
-        self.image_mm = (first.shape[0] * pixel_mm[0], first.shape[1] * pixel_mm[1])
-
-    @cached_property
-    def body_range(self) -> tuple[int, int]:
-        """Indices in the series of the first and last slice that show a body."""
-        shown = self.indices[self.shows_body]
-        return (int(shown[0]), int(shown[-1])) if shown.size else (0, -1)
-
-
 def check_series(
     series: CtSeries, decode: Callable[[CtSeries], Decoded]
 ) -> tuple[CtSeries, Decoded, tuple[Remark, ...], tuple[int, int]]:
@@ -149,18 +85,17 @@ def check_series(
             remark, series, decoded, samples = readings[0]
             remarks.append(remark)
             contradictions, disorder = [], find_disorder(samples)
-    reasons = [item.text for item in contradictions] + [each.text for each in remarks if each.doubtful]
-    if any(item.is_fatal for item in contradictions) or (
-        contradictions and len(reasons) > len(contradictions)
-    ):
-        raise SeriesError(f"not a CT in HU: {'; '.join(reasons)}")
+    reasons = [item.text for item in contradictions]
+    doubts = [remark.text for remark in remarks if remark.doubtful]
+    if any(item.is_fatal for item in contradictions) or (contradictions and doubts):  # values and header
+        raise SeriesError(f"not a CT in HU: {'; '.join(reasons + doubts)}")
     remarks += [Remark(item.text, doubtful=True) for item in [*contradictions, *disorder]]
     return series, decoded, tuple(remarks), samples.body_range
 
 
 def _plausible_readings(
     series: CtSeries, decode: Callable[[CtSeries], Decoded], *, in_order: bool
-) -> Iterator[tuple[Remark, CtSeries, Decoded, "SampledSlices"]]:
+) -> Iterator[tuple[Remark, CtSeries, Decoded, SampledSlices]]:
     """Yield other readings that make a CT, each with other values.
 
     Args:
@@ -180,7 +115,7 @@ def _plausible_readings(
         yield remark, other, decoded, samples
 
 
-def _sample(series: CtSeries, decoded: Decoded) -> "SampledSlices":
+def _sample(series: CtSeries, decoded: Decoded) -> SampledSlices:
     return SampledSlices(decoded, series.pixel_mm, series.z_mm, series.source_window)
 
 

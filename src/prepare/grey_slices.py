@@ -16,7 +16,8 @@ from src.core.isolation import Report, no_report
 from src.ct.dicom_series import scan_series
 from src.ct.geometry import Plane
 from src.ct.nifti import open_nifti
-from src.ct.plausibility import BODY_MM2, DENSE_HU, NEIGHBOURS, check_series, shows_body
+from src.ct.plausibility import NEIGHBOURS, check_series
+from src.ct.sampled_slices import BODY_MM2, DENSE_HU, shows_body
 from src.ct.series import (
     READ_ALL,
     CtSeries,
