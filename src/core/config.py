@@ -216,8 +216,11 @@ def _explain(message: str, types: dict[str, Any]) -> str:
     named = re.search(r'key "(\w+)"', message)
     values = re.findall(r"(?:Got|Given) value: (.*)", message)
     if named and values and named[1] in types:
-        expected = " or ".join(_describe(kind) for kind in _alternatives(types[named[1]]))
-        return f"option {option_flag(named[1])}: expected {expected}, got {values[0]!r}"
+        kinds = _alternatives(types[named[1]])
+        expected = " or ".join(map(_describe, kinds))
+        is_text = any(str in typing.get_args(kind) for kind in kinds)  # YAML reads ids as numbers
+        hint = f': put ids and names in quotes, {named[1]}: ["{values[0]}"]' if is_text else ""
+        return f"option {option_flag(named[1])}: expected {expected}, got {values[0]!r}{hint}"
     return " ".join(message.split())
 
 

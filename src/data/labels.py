@@ -39,7 +39,11 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         raise UserError(f"{path} is not a CSV table: {error}") from None
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise UserError(f"{path} lacks the column {missing[0]}; it needs {', '.join(columns)}")
+        found = ", ".join(map(repr, frame.columns))
+        raise UserError(
+            f"{path} lacks the column {missing[0]}: it has {found[:300]}, and needs {', '.join(columns)}, "
+            "separated by commas without spaces"
+        )
     if frame.empty:
         raise UserError(f"{path} has no rows")
     return frame
