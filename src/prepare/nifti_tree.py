@@ -14,6 +14,7 @@ from src.prepare.dicom_tree import safe_id
 
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(?![a-z])|labels(tr|ts|va)", re.IGNORECASE)
 _IMAGES_OF_NNUNET = re.compile(r"images(tr|ts|va)", re.IGNORECASE)
+_LABELS_OF_NNUNET = re.compile(r"labels(tr|ts|va)", re.IGNORECASE)
 _ID_BYTES = 200  # out of the 255 that a file name may have
 _FIRST_CHANNEL = "_0000"  # nnU-Net appends a channel number to the names of images, not of labels
 
@@ -32,9 +33,10 @@ def find_nifti(tree: FileTree, folders: list[tuple[str, tuple[str, ...]]]) -> tu
     paths: dict[tuple[str, str], str] = {}
     sources, labels = [], 0
     names_in = dict(folders)
+    is_label_tree = _LABELS_OF_NNUNET.fullmatch(tree.path.resolve().name)
     for folder, names in folders:
         volumes = [name for name in names if nifti_stem(name) is not None]
-        if any(_LABEL_FOLDER.match(part) for part in folder.split("/")):
+        if is_label_tree or any(_LABEL_FOLDER.match(part) for part in folder.split("/")):
             labels += len(volumes)
             continue
         stems = {nifti_stem(name) for name in volumes}

@@ -35,10 +35,12 @@ class PrepareOptions:
     """Keep this many slices per series, evenly spaced; default: all slices."""
 
     masks: Path | None = None
-    """Folder of segmentations, .nii or .nii.gz, with the names of the volumes or series."""
+    """Folder of segmentations, .nii or .nii.gz, with the names of the volumes or series; files of one organ
+    each in folders with these names."""
 
     mask_ids: Path | None = None
-    """YAML table of their ids, such as configs/masks/totalsegmentator.yaml; default: the competition's."""
+    """YAML table of their ids, such as configs/masks/totalsegmentator.yaml; default: nnU-Net's dataset.json
+    beside --masks, else the competition's ids."""
 
     source_window: str | None = None
     """Window that 8-bit images were made with: a name, or centre/width such as 40/350."""

@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
+from src.core.errors import UserError
 from src.ct.nifti import nifti_stem
 from src.prepare.sources import find_sources
 from tests.helpers.source_trees import described, ids, nifti, zipped
@@ -38,6 +39,12 @@ def test_find_nifti_takes_the_cases_of_nnunet_for_patients(nnunet):
     assert ids(find_sources(nnunet / "imagesTr/abd_1_0000.nii.gz")) == cases[:1]
     prefixed = [(f"Dataset001_Abd_{case}", series) for case, series in [*cases, ("abd_3", "abd_3_0000")]]
     assert ids(find_sources(nnunet.parent)) == prefixed
+
+
+def test_find_nifti_refuses_the_labels_of_nnunet_alone(nnunet):
+    for path in (nnunet / "labelsTr", nnunet / "labelsTr/abd_1.nii.gz"):
+        with pytest.raises(UserError, match="NIfTI files in folders of labels"):
+            find_sources(path)
 
 
 def test_find_nifti_gives_the_channels_of_a_case_to_one_patient(tmp_path):
