@@ -53,7 +53,7 @@ def test_train_voco_trains_on_prepared_volumes(tmp_path):
     assert len(dataset.series) == N_VOLUMES
     assert dataset.series["slices"].eq(SHAPE[2]).all() and dataset.series["masks"].all()
     assert dataset.series["patient_id"].is_unique
-    masks = dataset.read_masks("FLARE_0007_0000", "FLARE_0007_0000", range(SHAPE[2]))
+    masks = dataset.read_masks("FLARE_0007", "FLARE_0007_0000", range(SHAPE[2]))
     assert set(np.unique(masks)) == {0, 1}
     train_voco.main(
         f"--config {CONFIGS}/voco/demo.yaml --data {prepared} --output {run} --windows soft --workers 0 "
