@@ -1,4 +1,4 @@
-"""A CT series as grey slices: cropped to one square around the body, resized, windowed.
+"""A CT series as grey slices: cropped to one square around the trunk, resized, windowed.
 
 Preparation and inference share this code, so a model's input at inference equals its input in training.
 Slices stream: four of them are in memory at a time, for a series of any length.
@@ -17,7 +17,7 @@ from src.ct.dicom_series import scan_series
 from src.ct.geometry import Plane
 from src.ct.nifti import open_nifti
 from src.ct.plausibility import NEIGHBOURS, check_series
-from src.ct.sampled_slices import BODY_MM2, DENSE_HU, shows_body
+from src.ct.sampled_slices import shows_body
 from src.ct.series import (
     READ_ALL,
     CtSeries,
@@ -29,6 +29,7 @@ from src.ct.series import (
     unusable_series,
 )
 from src.ct.storage import UnreadableFile
+from src.ct.trunk import Box, find_trunk
 from src.ct.windows import AIR_HU, Window, apply_windows
 from src.data.selection import even_indices
 
@@ -41,8 +42,8 @@ POSITION_DIGITS = 4
 _BODY_SLICES = 64  # enough to find the body
 _KEPT_BYTES = 64 << 20  # of slices decoded to find the body, kept to avoid decoding them twice
 _MAX_LOST = 0.1  # share of slices; without more of them it is another scan
-_COARSE_MM = 3.0  # step of the grid on which the body is found
 _MARGIN_MM = 6.0  # the coarse grid and the opening may remove this much of the skin
+_WORTH_MM = 15.0  # a square that would be smaller by less stays around the whole body
 
 
 @contextmanager
@@ -80,7 +81,7 @@ class ExaminedSeries:
     series: CtSeries
     """The series, or another reading of its files that makes a CT of them."""
     crop: "Crop"
-    """Square around the body, for all slices."""
+    """Square around the trunk, for all slices."""
     body_range: tuple[int, int]
     """Indices of the first and last examined slice that show a body."""
     remarks: tuple[Remark, ...]
@@ -89,7 +90,7 @@ class ExaminedSeries:
 
 
 def examine(series: CtSeries) -> ExaminedSeries:
-    """Decode up to 64 evenly spaced slices and find the square around the body; check that it is a CT.
+    """Decode up to 64 evenly spaced slices and find the square around the trunk; check that it is a CT.
 
     Raises:
         SeriesError: no CT, or no slice can be decoded.
@@ -238,49 +239,29 @@ def body_crop(
     shape: tuple[int, int],
     lowest_hu: float = AIR_HU,
 ) -> Crop:
-    """Find the smallest square with a margin of 6 mm around the body in all `slices` (rows, cols; HU).
+    """Find the smallest square with a margin of 6 mm around the trunk in all `slices` (rows, cols; HU).
 
     Args:
+        slices: from head to feet.
         pixel_mm: spacing of rows and columns.
         shape: shape of a slice; if no slice shows a body, the square around whole slices is returned.
         lowest_hu: lowest HU that an 8-bit source can hold.
     """
-    threshold_hu = max(DENSE_HU, lowest_hu)
-    boxes = [box for box in (_body_box(hu, pixel_mm, threshold_hu) for hu in slices) if box is not None]
+    found = find_trunk(slices, pixel_mm, lowest_hu)
+    if found is None:
+        return _square((0, 0, shape[1], shape[0]), pixel_mm, margin_mm=0.0)
+    whole, trunk = (_square(box, pixel_mm, _MARGIN_MM) for box in found)
+    return trunk if (whole.width - trunk.width) * pixel_mm[1] >= _WORTH_MM else whole
+
+
+def _square(box: Box, pixel_mm: tuple[float, float], margin_mm: float) -> Crop:
+    left, top, right, bottom = box
     row_mm, col_mm = pixel_mm
-    if boxes:
-        left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
-        right, bottom = max(box[2] for box in boxes), max(box[3] for box in boxes)
-        margin_mm = _MARGIN_MM
-    else:
-        left, top, right, bottom, margin_mm = 0, 0, shape[1], shape[0], 0.0
     side_mm = max((right - left) * col_mm, (bottom - top) * row_mm) + 2 * margin_mm
     width, height = round(side_mm / col_mm), round(side_mm / row_mm)
     return Crop(
         left=(left + right - width) // 2, top=(top + bottom - height) // 2, width=width, height=height
     )
-
-
-def _body_box(
-    hu: np.ndarray, pixel_mm: tuple[float, float], threshold_hu: float
-) -> tuple[int, int, int, int] | None:
-    """Left, top, right, bottom (exclusive) of the largest connected component denser than lung, or None.
-
-    The opening cuts thin bridges between the patient and the table's shell.
-    """
-    row_step, col_step = (max(1, round(_COARSE_MM / mm)) for mm in pixel_mm)
-    dense = (hu[::row_step, ::col_step] > threshold_hu).astype(np.uint8)
-    opened = cv2.morphologyEx(dense, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
-    _, _, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    parts = stats[1:]  # the first is the background
-    if len(parts) == 0:
-        return None
-    body = parts[np.argmax(parts[:, cv2.CC_STAT_AREA])]
-    if body[cv2.CC_STAT_AREA] * row_step * col_step * pixel_mm[0] * pixel_mm[1] < BODY_MM2:
-        return None
-    left, top, width, height = (int(value) for value in body[:4])
-    right, bottom = (left + width) * col_step, (top + height) * row_step
-    return left * col_step, top * row_step, min(right, hu.shape[1]), min(bottom, hu.shape[0])
 
 
 def spacing_z_mm(series: CtSeries) -> float:

@@ -5,8 +5,8 @@ import pydicom
 import pytest
 
 from src.core.errors import UserError
-from tests.helpers.dicom_files import SPACING_Z_MM, set_tags, write_series
-from tests.helpers.prepare_runs import prepare_input
+from tests.helpers.dicom_files import PIXEL_MM, SPACING_Z_MM, set_tags, write_series, write_slice
+from tests.helpers.prepare_runs import prepare, prepare_input
 
 
 def only_row(dataset):
@@ -94,3 +94,29 @@ def test_case_29_two_spacings_are_no_missing_slices(tmp_path):
     row = only_row(prepare_input(folder, tmp_path / "out"))
     assert (row["slices"], row["status"]) == (28, "ok")
     assert row["reason"] == "two spacings: 7 mm for 13 slices, then 4 mm"
+
+
+def test_case_31_shoulders_do_not_set_the_square(tmp_path):
+    """Shoulders of 480 mm, lungs, and an abdomen of 280 mm, from the feet upwards."""
+    y_mm, x_mm = np.mgrid[:128, :128] * PIXEL_MM - 63.5 * PIXEL_MM
+    for number in range(1, 41):
+        hu = np.full((128, 128), -1000.0)
+        shoulder_mm = min(140 + 20 * (number - 32), 240)
+        if shoulder_mm > 140:
+            hu[(x_mm / shoulder_mm) ** 2 + (y_mm / 70) ** 2 < 1] = 40
+        hu[(x_mm / 140) ** 2 + (y_mm / 100) ** 2 < 1] = -100
+        hu[(x_mm / 125) ** 2 + (y_mm / 85) ** 2 < 1] = 45
+        hu[np.hypot(x_mm, y_mm - 65) < 18] = 600
+        hu[np.hypot(x_mm - 80 * np.cos(number / 10), y_mm + 30) < 35] = -1000  # gas in the bowel
+        lung_mm = min(4 * (number - 15), 55, 8 * (37 - number))
+        if lung_mm > 0:
+            hu[np.hypot(abs(x_mm) - 60, y_mm) < lung_mm] = -850
+        position_mm = (x_mm[0, 0], y_mm[0, 0], SPACING_Z_MM * number)
+        write_slice(tmp_path / "ct" / f"{number}.dcm", hu, position_mm=position_mm, instance_number=number)
+    outcome, images = prepare(tmp_path / "ct", tmp_path / "out", size=96)
+    assert (outcome["row"]["status"], outcome["row"]["reason"]) == ("ok", "")
+    abdomen = (images[-15:, ..., 0] > 0).any(axis=(0, 1))  # columns that show anything
+    assert 0.75 <= abdomen.mean() < 1
+    assert not abdomen[0] and not abdomen[-1]  # nothing is cut
+    shown_mm = abdomen.sum() * outcome["row"]["pixel_mm"]
+    assert shown_mm == pytest.approx(280, abs=2 * PIXEL_MM)

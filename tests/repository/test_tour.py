@@ -16,7 +16,7 @@ BESIDE = {
     "ct": {
         *("geometry", "storage", "series_guards", "acquisitions", "mixed_scans", "slice_order"),
         *("codestream", "multiframe", "pydicom_reader", "nifti", "label_volume", "label_ids"),
-        *("plausibility", "sampled_slices", "dicom_readings"),
+        *("plausibility", "sampled_slices", "trunk", "dicom_readings"),
     },
     "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
     "voco": {"index", "order", "monitors", "micro_batch"},
