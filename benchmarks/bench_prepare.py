@@ -193,15 +193,17 @@ def stage_times(folder: Path, scratch: Path) -> dict[str, float]:
     scratch.mkdir()
     (series,), scan_s = time_each([folder], open_series)
     n_slices = len(series.z_mm)
-    crop_slices = [series.read(int(index)) for index in even_indices(n_slices, 16)]
-    crop = body_crop(crop_slices, series.pixel_mm, series.shape)
+    examined = examine(series)
+    crop, decoded = examined.crop, examined.decoded
     indices = [int(index) for index in even_indices(n_slices, min(n_slices, 100))]
     seconds = {"headers": scan_s / n_slices}
     hu, seconds["decode"] = time_each(indices, series.read)
-    decoded = examine(series).decoded
-    checks_s = [seconds_of(lambda: check_series(series, lambda _: decoded)) for _ in range(5)]
-    seconds["check"] = median(checks_s) / n_slices
-    _, seconds["body box"] = time_each(hu, lambda each: body_crop([each], series.pixel_mm, series.shape))
+    once = {
+        "check": lambda: check_series(series, lambda _: decoded),
+        "body box": lambda: body_crop(decoded.values(), series.pixel_mm, series.shape),
+    }
+    for stage, work in once.items():
+        seconds[stage] = median(seconds_of(work) for _ in range(5)) / n_slices
     cut, seconds["resize"] = time_each(hu, lambda each: crop.resize(each, SIZE))
     grey, seconds["windows"] = time_each(cut, lambda each: apply_windows(each, WINDOWS))
     png, seconds["PNG"] = time_each(grey, encode_png)
