@@ -199,7 +199,7 @@ def stage_times(folder: Path, scratch: Path) -> dict[str, float]:
     seconds = {"headers": scan_s / n_slices}
     hu, seconds["decode"] = time_each(indices, series.read)
     once = {
-        "check": lambda: check_series(series, lambda _: decoded),
+        "check": lambda: check_series(series, lambda _: decoded.items()),
         "body box": lambda: body_crop(decoded.values(), series.pixel_mm, series.shape),
     }
     for stage, work in once.items():

@@ -6,7 +6,7 @@ like its neighbours than like any other. Each limit below leaves room around rea
 with and without contrast, low dose, sharp kernels, and fields of view inside the body.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -47,8 +47,8 @@ _AROUND = 4  # slices on either side
 _END = 0.05  # of the slices at either end, at least two, may be partly black
 
 
-Decoded = dict[int, np.ndarray]
-"""HU (rows, cols) by index."""
+Decode = Callable[[CtSeries], Iterable[tuple[int, np.ndarray]]]
+"""Decodes some slices of a series: index and HU (rows, cols)."""
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,22 @@ class Contradiction:
     """Whether such a series is no CT, rather than a CT in doubt."""
 
 
-def check_series(
-    series: CtSeries, decode: Callable[[CtSeries], Decoded]
-) -> tuple[CtSeries, Decoded, tuple[Remark, ...], tuple[int, int]]:
+def check_series(series: CtSeries, decode: Decode) -> tuple[CtSeries, SampledSlices, tuple[Remark, ...]]:
     """Check that a series is a CT; read it in another way if only that makes a CT of it.
 
-    Args:
-        decode: decodes some slices of a series.
-
     Returns:
-        The series, or another reading of it; the slices that `decode` returned for it; all its remarks; and
-        the indices of the first and last of these slices that show a body.
+        The series, or another reading of it, the slices that `decode` returned for it, and all its remarks.
 
     Raises:
         SeriesError: the series is no CT, or no slice can be decoded.
     """
-    decoded = decode(series)
-    samples = _sample(series, decoded)
+    samples = _sample(series, decode)
     contradictions, disorder = find_contradictions(samples), find_disorder(samples)
     remarks = list(series.remarks)
     if contradictions or disorder:
         readings = list(_plausible_readings(series, decode, in_order=not contradictions))
         if len(readings) == 1:
-            remark, series, decoded, samples = readings[0]
+            remark, series, samples = readings[0]
             remarks.append(remark)
             contradictions, disorder = [], find_disorder(samples)
     reasons = [item.text for item in contradictions]
@@ -90,12 +83,12 @@ def check_series(
     if any(item.is_fatal for item in contradictions) or (contradictions and doubts):  # values and header
         raise SeriesError(f"not a CT in HU: {'; '.join(reasons + doubts)}")
     remarks += [Remark(item.text, doubtful=True) for item in [*contradictions, *disorder]]
-    return series, decoded, tuple(remarks), samples.body_range
+    return series, samples, tuple(remarks)
 
 
 def _plausible_readings(
-    series: CtSeries, decode: Callable[[CtSeries], Decoded], *, in_order: bool
-) -> Iterator[tuple[Remark, CtSeries, Decoded, SampledSlices]]:
+    series: CtSeries, decode: Decode, *, in_order: bool
+) -> Iterator[tuple[Remark, CtSeries, SampledSlices]]:
     """Yield other readings that make a CT, each with other values.
 
     Args:
@@ -104,19 +97,18 @@ def _plausible_readings(
     known: list[np.ndarray] = []
     for remark, other in series.other_readings():
         try:
-            decoded = decode(other)
+            samples = _sample(other, decode)
         except SeriesError:
             continue
-        samples = _sample(other, decoded)
         wrong = find_contradictions(samples) or (in_order and find_disorder(samples))
         if wrong or any(np.array_equal(samples.hu, hu) for hu in known):
             continue
         known.append(samples.hu)
-        yield remark, other, decoded, samples
+        yield remark, other, samples
 
 
-def _sample(series: CtSeries, decoded: Decoded) -> SampledSlices:
-    return SampledSlices(decoded, series.pixel_mm, series.z_mm, series.source_window)
+def _sample(series: CtSeries, decode: Decode) -> SampledSlices:
+    return SampledSlices(decode(series), series.pixel_mm, series.z_mm, series.source_window)
 
 
 def find_contradictions(samples: SampledSlices) -> list[Contradiction]:

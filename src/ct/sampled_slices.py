@@ -1,6 +1,6 @@
 """A sample of a series' slices on a coarse grid, and which of them show a body."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ BODY_MM2 = 2000.0
 
 _BODY_FRACTION = 0.02  # of an image that is smaller than a body
 _GRID_MM = 4.0
+_KEPT_BYTES = 64 << 20
 _FULL_RANGE_HU = (-1000, 400)  # an 8-bit source with a narrower range cannot show air, or bone
 
 
@@ -36,10 +37,10 @@ def _coarse(hu: np.ndarray, pixel_mm: tuple[float, float]) -> np.ndarray:
 
 
 class SampledSlices:
-    """Slices of a series on a grid of about 4 mm.
+    """Slices of a series on a grid of about 4 mm, and the first of them as decoded.
 
     Args:
-        slices: HU (rows, cols) by index, in the order of the series.
+        slices: index and HU (rows, cols), in the order of the series.
         pixel_mm: spacing of rows and columns.
         z_mm: (slices of the whole series,) positions.
         source_window: window that an 8-bit source can express; None for other sources.
@@ -47,24 +48,33 @@ class SampledSlices:
 
     def __init__(
         self,
-        slices: Mapping[int, np.ndarray],
+        slices: Iterable[tuple[int, np.ndarray]],
         pixel_mm: tuple[float, float],
         z_mm: np.ndarray,
         source_window: Window | None = None,
     ) -> None:
         lowest_hu = AIR_HU if source_window is None else source_window.lowest_hu
-        self.indices = np.array(list(slices), dtype=np.int64)
+        indices, body, grids = [], [], []
+        self.decoded: dict[int, np.ndarray] = {}
+        """Slices by index, 64 MB at most."""
+        n_bytes = 0
+        for index, hu in slices:
+            indices.append(index)
+            body.append(shows_body(hu, pixel_mm, lowest_hu))
+            grids.append(np.minimum(_coarse(hu, pixel_mm), np.iinfo(np.int16).max).astype(np.int16))
+            n_bytes += hu.nbytes
+            if n_bytes <= _KEPT_BYTES:
+                self.decoded[index] = hu
+        self.image_mm = (hu.shape[0] * pixel_mm[0], hu.shape[1] * pixel_mm[1])
+        self.indices = np.array(indices)
         self.z_mm = z_mm[self.indices]
-        self.shows_body = np.array([shows_body(hu, pixel_mm, lowest_hu) for hu in slices.values()])
+        self.shows_body = np.array(body)
+        self.hu = np.stack(grids)
+        """(N, rows, cols)"""
         self.is_full_range = source_window is None or (
             source_window.lowest_hu <= _FULL_RANGE_HU[0]
             and source_window.lowest_hu + source_window.width_hu >= _FULL_RANGE_HU[1]
         )
-        grids = np.stack([_coarse(hu, pixel_mm) for hu in slices.values()])
-        self.hu = np.minimum(grids, np.iinfo(np.int16).max).astype(np.int16)
-        """(N, rows, cols)"""
-        first = next(iter(slices.values()))
-        self.image_mm = (first.shape[0] * pixel_mm[0], first.shape[1] * pixel_mm[1])
 
     @cached_property
     def body_range(self) -> tuple[int, int]:

@@ -97,7 +97,7 @@ def _find_body(hu: np.ndarray, pixel_mm: tuple[float, float], lowest_hu: float) 
     """Find the largest connected component denser than lung; None if it is too small for a body."""
     row_step, col_step = (max(1, round(_GRID_MM / mm)) for mm in pixel_mm)
     mm = (row_step * pixel_mm[0], col_step * pixel_mm[1])
-    grid = hu[::row_step, ::col_step]
+    grid = hu[::row_step, ::col_step].copy()  # a view would keep the slice
     dense = (grid > max(DENSE_HU, lowest_hu)).astype(np.uint8)
     labels, stats = _components(_open(dense))
     if len(stats) == 1:  # only the background

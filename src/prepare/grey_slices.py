@@ -40,7 +40,6 @@ POSITION_DIGITS = 4
 """Decimals of mm in every table of positions."""
 
 _BODY_SLICES = 64  # enough to find the body
-_KEPT_BYTES = 64 << 20  # of slices decoded to find the body, kept to avoid decoding them twice
 _MAX_LOST = 0.1  # share of slices; without more of them it is another scan
 _MARGIN_MM = 6.0  # the coarse grid and the opening may remove this much of the skin
 _WORTH_MM = 15.0  # a square that would be smaller by less stays around the whole body
@@ -101,28 +100,31 @@ def examine(series: CtSeries) -> ExaminedSeries:
     wanted = sorted({*even, *followed, *(min(index + 1, n_slices - 1) for index in followed)})
     errors: list[SliceError] = []
 
-    def decode(series: CtSeries) -> dict[int, np.ndarray]:
-        slices = {}
+    def decode(series: CtSeries) -> Iterator[tuple[int, np.ndarray]]:
+        is_empty = True
         for index in wanted:
             try:
-                slices[index] = series.read(index)
+                yield index, series.read(index)
+                is_empty = False
             except SliceError as error:
                 errors.append(error)
-        if not slices:
+        if is_empty:
             causes = [error.__cause__ for error in errors]
             raise unusable_series(f"no slice can be decoded: {errors[0]}", causes)
-        return slices
 
-    series, slices, remarks, body_range = check_series(series, decode)
-    n_lost = len(wanted) - len(slices)
+    series, samples, remarks = check_series(series, decode)
+    n_lost = len(wanted) - len(samples.indices)
     if n_lost > max(1, _MAX_LOST * len(wanted)):
         text = f"{100 * n_lost / len(wanted):.0f} % of the slices cannot be decoded: {errors[0]}"
         remarks = (*remarks, Remark(text, doubtful=True))
+    decoded = samples.decoded
+    around = (
+        decoded[index] if index in decoded else series.read(index)
+        for index in np.intersect1d(even, samples.indices).tolist()
+    )
     lowest_hu = series.source_window.lowest_hu if series.source_window else AIR_HU
-    around = (slices[index] for index in even if index in slices)
     crop = body_crop(around, series.pixel_mm, series.shape, lowest_hu)
-    n_kept = _KEPT_BYTES // max(hu.nbytes for hu in slices.values())
-    return ExaminedSeries(series, crop, body_range, remarks, dict(list(slices.items())[:n_kept]))
+    return ExaminedSeries(series, crop, samples.body_range, remarks, decoded)
 
 
 def read_grey_slices(
