@@ -175,7 +175,8 @@ def _check_air(hu: np.ndarray, smooth: np.ndarray, is_padding: np.ndarray) -> tu
         level_hu, share = _commonest(light, AIR_HU, DENSE_HU), light.size / around.size
         has_air = share > 0.5 and level_hu <= _MAX_AIR_HU
         is_narrow = np.mean(np.abs(light - level_hu) < 40) > 0.45
-        if share > 0.7 and is_narrow and level_hu > _MAX_AIR_HU:
+        is_wide = light.size > 0.25 * is_measured.size  # not the skin's edge beside a mask
+        if is_wide and share > 0.7 and is_narrow and level_hu > _MAX_AIR_HU:
             return f"air around the body is at {level_hu:.0f} HU, not -1000", False
     if is_padding[:, radius < _MIDDLE].mean() > 0.3:
         return f"the middle of the body is below {AIR_HU} HU", has_air
