@@ -12,7 +12,9 @@ from src.ct.windows import get_windows
 from src.data.prepared import image_folder
 from src.prepare.sources import find_sources
 from src.prepare.write_series import PrepareJob, prepare_series
-from tests.helpers.altered_series import CONTRADICTIONS, HARMLESS, N_PATIENTS, phantom_ct, write_ct
+from tests.helpers.contradictions import CONTRADICTIONS
+from tests.helpers.harmless_variations import HARMLESS
+from tests.helpers.phantom_ct import N_PATIENTS, phantom_ct, write_ct
 from tests.helpers.prepare_runs import NAMES, read_stack
 
 DRAWS = 14  # of each of 15 kinds
