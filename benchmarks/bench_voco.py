@@ -152,7 +152,7 @@ def draw_batch(options: VocoOptions) -> VolumeSample:
         for _ in range(options.batch)
     ]
     crops = options.random_crops + len(bases)
-    shape = (options.batch, crops, options.slices, options.tile, options.tile, len(options.windows))
+    shape = (options.batch, crops, options.slices, options.tile, options.tile, options.channels)
     sample = VolumeSample(
         torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)),
         torch.from_numpy(np.stack(labels)),

@@ -55,7 +55,7 @@ def voco_step(options: VocoOptions, device: torch.device, volumes: int, crops: i
     student = build_network(options).train()
     teacher = make_teacher(student, options.shared_backbone).to(device)
     student.to(device)
-    shape = (volumes, crops, options.slices, options.tile, options.tile, len(options.windows))
+    shape = (volumes, crops, options.slices, options.tile, options.tile, options.channels)
     tiles = draw_noise(*shape, device=device)
 
     def forward() -> Tensor:

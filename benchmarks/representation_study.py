@@ -92,7 +92,8 @@ class Measurement:
         if path.exists() and json.loads(path.read_text(encoding="utf-8"))["encoder"] == digest:
             return
         net = load_run(self.run, self.seed if self.is_random else None)
-        figures, absent = measure(net, HeldOut.open(self.data, net.options.windows), self.seed)
+        held_out = HeldOut.open(self.data, net.options.windows, neighbours=net.neighbours)
+        figures, absent = measure(net, held_out, self.seed)
         named = {name: asdict(figure) for name, figure in figures.items()}
         write_json({"encoder": digest, "figures": named, "absent": absent}, path)
 

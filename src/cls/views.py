@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.data.selection import SliceSelection
+from src.data.selection import Neighbours, SliceSelection, nearest
 
 ORGAN_GROUPS = MappingProxyType(
     {
@@ -129,7 +129,8 @@ def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: flo
     """
     first, stop = (along.first, along.stop) if along else (0, len(z_mm))
     indices, filled = choose_slices(z_mm, first, stop, view, offset)
-    wanted, places = np.unique(neighbours_of(indices, z_mm, view), return_inverse=True)
+    shown = Neighbours(view.neighbours, view.neighbour_mm).find(indices, len(z_mm), lambda: z_mm)
+    wanted, places = np.unique(shown, return_inverse=True)
     return StackPlan(indices, filled, wanted, places.ravel())
 
 
@@ -179,25 +180,6 @@ def choose_slices(
     places = nearest(inside, wanted if len(wanted) else np.array([length / 2]))
     filled = np.concatenate([places, np.full(view.slices - len(places), places[-1])])
     return first + filled, len(places)
-
-
-def neighbours_of(indices: np.ndarray, z_mm: np.ndarray, view: StackView) -> np.ndarray:
-    """(T,) slices -> (T, neighbours), centred on the slice; beyond an end, the last slice repeats."""
-    steps = np.arange(view.neighbours) - view.neighbours // 2
-    if not view.neighbour_mm:
-        return np.clip(indices[:, None] + steps, 0, len(z_mm) - 1)
-    depth = -np.asarray(z_mm, dtype=np.float64)
-    found = nearest(depth, (depth[indices][:, None] + steps * view.neighbour_mm).ravel())
-    return found.reshape(len(indices), view.neighbours)
-
-
-def nearest(rising: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the index of the nearest increasing value for each wanted one; ties go to the lower value."""
-    right = np.clip(np.searchsorted(rising, wanted), 1, max(1, len(rising) - 1))
-    if len(rising) == 1:
-        return np.zeros(len(wanted), dtype=np.int64)
-    left = right - 1
-    return np.where(wanted - rising[left] <= rising[right] - wanted, left, right).astype(np.int64)
 
 
 def square_around(box: Box, size: int, margin: float) -> tuple[int, int, int]:

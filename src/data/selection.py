@@ -1,5 +1,6 @@
 """Selection of the slices of a series to keep."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,44 @@ def even_indices(n_slices: int, count: int) -> np.ndarray:
 
 
 def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarray:
-    """(N,) middle slices -> (N, count) with their neighbours; beyond either end, the end slice repeats."""
-    return np.clip(indices[:, None] + np.arange(count) - count // 2, 0, slices - 1)
+    """(...) middle slices -> (..., count) with their neighbours; beyond either end, the end slice repeats."""
+    return np.clip(indices[..., None] + np.arange(count) - count // 2, 0, slices - 1)
+
+
+def nearest(rising: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the index of the nearest increasing value for each wanted one; ties go to the lower value."""
+    right = np.clip(np.searchsorted(rising, wanted), 1, max(1, len(rising) - 1))
+    if len(rising) == 1:
+        return np.zeros(wanted.shape, dtype=np.int64)
+    left = right - 1
+    return np.where(wanted - rising[left] <= rising[right] - wanted, left, right).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Slices that are shown together with a slice, as channels: `count` of them, centred on it."""
+
+    count: int = 1
+    """odd; 1 is the slice alone"""
+    distance_mm: float = 0.0
+    """distance from one to the next; 0 takes the adjacent slices at any distance"""
+
+    def find(self, indices: np.ndarray, slices: int, read_z_mm: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return the neighbours of slices, head to feet; beyond either end, the end slice repeats.
+
+        Args:
+            indices: int64 (...) slices of a series.
+            slices: number of slices of the series.
+            read_z_mm: returns their positions (slices,), decreasing; only called if distances count.
+
+        Returns:
+            int64 (..., count).
+        """
+        if self.count == 1 or not self.distance_mm:
+            return neighbour_indices(indices, self.count, slices)
+        depth = -np.asarray(read_z_mm(), dtype=np.float64)
+        steps = np.arange(self.count) - self.count // 2
+        return nearest(depth, depth[indices][..., None] + steps * self.distance_mm)
 
 
 @dataclass(frozen=True)

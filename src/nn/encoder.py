@@ -28,14 +28,18 @@ class EncoderFile:
     """timm's name of the backbone"""
     in_channels: int
     mean: tuple[float, ...]
-    """mean per channel, of grey levels scaled to 0..1"""
+    """mean per window, of grey levels scaled to 0..1"""
     std: tuple[float, ...]
     windows: tuple[str, ...]
-    """CT window of each channel"""
+    """CT window of each channel of a slice"""
     trained_by: dict[str, Any] = field(default_factory=dict)
     """method, steps, options"""
     patients: tuple[str, ...] = ()
     """patients whose images it was trained on (without labels)"""
+    neighbours: int = 1
+    """number of adjacent slices in its input; channels are neighbours x windows, grouped by slice"""
+    neighbour_mm: float = 0.0
+    """distance between neighbours; 0: the next slices"""
 
 
 def create_encoder(

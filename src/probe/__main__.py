@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     from src.probe.frozen import HeldOut, load_run
 
     net = load_run(options.run, options.seed if options.random_weights else None)
-    held_out = HeldOut.open(options.data, net.options.windows, options.patients)
+    held_out = HeldOut.open(options.data, net.options.windows, options.patients, net.neighbours)
     weights = "random" if options.random_weights else "teacher"
     say(f"{options.run}, {weights} weights: {len(held_out.series)} series of {held_out.patients} patients")
     if doubtful := int(is_doubtful(held_out.dataset.series).sum()):

@@ -11,7 +11,8 @@ import torch
 from src.core.errors import UserError
 from src.core.runtime import torch_seed
 from src.data.doubtful import is_doubtful
-from src.data.prepared import PreparedDataset
+from src.data.prepared import PreparedDataset, as_channels
+from src.data.selection import Neighbours
 from src.nn.training import load_checkpoint
 from src.voco.canvas import resize_plane
 from src.voco.crops import CropGrid
@@ -20,6 +21,9 @@ from src.voco.options import VocoOptions
 
 GRID = 3
 """Tiles along each side of a slice, in the geometry that all methods share."""
+
+ALONE = Neighbours()
+"""No neighbours: an input of one slice."""
 
 _IMAGES_AT_ONCE = 256
 
@@ -30,6 +34,11 @@ class FrozenNet:
 
     options: VocoOptions
     network: VocoNet
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """Slices that its input shows together with a slice."""
+        return Neighbours(self.options.neighbours, self.options.neighbour_mm)
 
     @property
     def is_volume(self) -> bool:
@@ -107,15 +116,22 @@ def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Patients of a prepared set, in the windows that a network uses, opened by `open`."""
+    """Patients of a prepared set, in the windows and neighbours that a network uses, opened by `open`."""
 
     dataset: PreparedDataset
     series: pd.DataFrame
     """series of the chosen patients, numbered among all that are not doubtful"""
     channels: tuple[int, ...]
+    neighbours: Neighbours = ALONE
 
     @classmethod
-    def open(cls, folder: Path, windows: Sequence[str], patients: int | None = None) -> "HeldOut":
+    def open(
+        cls,
+        folder: Path,
+        windows: Sequence[str],
+        patients: int | None = None,
+        neighbours: Neighbours = ALONE,
+    ) -> "HeldOut":
         """Open a prepared set, or its first `patients` patients; a doubtful series would measure its fault.
 
         Raises:
@@ -128,17 +144,21 @@ class HeldOut:
             why = "" if dataset.series.empty else f": all {len(dataset.series)} are doubtful"
             raise UserError(f"{folder} has no usable series{why}")
         chosen = series["patient_id"].drop_duplicates()[:patients]
-        return cls(dataset, series[series["patient_id"].isin(chosen)], channels)
+        return cls(dataset, series[series["patient_id"].isin(chosen)], channels, neighbours)
 
     @property
     def patients(self) -> int:
         return self.series["patient_id"].nunique()
 
     def read(self, patient_id: str, series_id: str, indices: np.ndarray, side: int) -> np.ndarray:
-        """Read whole slices, resized: uint8 (T, side, side, C). Each slice is decoded once."""
-        unique, place = np.unique(indices, return_inverse=True)
-        images = self.dataset.read_slices(patient_id, series_id, unique)[..., list(self.channels)]
-        return np.stack([resize_plane(image, side) for image in images])[place]
+        """Read whole slices with their neighbours, resized: uint8 (T, side, side, C); decode each once."""
+        key = (patient_id, series_id)
+        slices = self.dataset.slice_counts[key]
+        shown = self.neighbours.find(indices, slices, lambda: self.dataset.z_mm(*key))  # (T, neighbours)
+        unique, place = np.unique(shown, return_inverse=True)
+        images = self.dataset.read_slices(*key, unique)[..., list(self.channels)]
+        resized = np.stack([resize_plane(image, side) for image in images])
+        return as_channels(resized[place.reshape(shown.shape)])
 
 
 def cut(images: np.ndarray, starts: np.ndarray, tile: int) -> np.ndarray:

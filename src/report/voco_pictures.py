@@ -25,20 +25,24 @@ _OUTLINE = (255, 140, 0)
 _RIGHT, _WRONG = (0, 190, 80), (230, 30, 60)
 
 
-def draw_predictions(batch: VolumeSample, similarity: Tensor, grid: tuple[int, int, int]) -> np.ndarray:
+def draw_predictions(
+    batch: VolumeSample, similarity: Tensor, grid: tuple[int, int, int], channel: int = 0
+) -> np.ndarray:
     """Draw the first volumes of a batch: uint8 (H, W, 3) in RGB, one row per random crop.
 
     A row shows the random crop, the bases with the crop's true position outlined, the labels, and the
     similarities with the highest one framed: green if no base overlaps the crop more, else red. Images are
-    the middle slice of a crop in its first window. A grid with several cells along z is drawn as planes, head
+    the middle slice of a crop in one channel. A grid with several cells along z is drawn as planes, head
     to feet.
 
     Args:
         batch: B volumes, tiles (B, R + N, T, h, w, C), random crops first.
         similarity: (B, R, N) cosine of random crops and bases.
         grid: bases along z, y and x; their product is N.
+        channel: channel to draw: the first window, with neighbours that of the middle one.
     """
-    tiles = batch.tiles[:VOLUMES, :, batch.tiles.shape[2] // 2, :, :, 0].cpu().numpy()  # (B, R + N, h, w)
+    middle = batch.tiles.shape[2] // 2
+    tiles = batch.tiles[:VOLUMES, :, middle, :, :, channel].cpu().numpy()  # (B, R + N, h, w)
     labels, similarities = (values[:VOLUMES].float().cpu().numpy() for values in (batch.label, similarity))
     numbers = batch.series_row[:VOLUMES].tolist()
     crops = labels.shape[1]

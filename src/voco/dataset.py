@@ -1,7 +1,7 @@
 """Samples for pre-training: crops of a prepared series, with their position labels.
 
-Only the slices of its crops are read, each once. Every draw is derived from (seed, epoch, entry), so that a
-sample is the same in every process, worker and resumed run.
+Only the slices of its crops and their neighbours are read, each once. Every draw is derived from (seed,
+epoch, entry), so that a sample is the same in every process, worker and resumed run.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.core.runtime import sample_rng
-from src.data.selection import even_indices
+from src.data.prepared import as_channels
+from src.data.selection import Neighbours, even_indices
 from src.nn.augmentation import AppearanceChange
 from src.voco.canvas import cut_tiles, make_extent
 from src.voco.crops import CropGrid, overlap_labels
@@ -26,7 +27,8 @@ class VolumeSample(NamedTuple):
     """One volume, or a batch of them with a leading B."""
 
     tiles: Tensor
-    """uint8 (R + N, T, tile, tile, C): R random crops, then N base crops, of T slices each"""
+    """uint8 (R + N, T, tile, tile, C): R random crops, then N base crops, of T slices each; channels are the
+    windows of each slice and of its neighbours, head to feet"""
     label: Tensor
     """float32 (R, N) position labels"""
     series_row: Tensor
@@ -52,6 +54,7 @@ class VocoDataset(Dataset[VolumeSample]):
             shift=options.crop_shift,
             appearance=options.appearance,
         )
+        self.neighbours = Neighbours(options.neighbours, options.neighbour_mm)
         self.random_crops, self.crop_slices, self.tile = options.random_crops, options.slices, options.tile
         self.seed = options.seed
 
@@ -72,13 +75,15 @@ class VocoDataset(Dataset[VolumeSample]):
         # slices of the crops, each read and resized once
         crop_depth, *crop = self.grid.crop
         slices = canvas_slices[starts[:, :1] + even_indices(crop_depth, self.crop_slices)]  # (K, T)
-        read, rows = np.unique(slices, return_inverse=True)
-        images = series.read(read)  # (U, S, S, C)
+        shown = self.neighbours.find(slices, series.n_slices, series.z_mm)  # (K, T, neighbours)
+        read, rows = np.unique(shown, return_inverse=True)
+        images = series.read(read)  # (U, S, S, windows)
         rectangle = self.extent.choose_rectangle(images, series, rng)
         side = self.grid.canvas[1]
-        canvas = np.stack([rectangle.resize(image, side) for image in images])  # (U, canvas, canvas, C)
-        tiles = cut_tiles(canvas, rows.reshape(slices.shape), starts[:, 1:], tuple(crop), self.tile)
-        self.changes.apply(tiles, rng)
+        canvas = np.stack([rectangle.resize(image, side) for image in images])  # (U, canvas, canvas, windows)
+        tiles = cut_tiles(canvas, rows.reshape(len(starts), -1), starts[:, 1:], tuple(crop), self.tile)
+        self.changes.apply(tiles, rng)  # (K, T * neighbours, tile, tile, windows)
+        tiles = as_channels(tiles.reshape(*shown.shape, *tiles.shape[2:]))  # (K, T, tile, tile, C)
         return VolumeSample(torch.from_numpy(tiles), torch.from_numpy(label), torch.tensor(row))
 
 

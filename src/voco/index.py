@@ -42,9 +42,13 @@ class Series:
         """Read slices by index, uint8 (U, size, size, C)."""
         return read_windows(self.folder, indices, self.size, self.windows)
 
+    def z_mm(self) -> np.ndarray:
+        """(n_slices,) positions in mm, decreasing from head to feet."""
+        return read_z_mm(self.folder, self.n_slices)
+
     def depth_mm(self) -> np.ndarray:
         """(n_slices,) distance in mm of every slice from the first, increasing."""
-        z_mm = read_z_mm(self.folder, self.n_slices)
+        z_mm = self.z_mm()
         return z_mm[0] - z_mm
 
 

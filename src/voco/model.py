@@ -60,7 +60,8 @@ class VocoNet(nn.Module):
         width: the encoder's feature width.
         projection: width of the head and of the embedding.
         dropout: share of pooled features dropped in training.
-        mean, std: grey-level mean and standard deviation of each channel, on the scale 0 to 1.
+        mean, std: grey-level mean and standard deviation of each window, on the scale 0 to 1; a slice and its
+            neighbours share them.
         micro_batch: images (of a `VolumeVocoNet`: crops) encoded at a time, 0 for all at once.
     """
 
@@ -117,7 +118,9 @@ class VocoNet(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         shape = (-1, *(1,) * (images.ndim - 2))  # channels first
-        pixels = images.to(self.mean.dtype).div_(255).sub_(self.mean.view(shape)).div_(self.std.view(shape))
+        neighbours = images.shape[1] // len(self.mean)
+        mean, std = (each.repeat(neighbours).view(shape) for each in (self.mean, self.std))
+        pixels = images.to(mean.dtype).div_(255).sub_(mean).div_(std)
         return self.encoder(pixels)  # (M, width)
 
 
@@ -153,10 +156,12 @@ def build_network(options: VocoOptions) -> VocoNet:
     Raises:
         UserError: no such backbone, unsupported sizes, or first weights that cannot be loaded.
     """
-    channels = len(options.windows)
+    channels = options.channels
     if options.backbone in VOLUME_BACKBONES:
         if options.pretrained:
             raise UserError(f"option --pretrained: {options.backbone} has no ImageNet weights; leave it off")
+        if options.neighbours > 1:
+            raise UserError(f"option --neighbours: {options.backbone} takes crops as volumes; leave it at 1")
         kind, encoder = VolumeVocoNet, create_volume_encoder(options.backbone, channels)
         check_sides(f"backbone {options.backbone}", encoder, (options.slices, options.tile, options.tile))
     else:
@@ -166,7 +171,7 @@ def build_network(options: VocoOptions) -> VocoNet:
     require_enough_statistics(encoder, options.backbone, options.micro_batch)
     mean, std = default_greys(options.windows)
     if options.encoder:  # with the grey levels that the weights were trained on
-        first = load_first_weights(encoder, options.encoder, options.windows)
+        first = load_first_weights(encoder, options.encoder, options.windows, options.neighbours)
         mean, std = first.mean, first.std
         say(f"{options.encoder}: {first.report}")
     network = kind(

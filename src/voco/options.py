@@ -41,6 +41,13 @@ class VocoOptions:
     """Windows of each set of --data, one value per set, joined by + (wide or soft+organ); replaces --windows
     if the sets were windowed differently."""
 
+    neighbours: int = 1
+    """Number of adjacent slices as channels, odd, as in train_cls.py: the encoder learns from what it is
+    later given. Each adds as many channels as there are --windows. 2D backbones only."""
+
+    neighbour_mm: float = 0.0
+    """Distance between neighbours in mm; 0 takes the next slices at any distance."""
+
     repeat: tuple[int, ...] = ()
     """Visits per epoch to each series of a set, one number per set of --data; default 1."""
 
@@ -174,21 +181,31 @@ class VocoOptions:
         return given or (self.windows,) * len(self.data)
 
     @property
+    def channels(self) -> int:
+        """C, channels of a slice: the windows of each neighbour."""
+        return self.neighbours * len(self.windows)
+
+    @property
     def shown_windows(self) -> tuple[str, ...]:
-        """Window of each channel; if the sets differ, all of them, as in `soft|wide`."""
+        """Window of each channel of a slice; if the sets differ, all of them, as in `soft|wide`."""
         channels = zip(*self.windows_of_sets, strict=True)
         return tuple("|".join(dict.fromkeys(names)) for names in channels)
 
     def __post_init__(self) -> None:
         check_range(self, "steps", "canvas", "depth", "grid", "grid_z", "tile", "slices", at_least=1)
         check_range(self, "random_crops", "batch", "projection", "log_every", "save_every", at_least=1)
+        check_range(self, "neighbours", at_least=1)
         check_range(self, "spacing_mm", "temperature", "lr", "clip_norm", above=0)
         check_range(self, "dropout", "momentum", "warmup", "foreground", at_least=0, below=1)
         check_range(self, "crop_flip", "crop_rotate90", "crop_shift", "appearance", at_least=0, at_most=1)
-        check_range(self, "workers", "weight_decay", "seed", "micro_batch", at_least=0)
+        check_range(self, "workers", "weight_decay", "seed", "micro_batch", "neighbour_mm", at_least=0)
         check_range(self, "keep_every", "picture_every", at_least=0)
         if self.final_momentum is not None:
             check_range(self, "final_momentum", at_least=self.momentum, at_most=1)
+        if self.neighbours % 2 == 0:
+            raise ValueError(
+                f"option --neighbours must be odd, the slice itself in the middle, got {self.neighbours}"
+            )
         for name in ("data", "windows"):
             if not getattr(self, name):
                 raise ValueError(f"option --{name} needs at least one value")

@@ -44,8 +44,8 @@ FREE_TO_CHANGE = (
 """Options that a resumed run may change: data are identified by their series, not path. Precision and parts
 affect the rounding (and batch statistics), but a run that runs out of memory must be able to change them."""
 
-DrawPicture = Callable[[VolumeSample, Tensor, tuple[int, int, int]], np.ndarray]
-"""Draws a picture (H, W, 3) of a batch, its similarities (B, R, N) and the grid (z, y, x)."""
+DrawPicture = Callable[[VolumeSample, Tensor, tuple[int, int, int], int], np.ndarray]
+"""Draws a picture (H, W, 3) of a batch, its similarities (B, R, N), the grid (z, y, x) and a channel."""
 
 
 def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
@@ -118,7 +118,7 @@ class Pretraining(Method):
             student = runtime.share_batch_statistics(build_network(start))
         student.train()
         if runtime.is_bf16_on_cpu and not isinstance(student, VolumeVocoNet):
-            require_true_bf16(student.encoder, len(options.windows), options.tile)
+            require_true_bf16(student.encoder, options.channels, options.tile)
         self.network: torch.nn.Module = student
         """the student, which a step trains"""
         self.optimizer = torch.optim.AdamW(
@@ -232,10 +232,12 @@ class Pretraining(Method):
         patients = self.dataset.index.table()["patient_id"].drop_duplicates().tolist()
         about = EncoderFile(
             name=options.backbone,
-            in_channels=len(options.windows),
+            in_channels=options.channels,
             mean=tuple(network.mean.tolist()),
             std=tuple(network.std.tolist()),
             windows=options.shown_windows,
+            neighbours=options.neighbours,
+            neighbour_mm=options.neighbour_mm,
             trained_by={"script": "train_voco.py", "steps": step, "options": plain_options(options)},
             patients=tuple(dict.fromkeys([*patients, *self.patients_before])),
         )
@@ -258,7 +260,8 @@ class Pretraining(Method):
         if self.draw is None or not is_main_process():
             return
         grid = (self.options.grid_z, self.options.grid, self.options.grid)
-        picture = self.draw(at.batch, self.similarity.cpu(), grid)
+        middle = self.options.neighbours // 2 * len(self.options.windows)  # the slice itself, first window
+        picture = self.draw(at.batch, self.similarity.cpu(), grid, middle)
         with atomic_path(self.options.output / "pictures" / f"step_{at.step:07d}.png") as temporary:
             write_png(temporary, picture)
 

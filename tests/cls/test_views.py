@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.cls.views import Box, StackView, choose_slices, nearest, neighbours_of, square_around
+from src.cls.views import Box, StackView, choose_slices, square_around
 from src.data.selection import even_indices
 
 
@@ -55,18 +55,6 @@ def test_choose_slices_accepts_one_slice():
     for spacing in (0.0, 5.0):
         indices, filled = choose_slices(positions(1), 0, 1, view(spacing_mm=spacing), 0.5)
         assert set(indices) == {0} and filled >= 1
-
-
-def test_neighbours_of_are_the_next_slices_or_those_at_a_distance():
-    z_mm, indices = positions(20, 2.0), np.array([0, 10, 19])
-    assert neighbours_of(indices, z_mm, view(neighbours=3)).tolist() == [[0, 0, 1], [9, 10, 11], [18, 19, 19]]
-    far = neighbours_of(indices, z_mm, view(neighbours=3, neighbour_mm=6.0))
-    assert far.tolist() == [[0, 0, 3], [7, 10, 13], [16, 19, 19]]
-
-
-def test_nearest_takes_the_lower_of_two():
-    rising = np.array([0.0, 2.0, 4.0])
-    assert nearest(rising, np.array([-5, 0.9, 1.0, 1.1, 9])).tolist() == [0, 0, 0, 1, 2]
 
 
 def test_square_around_holds_the_box_and_stays_in_the_image():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from src.core.errors import UserError
-from src.data.selection import SliceSelection, even_indices
+from src.data.selection import Neighbours, SliceSelection, even_indices, nearest
 
 EVEN = range(25, -1, -5)
 
@@ -44,3 +44,19 @@ def test_even_indices_are_the_middles_of_equal_bins():
     for n, count in ((317, 48), (41, 48), (1727, 64)):
         expected = [int((i + 0.5) * n / count) for i in range(count)]
         assert even_indices(n, count).tolist() == expected
+
+
+def test_neighbours_are_the_next_slices_or_those_at_a_distance():
+    z_mm, indices = -2.0 * np.arange(20), np.array([0, 10, 19])
+    adjacent = Neighbours(3).find(indices, 20, lambda: 1 / 0)  # positions are not read
+    assert adjacent.tolist() == [[0, 0, 1], [9, 10, 11], [18, 19, 19]]
+    far = Neighbours(3, 6.0).find(indices, 20, lambda: z_mm)
+    assert far.tolist() == [[0, 0, 3], [7, 10, 13], [16, 19, 19]]
+    grid = indices.reshape(1, 3)
+    assert Neighbours(3, 6.0).find(grid, 20, lambda: z_mm).tolist() == [far.tolist()]
+    assert Neighbours(3, 6.0).find(np.array([0]), 1, lambda: z_mm[:1]).tolist() == [[0, 0, 0]]
+
+
+def test_nearest_takes_the_lower_of_two():
+    rising = np.array([0.0, 2.0, 4.0])
+    assert nearest(rising, np.array([-5, 0.9, 1.0, 1.1, 9])).tolist() == [0, 0, 0, 1, 2]

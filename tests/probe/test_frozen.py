@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from src.core.errors import UserError
+from src.data.selection import Neighbours
 from src.probe.frozen import HeldOut, load_run
 from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.voco_files import draw_indices, write_prepared
@@ -55,6 +56,13 @@ def test_held_out_reads_slices_in_the_order_requested(tmp_path):
     held_out = HeldOut.open(write_prepared(tmp_path, draw_indices), ("organ", "soft"))
     images = held_out.read("12", "102", np.array([5, 1, 5]), 24)
     assert images[:, 7, 7].tolist() == [[5, 2], [1, 2], [5, 2]]  # channels: slice, then series
+
+
+def test_held_out_reads_the_neighbours_of_each_slice(tmp_path):
+    data = write_prepared(tmp_path, draw_indices, slices=8)
+    held_out = HeldOut.open(data, ("organ", "soft"), neighbours=Neighbours(3, 10.0))  # slices 5 mm apart
+    images = held_out.read("12", "102", np.array([4, 0]), 24)
+    assert images[:, 7, 7].tolist() == [[2, 2, 4, 2, 6, 2], [0, 2, 0, 2, 2, 2]]
 
 
 def test_held_out_excludes_doubtful_series(tmp_path):

@@ -70,6 +70,14 @@ def test_draw_predictions_shows_the_middle_slice_in_the_first_window(grid):
     np.testing.assert_array_equal(shown[~outlined], (25 + 5 * np.arange(len(shown)))[~outlined])
 
 
+def test_draw_predictions_shows_the_requested_channel():
+    batch = draw_batch(FLAT)
+    other = batch._replace(tiles=torch.cat([torch.zeros_like(batch.tiles), batch.tiles], dim=-1))
+    channel = batch.tiles.shape[-1]
+    picture = draw_predictions(other, batch.label, FLAT, channel)
+    np.testing.assert_array_equal(picture, draw_predictions(batch, batch.label, FLAT))
+
+
 def test_draw_predictions_outlines_the_place_of_the_crop():
     grid = CropGrid((32, 96, 96), HIGH)
     starts = grid.random_starts(np.random.default_rng(0), 200)

@@ -176,6 +176,11 @@ def test_build_network_refuses_imagenet_weights_in_3d():
         build_network(options(backbone="resnet10_3d", pretrained=True))
 
 
+def test_build_network_refuses_neighbours_in_3d():
+    with pytest.raises(UserError, match="--neighbours: resnet10_3d takes crops as volumes"):
+        build_network(options(backbone="resnet10_3d", neighbours=3))
+
+
 def test_build_network_refuses_wrong_sides_in_3d():
     with pytest.raises(UserError, match=r"multiples of 32.*not 3 x 32 x 32: set --slices and --tile"):
         build_network(options(backbone="swin_unetr_b"))
