@@ -1,6 +1,6 @@
 """A 5-fold run: input checks, training fold by fold, and the out-of-fold tables."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from src.core.config import plain_options, save_options
 from src.core.errors import UserError
 from src.core.files import discard, write_json, write_table
 from src.core.log import is_main_process, say
-from src.core.run_folder import ANOTHER_OUTPUT, only_writer, read_record, require_same
+from src.core.run_folder import ANOTHER_OUTPUT, is_in_use, only_writer, read_record, require_same
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import CLASS_WEIGHTS, COLUMNS
 from src.data.doubtful import is_doubtful, say_doubtful
@@ -52,10 +52,12 @@ class FoldNetwork:
 def train_folds(options: ClassifierOptions) -> None:
     """Train the chosen folds; write their models, tables and scores into `options.output`.
 
-    Under torchrun every process calls this function; only rank 0 writes.
+    Under torchrun every process calls this function; only rank 0 writes. Other commands may train other folds
+    of the same run at the same time, such as one per GPU.
 
     Raises:
-        UserError: data, labels, folds and encoder are inconsistent, or the run has other options.
+        UserError: data, labels, folds and encoder are inconsistent, the run has other options, or another
+            command trains one of the folds.
     """
     inputs = TrainingInputs.read(options)
     say_doubtful(is_doubtful(inputs.series).sum(), options.doubtful)
@@ -70,7 +72,7 @@ def train_folds(options: ClassifierOptions) -> None:
     with (
         Runtime.create(options.precision) as runtime,
         runtime.lost_peer_in_one_line(),
-        only_writer(options.output) if is_main_process() else nullcontext(),
+        ExitStack() as claims,
     ):
         require_shared_batch(options, runtime.world)
         if runtime.is_bf16_on_cpu:
@@ -78,7 +80,7 @@ def train_folds(options: ClassifierOptions) -> None:
                 encoder = create_encoder(spec.backbone, spec.view.channels)
                 require_true_bf16(encoder, spec.view.channels, spec.view.crop)
         if is_main_process():
-            _claim_folder(options, inputs, chosen)
+            _claim_folds(options, inputs, chosen, claims)
         runtime.wait_for_all()
         finished = [fold for fold in chosen if (options.output / f"fold{fold}" / FOLD_TABLE).exists()]
         runtime.wait_for_all()  # before any process finishes a fold
@@ -90,8 +92,9 @@ def train_folds(options: ClassifierOptions) -> None:
                 say(f"fold {fold} is finished: {options.output / f'fold{fold}'}")
             else:
                 _run_fold(runtime, options, networks, inputs, fold)
-        if is_main_process():
-            write_out_of_fold(options.output, inputs.labels, inputs.folds)
+        if is_main_process():  # the last of several commands finds the folds of all
+            with only_writer(options.output, wait=True):
+                write_out_of_fold(options.output, inputs.labels, inputs.folds)
 
 
 def require_shared_batch(options: ClassifierOptions, world: int) -> None:
@@ -243,27 +246,36 @@ def build_model(
     return model
 
 
-def _claim_folder(options: ClassifierOptions, inputs: TrainingInputs, chosen: list[int]) -> None:
-    """Claim `options.output` for this run, unless it contains trained folds of another run.
+def _claim_folds(
+    options: ClassifierOptions, inputs: TrainingInputs, chosen: list[int], claims: ExitStack
+) -> None:
+    """Claim the `chosen` folds of `options.output` until `claims` is closed; start or join the run there.
 
     Raises:
-        UserError: a fold there was trained with other options or on other data.
+        UserError: another command trains one of these folds, or a fold there is trained with other options or
+            on other data.
     """
     output, record = options.output, options.output / RECORD
     identity = {"options": plain_options(options), "inputs": inputs.digest}
-    begun = {
-        path.relative_to(output).parts[0]
-        for pattern in ("fold*/**/last.pt", f"fold*/{FOLD_TABLE}")
-        for path in output.glob(pattern)
-    }
-    to_repeat = {f"fold{fold}" for fold in chosen} if options.resume == "never" else set()
-    saved = read_record(record, "a run of train_cls.py")
-    if begun and saved is None:
-        raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
-    if begun - to_repeat:
-        named = {"inputs": "other data (series, --doubtful, labels, folds or encoder)"}
-        require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
-    for name in to_repeat:  # after all checks, so that a refused command deletes nothing
-        discard(output / name)
-    write_json(identity, record)
-    save_options(options, output / "config.yaml")
+    to_repeat = {output / f"fold{fold}" for fold in chosen} if options.resume == "never" else set()
+    with only_writer(output, wait=True):  # several commands may start at once
+        begun = {
+            output / path.relative_to(output).parts[0]
+            for pattern in ("fold*/**/last.pt", f"fold*/{FOLD_TABLE}")
+            for path in output.glob(pattern)
+        }
+        in_training = {folder for folder in output.glob("fold*") if is_in_use(folder)}
+        saved = read_record(record, "a run of train_cls.py")
+        if begun and saved is None:
+            raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
+        if saved is not None and (begun - to_repeat) | in_training:
+            named = {"inputs": "other data (series, --doubtful, labels, folds or encoder)"}
+            require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
+        for fold in chosen:
+            claims.enter_context(only_writer(output / f"fold{fold}"))
+        # After all checks, so that a refused command deletes nothing. The claimed folders stay.
+        for item in (item for folder in to_repeat for item in folder.iterdir()):
+            discard(item)
+        if not in_training:
+            write_json(identity, record)
+            save_options(options, output / "config.yaml")

@@ -160,8 +160,11 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Create `folder` and lock it against other runs that would write to it. A killed run releases it.
+
+    Args:
+        wait: wait for another run that holds the lock, which must do so for moments only.
 
     Raises:
         UserError: another run holds the lock, or the folder cannot be created.
@@ -174,7 +177,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     _held.add(descriptor)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(f"another run is writing to {folder}: wait for it, or name another") from None
         except OSError:
@@ -183,6 +186,15 @@ def only_writer(folder: Path) -> Iterator[None]:
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a run holds the lock of an existing `folder`."""
+    try:
+        with only_writer(folder):
+            return False
+    except UserError:
+        return True
 
 
 def _pairs(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -236,8 +236,8 @@ def test_train_folds_cache_does_not_change_predictions(run_arguments, tmp_path):
     assert list((tmp_path / "cache").rglob("*.npy"))
 
 
-def test_train_folds_refuses_an_output_in_use(run_arguments, tmp_path):
-    with only_writer(tmp_path / "run"), pytest.raises(UserError, match="another run is writing"):
+def test_train_folds_refuses_a_fold_in_use(run_arguments, tmp_path):
+    with only_writer(tmp_path / "run" / "fold0"), pytest.raises(UserError, match="another run is writing"):
         train_cls.main(run_arguments(fold="0", epochs=1))
 
 
