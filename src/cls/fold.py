@@ -20,6 +20,7 @@ from src.cls.options import ClassifierOptions
 from src.cls.order import RunSampler, SeriesOrder
 from src.cls.stack_mixing import StackMixer
 from src.core.log import say
+from src.core.run_folder import find_checkpoint
 from src.core.runtime import Runtime, sample_rng
 from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
@@ -64,8 +65,7 @@ def train_network(
         epoch_batches=batches,
     )
     loop = TrainingLoop(method, settings, runtime, folder, identity={})
-    checkpoint = folder / "last.pt"
-    if checkpoint.exists():
+    if checkpoint := find_checkpoint(folder, "auto"):
         loop.resume(checkpoint, "train_cls.py")
         say(f"{folder.name} continues after epoch {method.row(loop.step)}")
     loop.run()

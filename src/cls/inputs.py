@@ -54,7 +54,8 @@ class TrainingInputs:
         is_used = is_trained_on(series, options.doubtful, options.data)
         if not is_used.all():
             digest.update(series.loc[~is_used, ["patient_id", "series_id"]].to_csv(index=False).encode())
-        digest.update(options.encoder.read_bytes() if options.encoder else b"")
+        first = options.encoder or options.first_weights
+        digest.update(first.read_bytes() if isinstance(first, Path) else b"")
         organs = _read_organs(prepared, options)
         digest.update(organs.digest.encode() if organs else b"")
         marked = read_marked_slices(options.image_labels, prepared) if options.image_labels else {}

@@ -12,7 +12,7 @@ from src.cls.fold_models import FOLD_MODEL
 from src.cls.views import StackView
 from src.core.targets import CLASS_WEIGHTS, TARGETS
 from src.nn.augmentation import FLIPS
-from src.nn.encoder import create_encoder, encoder_width, first_kernel
+from src.nn.encoder import create_encoder, encoder_width
 from src.nn.organ_decoder import OrganDecoder
 from src.nn.sequence import SequenceHead
 from src.nn.weights_file import read_description, read_weights, save_weights, to_tuples
@@ -79,7 +79,6 @@ class TraumaClassifier(nn.Module):
 
     Args:
         drop_path_rate: stochastic depth of the encoder.
-        pretrained: load ImageNet weights.
         with_decoder: add a decoder on the encoder's feature maps, which segments organs in training.
     """
 
@@ -87,14 +86,11 @@ class TraumaClassifier(nn.Module):
         self,
         spec: ClassifierSpec,
         drop_path_rate: float = 0.0,
-        pretrained: bool = False,
         with_decoder: bool = False,
     ) -> None:
         super().__init__()
         view = spec.view
-        self.encoder = create_encoder(spec.backbone, view.channels, pretrained, drop_path_rate)
-        if pretrained and view.mask_channels:  # there are no ImageNet weights for mask channels
-            first_kernel(self.encoder).data[:, -view.mask_channels :] = 0
+        self.encoder = create_encoder(spec.backbone, view.channels, view.crop, drop_path_rate)
         self.head = SequenceHead(
             encoder_width(self.encoder), spec.hidden, spec.sequence, spec.pooling, spec.dropout
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.core.config import Doubtful, Precision, check_range
+from src.core.config import Doubtful, FirstWeights, Precision, check_range
 from src.core.targets import TARGETS
 
 Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
@@ -38,13 +38,14 @@ class ClassifierOptions:
     """Folds to train; default: all. Finished folds are not trained again."""
 
     encoder: Path | None = None
-    """encoder.safetensors of train_voco.py; replaces --backbone. Default: train from scratch."""
+    """encoder.safetensors of train_voco.py; replaces --backbone and --first-weights."""
 
     backbone: str = "efficientnet_b0"
     """Any timm backbone, if --encoder is not given."""
 
-    pretrained: bool = False
-    """Start from timm's ImageNet weights (from its cache or the network); not together with --encoder."""
+    first_weights: FirstWeights = "none"
+    """First weights without --encoder: imagenet (timm's, from its cache or the network), package (ImageNet
+    weights of tf_efficientnet_lite0, without a network), none (random), or a file of the backbone's weights."""
 
     mode: Literal["multi", "single"] = "multi"
     """multi: one network predicts all targets. single: one network per target, from its labels alone."""
@@ -219,8 +220,6 @@ class ClassifierOptions:
         self._refuse_contradictions()
 
     def _refuse_contradictions(self) -> None:
-        if self.encoder is not None and self.pretrained:
-            raise ValueError("--pretrained and --encoder both give start weights: choose one")
         if self.reweigh and self.loss != "plain":
             raise ValueError(
                 f"--reweigh would weigh the classes twice, --loss {self.loss} has the metric's weights "

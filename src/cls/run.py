@@ -21,13 +21,20 @@ from src.core.config import plain_options, save_options
 from src.core.errors import UserError
 from src.core.files import discard, write_json, write_table
 from src.core.log import is_main_process, say
-from src.core.run_folder import ANOTHER_OUTPUT, is_in_use, only_writer, read_record, require_same
+from src.core.run_folder import (
+    ANOTHER_OUTPUT,
+    find_checkpoint,
+    is_in_use,
+    only_writer,
+    read_record,
+    require_same,
+)
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import CLASS_WEIGHTS, COLUMNS
 from src.data.doubtful import is_doubtful, say_doubtful
 from src.data.selection import SliceSelection
-from src.nn.encoder import check_input_size, create_encoder, default_greys, require_true_bf16
-from src.nn.first_weights import load_first_weights, recorded_greys
+from src.nn.encoder import check_input_size, create_encoder, require_true_bf16
+from src.nn.first_weights import first_greys, load_first_weights
 from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
 
@@ -65,7 +72,7 @@ def train_folds(options: ClassifierOptions) -> None:
     networks = describe_networks(options, inputs)
     for network in networks:
         view = network.spec.view
-        encoder = create_encoder(network.spec.backbone, view.channels)
+        encoder = create_encoder(network.spec.backbone, view.channels, view.crop)
         check_input_size(encoder, view.channels, view.crop)
         if options.organ_loss:
             OrganDecoder(encoder, view.channels, view.crop)  # refuses unsuitable backbones
@@ -77,7 +84,7 @@ def train_folds(options: ClassifierOptions) -> None:
         require_shared_batch(options, runtime.world)
         if runtime.is_bf16_on_cpu:
             for spec in (network.spec for network in networks):
-                encoder = create_encoder(spec.backbone, spec.view.channels)
+                encoder = create_encoder(spec.backbone, spec.view.channels, spec.view.crop)
                 require_true_bf16(encoder, spec.view.channels, spec.view.crop)
         if is_main_process():
             _claim_folds(options, inputs, chosen, claims)
@@ -125,11 +132,12 @@ def describe_networks(options: ClassifierOptions, inputs: TrainingInputs) -> lis
 def _describe_model(
     options: ClassifierOptions, inputs: TrainingInputs, targets: tuple[str, ...]
 ) -> ClassifierSpec:
-    encoder, view = inputs.encoder, _describe_view(options, inputs, targets)
-    greys = recorded_greys(options.encoder, view.windows) if encoder else None
-    mean, std = greys or default_greys(view.windows)
+    view = _describe_view(options, inputs, targets)
+    backbone = inputs.encoder.name if inputs.encoder else options.backbone
+    network = create_encoder(backbone, view.channels, view.crop)
+    mean, std = first_greys(network, options.encoder or options.first_weights, view.windows)
     return ClassifierSpec(
-        backbone=options.backbone if encoder is None else encoder.name,
+        backbone=backbone,
         view=view,
         mean=mean,
         std=std,
@@ -217,7 +225,12 @@ def _run_network(
 ) -> pd.DataFrame:
     """Train one network on the `training` series, save it with the metadata `about`, and predict the
     held-out series."""
-    model = build_model(spec, options, inputs, about["fold"])
+    model = build_model(spec, options, about["fold"])
+    if find_checkpoint(folder, "auto") is None:
+        view = spec.view
+        source = options.encoder or options.first_weights
+        first = load_first_weights(model.encoder, source, view.windows, view.neighbours, view.mask_channels)
+        say(f"first weights: {first}")
     averaged = train_network(runtime, model, spec, options, inputs, training, folder)
     if is_main_process():
         patients = sorted(set(training.patient_id))
@@ -227,23 +240,14 @@ def _run_network(
     return predicted
 
 
-def build_model(
-    spec: ClassifierSpec, options: ClassifierOptions, inputs: TrainingInputs, fold: int
-) -> TraumaClassifier:
-    """Build a classifier for the first step: weights from (seed, fold), then those of `--encoder`."""
+def build_model(spec: ClassifierSpec, options: ClassifierOptions, fold: int) -> TraumaClassifier:
+    """Build a classifier of random weights from (seed, fold)."""
     with torch_seed(options.seed, fold):
-        model = TraumaClassifier(spec, options.drop_path, options.pretrained, options.organ_loss > 0)
+        model = TraumaClassifier(spec, options.drop_path, options.organ_loss > 0)
     if options.loss == "plain":  # its best constant prediction has no class weights
         weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
         model.classifier.bias.data -= weights.log()
-    model = model.to(memory_format=torch.channels_last)
-    if inputs.encoder is not None:
-        view = spec.view
-        first = load_first_weights(
-            model.encoder, options.encoder, view.windows, view.neighbours, view.mask_channels
-        )
-        say(f"encoder {options.encoder}: {first.report}")
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def _claim_folds(

@@ -1,11 +1,13 @@
 """Slice encoders: timm backbones, and `encoder.safetensors`, the file that passes them from stage to stage.
 
 The file contains only the backbone, with timm's own names:
-`timm.create_model(name, in_chans=C, num_classes=0, checkpoint_path=...)` loads it without changes.
+`timm.create_model(name, in_chans=C, num_classes=0, checkpoint_path=...)` loads it without changes. If its
+metadata contain a size above 0, the backbone was built for images of this size: add `img_size=size`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ import torch
 from torch import nn
 
 from src.core.errors import UserError
+from src.core.runtime import torch_seed
 from src.nn.weights_file import read_description, save_weights, to_tuples
 
 GREY_MEAN, GREY_STD = 0.5, 0.25
 """Rough statistics of 8-bit images of a body, scaled to 0..1: the same for every data set and stage."""
+
+_SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, ZeroDivisionError)
+"""Errors of timm's networks for images of a size that they do not support."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +46,70 @@ class EncoderFile:
     """number of adjacent slices in its input; channels are neighbours x windows, grouped by slice"""
     neighbour_mm: float = 0.0
     """distance between neighbours; 0: the next slices"""
+    size: int = 0
+    """side in pixels of the images that the backbone was built for; 0 for timm's own, or any"""
 
 
 def create_encoder(
-    name: str, in_channels: int, pretrained: bool = False, drop_path_rate: float = 0.0
+    name: str, in_channels: int, size: int | None = None, drop_path_rate: float = 0.0
 ) -> nn.Module:
     """Create a timm backbone with global pooling and no classifier: (N, C, H, W) -> (N, D).
 
+    Its weights are random.
+
     Args:
-        pretrained: load ImageNet weights from timm's cache or the network.
+        size: side of its images in pixels, for which a transformer may have to be built; None for the size
+            of its published weights.
 
     Raises:
-        UserError: the weights cannot be loaded, or the backbone does not support stochastic depth.
+        UserError: timm does not know the name, or the backbone does not support the size or stochastic depth.
     """
-    require_backbone(name)
-    extra = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    extra = size_arguments(name, size)
+    if drop_path_rate:
+        extra["drop_path_rate"] = drop_path_rate
     try:
-        return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **extra)
+        return timm.create_model(name, in_chans=in_channels, num_classes=0, **extra)
     except TypeError:
         raise UserError(f"backbone {name} does not take stochastic depth: leave --drop-path at 0") from None
-    except (OSError, RuntimeError) as error:
-        if not pretrained:
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"pretrained weights of {name} cannot be loaded ({reason}): connect once so that timm caches "
-            "them, or give --encoder FILE"
-        ) from None
+    except _SIZE_ERRORS as error:
+        raise _wrong_size(size, error) from None
+
+
+def size_arguments(name: str, size: int | None) -> dict[str, Any]:
+    """Return timm's argument for a backbone on images of `size` pixels; empty if it takes them by default.
+
+    Raises:
+        UserError: timm does not know the name.
+    """
+    require_backbone(name)
+    built = 0 if size is None else built_size(name, size)
+    return {"img_size": built} if built else {}
+
+
+def built_size(name: str, size: int) -> int:
+    """Return the size that a backbone must be built for to take images of `size` pixels; 0 for timm's own."""
+    return 0 if _takes(name, size) else size
+
+
+@lru_cache
+def _takes(name: str, size: int) -> bool:
+    """Return whether timm's default network takes images of `size` pixels, or any size as convolutions do."""
+    if not timm.get_pretrained_cfg(name).fixed_input_size:  # then it has no argument for the size, either
+        return True
+    with torch_seed(0), torch.inference_mode():
+        try:
+            timm.create_model(name, in_chans=1, num_classes=0).eval()(torch.zeros(1, 1, size, size))
+        except _SIZE_ERRORS:
+            return False
+    return True
+
+
+def _wrong_size(size: int | None, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"the backbone cannot take images of {size} px ({reason}): choose a multiple of 32, or another "
+        "backbone"
+    )
 
 
 def require_backbone(name: str) -> None:
@@ -85,16 +128,13 @@ def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:
     """Check that the encoder accepts images of `size` pixels, before long work begins.
 
     Raises:
-        UserError: it does not (a vision transformer has a fixed size).
+        UserError: it does not (patches or windows of a transformer must divide the size).
     """
     try:
         with torch.inference_mode():
             encoder.eval()(torch.zeros(1, channels, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the backbone cannot take images of {size} px ({reason}): choose another size or backbone"
-        ) from None
+    except _SIZE_ERRORS as error:
+        raise _wrong_size(size, error) from None
 
 
 def require_true_bf16(encoder: nn.Module, channels: int, size: int) -> None:

@@ -7,18 +7,21 @@ candidate is loaded.
 
 import pickle
 import re
+import sys
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from src.core.errors import UserError
-from src.nn.encoder import find_encoder_file, first_kernel_name
+from src.nn.encoder import first_kernel_name
+from src.nn.first_kernel import mix_channels, shares_by_number
 from src.nn.weights_file import read_weights, require_weights
 
 PREFERRED_ROOTS = (
@@ -41,6 +44,8 @@ class LoadReport:
     matched: tuple[str, ...]
     adapted: tuple[str, ...]
     """tensors that match after a change of the number of input channels"""
+    resized: tuple[str, ...]
+    """position embeddings that were resampled for another image size"""
     missing: tuple[str, ...]
     """tensors of the model that the file lacks"""
     unused: tuple[str, ...]
@@ -58,60 +63,84 @@ class LoadReport:
             text += f" ({self.reason})"
         if self.adapted:
             text += f", {len(self.adapted)} of them adapted to the input channels"
+        if self.resized:
+            text += f", {len(self.resized)} of them resampled for the image size"
         for label, names in (("missing", self.missing), ("unused", self.unused)):
             text += f", {len(names)} {label}" + (f" ({_count_groups(names)})" if names else "")
         return text
 
 
-def load_encoder(
-    encoder: nn.Module, path: str | Path, mask_channels: int = 0, windows: Sequence[str] = ()
-) -> LoadReport:
+def load_encoder(encoder: nn.Module, path: str | Path) -> LoadReport:
     """Load the weights of `path` (safetensors, or a checkpoint of tensors) into `encoder`, in place.
 
     The file may contain more: heads are ignored, and of a student and a teacher exactly one is loaded, see
-    the report. If the input channels differ, the first kernels are selected by window, or else repeated over
-    the new channels, and rescaled to keep the scale of the responses.
+    the report. If the number of input channels differs, the first kernels are mixed by `shares_by_number`.
 
     Args:
-        encoder: a backbone of `create_encoder` or `create_volume_encoder`, or the `encoder.model` of one of
-            segmentation_models_pytorch's `tu-` networks with all of its stages.
-        mask_channels: number of the last input channels of `encoder` that are masks; their kernels become
-            zero.
-        windows: windows of the image channels of `encoder`; the first kernel is reordered to match them if
-            the file has all of them in another order.
+        encoder: a backbone of `create_encoder` or `create_volume_encoder`, or the `timm_backbone` of one of
+            segmentation_models_pytorch's `tu-` encoders with all of its stages.
 
     Raises:
         UserError: the file cannot be read, or holds another backbone.
     """
+    return load_tensors(encoder, read_tensors(path), str(path))
+
+
+def load_tensors(
+    encoder: nn.Module,
+    tensors: dict[str, Tensor],
+    file: str,
+    mask_channels: int = 0,
+    shares: Tensor | None = None,
+) -> LoadReport:
+    """Load weights that were read already, as `load_encoder` does.
+
+    Args:
+        file: name of their file, for messages.
+        mask_channels: number of the last input channels of `encoder` that are masks.
+        shares: mixes the first kernels, see `src/nn/first_kernel.py`; default: `shares_by_number`.
+    """
     target = encoder.state_dict()
-    tensors = read_tensors(path)
     names = {plain_name(name): name for name in target} | {name: name for name in target}  # in the file: here
     found = find_backbone(names, tensors)
     source = {names[name]: tensor for name, tensor in found.tensors.items() if name in names}
     first = first_kernel_name(encoder)
-    sources = _channels_by_window(path, windows) if windows else None
-    loaded, adapted = {}, []
-    for name, tensor in source.items():
-        is_input = first in source and _takes_input(tensor, target[name], source[first], target[first])
-        is_other = tensor.shape != target[name].shape or mask_channels > 0 or sources is not None
-        if is_input and is_other and (name == first or tensor.shape != target[name].shape):
-            loaded[name] = adapt_input_channels(tensor, target[name].shape[1], mask_channels, sources)
-            adapted.append(name)
-        elif tensor.shape == target[name].shape:
-            loaded[name] = tensor
+    adapted = [
+        name
+        for name, tensor in source.items()
+        if first in source
+        and _takes_input(tensor, target[name], source[first], target[first])
+        and (name == first or tensor.shape != target[name].shape)
+    ]
+    if adapted:
+        held, images = source[first].shape[1], target[first].shape[1] - mask_channels
+        shares = shares_by_number(held, images, mask_channels) if shares is None else shares
+        if torch.equal(shares, torch.eye(held)):
+            adapted = []
+    source |= {name: mix_channels(source[name], shares) for name in adapted}
+    loaded = {name: tensor for name, tensor in source.items() if tensor.shape == target[name].shape}
+    resized = _fit_size(encoder, {name: source[name] for name in source.keys() - loaded.keys()})
+    loaded |= resized
     unused = [name for name in found.tensors if names.get(name) not in loaded]
-    _refuse_another_backbone(encoder, path, loaded, unused)
+    _refuse_another_backbone(encoder, file, source, loaded, unused)
     encoder.load_state_dict(loaded, strict=False)
     wrapper = found.root.rpartition(".")[0].rpartition(".")  # module. of module.student.
     others = [name.removeprefix("".join(wrapper[:2])) for name in tensors if not name.startswith(found.root)]
     return LoadReport(
         matched=tuple(loaded),
         adapted=tuple(adapted),
+        resized=tuple(sorted(resized)),
         missing=tuple(name for name in target if name not in loaded),
         unused=(*unused, *others),
         root=found.root,
         reason=found.reason,
     )
+
+
+def timm_backbone(encoder: nn.Module) -> nn.Module:
+    """Return the timm network inside a `tu-` encoder of segmentation_models_pytorch."""
+    features = encoder.model
+    return getattr(features, "model", features)  # inside of a FeatureGetterNet
 
 
 class Candidate(NamedTuple):
@@ -171,27 +200,6 @@ def plain_name(name: str) -> str:
     return re.sub(r"^([a-z]+)_(\d+)\.", r"\1.\2.", name)
 
 
-def adapt_input_channels(
-    kernel: Tensor, channels: int, mask_channels: int = 0, sources: Sequence[int] | None = None
-) -> Tensor:
-    """Adapt a first kernel to another number of input channels.
-
-    Args:
-        kernel: (out, C, ...), of two or three dimensions.
-        channels: number of input channels of the result.
-        mask_channels: number of the last channels that are masks.
-        sources: channel of `kernel` for each image channel; if None, they repeat in order.
-
-    Returns:
-        (out, channels, ...): for image channels, the original kernel scaled by C / image channels, which
-        keeps the scale of the responses; zero for masks, which training then learns to use.
-    """
-    images = channels - mask_channels
-    order = torch.arange(images) % kernel.shape[1] if sources is None else torch.tensor(list(sources))
-    adapted = kernel[:, order] * (kernel.shape[1] / images)
-    return torch.cat([adapted, adapted.new_zeros(len(kernel), mask_channels, *kernel.shape[2:])], dim=1)
-
-
 def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Yield named tensors at any depth. An optimiser's state has numeric keys and is therefore excluded."""
     if isinstance(content, Tensor):
@@ -220,12 +228,27 @@ def _prefer(roots: list[str]) -> tuple[str, str]:
     return roots[0], "the first of several that are alike"
 
 
-def _channels_by_window(path: str | Path, windows: Sequence[str]) -> list[int] | None:
-    """Return the channel of the file's encoder for each window; None if equal, or if one is missing."""
-    about = find_encoder_file(path)
-    if about is None or tuple(windows) == about.windows or set(windows) - set(about.windows):
-        return None
-    return [about.windows.index(name) for name in windows]
+def _fit_size(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Resample position embeddings for the image size of `encoder`, by the function of timm for its family.
+
+    Returns:
+        Those of `tensors` (which do not fit the encoder) that fit it afterwards.
+    """
+    about = getattr(encoder, "pretrained_cfg", None)
+    if not tensors or not about:
+        return {}
+    family = sys.modules[timm.models.model_entrypoint(about["architecture"]).__module__]
+    fit = getattr(family, "checkpoint_filter_fn", lambda tensors, encoder: tensors)
+    target = encoder.state_dict()
+    try:
+        fitted = fit(tensors, encoder)
+    except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError):  # of another backbone
+        return {}
+    return {
+        name: tensor
+        for name, tensor in fitted.items()
+        if name in target and tensor.shape == target[name].shape
+    }
 
 
 def _takes_input(
@@ -241,11 +264,15 @@ def _takes_input(
 
 
 def _refuse_another_backbone(
-    encoder: nn.Module, path: str | Path, loaded: dict[str, torch.Tensor], unused: list[str]
+    encoder: nn.Module, file: str, source: dict[str, Tensor], loaded: dict[str, Tensor], unused: list[str]
 ) -> None:
-    """Refuse a deeper or shallower variant, which shares most names and shapes and would be half loaded."""
+    """Refuse a deeper or shallower variant, which shares most names and shapes and would be half loaded.
+
+    Also refuse parameters that exist for one image size only and cannot be resampled (an MLP over positions).
+    """
     names = [name for name, _ in encoder.named_parameters()]
     missing = [name for name in names if name not in loaded]
+    misfits = [name for name in missing if name in source]
     parts = tuple({plain_name(f"{name.split('.')[0]}.") for name in names})
     strange = [name for name in unused if name.startswith(parts)]
     problem = ""
@@ -253,8 +280,10 @@ def _refuse_another_backbone(
         problem = f"lacks {len(missing)} of the {len(names)} weights of this backbone ({missing[0]}, ...)"
     elif len(strange) > MAX_MISMATCH * len(names):
         problem = f"holds {len(strange)} weights that this backbone has no place for ({strange[0]}, ...)"
+    elif misfits:
+        problem = f"holds {misfits[0]} of another shape"
     if problem:
-        raise UserError(f"{path} {problem}: was it trained with another --backbone?")
+        raise UserError(f"{file} {problem}: was it trained with another --backbone or image size?")
 
 
 def _count_groups(names: Iterable[str]) -> str:

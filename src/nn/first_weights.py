@@ -1,17 +1,29 @@
-"""Initial weights of a training, and the grey levels and patients that their file records."""
+"""First weights of a training: ImageNet weights or those of a file, and the grey levels of their input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from src.core.log import warn
 from src.nn.encoder import default_greys, find_encoder_file
-from src.nn.encoder_weights import LoadReport, load_encoder, read_tensors
+from src.nn.encoder_weights import LoadReport, find_backbone, load_tensors, plain_name, read_tensors
+from src.nn.first_kernel import shares_by_window
+from src.nn.imagenet import (
+    PACKAGE_GREYS,
+    backbone_name,
+    describe_imagenet,
+    greys_of_colours,
+    read_imagenet,
+    read_package,
+)
 
 PUBLISHED_ROOTS = ("student.", "teacher.", "backbone.")
 """Prefixes of a backbone in published checkpoints, whose inputs were unnormalised grey levels from 0 to 1."""
+
+Source = str | Path
+"""imagenet, package, none, or a file."""
 
 Greys = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per window, of grey levels from 0 to 1."""
@@ -19,20 +31,26 @@ Greys = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class FirstWeights:
-    """The result of loading, and the normalisation of the network's input."""
+    """First weights that were loaded, and the normalisation of the network's input."""
 
-    report: LoadReport
+    name: str
+    """description of their source"""
+    report: LoadReport | None
+    """None if the weights are random"""
     mean: tuple[float, ...]
     """mean per window, of grey levels from 0 to 1, as the weights were trained"""
     std: tuple[float, ...]
 
+    def __str__(self) -> str:
+        return self.name if self.report is None else f"{self.name}: {self.report}"
+
 
 def load_first_weights(
-    encoder: nn.Module, path: str | Path, windows: Sequence[str], slices: int = 1, mask_channels: int = 0
+    encoder: nn.Module, source: Source, windows: Sequence[str], slices: int = 1, mask_channels: int = 0
 ) -> FirstWeights:
-    """Load an encoder file, a checkpoint of train_voco.py, a published one, or plain weights of timm.
+    """Load the weights of `source` into an encoder, in place.
 
-    A file that records no grey levels, or those of other windows, gets the kit's defaults.
+    A file may be an encoder file, a checkpoint of train_voco.py, a published one, or plain weights of timm.
 
     Args:
         encoder: its input channels are `slices` times the windows (the windows of a slice together), then
@@ -40,13 +58,39 @@ def load_first_weights(
         windows: CT windows of its input. A file that has all of them provides the kernel and grey levels of
             each, in any order.
         mask_channels: number of the last input channels, whose kernels become zero.
+
+    Raises:
+        UserError: the source cannot be read, or does not fit the backbone.
     """
-    report = load_encoder(encoder, path, mask_channels, tuple(windows) * slices)
-    greys = recorded_greys(path, windows) or _greys_of_checkpoint(path, report.root, windows)
-    return FirstWeights(report, *greys)
+    greys = first_greys(encoder, source, windows)
+    if source == "none":
+        return FirstWeights("random (--first-weights imagenet is usually much better)", None, *greys)
+    name, tensors = _read_source(encoder, source)
+    about, shares = find_encoder_file(source), None
+    if about is not None and not set(windows) - set(about.windows):
+        shares = shares_by_window(about.windows, about.neighbours, windows, slices, mask_channels)
+    return FirstWeights(name, load_tensors(encoder, tensors, name, mask_channels, shares), *greys)
 
 
-def recorded_greys(path: str | Path, windows: Sequence[str]) -> Greys | None:
+def first_greys(encoder: nn.Module, source: Source, windows: Sequence[str]) -> Greys:
+    """Return the grey levels of an input with these windows for the weights of `source`.
+
+    Args:
+        encoder: a network of the backbone, with any weights.
+
+    Raises:
+        UserError: the source is a file that cannot be read.
+    """
+    if source == "none":
+        return default_greys(windows)
+    if source == "package":
+        return greys_of_colours(*PACKAGE_GREYS, windows)
+    if source == "imagenet":
+        return _timm_greys(encoder, windows)
+    return recorded_greys(source, windows) or _greys_of_checkpoint(encoder, source, windows)
+
+
+def recorded_greys(path: Source, windows: Sequence[str]) -> Greys | None:
     """Read the grey levels that an encoder file records for these windows; None for other files.
 
     Warns if the encoder was trained on other windows.
@@ -61,21 +105,39 @@ def recorded_greys(path: str | Path, windows: Sequence[str]) -> Greys | None:
         f"{path} was trained on the windows {' '.join(about.windows)}, its input is now "
         f"{' '.join(windows)}: the first layer gets other grey levels"
     )
-    return (about.mean, about.std) if about.in_channels == len(windows) else default_greys(windows)
+    return (about.mean, about.std) if len(about.mean) == len(windows) else default_greys(windows)
 
 
-def patients_seen_by(path: str | Path) -> tuple[str, ...]:
-    """Return the patients that an encoder file records; empty for files without such a record."""
-    about = find_encoder_file(path)
+def patients_seen_by(source: Source) -> tuple[str, ...]:
+    """Return the patients that an encoder file records; empty for sources without such a record."""
+    about = find_encoder_file(source)
     return () if about is None else about.patients
 
 
-def _greys_of_checkpoint(path: str | Path, root: str, windows: Sequence[str]) -> Greys:
+def _read_source(encoder: nn.Module, source: Source) -> tuple[str, dict[str, Tensor]]:
+    if source == "imagenet":
+        return f"ImageNet weights of {backbone_name(encoder)}", read_imagenet(encoder)
+    if source == "package":
+        return f"ImageNet weights of {backbone_name(encoder)} (package)", read_package(encoder)
+    return str(source), read_tensors(source)
+
+
+def _greys_of_checkpoint(encoder: nn.Module, path: Source, windows: Sequence[str]) -> Greys:
+    """Return the grey levels of a file that is no encoder file."""
+    tensors = read_tensors(path)
+    names = {plain_name(name) for name in encoder.state_dict()}
+    root = find_backbone(names, tensors).root
     if root.endswith("encoder."):  # a checkpoint of train_voco.py stores them beside its encoder
-        tensors, network = read_tensors(path), root.removesuffix("encoder.")
+        network = root.removesuffix("encoder.")
         stored = [tensors.get(network + name) for name in ("mean", "std")]
         if all(values is not None and len(values) == len(windows) for values in stored):
             return tuple(tuple(values.tolist()) for values in stored)
-    elif root.endswith(PUBLISHED_ROOTS):
+        return default_greys(windows)
+    if root.endswith(PUBLISHED_ROOTS):
         return (0.0,) * len(windows), (1.0,) * len(windows)
-    return default_greys(windows)
+    return _timm_greys(encoder, windows)  # plain weights of timm
+
+
+def _timm_greys(encoder: nn.Module, windows: Sequence[str]) -> Greys:
+    about = describe_imagenet(encoder)
+    return greys_of_colours(about["mean"], about["std"], windows) if about else default_greys(windows)

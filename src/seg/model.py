@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from src.core.errors import UserError
 from src.core.targets import ORGANS
-from src.nn.encoder import require_backbone
+from src.nn.encoder import size_arguments
+from src.nn.encoder_weights import timm_backbone
 from src.nn.weights_file import read_weights, save_weights, to_tuples
 
 MODEL = "segmenter.safetensors"
@@ -84,6 +85,7 @@ class SubNetwork(nn.Module):
     Args:
         width: channels of the decoder, relative to the library's defaults.
         mean, std: values per window, of grey levels scaled to 0..1; the same for all slices of an input.
+        size: side of the slices in pixels. Some backbones take no other.
     """
 
     def __init__(
@@ -94,11 +96,11 @@ class SubNetwork(nn.Module):
         slices: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        pretrained: bool = False,
+        size: int,
         embedding: int = 0,
     ) -> None:
         super().__init__()
-        self.net = _create_net(backbone, decoder, width, slices * len(mean), pretrained)
+        self.net = _create_net(backbone, decoder, width, slices * len(mean), size + -size % _PAD_TO)
         head = self.net.segmentation_head
         features = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
         self.projection = nn.Conv2d(features, embedding, 1) if embedding else None
@@ -106,6 +108,11 @@ class SubNetwork(nn.Module):
         self.register_buffer("mean", torch.empty(0), persistent=False)
         self.register_buffer("std", torch.empty(0), persistent=False)
         self.set_greys(mean, std)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The timm network of its encoder."""
+        return timm_backbone(self.net.encoder)
 
     def set_greys(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Normalise grey levels (scaled to 0..1) by `mean` and `std`, both per window."""
@@ -133,18 +140,22 @@ class SegmenterPair(nn.Module):
     """Sub-networks A and B, of different architectures.
 
     Args:
-        pretrained: start from timm's ImageNet weights.
         embedding: width of the pixel features for the contrast loss; 0 for none.
     """
 
-    def __init__(self, spec: SegmenterSpec, pretrained: bool = False, embedding: int = 0) -> None:
+    def __init__(self, spec: SegmenterSpec, embedding: int = 0) -> None:
         super().__init__()
         self.a, self.b = (
-            SubNetwork(backbone, decoder, spec.decoder_width, spec.slices, mean, std, pretrained, embedding)
+            SubNetwork(backbone, decoder, spec.decoder_width, spec.slices, mean, std, spec.size, embedding)
             for backbone, decoder, mean, std in zip(
                 spec.backbones, spec.decoders, spec.means, spec.stds, strict=True
             )
         )
+
+    def set_greys(self, spec: SegmenterSpec) -> None:
+        """Normalise grey levels by the means and standard deviations of `spec`."""
+        for net, mean, std in zip((self.a, self.b), spec.means, spec.stds, strict=True):
+            net.set_greys(mean, std)
 
     def forward(self, images_a: Tensor, images_b: Tensor) -> tuple[SliceOutput, SliceOutput]:
         """Outputs of A and B for uint8 (B, H, W, C); in training each gets its own appearance of a slice."""
@@ -221,27 +232,26 @@ def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:
     return pair.eval().to(memory_format=torch.channels_last), spec
 
 
-def _create_net(backbone: str, decoder: str, width: float, channels: int, pretrained: bool) -> nn.Module:
-    """Create a network of segmentation_models_pytorch with a timm backbone.
+def _create_net(backbone: str, decoder: str, width: float, channels: int, size: int) -> nn.Module:
+    """Create a network of segmentation_models_pytorch with a timm backbone, for images of `size` pixels.
 
     Raises:
-        UserError: timm has no such backbone, its weights cannot be loaded, or the decoder does not fit it.
+        UserError: timm has no such backbone, or the decoder does not fit it.
     """
-    require_backbone(backbone)
+    extra = size_arguments(backbone, size)
     try:
         return smp.create_model(
             decoder,
             encoder_name=f"tu-{backbone}",
-            encoder_weights=True if pretrained else None,
+            encoder_weights=None,
             in_channels=channels,
             classes=CLASSES,
             **{name: _scale(value, width) for name, value in _CHANNELS[decoder].items()},
+            **extra,
         )
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        what = f"decoder {decoder} on backbone {backbone} cannot be built"
-        hint = ": for --pretrained, connect once so that timm caches the weights" if pretrained else ""
-        raise UserError(f"{what} ({reason}){hint}") from None
+        raise UserError(f"decoder {decoder} on backbone {backbone} cannot be built ({reason})") from None
 
 
 def _scale(channels: int | tuple[int, ...], width: float) -> int | tuple[int, ...]:

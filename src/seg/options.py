@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from src.core.config import Doubtful, Precision, check_range, option_flag
+from src.core.config import Doubtful, FirstWeights, Precision, check_range, option_flag
 
 Decoder = Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet"]
 Organ = Literal["liver", "spleen", "left kidney", "right kidney", "bowel"]
@@ -52,12 +52,14 @@ class SegOptions:
     decoder_width: float = 1.0
     """Channels of both decoders, relative to the library's defaults. 0.5 halves a step's time on a CPU."""
 
-    pretrained: bool = False
-    """Start both backbones from timm's ImageNet weights rather than from random ones."""
+    first_weights: tuple[FirstWeights, ...] = ("none",)
+    """First weights of A and B, or one value for both: imagenet (timm's, from its cache or the network),
+    package (ImageNet weights of tf_efficientnet_lite0, without a network), none (random), or a file of
+    weights of the backbone."""
 
     encoder: Path | None = None
     """Start A's backbone from an encoder.safetensors (its name then replaces the first of --backbones) or
-    from a published 2D-VoCo checkpoint."""
+    from a published 2D-VoCo checkpoint, instead of its --first-weights."""
 
     windows: tuple[str, ...] = ("soft",)
     """CT windows of the prepared sets to use, in this order."""
@@ -153,6 +155,12 @@ class SegOptions:
     """auto continues the run's last.pt if it exists; never starts from scratch; a path continues it."""
 
     @property
+    def sources(self) -> tuple[FirstWeights, FirstWeights]:
+        """Source of the first weights of A and of B."""
+        first, second = self.first_weights[0], self.first_weights[-1]
+        return self.encoder or first, second
+
+    @property
     def uses_unlabelled(self) -> bool:
         """Whether any loss term uses unlabelled slices."""
         return self.pseudo > 0 or self.contrast > 0
@@ -180,8 +188,8 @@ class SegOptions:
         for name in ("backbones", "decoders"):
             if len(getattr(self, name)) != 2:
                 raise ValueError(f"option --{name} takes two values, one per sub-network")
-        if self.pretrained and self.encoder:
-            raise ValueError("options --pretrained and --encoder both give first weights: choose one")
+        if len(self.first_weights) not in (1, 2):
+            raise ValueError("option --first-weights takes two values, one per sub-network, or one for both")
         for name in ("save_every", "score_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(

@@ -19,6 +19,7 @@ from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.first_weights import load_first_weights, patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
+from src.nn.weights_file import to_tuples
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
 from src.seg.held_out import score_during_training, score_held_out
 from src.seg.losses import label_loss, verification_loss
@@ -54,7 +55,7 @@ def train_pair(options: SegOptions) -> Path:
     say_doubtful(data.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
-        method = PairTraining(options, data, runtime)
+        method = PairTraining(options, data, runtime, with_first_weights=checkpoint is None)
         identity = {"options": plain_options(options), "series": digest_rows(data.series[COLUMNS])}
         loop = TrainingLoop(method, LoopSettings.of(options), runtime, output, identity, FREE_TO_CHANGE)
         if checkpoint:
@@ -80,8 +81,13 @@ class PairTraining(Method):
         "--resume never"
     )
 
-    def __init__(self, options: SegOptions, data: SegData, runtime: Runtime) -> None:
+    def __init__(
+        self, options: SegOptions, data: SegData, runtime: Runtime, with_first_weights: bool = True
+    ) -> None:
         """Create pair, moving average and optimiser for the first step; the seed determines initial weights.
+
+        Args:
+            with_first_weights: load `--encoder` and `--first-weights`; a checkpoint contains its own weights.
 
         Raises:
             UserError: a backbone or decoder cannot be built, first weights do not fit, or the processes
@@ -90,17 +96,11 @@ class PairTraining(Method):
         self.options, self.data, self.runtime = options, data, runtime
         spec = describe_pair(options, data.size)
         with torch_seed(options.seed):
-            pair = SegmenterPair(spec, options.pretrained, options.embedding if options.contrast else 0)
+            pair = SegmenterPair(spec, options.embedding if options.contrast else 0)
         unlabelled = options.unlabelled_batch if options.uses_unlabelled else 0
         check_pair(pair, spec, (options.batch + unlabelled) // runtime.world)
-        self.loaded = ""
-        """description of the weights loaded from `--encoder`"""
-        if options.encoder:
-            encoder = pair.a.net.encoder.model
-            first = load_first_weights(encoder, options.encoder, options.windows, options.slices)
-            spec = replace(spec, means=(first.mean, spec.means[1]), stds=(first.std, spec.stds[1]))
-            pair.a.set_greys(first.mean, first.std)
-            self.loaded = str(first.report)
+        if with_first_weights:
+            spec = _load_first_weights(pair, spec, options)
         self.spec = spec
         pair = runtime.share_batch_statistics(pair).to(memory_format=torch.channels_last)
         pair.train()
@@ -183,11 +183,16 @@ class PairTraining(Method):
         return {
             "pair": self.runtime.unwrap(self.network).state_dict(),
             "ema": self.ema.module.state_dict(),
+            "means": self.spec.means,
+            "stds": self.spec.stds,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.runtime.unwrap(self.network).load_state_dict(saved["pair"])
         self.ema.module.load_state_dict(saved["ema"])
+        self.spec = replace(self.spec, means=to_tuples(saved["means"]), stds=to_tuples(saved["stds"]))
+        for pair in (self.runtime.unwrap(self.network), self.ema.module):
+            pair.set_greys(self.spec)
 
     def name_series(self, number: int) -> str:
         world = self.runtime.world
@@ -234,6 +239,20 @@ def describe_pair(options: SegOptions, size: int) -> SegmenterSpec:
     )
 
 
+def _load_first_weights(pair: SegmenterPair, spec: SegmenterSpec, options: SegOptions) -> SegmenterSpec:
+    """Load the first weights of both sub-networks; return the spec with the grey levels of their training."""
+    nets = (pair.a, pair.b)
+    loaded = [
+        load_first_weights(net.encoder, source, options.windows, options.slices)
+        for net, source in zip(nets, options.sources, strict=True)
+    ]
+    for name, backbone, first in zip("AB", spec.backbones, loaded, strict=True):
+        say(f"first weights of {name} ({backbone}): {first}")
+    spec = replace(spec, means=tuple(each.mean for each in loaded), stds=tuple(each.std for each in loaded))
+    pair.set_greys(spec)
+    return spec
+
+
 def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | None, step: int) -> None:
     """Print a description of the run, and write its first files before the first step."""
     series, runtime, output = method.data.series, method.runtime, options.output
@@ -244,8 +263,6 @@ def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | N
     else:
         results = (MODEL, "split.csv", "scores.csv", "sheets/*/*.png", "left_out")
         clear_training(output, results, keep=options.encoder)
-        if method.loaded:
-            say(f"encoder {options.encoder}: {method.loaded}")
     if options.encoder:
         left_out = set(method.data.part("left out")["patient_id"])
         seen = left_out & set(patients_seen_by(options.encoder))

@@ -13,16 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from src.core.errors import UserError
-from src.core.log import say
-from src.nn.encoder import (
-    check_input_size,
-    create_encoder,
-    default_greys,
-    encoder_width,
-)
+from src.nn.encoder import check_input_size, create_encoder, default_greys, encoder_width
 from src.nn.encoder3d import VOLUME_BACKBONES, check_sides, create_volume_encoder
-from src.nn.first_weights import load_first_weights
+from src.nn.first_weights import FirstWeights, load_first_weights
 from src.voco.micro_batch import encode_in_parts, require_enough_statistics
 from src.voco.options import VocoOptions
 
@@ -151,29 +144,23 @@ Teacher = VocoNet | TeacherHead
 
 
 def build_network(options: VocoOptions) -> VocoNet:
-    """Build the student of a run, 2D or 3D depending on the backbone, with its first weights.
+    """Build the student of a run, 2D or 3D depending on the backbone, of random weights.
 
     Raises:
-        UserError: no such backbone, unsupported sizes, or first weights that cannot be loaded.
+        UserError: no such backbone, or unsupported sizes.
     """
     channels = options.channels
     if options.backbone in VOLUME_BACKBONES:
-        if options.pretrained:
-            raise UserError(f"option --pretrained: {options.backbone} has no ImageNet weights; leave it off")
         if options.neighbours > 1:
             raise UserError(f"option --neighbours: {options.backbone} takes crops as volumes; leave it at 1")
         kind, encoder = VolumeVocoNet, create_volume_encoder(options.backbone, channels)
         check_sides(f"backbone {options.backbone}", encoder, (options.slices, options.tile, options.tile))
     else:
-        kind, encoder = VocoNet, create_encoder(options.backbone, channels, options.pretrained)
+        kind, encoder = VocoNet, create_encoder(options.backbone, channels, options.tile)
         check_input_size(encoder, channels, options.tile)
         encoder.train()
     require_enough_statistics(encoder, options.backbone, options.micro_batch)
     mean, std = default_greys(options.windows)
-    if options.encoder:  # with the grey levels that the weights were trained on
-        first = load_first_weights(encoder, options.encoder, options.windows, options.neighbours)
-        mean, std = first.mean, first.std
-        say(f"{options.encoder}: {first.report}")
     network = kind(
         encoder,
         encoder_width(encoder),
@@ -186,6 +173,19 @@ def build_network(options: VocoOptions) -> VocoNet:
     if options.compile:
         network.compile_encoder()
     return network
+
+
+def load_start(network: VocoNet, options: VocoOptions) -> FirstWeights:
+    """Load `--encoder` or `--first-weights` into a new network, with the grey levels of their training.
+
+    Raises:
+        UserError: the weights cannot be loaded.
+    """
+    source = options.encoder or options.first_weights
+    first = load_first_weights(network.encoder, source, options.windows, options.neighbours)
+    network.mean.copy_(torch.tensor(first.mean))
+    network.std.copy_(torch.tensor(first.std))
+    return first
 
 
 def make_teacher(student: VocoNet, shared_backbone: bool) -> Teacher:

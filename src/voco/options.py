@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.core.config import Doubtful, Precision, check_range, option_flag
+from src.core.config import Doubtful, FirstWeights, Precision, check_range, option_flag
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class VocoOptions:
     """Any timm backbone (efficientnet_b0; test_resnet on a CPU), or a 3D one: swin_unetr_b, swin_unetr_l,
     swin_unetr_h, resnet10_3d."""
 
-    pretrained: bool = False
-    """Start from timm's ImageNet weights, as the published runs do, rather than from random ones."""
+    first_weights: FirstWeights = "none"
+    """First weights without --encoder: imagenet (timm's, from its cache or the network), package (ImageNet
+    weights of tf_efficientnet_lite0, without a network), none (random), or a file of the backbone's weights."""
 
     encoder: Path | None = None
     """Start from the weights of a file: an encoder.safetensors, or a published 2D-VoCo or VoCo checkpoint."""
@@ -221,8 +222,6 @@ class VocoOptions:
             raise ValueError(
                 f"option --set-windows must name as many windows per set as --windows ({len(self.windows)})"
             )
-        if self.pretrained and self.encoder:
-            raise ValueError("options --pretrained and --encoder both give first weights: choose one")
         if self.batch < 2 and self.inter_volume:
             raise ValueError(
                 f"option --batch must be at least 2 (volumes are compared), got {self.batch}; "

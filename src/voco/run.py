@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from src.core.run_folder import clear_training, digest_rows, find_checkpoint, on
 from src.core.runtime import Runtime, torch_seed
 from src.data.doubtful import say_doubtful
 from src.data.png import write_png
-from src.nn.encoder import EncoderFile, require_true_bf16, save_encoder
+from src.nn.encoder import EncoderFile, built_size, require_true_bf16, save_encoder
 from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
@@ -29,6 +28,7 @@ from src.voco.model import (
     VolumeVocoNet,
     build_network,
     embed_by_both,
+    load_start,
     make_teacher,
     teacher_distance,
     update_teacher,
@@ -106,16 +106,22 @@ class Pretraining(Method):
         """Create networks and optimiser for the first step; the seed determines the initial weights.
 
         Args:
-            with_first_weights: load `--encoder` or `--pretrained`. A checkpoint contains its own weights, and
-                the file of the first weights may no longer exist.
+            with_first_weights: load `--encoder` or `--first-weights`. A checkpoint contains its own weights,
+                and the file of the first weights may no longer exist.
 
         Raises:
             UserError: no such backbone, or first weights do not fit it.
         """
         self.options, self.dataset, self.runtime, self.draw = options, dataset, runtime, draw
-        start = options if with_first_weights else replace(options, encoder=None, pretrained=False)
+        self.patients_before: tuple[str, ...] = ()
+        """patients that the first weights (--encoder) were trained on"""
         with torch_seed(options.seed):
-            student = runtime.share_batch_statistics(build_network(start))
+            student = build_network(options)
+            if with_first_weights:
+                first = load_start(student, options)
+                say(f"first weights: {first}")
+                self.patients_before = patients_seen_by(options.encoder or options.first_weights)
+        student = runtime.share_batch_statistics(student)
         student.train()
         if runtime.is_bf16_on_cpu and not isinstance(student, VolumeVocoNet):
             require_true_bf16(student.encoder, options.channels, options.tile)
@@ -129,8 +135,6 @@ class Pretraining(Method):
             fused=runtime.device.type == "cpu" or None,  # four times faster on CPUs; torch's default on GPUs
         )
         self.teacher = make_teacher(student, options.shared_backbone).to(runtime.device)
-        self.patients_before = patients_seen_by(start.encoder) if start.encoder else ()
-        """patients that the first weights (--encoder) were trained on"""
         self.objective = build_objective(options)
         self.monitors = Monitors()
         self.similarity: Tensor | None = None
@@ -240,6 +244,7 @@ class Pretraining(Method):
             neighbour_mm=options.neighbour_mm,
             trained_by={"script": "train_voco.py", "steps": step, "options": plain_options(options)},
             patients=tuple(dict.fromkeys([*patients, *self.patients_before])),
+            size=0 if isinstance(network, VolumeVocoNet) else built_size(options.backbone, options.tile),
         )
         save_encoder(path, source.encoder, about)
 
