@@ -45,7 +45,7 @@ class ClassifierOptions:
 
     first_weights: FirstWeights = "none"
     """First weights without --encoder: imagenet (timm's, from its cache or the network), package (ImageNet
-    weights of tf_efficientnet_lite0, without a network), none (random), or a file of the backbone's weights."""
+    weights of tf_efficientnet_lite0, without a network), none (random), or a file of its weights."""
 
     mode: Literal["multi", "single"] = "multi"
     """multi: one network predicts all targets. single: one network per target, from its labels alone."""

@@ -29,7 +29,7 @@ Doubtful = Literal["skip", "keep"]
 """Type of every `--doubtful` option: whether to train on series whose pixels may be wrong."""
 
 FirstWeights = Literal["imagenet", "package", "none"] | Path
-"""Type of every `--first-weights` option: `package` has ImageNet weights of one backbone, `none` is random."""
+"""Type of every `--first-weights` option: `package` has ImageNet weights of one backbone, none is random."""
 
 ROOT = Path(__file__).resolve().parents[2]
 """Root of the repository: presets relative to it are found from any working directory."""

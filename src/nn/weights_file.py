@@ -26,7 +26,8 @@ def save_weights(path: str | Path, tensors: Mapping[str, "Tensor"], **descriptio
     """Write tensors and their description, each entry as JSON, atomically by a rename."""
     from safetensors.torch import save_file
 
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # copies, since layers of some networks (CoaT) share tensors, which the format does not allow
+    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {name: json.dumps(value) for name, value in description.items()}
     with atomic_path(path) as temporary:
         save_file(content, temporary, metadata=metadata)

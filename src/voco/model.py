@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from src.core.errors import UserError
 from src.nn.encoder import check_input_size, create_encoder, default_greys, encoder_width
 from src.nn.encoder3d import VOLUME_BACKBONES, check_sides, create_volume_encoder
 from src.nn.first_weights import FirstWeights, load_first_weights

@@ -30,7 +30,7 @@ class VocoOptions:
 
     first_weights: FirstWeights = "none"
     """First weights without --encoder: imagenet (timm's, from its cache or the network), package (ImageNet
-    weights of tf_efficientnet_lite0, without a network), none (random), or a file of the backbone's weights."""
+    weights of tf_efficientnet_lite0, without a network), none (random), or a file of its weights."""
 
     encoder: Path | None = None
     """Start from the weights of a file: an encoder.safetensors, or a published 2D-VoCo or VoCo checkpoint."""

@@ -68,7 +68,7 @@ ELSEWHERE = {
     *("encoder", "image_labels", "cache", "masks_from", "doubtful"),  # test_run.py, test_stacks.py
     *("workers", "precision"),  # tests/scripts/test_train_cls.py, tests/core/test_runtime.py: the same result
     "drop_path",  # below, with a backbone that has it
-    "pretrained",  # tests/nn/test_encoder.py: weights cannot be downloaded in a test
+    "first_weights",  # tests/cls/test_run.py
 }
 """Options that are tested elsewhere."""
 

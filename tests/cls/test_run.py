@@ -18,6 +18,8 @@ from src.core.run_folder import only_writer
 from src.core.targets import COLUMNS, TARGETS
 from src.data.labels import read_probabilities
 from src.data.prepared import PreparedDataset
+from src.nn.encoder import create_encoder
+from src.nn.imagenet import read_package
 from tests.helpers.doubtful_sets import copy_doubtful, series_of
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.infer_runs import submit
@@ -91,6 +93,74 @@ def test_train_folds_takes_encoder_kernels_by_window(tiny, run_arguments, tmp_pa
     torch.testing.assert_close(kernel[:, 1], own[:, 0] * 1.5)
     # the mask's channel is zero, though the encoder has as many channels as the network
     assert not kernel[:, 2].any() and spec.mean == (0.6, 0.4) and spec.std == (0.4, 0.2)
+
+
+def test_train_folds_starts_from_first_weights(run_arguments, tmp_path, capsys):
+    """ImageNet weights of the package, beside masks; the image kernels keep their size."""
+    given = {"fold": "0", "epochs": 1, "backbone": "tf_efficientnet_lite0", "encoder_lr_scale": 0.0}
+    windows = {"windows": "soft organ wide", "masks": "any"}
+    train_cls.main(run_arguments(**given, **windows, first_weights="package"))
+    assert (
+        "first weights: ImageNet weights of tf_efficientnet_lite0 (package): 294" in capsys.readouterr().out
+    )
+    model, spec = load_classifier(tmp_path / "run/fold0/model.safetensors")
+    kernel = read_package(model.encoder)["conv_stem.weight"]
+    assert torch.equal(model.encoder.conv_stem.weight[:, :3], kernel)
+    assert not model.encoder.conv_stem.weight[:, 3:].any()
+    assert spec.mean == (127 / 255,) * 3 and spec.std == (128 / 255,) * 3
+
+
+def test_train_folds_says_that_first_weights_are_random(run_arguments, capsys):
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    assert capsys.readouterr().out.count("first weights: random (--first-weights imagenet") == 1
+
+
+def test_train_folds_prefers_the_encoder_to_first_weights(run_arguments, tmp_path, capsys):
+    write_encoder(tmp_path / "encoder.safetensors")
+    given = {"encoder": tmp_path / "encoder.safetensors", "first_weights": "imagenet"}
+    train_cls.main(run_arguments(fold="0", epochs=1, **given))
+    assert f"first weights: {given['encoder']}: " in capsys.readouterr().out
+
+
+def test_train_folds_takes_a_file_of_weights_which_is_an_input(run_arguments, tmp_path):
+    torch.manual_seed(5)
+    torch.save(create_encoder("resnet10t", 3).state_dict(), tmp_path / "weights.pth")
+    given = {"backbone": "resnet10t", "first_weights": tmp_path / "weights.pth", "encoder_lr_scale": 0.0}
+    train_cls.main(run_arguments(fold="0", epochs=1, windows="soft organ wide", **given))
+    model, spec = load_classifier(tmp_path / "run/fold0/model.safetensors")
+    assert torch.equal(model.encoder.conv1[0].weight, torch.load(given["first_weights"])["conv1.0.weight"])
+    assert spec.mean == (0.485, 0.456, 0.406)  # colours of timm's weights
+    torch.save(create_encoder("resnet10t", 3).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="made with other data"):
+        train_cls.main(run_arguments(fold="1", epochs=1, windows="soft organ wide", **given))
+
+
+def test_train_folds_loads_no_first_weights_to_continue(run_arguments, tmp_path, capsys):
+    given = {"fold": "0", "backbone": "tf_efficientnet_lite0", "first_weights": "package"}
+    arguments = run_arguments(**given, epochs=2)
+    train_cls.main(arguments)
+    fold = tmp_path / "run" / "fold0"
+    expected, _ = load_classifier(fold / "model.safetensors")
+    for name in ("oof_series.csv", "model.safetensors"):  # as an interruption leaves it
+        (fold / name).unlink()
+    capsys.readouterr()
+    train_cls.main(arguments)
+    assert "first weights" not in capsys.readouterr().out
+    assert_equal(expected.state_dict(), load_classifier(fold / "model.safetensors")[0].state_dict())
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        *("coat_lite_tiny", "maxvit_nano_rw_256", "coatnet_nano_rw_224", "swin_s3_tiny_224"),
+        *("vit_tiny_patch16_224", "test_vit"),
+    ],
+)
+def test_train_folds_trains_transformers_at_any_size(tiny, run_arguments, tmp_path, backbone):
+    train_cls.main(run_arguments(fold="0", epochs=1, backbone=backbone, crop=32, tta="none"))
+    assert np.isfinite(predictions(tmp_path / "run")).all()
+    submission = submit(tiny.raw, tmp_path / "run", tiny.sample, tmp_path)
+    assert np.isfinite(submission[list(COLUMNS)].to_numpy()).all()
 
 
 def test_train_folds_without_masks_uses_marked_slices(tiny, run_arguments, tmp_path, capsys):

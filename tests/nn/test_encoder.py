@@ -7,6 +7,7 @@ import torch
 from src.core.errors import UserError
 from src.nn.encoder import (
     EncoderFile,
+    built_size,
     check_input_size,
     create_encoder,
     encoder_width,
@@ -40,10 +41,31 @@ def test_read_encoder_file_returns_what_was_saved(tmp_path):
     assert read_encoder_file(path) == EncoderFile(NAME, 3, (0.5,) * 3, (0.25,) * 3, WINDOWS, **more)
 
 
-def test_check_input_size_refuses_a_fixed_size_backbone():
-    check_input_size(create_encoder(NAME, 3), 3, 96)
-    with pytest.raises(UserError, match="cannot take images of 96 px"):
-        check_input_size(create_encoder("vit_tiny_patch16_224", 3), 3, 96)
+def test_check_input_size_refuses_images_that_patches_do_not_divide():
+    check_input_size(create_encoder(NAME, 3, 96), 3, 96)
+    check_input_size(create_encoder("vit_tiny_patch16_224", 3, 96), 3, 96)
+    with pytest.raises(UserError, match=r"cannot take images of 100 px .*: choose a multiple of 32"):
+        check_input_size(create_encoder("maxvit_nano_rw_256", 3, 100), 3, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("coat_lite_tiny", {64: 64, 224: 0}),
+        ("maxvit_nano_rw_256", {64: 64, 256: 0}),
+        ("coatnet_nano_rw_224", {96: 96}),
+        ("swin_tiny_patch4_window7_224", {96: 96}),
+        ("vit_tiny_patch16_224", {192: 192}),
+        ("test_vit", {96: 0}),  # interpolates its positions for every image
+        (NAME, {64: 0, 100: 0}),
+    ],
+)
+def test_create_encoder_is_built_for_the_size_where_it_must_be(name, sizes):
+    for size, built in sizes.items():
+        assert built_size(name, size) == built
+        encoder = create_encoder(name, 1, size).eval()
+        with torch.inference_mode():
+            assert encoder(torch.zeros(1, 1, size, size)).shape == (1, encoder_width(encoder))
 
 
 def test_create_encoder_refuses_unknown_names_with_close_ones():

@@ -4,11 +4,10 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from torch.nn import functional as F
 
 from src.core.errors import UserError
-from src.nn.encoder import create_encoder
-from src.nn.encoder_weights import adapt_input_channels, load_encoder
+from src.nn.encoder import EncoderFile, create_encoder, save_encoder
+from src.nn.encoder_weights import load_encoder, load_tensors, timm_backbone
 from tests.helpers.encoder_files import write_encoder
 
 NAME = "test_efficientnet"
@@ -63,27 +62,19 @@ def test_load_encoder_takes_the_student_of_a_shared_backbone(saved, tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 5, 6])
 def test_load_encoder_adapts_the_first_layer_to_other_channels(saved, channels):
     path, encoder = saved
-    other = create_encoder(NAME, channels)
+    other = create_encoder(NAME, channels).eval()
     report = load_encoder(other, path)
     assert len(report.adapted) == 1 and not report.missing
-    kernel, adapted = encoder.conv_stem.weight, other.conv_stem.weight
-    assert adapted.shape[1] == channels
-    torch.testing.assert_close(adapted[:, 0], kernel[:, 0] * 3 / channels)
+    grey = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():  # the response to equal channels stays
+        expected = encoder(grey.expand(2, 3, 64, 64))
+        torch.testing.assert_close(other(grey.expand(2, channels, 64, 64)), expected)
 
 
-@pytest.mark.parametrize(("convolve", "sides"), [(F.conv2d, (8, 8)), (F.conv3d, (8, 8, 8))])
-def test_adapt_input_channels_keeps_the_response_to_copies(convolve, sides):
-    kernel, grey = torch.randn(4, 1, *(3 for _ in sides)), torch.randn(1, 1, *sides)
-    adapted = adapt_input_channels(kernel, 4, mask_channels=1)
-    assert not adapted[:, 3].any()
-    copies = grey.expand(-1, 4, *sides)
-    torch.testing.assert_close(convolve(copies, adapted), convolve(grey, kernel), rtol=1e-4, atol=1e-5)
-
-
-def test_load_encoder_sets_kernels_of_masks_to_zero(saved):
-    path, encoder = saved
+def test_load_tensors_sets_kernels_of_masks_to_zero(saved):
+    _, encoder = saved
     other = create_encoder(NAME, 5)
-    report = load_encoder(other, path, mask_channels=2)
+    report = load_tensors(other, encoder.state_dict(), "file", mask_channels=2)
     assert len(report.adapted) == 1
     torch.testing.assert_close(other.conv_stem.weight[:, :3], encoder.conv_stem.weight)
     assert not other.conv_stem.weight[:, 3:].any()
@@ -98,7 +89,7 @@ def test_load_encoder_into_segmentation_networks(name, tmp_path):
     """Their `tu-` encoders list a backbone's stages, for which timm changes the names of some tensors."""
     path = tmp_path / "encoder.safetensors"
     encoder = write_encoder(path, name, mean=(0.5,), std=(0.25,), windows=("soft",))
-    backbone = smp.encoders.get_encoder(f"tu-{name}", in_channels=3, weights=None).model
+    backbone = timm_backbone(smp.encoders.get_encoder(f"tu-{name}", in_channels=3, weights=None))
     report = load_encoder(backbone, path)
     assert not report.missing and len(report.adapted) == 1
     parts = dict(encoder.named_parameters())
@@ -121,7 +112,7 @@ def test_load_encoder_into_segmentation_networks(name, tmp_path):
 def test_load_encoder_refuses_another_backbone(held, wanted, problem, tmp_path):
     """Siblings share names and shapes: half of a network would be loaded silently."""
     torch.save(create_encoder(held, 3).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(UserError, match=f"{problem}.*: was it trained with another --backbone"):
+    with pytest.raises(UserError, match=f"{problem}.*: was it trained with another --backbone or image size"):
         load_encoder(create_encoder(wanted, 3), tmp_path / "other.pth")
 
 
@@ -159,3 +150,46 @@ def test_load_encoder_runs_no_pickled_objects(tmp_path):
     with pytest.raises(UserError, match=r"pickled objects .* give the .pth file beside it"):
         load_encoder(create_encoder(NAME, 3), tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
+
+
+FAMILIES = [
+    "coat_lite_tiny",
+    "maxvit_nano_rw_256",
+    "coatnet_nano_rw_224",
+    "swinv2_cr_tiny_ns_224",
+    "vit_tiny_patch16_224",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_load_encoder_resamples_for_another_image_size(name, tmp_path):
+    """As timm does when a network of the old size is changed to the new one, where it can."""
+    path = tmp_path / "encoder.safetensors"
+    torch.manual_seed(0)
+    save_encoder(path, create_encoder(name, 3, 64), EncoderFile(name, 3, (0.5,), (0.25,), ("soft",), size=64))
+    encoder = create_encoder(name, 3, 96).eval()
+    report = load_encoder(encoder, path)
+    assert not report.missing
+    has_change = hasattr(encoder, "set_input_size")  # CoaT has no tensors of the image's size
+    side = 64 if has_change else 96
+    plain = timm.create_model(name, img_size=side, num_classes=0, checkpoint_path=str(path)).eval()
+    if has_change:
+        plain.set_input_size(img_size=96)
+    images = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), plain(images))
+
+
+def test_load_encoder_into_a_segmentation_network_of_another_image_size(tmp_path):
+    path, name = tmp_path / "encoder.safetensors", "swin_tiny_patch4_window7_224"
+    save_encoder(path, create_encoder(name, 3, 64), EncoderFile(name, 3, (0.5,), (0.25,), ("soft",), size=64))
+    backbone = timm_backbone(smp.encoders.get_encoder(f"tu-{name}", weights=None, img_size=96))
+    report = load_encoder(backbone, path)
+    assert report.resized and not report.missing
+
+
+def test_load_encoder_refuses_layers_of_one_image_size(tmp_path):
+    """An MLP over the positions cannot be resampled."""
+    torch.save(timm.create_model("mixer_s32_224", img_size=64).state_dict(), tmp_path / "mixer.pth")
+    with pytest.raises(UserError, match="another --backbone or image size"):
+        load_encoder(create_encoder("mixer_s32_224", 3, 96), tmp_path / "mixer.pth")

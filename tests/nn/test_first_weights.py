@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from src.core.errors import UserError
 from src.nn.encoder import create_encoder
 from src.nn.first_weights import load_first_weights, patients_seen_by, recorded_greys
 from tests.helpers.encoder_files import WINDOWS, write_encoder
@@ -43,16 +44,20 @@ def test_load_first_weights_warns_of_unknown_windows(saved, capsys):
 @pytest.mark.parametrize(
     ("content", "mean", "std"),
     [
-        (lambda weights: {f"student.{name}": value for name, value in weights.items()}, 0.0, 1.0),
+        (
+            lambda weights: {f"student.{name}": value for name, value in weights.items()},
+            (0.0,) * 3,
+            (1.0,) * 3,
+        ),
         (
             lambda weights: {
                 "teacher": {f"encoder.{name}": value for name, value in weights.items()}
                 | {"mean": torch.full((3,), 0.125), "std": torch.full((3,), 0.5)}
             },
-            0.125,
-            0.5,
+            (0.125,) * 3,
+            (0.5,) * 3,
         ),
-        (lambda weights: weights, 0.5, 0.25),
+        (lambda weights: weights, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's colours
     ],
     ids=["published", "checkpoint of a run", "plain timm"],
 )
@@ -60,8 +65,23 @@ def test_load_first_weights_knows_the_grey_levels_of_checkpoints(tmp_path, conte
     path = tmp_path / "given.pth"
     torch.save(content(create_encoder(NAME, 3).state_dict()), path)
     first = load_first_weights(create_encoder(NAME, 3), path, WINDOWS)
-    assert (first.mean, first.std) == ((mean,) * 3, (std,) * 3)
+    assert (first.mean, first.std) == (mean, std)
     assert recorded_greys(path, WINDOWS) is None and patients_seen_by(path) == ()
+
+
+def test_load_first_weights_says_that_weights_are_random():
+    encoder = create_encoder(NAME, 2)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    first = load_first_weights(encoder, "none", ("soft", "wide"))
+    assert str(first).startswith("random (--first-weights imagenet") and first.report is None
+    assert (first.mean, first.std) == ((0.5, 0.5), (0.25, 0.25))
+    for name, tensor in encoder.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_load_first_weights_refuses_a_source_that_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"there is no file .*imagnet: expected weights of an encoder"):
+        load_first_weights(create_encoder(NAME, 1), tmp_path / "imagnet", ("soft",))
 
 
 def test_patients_seen_by_reads_the_encoder_file(saved):

@@ -18,6 +18,7 @@ from src.core.errors import UserError
 from src.data.png import read_png, write_png
 from src.data.prepared import image_folder, mask_folder, slice_name
 from src.nn.encoder import first_kernel
+from src.nn.imagenet import read_package
 from src.seg.model import load_segmenter
 from src.seg.run import train_pair
 from tests.helpers.doubtful_sets import mark_doubtful
@@ -156,6 +157,36 @@ def test_train_pair_takes_windows_normalisation_and_patients_of_the_encoder(orga
     own, kernel = (first_kernel(net).detach() for net in (encoder, pair.a.net.encoder.model))
     # three slices of three windows: the kernel is repeated over the slices and a third of its size
     assert torch.allclose(kernel, own.flip(1).repeat(1, 3, 1, 1) / 3, atol=1e-6)
+
+
+def test_train_pair_starts_each_sub_network_from_its_first_weights(organ_set, tmp_path, capsys):
+    backbones = ("test_resnet", "tf_efficientnet_lite0")
+    given = {"backbones": backbones, "first_weights": ("none", "package"), "lr": 1e-9, "ema_decay": 0.0}
+    options = make_options(organ_set, tmp_path / "run", steps=2, **given)
+    train_pair(options)
+    printed = capsys.readouterr().out
+    assert "first weights of A (test_resnet): random" in printed
+    assert "first weights of B (tf_efficientnet_lite0): ImageNet weights" in printed
+    pair, spec = load_segmenter(tmp_path / "run" / "segmenter.safetensors")
+    assert spec.means[0][0] == 0.5 and spec.means[1][0] == pytest.approx(127 / 255)
+    kernel = read_package(pair.b.encoder)["conv_stem.weight"]
+    windows = len(spec.windows)
+    assert kernel.shape[1] == windows * spec.slices == 3  # three slices of a window: a colour each
+    assert torch.allclose(pair.b.encoder.conv_stem.weight, kernel, atol=1e-6)
+    # to continue, nothing is loaded, and grey levels come from the checkpoint
+    (tmp_path / "run" / "segmenter.safetensors").unlink()
+    train_pair(options)
+    assert "first weights" not in capsys.readouterr().out
+    assert load_segmenter(tmp_path / "run" / "segmenter.safetensors")[1] == spec
+
+
+@pytest.mark.parametrize("backbone", ["coat_lite_tiny", "maxvit_nano_rw_256", "swin_s3_tiny_224"])
+def test_train_pair_trains_transformers_at_any_size(organ_set, tmp_path, backbone):
+    given = {"backbones": (backbone, "test_resnet"), "decoders": ("unet", "unet")}
+    train_pair(make_options(organ_set, tmp_path / "run", steps=1, **given))
+    pair, spec = load_segmenter(tmp_path / "run" / "segmenter.safetensors")
+    images = torch.zeros(1, spec.size, spec.size, spec.channels, dtype=torch.uint8)
+    assert pair.probabilities(images).shape[-1] == spec.size
 
 
 def test_train_pair_refuses_a_label_that_is_no_organ_in_one_line(tmp_path):

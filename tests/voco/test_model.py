@@ -6,12 +6,14 @@ from torch import nn
 
 from src.core.errors import UserError
 from src.nn.encoder import encoder_width
+from src.nn.imagenet import read_package
 from src.voco.model import (
     ProjectionHead,
     VocoNet,
     VolumeVocoNet,
     build_network,
     embed_by_both,
+    load_start,
     make_teacher,
     teacher_distance,
     update_teacher,
@@ -161,19 +163,38 @@ def test_build_network_follows_the_options():
     assert net(draw_tiles(channels=2))[0].shape == (2, 5, 16)
 
 
-def test_build_network_loads_first_weights(tmp_path, capsys):
+def test_load_start_prefers_the_encoder_to_first_weights(tmp_path):
+    """A preset's ImageNet weights do not stand in the way of --encoder."""
     torch.manual_seed(1)
     first = make_net("resnet10t")
+    first.mean.fill_(0.125)
     torch.save({"student": first.state_dict(), "teacher": first.state_dict()}, tmp_path / "last.pt")
-    net = build_network(options(backbone="resnet10t", encoder=tmp_path / "last.pt"))
+    given = options(backbone="resnet10t", encoder=tmp_path / "last.pt", first_weights="imagenet")
+    net = build_network(given)
+    assert "tensors matched under teacher.encoder." in str(load_start(net, given))
     for name, value in net.encoder.state_dict().items():
         torch.testing.assert_close(value, first.encoder.state_dict()[name], rtol=0, atol=0)
-    assert "tensors matched under teacher.encoder." in capsys.readouterr().out
+    assert net.mean.tolist() == [0.125]
 
 
-def test_build_network_refuses_imagenet_weights_in_3d():
-    with pytest.raises(UserError, match="--pretrained: resnet10_3d"):
-        build_network(options(backbone="resnet10_3d", pretrained=True))
+def test_load_start_loads_the_package_with_its_grey_levels():
+    given = options(backbone="tf_efficientnet_lite0", first_weights="package", neighbours=3)
+    net = build_network(given)
+    load_start(net, given)
+    assert net.mean.tolist() == pytest.approx([127 / 255]) and net.std.tolist() == pytest.approx([128 / 255])
+    kernel = read_package(net.encoder)["conv_stem.weight"]  # a colour for each neighbour
+    torch.testing.assert_close(net.encoder.conv_stem.weight, kernel, rtol=0, atol=0)
+
+
+def test_load_start_refuses_imagenet_weights_in_3d():
+    net = build_network(given := options(backbone="resnet10_3d", first_weights="imagenet"))
+    with pytest.raises(UserError, match="no ImageNet weights of this 3D backbone: give --first-weights FILE"):
+        load_start(net, given)
+
+
+def test_build_network_builds_a_transformer_for_its_tiles():
+    net = build_network(options(backbone="swin_tiny_patch4_window7_224"))  # of 224 px, on tiles of 32
+    assert net(draw_tiles())[0].shape == (2, 5, 16)
 
 
 def test_build_network_refuses_neighbours_in_3d():

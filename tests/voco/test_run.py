@@ -232,6 +232,29 @@ def encoder_of(options):
     return options.output / "encoder.safetensors"
 
 
+def test_pretrain_loads_first_weights_once(anatomy, tmp_path, capsys):
+    given = {"backbone": "tf_efficientnet_lite0", "first_weights": "package"}
+    options = make_options(anatomy, tmp_path, steps=2, **given)
+    pretrain(options)
+    assert "first weights: ImageNet weights of tf_efficientnet_lite0 (package)" in capsys.readouterr().out
+    about = read_encoder_file(encoder_of(options))
+    assert about.mean[0] == pytest.approx(127 / 255)
+    encoder_of(options).unlink()
+    pretrain(options)
+    assert "first weights" not in capsys.readouterr().out
+    assert read_encoder_file(encoder_of(options)) == about
+
+
+def test_pretrain_builds_transformers_for_their_tiles(anatomy, tmp_path):
+    """The file records the size, so that plain timm builds the same network."""
+    options = make_options(anatomy, tmp_path, steps=1, backbone="coat_lite_tiny", tile=32)
+    pretrain(options)
+    about = read_encoder_file(encoder_of(options))
+    assert about.size == options.tile
+    given = {"in_chans": about.in_channels, "num_classes": 0, "img_size": about.size}
+    timm.create_model(about.name, **given, checkpoint_path=str(encoder_of(options)))
+
+
 def test_pretrain_keeps_naming_patients_of_the_first_weights(anatomy, finished, tmp_path):
     """Also in a resumed run, which does not read that file again."""
     fewer = write_prepared(tmp_path / "set", draw_anatomy, series=4)
