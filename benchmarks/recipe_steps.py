@@ -16,6 +16,8 @@ from src.voco.options import VocoOptions
 
 SIZE = 256
 """Pixels of the prepared slices."""
+WINDOWS = ("soft", "organ", "wide")
+"""Windows of the prepared slices, which the encoder of the recipe learns from."""
 MASKS_BATCH = SegmentOptions.batch
 """Slices that pass the segmenter together."""
 
@@ -73,25 +75,24 @@ def prediction_pass(device: torch.device) -> Step:
 
 
 def _build_pair(options: SegOptions, device: torch.device) -> SegmenterPair:
-    mean, std = default_greys(options.windows)
-    networks = (options.backbones, options.decoders, options.decoder_width, options.windows, options.slices)
+    mean, std = default_greys(WINDOWS)
+    networks = (options.backbones, options.decoders, options.decoder_width, WINDOWS, options.slices)
     return _on(SegmenterPair(SegmenterSpec(*networks, SIZE, (mean, mean), (std, std))), device)
 
 
 def _slice_shape(options: SegOptions) -> tuple[int, int, int]:
-    return SIZE, SIZE, options.slices * len(options.windows)
+    return SIZE, SIZE, options.slices * len(WINDOWS)
 
 
 def _build_classifier(device: torch.device) -> tuple[TraumaClassifier, Tensor]:
     """The preset, its network with the encoder of the recipe, and a batch for it."""
     options = classifier_options()
-    windows = ("soft", "organ", "wide")
-    view = StackView(windows, size=SIZE, crop=options.crop, slices=options.slices)
-    grey = (GREY_MEAN,) * len(windows), (GREY_STD,) * len(windows)
+    view = StackView(WINDOWS, size=SIZE, crop=options.crop, slices=options.slices)
+    grey = (GREY_MEAN,) * len(WINDOWS), (GREY_STD,) * len(WINDOWS)
     prior = {column: weight / 10 for column, weight in CLASS_WEIGHTS.items()}
     spec = ClassifierSpec(voco_options().backbone, view, *grey, hidden=options.hidden, prior=prior)
     images = draw_noise(
-        options.batch, options.slices, len(windows), options.crop, options.crop, device=device
+        options.batch, options.slices, len(WINDOWS), options.crop, options.crop, device=device
     )
     return _on(TraumaClassifier(spec), device), images
 

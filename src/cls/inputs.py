@@ -16,6 +16,7 @@ from src.data.folds import read_folds
 from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset
 from src.nn.encoder import EncoderFile, read_encoder_file
+from src.nn.encoder_input import EncoderInput, choose_input, warn_of_another_input
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TrainingInputs:
     folds: pd.Series
     """fold of every labelled patient, indexed by patient_id"""
     encoder: EncoderFile | None
+    shown: EncoderInput
+    """windows and neighbours of the networks' input"""
     organs: OrganIndex | None
     """None if masks are not needed"""
     slice_targets: SliceTargets | None
@@ -48,6 +51,7 @@ class TrainingInputs:
         """
         prepared, series, labels, folds = read_tables(options.data, options.labels, options.folds)
         encoder = read_encoder_file(options.encoder) if options.encoder else None
+        shown = _choose_input(options, encoder, prepared)
         digest = hashlib.sha256(repr((prepared.windows, prepared.size)).encode())
         for table in (series[["patient_id", "series_id", "slices", "fold"]], labels):
             digest.update(table.to_csv(index=False).encode())
@@ -62,7 +66,8 @@ class TrainingInputs:
         digest.update(options.image_labels.read_bytes() if options.image_labels else b"")
         slice_targets = SliceTargets(labels, organs, marked) if options.slice_loss else None
         return cls(
-            prepared, series, is_used, labels, folds, encoder, organs, slice_targets, digest.hexdigest()
+            *(prepared, series, is_used, labels, folds),
+            *(encoder, shown, organs, slice_targets, digest.hexdigest()),
         )
 
     @property
@@ -110,6 +115,19 @@ def read_tables(
     fold_of = read_folds(folds, label_table.patient_id).set_index("patient_id").fold
     series = prepared.series.assign(fold=prepared.series.patient_id.map(fold_of))
     return prepared, series, label_table, fold_of
+
+
+def _choose_input(
+    options: ClassifierOptions, encoder: EncoderFile | None, prepared: PreparedDataset
+) -> EncoderInput:
+    """Choose windows and neighbours; warn if the encoder learnt from others."""
+    learnt = None if encoder is None else EncoderInput.of(encoder)
+    given = (options.windows, options.neighbours, options.neighbour_mm)
+    shown = choose_input(learnt, prepared.windows, *given)
+    prepared.channels(shown.windows)  # refuses windows that are not prepared
+    if learnt is not None:
+        warn_of_another_input(options.encoder, learnt, shown)
+    return shown
 
 
 def _read_organs(prepared: PreparedDataset, options: ClassifierOptions) -> OrganIndex | None:

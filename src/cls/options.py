@@ -54,7 +54,8 @@ class ClassifierOptions:
     """Targets to predict. The other targets get the prior in oof.csv."""
 
     windows: tuple[str, ...] | None = None
-    """CT windows to use, out of the prepared ones; default: all."""
+    """CT windows to use, out of the prepared ones; default: those that --encoder learnt from where all of
+    them are prepared, else all."""
 
     slices: int = 48
     """Slices per series. More slices help to find small injuries; the time grows in proportion."""
@@ -73,11 +74,12 @@ class ClassifierOptions:
     crop: int = 192
     """Side of the network's input in pixels."""
 
-    neighbours: int = 1
-    """Number of adjacent slices as channels, odd."""
+    neighbours: int | None = None
+    """Number of adjacent slices as channels, odd; default: as many as --encoder learnt from, else 1."""
 
-    neighbour_mm: float = 0.0
-    """Distance between neighbours in mm; 0 takes the next slices at any distance."""
+    neighbour_mm: float | None = None
+    """Distance between neighbours in mm; 0 takes the next slices at any distance. Default: that of --encoder
+    if it learnt from as many neighbours, else 0."""
 
     masks: Literal["none", "any", "each"] = "none"
     """Organ masks as channels: any is one of all organs, each is one of liver, spleen, kidneys and bowel."""
@@ -200,19 +202,23 @@ class ClassifierOptions:
 
     def __post_init__(self) -> None:
         counts = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")
-        check_range(self, *counts, "neighbours", at_least=1)
+        check_range(self, *counts, at_least=1)
         check_range(self, "lr", "clip", above=0)
         check_range(self, "workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale", at_least=0)
-        check_range(self, "spacing_mm", "neighbour_mm", "slice_loss", "organ_loss", at_least=0)
+        check_range(self, "spacing_mm", "slice_loss", "organ_loss", at_least=0)
+        if self.neighbour_mm is not None:
+            check_range(self, "neighbour_mm", at_least=0)
         changes = ("flip", "rotate90", "affine", "gamma", "coarse_dropout", "mixup", "cutmix")
         check_range(self, *changes, "class_balance", at_least=0, at_most=1)
         check_range(self, "dropout", "drop_path", "smoothing", at_least=0, at_most=1)
         check_range(self, "ema_decay", at_least=0, below=1)
         check_range(self, "layer_decay", above=0, at_most=1)
-        if self.neighbours % 2 == 0:
-            raise ValueError(
-                f"option --neighbours must be odd, the slice itself in the middle, got {self.neighbours}"
-            )
+        if self.neighbours is not None:
+            check_range(self, "neighbours", at_least=1)
+            if self.neighbours % 2 == 0:
+                raise ValueError(
+                    f"option --neighbours must be odd, the slice itself in the middle, got {self.neighbours}"
+                )
         for name in ("tta", "targets"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

@@ -122,7 +122,7 @@ def describe_networks(options: ClassifierOptions, inputs: TrainingInputs) -> lis
     """Return the networks of a fold: one, or one per target in single mode.
 
     Raises:
-        UserError: a crop is larger than the slices, or a window is not prepared.
+        UserError: a crop is larger than the slices.
     """
     if options.mode == "multi":
         return [FoldNetwork("", _describe_model(options, inputs, options.targets))]
@@ -154,9 +154,7 @@ def _describe_model(
 
 
 def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: tuple[str, ...]) -> StackView:
-    prepared = inputs.prepared
-    windows = options.windows or prepared.windows
-    prepared.channels(windows)  # refuses windows that are not prepared
+    prepared, shown = inputs.prepared, inputs.shown
     if options.in_plane == "body" and options.crop > prepared.size:
         raise UserError(
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
@@ -164,15 +162,15 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
     organ = {"own": TARGET_ORGANS.get(targets[0], "organs")}  # in single mode
     selection = SliceSelection.read(prepared.slice_policy)
     view = StackView(
-        windows=windows,
+        windows=shown.windows,
         size=prepared.size,
         crop=options.crop,
         slices=options.slices,
         spacing_mm=options.spacing_mm,
         z_range=organ.get(options.z_range, options.z_range),
         in_plane=organ.get(options.in_plane, options.in_plane),
-        neighbours=options.neighbours,
-        neighbour_mm=options.neighbour_mm,
+        neighbours=shown.neighbours.count,
+        neighbour_mm=shown.neighbours.distance_mm,
         masks=options.masks,
         selected_mm=selection.spacing_z_mm or 0.0,
         selected_count=selection.count or 0,

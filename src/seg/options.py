@@ -61,8 +61,9 @@ class SegOptions:
     """Start A's backbone from an encoder.safetensors (its name then replaces the first of --backbones) or
     from a published 2D-VoCo checkpoint, instead of its --first-weights."""
 
-    windows: tuple[str, ...] = ("soft",)
-    """CT windows of the prepared sets to use, in this order."""
+    windows: tuple[str, ...] | None = None
+    """CT windows of the prepared sets to use, in this order; default: those that --encoder learnt from where
+    every set has them, else all that every set has."""
 
     slices: int = 3
     """Adjacent slices in the input, an odd number; the middle one is segmented. Each slice adds as many input
@@ -177,7 +178,7 @@ class SegOptions:
         check_range(self, "verification", "pseudo", "contrast", "weight_decay", at_least=0)
         check_range(self, "seed", "workers", "score_every", at_least=0)
         for name in ("data", "windows", "organs"):
-            if not getattr(self, name):
+            if getattr(self, name) == ():
                 raise ValueError(f"option --{name} needs at least one value")
         if self.repeat and len(self.repeat) != len(self.data):
             raise ValueError(f"option --repeat needs one value per set of --data ({len(self.data)})")

@@ -15,7 +15,9 @@ from src.core.log import is_main_process, say, warn
 from src.core.run_folder import clear_training, digest_rows, find_checkpoint, only_writer
 from src.core.runtime import Runtime, torch_seed
 from src.data.doubtful import say_doubtful
+from src.data.selection import Neighbours
 from src.nn.encoder import default_greys, find_encoder_file
+from src.nn.encoder_input import EncoderInput, warn_of_another_input
 from src.nn.first_weights import load_first_weights, patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
@@ -52,8 +54,13 @@ def train_pair(options: SegOptions) -> Path:
     """
     output = options.output
     data = open_data(options)
+    options = replace(options, windows=data.window_names)
     say_doubtful(data.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
+    about = find_encoder_file(options.encoder) if options.encoder and checkpoint is None else None
+    if about is not None:
+        shown = EncoderInput(options.windows, Neighbours(options.slices))
+        warn_of_another_input(options.encoder, EncoderInput.of(about), shown)
     with Runtime.create(options.precision) as runtime:
         method = PairTraining(options, data, runtime, with_first_weights=checkpoint is None)
         identity = {"options": plain_options(options), "series": digest_rows(data.series[COLUMNS])}

@@ -1,5 +1,6 @@
 """Labelled, unlabelled and held-out series of a segmentation run, split by patient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from src.core.runtime import sample_rng
 from src.data.doubtful import is_doubtful, is_trained_on
 from src.data.labels import read_table
 from src.data.prepared import PreparedDataset
+from src.nn.encoder import find_encoder_file
+from src.nn.encoder_input import EncoderInput, choose_input
 from src.seg.options import SegOptions
 
 PARTS = ("labelled", "unlabelled", "left out")
@@ -23,8 +26,10 @@ class SegData:
     sets: tuple[PreparedDataset, ...]
     series: pd.DataFrame
     """One row per series: set (its number), patient_id, series_id, slices, has_masks, part (one of PARTS)."""
+    window_names: tuple[str, ...]
+    """The windows of `--windows`, or its default."""
     windows: tuple[tuple[int, ...], ...]
-    """Channels of the requested windows in the stored images, for each set."""
+    """Channels of these windows in the stored images, for each set."""
     doubtful: int
     """number of doubtful series in the sets, in a part or left out of all"""
 
@@ -53,7 +58,8 @@ def open_data(options: SegOptions) -> SegData:
     if len(sizes) > 1:
         found = " and ".join(map(str, sorted(sizes)))
         raise UserError(f"the sets of --data have images of {found} px: prepare them with one --size")
-    windows = tuple(dataset.channels(options.windows) for dataset in sets)
+    names = _choose_windows(options, sets)
+    windows = tuple(dataset.channels(names) for dataset in sets)
     series = pd.concat(
         [_list_series(number, dataset, options) for number, dataset in enumerate(sets)], ignore_index=True
     )
@@ -63,7 +69,7 @@ def open_data(options: SegOptions) -> SegData:
     part = np.where(is_out, "left out", np.where(is_labelled, "labelled", "unlabelled"))
     used = series.assign(part=part)[series["is_used"]].drop(columns="is_used").reset_index(drop=True)
     doubtful = sum(int(is_doubtful(dataset.series).sum()) for dataset in sets)
-    data = SegData(sets, used, windows, doubtful)
+    data = SegData(sets, used, names, windows, doubtful)
     more = ", or give --doubtful keep" if len(used) < len(series) else ""
     if data.part("labelled").empty:
         raise UserError(
@@ -74,6 +80,17 @@ def open_data(options: SegOptions) -> SegData:
             f"no unlabelled series for --pseudo and --contrast: give more --data, or set both to 0{more}"
         )
     return data
+
+
+def _choose_windows(options: SegOptions, sets: Sequence[PreparedDataset]) -> tuple[str, ...]:
+    """Return `--windows`; default: those that `--encoder` learnt from, else all that every set has."""
+    about = find_encoder_file(options.encoder) if options.encoder else None
+    shared = [name for name in sets[0].windows if all(name in other.windows for other in sets)]
+    learnt = None if about is None else EncoderInput.of(about)
+    names = choose_input(learnt, shared, options.windows).windows
+    if not names:
+        raise UserError("the sets of --data have no window in common: prepare them with the same --windows")
+    return names
 
 
 def _list_series(number: int, dataset: PreparedDataset, options: SegOptions) -> pd.DataFrame:

@@ -56,6 +56,7 @@ def make_options(data: Path, output: Path, **changes: object) -> SegOptions:
         output=Path(output),
         validation=0.0,
         steps=4,
+        windows=("soft",),
         backbones=("test_efficientnet", "test_resnet"),
         decoders=("linknet", "fpn"),
         batch=2,

@@ -1,0 +1,46 @@
+"""The input that an encoder learnt from, as the default of later stages."""
+
+import pytest
+
+from src.data.selection import Neighbours
+from src.nn.encoder_input import EncoderInput, choose_input, warn_of_another_input
+
+PREPARED = ("soft", "organ", "wide")
+SINGLE = EncoderInput(("wide", "soft"), Neighbours())
+FAR = EncoderInput(("soft",), Neighbours(3, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("learnt", "given", "expected"),
+    [
+        (None, {}, EncoderInput(PREPARED, Neighbours())),
+        (SINGLE, {}, SINGLE),
+        (FAR, {}, FAR),
+        (FAR, {"neighbours": 3}, FAR),
+        (FAR, {"neighbours": 5}, EncoderInput(("soft",), Neighbours(5, 0.0))),
+        (FAR, {"neighbour_mm": 0.0}, EncoderInput(("soft",), Neighbours(3, 0.0))),
+        (FAR, {"windows": ("wide",), "neighbours": 1}, EncoderInput(("wide",), Neighbours())),
+        (EncoderInput(("lung", "soft"), Neighbours(3)), {}, EncoderInput(PREPARED, Neighbours(3))),
+    ],
+    ids=str,
+)
+def test_choose_input_is_what_is_given_then_what_the_encoder_learnt_from(learnt, given, expected):
+    assert choose_input(learnt, PREPARED, **given) == expected
+
+
+@pytest.mark.parametrize(
+    ("learnt", "shown", "part"),
+    [
+        (SINGLE, EncoderInput(("soft", "wide"), Neighbours()), None),  # kernels are reordered
+        (SINGLE, EncoderInput(("soft", "wide"), Neighbours(1, 4.0)), None),  # no neighbour, no distance
+        (FAR, FAR, None),
+        (SINGLE, EncoderInput(("soft",), Neighbours()), "wide soft of single slices, its input is now soft"),
+        (FAR, EncoderInput(("soft",), Neighbours(3)), "4 mm apart, its input is now soft of 3 adjacent"),
+    ],
+    ids=str,
+)
+def test_warn_of_another_input_warns_once_of_a_difference(learnt, shown, part, capsys):
+    warn_of_another_input("encoder.safetensors", learnt, shown)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (part is not None)
+    assert part is None or part in lines[0]
