@@ -125,8 +125,7 @@ def _choose_input(
     given = (options.windows, options.neighbours, options.neighbour_mm)
     shown = choose_input(learnt, prepared.windows, *given)
     prepared.channels(shown.windows)  # refuses windows that are not prepared
-    if learnt is not None:
-        warn_of_another_input(options.encoder, learnt, shown)
+    warn_of_another_input(options.encoder, shown)
     return shown
 
 

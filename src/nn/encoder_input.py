@@ -6,10 +6,11 @@ windows of one slice, gives features whose cosine to its own is about 0.3 (bench
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from src.core.log import warn
 from src.data.selection import Neighbours
-from src.nn.encoder import EncoderFile
+from src.nn.encoder import EncoderFile, find_encoder_file
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,15 @@ def choose_input(
     return EncoderInput(tuple(windows), Neighbours(neighbours, neighbour_mm))
 
 
-def warn_of_another_input(encoder: object, learnt: EncoderInput, shown: EncoderInput) -> None:
-    """Warn if a stage shows an encoder another input than it learnt from.
+def warn_of_another_input(path: Path | None, shown: EncoderInput) -> None:
+    """Warn if a stage shows another input than an encoder learnt from.
 
     Args:
-        encoder: path of the encoder file, for the message.
+        path: file of first weights; None for none. Only encoder files record their input.
     """
+    about = find_encoder_file(path) if path else None
+    if about is None:
+        return
+    learnt = EncoderInput.of(about)
     if not shown.equals(learnt):
-        warn(f"{encoder} learnt from {learnt}, its input is now {shown}: its features are others")
+        warn(f"{path} learnt from {learnt}, its input is now {shown}: its features are others")

@@ -26,7 +26,7 @@ def shares_by_number(held: int, images: int, mask_channels: int = 0) -> Tensor:
         shares = torch.eye(held).repeat(images // held, 1)
     else:
         shares = torch.full((images, held), 1 / held)
-    return _with_masks(shares, mask_channels)
+    return _with_masks(shares * (held / images), mask_channels)
 
 
 def shares_by_window(
@@ -34,7 +34,9 @@ def shares_by_window(
 ) -> Tensor:
     """Return shares for channels whose windows are all in a file: every window gets its own kernel.
 
-    With another number of slices, the kernel of a window is the mean over the slices of the file.
+    Slices are matched from the middle. Slices that the file lacks get kernels of zero, which training then
+    learns to use, so that the features are those of the file's own input; kernels of slices that the new
+    input lacks are added to those of its end slices.
 
     Args:
         held: windows of a slice in the file.
@@ -43,12 +45,12 @@ def shares_by_window(
         slices: number of adjacent slices in the new input.
     """
     chosen = torch.eye(len(held))[[held.index(window) for window in windows]]  # (windows, held)
-    across = (
-        torch.eye(slices) if slices == held_slices else torch.full((slices, held_slices), 1 / held_slices)
-    )
-    return _with_masks(torch.kron(across, chosen), mask_channels)
+    offsets = torch.arange(held_slices) - held_slices // 2
+    places = (offsets + slices // 2).clamp(0, slices - 1)  # in the new input, of each slice of the file
+    across = torch.eye(slices)[:, places]  # (slices, held slices)
+    shares = torch.kron(across, chosen * (len(held) / len(windows)))
+    return _with_masks(shares, mask_channels)
 
 
 def _with_masks(shares: Tensor, mask_channels: int) -> Tensor:
-    images, held = shares.shape
-    return torch.cat([shares * (held / images), shares.new_zeros(mask_channels, held)])
+    return torch.cat([shares, shares.new_zeros(mask_channels, shares.shape[1])])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from src.core.log import warn
 from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.encoder_weights import LoadReport, find_backbone, load_tensors, plain_name, read_tensors
 from src.nn.first_kernel import shares_by_window
@@ -91,20 +90,13 @@ def first_greys(encoder: nn.Module, source: Source, windows: Sequence[str]) -> G
 
 
 def recorded_greys(path: Source, windows: Sequence[str]) -> Greys | None:
-    """Read the grey levels that an encoder file records for these windows; None for other files.
-
-    Warns if the encoder was trained on other windows.
-    """
+    """Read the grey levels that an encoder file records for these windows; None for other files."""
     about = find_encoder_file(path)
     if about is None:
         return None
     if not set(windows) - set(about.windows):
         places = [about.windows.index(name) for name in windows]
         return tuple(about.mean[place] for place in places), tuple(about.std[place] for place in places)
-    warn(
-        f"{path} was trained on the windows {' '.join(about.windows)}, its input is now "
-        f"{' '.join(windows)}: the first layer gets other grey levels"
-    )
     return (about.mean, about.std) if len(about.mean) == len(windows) else default_greys(windows)
 
 

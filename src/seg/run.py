@@ -57,10 +57,8 @@ def train_pair(options: SegOptions) -> Path:
     options = replace(options, windows=data.window_names)
     say_doubtful(data.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
-    about = find_encoder_file(options.encoder) if options.encoder and checkpoint is None else None
-    if about is not None:
-        shown = EncoderInput(options.windows, Neighbours(options.slices))
-        warn_of_another_input(options.encoder, EncoderInput.of(about), shown)
+    if checkpoint is None:
+        warn_of_another_input(options.encoder, EncoderInput(options.windows, Neighbours(options.slices)))
     with Runtime.create(options.precision) as runtime:
         method = PairTraining(options, data, runtime, with_first_weights=checkpoint is None)
         identity = {"options": plain_options(options), "series": digest_rows(data.series[COLUMNS])}

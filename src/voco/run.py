@@ -17,7 +17,9 @@ from src.core.run_folder import clear_training, digest_rows, find_checkpoint, on
 from src.core.runtime import Runtime, torch_seed
 from src.data.doubtful import say_doubtful
 from src.data.png import write_png
+from src.data.selection import Neighbours
 from src.nn.encoder import EncoderFile, built_size, require_true_bf16, save_encoder
+from src.nn.encoder_input import EncoderInput, warn_of_another_input
 from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
@@ -118,6 +120,8 @@ class Pretraining(Method):
         with torch_seed(options.seed):
             student = build_network(options)
             if with_first_weights:
+                shown = EncoderInput(options.windows, Neighbours(options.neighbours, options.neighbour_mm))
+                warn_of_another_input(options.encoder, shown)
                 first = load_start(student, options)
                 say(f"first weights: {first}")
                 self.patients_before = patients_seen_by(options.encoder or options.first_weights)

@@ -4,6 +4,7 @@ import pytest
 
 from src.data.selection import Neighbours
 from src.nn.encoder_input import EncoderInput, choose_input, warn_of_another_input
+from tests.helpers.encoder_files import write_encoder
 
 PREPARED = ("soft", "organ", "wide")
 SINGLE = EncoderInput(("wide", "soft"), Neighbours())
@@ -39,8 +40,12 @@ def test_choose_input_is_what_is_given_then_what_the_encoder_learnt_from(learnt,
     ],
     ids=str,
 )
-def test_warn_of_another_input_warns_once_of_a_difference(learnt, shown, part, capsys):
-    warn_of_another_input("encoder.safetensors", learnt, shown)
+def test_warn_of_another_input_warns_once_of_a_difference(tmp_path, learnt, shown, part, capsys):
+    count, distance_mm = learnt.neighbours.count, learnt.neighbours.distance_mm
+    about = {"windows": learnt.windows, "neighbours": count, "neighbour_mm": distance_mm}
+    write_encoder(tmp_path / "encoder.safetensors", **about)
+    warn_of_another_input(tmp_path / "encoder.safetensors", shown)
+    warn_of_another_input(None, shown)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (part is not None)
     assert part is None or part in lines[0]

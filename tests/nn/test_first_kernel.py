@@ -37,9 +37,9 @@ def test_shares_beside_masks_do_not_shrink_the_images():
 
 
 def test_shares_by_window_find_each_window():
-    mixed = mix_channels(KERNEL, shares_by_window(("soft", "organ", "wide"), 1, ("wide", "soft"), 2, 1))
-    torch.testing.assert_close(mixed[:, :4], KERNEL[:, [2, 0, 2, 0]] * 3 / 4)
-    assert not mixed[:, 4].any()
+    mixed = mix_channels(KERNEL, shares_by_window(("soft", "organ", "wide"), 1, ("wide", "soft"), 1, 1))
+    torch.testing.assert_close(mixed[:, :2], KERNEL[:, [2, 0]] * 3 / 2)
+    assert not mixed[:, 2].any()
 
 
 def test_shares_by_window_keep_the_place_of_neighbours():
@@ -48,3 +48,16 @@ def test_shares_by_window_keep_the_place_of_neighbours():
     torch.testing.assert_close(same, kernel[:, [1, 0, 3, 2, 5, 4]], rtol=0, atol=0)
     alone = mix_channels(kernel, shares_by_window(("soft", "wide"), 3, ("soft",), 1))
     torch.testing.assert_close(alone, kernel[:, ::2].mean(1, keepdim=True) * 6)
+
+
+@pytest.mark.parametrize(
+    ("held", "slices", "expected"),
+    [
+        (1, 3, [[0], [1], [0]]),
+        (3, 5, [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]),
+        (5, 3, [[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]),
+        (3, 1, [[1, 1, 1]]),
+    ],
+)
+def test_shares_by_window_match_slices_from_the_middle(held, slices, expected):
+    assert shares_by_window(("soft",), held, ("soft",), slices).tolist() == expected

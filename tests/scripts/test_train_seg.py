@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from torch.nn import functional as F
 
 import train_seg
 from src.core.errors import UserError
@@ -155,8 +156,33 @@ def test_train_pair_takes_windows_normalisation_and_patients_of_the_encoder(orga
     assert spec.means[0] == (0.3, 0.2, 0.1) and spec.stds[0] == (0.6, 0.5, 0.4)
     assert pair.a.mean.flatten()[:3].tolist() == pytest.approx([0.3, 0.2, 0.1])
     own, kernel = (first_kernel(net).detach() for net in (encoder, pair.a.net.encoder.model))
-    # three slices of three windows: the kernel is repeated over the slices and a third of its size
-    assert torch.allclose(kernel, own.flip(1).repeat(1, 3, 1, 1) / 3, atol=1e-6)
+    # three slices of three windows: the middle one gets the kernel of the encoder's single slices
+    assert torch.allclose(kernel, F.pad(own.flip(1), (0, 0, 0, 0, 3, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("learnt", "given", "expected", "warns"),
+    [
+        (("wide", "soft"), None, ("wide", "soft"), False),
+        (("wide", "soft"), ("soft",), ("soft",), True),
+        (("lung",), None, ("soft", "organ", "wide"), True),
+        (None, None, ("soft", "organ", "wide"), False),
+    ],
+    ids=str,
+)
+def test_train_pair_shows_the_windows_of_the_encoder(
+    organ_set, tmp_path, capsys, learnt, given, expected, warns
+):
+    changes = {"windows": given, "slices": 1, "steps": 1}
+    if learnt is not None:
+        changes["encoder"] = tmp_path / "encoder.safetensors"
+        count = len(learnt)
+        write_encoder(changes["encoder"], windows=learnt, mean=(0.5,) * count, std=(0.25,) * count)
+    options = make_options(organ_set, tmp_path / "run", decoders=("linknet", "unet"), **changes)
+    for _ in range(2):  # the second run has nothing left to do, and nothing to warn of
+        train_pair(options)
+    assert load_segmenter(tmp_path / "run" / "segmenter.safetensors")[1].windows == expected
+    assert capsys.readouterr().err.count("its input is now") == warns
 
 
 def test_train_pair_starts_each_sub_network_from_its_first_weights(organ_set, tmp_path, capsys):
