@@ -120,7 +120,9 @@ class Pretraining(Method):
         with torch_seed(options.seed):
             student = build_network(options)
             if with_first_weights:
-                shown = EncoderInput(options.windows, Neighbours(options.neighbours, options.neighbour_mm))
+                shown = EncoderInput(
+                    options.shown_windows, Neighbours(options.neighbours, options.neighbour_mm)
+                )
                 warn_of_another_input(options.encoder, shown)
                 first = load_start(student, options)
                 say(f"first weights: {first}")

@@ -22,7 +22,7 @@ BESIDE = {
     "voco": {"index", "order", "monitors", "micro_batch"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
-        *("augmentation", "loading"),
+        *("augmentation", "encoder_input", "loading"),
     },
     "cls": {
         *("inputs", "order", "organs", "slice_targets", "stack_mixing", "fold_models"),
