@@ -73,7 +73,7 @@ def list_inputs(learnt: EncoderInput, prepared: tuple[str, ...]) -> dict[str, En
 @torch.inference_mode()
 def features(options: InputOptions, prepared: PreparedDataset, shown: EncoderInput) -> torch.Tensor:
     """Pooled features (slices of all series, width) of an input."""
-    encoder = create_encoder(read_encoder_file(options.encoder).name, shown.channels)
+    encoder = create_encoder(read_encoder_file(options.encoder).name, shown.channels, prepared.size)
     count = shown.neighbours.count
     first = load_first_weights(encoder, options.encoder, shown.windows, count)
     encoder.eval()

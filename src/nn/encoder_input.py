@@ -1,14 +1,14 @@
 """The input that an encoder learnt from: the default of later stages, and a check of what they show it.
 
-Features of another input are others: one window with two neighbours, shown to an encoder that learnt three
-windows of one slice, gives features whose cosine to its own is about 0.3 (benchmarks/encoder_inputs.py).
+Features of another input are others: with one of the three windows that an encoder learnt from, their cosine
+to its own is 0.5 to 0.6 (benchmarks/encoder_inputs.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.core.log import warn
+from src.core.log import say, warn
 from src.data.selection import Neighbours
 from src.nn.encoder import EncoderFile, find_encoder_file
 
@@ -39,9 +39,13 @@ class EncoderInput:
 
     def equals(self, other: "EncoderInput") -> bool:
         """Return whether two inputs are alike, in any order of the windows: kernels are found by window."""
-        mine, others = (each.neighbours for each in (self, other))
-        is_same = mine == others or mine.count == others.count == 1
-        return is_same and sorted(self.windows) == sorted(other.windows)
+        return self.is_part_of(other) and other.is_part_of(self)
+
+    def is_part_of(self, other: "EncoderInput") -> bool:
+        """Return whether another input has these windows, and these slices in its middle."""
+        mine, others = self.neighbours, other.neighbours
+        is_near = mine.count == 1 or mine.distance_mm == others.distance_mm
+        return is_near and mine.count <= others.count and sorted(self.windows) == sorted(other.windows)
 
 
 def choose_input(
@@ -72,7 +76,7 @@ def choose_input(
 
 
 def warn_of_another_input(path: Path | None, shown: EncoderInput) -> None:
-    """Warn if a stage shows another input than an encoder learnt from.
+    """Warn if a stage shows another input than an encoder learnt from; report further neighbours.
 
     Args:
         path: file of first weights; None for none. Only encoder files record their input.
@@ -81,5 +85,8 @@ def warn_of_another_input(path: Path | None, shown: EncoderInput) -> None:
     if about is None:
         return
     learnt = EncoderInput.of(about)
-    if not shown.equals(learnt):
-        warn(f"{path} learnt from {learnt}, its input is now {shown}: its features are others")
+    difference = f"{path} learnt from {learnt}, its input is now {shown}"
+    if not learnt.is_part_of(shown):
+        warn(f"{difference}: its features are others")
+    elif not shown.equals(learnt):
+        say(f"{difference}: kernels of the other slices begin at zero")

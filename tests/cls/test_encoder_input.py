@@ -44,7 +44,7 @@ def test_neighbours_go_from_pretraining_through_the_classifier_to_raw_images(tin
 
 
 @pytest.mark.parametrize(
-    ("changes", "windows", "warning"),
+    ("changes", "windows", "line"),
     [
         ({}, ("wide", "soft"), None),
         ({"windows": "soft wide"}, ("soft", "wide"), None),
@@ -53,14 +53,16 @@ def test_neighbours_go_from_pretraining_through_the_classifier_to_raw_images(tin
     ],
     ids=str,
 )
-def test_train_cls_takes_the_input_of_the_encoder(run_arguments, tmp_path, capsys, changes, windows, warning):
+def test_train_cls_takes_the_input_of_the_encoder(run_arguments, tmp_path, capsys, changes, windows, line):
     path = tmp_path / "encoder.safetensors"
     write_encoder(path, windows=("wide", "soft"), mean=(0.4, 0.5), std=(0.2, 0.3))
     train_cls.main(run_arguments(fold="0", epochs=1, encoder=path, **changes))
     _, spec = load_classifier(tmp_path / "run/fold0/model.safetensors")
     assert spec.view.windows == windows
-    lines = [line for line in capsys.readouterr().err.splitlines() if "its input is now" in line]
-    assert len(lines) == (warning is not None) and all(warning in line for line in lines)
+    printed = capsys.readouterr()
+    lines = [each for each in (printed.out + printed.err).splitlines() if "its input is now" in each]
+    assert len(lines) == (line is not None) and all(line in each for each in lines)
+    assert ("its input is now" in printed.err) == (changes == {"windows": "soft"})
 
 
 def test_train_cls_takes_all_windows_without_one_of_the_encoder(run_arguments, tmp_path, capsys):

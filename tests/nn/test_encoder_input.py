@@ -30,22 +30,28 @@ def test_choose_input_is_what_is_given_then_what_the_encoder_learnt_from(learnt,
 
 
 @pytest.mark.parametrize(
-    ("learnt", "shown", "part"),
+    ("learnt", "shown", "warning"),
     [
         (SINGLE, EncoderInput(("soft", "wide"), Neighbours()), None),  # kernels are reordered
         (SINGLE, EncoderInput(("soft", "wide"), Neighbours(1, 4.0)), None),  # no neighbour, no distance
         (FAR, FAR, None),
+        (SINGLE, EncoderInput(("soft", "wide"), Neighbours(3)), None),  # the slice is among them
+        (FAR, EncoderInput(("soft",), Neighbours(5, 4.0)), None),
+        (FAR, EncoderInput(("soft",), Neighbours()), "4 mm apart, its input is now soft of single slices"),
         (SINGLE, EncoderInput(("soft",), Neighbours()), "wide soft of single slices, its input is now soft"),
         (FAR, EncoderInput(("soft",), Neighbours(3)), "4 mm apart, its input is now soft of 3 adjacent"),
     ],
     ids=str,
 )
-def test_warn_of_another_input_warns_once_of_a_difference(tmp_path, learnt, shown, part, capsys):
+def test_warn_of_another_input_warns_once_of_a_difference(tmp_path, learnt, shown, warning, capsys):
     count, distance_mm = learnt.neighbours.count, learnt.neighbours.distance_mm
     about = {"windows": learnt.windows, "neighbours": count, "neighbour_mm": distance_mm}
     write_encoder(tmp_path / "encoder.safetensors", **about)
     warn_of_another_input(tmp_path / "encoder.safetensors", shown)
     warn_of_another_input(None, shown)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == (part is not None)
-    assert part is None or part in lines[0]
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert len(lines) == (warning is not None)
+    assert warning is None or warning in lines[0]
+    is_more = warning is None and shown.neighbours.count > learnt.neighbours.count
+    assert printed.out.count("kernels of the other slices begin at zero") == is_more
