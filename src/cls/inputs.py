@@ -16,7 +16,7 @@ from src.data.folds import read_folds
 from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset
 from src.nn.encoder import EncoderFile, read_encoder_file
-from src.nn.encoder_input import EncoderInput, choose_input, warn_of_another_input
+from src.nn.encoder_input import EncoderInput, choose_input, find_input, warn_of_another_input
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrainingInputs:
         """
         prepared, series, labels, folds = read_tables(options.data, options.labels, options.folds)
         encoder = read_encoder_file(options.encoder) if options.encoder else None
-        shown = _choose_input(options, encoder, prepared)
+        shown = _choose_input(options, prepared)
         digest = hashlib.sha256(repr((prepared.windows, prepared.size)).encode())
         for table in (series[["patient_id", "series_id", "slices", "fold"]], labels):
             digest.update(table.to_csv(index=False).encode())
@@ -117,15 +117,13 @@ def read_tables(
     return prepared, series, label_table, fold_of
 
 
-def _choose_input(
-    options: ClassifierOptions, encoder: EncoderFile | None, prepared: PreparedDataset
-) -> EncoderInput:
+def _choose_input(options: ClassifierOptions, prepared: PreparedDataset) -> EncoderInput:
     """Choose windows and neighbours; warn if the encoder learnt from others."""
-    learnt = None if encoder is None else EncoderInput.of(encoder)
+    source = options.encoder or options.first_weights
     given = (options.windows, options.neighbours, options.neighbour_mm)
-    shown = choose_input(learnt, prepared.windows, *given)
+    shown = choose_input(find_input(source), prepared.windows, *given)
     prepared.channels(shown.windows)  # refuses windows that are not prepared
-    warn_of_another_input(options.encoder, shown)
+    warn_of_another_input(source, shown)
     return shown
 
 

@@ -75,17 +75,22 @@ def choose_input(
     return EncoderInput(tuple(windows), Neighbours(neighbours, neighbour_mm))
 
 
-def warn_of_another_input(path: Path | None, shown: EncoderInput) -> None:
+def find_input(source: str | Path) -> EncoderInput | None:
+    """Return the input that first weights were trained on; None if no encoder file records it."""
+    about = find_encoder_file(source)
+    return None if about is None else EncoderInput.of(about)
+
+
+def warn_of_another_input(source: str | Path, shown: EncoderInput) -> None:
     """Warn if a stage shows another input than an encoder learnt from; report further neighbours.
 
     Args:
-        path: file of first weights; None for none. Only encoder files record their input.
+        source: first weights, as in `load_first_weights`.
     """
-    about = find_encoder_file(path) if path else None
-    if about is None:
+    learnt = find_input(source)
+    if learnt is None:
         return
-    learnt = EncoderInput.of(about)
-    difference = f"{path} learnt from {learnt}, its input is now {shown}"
+    difference = f"{source} learnt from {learnt}, its input is now {shown}"
     if not learnt.is_part_of(shown):
         warn(f"{difference}: its features are others")
     elif not shown.equals(learnt):

@@ -58,7 +58,7 @@ def train_pair(options: SegOptions) -> Path:
     say_doubtful(data.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
     if checkpoint is None:
-        warn_of_another_input(options.encoder, EncoderInput(options.windows, Neighbours(options.slices)))
+        warn_of_another_input(options.sources[0], EncoderInput(options.windows, Neighbours(options.slices)))
     with Runtime.create(options.precision) as runtime:
         method = PairTraining(options, data, runtime, with_first_weights=checkpoint is None)
         identity = {"options": plain_options(options), "series": digest_rows(data.series[COLUMNS])}

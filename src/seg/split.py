@@ -12,8 +12,7 @@ from src.core.runtime import sample_rng
 from src.data.doubtful import is_doubtful, is_trained_on
 from src.data.labels import read_table
 from src.data.prepared import PreparedDataset
-from src.nn.encoder import find_encoder_file
-from src.nn.encoder_input import EncoderInput, choose_input
+from src.nn.encoder_input import choose_input, find_input
 from src.seg.options import SegOptions
 
 PARTS = ("labelled", "unlabelled", "left out")
@@ -84,10 +83,8 @@ def open_data(options: SegOptions) -> SegData:
 
 def _choose_windows(options: SegOptions, sets: Sequence[PreparedDataset]) -> tuple[str, ...]:
     """Return `--windows`; default: those that `--encoder` learnt from, else all that every set has."""
-    about = find_encoder_file(options.encoder) if options.encoder else None
     shared = [name for name in sets[0].windows if all(name in other.windows for other in sets)]
-    learnt = None if about is None else EncoderInput.of(about)
-    names = choose_input(learnt, shared, options.windows).windows
+    names = choose_input(find_input(options.sources[0]), shared, options.windows).windows
     if not names:
         raise UserError("the sets of --data have no window in common: prepare them with the same --windows")
     return names

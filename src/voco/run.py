@@ -123,7 +123,7 @@ class Pretraining(Method):
                 shown = EncoderInput(
                     options.shown_windows, Neighbours(options.neighbours, options.neighbour_mm)
                 )
-                warn_of_another_input(options.encoder, shown)
+                warn_of_another_input(options.encoder or options.first_weights, shown)
                 first = load_start(student, options)
                 say(f"first weights: {first}")
                 self.patients_before = patients_seen_by(options.encoder or options.first_weights)

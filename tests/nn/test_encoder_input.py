@@ -48,7 +48,7 @@ def test_warn_of_another_input_warns_once_of_a_difference(tmp_path, learnt, show
     about = {"windows": learnt.windows, "neighbours": count, "neighbour_mm": distance_mm}
     write_encoder(tmp_path / "encoder.safetensors", **about)
     warn_of_another_input(tmp_path / "encoder.safetensors", shown)
-    warn_of_another_input(None, shown)
+    warn_of_another_input("imagenet", shown)
     printed = capsys.readouterr()
     lines = printed.err.splitlines()
     assert len(lines) == (warning is not None)
