@@ -5,17 +5,23 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo study test test-all fuzz offline test-gpu test-lowest lint clean
+.PHONY: demo demo-folds-0-2-4 demo-folds-1-3 study test test-all fuzz offline test-gpu test-lowest lint clean
 
+# The injuries are plainer than real ones, so that a classifier learns to find them within minutes.
 demo: $(READY)
-	python -m src.phantom --output data/phantom --patients 40 --test-patients 10 --seed 0
-	python prepare_data.py --input data/phantom --output data/prepared --size 112
+	python -m src.phantom --output data/phantom --patients 100 --test-patients 10 --matrix 128 --injuries plain --seed 0
+	python prepare_data.py --input data/phantom --output data/prepared --size 72
 	python -m src.data.folds --labels data/phantom/train.csv --series data/phantom/train_series_meta.csv --output data/phantom/folds.csv
 	python train_voco.py --config configs/voco/demo.yaml --data data/prepared --output runs/voco/demo
-	python train_cls.py --config configs/cls/demo.yaml --data data/prepared --labels data/phantom/train.csv --folds data/phantom/folds.csv --encoder runs/voco/demo/encoder.safetensors --output runs/cls/demo
+	$(MAKE) --no-print-directory -j 2 demo-folds-0-2-4 demo-folds-1-3
 	python score.py --oof runs/cls/demo/oof.csv --labels data/phantom/train.csv --folds data/phantom/folds.csv
 	python infer.py --input data/phantom --models runs/cls/demo --sample data/phantom/sample_submission.csv --output submission.csv
 	python score.py --submission submission.csv --labels data/phantom/test_labels.csv --prior-labels data/phantom/train.csv
+
+# Two commands at a time train different folds of one run, here on one core each; with GPUs, one command for each.
+demo-folds-0-2-4 demo-folds-1-3: export OMP_NUM_THREADS := 1
+demo-folds-0-2-4 demo-folds-1-3: demo-folds-%:
+	python train_cls.py --config configs/cls/demo.yaml --data data/prepared --labels data/phantom/train.csv --folds data/phantom/folds.csv --image-labels data/phantom/image_level_labels.csv --encoder runs/voco/demo/encoder.safetensors --output runs/cls/demo --fold $(subst -, ,$*)
 
 # What pre-training, unlabelled scans and each feature of the classifier are worth. Hours on two cores; it continues where it stopped.
 study: $(READY)

@@ -160,7 +160,7 @@ def test_show_lists_missing_pieces(study, capsys):
         ("--shares 0.3", "--shares takes 1, 0.5, 0.1"),
         ("--seeds 0 0", "--seeds needs at least one value, and none twice"),
         ("--unlabelled 99", "--unlabelled 99: .* has 10 patients"),
-        ("--presets configs/voco/demo.yaml", "trains resnet10t"),
+        ("--presets configs/voco/demo.yaml", "trains tf_efficientnet_lite0"),
         ("--stage classify --seeds 1", "no encoder .*v2-8-s1/encoder.safetensors: run --stage pretrain"),
         ("--stage table --seeds 1", "no classifier of .* is finished"),
         ("--stage pretrain --work elsewhere", "no prepared set .*unlabelled: run --stage data first"),

@@ -72,17 +72,18 @@ FROM_IMAGENET = {
     *("voco/v1", "voco/v2", "voco/plus", "cls/cnn_lstm", "cls/organ_aware", "seg/dual", "seg/supervised"),
 }
 """Presets for real data; the others are of 3D backbones, or for minutes on a CPU."""
+FROM_PACKAGE = {"voco/demo", "cls/demo"}  # make demo needs no network
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_preset_for_real_data_starts_from_imagenet(path):
+def test_a_preset_starts_from_imagenet_where_it_can(path):
     stage = path.parent.name
     argv = ["--config", str(path), *REQUIRED[stage].split()]
     options = parse_options(STAGES[stage], argv, prog="script.py", description="")
     backbones = options.backbones if stage == "seg" else (options.backbone,)
     sources = options.sources if stage == "seg" else (options.first_weights,)
     name = f"{stage}/{path.stem}"
-    expected = "imagenet" if name in FROM_IMAGENET else "none"
+    expected = "imagenet" if name in FROM_IMAGENET else "package" if name in FROM_PACKAGE else "none"
     assert set(sources) == {expected}
     if expected == "imagenet":
         abouts = [timm.get_pretrained_cfg(backbone) for backbone in backbones]

@@ -57,7 +57,7 @@ def test_train_voco_trains_on_prepared_volumes(tmp_path):
     assert set(np.unique(masks)) == {0, 1}
     train_voco.main(
         f"--config {CONFIGS}/voco/demo.yaml --data {prepared} --output {run} --windows soft --workers 0 "
-        "--backbone test_efficientnet --canvas 48 --depth 8 --slices 4 "
+        "--backbone test_efficientnet --first-weights none --canvas 48 --depth 8 --slices 4 "
         "--steps 4 --log-every 2 --save-every 4".split()
     )
     assert (run / "encoder.safetensors").stat().st_size > 0
