@@ -24,7 +24,7 @@ import pandas as pd
 from harness import run_main
 from joblib import Parallel, delayed
 from study import Piece, StudyOptions, make_all, run_stages
-from study_sets import Start, make_data, pretraining
+from study_sets import SIZE, Start, make_data, pretraining
 from study_table import difference_rows, mean_rows
 
 from src.core.errors import UserError
@@ -110,7 +110,7 @@ class Measurement:
 
 def main(options: RepresentationOptions) -> dict[str, Any] | None:
     stages = {
-        "data": lambda: make_data(options.work),
+        "data": lambda: make_data(options.work, SIZE),
         "pretrain": lambda: pretrain(options),
         "evaluate": lambda: evaluate(options, plan_measurements(options)),
         "table": lambda: show(options, plan_measurements(options)),

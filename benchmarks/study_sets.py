@@ -30,35 +30,38 @@ PREPARED = {
 }
 """Prepared sets: the phantom of each, and further options of prepare_data.py."""
 SIZE = 144
-"""Side of the prepared images in pixels."""
-CLASSIFIER = "configs/cls/study.yaml"
+"""Default side of the prepared images in pixels."""
 MAX_REPEATS = 2
 """More overfit: with five times the epochs a tenth of the labels scored far worse than the prior."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a classifier starts from: random weights, or the encoder of a preset and a number of patients."""
+    """What a classifier starts from: first weights, or the encoder of a preset and a number of patients."""
 
-    preset: str = "scratch"
+    preset: str = ""
     """name in configs/voco, or path"""
     unlabelled: int = 0
+    first_weights: str = "none"
+    """of the encoder, or without one of the classifier"""
 
     @property
     def name(self) -> str:
-        method = Path(self.preset).stem
-        return f"{method}-{self.unlabelled}" if self.unlabelled else method
+        if not self.unlabelled:
+            return "scratch" if self.first_weights == "none" else self.first_weights
+        first = () if self.first_weights == "none" else (self.first_weights,)
+        return "-".join((Path(self.preset).stem, *first, str(self.unlabelled)))
 
 
 SCRATCH = Start()
 
 
-def make_data(work: Path) -> None:
-    """Make and prepare the phantoms; what is there is kept."""
+def make_data(work: Path, size: int) -> None:
+    """Make and prepare the phantoms at `size` pixels; what is there is kept."""
     for name, options in PHANTOMS.items():
         make_phantom(work / name, options)
     for name, (raw, *arguments) in PREPARED.items():
-        prepare(work / raw, work / "prepared" / name, SIZE, *arguments)
+        prepare(work / raw, work / "prepared" / name, size, *arguments)
 
 
 def open_prepared(work: Path, name: str) -> PreparedDataset:
@@ -107,38 +110,45 @@ def draw_name(share: float, seed: int) -> str:
     return "100" if share == 1 else f"{100 * share:g}-s{seed}"
 
 
-def pretraining(work: Path, start: Start, seed: int, precision: str) -> Piece:
-    """The pre-training of an encoder."""
+def pretraining(work: Path, start: Start, seed: int, precision: str, *changes: str) -> Piece:
+    """The pre-training of an encoder, with `changes` of the preset."""
     data = take_first_patients(work, start.unlabelled)
     output = work / "voco" / f"{start.name}-s{seed}"
     given = ("--data", data, "--output", output, "--seed", str(seed), "--precision", precision)
-    return Piece(read_preset(VocoOptions, voco_preset(start.preset), *given), (data / "series.csv",))
+    first = ("--first-weights", start.first_weights)
+    options = read_preset(VocoOptions, voco_preset(start.preset), *given, *first, *changes)
+    return Piece(options, (data / "series.csv",))
 
 
 def voco_preset(preset: str) -> str:
     return preset if preset.endswith(".yaml") else f"voco/{preset}"
 
 
-def classification(work: Path, start: Start, share: float, seed: int, precision: str) -> Piece:
+def classification(
+    work: Path, start: Start, share: float, seed: int, precision: str, preset: str, *changes: str
+) -> Piece:
     """Training from `start` on a share of the labels, and the prediction of the test patients.
 
-    Fewer labels get more epochs, up to `MAX_REPEATS` times as many, and a warm-up as much longer.
+    It has the options of `preset` with `changes`. Fewer labels get more epochs, up to `MAX_REPEATS` times as
+    many, and a warm-up as much longer.
     """
     data = draw_labelled(work, share, seed)
     inputs = [data / name for name in ("series.csv", "labels.csv", "folds.csv")]
     output = work / "cls" / f"{start.name}-l{100 * share:g}-s{seed}"
     tables = ("--data", data, "--labels", inputs[1], "--folds", inputs[2], "--output", output)
-    given = read_preset(ClassifierOptions, CLASSIFIER, *tables)
+    given = read_preset(ClassifierOptions, preset, *tables, *changes)
     repeats = min(round(1 / share), MAX_REPEATS)
     arguments = [
         *("--epochs", str(given.epochs * repeats), "--warmup-epochs", str(given.warmup_epochs * repeats)),
         *("--seed", str(seed), "--fold", "0", "--precision", precision),
     ]
-    if start != SCRATCH:
+    if start.unlabelled:
         encoder = work / "voco" / f"{start.name}-s{seed}" / "encoder.safetensors"
         inputs.append(encoder)
         arguments += ["--encoder", str(encoder)]
-    return Piece(read_preset(ClassifierOptions, CLASSIFIER, *tables, *arguments), tuple(inputs))
+    else:
+        arguments += ["--first-weights", start.first_weights]
+    return Piece(read_preset(ClassifierOptions, preset, *tables, *changes, *arguments), tuple(inputs))
 
 
 def link_patients(

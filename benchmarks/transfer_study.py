@@ -6,11 +6,11 @@
 Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
 
     data       phantoms: 200 labelled patients, 300 test patients, 400 without labels, 40 with segmentations
-               for probes, prepared at 144 px in three windows
-    pretrain   train_voco.py, for each seed: every preset on the most unlabelled patients, the last preset
-               on fewer as well
-    classify   train_cls.py, for each seed and share of labels, from scratch and from each encoder; the last
-               epoch's weight average predicts the test patients
+               for probes, prepared in three windows
+    pretrain   train_voco.py, for each seed and each of --first-weights: every preset on the most unlabelled
+               patients, the last preset on fewer as well
+    classify   train_cls.py, for each seed and share of labels, from each of --first-weights and from each
+               encoder; the last epoch's weight average predicts the test patients
     table      score, mAP, precision and recall of each, mean and spread over seeds, and differences by seed
 
 Labelled, unlabelled and test patients differ. A share of the labels is a stratified draw that follows from
@@ -19,14 +19,14 @@ seed. A piece's seconds are those of its process; --jobs 2 halves the cores of e
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Literal
 
 import pandas as pd
-import study_sets
 from harness import read_preset, run_main
 from study import Piece, StudyOptions, make_all, run_stages, split_finished
-from study_sets import SCRATCH, Start, classification, make_data, pretraining, voco_preset
+from study_sets import SIZE, Start, classification, make_data, pretraining, voco_preset
 from study_table import difference_rows, mean_rows
 
 from src.cls.options import ClassifierOptions
@@ -49,7 +49,7 @@ FIGURES = {
 }
 """Means over 13 classes, or over the 8 injuries."""
 COSTS = ("patients", "encoder_steps", "encoder_seconds", "classifier_steps", "classifier_seconds")
-PRIOR = Start("prior")
+PRIOR = "prior"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +64,44 @@ class TransferOptions(StudyOptions):
     """shares of the labelled training patients, each one over a whole number"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """one run of everything each"""
+    first_weights: tuple[Literal["none", "package", "imagenet"], ...] = ("none",)
+    """of the encoders, and of classifiers without one"""
+    backbone: str | None = None
+    """of all networks, in place of the presets' own"""
+    classifier: str = "configs/cls/study.yaml"
+    """preset of the classifiers"""
+    size: int = SIZE
+    """side of the prepared images in pixels"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("presets", "unlabelled", "shares", "seeds"):
+        for name in ("presets", "unlabelled", "shares", "seeds", "first_weights"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} needs at least one value, and none twice")
         if any(not 0 < share <= 1 or abs(1 / share - round(1 / share)) > 1e-6 for share in self.shares):
             raise ValueError("--shares takes 1, 0.5, 0.1 and the like: one over a whole number")
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Options of all trainings that replace those of the presets."""
+        return ("--backbone", self.backbone) if self.backbone else ()
+
+    def plain(self) -> list[Start]:
+        """Starts without an encoder."""
+        return [Start(first_weights=first) for first in self.first_weights]
+
     def encoders(self) -> list[Start]:
         last, most = self.presets[-1], max(self.unlabelled)
-        others = [Start(preset, most) for preset in self.presets[:-1]]
-        return others + [Start(last, patients) for patients in sorted(self.unlabelled)]
+        trained_on = [(preset, most) for preset in self.presets[:-1]]
+        trained_on += [(last, patients) for patients in sorted(self.unlabelled)]
+        return [Start(*each, first) for each in trained_on for first in self.first_weights]
 
 
 def main(options: TransferOptions) -> dict[str, Any] | None:
     check_backbones(options)
     stages = {
-        "data": lambda: make_data(options.work),
+        "data": lambda: make_data(options.work, options.size),
         "pretrain": lambda: make_all("pretrain", plan_pretraining(options), options.jobs),
         "classify": lambda: make_all("classify", plan_classification(options), options.jobs),
         "table": lambda: show(options),
@@ -94,17 +112,17 @@ def main(options: TransferOptions) -> dict[str, Any] | None:
 def check_backbones(options: TransferOptions) -> None:
     """Make sure that from scratch and from an encoder the same network is trained."""
     unused = [word for name in ("--data", "--labels", "--folds") for word in (name, "unused")]
-    backbone = read_preset(ClassifierOptions, study_sets.CLASSIFIER, *unused).backbone
+    backbone = read_preset(ClassifierOptions, options.classifier, *unused, *options.changes).backbone
     for preset in options.presets:
-        other = read_preset(VocoOptions, voco_preset(preset), *unused[:2]).backbone
+        other = read_preset(VocoOptions, voco_preset(preset), *unused[:2], *options.changes).backbone
         if other != backbone:
-            raise UserError(f"preset {preset} trains {other}, {study_sets.CLASSIFIER} {backbone}")
+            raise UserError(f"preset {preset} trains {other}, {options.classifier} {backbone}")
 
 
 def plan_pretraining(options: TransferOptions) -> dict[tuple[Start, int], Piece]:
     """Every pre-training, seed by seed, so that an unfinished study compares like with like."""
     return {
-        (start, seed): pretraining(options.work, start, seed, options.precision)
+        (start, seed): pretraining(options.work, start, seed, options.precision, *options.changes)
         for seed in options.seeds
         for start in options.encoders()
     }
@@ -112,11 +130,12 @@ def plan_pretraining(options: TransferOptions) -> dict[tuple[Start, int], Piece]
 
 def plan_classification(options: TransferOptions) -> dict[tuple[Start, float, int], Piece]:
     """Every training of a classifier, seed by seed."""
+    more = (options.precision, options.classifier, *options.changes)
     return {
-        (start, share, seed): classification(options.work, start, share, seed, options.precision)
+        (start, share, seed): classification(options.work, start, share, seed, *more)
         for seed in options.seeds
         for share in options.shares
-        for start in (SCRATCH, *options.encoders())
+        for start in (*options.plain(), *options.encoders())
     }
 
 
@@ -137,9 +156,8 @@ def show(options: TransferOptions) -> dict[str, Any]:
     rows = list(found.values())
     runs = pd.DataFrame(rows, columns=["start", "labels", "seed", *FIGURES, *COSTS])
     say(f"\n{format_table(mean_rows(runs, ('start', 'labels'), FIGURES, COSTS))}")
-    gaps = difference_rows(
-        runs, comparisons(options.encoders()), FIGURES, what="start", within="labels", ahead={"score": -1}
-    )
+    pairs = comparisons(options.plain(), options.encoders())
+    gaps = difference_rows(runs, pairs, FIGURES, what="start", within="labels", ahead={"score": -1})
     say(f"\nDifferences, paired by seed\n\n{format_table(gaps)}")
     if missing:
         say(f"\nnot finished yet: {', '.join(missing)}")
@@ -161,7 +179,7 @@ def measure(start: Start, piece: Piece, encoder: Piece | None) -> dict[str, dict
     prior = constant(weight_aware_prior(training), truth.patient_id)
     return {
         start.name: compute_figures(truth, predicted) | costs,
-        PRIOR.name: compute_figures(truth, prior) | {"patients": len(training)},
+        PRIOR: compute_figures(truth, prior) | {"patients": len(training)},
     }
 
 
@@ -171,15 +189,19 @@ def compute_figures(truth: pd.DataFrame, predicted: pd.DataFrame) -> dict[str, f
     return {"score": score(truth, predicted).score, **class_means(classes), "injury_map": injury_map}
 
 
-def comparisons(encoders: Sequence[Start]) -> list[tuple[str, str]]:
-    """Scratch with the prior; every encoder with scratch, with the first encoder, and with the one of its
-    preset that saw the fewest patients."""
-    pairs = [(SCRATCH, PRIOR), *((start, SCRATCH) for start in encoders)]
-    pairs += [(start, encoders[0]) for start in encoders]
+def comparisons(plain: Sequence[Start], encoders: Sequence[Start]) -> list[tuple[str, str]]:
+    """Pairs of starts to compare.
+
+    Each start without an encoder with the prior, and with the first of them; every encoder with those, with
+    the first encoder, and with the one of its preset and first weights that saw the fewest patients.
+    """
+    pairs = [(start, plain[0]) for start in plain[1:]]
+    pairs += [(start, other) for start in encoders for other in (*plain, encoders[0])]
     for start in encoders:
-        of_preset = [other for other in encoders if other.preset == start.preset]
-        pairs.append((start, min(of_preset, key=lambda other: other.unlabelled)))
-    return [(first.name, other.name) for first, other in dict.fromkeys(pairs) if first != other]
+        alike = [replace(other, unlabelled=0) == replace(start, unlabelled=0) for other in encoders]
+        pairs.append((start, min(compress(encoders, alike), key=lambda other: other.unlabelled)))
+    names = [(first.name, other.name) for first, other in dict.fromkeys(pairs) if first != other]
+    return [*((start.name, PRIOR) for start in plain), *names]
 
 
 if __name__ == "__main__":

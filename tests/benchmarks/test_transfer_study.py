@@ -15,7 +15,7 @@ import study_sets
 import transfer_study
 from harness import run_benchmark
 from study_sets import SCRATCH, Start, draw_labelled, take_first_patients
-from transfer_study import PRIOR, comparisons
+from transfer_study import PRIOR, STAGES, comparisons
 
 from src.core.errors import UserError
 from src.core.run_folder import only_writer
@@ -53,10 +53,10 @@ def study(tmp_path_factory) -> Iterator[SimpleNamespace]:
     arguments = [
         *("--work", f"{folder}/work", "--presets", f"{folder}/v2.yaml", f"{folder}/plus.yaml"),
         *("--unlabelled", "4", "8", "--shares", "0.5", "--seeds", "0", "--json", f"{folder}/study.json"),
+        *("--size", "48", "--classifier", f"{folder}/cls.yaml"),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("PHANTOMS", PHANTOMS), ("SIZE", 48), ("CLASSIFIER", f"{folder}/cls.yaml")):
-            patch.setattr(study_sets, name, value)
+        patch.setattr(study_sets, "PHANTOMS", PHANTOMS)
         main(arguments)
         yield SimpleNamespace(folder=folder, work=folder / "work", arguments=arguments)
 
@@ -175,27 +175,39 @@ def test_main_mistakes_are_one_line(study, tmp_path, monkeypatch, changes, messa
     assert "\n" not in str(caught.value)
 
 
-def test_prepare_refuses_a_set_of_another_size(study, monkeypatch):
-    monkeypatch.setattr(study_sets, "SIZE", 64)
+def test_prepare_refuses_a_set_of_another_size(study):
     with pytest.raises(UserError, match="was prepared at 48 px, not 64"):
-        main([*study.arguments, "--stage", "data"])
+        main([*study.arguments, "--stage", "data", "--size", "64"])
 
 
-def test_piece_refuses_other_options(study, monkeypatch):
+def test_main_starts_from_first_weights(study, tmp_path, capsys):
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in ("raw", "prepared"):
+        (work / name).symlink_to(study.work / name)
+    more = "--backbone tf_efficientnet_lite0 --first-weights none package --unlabelled 4"
+    preset = f"{study.folder}/plus.yaml"
+    main([*study.arguments, "--work", str(work), "--presets", preset, *more.split(), "--stage", *STAGES[1:]])
+    starts = [run["start"] for run in figures(study)["runs"]]
+    assert starts == ["scratch", "prior", "package", "plus-4", "plus-package-4"]
+    log = (work / "voco" / "plus-package-4-s0" / "log.txt").read_text()
+    assert "first weights: ImageNet weights of tf_efficientnet_lite0 (package)" in log
+
+
+def test_piece_refuses_other_options(study):
     other = study.folder / "other.yaml"
     other.write_text(CLASSIFIER.replace("hidden: 8", "hidden: 4"))
-    monkeypatch.setattr(study_sets, "CLASSIFIER", str(other))
     for stage in ("classify", "table"):
         with pytest.raises(UserError, match="was made with other values of hidden: delete"):
-            main([*study.arguments, "--stage", stage])
+            main([*study.arguments, "--stage", stage, "--classifier", str(other)])
 
 
-def test_piece_failure_names_the_piece_and_its_log(study, monkeypatch):
+def test_piece_failure_names_the_piece_and_its_log(study):
     bad = study.folder / "bad.yaml"
     bad.write_text(CLASSIFIER.replace("crop: 32", "crop: 64"))
-    monkeypatch.setattr(study_sets, "CLASSIFIER", str(bad))
+    more = f"--shares 1 --stage classify --classifier {bad}"
     with pytest.raises(UserError, match=r"scratch-l100-s0: --crop 64 is larger .*log\.txt"):
-        main([*study.arguments, "--shares", "1", "--stage", "classify"])
+        main([*study.arguments, *more.split()])
 
 
 def test_link_patients_shares_images_and_can_be_moved(study, tmp_path):
@@ -223,7 +235,7 @@ def test_draws_follow_the_seed_and_subsets_are_nested(study):
 
 def test_comparisons_of_encoders():
     v2, small, large = Start("v2", 8), Start("plus", 4), Start("plus", 8)
-    pairs = comparisons([v2, small, large])
+    pairs = comparisons([SCRATCH], [v2, small, large])
     assert {other for start, other in pairs if start == large.name} == {SCRATCH.name, v2.name, small.name}
     assert {other for start, other in pairs if start == v2.name} == {SCRATCH.name}
-    assert {other for start, other in pairs if start == SCRATCH.name} == {PRIOR.name}
+    assert {other for start, other in pairs if start == SCRATCH.name} == {PRIOR}
