@@ -17,6 +17,7 @@ from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset
 from src.nn.encoder import EncoderFile, read_encoder_file
 from src.nn.encoder_input import EncoderInput, choose_input, find_input, warn_of_another_input
+from src.nn.weights_file import require_weights
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class TrainingInputs:
         if not is_used.all():
             digest.update(series.loc[~is_used, ["patient_id", "series_id"]].to_csv(index=False).encode())
         first = options.encoder or options.first_weights
-        digest.update(first.read_bytes() if isinstance(first, Path) else b"")
+        if isinstance(first, Path):
+            require_weights(first, "imagenet, package, none, or a file of weights")
+            digest.update(first.read_bytes())
         organs = _read_organs(prepared, options)
         digest.update(organs.digest.encode() if organs else b"")
         marked = read_marked_slices(options.image_labels, prepared) if options.image_labels else {}

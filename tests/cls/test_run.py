@@ -135,6 +135,11 @@ def test_train_folds_takes_a_file_of_weights_which_is_an_input(run_arguments, tm
         train_cls.main(run_arguments(fold="1", epochs=1, windows="soft organ wide", **given))
 
 
+def test_train_folds_refuses_first_weights_that_are_no_file(run_arguments):
+    with pytest.raises(UserError, match="there is no file imagnet: expected imagenet, package, none"):
+        train_cls.main(run_arguments(first_weights="imagnet"))
+
+
 def test_train_folds_loads_no_first_weights_to_continue(run_arguments, tmp_path, capsys):
     given = {"fold": "0", "backbone": "tf_efficientnet_lite0", "first_weights": "package"}
     arguments = run_arguments(**given, epochs=2)

@@ -14,6 +14,8 @@ from src.nn.encoder import (
     read_encoder_file,
     require_true_bf16,
 )
+from src.nn.first_weights import load_first_weights
+from src.nn.weights_file import save_weights
 from tests.helpers.encoder_files import WINDOWS, write_encoder
 
 NAME = "test_efficientnet"
@@ -39,6 +41,17 @@ def test_read_encoder_file_returns_what_was_saved(tmp_path):
     path, more = tmp_path / "encoder.safetensors", {"trained_by": {"steps": 7}, "patients": ("12", "9")}
     write_encoder(path, **more)
     assert read_encoder_file(path) == EncoderFile(NAME, 3, (0.5,) * 3, (0.25,) * 3, WINDOWS, **more)
+
+
+def test_read_encoder_file_of_an_earlier_version(tmp_path):
+    """Without the entries that were added later; its first layer is adapted to new neighbours as ever."""
+    encoder = create_encoder(NAME, 3)
+    about = {"name": NAME, "in_channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "windows": WINDOWS}
+    save_weights(tmp_path / "old.safetensors", encoder.state_dict(), **about)
+    found = read_encoder_file(tmp_path / "old.safetensors")
+    assert (found.size, found.neighbours, found.neighbour_mm, found.patients) == (0, 1, 0.0, ())
+    first = load_first_weights(create_encoder(NAME, 9), tmp_path / "old.safetensors", WINDOWS, slices=3)
+    assert not first.report.missing and first.mean == (0.5,) * 3
 
 
 def test_check_input_size_refuses_images_that_patches_do_not_divide():
