@@ -136,8 +136,8 @@ def test_piece_refuses_a_folder_in_use(study):
     record = (piece / "piece.json").read_bytes()
     (piece / "piece.json").unlink()
     with (
-        only_writer(piece),
-        pytest.raises(UserError, match=r"another run is writing to .*plus-8-l50-s0: wait"),
+        only_writer(piece / "fold0"),
+        pytest.raises(UserError, match=r"another run is writing to .*plus-8-l50-s0/fold0: wait"),
     ):
         main([*study.arguments, "--stage", "classify"])
     (piece / "piece.json").write_bytes(record)
