@@ -53,13 +53,8 @@ def generate_dataset(options: PhantomOptions) -> list[PatientPlan]:
     """
     plans = plan_cohort(options)
     recipe = {key: value for key, value in plain_options(options).items() if key not in ("output", "jobs")}
-    if options.injuries == "realistic":
-        del recipe["injuries"]  # as in the records of phantoms made before the option existed
     with only_writer(options.output):
-        named = {"injuries": "other --injuries"}
-        claim_folder(
-            options.output, "phantom.json", recipe, kind="a phantom", named=named, advice=ANOTHER_OUTPUT
-        )
+        claim_folder(options.output, "phantom.json", recipe, kind="a phantom", advice=ANOTHER_OUTPUT)
         if not all((options.output / table).exists() for table in TABLES):
             work = [(plan, number) for plan in plans for number in range(len(plan.series))]
             tasks = (delayed(write_one_series)(plan, number, options) for plan, number in work)

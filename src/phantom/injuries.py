@@ -1,4 +1,4 @@
-"""Injuries as described in radiology, one function each. Their sizes set how difficult they are to detect."""
+"""Injuries as described in radiology, one function each. Constants set how difficult they are to detect."""
 
 from dataclasses import dataclass
 
@@ -6,24 +6,49 @@ import numpy as np
 
 from src.phantom.body import ORGAN_LABELS, Body, Enhancement
 from src.phantom.bowel import GAS_HU, mesentery
-from src.phantom.injury_sizes import InjurySizes, Span
 from src.phantom.organs_and_vessels import aorta_distance, point_in_organ
 from src.phantom.shapes import Array, Point, capsule, coverage, ellipsoid, smoothstep
 from src.phantom.voxel_grid import Canvas, bounds
 
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LacerationSizes:
+    """Ranges for streaks in an organ and the blood around it. Contrast is in HU relative to the organ."""
+
+    count: tuple[int, int]
+    length_mm: Span  # as a share of the organ's extent if `relative`
+    radius_mm: Span
+    contrast_hu: Span
+    relative: bool
+    haematoma_mm: Span  # maximum thickness of the crescent
+
+
+LACERATIONS = {
+    "low": LacerationSizes((1, 1), (8, 16), (3.0, 4.0), (-45, -25), False, (0, 0)),
+    "high": LacerationSizes((3, 5), (0.5, 0.8), (9.0, 14.0), (-85, -60), True, (24, 36)),
+}
 ORGAN_EXTENT_MM = {"liver": 140.0, "spleen": 90.0, "left_kidney": 90.0, "right_kidney": 90.0}
+HAEMATOMA_HU: Span = (42, 60)
+EXTRAVASATION_RADIUS_MM: Span = (15, 22)  # in the plane
+EXTRAVASATION_HALF_HEIGHT_MM: Span = (28, 40)
+EXTRAVASATION_RELATIVE_HU: Span = (1.2, 1.6)  # as a multiple of the aorta's HU
 EXTRAVASATION_GROWTH = {"arterial": 1.0, "portal": 1.3}  # the pool is larger in the later phase
+EXTRAVASATION_CLOT_MM: Span = (14, 22)  # of the clot around the pool
+FREE_GAS_POCKETS = (3, 5)
+FREE_GAS_RADII_MM: tuple[Span, Span, Span] = ((35, 60), (14, 24), (35, 60))
+MESENTERIC_FLUID_HU: Span = (10, 22)
+MESENTERIC_FLUID_RADII_MM: tuple[Span, Span, Span] = ((50, 75), (35, 50), (40, 60))
 SCAN_MARGIN_MM = 20.0  # distance of injuries from the ends of the range that all series cover
 
 
 @dataclass(frozen=True)
 class InjurySite:
-    """Inputs for drawing an injury: the patient, the range that all series cover, the sizes of injuries, and
-    a random generator."""
+    """Inputs for drawing an injury: the patient, the range that all series cover, and a random generator."""
 
     body: Body
     z_limits_mm: Span
-    sizes: InjurySizes
     rng: np.random.Generator
 
     def level(self, low_mm: float, high_mm: float) -> float:
@@ -33,8 +58,8 @@ class InjurySite:
 
 
 def injure_organ(canvas: Canvas, site: InjurySite, name: str, grade: str) -> None:
-    """Lacerate an organ (`low`: one tear; `high`: several wide ones with blood around the organ)."""
-    sizes, rng = site.sizes.lacerations[grade], site.rng
+    """Lacerate an organ (`low`: one faint streak; `high`: several wide ones with blood around the organ)."""
+    sizes, rng = LACERATIONS[grade], site.rng
     limits = site.z_limits_mm[0] + SCAN_MARGIN_MM, site.z_limits_mm[1] - SCAN_MARGIN_MM
     scale = ORGAN_EXTENT_MM[name] if sizes.relative else 1.0
     for _ in range(rng.integers(sizes.count[0], sizes.count[1] + 1)):
@@ -62,7 +87,7 @@ def _lacerate(
 def _bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: float) -> None:
     """Paint a crescent of blood on one side of an organ: under its capsule, and outside in place of fat."""
     body, rng = site.body, site.rng
-    hu, angle = rng.uniform(*site.sizes.haematoma_hu), rng.uniform(0, 2 * np.pi)
+    hu, angle = rng.uniform(*HAEMATOMA_HU), rng.uniform(0, 2 * np.pi)
     low, high = (np.array(corner) for corner in body.organ_box(name))
     box = canvas.box(low, high, margin_mm=thickness_mm)
     x, y, z = canvas.coordinates(box)
@@ -70,7 +95,7 @@ def _bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: flo
     dx, dy, dz = x - middle[0], y - middle[1], z - middle[2]
     reach = np.sqrt(dx * dx + dy * dy + dz * dz) + 1
     facing = (np.cos(angle) * dx + np.sin(angle) * dy) / reach
-    thickness = np.float32(thickness_mm) * smoothstep(facing, *site.sizes.haematoma_side)
+    thickness = np.float32(thickness_mm) * smoothstep(facing, -0.1, 0.7)
     distance = body.organ(name, x, y, z)
     room = np.maximum(body.cavity(x, y, z) + 1.5, body.above_diaphragm(x, y, z) + 3)
     canvas.seep(box, np.maximum(distance - thickness, room), hu)
@@ -81,13 +106,13 @@ def _bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: flo
 
 def extravasate(canvas: Canvas, site: InjurySite, enhancement: Enhancement) -> None:
     """Paint active bleeding: an irregular pool, as bright as the aorta or brighter, inside a clot."""
-    body, rng, sizes = site.body, site.rng, site.sizes
+    body, rng = site.body, site.rng
     centre = _bleeding_point(site)
     growth = EXTRAVASATION_GROWTH[enhancement.phase]
-    radius = rng.uniform(*sizes.pool_radius_mm) * growth
-    height = rng.uniform(*sizes.pool_half_height_mm) * growth
-    hu = enhancement.aorta * rng.uniform(*sizes.pool_relative_hu)
-    clot, clot_hu = rng.uniform(*sizes.clot_mm), rng.uniform(*sizes.haematoma_hu)
+    radius = rng.uniform(*EXTRAVASATION_RADIUS_MM) * growth
+    height = rng.uniform(*EXTRAVASATION_HALF_HEIGHT_MM) * growth
+    hu = enhancement.aorta * rng.uniform(*EXTRAVASATION_RELATIVE_HU)
+    clot, clot_hu = rng.uniform(*EXTRAVASATION_CLOT_MM), rng.uniform(*HAEMATOMA_HU)
     lobes = [(rng.normal(0, 0.45, 3), rng.uniform(0.45, 0.75)) for _ in range(4)]
     size = np.array([radius, radius, height])
     box = canvas.box(centre - size - clot, centre + size + clot)
@@ -126,11 +151,11 @@ def _bleeding_point(site: InjurySite) -> Array:
 
 def perforate_bowel(canvas: Canvas, site: InjurySite) -> None:
     """Paint a bowel injury: free gas under the front wall outside the gut, and fluid between the loops."""
-    body, rng, sizes = site.body, site.rng, site.sizes
+    body, rng = site.body, site.rng
     w, d = body.half_width_mm, body.half_depth_mm
-    for _ in range(rng.integers(sizes.gas_pockets[0], sizes.gas_pockets[1] + 1)):
+    for _ in range(rng.integers(FREE_GAS_POCKETS[0], FREE_GAS_POCKETS[1] + 1)):
         x0, z0 = rng.uniform(-0.5, 0.5) * w, site.level(-90, 95)
-        radii = [rng.uniform(*span) for span in sizes.gas_radii_mm]
+        radii = [rng.uniform(*span) for span in FREE_GAS_RADII_MM]
         column = np.linspace(-1.2 * d, 0, 400)
         inside = body.cavity(np.float32(x0), column, np.float32(z0)) < 0
         centre = np.array([x0, column[np.argmax(inside)], z0])
@@ -140,8 +165,8 @@ def perforate_bowel(canvas: Canvas, site: InjurySite) -> None:
         canvas.paint(box, pocket, GAS_HU)
         canvas.mark_injury("Bowel", box, coverage(pocket, canvas.edge_mm))
     centre = np.array([rng.uniform(-0.3, 0.3) * w, rng.uniform(-0.45, -0.1) * d, site.level(-95, -35)])
-    radii = [rng.uniform(*span) for span in sizes.fluid_radii_mm]
+    radii = [rng.uniform(*span) for span in MESENTERIC_FLUID_RADII_MM]
     box = canvas.box(centre - radii, centre + radii)
     x, y, z = canvas.coordinates(box)
     region = np.maximum(ellipsoid(x, y, z, centre, radii), body.cavity(x, y, z) + 2)
-    canvas.mark_injury("Bowel", box, canvas.seep(box, region, rng.uniform(*sizes.fluid_hu)))
+    canvas.mark_injury("Bowel", box, canvas.seep(box, region, rng.uniform(*MESENTERIC_FLUID_HU)))

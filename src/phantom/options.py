@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from src.core.config import check_range
 
@@ -43,10 +42,6 @@ class PhantomOptions:
 
     spleen_rates: tuple[float, float] = (0.1, 0.1)
     """Shares of patients with a low-grade and a high-grade spleen injury."""
-
-    injuries: Literal["realistic", "plain"] = "realistic"
-    """realistic: low grades are faint streaks. plain: every injury is large and of high contrast, so that a
-    few minutes of training on a CPU find it."""
 
     two_phase_rate: float = 0.35
     """Share of patients with two series, one arterial and one portal venous."""

@@ -9,7 +9,6 @@ from src.phantom.body import KIDNEYS, ORGAN_LABELS, Body, Enhancement
 from src.phantom.bowel import paint_bowel
 from src.phantom.cohort import PatientPlan, patient_rng
 from src.phantom.injuries import InjurySite, extravasate, injure_organ, perforate_bowel
-from src.phantom.injury_sizes import INJURY_SIZES
 from src.phantom.options import PhantomOptions
 from src.phantom.organs_and_vessels import paint_cysts, paint_hepatic_veins, paint_organs, paint_vessels
 from src.phantom.shapes import Array
@@ -97,8 +96,7 @@ def generate_series(plan: PatientPlan, number: int, options: PhantomOptions) -> 
     paint_bones(canvas, body, patient_rng(seed, plan.index, "bones"))
     for target, grade in plan.grades.items():
         if grade != "healthy":
-            rng_of_injury = patient_rng(seed, plan.index, f"injury of {target}")
-            site = InjurySite(body, common, INJURY_SIZES[options.injuries], rng_of_injury)
+            site = InjurySite(body, common, patient_rng(seed, plan.index, f"injury of {target}"))
             injure(canvas, site, target, grade, enhancement)
     paint_table(canvas, body, rng)
     incomplete = _cuts_an_organ(canvas.labels)
