@@ -7,9 +7,8 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 .PHONY: demo demo-folds-0-2-4 demo-folds-1-3 study test test-all fuzz offline test-gpu test-lowest lint clean
 
-# The injuries are plainer than real ones, so that a classifier learns to find them within minutes.
 demo: $(READY)
-	python -m src.phantom --output data/phantom --patients 100 --test-patients 10 --matrix 128 --injuries plain --seed 0
+	python -m src.phantom --output data/phantom --patients 100 --test-patients 10 --matrix 128 --seed 0
 	python prepare_data.py --input data/phantom --output data/prepared --size 72
 	python -m src.data.folds --labels data/phantom/train.csv --series data/phantom/train_series_meta.csv --output data/phantom/folds.csv
 	python train_voco.py --config configs/voco/demo.yaml --data data/prepared --output runs/voco/demo
