@@ -113,7 +113,7 @@ def _wrong_size(size: int | None, error: Exception) -> UserError:
 
 
 def require_backbone(name: str) -> None:
-    """Refuse a name that timm does not know.
+    """Refuse a name that timm does not know, or a tag after its dot that names none of its weights.
 
     Raises:
         UserError: the message suggests similar names.
@@ -122,6 +122,12 @@ def require_backbone(name: str) -> None:
         close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
         hint = f"; close names: {', '.join(close)}" if close else ""
         raise UserError(f"timm has no backbone {name!r}{hint}")
+    architecture, _, tag = name.partition(".")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        known = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
+        raise UserError(f"timm has no weights {tag!r} of {architecture}; it has {known}") from None
 
 
 def check_input_size(encoder: nn.Module, channels: int, size: int) -> None:

@@ -8,6 +8,7 @@ candidate is loaded.
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -166,7 +167,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     require_weights(path, _KIND)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch's reader meets text and other files with errors of many kinds
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise UserError(
                 f"{path} holds pickled objects beside its tensors (published .pt files hold their optimiser) "
@@ -241,7 +242,8 @@ def _fit_size(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tenso
     fit = getattr(family, "checkpoint_filter_fn", lambda tensors, encoder: tensors)
     target = encoder.state_dict()
     try:
-        fitted = fit(tensors, encoder)
+        with warnings.catch_warnings(action="ignore"):  # of torch, at timm's code
+            fitted = fit(tensors, encoder)
     except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError):  # of another backbone
         return {}
     return {

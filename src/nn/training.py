@@ -6,7 +6,6 @@ finite, an fp16 scale that never settles, a process that lost the others.
 """
 
 import math
-import pickle
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -196,7 +195,7 @@ class TrainingLoop:
         saved = load_checkpoint(checkpoint)
         wanted = {"step", "seconds", "optimizer", "scaler", *self.method.tensors(), *self.identity}
         if not wanted <= saved.keys():
-            raise UserError(f"{checkpoint} is not a checkpoint of {script}")
+            raise UserError(f"{checkpoint} is not a checkpoint of this version of {script}")
         require_same(
             checkpoint,
             {name: saved[name] for name in self.identity},
@@ -340,8 +339,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # torch's reader meets other files with errors of many kinds
+        text = "" if isinstance(error, LookupError) else str(error).strip()
+        reason = text.splitlines()[0] if text else type(error).__name__
         raise UserError(
             f"checkpoint {path} cannot be read ({reason}): delete it, or start a new run"
         ) from None

@@ -82,6 +82,8 @@ def test_create_encoder_is_built_for_the_size_where_it_must_be(name, sizes):
 
 
 def test_create_encoder_refuses_unknown_names_with_close_ones():
+    with pytest.raises(UserError, match=r"no weights 'foo' of test_vit; it has test_vit\.r160_in1k"):
+        create_encoder("test_vit.foo", 3, 64)
     with pytest.raises(UserError, match="no backbone 'resnet9000'"):
         create_encoder("resnet9000", 3)
 

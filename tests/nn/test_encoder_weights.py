@@ -133,7 +133,7 @@ def test_load_encoder_reports_a_partial_match(saved, tmp_path):
     assert report.missing == (first,) and report.unused == ("extra.weight",)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model"])
+@pytest.mark.parametrize("content", [b"", b"not a model", b"hello\n"])
 def test_load_encoder_refuses_other_files(tmp_path, content):
     for name in ("a.safetensors", "a.pt"):
         (tmp_path / name).write_bytes(content)
