@@ -1,22 +1,27 @@
 """Inputs of a training run: series, labels, folds and encoder, checked for consistency."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from src.cls.fold_models import read_about
 from src.cls.options import ClassifierOptions
 from src.cls.organs import OrganIndex
+from src.cls.out_of_fold import FOLD_TABLE
 from src.cls.slice_targets import SliceTargets, read_marked_slices
+from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.log import say, warn
 from src.data.doubtful import is_trained_on
 from src.data.folds import read_folds
 from src.data.labels import read_labels
 from src.data.prepared import PreparedDataset
-from src.nn.encoder import EncoderFile, read_encoder_file
+from src.nn.encoder import EncoderFile, create_encoder, read_encoder_file
 from src.nn.encoder_input import EncoderInput, choose_input, find_input, warn_of_another_input
+from src.nn.first_weights import KIND, load_first_weights, patients_seen_by
 from src.nn.weights_file import require_weights
 
 
@@ -34,6 +39,8 @@ class TrainingInputs:
     folds: pd.Series
     """fold of every labelled patient, indexed by patient_id"""
     encoder: EncoderFile | None
+    seen: frozenset[str]
+    """patients whose images the first weights were trained on"""
     shown: EncoderInput
     """windows and neighbours of the networks' input"""
     organs: OrganIndex | None
@@ -59,10 +66,9 @@ class TrainingInputs:
         is_used = is_trained_on(series, options.doubtful, options.data)
         if not is_used.all():
             digest.update(series.loc[~is_used, ["patient_id", "series_id"]].to_csv(index=False).encode())
-        first = options.encoder or options.first_weights
-        if isinstance(first, Path):
-            require_weights(first, "imagenet, package, none, or a file of weights")
-            digest.update(first.read_bytes())
+        if isinstance(options.source, Path):
+            require_weights(options.source, KIND)
+            digest.update(options.source.read_bytes())
         organs = _read_organs(prepared, options)
         digest.update(organs.digest.encode() if organs else b"")
         marked = read_marked_slices(options.image_labels, prepared) if options.image_labels else {}
@@ -70,7 +76,8 @@ class TrainingInputs:
         slice_targets = SliceTargets(labels, organs, marked) if options.slice_loss else None
         return cls(
             *(prepared, series, is_used, labels, folds),
-            *(encoder, shown, organs, slice_targets, digest.hexdigest()),
+            *(encoder, frozenset(patients_seen_by(options.source))),
+            *(shown, organs, slice_targets, digest.hexdigest()),
         )
 
     @property
@@ -91,12 +98,30 @@ class TrainingInputs:
     def warn_of_seen_patients(self, fold: int) -> None:
         """Warn of held-out patients that the encoder was trained on, with their number."""
         held_out = set(self.series.patient_id[self.series.fold == fold])
-        seen = held_out & set(self.encoder.patients) if self.encoder else set()
+        seen = held_out & self.seen
         if seen:
             warn(
                 f"fold {fold}: the encoder was pre-trained on {len(seen)} of the {len(held_out)} held-out "
                 "patients (images only, no labels: allowed, but the score may flatter)"
             )
+
+    def refuse_learnt_labels(self, source: str | Path, folds: Iterable[int]) -> None:
+        """Refuse a fold model as first weights of folds whose held-out patients it was trained on.
+
+        Raises:
+            UserError: its file records a held-out patient of one of the `folds`.
+        """
+        try:
+            learnt = set(read_about(source).get("training_patients", ()))
+        except UserError:  # imagenet, package or none, or a checkpoint
+            return
+        for fold in folds:
+            held_out = set(self.series.patient_id[self.series.fold == fold])
+            if known := held_out & learnt:
+                raise UserError(
+                    f"{source} was trained on the labels of {len(known)} of the {len(held_out)} held-out "
+                    f"patients of fold {fold}: take other --first-weights"
+                )
 
 
 def read_tables(
@@ -120,9 +145,28 @@ def read_tables(
     return prepared, series, label_table, fold_of
 
 
+def check_first_weights(
+    options: ClassifierOptions, backbone: str, view: StackView, folds: Iterable[int]
+) -> None:
+    """Load the first weights once if one of the `folds` will need them, before folders are made or emptied.
+
+    Raises:
+        UserError: they cannot be loaded, or `--resume never` would delete their file.
+    """
+    folders = [options.output / f"fold{fold}" for fold in folds]
+    source = options.source
+    if options.resume != "never":
+        if all(any(each.rglob("last.pt")) or (each / FOLD_TABLE).exists() for each in folders):
+            return
+    elif isinstance(source, Path) and {each.resolve() for each in folders} & set(source.resolve().parents):
+        raise UserError(f"{source} is in a fold that --resume never would delete: copy it elsewhere")
+    encoder = create_encoder(backbone, view.channels, view.crop)
+    load_first_weights(encoder, source, view.windows, view.neighbours, view.mask_channels)
+
+
 def _choose_input(options: ClassifierOptions, prepared: PreparedDataset) -> EncoderInput:
     """Choose windows and neighbours; warn if the encoder learnt from others."""
-    source = options.encoder or options.first_weights
+    source = options.source
     given = (options.windows, options.neighbours, options.neighbour_mm)
     shown = choose_input(find_input(source), prepared.windows, *given)
     prepared.channels(shown.windows)  # refuses windows that are not prepared

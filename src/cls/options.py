@@ -45,7 +45,8 @@ class ClassifierOptions:
 
     first_weights: FirstWeights = "none"
     """First weights without --encoder: imagenet (timm's, from its cache or the network), package (ImageNet
-    weights of tf_efficientnet_lite0, without a network), none (random), or a file of its weights."""
+    weights of tf_efficientnet_lite0, without a network), none (random), or a file of weights of
+    the backbone."""
 
     mode: Literal["multi", "single"] = "multi"
     """multi: one network predicts all targets. single: one network per target, from its labels alone."""
@@ -199,6 +200,11 @@ class ClassifierOptions:
 
     resume: Literal["auto", "never"] = "auto"
     """auto continues an interrupted run in --output; never trains the chosen folds from scratch."""
+
+    @property
+    def source(self) -> FirstWeights:
+        """Source of the first weights."""
+        return self.encoder or self.first_weights
 
     def __post_init__(self) -> None:
         counts = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")

@@ -11,7 +11,7 @@ import torch
 
 from src.cls.fold import predict_held_out, train_network
 from src.cls.fold_models import MODEL
-from src.cls.inputs import TrainingInputs
+from src.cls.inputs import TrainingInputs, check_first_weights
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import require_even_share
@@ -76,6 +76,8 @@ def train_folds(options: ClassifierOptions) -> None:
         check_input_size(encoder, view.channels, view.crop)
         if options.organ_loss:
             OrganDecoder(encoder, view.channels, view.crop)  # refuses unsuitable backbones
+    inputs.refuse_learnt_labels(options.source, chosen)
+    check_first_weights(options, networks[0].spec.backbone, networks[0].spec.view, chosen)
     with (
         Runtime.create(options.precision) as runtime,
         runtime.lost_peer_in_one_line(),
@@ -135,7 +137,7 @@ def _describe_model(
     view = _describe_view(options, inputs, targets)
     backbone = inputs.encoder.name if inputs.encoder else options.backbone
     network = create_encoder(backbone, view.channels, view.crop)
-    mean, std = first_greys(network, options.encoder or options.first_weights, view.windows)
+    mean, std = first_greys(network, options.source, view.windows)
     return ClassifierSpec(
         backbone=backbone,
         view=view,
@@ -226,9 +228,8 @@ def _run_network(
     model = build_model(spec, options, about["fold"])
     if find_checkpoint(folder, "auto") is None:
         view = spec.view
-        source = options.encoder or options.first_weights
-        first = load_first_weights(model.encoder, source, view.windows, view.neighbours, view.mask_channels)
-        say(f"first weights: {first}")
+        given = (view.windows, view.neighbours, view.mask_channels)
+        say(f"first weights: {load_first_weights(model.encoder, options.source, *given)}")
     averaged = train_network(runtime, model, spec, options, inputs, training, folder)
     if is_main_process():
         patients = sorted(set(training.patient_id))
@@ -271,7 +272,7 @@ def _claim_folds(
         if begun and saved is None:
             raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
         if saved is not None and (begun - to_repeat) | in_training:
-            named = {"inputs": "other data (series, --doubtful, labels, folds or encoder)"}
+            named = {"inputs": "other data (series, --doubtful, labels, folds, encoder or first weights)"}
             require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
         for fold in chosen:
             claims.enter_context(only_writer(output / f"fold{fold}"))

@@ -16,7 +16,7 @@ from src.cls.model import load_classifier, metric_shift
 from src.core.errors import UserError
 from src.core.run_folder import only_writer
 from src.core.targets import COLUMNS, TARGETS
-from src.data.labels import read_probabilities
+from src.data.labels import read_labels, read_probabilities
 from src.data.prepared import PreparedDataset
 from src.nn.encoder import create_encoder
 from src.nn.imagenet import read_package
@@ -136,8 +136,37 @@ def test_train_folds_takes_a_file_of_weights_which_is_an_input(run_arguments, tm
 
 
 def test_train_folds_refuses_first_weights_that_are_no_file(run_arguments):
-    with pytest.raises(UserError, match="there is no file imagnet: expected imagenet, package, none"):
+    with pytest.raises(UserError, match=r"no file imagnet: expected weights .*also takes imagenet, package"):
         train_cls.main(run_arguments(first_weights="imagnet"))
+
+
+def test_train_folds_refuses_first_weights_before_it_deletes_or_writes(run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    model = tmp_path / "run" / "fold0" / "model.safetensors"
+    for first, message in {"package": "is for tf_efficientnet_lite0", model: "would delete"}.items():
+        with pytest.raises(UserError, match=message):
+            train_cls.main(run_arguments(fold="0", epochs=1, resume="never", first_weights=first))
+    load_classifier(model)
+    with pytest.raises(UserError, match="is for tf_efficientnet_lite0"):
+        train_cls.main(run_arguments("other", first_weights="package"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_train_folds_refuses_a_fold_model_that_learnt_labels_of_the_held_out(run_arguments, tmp_path):
+    train_cls.main(run_arguments(fold="0", epochs=1))
+    first = {"first_weights": tmp_path / "run" / "fold0" / "model.safetensors", "epochs": 1}
+    with pytest.raises(UserError, match=r"labels of 5 of the 5 held-out patients of fold 1"):
+        train_cls.main(run_arguments("other", **first))
+    train_cls.main(run_arguments("other", fold="0", **first))
+
+
+def test_train_folds_warns_of_patients_that_first_weights_have_seen(tiny, run_arguments, tmp_path, capsys):
+    patient = read_labels(tiny.labels).patient_id[0]
+    fold = pd.read_csv(tiny.folds, dtype={"patient_id": str}).set_index("patient_id").fold[patient]
+    write_encoder(tmp_path / "encoder.safetensors", patients=(patient,))
+    first = {"first_weights": tmp_path / "encoder.safetensors"}
+    train_cls.main(run_arguments(fold=str(fold), epochs=1, **first))
+    assert "pre-trained on 1 of the 5 held-out patients" in capsys.readouterr().err
 
 
 def test_train_folds_loads_no_first_weights_to_continue(run_arguments, tmp_path, capsys):
