@@ -133,16 +133,17 @@ def find_checkpoint(output: Path, resume: str) -> Path | None:
     return None if resume == "never" else Path(resume)
 
 
-def clear_training(folder: Path, patterns: Iterable[str], keep: str | Path | None = None) -> None:
+def clear_training(folder: Path, patterns: Iterable[str], keep: Iterable[str | Path] = ()) -> None:
     """Delete the output of an earlier training, so that it cannot be mistaken for the new one's.
 
     Args:
         patterns: `Path.glob` patterns of files and folders to delete, besides those of every training.
-        keep: a file that the new run starts from, which may match the patterns.
+        keep: files that the new run starts from, which may match the patterns.
     """
+    kept = [Path(file) for file in keep if Path(file).exists()]
     for pattern in (*patterns, "last.pt", ".last-*.pt", "metrics.csv", "curves.png", "events.*"):
         for path in folder.glob(pattern):
-            if not (keep and Path(keep).exists() and path.samefile(keep)):
+            if not any(path.samefile(file) for file in kept):
                 discard(path)
 
 

@@ -58,7 +58,8 @@ def train_pair(options: SegOptions) -> Path:
     say_doubtful(data.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
     if checkpoint is None:
-        warn_of_another_input(options.sources[0], EncoderInput(options.windows, Neighbours(options.slices)))
+        for source in dict.fromkeys(options.sources):
+            warn_of_another_input(source, EncoderInput(options.windows, Neighbours(options.slices)))
     with Runtime.create(options.precision) as runtime:
         method = PairTraining(options, data, runtime, with_first_weights=checkpoint is None)
         identity = {"options": plain_options(options), "series": digest_rows(data.series[COLUMNS])}
@@ -267,14 +268,13 @@ def _open_folder(options: SegOptions, method: PairTraining, checkpoint: Path | N
         say(f"continuing {checkpoint} after step {step} of {options.steps}")
     else:
         results = (MODEL, "split.csv", "scores.csv", "sheets/*/*.png", "left_out")
-        clear_training(output, results, keep=options.encoder)
-    if options.encoder:
-        left_out = set(method.data.part("left out")["patient_id"])
-        seen = left_out & set(patients_seen_by(options.encoder))
-        if seen:
-            warn(
-                f"the encoder was pre-trained on {len(seen)} of the {len(left_out)} patients left out "
-                "(images only, no labels: allowed, but their score may flatter)"
-            )
+        clear_training(output, results, keep=options.sources)
+    left_out = set(method.data.part("left out")["patient_id"])
+    seen = left_out & {patient for source in options.sources for patient in patients_seen_by(source)}
+    if seen:
+        warn(
+            f"the encoder was pre-trained on {len(seen)} of the {len(left_out)} patients left out "
+            "(images only, no labels: allowed, but their score may flatter)"
+        )
     save_options(options, output / "config.yaml")
     write_table(series[COLUMNS], output / "split.csv")

@@ -182,8 +182,7 @@ def load_start(network: VocoNet, options: VocoOptions) -> FirstWeights:
     Raises:
         UserError: the weights cannot be loaded.
     """
-    source = options.encoder or options.first_weights
-    first = load_first_weights(network.encoder, source, options.windows, options.neighbours)
+    first = load_first_weights(network.encoder, options.source, options.windows, options.neighbours)
     network.mean.copy_(torch.tensor(first.mean))
     network.std.copy_(torch.tensor(first.std))
     return first

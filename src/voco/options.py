@@ -30,10 +30,12 @@ class VocoOptions:
 
     first_weights: FirstWeights = "none"
     """First weights without --encoder: imagenet (timm's, from its cache or the network), package (ImageNet
-    weights of tf_efficientnet_lite0, without a network), none (random), or a file of its weights."""
+    weights of tf_efficientnet_lite0, without a network), none (random), or a file of weights of
+    the backbone."""
 
     encoder: Path | None = None
-    """Start from the weights of a file: an encoder.safetensors, or a published 2D-VoCo or VoCo checkpoint."""
+    """Start from the weights of a file instead of --first-weights: an encoder.safetensors, or a published
+    2D-VoCo or VoCo checkpoint."""
 
     windows: tuple[str, ...] = ("soft",)
     """Windows of the prepared sets to use as input channels, in this order; the published runs use one."""
@@ -180,6 +182,11 @@ class VocoOptions:
         """Windows of each set of --data, channel by channel."""
         given = tuple(tuple(names.split("+")) for names in self.set_windows)
         return given or (self.windows,) * len(self.data)
+
+    @property
+    def source(self) -> FirstWeights:
+        """Source of the first weights."""
+        return self.encoder or self.first_weights
 
     @property
     def channels(self) -> int:

@@ -116,17 +116,17 @@ class Pretraining(Method):
         """
         self.options, self.dataset, self.runtime, self.draw = options, dataset, runtime, draw
         self.patients_before: tuple[str, ...] = ()
-        """patients that the first weights (--encoder) were trained on"""
+        """patients that the first weights were trained on"""
         with torch_seed(options.seed):
             student = build_network(options)
             if with_first_weights:
                 shown = EncoderInput(
                     options.shown_windows, Neighbours(options.neighbours, options.neighbour_mm)
                 )
-                warn_of_another_input(options.encoder or options.first_weights, shown)
+                warn_of_another_input(options.source, shown)
                 first = load_start(student, options)
                 say(f"first weights: {first}")
-                self.patients_before = patients_seen_by(options.encoder or options.first_weights)
+                self.patients_before = patients_seen_by(options.source)
         student = runtime.share_batch_statistics(student)
         student.train()
         if runtime.is_bf16_on_cpu and not isinstance(student, VolumeVocoNet):
@@ -293,7 +293,7 @@ def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | N
     if checkpoint:
         say(f"continuing {checkpoint} after step {step} of {options.steps}")
     else:
-        clear_training(output, ("encoder*.safetensors", "pictures/step_*.png"), keep=options.encoder)
+        clear_training(output, ("encoder*.safetensors", "pictures/step_*.png"), keep=[options.source])
     save_options(options, output / "config.yaml")
     before = pd.DataFrame({"patient_id": [each for each in method.patients_before if each not in patients]})
     write_table(pd.concat([table[["patient_id", "series_id"]], before]), output / "patients.csv")

@@ -72,7 +72,7 @@ def test_find_checkpoint_follows_resume(tmp_path):
 def test_clear_training_keeps_the_file_that_the_new_run_starts_from(tmp_path):
     for name in ("encoder.safetensors", "encoder_1.safetensors", "last.pt", "metrics.csv", "notes.txt"):
         (tmp_path / name).touch()
-    clear_training(tmp_path, ("encoder*.safetensors",), keep=tmp_path / "encoder.safetensors")
+    clear_training(tmp_path, ("encoder*.safetensors",), keep=("none", tmp_path / "encoder.safetensors"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.safetensors", "notes.txt"]
 
 

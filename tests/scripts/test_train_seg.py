@@ -206,6 +206,16 @@ def test_train_pair_starts_each_sub_network_from_its_first_weights(organ_set, tm
     assert load_segmenter(tmp_path / "run" / "segmenter.safetensors")[1] == spec
 
 
+def test_train_pair_warns_of_what_the_encoder_of_b_learnt(organ_set, tmp_path, capsys):
+    first = tmp_path / "encoder.safetensors"
+    write_encoder(first, "test_resnet", patients=("12",))
+    given = {"first_weights": ("none", first), "windows": ("soft",), "leave_out": ("12",), "steps": 1}
+    train_pair(make_options(organ_set, tmp_path / "run", **given))
+    printed = capsys.readouterr().err
+    assert "pre-trained on 1 of the 1 patients left out" in printed
+    assert printed.count("its input is now soft of 3 adjacent slices") == 1
+
+
 @pytest.mark.parametrize("backbone", ["coat_lite_tiny", "maxvit_nano_rw_256", "swin_s3_tiny_224"])
 def test_train_pair_trains_transformers_at_any_size(organ_set, tmp_path, backbone):
     given = {"backbones": (backbone, "test_resnet"), "decoders": ("unet", "unet")}
