@@ -4,9 +4,11 @@ The competition data, with a 2D-VoCo encoder:
     python train_cls.py --data data/prepared --labels data/rsna/train.csv --folds folds/rsna2023_5fold.csv \\
         --encoder runs/voco/v2/encoder.safetensors --output runs/cls/v2
 
-One fold, from scratch, with a preset:
-    python train_cls.py --config configs/cls/demo.yaml --fold 0 --data ... --labels ... --folds ... \\
-        --output runs/cls/scratch
+One fold, from ImageNet weights, with a preset:
+    python train_cls.py --config configs/cls/cnn_lstm.yaml --fold 0 --data ... --labels ... --folds ... \\
+        --output runs/cls/imagenet
+
+Commands with other folds may train into the same output at the same time, such as one per GPU.
 
 The same command continues an interrupted run from its last epoch, with the same result.
 """

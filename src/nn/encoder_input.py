@@ -1,6 +1,6 @@
 """The input that an encoder learnt from: the default of later stages, and a check of what they show it.
 
-Features of another input are others: with one of the three windows that an encoder learnt from, their cosine
+Another input gives other features: with one of the three windows that an encoder learnt from, their cosine
 to its own is 0.5 to 0.6 (benchmarks/encoder_inputs.py).
 """
 
@@ -92,6 +92,6 @@ def warn_of_another_input(source: str | Path, shown: EncoderInput) -> None:
         return
     difference = f"{source} learnt from {learnt}, its input is now {shown}"
     if not learnt.is_part_of(shown):
-        warn(f"{difference}: its features are others")
+        warn(f"{difference}: its features will differ")
     elif not shown.equals(learnt):
         say(f"{difference}: kernels of the other slices begin at zero")
