@@ -110,9 +110,8 @@ class Appearance:
         axis for crops of different widths.
         """
         offsets = torch.arange(-_RADIUS, _RADIUS + 1, device=sigma.device)
-        weights = torch.exp(
-            -0.5 * (offsets / sigma.clamp(min=_SMALLEST_SIGMA)[:, None]).square()
-        )  # (M, taps)
+        distances = offsets / sigma.clamp(min=_SMALLEST_SIGMA)[:, None]  # (M, taps)
+        weights = torch.exp(-0.5 * distances.square())
         weights = weights.masked_fill(offsets.abs() > (3.5 * sigma[:, None]).floor(), 0)
         weights = weights / weights.sum(1, keepdim=True)
         matrices = (weights @ self.shifts.flatten(1)).unflatten(1, self.shifts.shape[1:])  # (M, tile, tile)

@@ -22,7 +22,7 @@ NEUTRAL[[0, 2]] = 1  # contrast and gamma
 
 
 def grey_tiles(crops: int = 1, slices: int = 1, neighbours: int = 1) -> np.ndarray:
-    """Smooth images with black and white parts, uint8 (crops, slices, TILE, TILE, neighbours * WINDOWS)."""
+    """Textured images with black and white parts, uint8 (crops, slices, TILE, TILE, neighbours * WINDOWS)."""
     rng = np.random.default_rng(0)
     rough = rng.uniform(-60, 330, (crops, slices, 5, 5, neighbours * WINDOWS))
     tiles = [
