@@ -164,6 +164,7 @@ def to_channels(stack: Stack, view: StackView) -> np.ndarray:
     sides, filled = stack.images.shape[1:3], stack.plan.filled
     joined = np.empty((view.slices, view.channels, *sides), np.uint8)
     joined[filled:] = 0
+    organs = np.minimum(stack.organs, 1) if view.masks == "any" else stack.organs
     grey, masks = np.split(joined, [view.channels - view.mask_channels], axis=1)  # views
     places = stack.plan.places.reshape(view.slices, view.neighbours)
     for number in range(filled):
@@ -171,10 +172,7 @@ def to_channels(stack: Stack, view: StackView) -> np.ndarray:
         for place, windows in zip(places[number], planes, strict=True):
             cv2.split(stack.images[place], list(windows))  # into the given planes
         for label, plane in enumerate(masks[number], 1):
-            if view.masks == "any":
-                cv2.compare(stack.organs[number], 0, cv2.CMP_GT, dst=plane)  # 255 where it holds, else 0
-            else:
-                cv2.compare(stack.organs[number], label, cv2.CMP_EQ, dst=plane)
+            cv2.compare(organs[number], label, cv2.CMP_EQ, dst=plane)  # 255 where it is equal, else 0
     return joined
 
 

@@ -28,12 +28,14 @@ def draw_appearance(crops: int, strength: float, tile: int, rng: np.random.Gener
 
     Args:
         crops: number of crops K, which are changed independently.
-        strength: above 0, at most 1; scales the limits of every change, while probabilities are fixed.
+        strength: 0 to 1; scales the limits of every change, while probabilities are fixed.
         tile: side of the crops in pixels.
 
     Returns:
-        float32 (K, PARAMETERS) for `Appearance`.
+        float32 (K, PARAMETERS) for `Appearance`; (0,) at strength 0.
     """
+    if not strength:
+        return np.empty(0, dtype=np.float32)
     contrasted, bent, blurred, noisy, holed = (rng.random((crops, 5)) < (0.8, 0.5, 0.3, 0.5, 0.3)).T
     contrast = np.where(contrasted, 1 + rng.uniform(-0.4 * strength, 0.4 * strength, crops), 1)
     brightness = contrasted * rng.uniform(-0.3 * strength, 0.3 * strength, crops) * 255
@@ -76,11 +78,13 @@ class Appearance:
 
         Args:
             tiles: uint8 (..., T, tile, tile, C), channels as in `VolumeSample`.
-            parameters: float32 (..., PARAMETERS).
+            parameters: float32 (..., PARAMETERS); empty ones change nothing.
 
         Returns:
             uint8 in the shape of `tiles`.
         """
+        if not parameters.numel():
+            return tiles
         crops, drawn = tiles.flatten(0, -5), parameters.flatten(0, -2)  # (M, T, tile, tile, C), (M, P)
         size = max(1, _PART * len(crops) // crops.numel())
         parts = [self._change(*part) for part in zip(crops.split(size), drawn.split(size), strict=True)]

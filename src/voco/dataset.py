@@ -86,19 +86,16 @@ class VocoDataset(Dataset[VolumeSample]):
         tiles = cut_tiles(canvas, rows.reshape(len(starts), -1), starts[:, 1:], tuple(crop), self.tile)
         self.changes.apply(tiles, rng)  # (K, T * neighbours, tile, tile, windows)
         tiles = as_channels(tiles.reshape(*shown.shape, *tiles.shape[2:]))  # (K, T, tile, tile, C)
-        sample = VolumeSample(torch.from_numpy(tiles), torch.from_numpy(label), torch.tensor(row))
-        if self.appearance:
-            drawn = draw_appearance(len(tiles), self.appearance, self.tile, rng)
-            sample = sample._replace(appearance=torch.from_numpy(drawn))
-        return sample
+        drawn = draw_appearance(len(tiles), self.appearance, self.tile, rng)
+        tiles, label, drawn = map(torch.from_numpy, (tiles, label, drawn))
+        return VolumeSample(tiles, label, torch.tensor(row), drawn)
 
 
 class CropChanges:
     """Random changes of single crops, drawn once per crop and shared by its slices; labels do not change.
 
     A rotated or recoloured crop still comes from the same position, which the network has to predict in spite
-    of the change. Random crops and base crops are changed in the same way. `Appearance` makes further changes
-    of grey levels, on the device of the network.
+    of the change. Random crops and base crops are changed in the same way. See also `Appearance`.
 
     Args:
         flip: probability of a flip along each of z, y and x.

@@ -271,11 +271,8 @@ class Pretraining(Method):
 
     def _change_appearance(self, batch: VolumeSample) -> Tensor:
         """Return the tiles of a batch as the networks see them, on their device."""
-        device = self.runtime.device
-        tiles = batch.tiles.to(device, non_blocking=True)
-        if not batch.appearance.numel():
-            return tiles
-        return self.appearance(tiles, batch.appearance.to(device, non_blocking=True))
+        given = (batch.tiles, batch.appearance)
+        return self.appearance(*(part.to(self.runtime.device, non_blocking=True) for part in given))
 
     def _write_picture(self, at: Progress) -> None:
         if self.draw is None or not is_main_process():

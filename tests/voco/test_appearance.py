@@ -56,6 +56,7 @@ def test_appearance_of_neutral_parameters_changes_nothing():
     tiles = grey_tiles(4, slices=2, neighbours=3)
     np.testing.assert_array_equal(change(tiles, only(4)), tiles)
     np.testing.assert_array_equal(change(tiles, only(4, sigma=0.28)), tiles)  # reaches no other pixel
+    np.testing.assert_array_equal(change(tiles, draw(4, strength=0)), tiles)
 
 
 def test_appearance_changes_contrast_brightness_and_gamma():
