@@ -116,6 +116,7 @@ def test_appearance_of_a_crop_does_not_depend_on_its_batch(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU")
 def test_appearance_on_a_gpu_equals_that_on_a_cpu():
     tiles, parameters = grey_tiles(64, slices=2, neighbours=3), draw(64)
     difference = np.abs(
