@@ -93,16 +93,19 @@ class Appearance:
     def _change(self, crops: Tensor, drawn: Tensor) -> Tensor:
         """Change uint8 (M, T, tile, tile, C) by parameters (M, PARAMETERS)."""
         images = self._change_levels(crops, *drawn[:, :3, None].unbind(1))
-        images = images.permute(0, 1, 4, 2, 3).float()  # (M, T, C, tile, tile)
-        images = self._blur(images, drawn[:, 3])
+        images = self._blur(images.permute(0, 1, 4, 2, 3), drawn[:, 3])  # (M, T, C, tile, tile)
         self._add_noise(images, drawn[:, 4], drawn[:, 5])
-        images = images.add_(0.5).clamp_(0, 255).byte().permute(0, 1, 3, 4, 2).contiguous()
+        images = images.clamp_(0, 255).byte().permute(0, 1, 3, 4, 2).contiguous()
         return images.masked_fill_(self._find_holes(drawn[:, 6:])[:, None, :, :, None], 0)
 
     def _change_levels(self, tiles: Tensor, contrast: Tensor, brightness: Tensor, gamma: Tensor) -> Tensor:
-        """Look the grey levels of each crop up in a table of its own, by (M, 1) parameters."""
+        """Look the grey levels of each crop up in a table of its own, by (M, 1) parameters.
+
+        Returns:
+            float32 in the shape of `tiles`: whole levels plus a half, so that the conversion to bytes rounds.
+        """
         table = (self.levels * contrast + brightness).clamp(0, 255).div_(255).pow_(gamma)  # (M, 256)
-        table = table.mul_(255).round_().byte()
+        table = table.mul_(255).round_().add_(0.5)
         rows = 256 * torch.arange(len(tiles), dtype=torch.int32, device=tiles.device)
         places = tiles.int().add_(rows[:, None, None, None, None])
         return table.flatten().index_select(0, places.flatten()).view(tiles.shape)
@@ -132,8 +135,8 @@ class Appearance:
     def _find_holes(self, corners: Tensor) -> Tensor:
         """Find the pixels in rectangles: (M, 4 * HOLES) -> bool (M, tile, tile)."""
         first, last = corners.view(-1, HOLES, 2, 2, 1).unbind(2)  # (M, HOLES, 2, 1): row, column
-        inside = ((self.pixels >= first) & (self.pixels < last)).unbind(2)  # rows, columns: (M, HOLES, tile)
-        return (inside[0][..., None] & inside[1][:, :, None]).any(1)
+        rows, columns = ((self.pixels >= first) & (self.pixels < last)).float().unbind(2)  # (M, HOLES, tile)
+        return torch.bmm(rows.transpose(1, 2), columns) > 0
 
 
 def shift_matrices(side: int, radius: int) -> Tensor:
