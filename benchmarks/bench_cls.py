@@ -9,12 +9,15 @@ crops. In turn, the model on one thread:
     model   forward, loss, backward, optimiser and weight average on batches that lie in memory
     step    what train_cls.py does: the same with one process that reads, augments and hands over the batches
 
-and the loader alone, in this process: samples per second with PNG and with raw copies (--cache). A ratio is
-the median over rounds.
+and the reader alone, by preset, in ms of one core per stack: from PNG, from raw copies (--cache), and naively
+from raw copies, where neighbours are copied before each change is made to the whole stack. A ratio is the
+median over rounds.
 """
 
+import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +25,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import albumentations as A
+import cv2
+import numpy as np
 import pandas as pd
 import torch
-from harness import BenchOptions, alternate, median_ratio, run_main
+from harness import BenchOptions, alternate, median_ratio, read_preset, run_main
 from phantom_files import link_prepared, prepare_phantom
 
 from src.cls.dataset import StackBatch, StackDataset
@@ -34,13 +40,15 @@ from src.cls.options import ClassifierOptions
 from src.cls.order import Draw
 from src.cls.run import build_model, describe_networks
 from src.core.log import format_table, say
-from src.core.runtime import Runtime
-from src.core.targets import COLUMNS
+from src.core.runtime import Runtime, sample_rng
+from src.core.targets import COLUMNS, ORGANS
 from src.data.packed import PackedSlices
-from src.data.prepared import PreparedDataset
+from src.data.prepared import PreparedDataset, as_channels
 from src.nn.training import LoopSettings, TrainingLoop
 
 TIME_LIMIT = 1.15
+STACK_LIMITS_MS = {"cnn_lstm": 40, "organ_aware": 70}
+"""Of a stack from raw copies, on one core."""
 SERIES = 8
 EPOCHS = 3
 """Of a round: what the loader reads ahead while the other work has its turn is then a small part of it."""
@@ -63,10 +71,10 @@ def main(options: ClassifierBenchOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         phantom, mean_kb = prepare_phantom(folder, options.quick)
-        training = build_training(write_set(phantom, folder / "set"), folder, **shape)
-        times = compare_times(options, training)
-        loading = compare_loading(training, folder / "cache", rounds=1 if options.quick else 3)
-    return {**shape, "mean_slice_kb": mean_kb, **times, "loading": loading}
+        data = write_set(phantom, folder / "set")
+        stacks = time_stacks(data, folder / "cache", rounds=1 if options.quick else 5)
+        times = compare_times(options, build_training(data, folder, **shape))
+    return {**shape, "mean_slice_kb": mean_kb, "stacks": stacks, **times}
 
 
 def write_set(phantom: Path, folder: Path) -> PreparedDataset:
@@ -95,7 +103,7 @@ def build_training(data: PreparedDataset, folder: Path, **shape: Any) -> Network
     )
     inputs = TrainingInputs.read(given)
     spec = describe_networks(given, inputs)[0].spec
-    model = build_model(spec, given, inputs, fold=0)
+    model = build_model(spec, given, fold=0)
     return NetworkTraining(Runtime.create(), model, spec, given, inputs, inputs.series, "run")
 
 
@@ -147,29 +155,88 @@ def stack(samples: list[StackBatch]) -> StackBatch:
     return StackBatch(*(torch.stack(parts) for parts in zip(*samples, strict=True)))
 
 
-def compare_loading(training: NetworkTraining, cache: Path, rounds: int) -> dict[str, float]:
-    """Samples per second of one process, by where slices come from."""
-    inputs, view = training.inputs.prepared, training.spec.view
-    datasets = {
-        source: StackDataset(
-            inputs,
-            training.series,
-            view,
-            labels=training.labels,
-            augmentation=augmentation(training.options),
-            packed=packed,
+def time_stacks(data: PreparedDataset, folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Figures of each preset, in ms of one core per stack, and the limit of raw copies."""
+    write_ellipses(data)
+    rows = {}
+    for name, limit_ms in STACK_LIMITS_MS.items():
+        files = (
+            "--data",
+            data.folder,
+            "--labels",
+            data.folder / "train.csv",
+            "--folds",
+            data.folder / "folds.csv",
         )
-        for source, packed in (("PNG", None), ("raw copies", PackedSlices(inputs, view.windows, cache)))
-    }
-    seconds = alternate({source: partial(read_all, dataset) for source, dataset in datasets.items()}, rounds)
-    rates = {source: len(training.series) / statistics.median(tries) for source, tries in seconds.items()}
-    say(f"\nstacks per second of the loader alone, one core\n{format_table([rates], 2)}")
-    return rates
+        options = read_preset(ClassifierOptions, f"cls/{name}", *files, "--first-weights", "none")
+        inputs = TrainingInputs.read(options)
+        view = describe_networks(options, inputs)[0].spec.view
+        open_dataset = partial(
+            StackDataset,
+            inputs.prepared,
+            inputs.series,
+            view,
+            inputs.organs,
+            labels=inputs.labels,
+            slice_targets=inputs.slice_targets if options.slice_loss else None,
+            with_organs=options.organ_loss > 0,
+            augmentation=augmentation(options),
+        )
+        plain = open_dataset()
+        packed = open_dataset(packed=PackedSlices(inputs.prepared, view.windows, folder))
+        ways = {
+            "PNG": plain.__getitem__,
+            "raw copies": packed.__getitem__,
+            "naive": partial(naive_stack, packed),
+        }
+        for number in range(len(packed)):
+            packed[Draw(0, number)]  # packs the series
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        for epoch in range(rounds):
+            for way, read in ways.items():
+                started_s = time.process_time()
+                for number in range(len(packed)):
+                    read(Draw(epoch, number))
+                taken[way].append(1e3 * (time.process_time() - started_s) / len(packed))
+        rows[name] = {
+            **{f"{way}, ms": statistics.median(tries) for way, tries in taken.items()},
+            "naive / raw copies": median_ratio(taken["naive"], taken["raw copies"]),
+            "limit, ms": limit_ms,
+        }
+    say(f"\na stack, one core\n{format_table([{'': name, **row} for name, row in rows.items()], 2)}")
+    return rows
 
 
-def read_all(dataset: StackDataset) -> None:
-    for index in range(len(dataset)):
-        _ = dataset[Draw(0, index)]
+def naive_stack(dataset: StackDataset, drawn: Draw) -> np.ndarray:
+    """Channels of a stack uint8 (T, C, H, W), by albumentations on all neighbours of all slices."""
+    key, view, rng = dataset.keys[drawn.number % len(dataset)], dataset.view, sample_rng(0, *drawn)
+    stack = dataset.reader.read(key, view, rng.random(), dataset.with_organs)
+    images, maps = stack.images[stack.plan.places], stack.organs
+    changes = dataset.augmenter
+    pipeline = A.Compose([*changes.places.transforms, *changes.levels.transforms], seed=0)
+    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**31))))
+    if maps is None:
+        images = np.ascontiguousarray(pipeline(images=images)["images"])
+    else:
+        changed = pipeline(images=images, mask=np.ascontiguousarray(np.moveaxis(maps, 0, -1)))
+        images, maps = np.ascontiguousarray(changed["images"]), np.moveaxis(changed["mask"], -1, 0)
+    channels = [as_channels(images.reshape(view.slices, view.neighbours, *images.shape[1:]))]
+    if view.masks == "each":
+        channels.append(np.where(maps[..., None] == np.arange(1, 5), np.uint8(255), np.uint8(0)))
+    return np.ascontiguousarray(np.concatenate(channels, axis=-1).transpose(0, 3, 1, 2))
+
+
+def write_ellipses(data: PreparedDataset) -> None:
+    """Write masks in which every organ is an ellipse, in the middle three fifths of the slices."""
+    for row in data.series.itertuples():
+        empty = np.zeros((data.size, data.size), np.uint8)
+        masks = [empty] * row.slices
+        for index in range(row.slices // 5, 4 * row.slices // 5):
+            masks[index] = empty.copy()
+            for label in ORGANS.values():
+                middle = (data.size // 6 * label, data.size // 3 + 10 * label)
+                cv2.ellipse(masks[index], middle, (20, 15 + index % 20), 10 * label, 0, 360, label, -1)
+        data.write_masks(row.patient_id, row.series_id, masks)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ class ClassifierOptions:
     """Probability of a small rotation, zoom and shift."""
 
     gamma: float = 0.5
-    """Probability of a gamma and brightness change."""
+    """Probability of a gamma change, and of a contrast and brightness change."""
 
     coarse_dropout: float = 0.25
     """Probability of blacking out a few rectangles."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
@@ -103,7 +104,7 @@ class OrganIndex:
     def read_masks(self, key: Key, indices: Iterable[int]) -> np.ndarray:
         """Read label maps uint8 (T, H, W): 0, or 1 + index in `ORGAN_GROUPS`."""
         stack = read_slices(self.folder.joinpath(*key), list(indices), self.size, 1)[..., 0]
-        return GROUP_OF_LABEL[stack]
+        return cv2.LUT(stack.reshape(len(stack), -1), GROUP_OF_LABEL).reshape(stack.shape)
 
 
 def find_regions(organs: pd.DataFrame) -> dict[str, Box]:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from src.cls.organs import MASK_FOLDERS, Key, OrganIndex
-from src.cls.views import ORGAN_GROUPS, Box, StackPlan, StackView, plan_stack, square_around
+from src.cls.views import Box, StackPlan, StackView, plan_stack, square_around
 from src.core.errors import UserError
 from src.core.log import warn
 from src.data.packed import PackedSlices
-from src.data.prepared import PreparedDataset, as_channels, image_folder, read_windows
+from src.data.prepared import PreparedDataset, image_folder, read_windows
 from src.data.selection import SliceSelection
 from src.nn.augmentation import centre_crop
 
@@ -21,11 +21,11 @@ REGION_MARGIN = 0.1
 
 
 class Stack(NamedTuple):
-    """Slices as read, before augmentation or the centre crop."""
+    """Slices as read, before augmentation or the centre crop, each once even if neighbours share it."""
 
     plan: StackPlan
     images: np.ndarray
-    """uint8 (T * neighbours, S, S, windows)"""
+    """uint8 (U, S, S, windows) of `plan.wanted`"""
     organs: np.ndarray | None
     """uint8 (T, S, S), zeros if the series has no masks; None if they are not needed"""
 
@@ -148,7 +148,7 @@ def cut_stack(
         part = np.s_[:, top : top + side, left : left + side]
         images = _resize(images[part], view.crop, cv2.INTER_AREA if side > view.crop else cv2.INTER_LINEAR)
         maps = None if maps is None else _resize(maps[part], view.crop, cv2.INTER_NEAREST)
-    return Stack(plan, images[plan.places], maps)
+    return Stack(plan, images, maps)
 
 
 def crop_centre(stack: Stack, view: StackView) -> Stack:
@@ -161,16 +161,18 @@ def crop_centre(stack: Stack, view: StackView) -> Stack:
 
 def to_channels(stack: Stack, view: StackView) -> np.ndarray:
     """Return uint8 (T, C, H, W): windows of each neighbour, then masks; 0 in padding."""
-    grey = as_channels(stack.images.reshape(view.slices, view.neighbours, *stack.images.shape[1:]))
-    channels = [grey]  # (T, H, W, C)
-    if view.masks == "any":
-        channels.append(np.where(stack.organs[..., None] > 0, np.uint8(255), np.uint8(0)))
-    elif view.masks == "each":
-        labels = np.arange(1, len(ORGAN_GROUPS) + 1)
-        channels.append(np.where(stack.organs[..., None] == labels, np.uint8(255), np.uint8(0)))
-    joined = np.concatenate(channels, axis=-1) if len(channels) > 1 else grey
-    joined = np.ascontiguousarray(joined.transpose(0, 3, 1, 2))
-    joined[stack.plan.filled :] = 0
+    sides, filled = stack.images.shape[1:3], stack.plan.filled
+    joined = np.empty((view.slices, view.channels, *sides), np.uint8)
+    joined[filled:] = 0
+    organs = np.minimum(stack.organs, 1) if view.masks == "any" else stack.organs
+    grey, masks = np.split(joined, [view.channels - view.mask_channels], axis=1)  # views
+    places = stack.plan.places.reshape(view.slices, view.neighbours)
+    for number in range(filled):
+        planes = grey[number].reshape(view.neighbours, -1, *sides)
+        for place, windows in zip(places[number], planes, strict=True):
+            cv2.split(stack.images[place], list(windows))  # into the given planes
+        for label, plane in enumerate(masks[number], 1):
+            cv2.compare(organs[number], label, cv2.CMP_EQ, dst=plane)  # 255 where it is equal, else 0
     return joined
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from src.core.runtime import sample_rng
 from src.data.prepared import as_channels
 from src.data.selection import Neighbours, even_indices
-from src.nn.augmentation import AppearanceChange
+from src.voco.appearance import draw_appearance
 from src.voco.canvas import cut_tiles, make_extent
 from src.voco.crops import CropGrid, overlap_labels
 from src.voco.index import SeriesIndex, open_index
@@ -33,6 +33,8 @@ class VolumeSample(NamedTuple):
     """float32 (R, N) position labels"""
     series_row: Tensor
     """int64 (), row of the series in the index"""
+    appearance: Tensor = torch.empty(0)
+    """float32 (R + N, PARAMETERS) changes of grey levels that `Appearance` is to make; (0,) for none"""
 
 
 class VocoDataset(Dataset[VolumeSample]):
@@ -52,8 +54,8 @@ class VocoDataset(Dataset[VolumeSample]):
             flip=options.crop_flip,
             rotate90=options.crop_rotate90,
             shift=options.crop_shift,
-            appearance=options.appearance,
         )
+        self.appearance = options.appearance
         self.neighbours = Neighbours(options.neighbours, options.neighbour_mm)
         self.random_crops, self.crop_slices, self.tile = options.random_crops, options.slices, options.tile
         self.seed = options.seed
@@ -84,26 +86,26 @@ class VocoDataset(Dataset[VolumeSample]):
         tiles = cut_tiles(canvas, rows.reshape(len(starts), -1), starts[:, 1:], tuple(crop), self.tile)
         self.changes.apply(tiles, rng)  # (K, T * neighbours, tile, tile, windows)
         tiles = as_channels(tiles.reshape(*shown.shape, *tiles.shape[2:]))  # (K, T, tile, tile, C)
-        return VolumeSample(torch.from_numpy(tiles), torch.from_numpy(label), torch.tensor(row))
+        drawn = draw_appearance(len(tiles), self.appearance, self.tile, rng)
+        tiles, label, drawn = map(torch.from_numpy, (tiles, label, drawn))
+        return VolumeSample(tiles, label, torch.tensor(row), drawn)
 
 
 class CropChanges:
     """Random changes of single crops, drawn once per crop and shared by its slices; labels do not change.
 
     A rotated or recoloured crop still comes from the same position, which the network has to predict in spite
-    of the change. Random crops and base crops are changed in the same way.
+    of the change. Random crops and base crops are changed in the same way. See also `Appearance`.
 
     Args:
         flip: probability of a flip along each of z, y and x.
         rotate90: probability of one to three quarter turns in the plane.
         shift: probability of adding a constant to the grey levels, up to a tenth of their range, clipped at
             black and white (VoCo 3D).
-        appearance: strength of `AppearanceChange`.
     """
 
-    def __init__(self, *, flip: float, rotate90: float, shift: float, appearance: float) -> None:
+    def __init__(self, *, flip: float, rotate90: float, shift: float) -> None:
         self.flip, self.rotate90, self.shift = flip, rotate90, shift
-        self.appearance = AppearanceChange(appearance) if appearance else None
 
     def apply(self, tiles: np.ndarray, rng: np.random.Generator) -> None:
         """Change uint8 tiles (K, T, tile, tile, C) in place, each crop separately."""
@@ -120,8 +122,6 @@ class CropChanges:
                 tiles[crop] = np.rot90(tile, turns[crop], axes=(1, 2))
             if shifts[crop]:
                 tiles[crop] = np.clip(tile + np.int16(round(shifts[crop])), 0, 255)
-            if self.appearance:
-                tiles[crop] = self.appearance(tile, rng)
 
 
 def open_dataset(options: VocoOptions) -> VocoDataset:

@@ -23,6 +23,7 @@ from src.nn.encoder_input import EncoderInput, warn_of_another_input
 from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
+from src.voco.appearance import Appearance
 from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
 from src.voco.losses import Embeddings, GlobalBases, build_objective, cosine_similarity
 from src.voco.model import (
@@ -143,6 +144,7 @@ class Pretraining(Method):
         self.teacher = make_teacher(student, options.shared_backbone).to(runtime.device)
         self.objective = build_objective(options)
         self.monitors = Monitors()
+        self.appearance = Appearance(options.tile, len(options.windows), runtime.device)
         self.similarity: Tensor | None = None
         """(B, R, N) cosine of the student's random crops to the teacher's bases, of the last batch"""
         self._volume_losses: Tensor | None = None  # (G,) of the last global batch
@@ -163,7 +165,7 @@ class Pretraining(Method):
         split.
         """
         runtime = self.runtime
-        tiles = batch.tiles.to(runtime.device, non_blocking=True)
+        tiles = self._change_appearance(batch)
         label = batch.label.to(runtime.device, non_blocking=True)
         random_crops = label.shape[1]
         with runtime.autocast():
@@ -267,12 +269,18 @@ class Pretraining(Method):
             sets=self.dataset.index.sets,
         )
 
+    def _change_appearance(self, batch: VolumeSample) -> Tensor:
+        """Return the tiles of a batch as the networks see them, on their device."""
+        given = (batch.tiles, batch.appearance)
+        return self.appearance(*(part.to(self.runtime.device, non_blocking=True) for part in given))
+
     def _write_picture(self, at: Progress) -> None:
         if self.draw is None or not is_main_process():
             return
         grid = (self.options.grid_z, self.options.grid, self.options.grid)
         middle = self.options.neighbours // 2 * len(self.options.windows)  # the slice itself, first window
-        picture = self.draw(at.batch, self.similarity.cpu(), grid, middle)
+        batch = at.batch._replace(tiles=self._change_appearance(at.batch))
+        picture = self.draw(batch, self.similarity.cpu(), grid, middle)
         with atomic_path(self.options.output / "pictures" / f"step_{at.step:07d}.png") as temporary:
             write_png(temporary, picture)
 

@@ -10,13 +10,12 @@ import torch
 from src.core.errors import UserError
 from src.data.png import read_png
 from src.data.prepared import image_folder, slice_name
-from src.nn.augmentation import AppearanceChange
 from src.nn.loading import StackLoader
 from src.voco.crops import overlap_labels
 from src.voco.dataset import CropChanges, VolumeSample, open_dataset
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
-from tests.helpers.voco_files import draw_anatomy, draw_indices, draw_noise, draw_places, write_prepared
+from tests.helpers.voco_files import draw_indices, draw_noise, draw_places, write_prepared
 
 SMALL = {
     "windows": ("soft", "organ", "wide"),
@@ -26,7 +25,7 @@ SMALL = {
     "slices": 4,
     "foreground": 0.0,
 }
-OFF = {"flip": 0.0, "rotate90": 0.0, "shift": 0.0, "appearance": 0.0}
+OFF = {"flip": 0.0, "rotate90": 0.0, "shift": 0.0}
 
 
 def open_sets(*folders, **changes):
@@ -253,32 +252,3 @@ def test_crop_changes_draw_independently():
     flipped = changed(tiles[:, ::-1, ::-1, ::-1], rotate90=1.0)
     np.testing.assert_array_equal(changed(tiles, rotate90=1.0, flip=1.0), flipped)
     assert (turned != flipped).any()
-
-
-def test_appearance_change_is_shared_by_the_slices_of_a_crop():
-    tile = np.repeat(noise_tiles(1)[0, :1], 5, axis=0)
-    change = AppearanceChange(1.0)
-    results = [change(tile, np.random.default_rng(seed)) for seed in range(20)]
-    assert all((result == result[:1]).all() and result.dtype == np.uint8 for result in results)
-    assert len({result.tobytes() for result in results}) > 15
-    crops = changed(np.repeat(noise_tiles(1), 8, axis=0), appearance=1.0)
-    assert len({crop.tobytes() for crop in crops}) > 5
-
-
-def test_appearance_change_grows_with_its_strength():
-    tiles = noise_tiles(40)
-    sizes = [np.abs(changed(tiles, appearance=s).astype(int) - tiles).mean() for s in (0.05, 0.3, 1.0)]
-    assert 0 < 2 * sizes[0] < sizes[1] and 2 * sizes[1] < sizes[2]
-
-
-def test_appearance_change_keeps_places_and_labels(tmp_path):
-    folder = write_prepared(tmp_path / "set", draw_anatomy, series=1)
-    plain, other = (open_sets(folder, windows=("soft",), appearance=strength) for strength in (0.0, 0.5))
-    correlations = []
-    for epoch in range(5):
-        before, after = plain[epoch, 0], other[epoch, 0]
-        assert torch.equal(before.label, after.label)
-        assert (before.tiles != after.tiles).any()
-        for one, two in zip(before.tiles, after.tiles, strict=True):
-            correlations.append(np.corrcoef(one.flatten(), two.flatten())[0, 1])
-    assert np.median(correlations) > 0.8
