@@ -26,7 +26,8 @@ from harness import BenchOptions, alternate, in_fresh_process, median_ratio, pea
 
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
-from src.nn.training import LoopSettings, TrainingLoop
+from src.nn.schedule import LoopSettings
+from src.nn.training import TrainingLoop
 from src.voco.crops import CropGrid, overlap_labels
 from src.voco.dataset import VolumeSample
 from src.voco.model import build_network, make_teacher

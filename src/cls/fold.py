@@ -25,7 +25,8 @@ from src.core.runtime import Runtime, sample_rng
 from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
+from src.nn.schedule import LoopSettings
+from src.nn.training import LossAndMetrics, Method, Progress, TrainingLoop
 
 
 def train_network(

@@ -20,7 +20,8 @@ from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.encoder_input import EncoderInput, warn_of_another_input
 from src.nn.first_weights import load_first_weights, patients_seen_by
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
+from src.nn.schedule import LoopSettings
+from src.nn.training import LossAndMetrics, Method, Progress, TrainingLoop
 from src.nn.weights_file import to_tuples
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
 from src.seg.held_out import score_during_training, score_held_out

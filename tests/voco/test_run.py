@@ -19,7 +19,8 @@ from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.encoder_weights import load_encoder
-from src.nn.training import LoopSettings, TrainingLoop, load_checkpoint
+from src.nn.schedule import LoopSettings
+from src.nn.training import TrainingLoop, load_checkpoint
 from src.probe.frozen import load_run
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
