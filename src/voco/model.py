@@ -100,6 +100,10 @@ class VocoNet(nn.Module):
         """Embed crops by a teacher: (B, K, T, H, W, C) -> (B, K, projection), without a graph."""
         return self(tiles)[0]
 
+    def input_shape(self, *tiles: int) -> tuple[int, ...]:
+        """Return the shape of the encoder's input for tiles of a shape (B, K, T, H, W, C)."""
+        return tuple(self._arrange(torch.empty(tiles, device="meta")).shape)
+
     def _arrange(self, tiles: Tensor) -> Tensor:
         """Arrange crops as encoder input: (B, K, T, H, W, C) -> (B*K*T, C, H, W), channels last in memory."""
         return tiles.flatten(0, 2).permute(0, 3, 1, 2)

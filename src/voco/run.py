@@ -21,6 +21,7 @@ from src.data.png import write_png
 from src.data.selection import Neighbours
 from src.nn.encoder import EncoderFile, built_size, require_true_bf16, save_encoder
 from src.nn.encoder_input import EncoderInput, warn_of_another_input
+from src.nn.execution import StaticNetwork, set_execution
 from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
 from src.nn.schedule import LoopSettings
@@ -43,7 +44,7 @@ from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 
 FREE_TO_CHANGE = (
-    *("data", "doubtful", "output", "resume", "workers", "precision", "micro_batch"),
+    *("data", "doubtful", "output", "resume", "workers", "precision", "execution", "micro_batch"),
     *("log_every", "save_every", "keep_every", "picture_every"),
 )
 """Options that a resumed run may change: data are identified by their series, not path. Precision and parts
@@ -183,6 +184,18 @@ class Pretraining(Method):
         losses = torch.stack(list(terms.values())).sum(0)  # (B,)
         self._volume_losses[number] = losses.detach()
         return LossAndMetrics(losses.mean(), {name: term.detach().mean() for name, term in terms.items()})
+
+    def before_first_step(self) -> None:
+        options, student = self.options, self.runtime.unwrap(self.network)
+        crops = options.random_crops + options.grid_z * options.grid**2
+        sides = (options.slices, options.tile, options.tile, options.channels)
+        shape = student.input_shape(options.batch // self.runtime.world, crops, *sides)
+        networks = [each for each in (self.teacher, student) if not isinstance(each, TeacherHead)]
+        parts = [
+            StaticNetwork(network.encoder, shape, memory_format=network.memory_format) for network in networks
+        ]
+        obstacle = "--micro-batch encodes in parts" if options.micro_batch else None
+        set_execution(options.execution, parts, self.runtime, obstacle)
 
     def after_step(self, step: int) -> None:
         self._update_teacher(teacher_momentum(step - 1, self.options))
