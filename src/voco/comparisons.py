@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class Embeddings(NamedTuple):
@@ -24,8 +23,8 @@ class Embeddings(NamedTuple):
     @classmethod
     def split(cls, embeddings: Tensor, crops: int) -> "Embeddings":
         """Split and normalise (B, R + N, D) of any length, the random crops first, with R = `crops`."""
-        parts = embeddings[:, :crops], embeddings[:, crops:]
-        return cls(*(F.normalize(part.float(), dim=-1) for part in parts))
+        parts = embeddings.split([crops, embeddings.shape[1] - crops], dim=1)
+        return cls(*map(_unit, parts))
 
 
 class GlobalBases(NamedTuple):
@@ -84,3 +83,10 @@ def cosines(crops: Tensor, bases: Tensor) -> Tensor:
     """Return the cosines (B, R, G, N) of crops (B, R, D) and bases (G, N, D), all of unit length."""
     product = crops.flatten(0, 1) @ bases.flatten(0, 1).T  # (B * R, G * N)
     return product.unflatten(1, bases.shape[:2]).unflatten(0, crops.shape[:2])
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """Normalise (..., D); multiplying takes a third less memory in the backward pass than `F.normalize`."""
+    embeddings = embeddings.float()
+    length = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True).clamp(min=1e-12)
+    return embeddings * length.reciprocal()
