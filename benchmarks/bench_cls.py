@@ -95,7 +95,7 @@ def build_training(data: PreparedDataset, folder: Path, **shape: Any) -> Network
     )
     inputs = TrainingInputs.read(given)
     spec = describe_networks(given, inputs)[0].spec
-    model = build_model(spec, given, inputs, fold=0)
+    model = build_model(spec, given, fold=0)
     return NetworkTraining(Runtime.create(), model, spec, given, inputs, inputs.series, "run")
 
 

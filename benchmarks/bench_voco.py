@@ -10,7 +10,7 @@ Peak memory is that of a new process. Two geometries:
 
     v2      2D-VoCo v2; on a CPU, 8 of its 32 slices. The limit of memory is without the weights and states
             that only the step has: they do not grow with the batch, and weigh more the fewer slices there are
-    plus    the preset; on a CPU, 4 of its 32 volumes
+    plus    the preset; on a CPU, 8 of its 32 volumes
 
 Then objective and monitors of `plus` alone, at its full size on one thread: the shared products of a step
 against cosines by broadcasting, each for itself. Memory is without the embeddings that both are given.
@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import voco_terms
 from harness import (
     BenchOptions,
     alternate,
@@ -37,6 +36,7 @@ from harness import (
     read_preset,
     run_main,
 )
+from voco_terms import build_broadcast_terms, build_terms, hold_embeddings
 
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
@@ -70,7 +70,7 @@ def main(options: VocoBenchOptions) -> dict[str, Any]:
     terms = compare_terms(repeats)
     plus = read_preset(VocoOptions, "voco/plus", "--data", "none")
     if not on_gpu:
-        plus = replace(plus, batch=2 if options.quick else 4)
+        plus = replace(plus, batch=2 if options.quick else 8)
     plus_rows = measure(replace(plus, precision="auto" if on_gpu else "fp32"), repeats)
     say(f"\nplus: {plus.backbone}, {count_tiles(plus)} tiles of {plus.tile} px per step")
     say(format_table(plus_rows, digits=2))
@@ -110,13 +110,13 @@ def compare_terms(repeats: int) -> list[dict[str, Any]]:
     """Objective and monitors of `plus` at its full size on one thread of the CPU, both ways."""
     options = read_preset(VocoOptions, "voco/plus", "--data", "none")
     builders = {
-        "broadcast": partial(voco_terms.build_broadcast_terms, options),
-        "shared products": partial(voco_terms.build_terms, options),
+        "broadcast": partial(build_broadcast_terms, options),
+        "shared products": partial(build_terms, options),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        given = peak_bytes(partial(voco_terms.hold_embeddings, options), runs=1)
+        given = peak_bytes(partial(hold_embeddings, options), runs=1)
         peaks = {name: peak_bytes(build, runs=2) - given for name, build in builders.items()}
         seconds = in_fresh_process(time_builders, builders, repeats)
     finally:

@@ -1,4 +1,4 @@
-"""Objective and monitors of `plus` on embeddings that are ready: as the run computes them, and by broadcasting."""
+"""Objective and monitors of `plus` on embeddings that are ready: as a run does, and by broadcasting."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,7 @@ def build_terms(options: VocoOptions) -> Callable[[], Tensor]:
 
 def build_broadcast_terms(options: VocoOptions) -> Callable[[], Tensor]:
     """The same, each cosine for itself: normalised at every use, crops and bases copied for every pair."""
-    embeddings, targets, label, patient = draw_embeddings(options)
+    embeddings, targets, label, _ = draw_embeddings(options)
     crops, temperature, planes = options.random_crops, options.temperature, options.grid_z
     is_other = ~torch.eye(options.batch, dtype=torch.bool)
 
