@@ -1,4 +1,4 @@
-"""What a pre-training step costs beyond its backbone: time and peak memory.
+"""What a pre-training step costs beyond its backbones: time and peak memory.
 
 python benchmarks/bench_voco.py --json voco.json
 python benchmarks/bench_voco.py --quick
@@ -6,9 +6,14 @@ python benchmarks/bench_voco.py --quick
 Same tiles, same backbone, one run: the whole optimiser step (uint8 tiles in, student, teacher, losses,
 monitors, clipping, AdamW, moving average) against the bare backbone (student forward and backward, teacher
 forward without graph, channels-last, float tiles that are ready). The two take turns; a time is the median.
-Peak memory is that of a new process. The geometry is that of 2D-VoCo v2; on a CPU, 8 of its 32 slices.
-The limit of memory is without the weights and states that only the step has: they do not grow with the batch,
-and weigh more the fewer slices there are.
+Peak memory is that of a new process. Two geometries:
+
+    v2      2D-VoCo v2; on a CPU, 8 of its 32 slices. The limit of memory is without the weights and states
+            that only the step has: they do not grow with the batch, and weigh more the fewer slices there are
+    plus    the preset; on a CPU, 8 of its 32 volumes
+
+Then objective and monitors of `plus` alone, at its full size on one thread: the shared products of a step
+against cosines by broadcasting, each for itself. Memory is without the embeddings that both are given.
 """
 
 import statistics
@@ -22,11 +27,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from harness import BenchOptions, alternate, in_fresh_process, median_ratio, peak_bytes, run_main
+from harness import (
+    BenchOptions,
+    alternate,
+    in_fresh_process,
+    median_ratio,
+    peak_bytes,
+    read_preset,
+    run_main,
+)
+from voco_terms import build_broadcast_terms, build_terms, hold_embeddings
 
 from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
-from src.nn.training import LoopSettings, TrainingLoop
+from src.nn.schedule import LoopSettings
+from src.nn.training import TrainingLoop
 from src.voco.crops import CropGrid, overlap_labels
 from src.voco.dataset import VolumeSample
 from src.voco.model import build_network, make_teacher
@@ -34,6 +49,8 @@ from src.voco.options import VocoOptions
 from src.voco.run import Pretraining
 
 TIME_LIMIT, MEMORY_LIMIT = 1.15, 1.2
+PLUS_LIMIT = 1.1
+TERMS_LIMIT_S, TERMS_LIMIT_MB = 0.12, 80
 MICRO_BATCH = 64
 
 
@@ -49,13 +66,21 @@ def main(options: VocoBenchOptions) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     slices = options.slices or (4 if options.quick else 32 if on_gpu else 8)
     repeats = options.repeats or (3 if options.quick else 7)
-    voco = VocoOptions(data=(Path("none"),), output=Path("none"), backbone="efficientnet_b0", slices=slices)
-    tiles = voco.batch * (voco.random_crops + voco.grid**2) * slices
-    say(f"{voco.backbone}, {tiles} tiles of {voco.tile} px per step")
-    rows = []
     has_bf16 = on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    terms = compare_terms(repeats)
+    plus = read_preset(VocoOptions, "voco/plus", "--data", "none")
+    if not on_gpu:
+        plus = replace(plus, batch=2 if options.quick else 8)
+    plus_rows = measure(replace(plus, precision="auto" if on_gpu else "fp32"), repeats)
+    say(f"\nplus: {plus.backbone}, {count_tiles(plus)} tiles of {plus.tile} px per step")
+    say(format_table(plus_rows, digits=2))
+    say(f"a whole step takes x time {plus_rows[1]['x time']:.2f} of {PLUS_LIMIT}")
+
+    voco = VocoOptions(data=(Path("none"),), output=Path("none"), backbone="efficientnet_b0", slices=slices)
+    say(f"\nv2: {voco.backbone}, {count_tiles(voco)} tiles of {voco.tile} px per step")
+    rows = []
     for precision in ("fp32", "bf16") if has_bf16 else ("fp32",):
-        measured = measure(replace(voco, precision=precision), repeats)
+        measured = measure(replace(voco, precision=precision), repeats, MICRO_BATCH)
         say(format_table(measured, digits=2))
         rows += measured
     states, times, memories = states_bytes(voco), [], []
@@ -68,7 +93,48 @@ def main(options: VocoBenchOptions) -> dict[str, Any]:
         f"a whole step is {verdict} its limits: x time {max(times):.2f} of {TIME_LIMIT}, x memory "
         f"{max(memories):.2f} of {MEMORY_LIMIT} without {states / 1e9:.2f} GB of head and optimiser"
     )
-    return {"tiles": tiles, "rows": rows, "states_bytes": states, "within_limits": within}
+    within = within and plus_rows[1]["x time"] <= PLUS_LIMIT
+    tiles = {"plus": count_tiles(plus), "v2": count_tiles(voco)}
+    return {
+        **{"tiles": tiles, "terms": terms, "plus": plus_rows, "rows": rows},
+        **{"states_bytes": states, "within_limits": within},
+    }
+
+
+def count_tiles(options: VocoOptions) -> int:
+    """Images that a network encodes in a step."""
+    return options.batch * (options.random_crops + options.grid_z * options.grid**2) * options.slices
+
+
+def compare_terms(repeats: int) -> list[dict[str, Any]]:
+    """Objective and monitors of `plus` at its full size on one thread of the CPU, both ways."""
+    options = read_preset(VocoOptions, "voco/plus", "--data", "none")
+    builders = {
+        "broadcast": partial(build_broadcast_terms, options),
+        "shared products": partial(build_terms, options),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        given = peak_bytes(partial(hold_embeddings, options), runs=1)
+        peaks = {name: peak_bytes(build, runs=2) - given for name, build in builders.items()}
+        seconds = in_fresh_process(time_builders, builders, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    base = "broadcast"
+    rows = [
+        {
+            **{"objective and monitors": name, "s": statistics.median(tries)},
+            **{"x time": median_ratio(tries, seconds[base]), "MB": peaks[name] / 1e6},
+            "x memory": peaks[name] / peaks[base],
+        }
+        for name, tries in seconds.items()
+    ]
+    shape = f"B = {options.batch}, R = {options.random_crops}, D = {options.projection}"
+    say(f"\nobjective and monitors of plus, {shape}, one thread")
+    say(format_table(rows, digits=3))
+    say(f"limits: {TERMS_LIMIT_S} s and {TERMS_LIMIT_MB} MB")
+    return rows
 
 
 def states_bytes(options: VocoOptions) -> int:
@@ -78,13 +144,12 @@ def states_bytes(options: VocoOptions) -> int:
     return 3 * head + 2 * trained
 
 
-def measure(options: VocoOptions, repeats: int) -> list[dict[str, Any]]:
-    """The rows of one precision."""
-    builders = {
-        "backbone": partial(build_backbone, options),
-        "step": partial(build_step, options),
-        f"step, micro-batch {MICRO_BATCH}": partial(build_step, replace(options, micro_batch=MICRO_BATCH)),
-    }
+def measure(options: VocoOptions, repeats: int, micro_batch: int = 0) -> list[dict[str, Any]]:
+    """The rows of one precision; those of a step in micro-batches too, if their size is given."""
+    builders = {"backbone": partial(build_backbone, options), "step": partial(build_step, options)}
+    if micro_batch:
+        in_parts = replace(options, micro_batch=micro_batch)
+        builders[f"step, micro-batch {micro_batch}"] = partial(build_step, in_parts)
     peaks = {name: peak_bytes(build, runs=2) for name, build in builders.items()}  # AdamW's state comes late
     seconds = in_fresh_process(time_builders, builders, repeats)  # a process has one precision
     return [{"precision": options.precision, **row} for row in compare(seconds, peaks)]
@@ -102,7 +167,7 @@ def build_step(options: VocoOptions) -> Callable[[], Any]:
     runtime = Runtime.create(options.precision)
     ids = [str(number) for number in range(options.batch)]
     table = pd.DataFrame({"set": 0, "patient_id": ids, "series_id": ids})
-    method = Pretraining(options, NoiseVolumes(table), runtime)
+    method = Pretraining(replace(options, first_weights="none"), NoiseVolumes(table), runtime)
     settings = LoopSettings(10**6, 0, options.lr, options.clip_norm, options.seed, log_every=1, save_every=1)
     loop = TrainingLoop(method, settings, runtime, Path(options.output), {})
     batch = draw_batch(options)

@@ -31,13 +31,15 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A training step without its optimiser, or a forward pass."""
+    """A training step, or a forward pass."""
 
     networks: tuple[nn.Module, ...]
     forward: Callable[[], Tensor]
     """The loss of a training step; of a forward pass any of its answers."""
     trained: nn.Module | None
     """Whose gradients the step computes; None for a forward pass."""
+    finish: Callable[[], None] = lambda: None
+    """What follows the gradients: clipping, optimiser, moving average."""
 
     def run(self, runtime: Runtime | None = None) -> None:
         """Once, in the precision of a runtime, without one in fp32."""
@@ -48,6 +50,7 @@ class Step:
             answer = self.forward()
         if self.trained is not None:
             answer.backward()
+            self.finish()
 
 
 def voco_step(options: VocoOptions, device: torch.device, volumes: int, crops: int) -> Step:

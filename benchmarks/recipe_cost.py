@@ -6,9 +6,10 @@
 A step costs so much, measured on a phantom, times as often as the recipe does it on 4,711 series of 1,510,373
 slices (prediction: 1,770 series of 317):
 
-    GPU     a training step without its optimiser, or a forward pass, with the presets and the encoder of
-            the recipe: seconds and memory on the GPU at hand in its fastest precision. Without a GPU
-            operations and memory are counted on tensors without data, in fp32
+    GPU     a training step (networks, in pre-training objective and monitors, clipping, optimiser, moving
+            average), or a forward pass, with the presets and the encoder of the recipe: seconds and memory on
+            the GPU at hand in its fastest precision. Without a GPU operations and memory are counted on
+            tensors without data, in fp32
     readers seconds of one core of this machine: preparing slices of 512 px in RLE, as the competition has
             them, and reading a sample as training does; shared by the processes that read, as the recipe
             and the presets say
@@ -46,6 +47,8 @@ from src.core.log import format_table, say
 from src.core.runtime import Runtime
 from src.data.png import read_png
 from src.data.prepared import image_folder
+from src.seg.dataset import Key, SliceDataset
+from src.seg.split import SegData
 from src.voco.dataset import open_dataset
 
 SERIES, SLICES = 4_711, 1_510_373
@@ -64,7 +67,7 @@ def main(options: BenchOptions) -> dict[str, Any]:
         core_s = measure_cores(Path(scratch), options.quick)
     rows = [add_gpu(row, options.quick) for row in list_steps(core_s)]
     say(f"\nhours of one core are shared by the readers\n{format_table(rows, 2)}")
-    (model,) = classifier_step(META).networks
+    model, _ = classifier_step(META).networks
     disk_gb = {
         "prepared slices": SLICES * core_s["slice in KB"] / 1e6,
         "classifiers": FOLDS * sum(each.nbytes for each in model.state_dict().values()) / 1e9,
@@ -79,7 +82,7 @@ def list_steps(core_s: dict[str, float]) -> list[dict[str, Any]]:
     read = {
         "prepared": SLICES * core_s["prepared slice"],
         "voco": voco.steps * voco.batch * core_s["pre-training sample"],
-        "seg": seg.steps * (seg.batch + seg.unlabelled_batch) * seg.slices * core_s["slice from PNG"],
+        "seg": seg.steps * (seg.batch + seg.unlabelled_batch) * core_s["segmentation sample"],
         "masks": SLICES * core_s["slice from PNG"],
         "cls": (stacks := cls.epochs * SERIES * (FOLDS - 1)) * core_s["classifier sample"],
         "infer": TEST_SERIES * (cls.slices + FOR_THE_BODY) * core_s["prepared slice"],
@@ -134,11 +137,15 @@ def measure_cores(folder: Path, quick: bool) -> dict[str, float]:
     images = sorted(image_folder(data.folder, "0", "0").glob("*.png"))
     shape = bench_cls.PUBLISHED | {"workers": 0, "backbone": "test_efficientnet"}  # it only reads
     stacks = bench_cls.build_training(data, folder, **shape).dataset
+    series = data.series.assign(set=0, has_masks=False, part="unlabelled")
+    windows = (data.channels(data.windows),)
+    masked = SliceDataset(SegData((data,), series, data.windows, windows, 0), seg_options())
     crops = open_dataset(replace(voco_options(), data=(data.folder,)))
     return {
         "prepared slice": prepare_s,
         "slice from PNG": seconds_of(lambda: [read_png(path) for path in images]) / len(images),
         "pre-training sample": seconds_of(lambda: [crops[0, each] for each in range(8)]) / 8,
+        "segmentation sample": seconds_of(lambda: [masked[Key(False, each)] for each in range(40)]) / 40,
         "classifier sample": seconds_of(lambda: [stacks[Draw(0, each)] for each in range(7)]) / 7,
         "slice in KB": kilobytes,
     }

@@ -1,7 +1,10 @@
 """The training steps and forward passes of the README's recipe, at its size, to count or to run."""
 
+import copy
+from collections.abc import Callable
+
 import torch
-from counting import Step, crops_of, draw_noise, voco_step
+from counting import Step, crops_of, draw_noise
 from harness import read_preset
 from torch import Tensor, nn
 
@@ -12,6 +15,10 @@ from src.core.targets import CLASS_WEIGHTS
 from src.nn.encoder import GREY_MEAN, GREY_STD, default_greys
 from src.seg.model import SegmenterPair, SegmenterSpec
 from src.seg.options import SegmentOptions, SegOptions
+from src.voco.comparisons import Comparisons, Embeddings, GlobalBases
+from src.voco.losses import build_objective
+from src.voco.model import TeacherUpdate, build_network, embed_by_both, make_teacher
+from src.voco.monitors import Monitors
 from src.voco.options import VocoOptions
 
 SIZE = 256
@@ -37,12 +44,32 @@ def classifier_options() -> ClassifierOptions:
 
 def pretraining_step(device: torch.device) -> Step:
     options = voco_options()
-    return voco_step(options, device, options.batch, crops_of(options))
+    student = build_network(options).train()
+    teacher = make_teacher(student, options.shared_backbone).to(device)
+    student.to(device)
+    crops, bases = crops_of(options), options.grid_z * options.grid**2
+    shape = (options.slices, options.tile, options.tile, options.channels)
+    tiles = draw_noise(options.batch, crops, *shape, device=device)
+    label = torch.rand(options.batch, options.random_crops, bases, device=device).softmax(-1)
+    patient = torch.arange(options.batch, device=device)
+    objective, monitors = build_objective(options), Monitors(options.batch, device)
+
+    def forward() -> Tensor:
+        both = embed_by_both(student, teacher, tiles)
+        own, targets = (Embeddings.split(each, options.random_crops) for each in both)
+        pairs = Comparisons(own, targets, GlobalBases(own.bases, targets.bases, first=0))
+        loss = torch.stack(list(objective(pairs, label).values())).sum(0).mean()
+        monitors.update(pairs, label, patient, patient)
+        return loss
+
+    finish = _finish(student, teacher, amsgrad=True)
+    return Step((student, teacher), forward, student, finish)
 
 
 def segmenter_step(device: torch.device) -> Step:
     options = seg_options()
-    pair, average = _build_pair(options, device).train(), _build_pair(options, device).eval()
+    pair = _build_pair(options, device).train()
+    average = copy.deepcopy(pair).eval()
     views = draw_noise(options.batch + options.unlabelled_batch, *_slice_shape(options), device=device)
     plain = views[: options.unlabelled_batch]
 
@@ -51,7 +78,7 @@ def segmenter_step(device: torch.device) -> Step:
             average.probabilities(plain)
         return sum(answer.logits.float().square().mean() for answer in pair(views, views))
 
-    return Step((pair, average), forward, pair)
+    return Step((pair, average), forward, pair, _finish(pair, average))
 
 
 def masks_pass(device: torch.device) -> Step:
@@ -63,8 +90,9 @@ def masks_pass(device: torch.device) -> Step:
 
 def classifier_step(device: torch.device) -> Step:
     model, images = _build_classifier(device)
-    model.train()
-    return Step((model,), lambda: model(images).logits.float().square().mean(), model)
+    average = copy.deepcopy(model.train())
+    finish = _finish(model, average)
+    return Step((model, average), lambda: model(images).logits.float().square().mean(), model, finish)
 
 
 def prediction_pass(device: torch.device) -> Step:
@@ -95,6 +123,20 @@ def _build_classifier(device: torch.device) -> tuple[TraumaClassifier, Tensor]:
         options.batch, options.slices, len(WINDOWS), options.crop, options.crop, device=device
     )
     return _on(TraumaClassifier(spec), device), images
+
+
+def _finish(network: nn.Module, average: nn.Module, amsgrad: bool = False) -> Callable[[], None]:
+    """Clipping, AdamW and a moving average of a network that has its gradients."""
+    fused = next(network.parameters()).is_cuda  # counted, without a GPU, by other kernels
+    update = TeacherUpdate(average, network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, amsgrad=amsgrad, fused=fused)
+
+    def finish() -> None:
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        update(0.99)
+
+    return finish
 
 
 def _on(network: nn.Module, device: torch.device) -> nn.Module:

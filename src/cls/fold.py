@@ -24,8 +24,10 @@ from src.core.run_folder import find_checkpoint
 from src.core.runtime import Runtime, sample_rng
 from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
+from src.nn.execution import StaticNetwork, set_execution
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
+from src.nn.schedule import LoopSettings
+from src.nn.training import LossAndMetrics, Method, Progress, TrainingLoop
 
 
 def train_network(
@@ -80,7 +82,10 @@ class NetworkTraining(Method):
         name: name of the fold, for messages.
     """
 
-    memory_advice = "lower --batch (--accumulation keeps the batch of a step), --slices or --crop"
+    memory_advice = (
+        "give --micro-batch (slices at a time), or lower --batch (--accumulation keeps the batch of a step), "
+        "--slices or --crop"
+    )
     failure_advice = (
         "start from scratch with a lower --lr, or with --precision bf16 or fp32, and --resume never"
     )
@@ -147,13 +152,13 @@ class NetworkTraining(Method):
         chosen = self._draws_of(epoch)[index]
         options, device = self.options, self.runtime.device
         rng = sample_rng(options.seed, epoch, index * self.runtime.world + self.runtime.rank)
-        importance = self.importance[self.order.series_of(chosen)].to(device)
+        importance = self.importance[self.order.series_of(chosen)].to(device, non_blocking=True)
         batch = StackBatch(*(part.to(device, non_blocking=True) for part in batch))
         batch, importance = self.mixer(batch, importance, rng)
         decoded = choose_slices_to_decode(batch, options.organ_slices, rng) if options.organ_loss else None
         padding = batch.padding if self.spec.view.is_padded else None
         with self.runtime.autocast():
-            output: ClassifierOutput = self.network(batch.images, padding, decoded)
+            output: ClassifierOutput = self.network(batch.images, padding, decoded, options.micro_batch)
         losses = self.loss(output.logits, batch.targets, importance)
         names = [*self.spec.targets, "any_injury"][: len(losses)]
         metrics = {"loss": losses.mean(), **dict(zip(names, losses, strict=True))}
@@ -166,6 +171,21 @@ class NetworkTraining(Method):
             metrics["organs"] = organ_loss(output.organ_logits, maps, is_known)
             metrics["loss"] = metrics["loss"] + options.organ_loss * metrics["organs"]
         return LossAndMetrics(metrics["loss"], {name: value.detach() for name, value in metrics.items()})
+
+    def before_first_step(self) -> None:
+        options, view = self.options, self.spec.view
+        obstacle = None
+        if options.micro_batch:
+            obstacle = "--micro-batch encodes in parts"
+        elif options.accumulation > 1:
+            obstacle = "a graph overwrites the gradients that --accumulation adds up"
+        elif options.organ_loss:
+            obstacle = "the decoder of --organ-loss takes maps from inside the encoder"
+        slices = options.batch // self.runtime.world * view.slices
+        shape = (slices, view.channels, view.crop, view.crop)
+        encoder = self.runtime.unwrap(self.network).encoder
+        part = StaticNetwork(encoder, shape, memory_format=torch.channels_last)
+        set_execution(options.execution, [part], self.runtime, obstacle)
 
     def row(self, step: int) -> int:
         """Return the row number: rows are numbered by epoch."""
@@ -209,7 +229,7 @@ def build_optimizer(model: TraumaClassifier, options: ClassifierOptions) -> torc
     for part in (model.head, model.classifier, model.slice_classifier, model.decoder):
         if part is not None:
             groups += param_groups_weight_decay(part, options.weight_decay)
-    return torch.optim.AdamW(groups, lr=options.lr)
+    return torch.optim.AdamW(groups, lr=options.lr, fused=True)
 
 
 def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Generator) -> Tensor:
@@ -218,7 +238,7 @@ def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Genera
     places = [
         stack * slices + rng.choice(slices, min(count, slices), replace=False) for stack in range(stacks)
     ]
-    return torch.from_numpy(np.concatenate(places)).to(batch.images.device)
+    return torch.from_numpy(np.concatenate(places)).to(batch.images.device, non_blocking=True)
 
 
 def predict_held_out(

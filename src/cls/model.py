@@ -13,6 +13,7 @@ from src.cls.views import StackView
 from src.core.targets import CLASS_WEIGHTS, TARGETS
 from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width
+from src.nn.micro_batch import encode_in_parts
 from src.nn.organ_decoder import OrganDecoder
 from src.nn.sequence import SequenceHead
 from src.nn.weights_file import read_description, read_weights, save_weights, to_tuples
@@ -125,15 +126,15 @@ class TraumaClassifier(nn.Module):
             images: uint8 (B, T, C, H, W), or float in 0..255 if stacks are mixed.
             padding: bool (B, T).
             decoded: indices into B * T of the slices that the decoder segments.
-            slices_at_once: slices per forward pass of the encoder, default all; fewer need less memory.
+            slices_at_once: slices per forward pass of the encoder, default all; fewer need less memory, and
+                are computed twice in training.
         """
         batch, slices = images.shape[:2]
         flat, organ_logits = images.flatten(0, 1), None  # (B * T, C, H, W)
         if decoded is not None and self.decoder is not None:
             features, organ_logits = self.decoder(self.encoder, self.normalise(flat), decoded)
         else:
-            parts = flat.split(slices_at_once or len(flat))
-            features = torch.cat([self.encoder(self.normalise(part)) for part in parts])
+            features = encode_in_parts(self._encode, flat, slices_at_once or 0, self.encoder)
         summary = self.head(features.unflatten(0, (batch, slices)), padding)
         return ClassifierOutput(
             self.classifier(summary.pooled),
@@ -142,6 +143,9 @@ class TraumaClassifier(nn.Module):
             summary.slices,
             organ_logits,
         )
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.encoder(self.normalise(images))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Convert grey levels (N, C, H, W) in 0..255 to the encoder's input."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.core.config import Doubtful, FirstWeights, Precision, check_range
+from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_range
 from src.core.targets import TARGETS
 
 Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
@@ -106,6 +106,10 @@ class ClassifierOptions:
     accumulation: int = 1
     """Batches per optimiser step: increase it if a larger batch does not fit into memory."""
 
+    micro_batch: int = 0
+    """Slices encoded at a time in training, for small GPUs: less memory, steps a third longer. Exact unless
+    the backbone normalises by batch statistics. 0: all at once."""
+
     loss: Literal["weighted", "metric", "plain"] = "weighted"
     """weighted: cross-entropy with the metric's weights. metric: adds any injury, so equals the score.
     plain: no weights; combine with --reweigh."""
@@ -186,6 +190,10 @@ class ClassifierOptions:
     offsets: int = 1
     """Number of stacks averaged in prediction, each with other slices."""
 
+    execution: Execution = "eager"
+    """How the networks of a step run: eager launches kernel by kernel, graph replays them as CUDA graphs (one
+    process, a GPU, else eager), compile uses torch.compile (minutes to start, needs a C++ compiler)."""
+
     precision: Precision = "auto"
     """Precision; auto is bf16 or fp16 on a GPU, fp32 on a CPU."""
 
@@ -211,7 +219,7 @@ class ClassifierOptions:
         check_range(self, *counts, at_least=1)
         check_range(self, "lr", "clip", above=0)
         check_range(self, "workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale", at_least=0)
-        check_range(self, "spacing_mm", "slice_loss", "organ_loss", at_least=0)
+        check_range(self, "spacing_mm", "slice_loss", "organ_loss", "micro_batch", at_least=0)
         if self.neighbour_mm is not None:
             check_range(self, "neighbour_mm", at_least=0)
         changes = ("flip", "rotate90", "affine", "gamma", "coarse_dropout", "mixup", "cutmix")
@@ -243,6 +251,10 @@ class ClassifierOptions:
             )
         if "own" in (self.z_range, self.in_plane) and self.mode != "single":
             raise ValueError("a target's own region (--z-range or --in-plane own) needs --mode single")
+        if self.micro_batch and self.organ_loss:
+            raise ValueError(
+                "--micro-batch does not go with --organ-loss, whose decoder takes maps of all slices"
+            )
         if self.image_labels is not None and not self.slice_loss:
             raise ValueError("--image-labels are used by --slice-loss: give it a weight")
 

@@ -35,6 +35,7 @@ from src.data.doubtful import is_doubtful, say_doubtful
 from src.data.selection import SliceSelection
 from src.nn.encoder import check_input_size, create_encoder, require_true_bf16
 from src.nn.first_weights import first_greys, load_first_weights
+from src.nn.micro_batch import require_enough_statistics
 from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
 
@@ -42,7 +43,7 @@ RECORD = "run.json"
 
 FREE_TO_CHANGE = (
     *("data", "doubtful", "labels", "folds", "encoder", "image_labels", "output", "cache"),
-    *("fold", "resume", "workers"),
+    *("fold", "resume", "workers", "execution"),
 )
 """Options that may change within a run, as they do not affect results (inputs are compared by content)."""
 
@@ -74,6 +75,7 @@ def train_folds(options: ClassifierOptions) -> None:
         view = network.spec.view
         encoder = create_encoder(network.spec.backbone, view.channels, view.crop)
         check_input_size(encoder, view.channels, view.crop)
+        require_enough_statistics(encoder, network.spec.backbone, options.micro_batch)
         if options.organ_loss:
             OrganDecoder(encoder, view.channels, view.crop)  # refuses unsuitable backbones
     inputs.refuse_learnt_labels(options.source, chosen)

@@ -25,6 +25,9 @@ Options = TypeVar("Options")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """Type of every `--precision` option; `auto` is bf16 or fp16 on a GPU and fp32 on a CPU."""
 
+Execution = Literal["eager", "compile", "graph"]
+"""Type of every `--execution` option: how the networks of a training step are run."""
+
 Doubtful = Literal["skip", "keep"]
 """Type of every `--doubtful` option: whether to train on series whose pixels may be wrong."""
 

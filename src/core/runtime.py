@@ -193,6 +193,12 @@ class Runtime:
     def autocast(self) -> AbstractContextManager:
         return self._accelerator.autocast()
 
+    def uncached_autocast(self) -> AbstractContextManager:
+        """Return an autocast that keeps no casts of weights: a CUDA graph has to cast them at each replay."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        is_mixed = dtype is not None
+        return torch.autocast(self.device.type, dtype=dtype, enabled=is_mixed, cache_enabled=False)
+
     def backward(self, loss: torch.Tensor) -> None:
         self._accelerator.backward(loss)
 

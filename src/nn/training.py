@@ -5,12 +5,10 @@ resumes, and stops with a one-line message if training cannot continue: not enou
 finite, an fp16 scale that never settles, a process that lost the others.
 """
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +21,14 @@ from src.core.files import atomic_path
 from src.core.log import MetricsLog, is_main_process, progress
 from src.core.run_folder import require_same
 from src.core.runtime import Runtime, torch_seed
+from src.nn.schedule import LoopSettings, set_lr, warmup_cosine
 
 MAX_SKIPPED = 25
 """Maximum number of consecutive steps that fp16's scaler may skip: from scale 2^16 to far below 1."""
+
+CHECK_EVERY = 50
+"""Maximum number of batches between two checks that losses and gradients are finite. A check waits for the
+device, which steps do not."""
 
 
 class LossAndMetrics(NamedTuple):
@@ -37,59 +40,14 @@ class LossAndMetrics(NamedTuple):
     """() each, without a graph: averaged over batches and processes for the log"""
 
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """Length of a training, and intervals of logging and saving."""
+class BatchResult(NamedTuple):
+    """Result of a batch that was trained on, on the device: reading it waits for the step."""
 
-    steps: int
-    """optimiser steps of the run, at the end of which the learning rate is 0"""
-    warmup_steps: int
-    lr: float
-    clip_norm: float
-    seed: int
-    log_every: int
-    """batches between two rows of metrics.csv"""
-    save_every: int
-    """batches between two checkpoints, a multiple of `log_every`"""
-    accumulation: int = 1
-    """batches per optimiser step"""
-    epoch_batches: int = 1
-    """batches per epoch, whose last step may have fewer; only needed for accumulation"""
-
-    @classmethod
-    def of(cls, options: Any) -> "LoopSettings":
-        """Make settings from options that count in steps: those of train_voco.py and train_seg.py."""
-        return cls(
-            steps=options.steps,
-            warmup_steps=round(options.warmup * options.steps),
-            lr=options.lr,
-            clip_norm=options.clip_norm,
-            seed=options.seed,
-            log_every=options.log_every,
-            save_every=options.save_every,
-        )
-
-    @property
-    def batches(self) -> int:
-        """Number of batches of the run."""
-        return self.first_batch(self.steps)
-
-    def first_batch(self, step: int) -> int:
-        """Return the first batch of an optimiser step; steps are saved at the ends of epochs."""
-        if self.accumulation == 1:
-            return step
-        epoch_steps = -(-self.epoch_batches // self.accumulation)
-        epoch, inside = divmod(step, epoch_steps)
-        return epoch * self.epoch_batches + inside * self.accumulation
-
-    def group(self, batch: int) -> tuple[int, bool, bool]:
-        """Return how many batches share a batch's optimiser step, and whether it is the first or last one."""
-        if self.accumulation == 1:
-            return 1, True, True
-        inside = batch % self.epoch_batches
-        first = inside - inside % self.accumulation
-        size = min(self.accumulation, self.epoch_batches - first)
-        return size, inside == first, inside == first + size - 1
+    metrics: dict[str, Tensor]
+    is_lost: Tensor
+    """(): whether the loss or the gradient is not finite in this process"""
+    was_skipped: Tensor
+    """(): whether fp16's scaler skipped the step, as an overflow is not a failure"""
 
 
 class Method(ABC):
@@ -128,6 +86,9 @@ class Method(ABC):
     @abstractmethod
     def report(self, at: "Progress", means: dict[str, float]) -> dict[str, float]:
         """Print the progress of training; return the row of metrics.csv, given the means of the metrics."""
+
+    def before_first_step(self) -> None:  # noqa: B027 (most methods do nothing)
+        """Called when the networks are on the device, with the weights to start from or to continue."""
 
     def before_save(self, step: int) -> None:  # noqa: B027 (most methods do nothing)
         """Called before a checkpoint is written."""
@@ -184,6 +145,7 @@ class TrainingLoop:
         self.step = 0
         """number of optimiser steps so far"""
         self.seconds = 0.0
+        self._skipped = 0  # consecutive steps
         method.network, method.optimizer = runtime.prepare(method.network, method.optimizer)
 
     def resume(self, checkpoint: Path, script: str) -> None:
@@ -211,31 +173,35 @@ class TrainingLoop:
     def run(self) -> None:
         """Take the remaining steps. Under torchrun every process calls this function; only rank 0 writes.
 
+        Losses and gradients are checked every `CHECK_EVERY` batches and before each row of metrics.csv. After
+        one that is not finite the weights in memory are lost, but a checkpoint is written after a check only:
+        the run can go on from last.pt.
+
         Raises:
-            UserError: a loss or a gradient is not finite (the message contains the step and the series),
-                memory is too small, or another process of the run stopped.
+            UserError: a loss or a gradient is not finite (the message contains the step and the series of the
+                first such batch), memory is too small, or another process of the run stopped.
         """
         method, settings = self.method, self.settings
         number = settings.first_batch(self.step)
-        batches, skipped = method.read(number), 0
+        batches = method.read(number)
+        method.before_first_step()
         with self.runtime.lost_peer_in_one_line(), self._open_log() as log:
             while number < settings.batches:
-                started, rows = time.perf_counter(), []
+                started, results = time.perf_counter(), []
                 count = min(settings.log_every - number % settings.log_every, settings.batches - number)
                 for batch in progress(islice(batches, count), count, method.name):
                     lr = warmup_cosine(self.step, settings.steps, settings.warmup_steps, settings.lr)
                     set_lr(method.optimizer, lr)
-                    metrics, is_finite, was_skipped = self.train_on(batch, number)
-                    skipped = skipped + 1 if was_skipped else 0
-                    if not is_finite or skipped == MAX_SKIPPED:
-                        raise UserError(self._describe_failure(number, metrics))
+                    results.append(self.train_on(batch, number))
                     number += 1
-                    rows.append(metrics)
+                    if len(results) % CHECK_EVERY == 0 or len(results) == count:
+                        unchecked = results[(len(results) - 1) // CHECK_EVERY * CHECK_EVERY :]
+                        self._check(unchecked, number - len(unchecked))
                 elapsed_s = time.perf_counter() - started
                 self.seconds += elapsed_s
                 is_last = number == settings.batches
                 at = Progress(self.step, count, lr, elapsed_s, self.seconds, batch, is_last)
-                row = method.report(at, self._average(rows))
+                row = method.report(at, self._average([result.metrics for result in results]))
                 if log is not None:
                     log.log(method.row(self.step), **row)
                 if number % settings.save_every == 0 or is_last:
@@ -247,9 +213,8 @@ class TrainingLoop:
             return nullcontext()
         return closing(MetricsLog(self.folder, drop_after=self.method.row(self.step)))
 
-    def train_on(self, batch: Any, number: int) -> tuple[dict[str, Tensor], bool, bool]:
-        """Train on the `number`-th batch; return its metrics, whether they and the gradient are finite in all
-        processes, and whether fp16's scaler skipped the step."""
+    def train_on(self, batch: Any, number: int) -> BatchResult:
+        """Train on the `number`-th batch, without waiting for the device."""
         method, runtime, settings = self.method, self.runtime, self.settings
         size, is_first, is_last = settings.group(number)
         try:
@@ -259,18 +224,30 @@ class TrainingLoop:
                 if is_first:
                     method.optimizer.zero_grad()
                 runtime.backward(loss / size)
-            is_lost, was_skipped = ~loss.detach().isfinite(), False
+            is_lost = ~loss.detach().isfinite()
+            was_skipped = torch.zeros_like(is_lost)
             if is_last:
                 norm = runtime.clip_grad_norm(method.network.parameters(), settings.clip_norm)
                 method.optimizer.step()
                 self.step += 1
                 method.after_step(self.step)
-                # an fp16 overflow is not a failure: the gradient scaler skips the step and lowers its scale
-                was_skipped = method.optimizer.step_was_skipped
-                is_lost = is_lost | ~(norm.isfinite() | was_skipped)
+                if runtime.precision == "fp16":  # the scaler skips the step and lowers its scale
+                    was_skipped = ~norm.isfinite()
+                else:
+                    is_lost = is_lost | ~norm.isfinite()
         except torch.OutOfMemoryError:
             raise UserError(f"the GPU's memory is too small for a step: {method.memory_advice}") from None
-        return metrics, not runtime.sum(is_lost.float()).item(), was_skipped
+        return BatchResult(metrics, is_lost, was_skipped)
+
+    def _check(self, results: list[BatchResult], first: int) -> None:
+        """Stop after batches from the `first` one if one of them was lost, or too many steps were skipped."""
+        flags = torch.stack([torch.stack([result.is_lost, result.was_skipped]) for result in results])
+        for number, (lost, skipped) in enumerate(self.runtime.sum(flags.float()).tolist(), first):
+            *_, ends_step = self.settings.group(number)
+            if ends_step:
+                self._skipped = self._skipped + 1 if skipped else 0
+            if lost or self._skipped == MAX_SKIPPED:
+                raise UserError(self._describe_failure(number, results[number - first].metrics))
 
     def _average(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
         """Average metrics over batches and processes."""
@@ -291,35 +268,12 @@ class TrainingLoop:
 
     def _describe_failure(self, number: int, metrics: dict[str, Tensor]) -> str:
         method = self.method
-        *_, is_last = self.settings.group(number)
-        step = self.step if is_last else self.step + 1  # the step that the batch belongs to
         where = f"{method.name}, step" if method.name else "step"
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in metrics.items())
         return (
-            f"{where} {step}: loss or gradient is not finite ({values}) for series "
+            f"{where} {self.settings.step_of(number)}: loss or gradient is not finite ({values}) for series "
             f"{method.name_series(number)}: {method.failure_advice}"
         )
-
-
-def warmup_cosine(
-    step: int, total_steps: int, warmup_steps: int, base_lr: float, final_lr: float = 0.0
-) -> float:
-    """Increase linearly to `base_lr` over `warmup_steps`, then decay by half a cosine to `final_lr`.
-
-    Args:
-        step: index of the optimiser step, from 0.
-        total_steps: steps of the whole run; later steps keep `final_lr`.
-    """
-    if step < warmup_steps:
-        return base_lr * (step + 1) / warmup_steps
-    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return final_lr + (base_lr - final_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group to `lr` times its `lr_scale` (default 1)."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
         raise UserError(f"{path} was written by another version of train_voco.py ({error})") from None
     if len(set(options.windows_of_sets)) == 1:  # the windows of all sets; for a mixture, --windows
         options = replace(options, windows=options.windows_of_sets[0], set_windows=())
-    fresh = replace(options, compile=False, micro_batch=0)
+    fresh = replace(options, micro_batch=0)
     with torch_seed(random_seed or 0):
         network = build_network(fresh)
     if random_seed is None:

@@ -75,7 +75,7 @@ class SliceOutput(NamedTuple):
 
     logits: Tensor
     """(B, CLASSES, H, W)"""
-    embedding: Tensor | None
+    embedding: Tensor | None = None
     """(B, E, h, w) features of the pixels [..., EMBEDDED, EMBEDDED], in training with a projection"""
 
 
@@ -116,10 +116,17 @@ class SubNetwork(nn.Module):
 
     def set_greys(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Normalise grey levels (scaled to 0..1) by `mean` and `std`, both per window."""
-        self.mean, self.std = (torch.tensor(each * self.slices).view(1, -1, 1, 1) for each in (mean, std))
+        device = self.mean.device
+        self.mean, self.std = (
+            torch.tensor(each * self.slices, device=device).view(1, -1, 1, 1) for each in (mean, std)
+        )
 
-    def forward(self, images: Tensor) -> SliceOutput:
-        """Segment uint8 images (B, H, W, slices * windows) of any size."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the values of a `SliceOutput`, without an absent one, as CUDA graphs need it.
+
+        Args:
+            images: uint8 (B, H, W, slices * windows) of any size.
+        """
         height, width = images.shape[1:3]
         pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -127,13 +134,12 @@ class SubNetwork(nn.Module):
         pixels = F.pad(pixels, (0, -width % _PAD_TO, 0, -height % _PAD_TO), mode="replicate")
         decoded = self.net.decoder(self.net.encoder(pixels))
         logits = self.net.segmentation_head(decoded)[..., :height, :width]
-        embedding = None
-        if self.projection is not None and self.training:
-            stride = EMBEDDING_STRIDE * decoded.shape[-1] // pixels.shape[-1]  # decoders end at 1, 1/2 or 1/4
-            features = decoded[..., stride // 2 :: stride, stride // 2 :: stride]
-            rows, columns = (len(range(side)[EMBEDDED]) for side in (height, width))
-            embedding = self.projection(features[..., :rows, :columns])
-        return SliceOutput(logits, embedding)
+        if self.projection is None or not self.training:
+            return (logits,)
+        stride = EMBEDDING_STRIDE * decoded.shape[-1] // pixels.shape[-1]  # decoders end at 1, 1/2 or 1/4
+        features = decoded[..., stride // 2 :: stride, stride // 2 :: stride]
+        rows, columns = (len(range(side)[EMBEDDED]) for side in (height, width))
+        return logits, self.projection(features[..., :rows, :columns])
 
 
 class SegmenterPair(nn.Module):
@@ -159,7 +165,7 @@ class SegmenterPair(nn.Module):
 
     def forward(self, images_a: Tensor, images_b: Tensor) -> tuple[SliceOutput, SliceOutput]:
         """Outputs of A and B for uint8 (B, H, W, C); in training each gets its own appearance of a slice."""
-        return self.a(images_a), self.b(images_b)
+        return SliceOutput(*self.a(images_a)), SliceOutput(*self.b(images_b))
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Mean of the two softmax outputs, (B, CLASSES, H, W)."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from src.core.config import Doubtful, FirstWeights, Precision, check_range, option_flag
+from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_range, option_flag
 
 Decoder = Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet"]
 Organ = Literal["liver", "spleen", "left kidney", "right kidney", "bowel"]
@@ -133,6 +133,10 @@ class SegOptions:
 
     seed: int = 0
     """Seed of the initial weights and of every random draw."""
+
+    execution: Execution = "eager"
+    """How the networks of a step run: eager launches kernel by kernel, graph replays them as CUDA graphs (one
+    process, a GPU, else eager), compile uses torch.compile (minutes to start, needs a C++ compiler)."""
 
     precision: Precision = "auto"
     """auto (bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""

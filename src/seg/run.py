@@ -18,9 +18,11 @@ from src.data.doubtful import say_doubtful
 from src.data.selection import Neighbours
 from src.nn.encoder import default_greys, find_encoder_file
 from src.nn.encoder_input import EncoderInput, warn_of_another_input
+from src.nn.execution import StaticNetwork, set_execution
 from src.nn.first_weights import load_first_weights, patients_seen_by
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
+from src.nn.schedule import LoopSettings
+from src.nn.training import LossAndMetrics, Method, Progress, TrainingLoop
 from src.nn.weights_file import to_tuples
 from src.seg.dataset import SliceBatch, SliceDataset, SliceOrder
 from src.seg.held_out import score_during_training, score_held_out
@@ -31,7 +33,7 @@ from src.seg.split import PARTS, SegData, open_data
 from src.seg.unlabelled import MixedBatch, mix_unlabelled, unlabelled_terms
 
 FREE_TO_CHANGE = (
-    *("data", "doubtful", "labelled", "output", "resume", "workers", "precision"),
+    *("data", "doubtful", "labelled", "output", "resume", "workers", "precision", "execution"),
     *("log_every", "save_every", "score_every", "organs"),
 )
 """Options that a resumed run may change: data are identified by their series and parts, not by path."""
@@ -115,7 +117,7 @@ class PairTraining(Method):
             pair.parameters(),
             lr=options.lr,
             weight_decay=options.weight_decay,
-            fused=runtime.device.type == "cpu" or None,
+            fused=True,
         )
         self.ema = ModelEmaV3(pair, decay=options.ema_decay, use_warmup=True)
         """moving average of the weights, which is scored and exported"""
@@ -164,6 +166,19 @@ class PairTraining(Method):
             shares |= shares_of_unlabelled
         metrics = {f"loss_{name}": term.detach() for name, term in terms.items()}
         return LossAndMetrics(torch.stack(list(terms.values())).sum(), metrics | shares)
+
+    def before_first_step(self) -> None:
+        options, size, world = self.options, self.spec.size, self.runtime.world
+        unlabelled = options.unlabelled_batch if options.uses_unlabelled else 0
+        batches = [(self.runtime.unwrap(self.network), options.batch + unlabelled)]
+        if unlabelled:
+            batches.append((self.ema.module, unlabelled))
+        parts = [
+            StaticNetwork(net, (batch // world, size, size, self.spec.channels), torch.uint8)
+            for pair, batch in batches
+            for net in (pair.a, pair.b)
+        ]
+        set_execution(options.execution, parts, self.runtime)
 
     def after_step(self, step: int) -> None:
         pair = self.runtime.unwrap(self.network)

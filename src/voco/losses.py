@@ -13,29 +13,16 @@ a half-precision rounding error of 1.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.voco.comparisons import Comparisons
 from src.voco.options import VocoOptions
 
 EPSILON = 1e-6
 """Keeps the logarithm and the division finite; the published value."""
-
-
-def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine of every pair of embeddings.
-
-    Args:
-        first: (..., R, D).
-        second: (..., N, D).
-
-    Returns:
-        float32 (..., R, N) in [-1, 1].
-    """
-    return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).transpose(-2, -1)
 
 
 def positive_loss(label: Tensor, *cosines: Tensor) -> Tensor:
@@ -93,13 +80,13 @@ def base_regulariser(bases: Tensor) -> Tensor:
     the same, and every base is pushed away from every other.
 
     Args:
-        bases: (..., N, D) student embeddings of the base crops.
+        bases: (..., N, D) student embeddings of the base crops, of unit length.
 
     Returns:
         float32 (...) in [0, 1]; 0 for orthogonal (or opposite) bases, and for a single one.
     """
     others = ~torch.eye(bases.shape[-2], dtype=torch.bool, device=bases.device)
-    return _mean_where(others, cosine_similarity(bases, bases.detach()).relu().square())
+    return _mean_where(others, (bases @ bases.detach().mT).relu().square())
 
 
 def placing_loss(label: Tensor, cosine: Tensor, temperature: float, planes: int = 1) -> Tensor:
@@ -127,30 +114,8 @@ def placing_loss(label: Tensor, cosine: Tensor, temperature: float, planes: int 
 
 NEGATIVES = {"square": squared_negatives, "log": log_negatives}
 
-Objective = Callable[["Embeddings", "Embeddings", Tensor, "GlobalBases"], dict[str, Tensor]]
-
-
-class Embeddings(NamedTuple):
-    """Embeddings of the crops of a batch by one network."""
-
-    randoms: Tensor
-    """(B, R, D)"""
-    bases: Tensor
-    """(B, N, D)"""
-
-    @classmethod
-    def split(cls, embeddings: Tensor, crops: int) -> "Embeddings":
-        """Split (B, R + N, D), the random crops first, with R = `crops`."""
-        return cls(embeddings[:, :crops], embeddings[:, crops:])
-
-
-class GlobalBases(NamedTuple):
-    """Base crops of all processes: (G, N, D) each, in the order of the global batch."""
-
-    student: Tensor
-    teacher: Tensor
-    first: int
-    """index of this process's first volume among the G volumes"""
+Objective = Callable[[Comparisons, Tensor], dict[str, Tensor]]
+"""Returns the terms, each (B,), of comparisons and labels (B, R, N)."""
 
 
 @dataclass(frozen=True)
@@ -171,22 +136,17 @@ class OverlapObjective:
 
     inter_volume: bool
 
-    def __call__(
-        self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
-    ) -> dict[str, Tensor]:
-        cosines = [cosine_similarity(student.randoms, teacher.bases)]
-        if self.both_directions:
-            cosines.append(cosine_similarity(teacher.randoms, student.bases))
+    def __call__(self, pairs: Comparisons, label: Tensor) -> dict[str, Tensor]:
+        directions = (pairs.forth, pairs.back) if self.both_directions else (pairs.forth,)
+        own = [pairs.own(cosine) for cosine in directions]
         negative_loss = NEGATIVES[self.negatives]
-        terms = {"positive": positive_loss(label, *cosines), "negative": negative_loss(label, *cosines)}
+        terms = {"positive": positive_loss(label, *own), "negative": negative_loss(label, *own)}
         if self.inter_volume:
-            volumes = len(all_bases.student)
-            following = (all_bases.first + 1 + torch.arange(len(label), device=label.device)) % volumes
-            cosine = cosine_similarity(student.randoms, all_bases.student[following])
-            similar = cosine_similarity(teacher.randoms, all_bases.teacher[following]).relu()
+            cosine, of_teacher = pairs.following()
+            similar = of_teacher.relu()
             terms["inter_positive"] = positive_loss(similar, cosine)
             terms["inter_negative"] = negative_loss(similar, cosine)
-        return terms | {"regulariser": base_regulariser(student.bases)}
+        return terms | {"regulariser": base_regulariser(pairs.student.bases)}
 
 
 @dataclass(frozen=True)
@@ -205,31 +165,18 @@ class PlacingObjective:
     planes: int
     """number of base crops along the body"""
 
-    def __call__(
-        self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
-    ) -> dict[str, Tensor]:
-        placings = [
-            placing_loss(label, cosine_similarity(student.randoms, teacher.bases), self.temperature),
-            placing_loss(label, cosine_similarity(teacher.randoms, student.bases), self.temperature),
-        ]
+    def __call__(self, pairs: Comparisons, label: Tensor) -> dict[str, Tensor]:
+        directions = pairs.forth, pairs.back
+        placings = [placing_loss(label, pairs.own(cosine), self.temperature) for cosine in directions]
         terms = {"placing": torch.stack(placings).mean(0)}
         if self.inter_volume:
-            terms["inter_placing"] = self._among_others(student, teacher, label, all_bases)
+            is_other = pairs.others()  # (B, G)
+            of_all = [
+                placing_loss(label[:, None], cosine.transpose(1, 2), self.temperature, self.planes)  # (B, G)
+                for cosine in directions
+            ]
+            terms["inter_placing"] = (torch.stack(of_all).mean(0) * is_other).sum(1) / (is_other.shape[1] - 1)
         return terms
-
-    def _among_others(
-        self, student: Embeddings, teacher: Embeddings, label: Tensor, all_bases: GlobalBases
-    ) -> Tensor:
-        volumes = len(all_bases.student)
-        places = all_bases.first + torch.arange(len(label), device=label.device)
-        is_other = torch.arange(volumes, device=label.device) != places[:, None]  # (B, G)
-        losses = [
-            placing_loss(
-                label[:, None], cosine_similarity(randoms[:, None], bases), self.temperature, self.planes
-            )  # (B, G)
-            for randoms, bases in ((student.randoms, all_bases.teacher), (teacher.randoms, all_bases.student))
-        ]
-        return (torch.stack(losses).mean(0) * is_other).sum(1) / (volumes - 1)
 
 
 def build_objective(options: VocoOptions) -> Objective:

@@ -17,7 +17,7 @@ from src.core.errors import UserError
 from src.nn.encoder import check_input_size, create_encoder, default_greys, encoder_width
 from src.nn.encoder3d import VOLUME_BACKBONES, check_sides, create_volume_encoder
 from src.nn.first_weights import FirstWeights, load_first_weights
-from src.voco.micro_batch import encode_in_parts, require_enough_statistics
+from src.nn.micro_batch import encode_in_parts, require_enough_statistics
 from src.voco.options import VocoOptions
 
 
@@ -78,7 +78,6 @@ class VocoNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = ProjectionHead(width, projection)
         self.micro_batch = micro_batch
-        self.is_compiled = False
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
@@ -101,10 +100,9 @@ class VocoNet(nn.Module):
         """Embed crops by a teacher: (B, K, T, H, W, C) -> (B, K, projection), without a graph."""
         return self(tiles)[0]
 
-    def compile_encoder(self) -> None:
-        """Compile the encoder in place, so that the names of its tensors do not change."""
-        self.encoder.compile()
-        self.is_compiled = True
+    def input_shape(self, *tiles: int) -> tuple[int, ...]:
+        """Return the shape of the encoder's input for tiles of a shape (B, K, T, H, W, C)."""
+        return tuple(self._arrange(torch.empty(tiles, device="meta")).shape)
 
     def _arrange(self, tiles: Tensor) -> Tensor:
         """Arrange crops as encoder input: (B, K, T, H, W, C) -> (B*K*T, C, H, W), channels last in memory."""
@@ -162,7 +160,7 @@ def build_network(options: VocoOptions) -> VocoNet:
         encoder.train()
     require_enough_statistics(encoder, options.backbone, options.micro_batch)
     mean, std = default_greys(options.windows)
-    network = kind(
+    return kind(
         encoder,
         encoder_width(encoder),
         projection=options.projection,
@@ -171,9 +169,6 @@ def build_network(options: VocoOptions) -> VocoNet:
         std=std,
         micro_batch=options.micro_batch,
     )
-    if options.compile:
-        network.compile_encoder()
-    return network
 
 
 def load_start(network: VocoNet, options: VocoOptions) -> FirstWeights:
@@ -193,7 +188,7 @@ def make_teacher(student: VocoNet, shared_backbone: bool) -> Teacher:
 
     The teacher normalises by batch statistics, like the student: running averages of the first steps are far
     from any batch, so that student and teacher would not be comparable. Dropout and stochastic depth are off,
-    because a target should have no noise. Its buffers change only in `update_teacher`, not in its forward
+    because a target should have no noise. Its buffers change only by `TeacherUpdate`, not in its forward
     pass.
     """
     if shared_backbone:
@@ -203,8 +198,6 @@ def make_teacher(student: VocoNet, shared_backbone: bool) -> Teacher:
         if isinstance(module, _BatchNorm):
             module.training = True
             module.momentum = 0.0  # normalise by the batch without updating the running statistics
-    if student.is_compiled:
-        teacher.compile_encoder()  # a copy is not compiled
     return teacher
 
 
@@ -221,21 +214,29 @@ def embed_by_both(student: nn.Module, teacher: Teacher, tiles: Tensor) -> tuple[
     return student(tiles)[0], targets
 
 
-@torch.no_grad()
-def update_teacher(teacher: Teacher, student: VocoNet, momentum: float) -> None:
-    """Update the exponential moving average of the student in place: `t = momentum * t + (1 - momentum) * s`.
+class TeacherUpdate:
+    """Exponential moving average of the student, in place: `t = momentum * t + (1 - momentum) * s`.
 
-    Call it once per step, after the optimiser's. Buffers are averaged like weights, because the running
-    statistics of a BatchNorm belong to the weights that produced them; integer counters are copied. Tensors
-    that the teacher lacks (a shared backbone) are skipped.
+    Buffers are averaged like weights, because the running statistics of a BatchNorm belong to the weights
+    that produced them; integer counters are copied. Tensors that the teacher lacks (a shared backbone) are
+    skipped. Make it when both networks are on their device: it looks up their tensors once.
     """
-    target, source = teacher.state_dict(), student.state_dict()
-    averaged = [name for name, value in target.items() if value.is_floating_point()]
-    torch._foreach_lerp_(
-        [target[name] for name in averaged], [source[name] for name in averaged], 1 - momentum
-    )
-    for name in target.keys() - set(averaged):
-        target[name].copy_(source[name])
+
+    def __init__(self, teacher: Teacher, student: VocoNet) -> None:
+        target, source = teacher.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
+        averaged = [name for name, value in target.items() if value.is_floating_point()]
+        copied = [name for name in target if name not in averaged]
+        self._averaged, self._copied = (
+            ([target[name] for name in names], [source[name] for name in names])
+            for names in (averaged, copied)
+        )
+
+    @torch.no_grad()
+    def __call__(self, momentum: float) -> None:
+        """Call it once per step, after the optimiser's."""
+        torch._foreach_lerp_(*self._averaged, 1 - momentum)
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)
 
 
 @torch.no_grad()

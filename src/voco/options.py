@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.core.config import Doubtful, FirstWeights, Precision, check_range, option_flag
+from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_range, option_flag
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,9 @@ class VocoOptions:
     precision: Precision = "auto"
     """auto (bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
-    compile: bool = False
-    """Compile the backbone with torch.compile: faster steps after a few minutes; needs a C++ compiler."""
+    execution: Execution = "eager"
+    """How the networks of a step run: eager launches kernel by kernel, graph replays them as CUDA graphs (one
+    process, a GPU, else eager), compile uses torch.compile (minutes to start, needs a C++ compiler)."""
 
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,31 @@ from src.data.png import write_png
 from src.data.selection import Neighbours
 from src.nn.encoder import EncoderFile, built_size, require_true_bf16, save_encoder
 from src.nn.encoder_input import EncoderInput, warn_of_another_input
+from src.nn.execution import StaticNetwork, set_execution
 from src.nn.first_weights import patients_seen_by
 from src.nn.loading import StackLoader
-from src.nn.training import LoopSettings, LossAndMetrics, Method, Progress, TrainingLoop
+from src.nn.schedule import LoopSettings
+from src.nn.training import LossAndMetrics, Method, Progress, TrainingLoop
 from src.voco.appearance import Appearance
+from src.voco.comparisons import Comparisons, Embeddings, GlobalBases
 from src.voco.dataset import VocoDataset, VolumeSample, open_dataset
-from src.voco.losses import Embeddings, GlobalBases, build_objective, cosine_similarity
+from src.voco.losses import build_objective
 from src.voco.model import (
     TeacherHead,
+    TeacherUpdate,
     VolumeVocoNet,
     build_network,
     embed_by_both,
     load_start,
     make_teacher,
     teacher_distance,
-    update_teacher,
 )
 from src.voco.monitors import COLLAPSE_STD, Monitors
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 
 FREE_TO_CHANGE = (
-    *("data", "doubtful", "output", "resume", "workers", "precision", "micro_batch"),
+    *("data", "doubtful", "output", "resume", "workers", "precision", "execution", "micro_batch"),
     *("log_every", "save_every", "keep_every", "picture_every"),
 )
 """Options that a resumed run may change: data are identified by their series, not path. Precision and parts
@@ -139,18 +143,19 @@ class Pretraining(Method):
             lr=options.lr,
             weight_decay=options.weight_decay,
             amsgrad=True,
-            fused=runtime.device.type == "cpu" or None,  # four times faster on CPUs; torch's default on GPUs
+            fused=True,
         )
         self.teacher = make_teacher(student, options.shared_backbone).to(runtime.device)
         self.objective = build_objective(options)
-        self.monitors = Monitors()
         self.appearance = Appearance(options.tile, len(options.windows), runtime.device)
         self.similarity: Tensor | None = None
         """(B, R, N) cosine of the student's random crops to the teacher's bases, of the last batch"""
-        self._volume_losses: Tensor | None = None  # (G,) of the last global batch
+        self._volume_losses: dict[int, Tensor] = {}  # (B,) of each batch since the last log line
         self._has_warned = False
         # series with the same patient_id in two sets must not count as different patients
-        self._patient_of = torch.tensor(dataset.index.table().groupby("patient_id").ngroup().to_numpy())
+        number_of = dataset.index.table().groupby("patient_id").ngroup()
+        self._patient_of = torch.tensor(number_of.to_numpy(), device=runtime.device)
+        self.monitors = Monitors(int(number_of.max()) + 1, runtime.device)
         self._order = self._order_from(0)
 
     def read(self, first_batch: int) -> Iterator[VolumeSample]:
@@ -167,30 +172,46 @@ class Pretraining(Method):
         runtime = self.runtime
         tiles = self._change_appearance(batch)
         label = batch.label.to(runtime.device, non_blocking=True)
-        random_crops = label.shape[1]
         with runtime.autocast():
             both = embed_by_both(self.network, self.teacher, tiles)  # (B, R + N, D) each
-        student, teacher = (Embeddings.split(embeddings, random_crops) for embeddings in both)
+        student, teacher = (Embeddings.split(embeddings, label.shape[1]) for embeddings in both)
         all_bases = GlobalBases(
             runtime.gather(student.bases), runtime.gather(teacher.bases), first=runtime.rank * len(tiles)
         )
-        terms = self.objective(student, teacher, label, all_bases)
-        patient = self._patient_of[batch.series_row].to(runtime.device)
-        self.monitors.update(student, teacher, label, patient, all_bases.teacher, runtime.gather(patient))
-        self.similarity = cosine_similarity(student.randoms.detach(), teacher.bases)
+        pairs = Comparisons(student, teacher, all_bases)
+        terms = self.objective(pairs, label)
+        patient = self._patient_of[batch.series_row.to(runtime.device, non_blocking=True)]
+        self.monitors.update(pairs, label, patient, runtime.gather(patient))
+        self.similarity = pairs.own(pairs.forth.detach())
         losses = torch.stack(list(terms.values())).sum(0)  # (B,)
-        self._volume_losses = runtime.gather(losses.detach())
+        self._volume_losses[number] = losses.detach()
         return LossAndMetrics(losses.mean(), {name: term.detach().mean() for name, term in terms.items()})
 
+    def before_first_step(self) -> None:
+        options, student = self.options, self.runtime.unwrap(self.network)
+        crops = options.random_crops + options.grid_z * options.grid**2
+        sides = (options.slices, options.tile, options.tile, options.channels)
+        shape = student.input_shape(options.batch // self.runtime.world, crops, *sides)
+        networks = [each for each in (self.teacher, student) if not isinstance(each, TeacherHead)]
+        parts = [
+            StaticNetwork(network.encoder, shape, memory_format=network.memory_format) for network in networks
+        ]
+        obstacle = "--micro-batch encodes in parts" if options.micro_batch else None
+        set_execution(options.execution, parts, self.runtime, obstacle)
+
     def after_step(self, step: int) -> None:
-        momentum = teacher_momentum(step - 1, self.options)
-        update_teacher(self.teacher, self.runtime.unwrap(self.network), momentum)
+        self._update_teacher(teacher_momentum(step - 1, self.options))
+
+    @cached_property
+    def _update_teacher(self) -> TeacherUpdate:
+        return TeacherUpdate(self.teacher, self.runtime.unwrap(self.network))
 
     def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
         options = self.options
         metrics = {"loss": sum(means.values())}
         metrics |= {f"loss_{name}": value for name, value in means.items()}
         metrics |= self.monitors.read(self.runtime.sum)
+        self._volume_losses.clear()
         metrics["teacher_distance"] = teacher_distance(self.teacher, self.runtime.unwrap(self.network))
         metrics |= {"lr": at.lr, "seconds": at.seconds}
         metrics["volumes_per_s"] = at.batches * options.batch / at.elapsed_s
@@ -225,7 +246,7 @@ class Pretraining(Method):
         self.patients_before = tuple(saved["seen_before"])
 
     def name_series(self, number: int) -> str:
-        lost = (~self._volume_losses.isfinite()).tolist()
+        lost = (~self.runtime.gather(self._volume_losses[number]).isfinite()).tolist()
         keys = self._order.global_batch(number)
         # if a gradient is lost while every loss is finite, any volume may be the cause
         blamed = [key for key, is_lost in zip(keys, lost, strict=True) if is_lost] or keys

@@ -96,6 +96,38 @@ def test_trauma_classifier_normalises_windows_but_not_masks():
     assert model(torch.zeros(1, 5, 10, 32, 32, dtype=torch.uint8)).logits.shape == (1, 13)
 
 
+@pytest.mark.parametrize("padding", [None, UNPADDED])
+def test_trauma_classifier_in_parts_has_the_gradient_of_the_whole(padding):
+    """In double precision, with a backbone that does not normalise by the batch; 10 slices as 4, 3 and 3."""
+    images = stacks()
+    found = []
+    for slices_at_once in (None, 4):
+        torch.manual_seed(0)
+        model = TraumaClassifier(replace(SPEC, backbone="test_convnext")).double().train()
+        model.normalise = lambda flat: flat.double() / 255
+        output = model(images, padding, slices_at_once=slices_at_once)
+        output.logits.square().sum().backward()
+        found.append((output.logits, {name: value.grad for name, value in model.named_parameters()}))
+    (logits, expected), (in_parts, gradients) = found
+    torch.testing.assert_close(in_parts, logits)
+    for name, value in expected.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-6, atol=1e-12)
+
+
+def test_trauma_classifier_in_parts_counts_every_slice_once_in_running_statistics():
+    images, states = stacks(), []
+    for with_graph in (True, False):
+        torch.manual_seed(0)
+        model = TraumaClassifier(SPEC).train()
+        with torch.set_grad_enabled(with_graph):
+            output = model(images, slices_at_once=5)
+        if with_graph:
+            output.logits.sum().backward()
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=0)
+
+
 def test_trauma_classifier_starts_at_the_prior():
     prior = weight_aware_prior(draw_labels(30, injury_rate=0.5)).to_dict()
     model = TraumaClassifier(replace(SPEC, prior=prior)).eval()

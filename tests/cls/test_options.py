@@ -31,6 +31,7 @@ CHANGES = {
     "epochs": {"epochs": 2},
     "batch": {"batch": 2},
     "accumulation": {"accumulation": 2},
+    "batch statistics of parts": {"micro_batch": 4},
     "rate": {"lr": "2e-3"},
     "rate of the encoder": {"encoder_lr_scale": 0.5},
     "rate of layers": {"layer_decay": 0.5},
@@ -67,6 +68,7 @@ ELSEWHERE = {
     *("data", "labels", "folds", "output", "fold", "resume"),  # tests/scripts/test_train_cls.py
     *("encoder", "image_labels", "cache", "masks_from", "doubtful"),  # test_run.py, test_stacks.py
     *("workers", "precision"),  # tests/scripts/test_train_cls.py, tests/core/test_runtime.py: the same result
+    "execution",  # tests/nn/test_execution.py
     "drop_path",  # below, with a backbone that has it
     "first_weights",  # tests/cls/test_run.py
 }

@@ -6,14 +6,14 @@ from torch import nn
 
 from src.core.errors import UserError
 from src.core.runtime import Runtime
+from src.nn.schedule import LoopSettings, warmup_cosine
 from src.nn.training import (
+    CHECK_EVERY,
     MAX_SKIPPED,
-    LoopSettings,
     LossAndMetrics,
     Method,
     TrainingLoop,
     load_checkpoint,
-    warmup_cosine,
 )
 from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
 
@@ -158,26 +158,88 @@ def test_run_ends_in_one_line_when_memory_is_too_small(tmp_path):
         make_loop(tmp_path, Hungry).run()
 
 
-@pytest.mark.parametrize("lost", ["loss", "gradient"])
-def test_run_names_step_and_series_of_a_loss_that_is_not_finite(tmp_path, lost):
+def lost_at(*numbers, by="loss"):
+    """A method whose loss, or gradient alone, is not finite in some batches."""
+
     class Lost(Regression):
         def compute_loss(self, batch, number, step):
             loss, metrics = super().compute_loss(batch, number, step)
-            if number == 3:
-                loss = loss * float("nan") if lost == "loss" else (loss - loss.detach()).sqrt()
+            if number in numbers:
+                loss = loss * float("nan") if by == "loss" else (loss - loss.detach()).sqrt()
             return LossAndMetrics(loss, metrics)
 
+    return Lost
+
+
+@pytest.mark.parametrize("by", ["loss", "gradient"])
+def test_run_names_step_and_series_of_a_loss_that_is_not_finite(tmp_path, by):
     with pytest.raises(UserError, match=r"fold0, step 4: loss or gradient is not finite .* 10/3: lower --lr"):
-        make_loop(tmp_path, Lost).run()
+        make_loop(tmp_path, lost_at(3, by=by)).run()
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 2  # finite
 
 
-def test_run_ends_when_the_scale_of_fp16_never_settles(tmp_path, monkeypatch):
+def test_run_names_the_first_lost_batch_of_a_check(tmp_path):
+    """All later ones are lost as well; nothing of them is logged or saved."""
+    loop = make_loop(tmp_path, lost_at(9), steps=12, log_every=6, save_every=6)
+    with pytest.raises(UserError, match=r"step 10: .* for series 10/9"):
+        loop.run()
+    assert loop.step == 12
+    assert read_metrics(tmp_path)["step"].tolist() == ["6"]
+    saved = load_checkpoint(tmp_path / "last.pt")
+    assert saved["step"] == 6 and all(value.isfinite().all() for value in saved["network"].values())
+
+
+def test_run_checks_long_intervals_in_parts(tmp_path):
+    steps = 3 * CHECK_EVERY
+    loop = make_loop(tmp_path, lost_at(CHECK_EVERY + 1), steps=steps, log_every=steps, save_every=steps)
+    with pytest.raises(UserError, match=f"step {CHECK_EVERY + 2}: "):
+        loop.run()
+    assert loop.step == 2 * CHECK_EVERY
+
+
+def test_run_names_the_step_of_an_accumulated_batch(tmp_path):
+    """Two epochs of five batches, of 2, 2 and 1 per step: batch 7 is the first epoch's third step and two."""
+    settings = {"steps": 6, "accumulation": 2, "epoch_batches": 5, "log_every": 5, "save_every": 5}
+    with pytest.raises(UserError, match=r"step 5: .* 10/7"):
+        make_loop(tmp_path, lost_at(7), **settings).run()
+
+
+def in_fp16(monkeypatch, loop):
+    """The rules of fp16 on a CPU, where its scaler would skip the optimiser's step."""
+    monkeypatch.setattr(Runtime, "precision", "fp16")
+    step = loop.method.optimizer.step
+
+    def skip_lost():
+        if all(value.grad.isfinite().all() for value in loop.method.network.parameters()):
+            step()
+
+    monkeypatch.setattr(loop.method.optimizer, "step", skip_lost)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_run_ends_when_the_scale_of_fp16_never_settles(tmp_path, monkeypatch, accumulation):
     """fp16's scaler takes a gradient that is not finite for an overflow, and would skip steps for ever."""
-    train_on = TrainingLoop.train_on
-    monkeypatch.setattr(TrainingLoop, "train_on", lambda *args: (*train_on(*args)[:2], True))
+    accumulated = {"accumulation": accumulation, "epoch_batches": 40 * accumulation}
+    method = lost_at(*range(80), by="gradient")
+    loop = make_loop(tmp_path, method, steps=40, log_every=40 * accumulation, **accumulated)
+    in_fp16(monkeypatch, loop)
     with pytest.raises(UserError, match=f"step {MAX_SKIPPED}: "):
-        make_loop(tmp_path, steps=40).run()
+        loop.run()
+
+
+def test_run_goes_on_after_fewer_skipped_steps_of_fp16(tmp_path, monkeypatch):
+    skipped = [*range(MAX_SKIPPED - 1), *range(MAX_SKIPPED, 2 * MAX_SKIPPED - 1)]
+    loop = make_loop(tmp_path, lost_at(*skipped, by="gradient"), steps=2 * MAX_SKIPPED)
+    in_fp16(monkeypatch, loop)
+    loop.run()
+    assert all(value.isfinite().all() for value in loop.method.network.parameters())
+
+
+def test_run_ends_in_fp16_when_the_loss_is_not_finite(tmp_path, monkeypatch):
+    loop = make_loop(tmp_path, lost_at(3))
+    in_fp16(monkeypatch, loop)
+    with pytest.raises(UserError, match="step 4: "):
+        loop.run()
 
 
 def test_warmup_cosine_rises_linearly_and_falls_to_0():

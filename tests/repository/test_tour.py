@@ -19,10 +19,10 @@ BESIDE = {
         *("plausibility", "sampled_slices", "trunk", "dicom_readings"),
     },
     "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
-    "voco": {"appearance", "index", "order", "monitors", "micro_batch"},
+    "voco": {"appearance", "index", "order", "monitors", "comparisons"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
-        *("augmentation", "encoder_input", "loading"),
+        *("augmentation", "encoder_input", "loading", "schedule", "execution", "micro_batch"),
     },
     "cls": {
         *("inputs", "order", "organs", "slice_targets", "stack_mixing", "fold_models"),

@@ -137,3 +137,39 @@ def test_train_cls_on_a_gpu(tiny, tmp_path, precision):
     run("train_cls.py", data, SMALL, f"--precision {precision}")
     oof = pd.read_csv(tmp_path / "run" / "oof.csv")
     assert len(oof) == 10 and np.isfinite(oof.iloc[:, 1:].to_numpy(dtype=float)).all()
+
+
+def losses(run: Path) -> np.ndarray:
+    table = pd.read_csv(run / "metrics.csv")
+    return table[[name for name in table if name.startswith("loss")]].to_numpy()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_train_voco_by_graphs_gives_the_losses_of_eager_steps(tiny, tmp_path, precision):
+    options, tables = f"--precision {precision} --steps 5 --log-every 1 --save-every 5 --dropout 0", []
+    for execution in ("eager", "graph"):
+        given = f"--data {tiny.prepared} --output {tmp_path / execution} --execution {execution}"
+        assert "run eagerly" not in run("train_voco.py", given, TRAINING, options)
+        tables.append(losses(tmp_path / execution))
+    np.testing.assert_allclose(tables[1][0], tables[0][0], rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(tables[1], tables[0], rtol=0.1, atol=0.1)  # rounding adds up
+
+
+def test_train_cls_and_train_seg_run_by_graphs(tiny, tmp_path):
+    """The classifier with a last batch of another size."""
+    data = f"--data {tiny.prepared} --labels {tiny.labels} --folds {tiny.folds} --output {tmp_path / 'cls'}"
+    assert "run eagerly" not in run("train_cls.py", data, SMALL, "--fold 0 --batch 3 --execution graph")
+    given = f"--data {tiny.prepared} --output {tmp_path / 'seg'} --steps 10 --log-every 5 --execution graph"
+    assert "run eagerly" not in run("train_seg.py", given, PAIR)
+    assert np.isfinite(losses(tmp_path / "seg")).all()
+
+
+def test_train_seg_continues_a_killed_run_on_a_gpu(tiny, tmp_path):
+    given = f"--data {tiny.prepared} --output {tmp_path} --log-every 5 --save-every 5 --steps 40"
+    wanted = command("train_seg.py", given, PAIR)
+    with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 20/40"):
+                process.kill()
+                break
+    assert "of 40" in subprocess.run(wanted, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -37,8 +37,8 @@ def run_step(organ_set, done=0.9, **changes):
     """A step towards the end of a run, when the ramp is nearly up: the pair with its gradients, figures."""
     loop, batch = prepare(organ_set, **changes)
     loop.step = int(done * loop.settings.steps)
-    figures, is_finite, _ = loop.train_on(batch, loop.step)
-    assert is_finite
+    figures, is_lost, _ = loop.train_on(batch, loop.step)
+    assert not is_lost
     return loop.method.network, figures
 
 

@@ -4,16 +4,15 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
+from src.voco.comparisons import Comparisons, Embeddings, GlobalBases
 from src.voco.losses import (
     EPSILON,
-    Embeddings,
-    GlobalBases,
     OverlapObjective,
     PlacingObjective,
     base_regulariser,
     build_objective,
-    cosine_similarity,
     log_negatives,
     placing_loss,
     positive_loss,
@@ -31,6 +30,11 @@ ALL = pytest.mark.parametrize("objective", [V1, V2, LARGE, PLUS], ids=["v1", "v2
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cosine_similarity(first, second):
+    """The straightforward formula: (..., R, D) and (..., N, D) -> (..., R, N)."""
+    return normalize(first, dim=-1) @ normalize(second, dim=-1).mT
 
 
 def test_positive_loss_of_a_row_calculated_by_hand():
@@ -75,7 +79,7 @@ def test_positive_loss_is_continuous_where_the_cosine_changes_sign():
 def test_base_regulariser_gives_every_base_a_gradient():
     """Summed over i < j with the second of a pair fixed, the last base has no gradient."""
     bases = draw(1, 5, 8).abs().requires_grad_()
-    base_regulariser(bases).sum().backward()
+    base_regulariser(normalize(bases, dim=-1)).sum().backward()
     assert (bases.grad.norm(dim=-1) > 1e-3).all()
 
 
@@ -83,7 +87,7 @@ def test_base_regulariser_is_the_mean_over_pairs():
     bases = draw(2, 4, 6)
     cosine = cosine_similarity(bases, bases)
     pairs = [cosine[:, i, j].relu() ** 2 for i in range(4) for j in range(i + 1, 4)]
-    torch.testing.assert_close(base_regulariser(bases), torch.stack(pairs).mean(0))
+    torch.testing.assert_close(base_regulariser(normalize(bases, dim=-1)), torch.stack(pairs).mean(0))
     assert base_regulariser(torch.eye(4)).item() == 0
 
 
@@ -145,8 +149,9 @@ def draw_volumes(volumes=3, seed=0):
 def evaluate(objective, student, teacher, label, share=slice(None)):
     """The terms of the process that holds the volumes `share`."""
     own = [Embeddings.split(each[share], CROPS) for each in (student, teacher)]
-    everyone = GlobalBases(student[:, CROPS:], teacher[:, CROPS:], first=share.start or 0)
-    return objective(*own, label[share], everyone)
+    everyone = (Embeddings.split(each, CROPS).bases for each in (student, teacher))
+    pairs = Comparisons(*own, GlobalBases(*everyone, first=share.start or 0))
+    return objective(pairs, label[share])
 
 
 def test_overlap_objective_v2_compares_student_crops_with_teacher_bases():
@@ -176,15 +181,43 @@ def test_overlap_objective_compares_each_volume_with_the_next():
         torch.testing.assert_close(terms["inter_negative"][volume], squared_negatives(target, predicted))
 
 
-def test_placing_objective_uses_the_bases_of_all_other_volumes():
-    student, teacher, label = draw_volumes()
-    terms = evaluate(PLUS, student, teacher, label)
-    expected = []
-    for other in (1, 2):
-        forth = cosine_similarity(student[0, :CROPS], teacher[other, CROPS:])
-        back = cosine_similarity(teacher[0, :CROPS], student[other, CROPS:])
-        expected += [placing_loss(label[0], cosine, 0.1) for cosine in (forth, back)]
-    torch.testing.assert_close(terms["inter_placing"][0], torch.stack(expected).mean())
+def broadcast_placing(objective, student, teacher, label):
+    """The terms of `PlacingObjective` by the formula, volume by volume and without shared products."""
+    own, among_others = [], []
+    for volume, target in enumerate(label):
+        directions = (student[volume, :CROPS], teacher), (teacher[volume, :CROPS], student)
+        losses = [
+            [
+                placing_loss(
+                    target, cosine_similarity(crops, bases[other, CROPS:]), objective.temperature, planes
+                )
+                for crops, bases in directions
+            ]
+            for other in range(len(label))
+            for planes in ([1] if other == volume else [objective.planes])
+        ]
+        means = torch.stack([torch.stack(pair).mean() for pair in losses])
+        own.append(means[volume])
+        among_others.append((means.sum() - means[volume]) / (len(label) - 1))
+    return {"placing": torch.stack(own), "inter_placing": torch.stack(among_others)}
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_placing_objective_equals_the_formula_with_its_gradient(planes):
+    """All other volumes, both directions; summed over planes among others only."""
+    objective = PlacingObjective(temperature=0.1, inter_volume=True, planes=planes)
+    student, teacher, label = draw_volumes(volumes=4)
+    found = []
+    for terms_of in (broadcast_placing, evaluate):
+        leaf = student.clone().requires_grad_()
+        terms = terms_of(objective, leaf, teacher, label)
+        sum(terms.values()).mean().backward()
+        found.append((terms, leaf.grad))
+    (expected, gradient), (terms, shared) = found
+    assert terms.keys() == expected.keys()
+    for name, value in terms.items():
+        torch.testing.assert_close(value, expected[name])
+    torch.testing.assert_close(shared, gradient)
 
 
 @ALL

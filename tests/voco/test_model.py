@@ -9,6 +9,7 @@ from src.nn.encoder import encoder_width
 from src.nn.imagenet import read_package
 from src.voco.model import (
     ProjectionHead,
+    TeacherUpdate,
     VocoNet,
     VolumeVocoNet,
     build_network,
@@ -16,7 +17,6 @@ from src.voco.model import (
     load_start,
     make_teacher,
     teacher_distance,
-    update_teacher,
 )
 from src.voco.options import VocoOptions
 from tests.helpers.voco_nets import draw_tiles, embed, make_net, place_loss
@@ -82,13 +82,13 @@ def test_make_teacher_copies_the_student_without_gradients():
     assert {id(p) for p in teacher.parameters()}.isdisjoint(id(p) for p in student.parameters())
 
 
-def test_update_teacher_averages_backbone_head_and_buffers():
+def test_teacher_update_averages_backbone_head_and_buffers():
     """Published: a random head that is never averaged, and buffers that stay behind."""
     student = make_net()
     teacher = make_teacher(student, shared_backbone=False)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     take_step(student, teacher, torch.optim.AdamW(student.parameters(), lr=1e-2), draw_tiles())
-    update_teacher(teacher, student, momentum=0.9)
+    TeacherUpdate(teacher, student)(0.9)
     moved = set()
     for name, value in student.state_dict().items():
         updated = teacher.state_dict()[name]
@@ -132,7 +132,7 @@ def test_make_teacher_on_a_shared_backbone_averages_the_head_alone():
     torch.testing.assert_close(teacher.embed(features), student.head(features))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     take_step(student, teacher, torch.optim.AdamW(student.parameters(), lr=1e-2), tiles)
-    update_teacher(teacher, student, momentum=0.75)
+    TeacherUpdate(teacher, student)(0.75)
     for name, value in teacher.state_dict().items():
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * student.state_dict()[name])
     assert 0 < teacher_distance(teacher, student) < 1
@@ -205,11 +205,3 @@ def test_build_network_refuses_neighbours_in_3d():
 def test_build_network_refuses_wrong_sides_in_3d():
     with pytest.raises(UserError, match=r"multiples of 32.*not 3 x 32 x 32: set --slices and --tile"):
         build_network(options(backbone="swin_unetr_b"))
-
-
-def test_compile_encoder_keeps_the_names_of_tensors():
-    """Compiling happens at the first images, so that this needs no compiler."""
-    plain, compiled = (build_network(options(backbone="resnet10t", compile=flag)) for flag in (False, True))
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-    assert compiled.encoder._compiled_call_impl is not None
-    assert make_teacher(compiled, shared_backbone=False).encoder._compiled_call_impl is not None

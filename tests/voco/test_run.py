@@ -19,7 +19,8 @@ from src.core.run_folder import only_writer
 from src.core.runtime import Runtime
 from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.encoder_weights import load_encoder
-from src.nn.training import LoopSettings, TrainingLoop, load_checkpoint
+from src.nn.schedule import LoopSettings
+from src.nn.training import TrainingLoop, load_checkpoint
 from src.probe.frozen import load_run
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
@@ -314,3 +315,22 @@ def test_pretrain_resumes_with_another_precision(finished, anatomy):
 def test_pretraining_refuses_networks_that_do_not_fit(anatomy, tmp_path, changes, expected):
     with pytest.raises(UserError, match=expected):
         build(make_options(anatomy, tmp_path, **changes))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU is waited for")
+def test_train_on_does_not_wait_for_the_gpu(anatomy, tmp_path):
+    options = make_options(anatomy, tmp_path / "run", objective="softmax")
+    runtime = Runtime.create("fp32")
+    method = Pretraining(options, open_dataset(options), runtime)
+    settings = LoopSettings(6, 0, 1e-3, 1.0, options.seed, log_every=1, save_every=1)
+    loop = TrainingLoop(method, settings, runtime, tmp_path, {})
+    tiles = torch.randint(0, 256, (3, 11, 2, 16, 16, len(WINDOWS)), dtype=torch.uint8)
+    batch = VolumeSample(tiles, torch.full((3, 2, 9), 1 / 9), torch.arange(3))
+    batch = VolumeSample(*(part.pin_memory() for part in batch))
+    loop.train_on(batch, 0)  # the first step sets up
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        loop.train_on(batch, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
