@@ -1,8 +1,9 @@
 """From the slices of a series to a canvas, and from the canvas to the tiles of its crops.
 
-A canvas has `depth` positions along the body and `canvas` x `canvas` pixels in the plane. An extent selects
-the slice at each position and the rectangle that is resized to the canvas. All slices of a sample share one
-rectangle, so crops of equal size cover the same number of millimetres.
+A plane is what is kept of a slice: a rectangle, resized. It is the same for all slices and visits of a series,
+so planes can be stored (`src/voco/planes.py`). A canvas has `depth` positions along the body and lies on the
+planes in whole pixels. An extent selects planes, the slice at each position, and the place of the canvas. All
+crops of a sample are of one size, and cover the same number of millimetres.
 """
 
 from abc import ABC, abstractmethod
@@ -11,9 +12,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from src.data.selection import even_indices
+from src.data.selection import SliceSelection, even_indices
+from src.voco.crops import CropGrid
 from src.voco.index import Series
 from src.voco.options import VocoOptions
+
+_FOREGROUND_SLICES = 16
+"""Slices that the foreground of a series is found in."""
+
+_VARIETY = 1.5
+"""Slices that are kept of a series per position of a canvas, if the slices of a position vary."""
 
 
 @dataclass(frozen=True)
@@ -46,43 +54,71 @@ class Rectangle:
 class Extent(ABC):
     """The part of a series that becomes a canvas."""
 
+    def __init__(self, options: VocoOptions) -> None:
+        self.depth, self.canvas = options.depth, options.canvas
+        self.grid = CropGrid(
+            (options.depth, options.canvas, options.canvas), (options.grid_z, options.grid, options.grid)
+        )
+
+    @abstractmethod
+    def kept_slices(self, series: Series) -> np.ndarray:
+        """Return the slices that canvases may show, int64, increasing."""
+
+    @abstractmethod
+    def plane_side(self, series: Series) -> int:
+        """Return the height and width of the planes in pixels."""
+
+    @abstractmethod
+    def find_rectangle(self, series: Series) -> Rectangle:
+        """Return the part of the slices that is resized to the planes; it may have to read slices."""
+
     @abstractmethod
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
         """Return the slice at every position along the body, int64 (depth,), non-decreasing: head to feet."""
 
-    @abstractmethod
-    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
-        """Return the part of the slices that becomes the square.
-
-        Args:
-            images: uint8 (U, S, S, C), the slices that the crops of the sample use.
-        """
+    def choose_canvas(self, series: Series, rng: np.random.Generator) -> tuple[CropGrid, np.ndarray]:
+        """Return the canvas in pixels of the planes, and its first row and column there, int64 (2,)."""
+        return self.grid, np.zeros(2, dtype=np.int64)
 
 
 class ForegroundExtent(Extent):
-    """An extent whose rectangle is the foreground: air is cut off, and patients of any size fill the canvas.
+    """An extent whose planes are the foreground: air is cut off, and patients of any size fill the canvas."""
 
-    The foreground is computed from the slices that were read, so that no other slice is decoded for it. If
-    crops use only some slices of the canvas, the others may have foreground outside of the rectangle.
-    """
+    def __init__(self, options: VocoOptions) -> None:
+        super().__init__(options)
+        self.level = options.foreground * 255
 
-    def __init__(self, depth: int, foreground: float):
-        self.depth = depth
-        self.level = foreground * 255
+    def plane_side(self, series: Series) -> int:
+        return self.canvas
 
-    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
-        return find_foreground(images, self.level) if self.level else Rectangle(0, 0, *images.shape[1:3])
+    def find_rectangle(self, series: Series) -> Rectangle:
+        if not self.level:
+            return Rectangle(0, 0, series.size, series.size)
+        indices = even_indices(series.n_slices, min(series.n_slices, _FOREGROUND_SLICES))
+        return find_foreground(series.read(indices, series.windows[:1]), self.level)
 
 
 class WholeExtent(ForegroundExtent):
-    """The whole series in `depth` even steps."""
+    """The whole series in `depth` even steps; with `--jitter`, a random slice of each step."""
+
+    def __init__(self, options: VocoOptions) -> None:
+        super().__init__(options)
+        self.varies = options.jitter > 0
+
+    def kept_slices(self, series: Series) -> np.ndarray:
+        count = round(self.depth * (_VARIETY if self.varies else 1))
+        return even_indices(series.n_slices, min(series.n_slices, count))
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        return even_indices(series.n_slices, self.depth)
+        kept = self.kept_slices(series)
+        return kept[even_indices(len(kept), self.depth, rng.random() if self.varies else 0.5)]
 
 
 class SlabExtent(ForegroundExtent):
     """`depth` consecutive slices from a random start; a shorter series is stretched over them."""
+
+    def kept_slices(self, series: Series) -> np.ndarray:
+        return np.arange(series.n_slices)
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
         n_slices = min(self.depth, series.n_slices)
@@ -94,34 +130,46 @@ class BoxExtent(Extent):
     """A box of `depth` x `canvas` x `canvas` isotropic voxels at a random position in the series.
 
     It lies inside the images where they are large enough, else around them: pixels outside of the slices are
-    0, and positions beyond the first or last slice repeat that slice. Sides in the plane are rounded to whole
-    pixels.
+    0, and positions beyond the first or last slice repeat that slice. Planes are whole slices; those with
+    finer pixels than the voxels are reduced to them, and of slices that are closer than the voxels, one per
+    voxel is kept. Sides of the crops are rounded to whole pixels of the planes.
     """
 
-    def __init__(self, depth: int, canvas: int, spacing_mm: float):
-        self.depth, self.canvas, self.spacing_mm = depth, canvas, spacing_mm
+    def __init__(self, options: VocoOptions) -> None:
+        super().__init__(options)
+        self.spacing_mm = options.spacing_mm
+
+    def kept_slices(self, series: Series) -> np.ndarray:
+        return SliceSelection(spacing_z_mm=self.spacing_mm).choose(series.z_mm)
+
+    def plane_side(self, series: Series) -> int:
+        return max(1, min(series.size, round(series.size * series.pixel_mm / self.spacing_mm)))
+
+    def find_rectangle(self, series: Series) -> Rectangle:
+        return Rectangle(0, 0, series.size, series.size)
 
     def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        depth_mm = series.depth_mm()  # (n_slices,), increasing from 0
+        kept = self.kept_slices(series)
+        depth_mm = series.z_mm[0] - series.z_mm[kept]  # increasing from 0
         room_mm = depth_mm[-1] - (self.depth - 1) * self.spacing_mm
         first_mm = rng.uniform(min(room_mm, 0), max(room_mm, 0))
         positions_mm = first_mm + np.arange(self.depth) * self.spacing_mm
         halfway_mm = (depth_mm[:-1] + depth_mm[1:]) / 2
-        return np.searchsorted(halfway_mm, positions_mm)
+        return kept[np.searchsorted(halfway_mm, positions_mm)]
 
-    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
-        side = max(1, round(self.canvas * self.spacing_mm / series.pixel_mm))
-        room = np.array(images.shape[1:3]) - side
-        top, left = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
-        return Rectangle(int(top), int(left), side, side)
+    def choose_canvas(self, series: Series, rng: np.random.Generator) -> tuple[CropGrid, np.ndarray]:
+        side = self.plane_side(series)
+        pixel_mm = series.size * series.pixel_mm / side
+        crop = max(1, round(self.grid.crop[1] * self.spacing_mm / pixel_mm))
+        canvas = crop * self.grid.grid[1]
+        room = side - canvas
+        corner = rng.integers(min(room, 0), max(room, 0), size=2, endpoint=True)
+        return CropGrid((self.depth, canvas, canvas), self.grid.grid), corner
 
 
 def make_extent(options: VocoOptions) -> Extent:
     """Create the extent of `--extent`."""
-    if options.extent == "box":
-        return BoxExtent(options.depth, options.canvas, options.spacing_mm)
-    foreground = {"slab": SlabExtent, "whole": WholeExtent}[options.extent]
-    return foreground(options.depth, options.foreground)
+    return {"slab": SlabExtent, "whole": WholeExtent, "box": BoxExtent}[options.extent](options)
 
 
 def find_foreground(images: np.ndarray, level: float) -> Rectangle:
@@ -144,26 +192,25 @@ def find_foreground(images: np.ndarray, level: float) -> Rectangle:
 
 
 def cut_tiles(
-    canvas: np.ndarray, slice_rows: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
+    planes: np.ndarray, rows: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
 ) -> np.ndarray:
-    """Cut crops out of slices of a canvas, each from its own slices, and resize them in the plane.
+    """Cut crops out of planes, each from its own slices, and resize them in the plane.
 
     Args:
-        canvas: uint8 (U, H, W, C) slices.
-        slice_rows: int (K, T) rows of `canvas`: the T slices of each crop.
-        corners: int (K, 2) first row and column of each crop.
-        crop: rows and columns of a crop.
+        planes: uint8 (U, H, W, C), one per slice.
+        rows: int (K, T) rows of `planes`: the T slices of each crop.
+        corners: int (K, 2) first row and column of each crop. Crops may extend outside of the planes.
+        crop: height and width of a crop.
         tile: side of the result in pixels.
 
     Returns:
         uint8 (K, T, tile, tile, C), a contiguous copy.
     """
-    rows, columns = crop
-    tiles = np.empty((*slice_rows.shape, tile, tile, canvas.shape[-1]), dtype=np.uint8)
-    for number, (y, x) in enumerate(corners):
-        part = canvas[:, y : y + rows, x : x + columns]
-        for place, index in enumerate(slice_rows[number]):
-            tiles[number, place] = resize_plane(part[index], tile)
+    tiles = np.empty((*rows.shape, tile, tile, planes.shape[-1]), dtype=np.uint8)
+    for number, (y, x) in enumerate(corners.tolist()):
+        place = Rectangle(y, x, *crop)
+        for slot, row in enumerate(rows[number].tolist()):
+            tiles[number, slot] = place.resize(planes[row], tile)
     return tiles
 
 
