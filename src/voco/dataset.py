@@ -21,6 +21,9 @@ from src.voco.index import SeriesIndex, open_index
 from src.voco.options import VocoOptions
 from src.voco.planes import PlaneReader
 
+MAX_HEIGHTS = 8
+"""Heights that the random crops of a sample share: else it would decode a slice for each of many crops."""
+
 _LARGEST_SHIFT = 0.1 * 255
 
 
@@ -72,6 +75,7 @@ class VocoDataset(Dataset[VolumeSample]):
         # crop positions on this part of the canvas: K = R random crops, then the N bases
         bases = grid.base_starts()
         randoms = grid.random_starts(rng, self.random_crops)
+        randoms[:, 0] = randoms[np.arange(len(randoms)) % MAX_HEIGHTS, 0]
         label = overlap_labels(randoms, bases, grid.crop)  # (R, N)
         starts = first + np.concatenate([randoms, bases])  # (K, 3)
         # slices of the crops, each read once; all crops of a visit share the place in the bins

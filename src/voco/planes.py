@@ -3,7 +3,7 @@
 Both are made by the same function, and samples with and without a cache are equal in every bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -49,25 +49,24 @@ class PlaneReader:
             Planes uint8 (U, H, W, C), of these slices and perhaps of others; and the row there of each slice,
             int (...).
         """
+        side = self.extent.plane_side(series)
         if not self._caches:
             indices, places = np.unique(slices, return_inverse=True)
-            return self._make(row, series, indices), places.reshape(slices.shape)
+            planes = np.empty((len(indices), side, side, len(series.windows)), dtype=np.uint8)
+            for plane, made in zip(planes, self._make(row, series, indices), strict=True):
+                plane[:] = made
+            return planes, places.reshape(slices.shape)
         stored = np.arange(series.n_slices) if self.stores_all else self.extent.kept_slices(series)
-        side = self.extent.plane_side(series)
         shape = (len(stored), side, side, len(series.windows))
-        planes = self._caches[series.set_number].open(
-            series.folder, shape, lambda: self._make(row, series, stored)
-        )
+        cache = self._caches[series.set_number]
+        planes = cache.open(series.folder, shape, lambda: self._make(row, series, stored))
         return planes, np.searchsorted(stored, slices)
 
-    def _make(self, row: int, series: Series, indices: Sequence[int]) -> np.ndarray:
-        """Make planes of slices from PNG."""
-        side = self.extent.plane_side(series)
-        rectangle = self._rectangle(row, series)
-        planes = np.empty((len(indices), side, side, len(series.windows)), dtype=np.uint8)
-        for place, index in enumerate(indices):
-            planes[place] = rectangle.resize(series.read([index])[0], side)
-        return planes
+    def _make(self, row: int, series: Series, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Make planes (H, W, C) of slices from PNG."""
+        side, rectangle = self.extent.plane_side(series), self._rectangle(row, series)
+        for index in indices:
+            yield rectangle.resize(series.read([index])[0], side)
 
     def _rectangle(self, row: int, series: Series) -> Rectangle:
         if not self._rectangles[row, 2]:
