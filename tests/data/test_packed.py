@@ -1,7 +1,6 @@
 """Packed series: written whole, once, checked against their source, shared by processes."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import prepare_data
 from src.core.errors import UserError
 from src.data.packed import PackedSlices, SeriesCache
 from src.data.prepared import PreparedDataset, image_folder, slice_name
+from tests.helpers.dicom_files import write_series
 from tests.helpers.voco_files import draw_noise, write_prepared
 
 KEY = ("10", "100")
@@ -52,22 +52,19 @@ def test_packed_slices_read_no_png_again(noise, tmp_path):
     np.testing.assert_array_equal(PackedSlices(noise, ("soft",), tmp_path / "cache").read(KEY, [7]), expected)
 
 
-def test_packed_slices_are_made_anew_after_prepare_data_overwrite(tmp_path, write_ct):
-    source, output, cache = write_ct(tmp_path / "raw"), tmp_path / "set", tmp_path / "cache"
-    command = ["--input", str(source), "--output", str(output), "--size", "32", "--jobs", "1"]
-    prepare_data.main(command)
-    before = PreparedDataset.open(output)
-    first, *_ = before.slice_counts
-    PackedSlices(before, before.windows[:1], cache).read(first, [0])
-    (other,) = files_of(cache)
-    shutil.rmtree(source)
-    write_ct(source, level=90)
-    prepare_data.main([*command, "--overwrite"])
-    after = PreparedDataset.open(output)
-    read = PackedSlices(after, after.windows[:1], cache).read(first, [0])
-    np.testing.assert_array_equal(read, after.read_slices(*first, [0])[..., :1])
-    (path,) = files_of(cache)  # the older version is removed
-    assert path != other
+def test_packed_slices_are_made_anew_after_prepare_data_overwrite(tmp_path):
+    raw, output, cache = tmp_path / "raw", tmp_path / "set", tmp_path / "cache"
+    command = ["--input", str(raw), "--output", str(output), "--size", "32", "--jobs", "1", "--overwrite"]
+    found = []
+    for add_hu in (0, 100):
+        write_series(raw / "train_images" / "10" / "100", n_slices=6, add_hu=add_hu)
+        prepare_data.main(command)
+        prepared = PreparedDataset.open(output)
+        read = PackedSlices(prepared, ("soft",), cache).read(KEY, range(6))
+        np.testing.assert_array_equal(read, prepared.read_slices(*KEY, range(6))[..., :1])
+        found += files_of(cache)
+        assert len(files_of(cache)) == 1  # an older version is removed
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", None])

@@ -69,6 +69,15 @@ def test_two_processes_give_the_losses_of_one(anatomy, alone, tmp_path, resumes)
     assert_same_losses(alone, tmp_path)
 
 
+def test_two_processes_with_a_cache_give_the_losses_of_one(anatomy, alone, tmp_path):
+    for name in ("fills", "reads"):
+        more = ("--objective", alone.objective, "--cache", tmp_path / "cache")
+        run = run_two("train_voco.py", arguments(anatomy, tmp_path / name, *more))
+        assert run.returncode == 0, run.stderr[-2000:]
+        assert_same_losses(alone, tmp_path / name)
+    assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == 6
+
+
 def test_every_process_ends_in_one_line_when_one_fails(anatomy, tmp_path):
     data = tmp_path / "set"
     shutil.copytree(anatomy, data)
