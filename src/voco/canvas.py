@@ -38,17 +38,16 @@ class Rectangle:
         return resize_plane(self._cut(image), side)
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
-        rows, columns, channels = image.shape
-        bottom, right = self.top + self.height, self.left + self.width
-        cut = image[max(self.top, 0) : min(bottom, rows), max(self.left, 0) : min(right, columns)]
-        missing = (
-            *(max(-self.top, 0), max(bottom - rows, 0)),
-            *(max(-self.left, 0), max(right - columns, 0)),
-        )
-        if not any(missing):
-            return cut
-        padded = cv2.copyMakeBorder(cut, *missing, borderType=cv2.BORDER_CONSTANT, value=0)
-        return padded.reshape(self.height, self.width, channels)
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom = max(top, min(self.top + self.height, image.shape[0]))
+        right = max(left, min(self.left + self.width, image.shape[1]))
+        inside = image[top:bottom, left:right]
+        if inside.shape[:2] == (self.height, self.width):
+            return inside
+        padded = np.zeros((self.height, self.width, image.shape[2]), dtype=np.uint8)
+        if inside.size:
+            padded[top - self.top : bottom - self.top, left - self.left : right - self.left] = inside
+        return padded
 
 
 class Extent(ABC):

@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
+
 @dataclass(frozen=True)
 class CropGrid:
     """A canvas of `canvas` pixels cut into `grid` base crops along each axis.
