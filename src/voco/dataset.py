@@ -15,8 +15,9 @@ from src.core.runtime import sample_rng
 from src.data.prepared import as_channels
 from src.data.selection import Neighbours, even_indices
 from src.nn.augmentation import AppearanceChange
-from src.voco.canvas import cut_tiles, make_extent
+from src.voco.canvas import cut_tiles
 from src.voco.crops import overlap_labels
+from src.voco.extents import make_extent
 from src.voco.index import SeriesIndex, open_index
 from src.voco.options import VocoOptions
 from src.voco.planes import PlaneReader

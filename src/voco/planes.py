@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from src.data.packed import SeriesCache
-from src.voco.canvas import Extent, Rectangle
+from src.voco.canvas import Rectangle
+from src.voco.extents import Extent
 from src.voco.index import Series, SeriesIndex
 from src.voco.options import VocoOptions
 

@@ -155,8 +155,10 @@ def test_packed_slices_on_a_full_disk_are_one_line(noise, tmp_path):
     code = (
         "import resource, signal; from pathlib import Path; from tests.data.test_packed import pack\n"
         "from src.core.errors import exit_on_user_error\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        f"with exit_on_user_error():\n    pack(Path({str(noise.folder)!r}), Path({str(tmp_path / 'cache')!r}))"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "with exit_on_user_error():\n"
+        f"    pack(Path({str(noise.folder)!r}), Path({str(tmp_path / 'cache')!r}))"
     )
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

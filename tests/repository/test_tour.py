@@ -19,7 +19,7 @@ BESIDE = {
         *("plausibility", "sampled_slices", "trunk", "dicom_readings"),
     },
     "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
-    "voco": {"index", "order", "monitors", "micro_batch"},
+    "voco": {"index", "extents", "planes", "order", "monitors", "micro_batch"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
         *("augmentation", "encoder_input", "loading"),

@@ -7,8 +7,9 @@ import pytest
 
 from src.core.errors import UserError
 from src.data.prepared import image_folder
-from src.voco.canvas import find_foreground, make_extent
+from src.voco.canvas import find_foreground
 from src.voco.dataset import open_dataset
+from src.voco.extents import make_extent
 from src.voco.index import open_index
 from src.voco.options import VocoOptions
 from tests.helpers.voco_files import draw_noise, draw_places, write_prepared, write_slice_table
