@@ -83,8 +83,8 @@ class SeriesCache:
 class PackedSlices:
     """Slices of a prepared data set in some of its windows, as they were prepared.
 
-    A series takes `size * size` bytes per slice and window: 1.3 times its PNG with one window, 3.8 times with
-    three.
+    A series takes `size * size` bytes per slice and window: all three windows take 3.8 times the bytes of
+    their PNG.
 
     Args:
         prepared: the prepared data set.
