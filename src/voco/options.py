@@ -163,7 +163,7 @@ class VocoOptions:
     """Compile the backbone with torch.compile: faster steps after a few minutes; needs a C++ compiler."""
 
     cache: Path | None = None
-    """Folder on a fast disk for canvases, made once from the PNG of each series (docs/pretraining.md states
+    """Folder on a fast disk for canvases, made once from the PNG of each series (docs/cache.md states
     sizes); several runs may share it. Results do not depend on it."""
 
     workers: int = 2
