@@ -27,6 +27,7 @@ from src.core.errors import UserError
 from src.core.log import progress, say
 from src.core.runtime import Runtime
 from src.core.targets import COLUMNS
+from src.data.packed import PackedSlices
 from src.data.prepared import PreparedDataset
 from src.nn.augmentation import FLIPS
 from src.nn.loading import StackLoader
@@ -120,12 +121,14 @@ def compute_features(
     series: pd.DataFrame,
     runtime: Runtime,
     workers: int = 1,
+    cache: Path | None = None,
 ) -> SliceFeatures:
     """Compute features of series with networks that were not trained on their patients.
 
     Args:
         networks: their features are concatenated, see `slice_features`; all use stacks of the same length.
         series: rows with `patient_id, series_id`; they become `SliceFeatures.series`.
+        cache: folder for raw copies of the slices, which are then read instead of PNG.
 
     Raises:
         UserError: a network was trained on a patient, a series is unreadable, or features are not finite.
@@ -135,9 +138,10 @@ def compute_features(
         network.require_held_out(series["patient_id"])
         model, spec = load_classifier(network.path)
         model.to(runtime.device)
+        packed = None if cache is None else PackedSlices(prepared, spec.view.windows, cache)
         by_offset = []
         for offset in spec.offsets:
-            dataset = StackDataset(prepared, series, spec.view, organs, offset=offset)
+            dataset = StackDataset(prepared, series, spec.view, organs, packed=packed, offset=offset)
             loader = StackLoader(dataset, workers, batch_size=BATCH)
             batches = []
             for batch in progress(loader, len(loader), network.path.parent.name):

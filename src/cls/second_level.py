@@ -174,16 +174,22 @@ def train_second_level(options: SecondLevelOptions) -> None:
                 else:
                     unfinished.append(source)
             if unfinished:
-                features = out_of_fold_features(output / FEATURES, inputs, runtime, options.workers)
+                features = out_of_fold_features(
+                    output / FEATURES, inputs, runtime, options.workers, options.cache
+                )
                 for source in unfinished:
                     _run_fold(options, features, inputs, source)
             write_out_of_fold(output, inputs.labels, inputs.folds)
 
 
 def out_of_fold_features(
-    folder: Path, inputs: SecondInputs, runtime: Runtime, workers: int = 1
+    folder: Path, inputs: SecondInputs, runtime: Runtime, workers: int = 1, cache: Path | None = None
 ) -> SliceFeatures:
-    """Compute features of every series with the networks of its fold; `folder` caches those of each fold."""
+    """Compute features of every series with the networks of its fold; `folder` keeps those of each fold.
+
+    Args:
+        cache: folder for raw copies of the slices.
+    """
     parts = []
     for source in inputs.sources:
         path = folder / f"fold{source.fold}.safetensors"
@@ -192,7 +198,9 @@ def out_of_fold_features(
             say(f"fold {source.fold}: features of {len(part.series)} series are read from {path}")
         else:
             networks = tuple(source.networks.values())
-            part = compute_features(networks, inputs.prepared, inputs.organs, source.series, runtime, workers)
+            part = compute_features(
+                networks, inputs.prepared, inputs.organs, source.series, runtime, workers, cache
+            )
             save_features(path, part, source.key)
             say(f"fold {source.fold}: {len(source.series)} series by {len(networks)} networks")
         parts.append(part)

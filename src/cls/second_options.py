@@ -7,7 +7,9 @@ from typing import Literal
 from src.cls.options import Pooling, SequenceModel
 from src.core.config import Doubtful, Precision, check_range
 
-FREE_TO_CHANGE = ("runs", "data", "labels", "folds", "output", "doubtful", "precision", "workers", "resume")
+FREE_TO_CHANGE = (
+    *("runs", "data", "labels", "folds", "output", "doubtful", "precision", "cache", "workers", "resume"),
+)
 """Options that may change within a run: inputs and precision are compared by content."""
 
 
@@ -67,6 +69,9 @@ class SecondLevelOptions:
 
     precision: Precision = "auto"
     """Precision of the first level's networks."""
+
+    cache: Path | None = None
+    """Folder on a fast disk for raw copies of the slices, as in train_cls.py, which may share it."""
 
     workers: int = 1
     """Processes that read stacks."""

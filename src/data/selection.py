@@ -12,12 +12,15 @@ _FINEST_MM = 0.1
 _SAME_MM = 1e-3  # positions are rounded decimals
 
 
-def even_indices(n_slices: int, count: int) -> np.ndarray:
-    """Return `count` slices spread evenly over `n_slices`: the middle of each of `count` equal bins, int64.
+def even_indices(n_slices: int, count: int, offset: float = 0.5) -> np.ndarray:
+    """Return `count` slices spread evenly over `n_slices`, one of each of `count` equal bins, int64.
 
     If `count` exceeds `n_slices`, slices repeat.
+
+    Args:
+        offset: place in every bin, from 0 to below 1; 0.5 is the middle.
     """
-    return (2 * np.arange(count) + 1) * n_slices // (2 * count)
+    return ((np.arange(count) + offset) * n_slices / count).astype(np.int64)
 
 
 def neighbour_indices(indices: np.ndarray, count: int, slices: int) -> np.ndarray:

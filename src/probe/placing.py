@@ -70,6 +70,8 @@ def plain_geometry(options: VocoOptions, data: str, seed: int) -> VocoOptions:
         crop_rotate90=0.0,
         crop_shift=0.0,
         appearance=0.0,
+        jitter=0.0,
+        cache=None,
         seed=seed,
     )
 

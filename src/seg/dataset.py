@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
 from src.core.targets import ORGANS
+from src.data.packed import PackedSlices
 from src.data.prepared import as_channels, image_folder, mask_folder, read_windows, slice_name
 from src.data.selection import neighbour_indices
 from src.nn.augmentation import AppearanceChange, PlaceChange
@@ -57,6 +58,9 @@ class SliceDataset(Dataset[SliceBatch]):
         repeat = np.array(options.repeat or (1,) * len(data.sets))
         tables = (data.part("unlabelled"), data.part("labelled"))
         self.parts = tuple(table.loc[table.index.repeat(repeat[table["set"]])] for table in tables)
+        self.packed = ()
+        if options.cache is not None:
+            self.packed = tuple(PackedSlices(each, data.window_names, options.cache) for each in data.sets)
         self.place = PlaceChange(options.flip, options.affine, _MIRRORED)
         self.appearance = AppearanceChange(options.appearance) if options.appearance else None
 
@@ -66,9 +70,13 @@ class SliceDataset(Dataset[SliceBatch]):
         rng = sample_rng(self.seed, int(key.is_labelled), key.number)
         index = int(rng.integers(series["slices"]))
         dataset, windows = self.data.sets[series["set"]], self.data.windows[series["set"]]
-        folder = image_folder(dataset.folder, series["patient_id"], series["series_id"])
+        key_of_series = (series["patient_id"], series["series_id"])
         neighbours = neighbour_indices(np.array([index]), self.slices, int(series["slices"]))[0]
-        images = read_windows(folder, neighbours, dataset.size, windows)  # (T, H, W, C)
+        if self.packed:
+            images = self.packed[series["set"]].read(key_of_series, neighbours)  # (T, H, W, C)
+        else:
+            folder = image_folder(dataset.folder, *key_of_series)
+            images = read_windows(folder, neighbours, dataset.size, windows)
         mask = np.zeros(images.shape[1:3], dtype=np.uint8)
         if key.is_labelled:
             mask = dataset.read_masks(series["patient_id"], series["series_id"], [index])[0]

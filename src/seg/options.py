@@ -141,6 +141,9 @@ class SegOptions:
     precision: Precision = "auto"
     """auto (bf16 on GPUs that support it, fp16 on other GPUs, fp32 on CPU), fp32, bf16 or fp16."""
 
+    cache: Path | None = None
+    """Folder on a fast disk for raw copies of the slices, if decoding PNG slows down training."""
+
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
 

@@ -1,19 +1,13 @@
-"""From the slices of a series to a canvas, and from the canvas to the tiles of its crops.
+"""Planes of slices, and the tiles of crops that are cut from them.
 
-A canvas has `depth` positions along the body and `canvas` x `canvas` pixels in the plane. An extent selects
-the slice at each position and the rectangle that is resized to the canvas. All slices of a sample share one
-rectangle, so crops of equal size cover the same number of millimetres.
+A plane is what is kept of a slice: a rectangle, resized. It is the same for all slices and visits of a
+series, so that planes can be stored. Crops lie on planes in whole pixels; those of a sample are of one size.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-
-from src.data.selection import even_indices
-from src.voco.index import Series
-from src.voco.options import VocoOptions
 
 
 @dataclass(frozen=True)
@@ -30,98 +24,16 @@ class Rectangle:
         return resize_plane(self._cut(image), side)
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
-        rows, columns, channels = image.shape
-        bottom, right = self.top + self.height, self.left + self.width
-        cut = image[max(self.top, 0) : min(bottom, rows), max(self.left, 0) : min(right, columns)]
-        missing = (
-            *(max(-self.top, 0), max(bottom - rows, 0)),
-            *(max(-self.left, 0), max(right - columns, 0)),
-        )
-        if not any(missing):
-            return cut
-        padded = cv2.copyMakeBorder(cut, *missing, borderType=cv2.BORDER_CONSTANT, value=0)
-        return padded.reshape(self.height, self.width, channels)
-
-
-class Extent(ABC):
-    """The part of a series that becomes a canvas."""
-
-    @abstractmethod
-    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        """Return the slice at every position along the body, int64 (depth,), non-decreasing: head to feet."""
-
-    @abstractmethod
-    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
-        """Return the part of the slices that becomes the square.
-
-        Args:
-            images: uint8 (U, S, S, C), the slices that the crops of the sample use.
-        """
-
-
-class ForegroundExtent(Extent):
-    """An extent whose rectangle is the foreground: air is cut off, and patients of any size fill the canvas.
-
-    The foreground is computed from the slices that were read, so that no other slice is decoded for it. If
-    crops use only some slices of the canvas, the others may have foreground outside of the rectangle.
-    """
-
-    def __init__(self, depth: int, foreground: float):
-        self.depth = depth
-        self.level = foreground * 255
-
-    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
-        return find_foreground(images, self.level) if self.level else Rectangle(0, 0, *images.shape[1:3])
-
-
-class WholeExtent(ForegroundExtent):
-    """The whole series in `depth` even steps."""
-
-    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        return even_indices(series.n_slices, self.depth)
-
-
-class SlabExtent(ForegroundExtent):
-    """`depth` consecutive slices from a random start; a shorter series is stretched over them."""
-
-    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        n_slices = min(self.depth, series.n_slices)
-        first = rng.integers(0, series.n_slices - n_slices + 1)
-        return first + even_indices(n_slices, self.depth)
-
-
-class BoxExtent(Extent):
-    """A box of `depth` x `canvas` x `canvas` isotropic voxels at a random position in the series.
-
-    It lies inside the images where they are large enough, else around them: pixels outside of the slices are
-    0, and positions beyond the first or last slice repeat that slice. Sides in the plane are rounded to whole
-    pixels.
-    """
-
-    def __init__(self, depth: int, canvas: int, spacing_mm: float):
-        self.depth, self.canvas, self.spacing_mm = depth, canvas, spacing_mm
-
-    def choose_slices(self, series: Series, rng: np.random.Generator) -> np.ndarray:
-        depth_mm = series.depth_mm()  # (n_slices,), increasing from 0
-        room_mm = depth_mm[-1] - (self.depth - 1) * self.spacing_mm
-        first_mm = rng.uniform(min(room_mm, 0), max(room_mm, 0))
-        positions_mm = first_mm + np.arange(self.depth) * self.spacing_mm
-        halfway_mm = (depth_mm[:-1] + depth_mm[1:]) / 2
-        return np.searchsorted(halfway_mm, positions_mm)
-
-    def choose_rectangle(self, images: np.ndarray, series: Series, rng: np.random.Generator) -> Rectangle:
-        side = max(1, round(self.canvas * self.spacing_mm / series.pixel_mm))
-        room = np.array(images.shape[1:3]) - side
-        top, left = rng.integers(np.minimum(room, 0), np.maximum(room, 0), endpoint=True)
-        return Rectangle(int(top), int(left), side, side)
-
-
-def make_extent(options: VocoOptions) -> Extent:
-    """Create the extent of `--extent`."""
-    if options.extent == "box":
-        return BoxExtent(options.depth, options.canvas, options.spacing_mm)
-    foreground = {"slab": SlabExtent, "whole": WholeExtent}[options.extent]
-    return foreground(options.depth, options.foreground)
+        top, left = max(self.top, 0), max(self.left, 0)
+        bottom = max(top, min(self.top + self.height, image.shape[0]))
+        right = max(left, min(self.left + self.width, image.shape[1]))
+        inside = image[top:bottom, left:right]
+        if inside.shape[:2] == (self.height, self.width):
+            return inside
+        padded = np.zeros((self.height, self.width, image.shape[2]), dtype=np.uint8)
+        if inside.size:
+            padded[top - self.top : bottom - self.top, left - self.left : right - self.left] = inside
+        return padded
 
 
 def find_foreground(images: np.ndarray, level: float) -> Rectangle:
@@ -144,26 +56,25 @@ def find_foreground(images: np.ndarray, level: float) -> Rectangle:
 
 
 def cut_tiles(
-    canvas: np.ndarray, slice_rows: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
+    planes: np.ndarray, rows: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
 ) -> np.ndarray:
-    """Cut crops out of slices of a canvas, each from its own slices, and resize them in the plane.
+    """Cut crops out of planes, each from its own slices, and resize them in the plane.
 
     Args:
-        canvas: uint8 (U, H, W, C) slices.
-        slice_rows: int (K, T) rows of `canvas`: the T slices of each crop.
-        corners: int (K, 2) first row and column of each crop.
-        crop: rows and columns of a crop.
+        planes: uint8 (U, H, W, C), one per slice.
+        rows: int (K, T) rows of `planes`: the T slices of each crop.
+        corners: int (K, 2) first row and column of each crop. Crops may extend outside of the planes.
+        crop: height and width of a crop.
         tile: side of the result in pixels.
 
     Returns:
         uint8 (K, T, tile, tile, C), a contiguous copy.
     """
-    rows, columns = crop
-    tiles = np.empty((*slice_rows.shape, tile, tile, canvas.shape[-1]), dtype=np.uint8)
-    for number, (y, x) in enumerate(corners):
-        part = canvas[:, y : y + rows, x : x + columns]
-        for place, index in enumerate(slice_rows[number]):
-            tiles[number, place] = resize_plane(part[index], tile)
+    tiles = np.empty((*rows.shape, tile, tile, planes.shape[-1]), dtype=np.uint8)
+    for number, (y, x) in enumerate(corners.tolist()):
+        place = Rectangle(y, x, *crop)
+        for slot, row in enumerate(rows[number].tolist()):
+            tiles[number, slot] = place.resize(planes[row], tile)
     return tiles
 
 

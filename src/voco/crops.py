@@ -42,6 +42,22 @@ class CropGrid:
         cells = product(*(range(cells) for cells in self.grid))
         return np.array(list(cells), dtype=np.int64) * np.array(self.crop)
 
+    def random_part(self, rng: np.random.Generator, jitter: float) -> tuple["CropGrid", np.ndarray]:
+        """Draw a smaller canvas of as many cells inside this one.
+
+        Crops keep at least 1 - `jitter` of their pixels along each axis. One number is drawn for the first
+        axis and one for all others, so that proportions in the plane are kept.
+
+        Returns:
+            The grid of the smaller canvas, and its first pixel in this one, int64 (d,).
+        """
+        size = np.array(self.crop)
+        smallest = np.ceil(size * (1 - jitter)).astype(np.int64)
+        drawn = rng.random(2)[np.minimum(np.arange(len(size)), 1)]
+        part = (smallest + np.floor(drawn * (size - smallest + 1)).astype(np.int64)) * np.array(self.grid)
+        first = rng.integers(0, np.array(self.canvas) - part + 1)
+        return CropGrid(tuple(part.tolist()), self.grid), first
+
     def random_starts(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """First pixel of `count` crops, uniform over the positions inside the canvas: int64 (count, d)."""
         last = np.array(self.canvas) - np.array(self.crop)

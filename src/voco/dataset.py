@@ -15,10 +15,15 @@ from src.core.runtime import sample_rng
 from src.data.prepared import as_channels
 from src.data.selection import Neighbours, even_indices
 from src.voco.appearance import draw_appearance
-from src.voco.canvas import cut_tiles, make_extent
-from src.voco.crops import CropGrid, overlap_labels
+from src.voco.canvas import cut_tiles
+from src.voco.crops import overlap_labels
+from src.voco.extents import make_extent
 from src.voco.index import SeriesIndex, open_index
 from src.voco.options import VocoOptions
+from src.voco.planes import PlaneReader
+
+MAX_HEIGHTS = 8
+"""Heights that the random crops of a sample share: else it would decode a slice for each of many crops."""
 
 _LARGEST_SHIFT = 0.1 * 255
 
@@ -46,10 +51,8 @@ class VocoDataset(Dataset[VolumeSample]):
 
     def __init__(self, index: SeriesIndex, options: VocoOptions) -> None:
         self.index = index
-        self.grid = CropGrid(
-            (options.depth, options.canvas, options.canvas), (options.grid_z, options.grid, options.grid)
-        )
         self.extent = make_extent(options)
+        self.planes = PlaneReader(index, self.extent, options)
         self.changes = CropChanges(
             flip=options.crop_flip,
             rotate90=options.crop_rotate90,
@@ -57,6 +60,7 @@ class VocoDataset(Dataset[VolumeSample]):
         )
         self.appearance = options.appearance
         self.neighbours = Neighbours(options.neighbours, options.neighbour_mm)
+        self.jitter = options.jitter
         self.random_crops, self.crop_slices, self.tile = options.random_crops, options.slices, options.tile
         self.seed = options.seed
 
@@ -69,21 +73,22 @@ class VocoDataset(Dataset[VolumeSample]):
         row = self.index.row_of(entry)
         series = self.index.series(row)
         canvas_slices = self.extent.choose_slices(series, rng)  # (depth,)
-        # crop positions on the canvas: K = R random crops, then the N bases
-        bases = self.grid.base_starts()
-        randoms = self.grid.random_starts(rng, self.random_crops)
-        starts = np.concatenate([randoms, bases])  # (K, 3)
-        label = overlap_labels(randoms, bases, self.grid.crop)  # (R, N)
-        # slices of the crops, each read and resized once
-        crop_depth, *crop = self.grid.crop
-        slices = canvas_slices[starts[:, :1] + even_indices(crop_depth, self.crop_slices)]  # (K, T)
-        shown = self.neighbours.find(slices, series.n_slices, series.z_mm)  # (K, T, neighbours)
-        read, rows = np.unique(shown, return_inverse=True)
-        images = series.read(read)  # (U, S, S, windows)
-        rectangle = self.extent.choose_rectangle(images, series, rng)
-        side = self.grid.canvas[1]
-        canvas = np.stack([rectangle.resize(image, side) for image in images])  # (U, canvas, canvas, windows)
-        tiles = cut_tiles(canvas, rows.reshape(len(starts), -1), starts[:, 1:], tuple(crop), self.tile)
+        canvas, corner = self.extent.choose_canvas(series, rng)
+        grid, first = canvas.random_part(rng, self.jitter)
+        # crop positions on this part of the canvas: K = R random crops, then the N bases
+        bases = grid.base_starts()
+        randoms = grid.random_starts(rng, self.random_crops)
+        randoms[:, 0] = randoms[np.arange(len(randoms)) % MAX_HEIGHTS, 0]
+        label = overlap_labels(randoms, bases, grid.crop)  # (R, N)
+        starts = first + np.concatenate([randoms, bases])  # (K, 3)
+        # slices of the crops, each read once; all crops of a visit share the place in the bins
+        crop_depth, *crop = grid.crop
+        within = even_indices(crop_depth, self.crop_slices, rng.random() if self.jitter else 0.5)
+        slices = canvas_slices[starts[:, :1] + within]  # (K, T)
+        shown = self.neighbours.find(slices, series.n_slices, lambda: series.z_mm)  # (K, T, neighbours)
+        planes, places = self.planes.read(row, series, shown)  # (U, H, W, windows)
+        corners = corner + starts[:, 1:]
+        tiles = cut_tiles(planes, places.reshape(len(starts), -1), corners, tuple(crop), self.tile)
         self.changes.apply(tiles, rng)  # (K, T * neighbours, tile, tile, windows)
         tiles = as_channels(tiles.reshape(*shown.shape, *tiles.shape[2:]))  # (K, T, tile, tile, C)
         drawn = draw_appearance(len(tiles), self.appearance, self.tile, rng)

@@ -7,6 +7,7 @@ copy shared pages.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ class Series:
     """One series of an index."""
 
     folder: Path
+    set_number: int
+    """place of its set among those of `--data`"""
     n_slices: int
     pixel_mm: float
     """side of a prepared pixel; NaN in an index opened without it"""
@@ -38,18 +41,14 @@ class Series:
     windows: tuple[int, ...]
     """channel of each requested window in the stored images"""
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Read slices by index, uint8 (U, size, size, C)."""
-        return read_windows(self.folder, indices, self.size, self.windows)
+    def read(self, indices: Sequence[int], windows: Sequence[int] | None = None) -> np.ndarray:
+        """Read slices by index, uint8 (U, size, size, C), in the requested windows or in some channels."""
+        return read_windows(self.folder, indices, self.size, windows or self.windows)
 
+    @cached_property
     def z_mm(self) -> np.ndarray:
         """(n_slices,) positions in mm, decreasing from head to feet."""
         return read_z_mm(self.folder, self.n_slices)
-
-    def depth_mm(self) -> np.ndarray:
-        """(n_slices,) distance in mm of every slice from the first, increasing."""
-        z_mm = self.z_mm()
-        return z_mm[0] - z_mm
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,11 @@ class SeriesIndex:
         return tuple((source.series, source.repeat) for source in self._sets)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folder of every set."""
+        return tuple(source.folder for source in self._sets)
+
+    @property
     def doubtful(self) -> int:
         """Number of doubtful series in the sets, in the index or left out of it."""
         return sum(source.doubtful for source in self._sets)
@@ -107,11 +111,11 @@ class SeriesIndex:
         return int(self._first_row[number] + (entry - self._first_entry[number]) % self._sets[number].series)
 
     def series(self, row: int) -> Series:
-        source = self._sets[np.searchsorted(self._first_row, row, side="right") - 1]
+        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        source = self._sets[number]
         folder = image_folder(source.folder, self._patient_ids[row].decode(), self._series_ids[row].decode())
-        return Series(
-            folder, int(self._n_slices[row]), float(self._pixel_mm[row]), source.size, source.windows
-        )
+        slices, pixel_mm = int(self._n_slices[row]), float(self._pixel_mm[row])
+        return Series(folder, number, slices, pixel_mm, source.size, source.windows)
 
     def table(self) -> pd.DataFrame:
         """Return one row per series: set (its index), patient_id, series_id.

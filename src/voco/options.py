@@ -71,6 +71,11 @@ class VocoOptions:
     """Crop slices to the smallest rectangle around pixels above this fraction of full grey before they are
     resized; 0 uses the whole image."""
 
+    jitter: float = 0.0
+    """Every visit to a series uses a random part of the canvas, of at least 1 - jitter of each side, and
+    takes the slices of all its crops at a random place in their bins; labels stay exact. 0: the base crops of
+    a whole series are the same at every visit, as published."""
+
     grid: int = 3
     """Base crops along each side. More and smaller crops make the task finer and have less context."""
 
@@ -158,6 +163,10 @@ class VocoOptions:
     """How the networks of a step run: eager launches kernel by kernel, graph replays them as CUDA graphs (one
     process, a GPU, else eager), compile uses torch.compile (minutes to start, needs a C++ compiler)."""
 
+    cache: Path | None = None
+    """Folder on a fast disk for canvases, made once from the PNG of each series (docs/cache.md states
+    sizes); several runs may share it. Results do not depend on it."""
+
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
 
@@ -205,7 +214,7 @@ class VocoOptions:
         check_range(self, "random_crops", "batch", "projection", "log_every", "save_every", at_least=1)
         check_range(self, "neighbours", at_least=1)
         check_range(self, "spacing_mm", "temperature", "lr", "clip_norm", above=0)
-        check_range(self, "dropout", "momentum", "warmup", "foreground", at_least=0, below=1)
+        check_range(self, "dropout", "momentum", "warmup", "foreground", "jitter", at_least=0, below=1)
         check_range(self, "crop_flip", "crop_rotate90", "crop_shift", "appearance", at_least=0, at_most=1)
         check_range(self, "workers", "weight_decay", "seed", "micro_batch", "neighbour_mm", at_least=0)
         check_range(self, "keep_every", "picture_every", at_least=0)

@@ -45,7 +45,8 @@ from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 
 FREE_TO_CHANGE = (
-    *("data", "doubtful", "output", "resume", "workers", "precision", "execution", "micro_batch"),
+    *("data", "doubtful", "output", "resume", "cache", "workers"),
+    *("precision", "execution", "micro_batch"),
     *("log_every", "save_every", "keep_every", "picture_every"),
 )
 """Options that a resumed run may change: data are identified by their series, not path. Precision and parts

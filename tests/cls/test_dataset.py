@@ -1,16 +1,11 @@
 """Samples of the classifier: draws, targets, padding, packed slices."""
 
-import shutil
 from dataclasses import replace
-
-import pytest
 
 from src.cls.dataset import StackDataset
 from src.cls.order import Draw
 from src.cls.views import StackView
-from src.core.errors import UserError
 from src.data.packed import PackedSlices
-from src.data.prepared import PreparedDataset, image_folder, slice_name
 from src.nn.augmentation import Augmentation
 from tests.helpers.seg_files import SIZE, series_ids
 
@@ -61,18 +56,3 @@ def test_stack_dataset_packed_slices_equal_those_of_the_png(masked, organs, tmp_
     for _ in range(2):  # packed, then read
         for index in range(len(plain)):
             assert all((a == b).all() for a, b in zip(plain[index], fast[index], strict=True))
-    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert len(files) == len(masked.series)
-    other = PackedSlices(masked, ("soft",), tmp_path / "cache")
-    assert other.folder != packed.folder
-
-
-def test_packed_slices_of_a_damaged_series_leave_no_file(masked, tmp_path):
-    folder = tmp_path / "set"
-    shutil.copytree(masked.folder, folder)
-    dataset, key = PreparedDataset.open(folder), series_ids(masked)[0]
-    (image_folder(folder, *key) / slice_name(11)).write_bytes(b"")
-    packed = PackedSlices(dataset, ("soft",), tmp_path / "cache")
-    with pytest.raises(UserError, match="is damaged"):
-        packed.read(key, [0])
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

@@ -40,6 +40,16 @@ def test_compute_features_gives_the_out_of_fold_probabilities_as_base(tiny, firs
         assert rows[list(COLUMNS)].to_numpy() == pytest.approx(features.base.numpy(), abs=1e-5)
 
 
+def test_compute_features_from_the_cache_equal_those_from_png(tiny, first, tmp_path):
+    fold, rows = next(iter(read_oof(first).groupby("fold")))
+    network = FirstNetwork.read(first / f"fold{fold}" / "model.safetensors")
+    series, prepared = rows[["patient_id", "series_id"]], PreparedDataset.open(tiny.prepared)
+    runtime = Runtime.create("fp32")
+    cached = compute_features([network], prepared, None, series, runtime, workers=0, cache=tmp_path)
+    assert torch.equal(cached.features, compute(tiny, [network], series).features)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(series)
+
+
 def test_compute_features_refuses_a_series_of_a_training_patient(tiny, first):
     network = FirstNetwork.read(first / "fold0" / "model.safetensors")
     trained = read_oof(first).query("fold == 1").iloc[[0]]

@@ -1,5 +1,7 @@
 """Placing crops of volumes never seen: geometry, hits, and intervals over patients."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -192,8 +194,10 @@ def test_own_sampler_counts_without_doubtful_series(tmp_path):
 
 def test_plain_geometry_switches_off_random_changes():
     changes = {"appearance": 0.8, "crop_flip": 0.5, "crop_rotate90": 0.5, "crop_shift": 0.5, "repeat": (3,)}
+    changes |= {"jitter": 0.2, "cache": Path("cache")}
     options = VocoOptions(data=("a",), output="b", set_windows=("soft",), **changes)
     plain = plain_geometry(options, "held", seed=4)
     assert (plain.appearance, plain.crop_flip, plain.crop_rotate90, plain.crop_shift) == (0, 0, 0, 0)
+    assert (plain.jitter, plain.cache) == (0, None)
     assert (plain.data, plain.repeat, plain.set_windows, plain.seed) == (("held",), (), (), 4)
     assert (plain.canvas, plain.depth, plain.extent) == (options.canvas, options.depth, options.extent)

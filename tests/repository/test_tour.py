@@ -19,7 +19,7 @@ BESIDE = {
         *("plausibility", "sampled_slices", "trunk", "dicom_readings"),
     },
     "data": {"labels", "selection", "png", "packed", "preview", "doubtful"},
-    "voco": {"appearance", "index", "order", "monitors", "comparisons"},
+    "voco": {"appearance", "index", "extents", "planes", "order", "monitors", "comparisons"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
         *("augmentation", "encoder_input", "loading", "schedule", "execution", "micro_batch"),

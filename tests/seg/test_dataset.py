@@ -39,6 +39,17 @@ def test_slice_dataset_gives_a_slice_with_neighbours_and_mask(prepared):
     assert len(seen) > 8
 
 
+def test_slice_dataset_from_the_cache_equals_that_from_png(prepared, tmp_path):
+    other = write_places(tmp_path / "other")
+    changes = {"affine": 0.8, "appearance": 0.5}
+    plain = open_dataset(prepared, other, **changes)
+    cached = open_dataset(prepared, other, cache=tmp_path / "cache", **changes)
+    for number in range(20):
+        key = Key(True, number)
+        assert all((a == b).all() for a, b in zip(plain[key], cached[key], strict=True))
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_slice_dataset_reads_no_mask_for_unlabelled_samples(prepared):
     (prepared / "masks").rename(prepared / "masks_away")
     (prepared / "masks").mkdir()

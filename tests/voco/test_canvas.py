@@ -7,8 +7,9 @@ import pytest
 
 from src.core.errors import UserError
 from src.data.prepared import image_folder
-from src.voco.canvas import find_foreground, make_extent
+from src.voco.canvas import find_foreground
 from src.voco.dataset import open_dataset
+from src.voco.extents import make_extent
 from src.voco.index import open_index
 from src.voco.options import VocoOptions
 from tests.helpers.voco_files import draw_noise, draw_places, write_prepared, write_slice_table
@@ -50,9 +51,11 @@ def test_slab_extent_stretches_a_short_series(places_set):
 
 
 def test_box_extent_has_its_depth_in_mm(places_set):
-    boxes = choose_slices(options_of(places_set, extent="box", spacing_mm=10.0), 200)
-    assert (np.diff(boxes, axis=1) == 2).all()  # 10 mm are two slices
-    assert set(boxes[:, 0]) == set(range(20 - 14))
+    boxes = choose_slices(options_of(places_set, extent="box", spacing_mm=5.0), 200)
+    assert (np.diff(boxes, axis=1) == 1).all()
+    assert set(boxes[:, 0]) == set(range(20 - 7))
+    coarse = choose_slices(options_of(places_set, extent="box", spacing_mm=10.0), 200)
+    assert (np.diff(coarse, axis=1) == 2).all()  # 10 mm are two slices
     fine = choose_slices(options_of(places_set, extent="box", spacing_mm=2.5), 200)
     assert (fine[:, 2:] - fine[:, :-2] == 1).all() and fine.min() == 0 and fine.max() == 19
 
@@ -85,36 +88,33 @@ def test_every_extent_takes_a_short_series(tmp_path, extent, slices):
         np.testing.assert_allclose(sample.label.sum(1), 1, atol=1e-6)
 
 
-def test_box_extent_has_its_sides_in_mm(places_set):
-    options = options_of(places_set, extent="box", windows=("soft", "organ"), spacing_mm=4.0)
+@pytest.mark.parametrize(("spacing_mm", "side", "crop"), [(4.0, 24, 4), (1.0, 48, 2)])
+def test_box_extent_has_its_sides_in_mm(places_set, spacing_mm, side, crop):
+    """Pixels of 2 mm: coarser voxels are pixels of the planes, finer ones parts of the slices' pixels."""
+    options = options_of(places_set, extent="box", windows=("soft", "organ"), spacing_mm=spacing_mm)
     series, extent = open_index(options).series(0), make_extent(options)
-    images = series.read(np.array([0]))
+    assert extent.plane_side(series) == side
     corners = []
-    for seed in range(200):
-        rectangle = extent.choose_rectangle(images, series, np.random.default_rng(seed))
-        assert (rectangle.height, rectangle.width) == (24, 24)  # 12 x 4 mm in pixels of 2 mm
-        square = rectangle.resize(images[0], 12)
-        assert (np.diff(square[..., 0].astype(int), axis=0) == 2).all()  # the levels are rows and columns
-        assert (np.diff(square[..., 1].astype(int), axis=1) == 2).all()
-        corners.append((rectangle.top, rectangle.left))
-    assert np.unique(corners, axis=0).shape[0] > 150
-    assert np.min(corners) == 0 and np.max(corners) == 24  # inside the image of 48
+    for seed in range(400):
+        grid, corner = extent.choose_canvas(series, np.random.default_rng(seed))
+        assert grid.canvas == (8, 3 * crop, 3 * crop) and grid.crop == (8, crop, crop)
+        corners.append(corner)
+    assert np.min(corners) == 0 and np.max(corners) == side - 3 * crop  # inside the planes
+    square = extent.find_rectangle(series).resize(series.read([0])[0], side)
+    assert (np.diff(square[..., 0].astype(int), axis=0) == 48 // side).all()  # levels are rows and columns
 
 
 def test_box_extent_pads_with_black(tmp_path):
     folder = write_prepared(
         tmp_path / "set", lambda series, index: np.full((48, 48, 1), 9, np.uint8), windows=("soft",), series=1
     )
-    options = options_of(folder, extent="box", canvas=60, spacing_mm=2.0)
-    series, extent = open_index(options).series(0), make_extent(options)
-    images = series.read(np.array([0]))
-    corners = set()
-    for seed in range(20):
-        rectangle = extent.choose_rectangle(images, series, np.random.default_rng(seed))
-        square = rectangle.resize(images[0], 60)
+    options = options_of(folder, extent="box", canvas=60, tile=20, spacing_mm=2.0)
+    dataset, corners = open_dataset(options), set()
+    for epoch in range(20):
+        bases = dataset[epoch, 0].tiles[2:, 0, ..., 0].numpy().reshape(3, 3, 20, 20)
+        square = bases.transpose(0, 2, 1, 3).reshape(60, 60)
         assert (square == 9).sum() == 48 * 48 and (square == 0).sum() == 60 * 60 - 48 * 48
-        assert square[-rectangle.top, -rectangle.left] == 9
-        corners.add((rectangle.top, rectangle.left))
+        corners.add(tuple(np.argwhere(square)[0]))
     assert len(corners) > 10
 
 
@@ -132,21 +132,32 @@ def test_find_foreground_of_a_dark_image_is_the_whole_image(places_set):
     assert (found.top, found.left, found.height, found.width) == (0, 0, 20, 30)
 
 
-def test_canvas_is_the_foreground_of_the_slices_read(tmp_path):
+def test_planes_are_the_foreground_of_the_series(tmp_path):
     def draw(series, index):
-        """A square of 24 pixels on every other slice, hidden in a larger one on the rest."""
+        """A square of 24 pixels, in the middle slice a larger one."""
         image = np.zeros((48, 48, 1), np.uint8)
         image[8:32, 16:40] = 100
-        if index % 2 == 0:
-            image[4:44, 4:44] = 200
+        if index == 4:
+            image[4:44, 4:44] = 100
         return image
 
     folder = write_prepared(tmp_path / "set", draw, series=1, slices=8, windows=("soft",))
-    for foreground, levels in ((0.3, {100}), (0.0, {0, 100})):
-        options = options_of(folder, extent="whole", foreground=foreground, canvas=24, tile=8)
-        bases = open_dataset(options)[0, 0].tiles[2:]  # slices 1, 3, 5, 7
-        assert set(bases[..., :4, :4, 0].flatten().tolist()) == levels
-        assert set(bases[-1].flatten().tolist()) == ({100} if foreground else {0})
+    for foreground, expected in ((0.3, (4, 4, 40, 40)), (0.0, (0, 0, 48, 48))):
+        options = options_of(folder, extent="whole", foreground=foreground)
+        found = make_extent(options).find_rectangle(open_index(options).series(0))
+        assert (found.top, found.left, found.height, found.width) == expected
+
+
+def test_jitter_shows_other_slices_and_places_as_bases_at_every_visit(tmp_path):
+    """Of a series of 96 slices, in 60 visits; three without."""
+    folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=96)
+    shape = {"extent": "whole", "canvas": 48, "depth": 96, "tile": 16, "grid_z": 3, "slices": 1}
+    shape["windows"] = ("soft", "organ", "wide")
+    for jitter, fewest, most in ((0.0, 3, 3), (0.125, 31, 96)):
+        dataset = open_dataset(options_of(folder, jitter=jitter, **shape))
+        bases = np.stack([dataset[epoch, 0].tiles[2:].numpy() for epoch in range(60)])
+        assert fewest <= len(np.unique(bases[..., 2])) <= most
+        assert (len(np.unique(bases[:, 0, 0, 0, 0, 0])) > 3) == (jitter > 0)  # rows of the first base
 
 
 @pytest.mark.parametrize("damage", ["pixel_mm", "slices.csv", "rows"])

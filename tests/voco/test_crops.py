@@ -47,6 +47,20 @@ def test_random_starts_are_uniform():
     assert abs(counts - 1000).max() < 150  # five standard deviations
 
 
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_random_part_is_a_smaller_grid_inside(grid):
+    parts = set()
+    for seed in range(100):
+        part, first = grid.random_part(np.random.default_rng(seed), 0.4)
+        ends = first + part.canvas
+        assert part.grid == grid.grid and (first >= 0).all() and (ends <= grid.canvas).all()
+        assert (np.array(part.crop) >= 0.6 * np.array(grid.crop)).all()
+        parts.add((part, *first))
+    assert len(parts) > 10
+    whole, first = grid.random_part(np.random.default_rng(0), 0.0)
+    assert whole == grid and not first.any()
+
+
 def test_crop_grid_refuses_uneven_sizes():
     with pytest.raises(ValueError, match="cannot be cut"):
         CropGrid((100, 100), (3, 3))

@@ -12,7 +12,7 @@ from src.data.png import read_png
 from src.data.prepared import image_folder, slice_name
 from src.nn.loading import StackLoader
 from src.voco.crops import overlap_labels
-from src.voco.dataset import CropChanges, VolumeSample, open_dataset
+from src.voco.dataset import MAX_HEIGHTS, CropChanges, VolumeSample, open_dataset
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 from tests.helpers.voco_files import draw_indices, draw_noise, draw_places, write_prepared
@@ -65,10 +65,27 @@ def test_dataset_labels_agree_with_the_places_of_tiles(places_set, extent, grid_
         corners = sample.tiles[:, :, 0, 0].numpy().astype(int)  # (K, T, 3): row, column and slice
         starts = corners[:, 0, [2, 0, 1]] - [offsets[0], 0, 0]
         np.testing.assert_array_equal(corners[..., 2], starts[:, :1] + offsets)
-        np.testing.assert_array_equal(starts[2:], dataset.grid.base_starts())
+        np.testing.assert_array_equal(starts[2:], dataset.extent.grid.base_starts())
         np.testing.assert_array_equal(sample.label, overlap_labels(starts[:2], starts[2:], (depth, 16, 16)))
         heights |= set(starts[:2, 0])
     assert len(heights) > 4 or grid_z == 1
+
+
+def test_dataset_labels_with_jitter_agree_with_the_places_of_tiles(tmp_path):
+    """Places are read off the means of the tiles, whose levels are their rows, columns and slices."""
+    folder = write_prepared(tmp_path / "set", draw_places, series=1, slices=48)
+    shape = {"extent": "whole", "depth": 48, "grid_z": 3, "slices": 1, "random_crops": 16, "jitter": 0.3}
+    dataset, sizes = open_sets(folder, **shape), set()
+    for epoch in range(20):
+        sample = dataset[epoch, 0]
+        places = sample.tiles.double().mean(dim=(1, 2, 3))[:, [2, 0, 1]].numpy()  # (K, 3)
+        size = (places[-1] - places[16]) / 2  # from the first base to the last
+        distance = np.abs(places[:16, None] - places[None, 16:]) / size
+        expected = np.clip(1 - distance, 0, None).prod(axis=-1)
+        np.testing.assert_allclose(sample.label, expected, atol=0.05)
+        assert len(np.unique(places[:16, 0])) <= MAX_HEIGHTS
+        sizes.add(tuple(size.round().astype(int)))
+    assert len(sizes) > 8
 
 
 @pytest.mark.parametrize(
@@ -85,12 +102,12 @@ def test_dataset_tiles_equal_a_plain_implementation(noise_set, changes):
     sample = dataset[0, 1]
     channels = [SMALL["windows"].index(name) for name in changes.get("windows", SMALL["windows"])]
     canvas, tile = changes.get("canvas", 48), changes.get("tile", 16)
-    crop_depth, crop, _ = dataset.grid.crop
+    crop_depth, crop, _ = dataset.extent.grid.crop
     folder = image_folder(noise_set, "11", "101")
     shown = [read_png(folder / slice_name(int((k + 0.5) * 12 / 8))) for k in range(8)]
     shrinks = cv2.INTER_AREA if canvas < 48 else cv2.INTER_LINEAR
     slices = [cv2.resize(image, (canvas, canvas), interpolation=shrinks) for image in shown]
-    for number, (z, y, x) in enumerate(dataset.grid.base_starts()):
+    for number, (z, y, x) in enumerate(dataset.extent.grid.base_starts()):
         for place in range(4):
             image = slices[z + int((place + 0.5) * crop_depth / 4)][y : y + crop, x : x + crop, channels]
             shrinks = cv2.INTER_AREA if tile < crop else cv2.INTER_LINEAR
