@@ -3,10 +3,10 @@
 python benchmarks/bench_voco.py --json voco.json
 python benchmarks/bench_voco.py --quick
 
-Same tiles, same backbone, one run: the whole optimiser step (uint8 tiles in, student, teacher, losses,
-monitors, clipping, AdamW, moving average) against the bare backbone (student forward and backward, teacher
-forward without graph, channels-last, float tiles that are ready). The two take turns; a time is the median.
-Peak memory is that of a new process. Two geometries:
+Same tiles, same backbone, one run: the whole optimiser step (uint8 tiles in, changes of their appearance,
+student, teacher, losses, monitors, clipping, AdamW, moving average) against the bare backbone (student
+forward and backward, teacher forward without graph, channels-last, float tiles that are ready). The two take
+turns; a time is the median. Peak memory is that of a new process. Two geometries:
 
     v2      2D-VoCo v2; on a CPU, 8 of its 32 slices. The limit of memory is without the weights and states
             that only the step has: they do not grow with the batch, and weigh more the fewer slices there are
@@ -42,6 +42,7 @@ from src.core.log import format_table, say
 from src.core.runtime import Runtime, torch_seed
 from src.nn.schedule import LoopSettings
 from src.nn.training import TrainingLoop
+from src.voco.appearance import draw_appearance
 from src.voco.crops import CropGrid, overlap_labels
 from src.voco.dataset import VolumeSample
 from src.voco.model import build_network, make_teacher
@@ -217,11 +218,13 @@ def draw_batch(options: VocoOptions) -> VolumeSample:
         for _ in range(options.batch)
     ]
     crops = options.random_crops + len(bases)
+    changes = [draw_appearance(crops, options.appearance, options.tile, rng) for _ in range(options.batch)]
     shape = (options.batch, crops, options.slices, options.tile, options.tile, options.channels)
     sample = VolumeSample(
         torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)),
         torch.from_numpy(np.stack(labels)),
         torch.arange(options.batch),
+        torch.from_numpy(np.stack(changes)),
     )
     return VolumeSample(*(part.pin_memory() for part in sample)) if torch.cuda.is_available() else sample
 

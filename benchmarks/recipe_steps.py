@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from counting import Step, crops_of, draw_noise
 from harness import read_preset
@@ -15,6 +16,7 @@ from src.core.targets import CLASS_WEIGHTS
 from src.nn.encoder import GREY_MEAN, GREY_STD, default_greys
 from src.seg.model import SegmenterPair, SegmenterSpec
 from src.seg.options import SegmentOptions, SegOptions
+from src.voco.appearance import Appearance, draw_appearance
 from src.voco.comparisons import Comparisons, Embeddings, GlobalBases
 from src.voco.losses import build_objective
 from src.voco.model import TeacherUpdate, build_network, embed_by_both, make_teacher
@@ -50,12 +52,16 @@ def pretraining_step(device: torch.device) -> Step:
     crops, bases = crops_of(options), options.grid_z * options.grid**2
     shape = (options.slices, options.tile, options.tile, options.channels)
     tiles = draw_noise(options.batch, crops, *shape, device=device)
+    change = Appearance(options.tile, len(options.windows), device)
+    rng = np.random.default_rng(0)
+    drawn = [draw_appearance(crops, options.appearance, options.tile, rng) for _ in range(options.batch)]
+    changes = torch.from_numpy(np.stack(drawn)).to(device)
     label = torch.rand(options.batch, options.random_crops, bases, device=device).softmax(-1)
     patient = torch.arange(options.batch, device=device)
     objective, monitors = build_objective(options), Monitors(options.batch, device)
 
     def forward() -> Tensor:
-        both = embed_by_both(student, teacher, tiles)
+        both = embed_by_both(student, teacher, change(tiles, changes))
         own, targets = (Embeddings.split(each, options.random_crops) for each in both)
         pairs = Comparisons(own, targets, GlobalBases(own.bases, targets.bases, first=0))
         loss = torch.stack(list(objective(pairs, label).values())).sum(0).mean()
