@@ -8,6 +8,7 @@ is packed of it, the version on when the series was prepared: a series that is p
 """
 
 import hashlib
+import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -68,12 +69,11 @@ class SeriesCache:
         return self.folder / source.parent.name / f"{source.name}.{version:016x}.npy"
 
     def _write(self, path: Path, shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> None:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         try:
             _remove_others(path)
             # not through a memory map: on a full disk it would kill the process
             with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
+                file.write(_header(shape))
                 for row in rows:
                     file.write(row.tobytes())
         except OSError as error:
@@ -109,13 +109,23 @@ class PackedSlices:
         return packed[np.asarray(indices)]
 
 
+def _header(shape: tuple[int, ...]) -> bytes:
+    """Return what a .npy file of uint8 begins with."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
 def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Map the array of a file into memory; None if there is none, or it is damaged."""
+    header = _header(shape)
     try:
-        packed = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    if packed.shape != shape or packed.dtype != np.uint8 or packed.size != prod(shape):
+        with path.open("rb") as file:
+            # compared, not parsed: np.load takes a damaged header for a zip file or for Python
+            if file.read(len(header)) != header or path.stat().st_size != len(header) + prod(shape):
+                return None
+            packed = np.memmap(file, np.uint8, "r", offset=len(header), shape=shape)
+    except OSError:
         return None
     return np.asarray(packed)  # slicing a plain array takes less time
 

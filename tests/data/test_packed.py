@@ -67,7 +67,9 @@ def test_packed_slices_are_made_anew_after_prepare_data_overwrite(tmp_path):
     assert found[0] != found[1]
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", None])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUMPY", b"PK\x03\x04" + bytes(99), b"\x93NUMPY\x01\x00v\x00" + b"(" * 118, None]
+)
 def test_packed_slices_replace_a_damaged_file(noise, tmp_path, content):
     packed = PackedSlices(noise, ("soft",), tmp_path / "cache")
     expected = packed.read(KEY, [5])
