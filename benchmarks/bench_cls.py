@@ -77,9 +77,9 @@ def main(options: ClassifierBenchOptions) -> dict[str, Any]:
     return {**shape, "mean_slice_kb": mean_kb, "stacks": stacks, **times}
 
 
-def write_set(phantom: Path, folder: Path) -> PreparedDataset:
-    """Eight healthy patients with the phantom's slices, three hundred each."""
-    dataset = link_prepared(phantom, folder, SERIES, slices=300)
+def write_set(phantom: Path, folder: Path, series: int = SERIES, slices: int = 300) -> PreparedDataset:
+    """Healthy patients with one series each of the phantom's slices."""
+    dataset = link_prepared(phantom, folder, series, slices)
     names = dataset.series["patient_id"].tolist()
     labels = pd.DataFrame({"patient_id": names, **{column: 0 for column in COLUMNS}})
     healthy = [column for column in COLUMNS if column.endswith("_healthy")]
