@@ -10,14 +10,14 @@ fastest precision:
     bare networks   forward and backward of the networks of a step and the teacher's forward, on a batch in
                     memory
     step            what a training does with that batch: appearance, losses, monitors, clipping, optimiser,
-                    moving average; with --execution eager, and with graph. One of them is the preset's default
+                    moving average; with --execution eager, and with graph. One is the preset's default
     end to end      the same with processes that read, from PNG and from --cache: samples per second, and as a
                     share of what the step alone allows
 
 Bare networks and the eager step take turns; a time is the median of some blocks of steps, of which each waits
-for the device once. Kernels are the time in which at least one runs (torch.profiler), busy is their share of
-a step without the profiler. GB is what torch has allocated at its peak, reserved GB what it has taken from the
-device: memory of graphs is in this alone. On a CPU, GB is the peak of the process.
+for the device once. Kernels are the time in which a kernel or a copy runs (torch.profiler), busy is their
+share of a step without the profiler. GB is what torch has allocated at its peak, reserved GB what it has
+taken from the device: memory of graphs is in this alone. On a CPU, GB is the peak of the process.
 
 The figures are written after each of them, the tables printed after each part. Every part runs in processes
 of its own: an error is its line in the table, and the others go on. On a GPU, all parts take under 8 minutes;
@@ -159,8 +159,8 @@ def measure_training(part: str, folder: Path, quick: bool, results: Results, dea
     """All rows of a training. A graph that cannot be captured leaves end to end to eager steps."""
     arguments = (part, folder, quick, results)
     attempt(results, "steps", measure_eager, *arguments)
-    for execution in ("graph", "eager"):
-        if attempt(results, "end to end", measure_reading, *arguments, execution, deadline):
+    for table, execution in (("steps", "graph"), ("end to end", "eager")):
+        if attempt(results, table, measure_reading, *arguments, execution, deadline):
             break
 
 
@@ -196,10 +196,8 @@ def measure_reading(
     elif execution == "graph":
         results.add("steps", part=part, step="step, graph", note="has no graph: runs eagerly")
     method = training.loop.method
-    options, sources = (
-        method.options,
-        {"cache": make_cache(training, folder / "cache"), "PNG": method.dataset},
-    )
+    options, cached = method.options, make_cache(training, folder / "cache")
+    sources = {"PNG": method.dataset, "cache": cached}
     for source, workers in order_ways(sizes.workers):
         if time.monotonic() > deadline:
             break
@@ -226,9 +224,12 @@ def measure_infer(part: str, folder: Path, quick: bool, results: Results) -> Non
 
 def prepare_steps(training: Training) -> tuple[Callable[[], None], Any]:
     """A step on batches in memory, ready to run, and one of the batches."""
-    loop = training.loop
-    batches = list(islice(loop.method.read(0), 2))
-    loop.method.before_first_step()
+    loop, method = training.loop, training.loop.method
+    options = method.options
+    method.options = replace(options, workers=0)  # starting processes takes longer
+    batches = list(islice(method.read(0), 2))
+    method.options = options
+    method.before_first_step()
     numbers = cycle(range(len(batches)))
 
     def step() -> None:

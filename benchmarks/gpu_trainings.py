@@ -51,7 +51,7 @@ class Training:
     default: Execution
     """of the preset"""
     build_bare: Callable[[Any], Callable[[], None]]
-    """from a batch: forward and backward of the networks of a step, with the teacher's forward, and no more"""
+    """from a batch: forward and backward of the networks of a step, and the teacher's forward"""
     open_dataset: Callable[[Path | None], Dataset]
     """its samples, read through a cache if a folder is given"""
     keys: list[Any]
