@@ -27,6 +27,7 @@ without a GPU.
 
 import json
 import math
+import multiprocessing
 import os
 import statistics
 import tempfile
@@ -183,6 +184,8 @@ def measure_reading(
     part: str, folder: Path, quick: bool, results: Results, execution: Execution, deadline: float
 ) -> None:
     """Steps with graphs, and end to end with them; where the training makes none, eagerly."""
+    # loaders fork as in a script: by default a spawned process spawns, and each worker would import torch
+    multiprocessing.set_start_method(None, force=True)
     sizes = QUICK if quick else FULL
     training = open_training(part, folder / "set", execution, quick)
     step, _ = prepare_steps(training)
