@@ -28,20 +28,19 @@ without a GPU.
 import json
 import math
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from bench_infer import link_series, time_stages, write_model
-from gpu_trainings import Training, open_training, write_data
+from gpu_trainings import Training, make_cache, open_training, prepare_steps, repeat, write_data
 from harness import (
     BenchOptions,
     alternate,
@@ -57,13 +56,11 @@ from phantom_files import open_series, prepare_phantom, write_series
 from recipe_steps import voco_options
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import Dataset
 
 from src.core.config import Execution
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import format_table, say
-from src.nn.loading import StackLoader
 from src.nn.training import TrainingLoop
 
 Part = Literal["plus", "v2", "cnn_lstm", "organ_aware", "dual", "infer"]
@@ -87,7 +84,7 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(32, 300, steps=8, repeats=3, reading_s=3, workers=(8, 16, 4), test_series=8, test_slices=317)
-QUICK = Sizes(16, 40, steps=1, repeats=1, reading_s=0, workers=(1, 2), test_series=3, test_slices=40)
+QUICK = Sizes(16, 40, steps=1, repeats=3, reading_s=0, workers=(1, 2), test_series=3, test_slices=40)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,13 @@ class Results:
 
     def add(self, table: str, **row: Any) -> None:
         figures = self.read()
-        figures[table].append({name: value for name, value in row.items() if value is not None})
+        figures[table].append(row)
+        write_json(figures, self.path)
+
+    def complete(self, **more: Any) -> None:
+        """Add to the last row of the steps."""
+        figures = self.read()
+        figures["steps"][-1] |= more
         write_json(figures, self.path)
 
     def say_part(self, part: str) -> None:
@@ -178,6 +181,7 @@ def measure_eager(part: str, folder: Path, quick: bool, results: Results) -> Non
     bare = works = None  # its networks are no memory of the step
     ratio = median_ratio(seconds["step"], seconds["bare"])
     results.add("steps", **describe_step(training, part, "eager", step, step_s, ratio))
+    results.complete(**profile_step(step, step_s))
 
 
 def measure_reading(
@@ -191,26 +195,26 @@ def measure_reading(
     step, _ = prepare_steps(training)
     step_s = statistics.median(alternate({"": partial(repeat, step, sizes.steps)}, sizes.repeats)[""])
     step_s /= sizes.steps
-    runs = "graph" if training.is_captured() else "eager"
-    if runs == "graph":
+    is_captured = training.is_captured()
+    if is_captured:
         bare_s = [row["s"] for row in results.read()["steps"] if row["part"] == part and "s" in row][:1]
-        ratio = step_s / bare_s[0] if bare_s else None
+        ratio = step_s / bare_s[0] if bare_s else math.nan
         results.add("steps", **describe_step(training, part, "graph", step, step_s, ratio))
     elif execution == "graph":
         results.add("steps", part=part, step="step, graph", note="has no graph: runs eagerly")
     method = training.loop.method
     options, cached = method.options, make_cache(training, folder / "cache")
     sources = {"PNG": method.dataset, "cache": cached}
-    for source, workers in order_ways(sizes.workers):
+    for workers, source in product(sizes.workers, ("cache", "PNG")):
         if time.monotonic() > deadline:
             break
         method.options, method.dataset = replace(options, workers=workers), sources[source]
         batch_s = train_from_files(training.loop, workers, sizes)
-        results.add(
-            "end to end",
-            **{"part": part, "step": runs, "source": source, "workers": workers, "s": batch_s},
-            **{"per s": training.samples / batch_s, "unit": training.unit, "of the step": step_s / batch_s},
-        )
+        row = {"part": part, "execution": "graph" if is_captured else "eager"}
+        row |= {"source": source, "workers": workers, "s": batch_s, "per s": training.samples / batch_s}
+        results.add("end to end", **row, unit=training.unit, **{"of the step": step_s / batch_s})
+    if is_captured:  # last, as steps after a profile may take longer
+        results.complete(**profile_step(step, step_s))
 
 
 def measure_infer(part: str, folder: Path, quick: bool, results: Results) -> None:
@@ -223,28 +227,6 @@ def measure_infer(part: str, folder: Path, quick: bool, results: Results) -> Non
     run = write_model(folder / "model", "mobilenetv3_small_050" if quick else voco_options().backbone)
     about = {"part": part, "series": sizes.test_series, "slices": sizes.test_slices}
     results.add("infer", **about, **time_stages(raw, run))
-
-
-def prepare_steps(training: Training) -> tuple[Callable[[], None], Any]:
-    """A step on batches in memory, ready to run, and one of the batches."""
-    loop, method = training.loop, training.loop.method
-    options = method.options
-    method.options = replace(options, workers=0)  # starting processes takes longer
-    batches = list(islice(method.read(0), 2))
-    method.options = options
-    method.before_first_step()
-    numbers = cycle(range(len(batches)))
-
-    def step() -> None:
-        number = next(numbers)
-        loop.train_on(batches[number], number)
-
-    return step, batches[0]
-
-
-def repeat(work: Callable[[], Any], times: int) -> None:
-    for _ in range(times):
-        work()
 
 
 def describe_step(
@@ -265,12 +247,15 @@ def describe_step(
     repeat(step, 2)
     torch.cuda.synchronize()
     row |= {"GB": torch.cuda.max_memory_allocated() / 1e9}
-    row |= {"reserved GB": torch.cuda.max_memory_reserved() / 1e9}
-    try:
-        kernels_s = measure_kernels(partial(repeat, step, 4)) / 4
-    except RuntimeError as error:  # machines may refuse access to the counters
-        return row | {"note": f"no profile: {str(error)[:100]}"}
-    return row | {"kernels s": kernels_s, "busy": kernels_s / step_s}
+    return row | {"reserved GB": torch.cuda.max_memory_reserved() / 1e9}
+
+
+def profile_step(step: Callable[[], None], step_s: float) -> dict[str, float]:
+    """Seconds of the kernels of a step, and their share of `step_s`; without a GPU nothing."""
+    if not torch.cuda.is_available():
+        return {}
+    kernels_s = measure_kernels(partial(repeat, step, 4)) / 4
+    return {"kernels s": kernels_s, "busy": kernels_s / step_s}
 
 
 def measure_kernels(work: Callable[[], Any]) -> float:
@@ -291,21 +276,6 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
         total += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return total
-
-
-def make_cache(training: Training, folder: Path) -> Dataset:
-    """The samples of a training from a cache, which is complete."""
-    dataset, started = training.open_dataset(folder), time.monotonic()
-    for _ in StackLoader(dataset, os.cpu_count(), batch_size=None, sampler=training.keys):
-        pass
-    say(f"cache of {len(training.keys)} series: {time.monotonic() - started:.1f} s")
-    return dataset
-
-
-def order_ways(workers: tuple[int, ...]) -> list[tuple[str, int]]:
-    """What processes read, and how many: the most important first."""
-    first, *others = workers
-    return [("cache", first), ("PNG", first), *((way, n) for way in ("cache", "PNG") for n in others)]
 
 
 def train_from_files(loop: TrainingLoop, workers: int, sizes: Sizes) -> float:

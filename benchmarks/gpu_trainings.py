@@ -3,8 +3,10 @@
 import copy
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,8 +26,10 @@ from src.cls.order import Draw
 from src.cls.run import build_model, describe_networks
 from src.cls.stacks import StackReader
 from src.core.config import Execution
+from src.core.log import say
 from src.core.runtime import Runtime, sample_rng
 from src.data.prepared import mask_folder
+from src.nn.loading import StackLoader
 from src.nn.schedule import LoopSettings
 from src.nn.training import Method, TrainingLoop
 from src.seg.dataset import Key, SliceDataset
@@ -78,6 +82,37 @@ def write_data(phantom: Path, folder: Path, series: int, slices: int) -> None:
 def open_training(name: str, data: Path, execution: Execution, small: bool) -> Training:
     """A preset with random first weights; `small` for a CPU: the small preset, or small stacks."""
     return _OPENERS[name](name, data, execution, small)
+
+
+def prepare_steps(training: Training) -> tuple[Callable[[], None], Any]:
+    """A step on batches in memory, ready to run, and one of the batches."""
+    loop, method = training.loop, training.loop.method
+    options = method.options
+    method.options = replace(options, workers=0)  # starting processes takes longer
+    batches = list(islice(method.read(0), 2))
+    method.options = options
+    method.before_first_step()
+    numbers = cycle(range(len(batches)))
+
+    def step() -> None:
+        number = next(numbers)
+        loop.train_on(batches[number], number)
+
+    return step, batches[0]
+
+
+def repeat(work: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        work()
+
+
+def make_cache(training: Training, folder: Path) -> Dataset:
+    """The samples of a training from a cache, which is complete."""
+    dataset, started = training.open_dataset(folder), time.monotonic()
+    for _ in StackLoader(dataset, os.cpu_count(), batch_size=None, sampler=training.keys):
+        pass
+    say(f"cache of {len(training.keys)} series: {time.monotonic() - started:.1f} s")
+    return dataset
 
 
 def _open_voco(name: str, data: Path, execution: Execution, small: bool) -> Training:
@@ -175,7 +210,6 @@ _OPENERS = MappingProxyType(
         **{"cnn_lstm": _open_classifier, "organ_aware": _open_classifier, "dual": _open_segmenter},
     }
 )
-TRAININGS = tuple(_OPENERS)
 
 
 def _loop(method: Method, settings: LoopSettings) -> TrainingLoop:
