@@ -7,6 +7,7 @@ backbone is kept after pre-training.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -237,6 +238,14 @@ class TeacherUpdate:
         torch._foreach_lerp_(*self._averaged, 1 - momentum)
         if self._copied[0]:
             torch._foreach_copy_(*self._copied)
+
+
+def teacher_momentum(step: int, options: VocoOptions) -> float:
+    """Momentum of the teacher at a step: from `momentum` to `final_momentum` by half a cosine."""
+    if options.final_momentum is None:
+        return options.momentum
+    left = 0.5 * (1 + math.cos(math.pi * step / options.steps))
+    return options.final_momentum - (options.final_momentum - options.momentum) * left
 
 
 @torch.no_grad()

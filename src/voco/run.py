@@ -1,6 +1,5 @@
 """The pre-training run: its training method for `src/nn/training.py`, and the files in its folder."""
 
-import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +38,7 @@ from src.voco.model import (
     load_start,
     make_teacher,
     teacher_distance,
+    teacher_momentum,
 )
 from src.voco.monitors import COLLAPSE_STD, Monitors
 from src.voco.options import VocoOptions
@@ -305,14 +305,6 @@ class Pretraining(Method):
         picture = self.draw(batch, self.similarity.cpu(), grid, middle)
         with atomic_path(self.options.output / "pictures" / f"step_{at.step:07d}.png") as temporary:
             write_png(temporary, picture)
-
-
-def teacher_momentum(step: int, options: VocoOptions) -> float:
-    """Momentum of the teacher at a step: from `momentum` to `final_momentum` by half a cosine."""
-    if options.final_momentum is None:
-        return options.momentum
-    left = 0.5 * (1 + math.cos(math.pi * step / options.steps))
-    return options.final_momentum - (options.final_momentum - options.momentum) * left
 
 
 def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | None, step: int) -> None:

@@ -1,5 +1,8 @@
 """The student embeds crops one by one; the teacher is its moving average, all of it and nothing else."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from src.voco.model import (
     load_start,
     make_teacher,
     teacher_distance,
+    teacher_momentum,
 )
 from src.voco.options import VocoOptions
 from tests.helpers.voco_nets import draw_tiles, embed, make_net, place_loss
@@ -205,3 +209,13 @@ def test_build_network_refuses_neighbours_in_3d():
 def test_build_network_refuses_wrong_sides_in_3d():
     with pytest.raises(UserError, match=r"multiples of 32.*not 3 x 32 x 32: set --slices and --tile"):
         build_network(options(backbone="swin_unetr_b"))
+
+
+def test_teacher_momentum_rises_by_half_a_cosine():
+    options = VocoOptions(
+        data=(Path("unused"),), output=Path("unused"), momentum=0.9, final_momentum=1.0, steps=100
+    )
+    assert teacher_momentum(0, options) == pytest.approx(0.9)
+    assert teacher_momentum(50, options) == pytest.approx(0.95)
+    assert teacher_momentum(100, options) == pytest.approx(1.0)
+    assert teacher_momentum(50, replace(options, final_momentum=None)) == 0.9

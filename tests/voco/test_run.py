@@ -25,7 +25,7 @@ from src.probe.frozen import load_run
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
-from src.voco.run import Pretraining, pretrain, teacher_momentum
+from src.voco.run import Pretraining, pretrain
 from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
 from tests.helpers.voco_files import WINDOWS, draw_anatomy, write_prepared
@@ -189,14 +189,6 @@ def test_train_on_updates_the_teacher_once_after_the_optimiser(anatomy, tmp_path
             torch.testing.assert_close(method.teacher.state_dict()[name], expected, rtol=1e-5, atol=1e-7)
     moved = [name for name, value in method.network.named_parameters() if not torch.equal(value, start[name])]
     assert moved, "the step must have changed the student"
-
-
-def test_teacher_momentum_rises_by_half_a_cosine(tmp_path):
-    options = make_options(tmp_path, tmp_path, momentum=0.9, final_momentum=1.0, steps=100)
-    assert teacher_momentum(0, options) == pytest.approx(0.9)
-    assert teacher_momentum(50, options) == pytest.approx(0.95)
-    assert teacher_momentum(100, options) == pytest.approx(1.0)
-    assert teacher_momentum(50, dataclasses.replace(options, final_momentum=None)) == 0.9
 
 
 def test_pretrain_keeps_encoders_and_pictures_of_chosen_steps(anatomy, tmp_path):
