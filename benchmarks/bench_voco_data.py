@@ -9,7 +9,7 @@ cache. On one thread, in turn in every round:
 
     png      a sample without --cache
     cache    the same sample with --cache
-    decode   OpenCV decoding the slices that the first decodes, and nothing else: its limit
+    decode   decoding the slices that the first decodes, and nothing else: its limit
     make     making the cache of the series
 
 Times are on the processor, medians over the rounds; a ratio is the median of the rounds' own ratios. The
@@ -26,7 +26,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 from harness import BenchOptions, in_fresh_process, median_ratio, read_preset, resident_bytes, run_main
@@ -34,6 +33,7 @@ from phantom_files import link_prepared, prepare_phantom
 
 from src.core.errors import UserError
 from src.core.log import format_table, say
+from src.data.png import decode_png
 from src.data.prepared import slice_name
 from src.voco.dataset import VocoDataset, open_dataset
 from src.voco.options import VocoOptions
@@ -94,7 +94,7 @@ def time_samples(prepared: Path, scratch: Path, rounds: int) -> dict[str, dict[s
     return figures
 
 
-def read_used(dataset: VocoDataset, epoch: int) -> list[np.ndarray]:
+def read_used(dataset: VocoDataset, epoch: int) -> list[bytes]:
     """Content of the files that a sample of series 0 decodes."""
     read, used = dataset.planes.read, []
 
@@ -105,12 +105,12 @@ def read_used(dataset: VocoDataset, epoch: int) -> list[np.ndarray]:
     dataset.planes.read = watched
     dataset[epoch, 0]
     dataset.planes.read = read
-    return [np.fromfile(path, np.uint8) for path in used]
+    return [path.read_bytes() for path in used]
 
 
-def decode(content: list[np.ndarray]) -> None:
+def decode(content: list[bytes]) -> None:
     for png in content:
-        cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+        decode_png(png)
 
 
 def time_index(prepared: Path, scratch: Path, rounds: int) -> dict[str, Any]:

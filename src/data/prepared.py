@@ -23,7 +23,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import read_exact, whole_folder
-from src.data.png import decode_png, write_png
+from src.data.png import read_png, write_png
 
 VERSION = 1
 """Version of the layout above; other versions are refused."""
@@ -169,12 +169,12 @@ def read_windows(folder: Path, indices: Sequence[int], size: int, windows: Seque
     stack = np.empty((len(indices), size, size, len(windows)), dtype=np.uint8)
     for row, index in enumerate(indices):
         path = folder / slice_name(index)
-        image = decode_png(path)
+        image = read_png(path)
         channels = 1 if image.ndim == 2 else image.shape[2]
         if image.shape[:2] != (size, size) or image.dtype != np.uint8 or max(windows) >= channels:
             raise UserError(f"{path} does not fit dataset.json; prepare the data set again")
-        # from OpenCV's order, BGR: copy only the requested channels, directly to their positions
-        pairs = [place for k, window in enumerate(windows) for place in (channels - 1 - window, k)]
+        # copies only the requested channels, directly to their positions
+        pairs = [place for k, window in enumerate(windows) for place in (window, k)]
         cv2.mixChannels([image], [stack[row]], pairs)
     return stack
 
