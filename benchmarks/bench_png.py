@@ -6,8 +6,8 @@ python benchmarks/bench_png.py --input data/my_series
 
 Nine settings encode and decode the same slices in turn, cut and resized as prepare_data.py does it. A time is
 the median over the slices of the best of three tries, on one thread. OpenCV encodes; the kit decodes, which
-leaves images of more than one filter, and differences in colour, to OpenCV. `x` columns are relative to the setting
-that the kit writes with, marked `*`.
+leaves images of more than one filter, and differences in colour, to OpenCV. `x` columns are relative to the
+setting that the kit writes with, marked `*`.
 """
 
 import tempfile

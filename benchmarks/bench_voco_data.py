@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 from harness import BenchOptions, in_fresh_process, median_ratio, read_preset, resident_bytes, run_main

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import cv2
-import deflate
 import numpy as np
 
 from src.core.errors import UserError
+
+try:
+    import deflate
+except ImportError:  # on machines that bring their packages along, OpenCV decodes all images
+    deflate = None
 
 # The levels of several windows are functions of one HU, so whole pixels repeat; deflate finds the repetitions
 # if no filter changes them. Relative to run lengths of differences (the setting below), at 256 px: 0.74 times
@@ -71,7 +75,7 @@ def decode_png(content: bytes) -> np.ndarray | None:
     What `encode_png` writes is decoded by libdeflate, in about a third of OpenCV's time. Other images are
     left to OpenCV.
     """
-    image = _decode_own(content)
+    image = _decode_own(content) if deflate else None
     if image is None and content:
         image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
         if image is not None and image.ndim == 3:
