@@ -21,7 +21,7 @@ from src.cls.order import RunSampler, SeriesOrder
 from src.cls.stack_mixing import StackMixer
 from src.core.log import say
 from src.core.run_folder import find_checkpoint
-from src.core.runtime import Runtime, sample_rng
+from src.core.runtime import Runtime, sample_rng, to_device
 from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
 from src.nn.execution import StaticNetwork, set_execution
@@ -152,7 +152,7 @@ class NetworkTraining(Method):
         chosen = self._draws_of(epoch)[index]
         options, device = self.options, self.runtime.device
         rng = sample_rng(options.seed, epoch, index * self.runtime.world + self.runtime.rank)
-        importance = self.importance[self.order.series_of(chosen)].to(device, non_blocking=True)
+        importance = to_device(self.importance[self.order.series_of(chosen)], device)
         batch = StackBatch(*(part.to(device, non_blocking=True) for part in batch))
         batch, importance = self.mixer(batch, importance, rng)
         decoded = choose_slices_to_decode(batch, options.organ_slices, rng) if options.organ_loss else None
@@ -238,7 +238,7 @@ def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Genera
     places = [
         stack * slices + rng.choice(slices, min(count, slices), replace=False) for stack in range(stacks)
     ]
-    return torch.from_numpy(np.concatenate(places)).to(batch.images.device, non_blocking=True)
+    return to_device(torch.from_numpy(np.concatenate(places)), batch.images.device)
 
 
 def predict_held_out(

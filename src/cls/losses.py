@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.cls.model import probabilities, target_spans
+from src.core.runtime import to_device
 from src.core.targets import ANY_INJURY_WEIGHT, CLASS_WEIGHTS, INJURIES, TARGETS
 
 
@@ -93,10 +94,11 @@ def slice_loss(slice_logits: Tensor, targets: Tensor, injuries: Sequence[str] = 
     Returns:
         Mean over all targets that are not missing, () per process; 0 without any.
     """
-    targets = targets[..., [INJURIES.index(name) for name in injuries]]
+    # not by a list as index, which would be copied to the device
+    targets = torch.stack([targets[..., INJURIES.index(name)] for name in injuries], dim=-1)
     known = ~targets.isnan()
     wanted = torch.where(known, targets, 0.0)
-    weights = torch.tensor([CLASS_WEIGHTS[name] for name in injuries], device=targets.device)
+    weights = to_device(torch.tensor([CLASS_WEIGHTS[name] for name in injuries]), targets.device)
     losses = F.binary_cross_entropy_with_logits(slice_logits.float(), wanted, reduction="none")
     losses = losses * (1 + wanted * (weights - 1))
     return (losses * known).sum() / known.sum().clamp(min=1)

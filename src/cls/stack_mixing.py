@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from src.cls.dataset import StackBatch
+from src.core.runtime import to_device
 
 ALPHA = 0.5
 """Parameter of the Beta distribution of mixing weights: most mixtures are dominated by one stack."""
@@ -35,7 +36,8 @@ class StackMixer:
             importance: (B,) weight of each patient in the loss.
         """
         draw = rng.random()
-        share, order = float(rng.beta(ALPHA, ALPHA)), _draw_partners(len(batch.images), rng)
+        share = float(rng.beta(ALPHA, ALPHA))
+        order = to_device(_draw_partners(len(batch.images), rng), batch.images.device)
         if draw < self.mixup:
             images = batch.images.float()
             images = share * images + (1 - share) * images[order]

@@ -219,6 +219,16 @@ class Runtime:
             self._accelerator.scaler.load_state_dict(state)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the CPU to a device without waiting for it.
+
+    A copy from memory that is not pinned waits for all work of a GPU, even with `non_blocking`.
+    """
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def keep_freed_memory() -> bool:
     """Keep memory freed from now on for later allocations of this process.
 

@@ -112,7 +112,7 @@ class _Recurrent(nn.Module):
     def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
         if padding is None:
             return self.cells(features)[0]
-        lengths = (~padding).sum(dim=1).cpu()
+        lengths = (~padding).sum(dim=1).cpu()  # waits for the device: shapes of packed stacks depend on them
         packed = pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(self.cells(packed)[0], batch_first=True, total_length=features.shape[1])[0]
 
@@ -131,7 +131,7 @@ class _Transformer(nn.Module):
 
     def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
         tokens = self.enter(features)
-        tokens = tokens + _sine_positions(*tokens.shape[1:]).to(tokens)
+        tokens = tokens + _sine_positions(*tokens.shape[1:], tokens.device).to(tokens.dtype)
         return self.layers(tokens, src_key_padding_mask=padding)
 
 
@@ -144,8 +144,8 @@ class _PerSlice(nn.Module):
         return self.layer(features)
 
 
-def _sine_positions(length: int, width: int) -> Tensor:
+def _sine_positions(length: int, width: int, device: torch.device) -> Tensor:
     """(length, width): sines and cosines of the position, with wavelengths from 2 pi to 10,000 times that."""
-    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
-    angles = torch.arange(length)[:, None] * rates
+    rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10_000) / width))
+    angles = torch.arange(length, device=device)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]

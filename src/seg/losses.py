@@ -1,7 +1,9 @@
 """Losses of two sub-networks on labelled and unlabelled slices (after arXiv 2311.12617, section 3).
 
 Shapes: logits and probabilities (B, K, H, W), label maps int64 (B, H, W), pixel masks bool (B, H, W). Every
-loss is a scalar that keeps the graph to its network; it is 0 where no pixel contributes.
+loss is a scalar that keeps the graph to its network; it is 0 where no pixel contributes. Pixels are excluded
+by weights or by `IGNORED`: a boolean index has a shape that depends on data, so that a GPU would be waited
+for.
 """
 
 import torch
@@ -89,9 +91,9 @@ def class_prototypes(embedding: Tensor, classes: Tensor, reliable: Tensor, count
     Returns:
         (count, E) of unit length, or 0 for a class without reliable pixels; no graph.
     """
-    features = F.normalize(embedding.detach().float(), dim=1).movedim(1, -1)[reliable]  # (P, E)
-    sums = features.new_zeros(count, features.shape[1]).index_add_(0, classes[reliable], features)
-    return F.normalize(sums, dim=1)
+    features = F.normalize(embedding.detach().float(), dim=1)
+    members = F.one_hot(classes, count).movedim(-1, 1) * reliable[:, None]  # (B, K, h, w)
+    return F.normalize(torch.einsum("bkhw,behw->ke", members.float(), features), dim=1)
 
 
 def prototype_contrast(
@@ -110,8 +112,8 @@ def prototype_contrast(
     """
     has_prototype = prototypes.any(1)  # (K,)
     selected = unreliable & has_prototype[classes]
-    features = F.normalize(embedding.float(), dim=1).movedim(1, -1)[selected]  # (P, E)
-    similarity = (features @ prototypes.T / temperature).masked_fill(~has_prototype, float("-inf"))
-    if len(features) == 0:
-        return embedding.sum() * 0.0
-    return F.cross_entropy(similarity, classes[selected])
+    features = F.normalize(embedding.float(), dim=1)
+    similarity = torch.einsum("ke,behw->bkhw", prototypes / temperature, features)
+    # not -inf, which would make gradients of excluded pixels NaN where no class has a prototype
+    similarity = similarity.masked_fill(~has_prototype[:, None, None], torch.finfo(similarity.dtype).min)
+    return pixel_loss(similarity, classes.masked_fill(~selected, IGNORED))

@@ -160,8 +160,8 @@ class PairTraining(Method):
         if mixed is not None:
             # summed over processes, so that the same sub-network teaches in all of them
             errors = runtime.sum(torch.stack(supervised).detach())
-            teacher = 0 if errors[0] <= errors[1] else 1
-            more, shares_of_unlabelled = unlabelled_terms(pair, mixed, labels, teacher, step, options)
+            a_teaches = errors[0] <= errors[1]
+            more, shares_of_unlabelled = unlabelled_terms(pair, mixed, labels, a_teaches, step, options)
             terms |= more
             shares |= shares_of_unlabelled
         metrics = {f"loss_{name}": term.detach() for name, term in terms.items()}

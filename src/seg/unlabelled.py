@@ -108,7 +108,7 @@ def unlabelled_terms(
     pair: tuple[SliceOutput, SliceOutput],
     batch: MixedBatch,
     labels: Tensor,
-    teacher: int,
+    a_teaches: Tensor,
     step: int,
     options: SegOptions,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -117,23 +117,29 @@ def unlabelled_terms(
     Args:
         pair: outputs of A and B for `batch.strong`.
         labels: int64 (L, H, W) of the labelled slices, which come first in the batch.
-        teacher: 0 or 1, the sub-network with the lower supervised loss on this batch.
+        a_teaches: bool (), whether A teaches B or B teaches A: a tensor, since a Python value would wait for
+            the device.
         step: number of optimiser steps so far.
     """
     targets, labelled = batch.targets, len(labels)
     done = step / options.steps
     ramp = math.exp(-5 * (1 - min(1.0, done / options.ramp)) ** 2)
     reliable = reliable_pixels(*targets, options.unreliable * (1 - done))  # (U, H, W)
+    teaching = torch.where(a_teaches, *targets)  # (U, CLASSES, H, W)
     terms = {}
     if options.pseudo:
-        pseudo = pseudo_labels(targets[teacher], reliable)
+        pseudo = pseudo_labels(teaching, reliable)
+        of_a, of_b = (output.logits[labelled:] for output in pair)
+        learning = torch.where(a_teaches, of_b, of_a)  # no gradient flows to the other one
         # no Dice: it rewards predictions that are slightly too large, and as pseudo-labels these add up
-        terms["pseudo"] = options.pseudo * ramp * pixel_loss(pair[1 - teacher].logits[labelled:], pseudo)
+        terms["pseudo"] = options.pseudo * ramp * pixel_loss(learning, pseudo)
     if options.contrast:
         # labelled slices contribute to the prototypes with their true classes
-        classes = torch.cat([labels, (targets[0] + targets[1]).argmax(1)])[:, EMBEDDED, EMBEDDED]
-        is_reliable = torch.cat([torch.ones_like(labels, dtype=torch.bool), reliable])
-        is_reliable = is_reliable[:, EMBEDDED, EMBEDDED]
+        true, a, b, reliable_ones = (
+            each[..., EMBEDDED, EMBEDDED] for each in (labels, *targets, reliable)
+        )
+        classes = torch.cat([true, (a + b).argmax(1)])
+        is_reliable = torch.cat([torch.ones_like(true, dtype=torch.bool), reliable_ones])
         contrasts = []
         for output in pair:
             prototypes = class_prototypes(output.embedding, classes, is_reliable, CLASSES)
@@ -141,5 +147,5 @@ def unlabelled_terms(
                 prototype_contrast(output.embedding, classes, ~is_reliable, prototypes, options.temperature)
             )
         terms["contrast"] = options.contrast * ramp * (contrasts[0] + contrasts[1])
-    organ = (targets[teacher].argmax(1) > 0).float().mean()
+    organ = (teaching.argmax(1) > 0).float().mean()
     return terms, {"reliable": reliable.float().mean(), "organ": organ}
