@@ -47,7 +47,7 @@ offline: $(READY)
 
 # The same scripts on a GPU, in each precision, with too little memory: minutes. Without a GPU it fails.
 test-gpu: $(READY)
-	KIT_DEVICE=gpu python -m pytest -n 2 -m gpu tests/scripts/test_gpu.py tests/voco/test_appearance.py
+	KIT_DEVICE=gpu python -m pytest -n 2 -m gpu tests
 
 # The lowest versions that requirements.txt admits, in an environment of their own: are its bounds true?
 test-lowest: .venv-lowest/.installed

@@ -135,9 +135,7 @@ def unlabelled_terms(
         terms["pseudo"] = options.pseudo * ramp * pixel_loss(learning, pseudo)
     if options.contrast:
         # labelled slices contribute to the prototypes with their true classes
-        true, a, b, reliable_ones = (
-            each[..., EMBEDDED, EMBEDDED] for each in (labels, *targets, reliable)
-        )
+        true, a, b, reliable_ones = (each[..., EMBEDDED, EMBEDDED] for each in (labels, *targets, reliable))
         classes = torch.cat([true, (a + b).argmax(1)])
         is_reliable = torch.cat([torch.ones_like(true, dtype=torch.bool), reliable_ones])
         contrasts = []

@@ -187,3 +187,21 @@ def test_prototype_contrast_without_pixels_or_prototypes_is_0_with_a_graph():
         loss.backward()
         assert loss.item() == 0
         assert embedding.grad.abs().max() == 0
+
+
+def test_prototype_contrast_equals_that_of_the_selected_pixels_alone():
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(2, 5, 6, 6, generator=generator).requires_grad_()
+    classes = torch.randint(0, 4, (2, 6, 6), generator=generator)  # classes 4 and 5 are absent
+    unreliable = torch.rand(2, 6, 6, generator=generator) < 0.3
+    unreliable |= classes == 3  # no reliable pixel
+    prototypes = class_prototypes(embedding, classes, ~unreliable, CLASSES)
+    directions = F.normalize(embedding, dim=1).movedim(1, -1)
+    for each in range(CLASSES):
+        mean = directions[~unreliable & (classes == each)].detach().sum(0)
+        torch.testing.assert_close(prototypes[each], F.normalize(mean, dim=0))
+    selected = unreliable & (classes < 3)
+    expected = F.cross_entropy(directions[selected] @ prototypes[:3].T / 0.2, classes[selected])
+    found = prototype_contrast(embedding, classes, unreliable, prototypes, temperature=0.2)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, embedding)[0] for loss in (found, expected)))

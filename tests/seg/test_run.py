@@ -13,6 +13,7 @@ from src.seg.dataset import SliceBatch, SliceOrder
 from src.seg.losses import pseudo_labels
 from src.seg.run import PairTraining
 from src.seg.split import open_data
+from tests.helpers.device_waits import DEVICES, train_without_waits
 from tests.helpers.seg_runs import make_options, write_organ_set
 
 
@@ -156,3 +157,8 @@ def test_losses_supervised_has_two_terms_and_no_projection(organ_set):
         "loss_supervised_b",
     }
     assert pair.a.projection is None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_train_on_does_not_wait_for_the_device(organ_set, device):
+    train_without_waits(lambda: prepare(organ_set), device)

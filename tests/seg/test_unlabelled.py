@@ -4,8 +4,18 @@ import pytest
 import torch
 
 from src.core.runtime import torch_seed
+from src.seg.losses import reliable_pixels
 from src.seg.model import CLASSES, SliceOutput
-from src.seg.unlabelled import PATCH_AREA, Patch, draw_patches, mix_unlabelled, paste
+from src.seg.unlabelled import (
+    PATCH_AREA,
+    MixedBatch,
+    Patch,
+    draw_patches,
+    mix_unlabelled,
+    paste,
+    unlabelled_terms,
+)
+from tests.helpers.seg_runs import make_options
 
 SHAPE = (40, 60)
 
@@ -74,3 +84,31 @@ def test_mix_unlabelled_pastes_the_same_rectangle_into_slices_and_targets():
     assert mixed_slices > 15
     unmixed = mix_unlabelled(GreyPair(), strong, weak, labels, probability=0.0)
     assert torch.equal(unmixed.strong, strong)
+
+
+@pytest.mark.parametrize("teacher", [0, 1])
+def test_unlabelled_terms_teach_one_sub_network_by_the_other(teacher):
+    generator = torch.Generator().manual_seed(teacher)
+    logits = [torch.randn(5, CLASSES, *SHAPE, generator=generator).requires_grad_() for _ in "ab"]
+    targets = tuple(torch.randn(3, CLASSES, *SHAPE, generator=generator).softmax(1) for _ in "ab")
+    labels = torch.zeros(2, *SHAPE, dtype=torch.long)
+    options = make_options("data", "run", contrast=0.0, unreliable=0.5, steps=10, ramp=0.5)
+    terms, shares = unlabelled_terms(
+        tuple(map(SliceOutput, logits)),
+        MixedBatch(torch.empty(0), targets),
+        labels,
+        torch.tensor(teacher == 0),
+        9,
+        options,
+    )
+    taught = targets[teacher].argmax(1)
+    reliable = reliable_pixels(*targets, 0.05)  # the share falls from 0.5 to 0
+    learning = logits[1 - teacher][2:].movedim(1, -1)
+    expected = torch.nn.functional.cross_entropy(learning[reliable], taught[reliable])
+    torch.testing.assert_close(terms["pseudo"], expected)  # the ramp is over
+    gradient, expected = (
+        torch.autograd.grad(loss, logits, allow_unused=True) for loss in (terms["pseudo"], expected)
+    )
+    torch.testing.assert_close(gradient[1 - teacher], expected[1 - teacher])
+    assert gradient[teacher].abs().max() == 0
+    assert shares["organ"] == (taught > 0).float().mean()

@@ -26,6 +26,7 @@ from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
 from src.voco.run import Pretraining, pretrain
+from tests.helpers.device_waits import DEVICES, train_without_waits
 from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
 from tests.helpers.voco_files import WINDOWS, draw_anatomy, write_prepared
@@ -309,20 +310,18 @@ def test_pretraining_refuses_networks_that_do_not_fit(anatomy, tmp_path, changes
         build(make_options(anatomy, tmp_path, **changes))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU is waited for")
-def test_train_on_does_not_wait_for_the_gpu(anatomy, tmp_path):
-    options = make_options(anatomy, tmp_path / "run", objective="softmax")
-    runtime = Runtime.create("fp32")
-    method = Pretraining(options, open_dataset(options), runtime)
-    settings = LoopSettings(6, 0, 1e-3, 1.0, options.seed, log_every=1, save_every=1)
-    loop = TrainingLoop(method, settings, runtime, tmp_path, {})
-    tiles = torch.randint(0, 256, (3, 11, 2, 16, 16, len(WINDOWS)), dtype=torch.uint8)
-    batch = VolumeSample(tiles, torch.full((3, 2, 9), 1 / 9), torch.arange(3))
-    batch = VolumeSample(*(part.pin_memory() for part in batch))
-    loop.train_on(batch, 0)  # the first step sets up
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        loop.train_on(batch, 1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": "softmax", "appearance": 0.5}, {"shared_backbone": True}, {"micro_batch": 20}],
+    ids=str,
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_train_on_does_not_wait_for_the_device(anatomy, tmp_path, changes, device):
+    def build_step():
+        options = make_options(anatomy, tmp_path / "run", **changes)
+        dataset, runtime = open_dataset(options), Runtime.create("fp32")
+        settings = LoopSettings(6, 0, 1e-3, 1.0, options.seed, log_every=1, save_every=1)
+        method = Pretraining(options, dataset, runtime)
+        return TrainingLoop(method, settings, runtime, tmp_path, {}), next(method.read(0))
+
+    train_without_waits(build_step, device)

@@ -1,0 +1,44 @@
+"""Training of one network: its steps, and the advice where memory is too small."""
+
+import pytest
+
+from src.cls.fold import NetworkTraining
+from src.cls.inputs import TrainingInputs
+from src.cls.options import ClassifierOptions
+from src.cls.run import build_model, describe_networks
+from src.core.config import parse_options
+from src.core.runtime import Runtime
+from src.nn.schedule import LoopSettings
+from src.nn.training import TrainingLoop
+from tests.helpers.device_waits import DEVICES, train_without_waits
+
+
+def build_training(arguments: list[str]) -> NetworkTraining:
+    """The training of fold 0 before its first step."""
+    options = parse_options(ClassifierOptions, arguments, prog="", description="")
+    inputs = TrainingInputs.read(options)
+    (network,) = describe_networks(options, inputs)
+    series = inputs.series[inputs.series.fold != 0].reset_index(drop=True)
+    model = build_model(network.spec, options, 0)
+    return NetworkTraining(Runtime.create("fp32"), model, network.spec, options, inputs, series, "fold0")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"slice_loss": 1.0, "mixup": 1.0, "micro_batch": 8},
+        {"organ_loss": 1.0, "cutmix": 1.0, "loss": "metric", "masks": "each"},
+        {"slice_loss": 1.0, "targets": "liver", "sequence": "transformer", "spacing_mm": 60},
+        {"sequence": "none", "pooling": "attention", "drop_path": 0.2, "class_balance": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_train_on_does_not_wait_for_the_device(run_arguments, tmp_path, changes, device):
+    def build_step():
+        method = build_training(run_arguments(**changes))
+        settings = LoopSettings(6, 0, 1e-3, 1.0, 0, log_every=1, save_every=1)
+        loop = TrainingLoop(method, settings, method.runtime, tmp_path, {})
+        return loop, next(method.read(0))
+
+    train_without_waits(build_step, device)
