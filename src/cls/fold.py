@@ -26,6 +26,7 @@ from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
 from src.nn.execution import StaticNetwork, set_execution
 from src.nn.loading import StackLoader
+from src.nn.micro_batch import smallest_part
 from src.nn.schedule import LoopSettings
 from src.nn.training import LossAndMetrics, Method, Progress, TrainingLoop
 
@@ -82,10 +83,6 @@ class NetworkTraining(Method):
         name: name of the fold, for messages.
     """
 
-    memory_advice = (
-        "give --micro-batch (slices at a time), or lower --batch (--accumulation keeps the batch of a step), "
-        "--slices or --crop"
-    )
     failure_advice = (
         "start from scratch with a lower --lr, or with --precision bf16 or fp32, and --resume never"
     )
@@ -136,6 +133,22 @@ class NetworkTraining(Method):
             seed=options.seed,
         )
         self._draws_of = lru_cache(maxsize=1)(lambda epoch: self.order.share(epoch, runtime.rank))
+
+    @property
+    def memory_advice(self) -> str:
+        options, encoder = self.options, self.runtime.unwrap(self.network).encoder
+        smaller = ["--slices or --crop"]
+        if options.batch > self.runtime.world:
+            smaller.insert(0, "--batch (--accumulation keeps the batch of a step)")
+        if options.organ_loss and options.organ_slices > 1:
+            smaller.insert(0, "--organ-slices")
+        advice = f"start from scratch with a lower {', '.join(smaller)}, and --resume never"
+        if options.organ_loss:  # its decoder takes maps of all slices
+            return advice
+        if not options.micro_batch:
+            return f"go on with --micro-batch (slices at a time), or {advice}"
+        can_be_lower = options.micro_batch > smallest_part(encoder)
+        return f"go on with a lower --micro-batch, or {advice}" if can_be_lower else advice
 
     def read(self, first_batch: int) -> Iterator[StackBatch]:
         options = self.options

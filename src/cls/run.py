@@ -43,9 +43,10 @@ RECORD = "run.json"
 
 FREE_TO_CHANGE = (
     *("data", "doubtful", "labels", "folds", "encoder", "image_labels", "output", "cache"),
-    *("fold", "resume", "workers", "execution"),
+    *("fold", "resume", "workers", "execution", "micro_batch"),
 )
-"""Options that may change within a run, as they do not affect results (inputs are compared by content)."""
+"""Options that may change within a run: inputs are compared by content, others do not affect results. Parts
+affect rounding (and batch statistics), but a run that runs out of memory must be able to change them."""
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,21 @@ def encode_in_parts(
     return torch.cat([checkpoint(encode, part, use_reentrant=False, context_fn=contexts) for part in parts])
 
 
+def smallest_part(encoder: nn.Module) -> int:
+    """Return the minimum number of images per part: several for BatchNorms."""
+    couples_images = any(isinstance(module, _BatchNorm) for module in encoder.modules())
+    return FEWEST_IN_BATCH_STATISTICS if couples_images else 1
+
+
 def require_enough_statistics(encoder: nn.Module, backbone: str, size: int) -> None:
     """Refuse parts that are too small for an encoder that normalises by batch statistics.
 
     Raises:
         UserError: `--micro-batch` must be larger.
     """
-    couples_images = any(isinstance(module, _BatchNorm) for module in encoder.modules())
-    if couples_images and 0 < size < FEWEST_IN_BATCH_STATISTICS:
+    if 0 < size < smallest_part(encoder):
         raise UserError(
-            f"option --micro-batch must be at least {FEWEST_IN_BATCH_STATISTICS} for {backbone}, "
+            f"option --micro-batch must be at least {smallest_part(encoder)} for {backbone}, "
             f"which normalises by the statistics of each part, got {size}"
         )
 
