@@ -45,6 +45,17 @@ def run(script: str, *given: object, gpu: bool = True) -> str:
     return done.stdout
 
 
+def kill_and_continue(script: str, *given: object) -> None:
+    """A run of 40 steps, killed after step 20, and the same command again."""
+    wanted = command(script, *given, "--steps 40")
+    with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 20/40"):
+                process.kill()
+                break
+    assert "of 40" in subprocess.run(wanted, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Path:
     """A run of train_cls.py on the GPU."""
@@ -109,13 +120,7 @@ def test_predict_with_little_memory_passes_fewer_slices(tiny, wide, capsys):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_train_voco_continues_a_killed_run_on_a_gpu(tiny, tmp_path, precision):
     given = f"--data {tiny.prepared} --output {tmp_path} --precision {precision} --save-every 5 --log-every 5"
-    wanted = command("train_voco.py", given, TRAINING, "--steps 40")
-    with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith("step 20/40"):
-                process.kill()
-                break
-    assert "of 40" in subprocess.run(wanted, stdout=subprocess.PIPE, text=True, check=True).stdout
+    kill_and_continue("train_voco.py", given, TRAINING)
     table = pd.read_csv(tmp_path / "metrics.csv")
     assert table["step"].tolist() == list(range(5, 41, 5))
     assert np.isfinite(table["loss"]).all() and table["loss"].iloc[-1] < table["loss"].iloc[0]
@@ -165,11 +170,5 @@ def test_train_cls_and_train_seg_run_by_graphs(tiny, tmp_path):
 
 
 def test_train_seg_continues_a_killed_run_on_a_gpu(tiny, tmp_path):
-    given = f"--data {tiny.prepared} --output {tmp_path} --log-every 5 --save-every 5 --steps 40"
-    wanted = command("train_seg.py", given, PAIR)
-    with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith("step 20/40"):
-                process.kill()
-                break
-    assert "of 40" in subprocess.run(wanted, stdout=subprocess.PIPE, text=True, check=True).stdout
+    given = f"--data {tiny.prepared} --output {tmp_path} --log-every 5 --save-every 5"
+    kill_and_continue("train_seg.py", given, PAIR)
