@@ -12,7 +12,7 @@ from src.cls.fold_models import FOLD_MODEL
 from src.cls.views import StackView
 from src.core.targets import CLASS_WEIGHTS, TARGETS
 from src.nn.augmentation import FLIPS
-from src.nn.encoder import create_encoder, encoder_width
+from src.nn.encoder import create_encoder, encoder_width, fill_network
 from src.nn.micro_batch import encode_in_parts
 from src.nn.organ_decoder import OrganDecoder
 from src.nn.sequence import SequenceHead
@@ -215,11 +215,11 @@ def load_classifier(path: str | Path) -> tuple[TraumaClassifier, ClassifierSpec]
     """Load a trained classifier on the CPU in evaluation mode.
 
     Raises:
-        UserError: the file is not a classifier of this kit.
+        UserError: the file is not a classifier of this kit, or this version of timm builds another.
     """
     spec, weights = read_weights(path, FOLD_MODEL, _parse_spec)
     model = TraumaClassifier(spec)
-    model.load_state_dict(weights)
+    fill_network(model, weights, path)
     return model.eval().to(memory_format=torch.channels_last), spec
 
 

@@ -5,7 +5,7 @@ The file contains only the backbone, with timm's own names:
 metadata contain a size above 0, the backbone was built for images of this size: add `img_size=size`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from packaging.version import Version
+from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.core.runtime import torch_seed
@@ -24,6 +25,9 @@ GREY_MEAN, GREY_STD = 0.5, 0.25
 
 _SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, ZeroDivisionError)
 """Errors of timm's networks for images of a size that they do not support."""
+
+_ALL_KNOWN = "1.0.31"
+"""The first timm with the U-Net features of CoaT and with Swin v2 at sizes that its windows do not divide."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +108,33 @@ def _takes(name: str, size: int) -> bool:
     return True
 
 
+def newer_timm() -> str:
+    """Return the end of a message about a network that a newer timm may build; empty if this one is new."""
+    if Version(timm.__version__) >= Version(_ALL_KNOWN):
+        return ""
+    return f"; some backbones need timm {_ALL_KNOWN} or newer here, this is {timm.__version__}"
+
+
+def fill_network(network: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load all weights of a file into the network that was built from its description, in place.
+
+    Raises:
+        UserError: timm builds a network of other tensors than the one that the file was written with.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(
+            f"{path} does not fit the network that timm {timm.__version__} builds: it was trained with "
+            f"another version of timm, or of the kit{newer_timm()}"
+        ) from None
+
+
 def _wrong_size(size: int | None, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"the backbone cannot take images of {size} px ({reason}): choose a multiple of 32, or another "
-        "backbone"
+        f"backbone{newer_timm()}"
     )
 
 
@@ -121,7 +147,7 @@ def require_backbone(name: str) -> None:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:3]
         hint = f"; close names: {', '.join(close)}" if close else ""
-        raise UserError(f"timm has no backbone {name!r}{hint}")
+        raise UserError(f"timm has no backbone {name!r}{hint}{newer_timm()}")
     architecture, _, tag = name.partition(".")
     try:
         timm.get_pretrained_cfg(name)

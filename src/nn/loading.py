@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,7 @@ class StackLoader:
             dataset,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_use_one_thread,
+            worker_init_fn=_prepare_worker,
             collate_fn=_share_tensors if order.get("batch_size", 0) is None else None,
             **order,
         )
@@ -39,7 +40,7 @@ class StackLoader:
         """Yield batches. A worker's UserError is raised with its own line, without the worker's traceback.
 
         Raises:
-            UserError: also where /dev/shm, through which workers pass batches, is full.
+            UserError: also where /dev/shm, through which workers pass batches, or the memory is full.
         """
         try:
             if self.loader.num_workers:
@@ -50,6 +51,11 @@ class StackLoader:
         except UserError as error:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
         except (OSError, RuntimeError) as error:
+            if "killed by signal: Killed" in f"{error} {error.__cause__}":
+                raise UserError(
+                    "a worker was killed, as happens if the memory is full, which batches in /dev/shm also "
+                    "take: use fewer --workers"
+                ) from None
             if not _is_shared_memory_full(error):
                 raise
             raise UserError(
@@ -94,7 +100,8 @@ def _without_opencv_threads() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _use_one_thread(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # torch's handler prints a line beside that of StackLoader
     torch.set_num_threads(1)  # workers run in parallel; more threads would take the model's cores
     if cv2.getNumThreads() != 1:  # only in workers that were not forked
         cv2.setNumThreads(1)

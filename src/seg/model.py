@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from src.core.errors import UserError
 from src.core.targets import ORGANS
-from src.nn.encoder import size_arguments
+from src.nn.encoder import fill_network, newer_timm, size_arguments
 from src.nn.encoder_weights import timm_backbone
 from src.nn.weights_file import read_weights, save_weights, to_tuples
 
@@ -228,13 +228,13 @@ def load_segmenter(path: str | Path) -> tuple[SegmenterPair, SegmenterSpec]:
     """Load a trained pair on the CPU in evaluation mode.
 
     Raises:
-        UserError: the file does not exist or contains no pair.
+        UserError: the file does not exist or contains no pair, or this version of timm builds another.
     """
     spec, weights = read_weights(
         path, SEGMENTER, lambda metadata: SegmenterSpec(**to_tuples(metadata["spec"]))
     )
     pair = SegmenterPair(spec)
-    pair.load_state_dict(weights)
+    fill_network(pair, weights, path)
     return pair.eval().to(memory_format=torch.channels_last), spec
 
 
@@ -257,7 +257,9 @@ def _create_net(backbone: str, decoder: str, width: float, channels: int, size: 
         )
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"decoder {decoder} on backbone {backbone} cannot be built ({reason})") from None
+        raise UserError(
+            f"decoder {decoder} on backbone {backbone} cannot be built ({reason}){newer_timm()}"
+        ) from None
 
 
 def _scale(channels: int | tuple[int, ...], width: float) -> int | tuple[int, ...]:

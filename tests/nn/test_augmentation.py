@@ -79,7 +79,7 @@ def test_stack_augmenter_equals_albumentations_change_by_change(channels):
         expected = augment.places(images=images, mask=np.moveaxis(maps, 0, -1).copy())
         images_expected = augment.levels(images=expected["images"])["images"]
         assert np.abs(changed.astype(int) - images_expected).mean() < 0.3  # of 255
-        assert (moved == np.moveaxis(expected["mask"], -1, 0)).mean() > 0.999
+        assert (moved == np.moveaxis(expected["mask"], -1, 0)).mean() > 0.998
 
 
 def test_stack_augmenter_blackens_rectangles_of_images_alone():

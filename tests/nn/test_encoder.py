@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from packaging.version import Version
 
 from src.core.errors import UserError
 from src.nn.encoder import (
@@ -11,6 +12,7 @@ from src.nn.encoder import (
     check_input_size,
     create_encoder,
     encoder_width,
+    fill_network,
     read_encoder_file,
     require_true_bf16,
 )
@@ -79,6 +81,32 @@ def test_create_encoder_is_built_for_the_size_where_it_must_be(name, sizes):
         encoder = create_encoder(name, 1, size).eval()
         with torch.inference_mode():
             assert encoder(torch.zeros(1, 1, size, size)).shape == (1, encoder_width(encoder))
+
+
+def test_create_encoder_builds_swin_v2_where_timm_is_new_enough():
+    """Windows of 8 do not divide the 24 patches of 96 px in the second stage."""
+    name = "swinv2_tiny_window8_256"
+    if Version(timm.__version__) >= Version("1.0.31"):
+        check_input_size(create_encoder(name, 3, 96), 3, 96)
+        return
+    with pytest.raises(UserError, match=r"^the backbone cannot take images of 96 px .*need timm 1\.0\.31"):
+        create_encoder(name, 3, 96)
+
+
+@pytest.mark.parametrize(("installed", "hint"), [("1.0.30", "need timm 1.0.31 or newer"), ("1.0.31", "")])
+def test_messages_name_the_timm_that_is_needed(installed, hint, monkeypatch):
+    monkeypatch.setattr("timm.__version__", installed)
+    with pytest.raises(UserError, match=f"no backbone 'resnet9000'.*{hint}") as caught:
+        create_encoder("resnet9000", 3)
+    assert hint or "timm 1." not in str(caught.value)
+
+
+def test_fill_network_refuses_what_another_timm_wrote():
+    encoder = create_encoder(NAME, 3)
+    weights = encoder.state_dict()
+    weights["renamed.weight"] = weights.popitem()[1]
+    with pytest.raises(UserError, match=r"^a/b does not fit the network that timm 1\.\S+ builds: it was"):
+        fill_network(encoder, weights, "a/b")
 
 
 def test_create_encoder_refuses_unknown_names_with_close_ones():

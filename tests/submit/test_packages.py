@@ -53,6 +53,12 @@ def test_choose_packages_bundles_what_kaggle_lacks(kaggle, ranges, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_choose_packages_brings_a_newer_timm_if_the_table_lacks_it(kaggle, ranges):
+    """Older versions than that of the training build some networks otherwise, see docs/submission.md."""
+    del kaggle["timm"]
+    assert f"timm=={version('timm')}" in [each.pinned for each in choose_packages({"timm"}, kaggle, ranges, "3.12")]
+
+
 def test_needed_distributions_includes_plugins_but_no_parts_of_libraries(ranges):
     loaded = {"pylibjpeg", "openjpeg", "gdcm", "jpeg_ls", "charset_normalizer", "pytest"}
     found = needed(ranges, loaded) - needed(ranges)
