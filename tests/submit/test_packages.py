@@ -56,7 +56,8 @@ def test_choose_packages_bundles_what_kaggle_lacks(kaggle, ranges, capsys):
 def test_choose_packages_brings_a_newer_timm_if_the_table_lacks_it(kaggle, ranges):
     """Older versions than that of the training build some networks otherwise, see docs/submission.md."""
     del kaggle["timm"]
-    assert f"timm=={version('timm')}" in [each.pinned for each in choose_packages({"timm"}, kaggle, ranges, "3.12")]
+    chosen = choose_packages({"timm"}, kaggle, ranges, "3.12")
+    assert f"timm=={version('timm')}" in [each.pinned for each in chosen]
 
 
 def test_needed_distributions_includes_plugins_but_no_parts_of_libraries(ranges):
