@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from harness import begin_process
 from joblib import cpu_count
+from rivals import RivalOptions, train_rival
 
 import prepare_data
 from src.cls.options import ClassifierOptions
@@ -33,7 +34,14 @@ from src.voco.run import pretrain
 
 Key = TypeVar("Key", bound=Hashable)
 
-_TRAININGS = MappingProxyType({VocoOptions: pretrain, ClassifierOptions: train_folds, SegOptions: train_pair})
+_TRAININGS = MappingProxyType(
+    {
+        VocoOptions: pretrain,
+        RivalOptions: train_rival,
+        ClassifierOptions: train_folds,
+        SegOptions: train_pair,
+    }
+)
 RECORD = "piece.json"
 """In a piece's folder once it is finished: its options, a digest of its inputs, seconds, steps."""
 NO_RESULT = (

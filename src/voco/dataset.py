@@ -18,7 +18,7 @@ from src.voco.appearance import draw_appearance
 from src.voco.canvas import cut_tiles
 from src.voco.crops import overlap_labels
 from src.voco.extents import make_extent
-from src.voco.index import SeriesIndex, open_index
+from src.voco.index import Series, SeriesIndex, open_index
 from src.voco.options import VocoOptions
 from src.voco.planes import PlaneReader
 
@@ -40,6 +40,21 @@ class VolumeSample(NamedTuple):
     """int64 (), row of the series in the index"""
     appearance: Tensor = torch.empty(0)
     """float32 (R + N, PARAMETERS) changes of grey levels that `Appearance` is to make; (0,) for none"""
+
+
+class CropPlaces(NamedTuple):
+    """Where the K crops of a sample lie: its R random crops, then its N base crops."""
+
+    depths: np.ndarray
+    """int64 (K, T) positions along the body, of those of a canvas, that the slices of a crop show"""
+    slices: np.ndarray
+    """int64 (K, T) slices of the series at these positions"""
+    corners: np.ndarray
+    """int64 (K, 2) first row and column of each crop, in pixels of the planes"""
+    sides: tuple[int, int]
+    """height and width of a crop, in pixels of the planes"""
+    label: np.ndarray
+    """float32 (R, N) position labels"""
 
 
 class VocoDataset(Dataset[VolumeSample]):
@@ -72,6 +87,19 @@ class VocoDataset(Dataset[VolumeSample]):
         rng = sample_rng(self.seed, epoch, entry)
         row = self.index.row_of(entry)
         series = self.index.series(row)
+        places = self.place_crops(series, rng)
+        shown = self.neighbours.find(places.slices, series.n_slices, lambda: series.z_mm)
+        # each slice is read once: planes (U, H, W, windows), their rows (K, T, neighbours)
+        planes, rows = self.planes.read(row, series, shown)
+        tiles = cut_tiles(planes, rows.reshape(len(rows), -1), places.corners, places.sides, self.tile)
+        self.changes.apply(tiles, rng)  # (K, T * neighbours, tile, tile, windows)
+        tiles = as_channels(tiles.reshape(*shown.shape, *tiles.shape[2:]))  # (K, T, tile, tile, C)
+        drawn = draw_appearance(len(tiles), self.appearance, self.tile, rng)
+        tiles, label, drawn = map(torch.from_numpy, (tiles, places.label, drawn))
+        return VolumeSample(tiles, label, torch.tensor(row), drawn)
+
+    def place_crops(self, series: Series, rng: np.random.Generator) -> CropPlaces:
+        """Draw the places of the crops of a sample: the first draws of its generator."""
         canvas_slices = self.extent.choose_slices(series, rng)  # (depth,)
         canvas, corner = self.extent.choose_canvas(series, rng)
         grid, first = canvas.random_part(rng, self.jitter)
@@ -81,19 +109,11 @@ class VocoDataset(Dataset[VolumeSample]):
         randoms[:, 0] = randoms[np.arange(len(randoms)) % MAX_HEIGHTS, 0]
         label = overlap_labels(randoms, bases, grid.crop)  # (R, N)
         starts = first + np.concatenate([randoms, bases])  # (K, 3)
-        # slices of the crops, each read once; all crops of a visit share the place in the bins
-        crop_depth, *crop = grid.crop
+        # all crops of a visit share the place of their slices in the bins
+        crop_depth, *sides = grid.crop
         within = even_indices(crop_depth, self.crop_slices, rng.random() if self.jitter else 0.5)
-        slices = canvas_slices[starts[:, :1] + within]  # (K, T)
-        shown = self.neighbours.find(slices, series.n_slices, lambda: series.z_mm)  # (K, T, neighbours)
-        planes, places = self.planes.read(row, series, shown)  # (U, H, W, windows)
-        corners = corner + starts[:, 1:]
-        tiles = cut_tiles(planes, places.reshape(len(starts), -1), corners, tuple(crop), self.tile)
-        self.changes.apply(tiles, rng)  # (K, T * neighbours, tile, tile, windows)
-        tiles = as_channels(tiles.reshape(*shown.shape, *tiles.shape[2:]))  # (K, T, tile, tile, C)
-        drawn = draw_appearance(len(tiles), self.appearance, self.tile, rng)
-        tiles, label, drawn = map(torch.from_numpy, (tiles, label, drawn))
-        return VolumeSample(tiles, label, torch.tensor(row), drawn)
+        depths = starts[:, :1] + within  # (K, T)
+        return CropPlaces(depths, canvas_slices[depths], corner + starts[:, 1:], tuple(sides), label)
 
 
 class CropChanges:

@@ -91,7 +91,7 @@ class VocoNet(nn.Module):
         Returns:
             Embeddings (B, K, projection), and the features before dropout (B, K, width).
         """
-        images = self._arrange(tiles)
+        images = self.arrange(tiles)
         features = encode_in_parts(self._encode, images, self.micro_batch, self.encoder)  # (M, width)
         features = features.unflatten(0, (*tiles.shape[:2], -1)).mean(dim=2)  # (B, K, width)
         return self.head(self.dropout(features)), features
@@ -103,18 +103,21 @@ class VocoNet(nn.Module):
 
     def input_shape(self, *tiles: int) -> tuple[int, ...]:
         """Return the shape of the encoder's input for tiles of a shape (B, K, T, H, W, C)."""
-        return tuple(self._arrange(torch.empty(tiles, device="meta")).shape)
+        return tuple(self.arrange(torch.empty(tiles, device="meta")).shape)
 
-    def _arrange(self, tiles: Tensor) -> Tensor:
+    def arrange(self, tiles: Tensor) -> Tensor:
         """Arrange crops as encoder input: (B, K, T, H, W, C) -> (B*K*T, C, H, W), channels last in memory."""
         return tiles.flatten(0, 2).permute(0, 3, 1, 2)
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
+        """Scale uint8 images (M, C, ...), as `arrange` gives them, to the float32 input of the encoder."""
         shape = (-1, *(1,) * (images.ndim - 2))  # channels first
         neighbours = images.shape[1] // len(self.mean)
         mean, std = (each.repeat(neighbours).view(shape) for each in (self.mean, self.std))
-        pixels = images.to(mean.dtype).div_(255).sub_(mean).div_(std)
-        return self.encoder(pixels)  # (M, width)
+        return images.to(mean.dtype).div_(255).sub_(mean).div_(std)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.encoder(self.normalise(images))  # (M, width)
 
 
 class VolumeVocoNet(VocoNet):
@@ -122,7 +125,7 @@ class VolumeVocoNet(VocoNet):
 
     memory_format = torch.channels_last_3d
 
-    def _arrange(self, tiles: Tensor) -> Tensor:
+    def arrange(self, tiles: Tensor) -> Tensor:
         """Arrange crops as encoder input: (B, K, T, H, W, C) -> (B*K, C, T, H, W)."""
         return tiles.flatten(0, 1).permute(0, 4, 1, 2, 3)
 

@@ -66,7 +66,7 @@ class Monitors:
         is_other = (patient[:, None] != other_patients).double()  # (B, G)
         hits = _hits(similarity, is_right).sum(1) * is_other  # (B, G), each of up to R trials
         trials = is_other * label.shape[1]
-        spread = _spread([pairs.teacher.randoms, pairs.teacher.bases])
+        spread = spread_of([pairs.teacher.randoms, pairs.teacher.bases])
         means = [
             (predicted * label).sum(),
             label.sum(),
@@ -117,6 +117,31 @@ class Monitors:
         self.previous = None
 
 
+def log_line(step: int, steps: int, metrics: dict[str, float]) -> str:
+    """Format a row of metrics.csv for the terminal."""
+    terms = ", ".join(
+        f"{name.removeprefix('loss_')} {value:.3f}"
+        for name, value in metrics.items()
+        if name.startswith("loss_")
+    )
+    placing = "cross -"  # no trials, as with series of one patient
+    if "cross_placing" in metrics:
+        placing = (
+            "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
+        ).format_map(metrics)
+    template = (
+        "step {step}/{steps}  loss {loss:.3f} ({terms})  lr {lr:.1e}  "
+        "placing: {placing}, intra {intra_placing:.2f} of {intra_trials:.0f}  "
+        "similarity {positive_similarity:.2f} / {negative_similarity:.2f}  std {embedding_std:.2f}  "
+        "teacher {teacher_distance:.1e}  {volumes_per_s:.1f} volumes/s"
+    )
+    # a task without negatives (every crop overlaps every base) has no such metric
+    defaults = {"negative_similarity": float("nan"), "positive_similarity": float("nan")}
+    return template.format_map(
+        defaults | metrics | {"step": step, "steps": steps, "terms": terms, "placing": placing}
+    )
+
+
 def placing_interval(by_patient: np.ndarray, pairs: np.ndarray) -> tuple[float, float]:
     """95 % interval of the share of hits over the population of patients, for these weights.
 
@@ -155,7 +180,7 @@ def _hits(similarity: Tensor, is_right: Tensor) -> Tensor:
     return is_right.gather(-1, similarity.argmax(-1))
 
 
-def _spread(parts: list[Tensor]) -> Tensor:
+def spread_of(parts: list[Tensor]) -> Tensor:
     """Root of the summed variance of unit embeddings (..., D) of all parts together, ()."""
     count = sum(part[..., 0].numel() for part in parts)
     squares = sum(torch.linalg.vector_norm(part).square() for part in parts)  # 0 for embeddings of length 0

@@ -32,6 +32,7 @@ from src.voco.losses import build_objective
 from src.voco.model import (
     TeacherHead,
     TeacherUpdate,
+    VocoNet,
     VolumeVocoNet,
     build_network,
     embed_by_both,
@@ -40,7 +41,7 @@ from src.voco.model import (
     teacher_distance,
     teacher_momentum,
 )
-from src.voco.monitors import COLLAPSE_STD, Monitors
+from src.voco.monitors import COLLAPSE_STD, Monitors, log_line
 from src.voco.options import VocoOptions
 from src.voco.order import VolumeOrder
 
@@ -56,13 +57,18 @@ DrawPicture = Callable[[VolumeSample, Tensor, tuple[int, int, int], int], np.nda
 """Draws a picture (H, W, 3) of a batch, its similarities (B, R, N), the grid (z, y, x) and a channel."""
 
 
-def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
+def pretrain(
+    options: VocoOptions,
+    draw: DrawPicture | None = None,
+    method: "type[Pretraining] | None" = None,
+) -> Path:
     """Pre-train according to `options`, from the start or from a checkpoint, and export the encoder.
 
     Under torchrun every process calls this function; only rank 0 writes.
 
     Args:
         draw: draws the pictures of `--picture-every`; None draws none.
+        method: trains by another method on the same samples; by default by `Pretraining`.
 
     Returns:
         The path of `encoder.safetensors`.
@@ -77,19 +83,20 @@ def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
     say_doubtful(dataset.index.doubtful, options.doubtful)
     checkpoint = find_checkpoint(output, options.resume)
     with Runtime.create(options.precision) as runtime:
-        method = Pretraining(options, dataset, runtime, draw, with_first_weights=checkpoint is None)
+        kind = method or Pretraining
+        training = kind(options, dataset, runtime, draw, with_first_weights=checkpoint is None)
         identity = {"options": plain_options(options), "series": digest_rows(dataset.index.table())}
-        loop = TrainingLoop(method, LoopSettings.of(options), runtime, output, identity, FREE_TO_CHANGE)
+        loop = TrainingLoop(training, LoopSettings.of(options), runtime, output, identity, FREE_TO_CHANGE)
         if checkpoint:
-            loop.resume(checkpoint, "train_voco.py")
+            loop.resume(checkpoint, kind.script)
         if not is_main_process():
             loop.run()
             return encoder_path
         # from here on the folder is written to: all errors in the options have been raised
         with only_writer(output):
-            _open_folder(options, method, checkpoint, loop.step)
+            _open_folder(options, training, checkpoint, loop.step)
             loop.run()
-            method.export(encoder_path, loop.step)
+            training.export(encoder_path, loop.step)
     say(f"wrote {encoder_path}")
     return encoder_path
 
@@ -97,6 +104,8 @@ def pretrain(options: VocoOptions, draw: DrawPicture | None = None) -> Path:
 class Pretraining(Method):
     """Student and teacher of a run, and the loss of a batch of volumes."""
 
+    script = "train_voco.py"
+    """named in messages and in the encoder file"""
     memory_advice = "give --micro-batch (images at a time), or lower --batch"
     failure_advice = (
         "go on from the last checkpoint with --precision fp32, or start from scratch with a lower --lr and "
@@ -124,7 +133,7 @@ class Pretraining(Method):
         self.patients_before: tuple[str, ...] = ()
         """patients that the first weights were trained on"""
         with torch_seed(options.seed):
-            student = build_network(options)
+            student = self.build_student()
             if with_first_weights:
                 shown = EncoderInput(
                     options.shown_windows, Neighbours(options.neighbours, options.neighbour_mm)
@@ -158,6 +167,14 @@ class Pretraining(Method):
         self._patient_of = torch.tensor(number_of.to_numpy(), device=runtime.device)
         self.monitors = Monitors(int(number_of.max()) + 1, runtime.device)
         self._order = self._order_from(0)
+
+    def build_student(self) -> VocoNet:
+        """Build the network to train, of random weights; torch is seeded.
+
+        Raises:
+            UserError: no such backbone, or unsupported sizes.
+        """
+        return build_network(self.options)
 
     def read(self, first_batch: int) -> Iterator[VolumeSample]:
         order = self._order_from(first_batch)
@@ -216,17 +233,21 @@ class Pretraining(Method):
         metrics["teacher_distance"] = teacher_distance(self.teacher, self.runtime.unwrap(self.network))
         metrics |= {"lr": at.lr, "seconds": at.seconds}
         metrics["volumes_per_s"] = at.batches * options.batch / at.elapsed_s
-        say(_log_line(at.step, options.steps, metrics))
-        has_collapsed = metrics["embedding_std"] < COLLAPSE_STD
-        if has_collapsed and not self._has_warned:
-            warn(
-                f"step {at.step}: every crop gets nearly the same embedding (embedding_std "
-                f"{metrics['embedding_std']:.4f}); lower --lr, or raise --momentum or --batch"
-            )
-        self._has_warned = has_collapsed
+        say(log_line(at.step, options.steps, metrics))
+        self._warn_of_collapse(at.step, metrics["embedding_std"])
         if options.picture_every and at.step % options.picture_every == 0:
             self._write_picture(at)
         return metrics
+
+    def _warn_of_collapse(self, step: int, embedding_std: float) -> None:
+        """Warn at the first of consecutive rows in which the embeddings have no spread."""
+        has_collapsed = embedding_std < COLLAPSE_STD
+        if has_collapsed and not self._has_warned:
+            warn(
+                f"step {step}: every crop gets nearly the same embedding (embedding_std "
+                f"{embedding_std:.4f}); lower --lr, or raise --momentum or --batch"
+            )
+        self._has_warned = has_collapsed
 
     def before_save(self, step: int) -> None:
         self.monitors.forget_previous()
@@ -272,7 +293,7 @@ class Pretraining(Method):
             windows=options.shown_windows,
             neighbours=options.neighbours,
             neighbour_mm=options.neighbour_mm,
-            trained_by={"script": "train_voco.py", "steps": step, "options": plain_options(options)},
+            trained_by={"script": self.script, "steps": step, "options": plain_options(options)},
             patients=tuple(dict.fromkeys([*patients, *self.patients_before])),
             size=0 if isinstance(network, VolumeVocoNet) else built_size(options.backbone, options.tile),
         )
@@ -319,27 +340,3 @@ def _open_folder(options: VocoOptions, method: Pretraining, checkpoint: Path | N
     save_options(options, output / "config.yaml")
     before = pd.DataFrame({"patient_id": [each for each in method.patients_before if each not in patients]})
     write_table(pd.concat([table[["patient_id", "series_id"]], before]), output / "patients.csv")
-
-
-def _log_line(step: int, steps: int, metrics: dict[str, float]) -> str:
-    terms = ", ".join(
-        f"{name.removeprefix('loss_')} {value:.3f}"
-        for name, value in metrics.items()
-        if name.startswith("loss_")
-    )
-    placing = "cross -"  # no trials, as with series of one patient
-    if "cross_placing" in metrics:
-        placing = (
-            "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
-        ).format_map(metrics)
-    template = (
-        "step {step}/{steps}  loss {loss:.3f} ({terms})  lr {lr:.1e}  "
-        "placing: {placing}, intra {intra_placing:.2f} of {intra_trials:.0f}  "
-        "similarity {positive_similarity:.2f} / {negative_similarity:.2f}  std {embedding_std:.2f}  "
-        "teacher {teacher_distance:.1e}  {volumes_per_s:.1f} volumes/s"
-    )
-    # a task without negatives (every crop overlaps every base) has no such metric
-    defaults = {"negative_similarity": float("nan"), "positive_similarity": float("nan")}
-    return template.format_map(
-        defaults | metrics | {"step": step, "steps": steps, "terms": terms, "placing": placing}
-    )

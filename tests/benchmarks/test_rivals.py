@@ -1,0 +1,206 @@
+"""Rivals of VoCo: their views, targets and tiles per step, learning, resumption, and the exported encoder."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from rivals import _METHODS, RivalOptions, train_rival
+from study import Piece
+from views import draw_boxes, draw_hidden, resize_boxes
+
+from src.core.config import parse_options
+from src.core.errors import UserError
+from src.core.runtime import Runtime
+from src.nn.encoder import read_encoder_file
+from src.nn.schedule import LoopSettings
+from src.nn.training import TrainingLoop, load_checkpoint
+from src.voco.dataset import open_dataset
+from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
+from tests.helpers.voco_files import draw_anatomy, draw_places, write_prepared
+from tests.helpers.voco_runs import make_options
+
+PLUS = {
+    **{"extent": "whole", "depth": 12, "grid_z": 3, "jitter": 0.125, "random_crops": 5, "slices": 1},
+    **{"appearance": 0.5, "tile": 32, "dropout": 0.0, "momentum": 0.9},
+}
+"""The geometry of configs/voco/plus.yaml, small: 32 crops per volume."""
+CROPS = 32
+
+
+METHODS = ("simclr", "byol", "position", "masked")
+
+
+@pytest.fixture(params=METHODS)
+def method(request) -> str:
+    if request.param in ("simclr", "byol"):
+        pytest.importorskip("lightly", reason="its losses are no requirement of the kit")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory):
+    return write_prepared(tmp_path_factory.mktemp("anatomy") / "set", draw_anatomy, series=6)
+
+
+def rival_options(data: Path, output: Path, method: str, **changes) -> RivalOptions:
+    return RivalOptions(**vars(make_options(data, output, **{**PLUS, **changes})), method=method)
+
+
+def open_training(options: RivalOptions) -> TrainingLoop:
+    runtime = Runtime.create("fp32")
+    training = _METHODS[options.method](options, open_dataset(options), runtime)
+    return TrainingLoop(training, LoopSettings.of(options), runtime, options.output, {})
+
+
+def test_loss_falls_on_one_batch(anatomy, tmp_path, method):
+    loop = open_training(rival_options(anatomy, tmp_path, method))
+    batch = next(loop.method.read(0))
+    losses = [loop.train_on(batch, 0).metrics["loss"].item() for _ in range(12)]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_step_encodes_as_many_tiles_as_plus(anatomy, tmp_path, method):
+    loop = open_training(rival_options(anatomy, tmp_path, method))
+    encoded = []
+    for network in (loop.method.network, loop.method.teacher):
+        first = next(layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d))
+        first.register_forward_hook(lambda layer, given, result: encoded.append(len(result)))
+    loop.train_on(next(loop.method.read(0)), 0)
+    assert encoded == [3 * CROPS] * (2 if method == "byol" else 1)
+
+
+def test_train_rival_resumes_to_the_same_bits(anatomy, tmp_path, method):
+    """Across an epoch of two batches."""
+    train_rival(rival_options(anatomy, tmp_path / "whole", method, steps=4))
+    broken = rival_options(anatomy, tmp_path / "broken", method, steps=4)
+    with interrupted_after_saves(2):
+        train_rival(broken)
+    train_rival(broken)
+    assert_same_training(tmp_path / "whole", tmp_path / "broken")
+    assert {"loss", "embedding_std", "teacher_distance"} <= set(read_metrics(tmp_path / "whole").columns)
+
+
+def test_piece_trains_a_rival_and_exports_its_average(anatomy, tmp_path):
+    options = rival_options(anatomy, tmp_path / "piece", "position", steps=2)
+    piece = Piece(options, ())
+    piece.make()
+    assert piece.read_record()["steps"] == 2
+    path = tmp_path / "piece" / "encoder.safetensors"
+    about = read_encoder_file(path)
+    assert about.trained_by["script"] == "benchmarks/rivals.py"
+    assert about.trained_by["options"]["method"] == "position"
+    assert about.patients == ("10", "11", "12", "13", "14", "15")
+    teacher = load_checkpoint(tmp_path / "piece" / "last.pt")["teacher"]
+    exported = load_file(path)
+    assert exported and all(
+        torch.equal(value, teacher[f"encoder.{name}"]) for name, value in exported.items()
+    )
+
+
+def test_train_rival_refuses_to_resume_another_method(anatomy, tmp_path):
+    train_rival(rival_options(anatomy, tmp_path, "position", steps=1))
+    with pytest.raises(UserError, match="was made with --method position, not masked"):
+        train_rival(rival_options(anatomy, tmp_path, "masked", steps=1))
+
+
+def test_train_rival_names_the_command_that_installs_lightly(anatomy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    with pytest.raises(UserError, match="pip install --no-deps lightly lightly-utils"):
+        train_rival(rival_options(anatomy, tmp_path, "simclr"))
+
+
+def test_position_target_is_the_place_of_the_pixels(tmp_path):
+    """Grey levels are row, column and slice; with as many positions as slices, all slices are kept."""
+    data = write_prepared(tmp_path / "set", draw_places, series=4)
+    loop = open_training(rival_options(data, tmp_path, "position", appearance=0.0))
+    for number, batch in zip(range(3), loop.method.read(0), strict=False):
+        tiles, places = loop.method.make_inputs(batch, number, np.random.default_rng(0))
+        row, column, index = tiles.float().mean((2, 3, 4)).unbind(-1)  # (B, K) each
+        shown = torch.stack([(index + 0.5) / 12, (row + 0.5) / 48, (column + 0.5) / 48], dim=-1)
+        torch.testing.assert_close(places, shown, rtol=0, atol=0.6 / 48)  # grey levels are rounded
+
+
+def test_views_of_a_crop_differ_and_show_that_crop(anatomy, tmp_path):
+    pytest.importorskip("lightly", reason="its losses are no requirement of the kit")
+    loop = open_training(rival_options(anatomy, tmp_path, "simclr", appearance=0.0))
+    batch = next(loop.method.read(0))
+    number_of = torch.arange(3 * CROPS, dtype=torch.uint8).view(3, CROPS, 1, 1, 1, 1)
+    numbered = batch._replace(tiles=number_of.expand_as(batch.tiles).contiguous())
+    (views,) = loop.method.make_inputs(numbered, 0, np.random.default_rng(0))
+    assert views.shape == (2, 3 * CROPS // 2, 1, 32, 32, 3)
+    shown = views[..., 0, 0, 0, 0]
+    assert torch.equal(shown[0], shown[1]) and len(shown[0].unique()) == 3 * CROPS // 2
+    (views,) = loop.method.make_inputs(batch, 0, np.random.default_rng(0))
+    assert not (views[0] == views[1]).flatten(1).all(1).any()
+
+
+def test_resize_boxes_shows_the_drawn_part():
+    """Grey levels are the row and the column."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    tiles = torch.stack([rows, columns], -1).byte().expand(40, 1, 64, 64, 2).contiguous()
+    boxes = draw_boxes(40, 0.08, np.random.default_rng(0))
+    assert np.all(np.abs(boxes[:, :2]) + np.abs(boxes[:, 2:]) <= 1 + 1e-6)
+    assert 0 < (boxes[:, 0] < 0).sum() < 40
+    shown = resize_boxes(tiles, torch.from_numpy(boxes)).float()
+    at = (2 * np.arange(64) + 1) / 64 - 1  # pixel centres from -1 to 1
+    x, y = (boxes[:, [axis]] * at + boxes[:, [2 + axis]] for axis in (0, 1))  # (40, 64) each
+    wanted = [((place + 1) * 32 - 0.5).clip(0, 63) for place in (y, x)]
+    np.testing.assert_allclose(shown[:, 0, :, 5, 0], wanted[0], atol=0.51)
+    np.testing.assert_allclose(shown[:, 0, 5, :, 1], wanted[1], atol=0.51)
+
+
+def test_resize_boxes_of_the_whole_tile_only_flips():
+    tiles = torch.randint(0, 256, (2, 3, 16, 16, 2), dtype=torch.uint8)
+    shown = resize_boxes(tiles, torch.tensor([[1.0, 1, 0, 0], [-1, 1, 0, 0]]))
+    assert torch.equal(shown[0], tiles[0]) and torch.equal(shown[1], tiles[1].flip(2))
+
+
+def test_draw_hidden_hides_the_same_share_in_whole_patches():
+    hidden = draw_hidden(20, 64, 8, 0.6, np.random.default_rng(0))
+    assert hidden.shape == (20, 64, 64) and (hidden.sum((1, 2)) == 39 * 64).all()
+    patches = hidden.reshape(20, 8, 8, 8, 8)
+    assert np.array_equal(patches.all((2, 4)), patches.any((2, 4)))
+    assert len(np.unique(hidden.reshape(20, -1), axis=0)) == 20
+
+
+def test_masked_hides_pixels_from_the_encoder(anatomy, tmp_path):
+    """Other grey levels at hidden pixels change the target, not the prediction."""
+    method = open_training(rival_options(anatomy, tmp_path, "masked")).method
+    images, hidden = method.make_inputs(next(method.read(0)), 0, np.random.default_rng(0))
+    method.network.eval()
+    with torch.inference_mode():
+        loss, features = method.compare(images, hidden)
+        other_loss, other_features = method.compare(torch.where(hidden, 255 - images, images), hidden)
+    assert torch.equal(features, other_features) and loss != other_loss
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_side": 7}, "multiple of --hidden-side"),
+        ({"hidden_share": 0.0}, "--hidden-share must be above 0"),
+        ({"execution": "graph"}, "rivals take no"),
+        ({"backbone": "resnet10_3d"}, "2D backbones"),
+        ({"method": "position", "extent": "slab"}, "needs --extent whole"),
+    ],
+    ids=str,
+)
+def test_options_refuse_what_a_rival_cannot_do(tmp_path, change, message):
+    options = rival_options(tmp_path, tmp_path, "masked")
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(options, **change)
+
+
+def test_options_read_the_preset_of_plus(tmp_path):
+    given = ["--config", "configs/voco/plus.yaml", "--data", "data", "--output", "runs", "--method", "byol"]
+    options = parse_options(RivalOptions, given, prog="rivals.py", description="")
+    assert (options.method, options.momentum, options.grid_z) == ("byol", 0.99, 3)
+    with pytest.raises(UserError, match="--method"):
+        parse_options(RivalOptions, given[:-2], prog="rivals.py", description="")
