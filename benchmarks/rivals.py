@@ -196,6 +196,7 @@ class Position(Rival):
 
     def add_heads(self, student: VocoNet) -> None:
         student.head = nn.Linear(encoder_width(student.encoder), 3)
+        nn.init.constant_(student.head.bias, 0.5)  # the middle of the canvas
 
     def make_inputs(self, batch: VolumeSample, number: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
         """Return the tiles (B, K, T, tile, tile, C) with changed appearance, and their places (B, K, 3)."""
