@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import rivals
 from rivals import _METHODS, RivalOptions, train_rival
 from study import Piece
 from views import draw_boxes, draw_hidden, resize_boxes
@@ -127,8 +128,8 @@ def test_position_target_is_the_place_of_the_pixels(tmp_path):
         torch.testing.assert_close(places, shown, rtol=0, atol=0.6 / 48)  # grey levels are rounded
 
 
-def test_views_of_a_crop_differ_and_show_that_crop(anatomy, tmp_path):
-    pytest.importorskip("lightly", reason="its losses are no requirement of the kit")
+def test_views_of_a_crop_differ_and_show_that_crop(anatomy, tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "lightly_loss", lambda name, **arguments: None)  # views need no loss
     loop = open_training(rival_options(anatomy, tmp_path, "simclr", appearance=0.0))
     batch = next(loop.method.read(0))
     number_of = torch.arange(3 * CROPS, dtype=torch.uint8).view(3, CROPS, 1, 1, 1, 1)
