@@ -25,17 +25,24 @@ class LacerationSizes:
     haematoma_mm: Span  # maximum thickness of the crescent
 
 
+@dataclass(frozen=True)
+class BleedingSizes:
+    """Ranges for a pool of active bleeding in a clot."""
+
+    radius_mm: Span  # in the plane
+    half_height_mm: Span
+    relative_hu: Span  # as a multiple of the aorta's HU
+    clot_mm: Span  # of the clot around the pool
+
+
 LACERATIONS = {
     "low": LacerationSizes((1, 1), (8, 16), (3.0, 4.0), (-45, -25), False, (0, 0)),
     "high": LacerationSizes((3, 5), (0.5, 0.8), (9.0, 14.0), (-85, -60), True, (24, 36)),
 }
 ORGAN_EXTENT_MM = {"liver": 140.0, "spleen": 90.0, "left_kidney": 90.0, "right_kidney": 90.0}
 HAEMATOMA_HU: Span = (42, 60)
-EXTRAVASATION_RADIUS_MM: Span = (15, 22)  # in the plane
-EXTRAVASATION_HALF_HEIGHT_MM: Span = (28, 40)
-EXTRAVASATION_RELATIVE_HU: Span = (1.2, 1.6)  # as a multiple of the aorta's HU
+EXTRAVASATION = BleedingSizes((15, 22), (28, 40), (1.2, 1.6), (14, 22))
 EXTRAVASATION_GROWTH = {"arterial": 1.0, "portal": 1.3}  # the pool is larger in the later phase
-EXTRAVASATION_CLOT_MM: Span = (14, 22)  # of the clot around the pool
 FREE_GAS_POCKETS = (3, 5)
 FREE_GAS_RADII_MM: tuple[Span, Span, Span] = ((35, 60), (14, 24), (35, 60))
 MESENTERIC_FLUID_HU: Span = (10, 22)
@@ -57,9 +64,9 @@ class InjurySite:
         return float(np.clip(self.rng.uniform(low_mm, high_mm), low, high))
 
 
-def injure_organ(canvas: Canvas, site: InjurySite, name: str, grade: str) -> None:
-    """Lacerate an organ (`low`: one faint streak; `high`: several wide ones with blood around the organ)."""
-    sizes, rng = LACERATIONS[grade], site.rng
+def injure_organ(canvas: Canvas, site: InjurySite, name: str, sizes: LacerationSizes) -> None:
+    """Lacerate an organ, in the sizes of a grade (`LACERATIONS`)."""
+    rng = site.rng
     limits = site.z_limits_mm[0] + SCAN_MARGIN_MM, site.z_limits_mm[1] - SCAN_MARGIN_MM
     scale = ORGAN_EXTENT_MM[name] if sizes.relative else 1.0
     for _ in range(rng.integers(sizes.count[0], sizes.count[1] + 1)):
@@ -69,7 +76,7 @@ def injure_organ(canvas: Canvas, site: InjurySite, name: str, grade: str) -> Non
         radius, contrast = rng.uniform(*sizes.radius_mm), rng.uniform(*sizes.contrast_hu)
         _lacerate(canvas, site.body, name, (centre - reach, centre + reach), radius, contrast)
     if sizes.haematoma_mm[1]:
-        _bleed_around(canvas, site, name, rng.uniform(*sizes.haematoma_mm))
+        bleed_around(canvas, site, name, rng.uniform(*sizes.haematoma_mm))
 
 
 def _lacerate(
@@ -84,7 +91,7 @@ def _lacerate(
     canvas.hu[box] += share * (canvas.labels[box] == ORGAN_LABELS[name]) * np.float32(contrast_hu)
 
 
-def _bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: float) -> None:
+def bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: float) -> None:
     """Paint a crescent of blood on one side of an organ: under its capsule, and outside in place of fat."""
     body, rng = site.body, site.rng
     hu, angle = rng.uniform(*HAEMATOMA_HU), rng.uniform(0, 2 * np.pi)
@@ -101,18 +108,24 @@ def _bleed_around(canvas: Canvas, site: InjurySite, name: str, thickness_mm: flo
     canvas.seep(box, np.maximum(distance - thickness, room), hu)
     inner = coverage(np.maximum(distance, -0.6 * thickness - distance), canvas.edge_mm)
     inner = inner * (canvas.labels[box] == ORGAN_LABELS[name])
-    canvas.hu[box] += inner * (hu - canvas.hu[box])
+    canvas.blend(box, inner, hu)
 
 
 def extravasate(canvas: Canvas, site: InjurySite, enhancement: Enhancement) -> None:
-    """Paint active bleeding: an irregular pool, as bright as the aorta or brighter, inside a clot."""
-    body, rng = site.body, site.rng
-    centre = _bleeding_point(site)
+    """Paint active bleeding in the mesentery or beside a solid organ."""
     growth = EXTRAVASATION_GROWTH[enhancement.phase]
-    radius = rng.uniform(*EXTRAVASATION_RADIUS_MM) * growth
-    height = rng.uniform(*EXTRAVASATION_HALF_HEIGHT_MM) * growth
-    hu = enhancement.aorta * rng.uniform(*EXTRAVASATION_RELATIVE_HU)
-    clot, clot_hu = rng.uniform(*EXTRAVASATION_CLOT_MM), rng.uniform(*HAEMATOMA_HU)
+    bleed_actively(canvas, site, _bleeding_point(site), enhancement.aorta, growth, EXTRAVASATION)
+
+
+def bleed_actively(
+    canvas: Canvas, site: InjurySite, centre: Array, aorta_hu: float, growth: float, sizes: BleedingSizes
+) -> None:
+    """Paint an irregular pool of blood with contrast medium, `growth` times as large, inside a clot."""
+    body, rng = site.body, site.rng
+    radius = rng.uniform(*sizes.radius_mm) * growth
+    height = rng.uniform(*sizes.half_height_mm) * growth
+    hu = aorta_hu * rng.uniform(*sizes.relative_hu)
+    clot, clot_hu = rng.uniform(*sizes.clot_mm), rng.uniform(*HAEMATOMA_HU)
     lobes = [(rng.normal(0, 0.45, 3), rng.uniform(0.45, 0.75)) for _ in range(4)]
     size = np.array([radius, radius, height])
     box = canvas.box(centre - size - clot, centre + size + clot)
@@ -158,15 +171,19 @@ def perforate_bowel(canvas: Canvas, site: InjurySite) -> None:
         radii = [rng.uniform(*span) for span in FREE_GAS_RADII_MM]
         column = np.linspace(-1.2 * d, 0, 400)
         inside = body.cavity(np.float32(x0), column, np.float32(z0)) < 0
-        centre = np.array([x0, column[np.argmax(inside)], z0])
-        box = canvas.box(centre - radii, centre + radii)
-        x, y, z = canvas.coordinates(box)
-        pocket = np.maximum(ellipsoid(x, y, z, centre, radii), body.cavity(x, y, z) + 1.5)
-        canvas.paint(box, pocket, GAS_HU)
-        canvas.mark_injury("Bowel", box, coverage(pocket, canvas.edge_mm))
+        free_gas(canvas, site, np.array([x0, column[np.argmax(inside)], z0]), radii)
     centre = np.array([rng.uniform(-0.3, 0.3) * w, rng.uniform(-0.45, -0.1) * d, site.level(-95, -35)])
     radii = [rng.uniform(*span) for span in MESENTERIC_FLUID_RADII_MM]
     box = canvas.box(centre - radii, centre + radii)
     x, y, z = canvas.coordinates(box)
     region = np.maximum(ellipsoid(x, y, z, centre, radii), body.cavity(x, y, z) + 2)
     canvas.mark_injury("Bowel", box, canvas.seep(box, region, rng.uniform(*MESENTERIC_FLUID_HU)))
+
+
+def free_gas(canvas: Canvas, site: InjurySite, centre: Array, radii: Point) -> None:
+    """Paint an ellipsoid of gas, as far as it lies in the cavity."""
+    box = canvas.box(centre - radii, centre + radii)
+    x, y, z = canvas.coordinates(box)
+    pocket = np.maximum(ellipsoid(x, y, z, centre, radii), site.body.cavity(x, y, z) + 1.5)
+    canvas.paint(box, pocket, GAS_HU)
+    canvas.mark_injury("Bowel", box, coverage(pocket, canvas.edge_mm))

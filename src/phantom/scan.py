@@ -8,7 +8,7 @@ import numpy as np
 from src.phantom.body import KIDNEYS, ORGAN_LABELS, Body, Enhancement
 from src.phantom.bowel import paint_bowel
 from src.phantom.cohort import PatientPlan, patient_rng
-from src.phantom.injuries import InjurySite, extravasate, injure_organ, perforate_bowel
+from src.phantom.injuries import LACERATIONS, InjurySite, extravasate, injure_organ, perforate_bowel
 from src.phantom.options import PhantomOptions
 from src.phantom.organs_and_vessels import paint_cysts, paint_hepatic_veins, paint_organs, paint_vessels
 from src.phantom.shapes import Array
@@ -115,9 +115,9 @@ def injure(canvas: Canvas, site: InjurySite, target: str, grade: str, enhancemen
     elif target == "extravasation":
         extravasate(canvas, site, enhancement)
     elif target == "kidney":
-        injure_organ(canvas, site, str(site.rng.choice(KIDNEYS)), grade)
+        injure_organ(canvas, site, str(site.rng.choice(KIDNEYS)), LACERATIONS[grade])
     else:
-        injure_organ(canvas, site, target, grade)
+        injure_organ(canvas, site, target, LACERATIONS[grade])
 
 
 def _cuts_an_organ(labels: Array) -> bool:

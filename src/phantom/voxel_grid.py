@@ -82,8 +82,12 @@ class Canvas:
     def paint(self, box: Box, distance: Array, hu: Array | float, label: int = 0) -> None:
         """Blend tissue of `hu` into the voxels where `distance` is negative; label those mostly inside."""
         share = coverage(distance, self.edge_mm)
-        self.hu[box] += share * (hu - self.hu[box])
+        self.blend(box, share, hu)
         self.labels[box][share > 0.5] = label
+
+    def blend(self, box: Box, share: Array, hu: Array | float) -> None:
+        """Replace a share (0..1) of each voxel of `box` by tissue of `hu`."""
+        self.hu[box] += share * (hu - self.hu[box])
 
     def seep(self, box: Box, distance: Array, hu: float) -> Array:
         """Replace fat by fluid of `hu` inside a shape, sparing organs, bowel and gas.
@@ -93,7 +97,7 @@ class Canvas:
         current = self.hu[box]
         fat = np.clip((-20 - current) / 60, 0, 1) * np.clip((current + 260) / 100, 0, 1)
         share = coverage(distance, self.edge_mm) * fat * (self.labels[box] == 0)
-        self.hu[box] += share * (hu - current)
+        self.blend(box, share, hu)
         return share
 
     def mark_injury(self, name: str, box: Box, share: Array) -> None:
