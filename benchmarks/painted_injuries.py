@@ -26,6 +26,7 @@ from src.core.errors import exit_on_user_error
 from src.core.files import atomic_path
 from src.core.log import say
 from src.ct.windows import WINDOWS
+from src.phantom.body import ORGAN_LABELS
 from src.phantom.injuries import (
     SCAN_MARGIN_MM,
     BleedingSizes,
@@ -38,6 +39,7 @@ from src.phantom.injuries import (
 )
 from src.phantom.organs_and_vessels import point_in_organ
 from src.phantom.shapes import Array, coverage, ellipsoid
+from src.phantom.voxel_grid import Scan
 
 TARGETS = ("laceration_low", "laceration_high", "haematoma", "extravasation", "free_gas")
 KINDS = ("injury", "untouched", "cyst", "noise", "contrast")
@@ -50,11 +52,13 @@ LACERATIONS = {  # contrast as a share of the organ's HU
     "laceration_high": LacerationSizes((2, 3), (25, 45), (4.0, 6.5), (-0.7, -0.5), False, (0, 0)),
 }
 HAEMATOMA_MM = (7.0, 12.0)
-EXTRAVASATION = BleedingSizes((3.0, 5.0), (5.0, 8.0), (1.4, 1.9), (4.0, 8.0))
-"""Brightness as a multiple of the organ's HU, because few series show the aorta."""
+EXTRAVASATION = BleedingSizes((3.0, 5.0), (5.0, 8.0), (1.0, 1.0), (4.0, 8.0))
+EXTRAVASATION_HU = (50.0, 100.0)
+"""Brightness above the organ's. Also in series without contrast medium, where a reader would find none: what is
+measured is whether features show such a spot."""
 EXTRAVASATION_DEPTH_MM = (2.0, 15.0)
-ENHANCED_HU = 75.0
-"""Median of an organ with contrast medium, without which there is no extravasation to see."""
+RIM_PX = 1.0
+"""Masks end this far inside an organ; a haematoma replaces the rest of it, too."""
 FREE_GAS_MM = ((5.0, 10.0), (3.0, 5.0), (5.0, 10.0))
 CYST_HU = (0.0, 12.0)
 CONTRAST_HU = (8.0, 20.0)
@@ -104,7 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(PaintOptions, argv, prog="painted_injuries.py", description=__doc__)
     options.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for volume in read_volumes(options.ct.absolute(), Path(scratch), options.size, BOXES, options.patients):
+        for volume in read_volumes(
+            options.ct.absolute(), Path(scratch), options.size, BOXES, options.patients
+        ):
             examples = list(paint_volume(volume, options.examples, options.seed))
             if examples:
                 write_examples(options.output / f"{volume.patient}.npz", volume, examples)
@@ -120,83 +126,99 @@ def write_examples(path: Path, volume: RealVolume, examples: list[Example]) -> N
 
 
 def paint_volume(volume: RealVolume, count: int, seed: int) -> Iterator[Example]:
-    """Paint `count` examples of each target into each organ that is large enough for it."""
-    for name, mask in masks_of(volume).items():
-        place = Place.of(volume, name, mask)
+    """Paint `count` examples of each target into each organ that can show it."""
+    masks = masks_of(volume)
+    noise = Noise.of_volume(volume.hu, [mask for name, mask in masks.items() if name != ABDOMEN])
+    wall = wall_mask(volume)
+    for name, mask in masks.items():
+        place = Place.of(volume, name, mask, wall, noise)
         for target in TARGETS:
-            if not place.can_show(target):
-                continue
-            entropy = [zlib.crc32(text.encode()) for text in (volume.patient, name, target)]
-            rng = np.random.default_rng([seed, *entropy])
-            found = (place.paint(target, rng) for _ in range(count))
-            yield from (example for example in found if example is not None)
+            if place.can_show(target):
+                entropy = [zlib.crc32(text.encode()) for text in (volume.patient, name, target)]
+                rng = np.random.default_rng([seed, *entropy])
+                found = (place.paint(target, rng) for _ in range(count))
+                yield from (example for example in found if example is not None)
 
 
 @dataclass(frozen=True)
 class Place:
-    """An organ of a volume, with all that painting in it needs."""
+    """An organ of a volume, with all that painting in it needs; arrays are of the slices around it."""
 
-    volume: RealVolume
-    """the part of the series around the organ"""
-    first: int
-    """index of its first slice in the series"""
     name: str
+    first: int
+    """index of the first of these slices in the series"""
+    hu: Array
+    labels: Array
     mask: Array
+    scan: Scan
     body: RealBody
     field: Field
     noise: Noise
+    grain: Array
     organ_hu: float
+    is_whole: bool
 
     @classmethod
-    def of(cls, volume: RealVolume, name: str, mask: Array) -> "Place":
+    def of(cls, volume: RealVolume, name: str, mask: Array, wall: Array, noise: Noise) -> "Place":
         levels = np.flatnonzero(mask.any(axis=(1, 2)))
         extra = int(np.ceil(_AROUND_MM / volume.spacing_z_mm))
         part = slice(max(0, levels[0] - extra), levels[-1] + 1 + extra)
-        mask, wall = mask[part], wall_mask(volume)[part]
-        volume = replace(volume, hu=volume.hu[part], labels=volume.labels[part])
-        scan = scan_of(volume)
+        hu, mask = volume.hu[part], mask[part]
+        scan = scan_of(replace(volume, hu=hu))
         field = Field.of_mask(mask, scan)
-        cavity = field if name == ABDOMEN else Field.of_mask(wall, scan)
-        core = ndimage.binary_erosion(mask, np.ones((1, 3, 3))) if name != ABDOMEN else mask
-        core = core if core.sum() > 200 else mask
-        noise = Noise.measure(volume.hu, core)
-        body = RealBody({name: field}, cavity)
-        return cls(volume, part.start, name, mask, body, field, noise, float(np.median(volume.hu[core])))
+        return cls(
+            name,
+            part.start,
+            hu,
+            volume.labels[part],
+            mask,
+            scan,
+            RealBody({name: field}, field if name == ABDOMEN else Field.of_mask(wall[part], scan)),
+            field,
+            noise,
+            noise.draw(hu.shape, np.random.default_rng(zlib.crc32(f"{volume.patient} {name}".encode()))),
+            float(np.median(hu[mask])),
+            name in volume.whole,
+        )
 
     def can_show(self, target: str) -> bool:
         if target == "free_gas" or self.name == ABDOMEN:
             return target == "free_gas" and self.name == ABDOMEN
-        return target != "extravasation" or self.organ_hu > ENHANCED_HU
-
-    def canvas(self, rng: np.random.Generator) -> RealCanvas:
-        return RealCanvas(self.volume, scan_of(self.volume), self.body, self.noise.draw(self.mask.shape, rng))
+        return target != "haematoma" or self.is_whole  # it lies on the organ's surface
 
     def paint(self, target: str, rng: np.random.Generator) -> Example | None:
         """Paint one example; None if the injury cannot be seen after several tries."""
-        window = WINDOWS["soft"]
+        window, levels = WINDOWS["soft"], self.mask.any(axis=(1, 2))
+        low, high = window.lowest_hu, window.lowest_hu + window.width_hu
+        before = np.clip(self.hu[levels], low, high)
         for _ in range(_TRIES):
-            canvas = self.canvas(rng)
-            self._injure(canvas, target, rng)
-            change = np.abs(window.grey(canvas.hu).astype(np.float32) - window.grey(self.volume.hu))
+            painted = self._injure(target, rng)
+            change = np.abs(np.clip(painted[levels], low, high) - before) * np.float32(255 / window.width_hu)
             area = np.count_nonzero(change >= _MIN_GREY, axis=(1, 2))
-            area[~self.mask.any(axis=(1, 2))] = 0
             shown = np.flatnonzero(area >= max(_MIN_PIXELS, 0.4 * area.max()))
             if len(shown):
                 break
         else:
             return None
-        index = int(rng.choice(shown))
-        centre, radius_px = find_lesion(change[index])
-        injured, untouched = canvas.hu[index], self.volume.hu[index]
+        chosen = int(rng.choice(shown))
+        index = int(np.flatnonzero(levels)[chosen])
+        centre, radius_px = find_lesion(change[chosen])
         edits = self._harmless(index, centre, radius_px, rng)
-        images = np.stack([window.grey(hu) for hu in (injured, untouched, *edits)])
-        size = images.shape[-1]
-        row, col = (np.array(centre) + 0.5 + rng.uniform(-_JITTER_PX, _JITTER_PX, 2)) / size
+        images = np.stack([window.grey(hu) for hu in (painted[index], self.hu[index], *edits)])
+        row, col = (np.array(centre) + 0.5 + rng.uniform(-_JITTER_PX, _JITTER_PX, 2)) / images.shape[-1]
         return Example(images, (float(row), float(col)), self.name, target, self.first + index)
 
-    def _injure(self, canvas: RealCanvas, target: str, rng: np.random.Generator) -> None:
-        low, high = (corner[2] for corner in self.body.organ_box(self.name))
-        site = InjurySite(self.body, (low - SCAN_MARGIN_MM, high + SCAN_MARGIN_MM), rng)
+    def _injure(self, target: str, rng: np.random.Generator) -> Array:
+        """Return HU (Z, Y, X) with an injury."""
+        body, labels = self.body, self.labels
+        if target == "haematoma":
+            grown = self.field.grown(RIM_PX * self.scan.spacing_mm[2])
+            body = body.with_organ(self.name, grown)
+            labels = grown.fill(labels, ORGAN_LABELS[self.name])
+        grain = np.roll(self.grain, rng.integers(self.grain.shape), axis=(0, 1, 2))
+        canvas = RealCanvas(self.hu, labels, self.scan, body, grain)
+        low, high = (corner[2] for corner in body.organ_box(self.name))
+        site = InjurySite(body, (low - SCAN_MARGIN_MM, high + SCAN_MARGIN_MM), rng)
         if target in LACERATIONS:
             sizes = LACERATIONS[target]
             contrast = tuple(share * self.organ_hu for share in sizes.contrast_hu)
@@ -204,36 +226,38 @@ class Place:
         elif target == "haematoma":
             bleed_around(canvas, site, self.name, rng.uniform(*HAEMATOMA_MM))
         elif target == "extravasation":
-            centre = point_in_organ(self.body, self.name, rng, EXTRAVASATION_DEPTH_MM)
-            bleed_actively(canvas, site, centre, self.organ_hu, 1.0, EXTRAVASATION)
+            centre = point_in_organ(body, self.name, rng, EXTRAVASATION_DEPTH_MM)
+            blood_hu = self.organ_hu + rng.uniform(*EXTRAVASATION_HU)
+            bleed_actively(canvas, site, centre, blood_hu, 1.0, EXTRAVASATION)
         else:
-            centre = point_in_organ(self.body, self.name, rng, (1.0, 6.0))
+            centre = point_in_organ(body, self.name, rng, (1.0, 6.0))
             free_gas(canvas, site, centre, [rng.uniform(*span) for span in FREE_GAS_MM])
+        return canvas.hu
 
     def _harmless(
         self, index: int, centre: tuple[int, int], radius_px: float, rng: np.random.Generator
     ) -> list[Array]:
         """Return one slice (size, size) of HU with a cyst, with more noise, and with another contrast."""
-        canvas = self.canvas(rng)
-        x0, y0, _ = canvas.scan.first_voxel_mm
-        pixel_mm, z = self.volume.pixel_mm, canvas.z[index : index + 1]
-        x, y, z = np.broadcast_arrays(canvas.x[index : index + 1], canvas.y[index : index + 1], z)
+        plain, pixel_mm = self.hu[index], self.scan.spacing_mm[2]
+        edge_mm = 1.2 * pixel_mm  # as of a canvas
+        x, y, z = (axis.astype(np.float32) for axis in self.scan.axes_mm())
+        x, y, z = np.broadcast_arrays(x, y[:, None], z[index])
         organ = self.field.sample(x, y, z)
         # the nearest place where most of a region of this size lies in the organ
-        reach = np.hypot(*(np.indices(organ.shape[1:]) - np.array(centre)[:, None, None])) * pixel_mm
+        reach = np.hypot(*(np.indices(organ.shape) - np.array(centre)[:, None, None])) * pixel_mm
         radius_mm = radius_px * pixel_mm
-        cost = reach + 2 * np.maximum(organ[0] + 0.7 * radius_mm, 0)
-        row, col = np.unravel_index(np.argmin(cost), cost.shape)
-        middle = (x0 + col * pixel_mm, y0 + row * pixel_mm, float(z.flat[0]))
+        row, col = np.unravel_index(
+            np.argmin(reach + 2 * np.maximum(organ + 0.7 * radius_mm, 0)), organ.shape
+        )
+        shift = rng.uniform(-0.45, 0.45, 2) * pixel_mm
+        middle = (x[row, col] + shift[0], y[row, col] + shift[1], z[row, col])
         radii = radius_mm * rng.uniform(0.8, 1.25, 3)
-        region = coverage(np.maximum(ellipsoid(x, y, z, middle, radii), organ), canvas.edge_mm)
-        box = (slice(index, index + 1), slice(None), slice(None))
-        canvas.blend(box, region, rng.uniform(*CYST_HU))
-        plain = self.volume.hu[index]
-        grain = self.noise.draw((1, *plain.shape), rng)[0]
-        noisy = plain + region[0] * grain * np.float32(rng.uniform(*MORE_NOISE))
-        shift = rng.uniform(*CONTRAST_HU) * rng.choice([-1, 1])
-        return [canvas.hu[index], noisy, plain + coverage(organ[0], canvas.edge_mm) * np.float32(shift)]
+        region = coverage(np.maximum(ellipsoid(x, y, z, middle, radii), organ), edge_mm)
+        grain = self.noise.draw((2, *plain.shape), rng)
+        cyst = plain + region * (np.float32(rng.uniform(*CYST_HU)) + grain[0] - plain)
+        noisy = plain + region * grain[1] * np.float32(rng.uniform(*MORE_NOISE))
+        contrast = np.float32(rng.uniform(*CONTRAST_HU) * rng.choice([-1, 1]))
+        return [cyst, noisy, plain + coverage(organ, edge_mm) * contrast]
 
 
 def find_lesion(change: Array) -> tuple[tuple[int, int], float]:
@@ -242,7 +266,7 @@ def find_lesion(change: Array) -> tuple[tuple[int, int], float]:
     row, col = (int(at) for at in np.unravel_index(np.argmax(smooth), smooth.shape))
     near = change[max(0, row - 24) : row + 25, max(0, col - 24) : col + 25]
     area = np.count_nonzero(near >= max(_MIN_GREY, 0.5 * np.quantile(near[near >= _MIN_GREY], 0.9)))
-    return (row, col), float(np.clip(np.sqrt(area / np.pi), 1.5, 14))
+    return (row, col), float(np.clip(np.sqrt(area / np.pi), 1.5, 9))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ distance transforms of masks. Tissue that a painter replaces gets new noise like
 lesion cannot be recognised by its smoothness.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from real_volumes import RealVolume
@@ -17,8 +18,10 @@ from src.phantom.voxel_grid import Box, Canvas, Scan
 
 ABDOMEN = "abdomen"
 """Name of the fat between the organs, the place of free gas."""
-WALL_MM = 25.0
-"""Depth below the skin from which tissue counts as inside the wall of the trunk."""
+WALL_MM = 22.0
+"""Depth below the skin from which tissue that is no subcutaneous fat counts as inside the wall of the trunk."""
+_BRIDGE_MM = 4.0
+"""Half width of gaps in the muscles through which subcutaneous fat does not go on."""
 FAT_HU = (-140.0, -50.0)
 FAT_NEAR_MM = (3.0, 45.0)
 """Distance of the abdomen's fat from the organs with masks."""
@@ -36,15 +39,24 @@ class Field:
 
     @classmethod
     def of_mask(cls, mask: Array, scan: Scan) -> "Field":
-        """Compute distances in the mask's box and 30 mm around it; further away they are those of the border."""
+        """Compute distances in the mask's box and 30 mm around it; further away they are those of the border.
+
+        The first and last slice of the mask are taken to go on: where a series or a range of slices ends is no
+        surface of an organ.
+        """
         margin = [int(np.ceil(_SURROUNDINGS_MM / mm)) for mm in scan.spacing_mm]
         box = tuple(
             slice(max(0, part.start - extra), part.stop + extra)
             for part, extra in zip(ndimage.find_objects(mask.astype(np.uint8))[0], margin, strict=True)
         )
         inside = mask[box]
+        levels = np.flatnonzero(inside.any(axis=(1, 2)))
         outer = ndimage.distance_transform_edt(~inside, scan.spacing_mm)
-        inner = ndimage.distance_transform_edt(inside, scan.spacing_mm)
+        thick = np.pad(inside[levels[0] : levels[-1] + 1], ((margin[0],) * 2, (0, 0), (0, 0)), mode="edge")
+        inner = np.zeros_like(outer)
+        inner[levels[0] : levels[-1] + 1] = ndimage.distance_transform_edt(thick, scan.spacing_mm)[
+            margin[0] : len(thick) - margin[0]
+        ]
         half = scan.spacing_mm[2] / 2  # the surface runs between the voxels' centres
         distance = np.where(inside, half - inner, outer - half).astype(np.float32)
         return cls(distance, tuple(part.start for part in box), scan)
@@ -56,6 +68,17 @@ class Field:
         index = [(top - z) / dz, (y - y0) / dy, (x - x0) / dx]
         index = [axis - first for axis, first in zip(index, self.first, strict=True)]
         return ndimage.map_coordinates(self.distance, index, order=1, mode="nearest")
+
+    def grown(self, mm: float) -> "Field":
+        """The shape with another `mm` around it."""
+        return replace(self, distance=self.distance - np.float32(mm))
+
+    def fill(self, labels: Array, label: int) -> Array:
+        """Return a copy of labels (Z, Y, X) with the unlabelled voxels of the shape labelled."""
+        part = tuple(slice(at, at + n) for at, n in zip(self.first, self.distance.shape, strict=True))
+        labels = labels.copy()
+        labels[part][(self.distance < 0) & (labels[part] == 0)] = label
+        return labels
 
     def corners_mm(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Corners of the box of the voxels inside."""
@@ -74,6 +97,9 @@ class RealBody:
 
     def __init__(self, fields: dict[str, Field], cavity: Field) -> None:
         self._fields, self._cavity = fields, cavity
+
+    def with_organ(self, name: str, field: Field) -> "RealBody":
+        return RealBody(self._fields | {name: field}, self._cavity)
 
     @staticmethod
     def warp(x: Array, y: Array, z: Array) -> tuple[Array, Array]:
@@ -103,8 +129,15 @@ class Noise:
     """standard deviation of the blur of white noise that gives its correlation between neighbours"""
 
     @classmethod
-    def measure(cls, hu: Array, inside: Array) -> "Noise":
+    def of_volume(cls, hu: Array, masks: Iterable[Array]) -> "Noise":
+        """Measure in each organ (Z, Y, X); the evenest has least anatomy in what is measured."""
+        return min((cls.measure(hu, mask) for mask in masks), key=lambda noise: noise.deviation_hu)
+
+    @classmethod
+    def measure(cls, hu: Array, mask: Array) -> "Noise":
         """Measure what differs from the mean of 9 x 9 pixels; vessels hardly count in the deviation."""
+        inside = ndimage.binary_erosion(mask, np.ones((1, 5, 5)))
+        inside = inside if inside.sum() > 300 else mask
         residual = hu - np.stack([ndimage.uniform_filter(plane, 9) for plane in hu])
         both = inside[..., 1:] & inside[..., :-1]
         deviation = 1.4826 * float(np.median(np.abs(residual[inside])))
@@ -125,9 +158,9 @@ class Noise:
 class RealCanvas(Canvas):
     """A real series to paint on."""
 
-    def __init__(self, volume: RealVolume, scan: Scan, body: RealBody, grain: Array) -> None:
+    def __init__(self, hu: Array, labels: Array, scan: Scan, body: RealBody, grain: Array) -> None:
         super().__init__(scan, body)
-        self.hu, self.labels = volume.hu.copy(), volume.labels.copy()
+        self.hu, self.labels = hu.copy(), labels.copy()
         self._grain = grain
 
     def blend(self, box: Box, share: Array, hu: Array | float) -> None:
@@ -159,7 +192,7 @@ def _abdominal_fat(volume: RealVolume) -> Array:
     middle = where.mean(axis=0)
     near = ndimage.distance_transform_edt(~organs, volume.spacing_mm)
     smooth = ndimage.gaussian_filter(np.clip(volume.hu, -250, 150), (0, 1, 1))
-    fat = (smooth > FAT_HU[0]) & (smooth < FAT_HU[1]) & (volume.skin_depth_mm > WALL_MM)
+    fat = (smooth > FAT_HU[0]) & (smooth < FAT_HU[1]) & wall_mask(volume)
     fat &= (near > FAT_NEAR_MM[0]) & (near < FAT_NEAR_MM[1])
     fat[: int(middle[0])] = False
     fat[where[:, 0].max() + 1 :] = False
@@ -169,4 +202,13 @@ def _abdominal_fat(volume: RealVolume) -> Array:
 
 def wall_mask(volume: RealVolume) -> Array:
     """Everything inside the wall of the trunk: bool (Z, Y, X)."""
-    return volume.skin_depth_mm > WALL_MM
+    inside = volume.skin_depth_mm > WALL_MM
+    for plane, depth, hu in zip(inside, volume.skin_depth_mm, volume.hu, strict=True):
+        fat = (ndimage.gaussian_filter(np.clip(hu, -250, 150), 1) < FAT_HU[1]) & (depth > 0)
+        wide = ndimage.distance_transform_edt(fat) * volume.pixel_mm > _BRIDGE_MM
+        parts, _ = ndimage.label(wide)
+        outer = np.isin(parts, np.unique(parts[(depth < WALL_MM) & wide]))
+        outer &= wide
+        if outer.any():
+            plane &= ndimage.distance_transform_edt(~outer) * volume.pixel_mm > 1.5 * _BRIDGE_MM
+    return inside

@@ -2,12 +2,13 @@
 
 Masks are given (CHAOS, TotalSegmentator) or found by brightness: the largest connected part of a box, chosen
 by eye, whose smoothed HU lie in a range. `organ_boxes.csv` holds box and range of each organ, whether its mask
-was right on every slice of the range (`keep`), and what was seen.
+was right on every slice of the range (`keep`), whether it ends in the plane where the organ does (`whole`), and
+what was seen.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class RealVolume:
     """uint8 (Z, size, size), the kit's labels; 0 also where an organ was not segmented"""
     pixel_mm: float
     spacing_z_mm: float
+    whole: tuple[str, ...] = tuple(ORGAN_LABELS)
+    """organs whose masks end where the organ does, not at a plane that was chosen by eye"""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -95,7 +98,7 @@ def read_volumes(
             for row in rows.itertuples():
                 mask = grow(volume, row)
                 volume.labels[mask & (volume.labels == 0)] = ORGAN_LABELS[row.organ]
-            yield volume
+            yield replace(volume, whole=tuple(rows["organ"][rows["whole"]])) if len(rows) else volume
 
 
 def read_volume(source: SeriesSource, size: int) -> RealVolume:
@@ -126,7 +129,7 @@ def read_boxes(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read: {error}") from None
     if unknown := set(table["organ"]) - set(ORGAN_LABELS):
         raise UserError(f"{path}: unknown organ {min(unknown)}")
-    return table.assign(keep=table["keep"].astype(bool))
+    return table.astype({"keep": bool, "whole": bool})
 
 
 def grow(volume: RealVolume, row: Any) -> np.ndarray:
