@@ -54,15 +54,15 @@ LACERATIONS = {  # contrast as a share of the organ's HU
 HAEMATOMA_MM = (7.0, 12.0)
 EXTRAVASATION = BleedingSizes((3.0, 5.0), (5.0, 8.0), (1.0, 1.0), (4.0, 8.0))
 EXTRAVASATION_HU = (50.0, 100.0)
-"""Brightness above the organ's. Also in series without contrast medium, where a reader would find none: what is
-measured is whether features show such a spot."""
+"""Brightness above the organ's, also in series without contrast medium, where no reader would find one: the
+question is whether features show such a spot."""
 EXTRAVASATION_DEPTH_MM = (2.0, 15.0)
-RIM_PX = 1.0
-"""Masks end this far inside an organ; a haematoma replaces the rest of it, too."""
+RIM_PX = 1.6
+"""Pixels at the surface of an organ that are partly fat, which a haematoma replaces, too."""
 FREE_GAS_MM = ((5.0, 10.0), (3.0, 5.0), (5.0, 10.0))
 CYST_HU = (0.0, 12.0)
 CONTRAST_HU = (8.0, 20.0)
-MORE_NOISE = (1.0, 1.5)
+MORE_NOISE = (1.5, 2.5)
 
 _MIN_PIXELS = 6  # of the injury in its slice
 _MIN_GREY = 4  # change of a pixel that counts
@@ -225,6 +225,7 @@ class Place:
             injure_organ(canvas, site, self.name, replace(sizes, contrast_hu=contrast))
         elif target == "haematoma":
             bleed_around(canvas, site, self.name, rng.uniform(*HAEMATOMA_MM))
+            return np.where(_thick(canvas.hu != self.hu), canvas.hu, self.hu)
         elif target == "extravasation":
             centre = point_in_organ(body, self.name, rng, EXTRAVASATION_DEPTH_MM)
             blood_hu = self.organ_hu + rng.uniform(*EXTRAVASATION_HU)
@@ -258,6 +259,15 @@ class Place:
         noisy = plain + region * grain[1] * np.float32(rng.uniform(*MORE_NOISE))
         contrast = np.float32(rng.uniform(*CONTRAST_HU) * rng.choice([-1, 1]))
         return [cyst, noisy, plain + coverage(organ, edge_mm) * contrast]
+
+
+def _thick(changed: Array) -> Array:
+    """Return the parts (Z, Y, X) of a change that are at least 3 pixels wide, with the pixels next to them.
+
+    The crescent's painter also draws a faint line where its thickness is 0.
+    """
+    square = np.ones((1, 3, 3), bool)
+    return changed & ndimage.binary_dilation(ndimage.binary_opening(changed, square), square)
 
 
 def find_lesion(change: Array) -> tuple[tuple[int, int], float]:

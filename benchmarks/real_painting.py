@@ -1,4 +1,4 @@
-"""The phantom's painters on real CT: a body of signed distances to masks, and a canvas with the series' noise.
+"""The phantom's painters on real CT: a body of distances to masks, and a canvas with the series' noise.
 
 Painters ask a body for distances (mm) to an organ, to the cavity and to the diaphragm. Here these are
 distance transforms of masks. Tissue that a painter replaces gets new noise like the organ's own, so that a
@@ -19,7 +19,7 @@ from src.phantom.voxel_grid import Box, Canvas, Scan
 ABDOMEN = "abdomen"
 """Name of the fat between the organs, the place of free gas."""
 WALL_MM = 22.0
-"""Depth below the skin from which tissue that is no subcutaneous fat counts as inside the wall of the trunk."""
+"""Depth below the skin from which tissue other than subcutaneous fat counts as inside the trunk's wall."""
 _BRIDGE_MM = 4.0
 """Half width of gaps in the muscles through which subcutaneous fat does not go on."""
 FAT_HU = (-140.0, -50.0)
@@ -41,8 +41,8 @@ class Field:
     def of_mask(cls, mask: Array, scan: Scan) -> "Field":
         """Compute distances in the mask's box and 30 mm around it; further away they are those of the border.
 
-        The first and last slice of the mask are taken to go on: where a series or a range of slices ends is no
-        surface of an organ.
+        The first and last slice of the mask are taken to go on: the end of a series or of a range of slices is
+        no surface of an organ.
         """
         margin = [int(np.ceil(_SURROUNDINGS_MM / mm)) for mm in scan.spacing_mm]
         box = tuple(
@@ -184,7 +184,7 @@ def masks_of(volume: RealVolume) -> dict[str, Array]:
 
 
 def _abdominal_fat(volume: RealVolume) -> Array:
-    """Fat inside the wall, beside the organs and in front of their middle, in the lower half of their range."""
+    """Fat inside the wall, beside and in front of the organs' middle, in the lower half of their range."""
     organs = volume.labels > 0
     if not organs.any():
         return organs

@@ -1,9 +1,9 @@
 """Real CT as volumes of HU with organ masks, on the grid of a prepared data set: trunk crop, one size.
 
 Masks are given (CHAOS, TotalSegmentator) or found by brightness: the largest connected part of a box, chosen
-by eye, whose smoothed HU lie in a range. `organ_boxes.csv` holds box and range of each organ, whether its mask
-was right on every slice of the range (`keep`), whether it ends in the plane where the organ does (`whole`), and
-what was seen.
+by eye, whose smoothed HU lie in a range. `organ_boxes.csv` holds box and range of each organ, and what was
+seen: whether the mask lay inside the organ on every slice looked at (`keep`), and whether it ends in the plane
+where the organ does (`whole`).
 """
 
 import sys
@@ -87,7 +87,7 @@ def find_sources(ct: Path, scratch: Path) -> dict[str, SeriesSource]:
 def read_volumes(
     ct: Path, scratch: Path, size: int, boxes: Path = BOXES, patients: Sequence[str] = ()
 ) -> Iterator[RealVolume]:
-    """Read every series, or those of `patients`, that has given masks or a usable row in the table of boxes."""
+    """Read the series, all or those of `patients`, with given masks or a usable row in the table of boxes."""
     table = read_boxes(boxes)
     for patient, source in find_sources(ct, scratch).items():
         if patients and patient not in patients:
@@ -136,8 +136,8 @@ def grow(volume: RealVolume, row: Any) -> np.ndarray:
     """Find an organ in its box: bool (Z, size, size).
 
     Args:
-        row: `first`, `last` (slices, inclusive), `top`, `bottom`, `left`, `right` of the box (fractions of the
-            image), `low_hu`, `high_hu`.
+        row: `first`, `last` (slices, inclusive), `top`, `bottom`, `left`, `right` of the box (fractions of
+            the image), `low_hu`, `high_hu`.
     """
     size = volume.hu.shape[1]
     box = (
