@@ -41,8 +41,8 @@ class Field:
     def of_mask(cls, mask: Array, scan: Scan) -> "Field":
         """Compute distances in the mask's box and 30 mm around it; further away they are those of the border.
 
-        The first and last slice of the mask are taken to go on: the end of a series or of a range of slices is
-        no surface of an organ.
+        The first and last slice of the mask are taken to go on: the end of a series, or of a range of slices,
+        is no surface of an organ.
         """
         margin = [int(np.ceil(_SURROUNDINGS_MM / mm)) for mm in scan.spacing_mm]
         box = tuple(

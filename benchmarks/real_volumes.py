@@ -2,8 +2,8 @@
 
 Masks are given (CHAOS, TotalSegmentator) or found by brightness: the largest connected part of a box, chosen
 by eye, whose smoothed HU lie in a range. `organ_boxes.csv` holds box and range of each organ, and what was
-seen: whether the mask lay inside the organ on every slice looked at (`keep`), and whether it ends in the plane
-where the organ does (`whole`).
+seen: whether the mask lay inside the organ on every slice looked at (`keep`), and whether it ends in the
+plane where the organ does (`whole`).
 """
 
 import sys

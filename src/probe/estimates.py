@@ -5,7 +5,7 @@ fewer than `FEW` patients that is meaningless: draws of crops or blocks of slice
 `Estimate.over` records, and such an interval is valid for these patients only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Estimate:
     """value of a network that ignores its input"""
     trials: int
     patients: int
+    by_patient: dict[str, float] = field(default_factory=dict)
+    """the same figure of each patient alone"""
 
 
 def resampled_counts(units: int, seed: int) -> np.ndarray:
