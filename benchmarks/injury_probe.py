@@ -1,7 +1,7 @@
-"""Are injuries on real CT seen in an encoder's features? AUC per target, each patient by models of the others.
+"""Are injuries on real CT seen in an encoder's features? AUC per target, leaving patients out.
 
     python benchmarks/injury_probe.py --painted data/painted --first-weights package
-    python benchmarks/injury_probe.py --painted data/painted --first-weights runs/voco/plus/encoder.safetensors
+    python benchmarks/injury_probe.py --painted data/painted --first-weights runs/plus/encoder.safetensors
 
 `--painted` is what painted_injuries.py wrote. An injury is told from the same tile untouched, and from the
 same tile with a harmless edit, by a linear model of frozen features (`frozen`) and by the fine-tuned encoder
@@ -233,7 +233,7 @@ def measure_tuned(
 def fine_tune(
     network: GreyEncoder, tiles: InjuryTiles, seed: int, fold: int, settings: TuneSettings
 ) -> tuple[GreyEncoder, nn.Linear]:
-    """Train an encoder, in place, and a head with an output per target; every target is drawn equally often."""
+    """Train an encoder, in place, and a head with an output per target; targets are drawn equally often."""
     with torch_seed(seed, fold):
         head = nn.Linear(encoder_width(network.encoder), len(TARGETS))
     groups = [{"params": network.parameters()}, {"params": head.parameters(), "lr": settings.head_lr}]
