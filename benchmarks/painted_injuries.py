@@ -48,23 +48,23 @@ TEST_PATIENTS = ("chaos", "rsna")
 """Patients on whom nothing was tuned: neither sizes here nor any choice of the study."""
 
 LACERATIONS = {  # contrast as a share of the organ's HU
-    "laceration_low": LacerationSizes((1, 1), (12, 22), (3.0, 4.5), (-0.45, -0.25), False, (0, 0)),
-    "laceration_high": LacerationSizes((2, 3), (25, 45), (4.0, 6.5), (-0.7, -0.5), False, (0, 0)),
+    "laceration_low": LacerationSizes((1, 1), (16, 30), (4.0, 6.0), (-0.5, -0.3), False, (0, 0)),
+    "laceration_high": LacerationSizes((3, 4), (30, 55), (6.0, 9.0), (-0.7, -0.5), False, (0, 0)),
 }
-HAEMATOMA_MM = (7.0, 12.0)
-EXTRAVASATION = BleedingSizes((3.0, 5.0), (5.0, 8.0), (1.0, 1.0), (4.0, 8.0))
-EXTRAVASATION_HU = (50.0, 100.0)
+HAEMATOMA_MM = (9.0, 16.0)
+EXTRAVASATION = BleedingSizes((4.5, 7.5), (7.0, 11.0), (1.0, 1.0), (4.0, 8.0))
+EXTRAVASATION_HU = (70.0, 130.0)
 """Brightness above the organ's, also in series without contrast medium, where no reader would find one: the
 question is whether features show such a spot."""
 EXTRAVASATION_DEPTH_MM = (2.0, 15.0)
 RIM_PX = 1.6
 """Pixels at the surface of an organ that are partly fat, which a haematoma replaces, too."""
-FREE_GAS_MM = ((5.0, 10.0), (3.0, 5.0), (5.0, 10.0))
+FREE_GAS_MM = ((8.0, 16.0), (4.0, 7.0), (8.0, 16.0))
 CYST_HU = (0.0, 12.0)
 CONTRAST_HU = (8.0, 20.0)
 MORE_NOISE = (1.5, 2.5)
 
-_MIN_PIXELS = 6  # of the injury in its slice
+_MIN_PIXELS = 10  # of the injury in its slice
 _MIN_GREY = 4  # change of a pixel that counts
 _JITTER_PX = 5
 _TRIES = 12
@@ -80,7 +80,7 @@ class PaintOptions:
     patients: tuple[str, ...] = ()
     """only these patients; default: all"""
     examples: int = 16
-    """examples per patient, organ and target"""
+    """examples per patient, organ and target, twice as many of free gas"""
     size: int = 192
     """side of the slices in pixels"""
     seed: int = 0
@@ -136,7 +136,8 @@ def paint_volume(volume: RealVolume, count: int, seed: int) -> Iterator[Example]
             if place.can_show(target):
                 entropy = [zlib.crc32(text.encode()) for text in (volume.patient, name, target)]
                 rng = np.random.default_rng([seed, *entropy])
-                found = (place.paint(target, rng) for _ in range(count))
+                number = 2 * count if name == ABDOMEN else count  # the one place of its target
+                found = (place.paint(target, rng) for _ in range(number))
                 yield from (example for example in found if example is not None)
 
 
@@ -231,7 +232,7 @@ class Place:
             blood_hu = self.organ_hu + rng.uniform(*EXTRAVASATION_HU)
             bleed_actively(canvas, site, centre, blood_hu, 1.0, EXTRAVASATION)
         else:
-            centre = point_in_organ(body, self.name, rng, (1.0, 6.0))
+            centre = point_in_organ(body, self.name, rng, (2.0, 12.0))
             free_gas(canvas, site, centre, [rng.uniform(*span) for span in FREE_GAS_MM])
         return canvas.hu
 
