@@ -32,7 +32,7 @@ from src.core.files import write_json
 from src.core.log import format_table, say
 from src.nn.training import load_checkpoint
 from src.probe.__main__ import measure
-from src.probe.frozen import HeldOut, load_run
+from src.probe.frozen import HeldOut, load_encoder, load_run
 
 STAGES = ("data", "pretrain", "evaluate", "table")
 PLACING = "placing/standard/cross/projection"
@@ -91,8 +91,10 @@ class Measurement:
         path = self.path(work)
         if path.exists() and json.loads(path.read_text(encoding="utf-8"))["encoder"] == digest:
             return
-        net = load_run(self.run, self.seed if self.is_random else None)
-        held_out = HeldOut.open(self.data, net.options.windows, neighbours=net.neighbours)
+        net = load_run(self.run)
+        if self.is_random:
+            net = load_encoder("none", net.windows, net.tile, net.run.backbone, self.seed)
+        held_out = HeldOut.open(self.data, net.windows, neighbours=net.neighbours)
         figures, absent = measure(net, held_out, self.seed)
         named = {name: asdict(figure) for name, figure in figures.items()}
         write_json({"encoder": digest, "figures": named, "absent": absent}, path)

@@ -1,4 +1,4 @@
-"""The frozen network of a finished run, and the held-out series that it is evaluated on."""
+"""A frozen network, of a finished run or any encoder, and the held-out series that it is evaluated on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,13 @@ from src.core.runtime import torch_seed
 from src.data.doubtful import is_doubtful
 from src.data.prepared import PreparedDataset, as_channels
 from src.data.selection import Neighbours
+from src.nn.encoder import find_encoder_file
+from src.nn.first_weights import Source
 from src.nn.training import load_checkpoint
+from src.probe.options import TILE, NetworkOptions
 from src.voco.canvas import resize_plane
 from src.voco.crops import CropGrid
-from src.voco.model import VocoNet, VolumeVocoNet, build_network
+from src.voco.model import VocoNet, VolumeVocoNet, build_network, load_start
 from src.voco.options import VocoOptions
 
 GRID = 3
@@ -30,15 +33,20 @@ _IMAGES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class FrozenNet:
-    """A network in evaluation mode, loaded by `load_run`."""
+    """A network in evaluation mode with its input, loaded by `load_run` or `load_encoder`."""
 
-    options: VocoOptions
     network: VocoNet
-
-    @property
-    def neighbours(self) -> Neighbours:
-        """Slices that its input shows together with a slice."""
-        return Neighbours(self.options.neighbours, self.options.neighbour_mm)
+    weights: str
+    """description of its weights"""
+    tile: int
+    """side of its tiles in pixels"""
+    windows: tuple[str, ...]
+    slices: int
+    """slices of a crop of a 3D network; a 2D network averages over any number"""
+    neighbours: Neighbours = ALONE
+    """slices that its input shows together with a slice"""
+    run: VocoOptions | None = None
+    """options of its run; None for an encoder alone, which has no projection head"""
 
     @property
     def is_volume(self) -> bool:
@@ -52,21 +60,23 @@ class FrozenNet:
             crops: uint8 (K, T, tile, tile, C).
 
         Returns:
-            float32 `features` (K, width), pooled, and `projection` (K, projection) of the head.
+            float32 `features` (K, width), pooled, and, of a run, `projection` (K, projection) of its head.
 
         Raises:
             UserError: values that are not finite.
         """
         self.network.eval()
-        features, projections = [], []
+        parts: dict[str, list[torch.Tensor]] = {"features": [], "projection": []}
         with torch.inference_mode():
             for batch in self._batches(crops):
-                projection, pooled = self.network(batch)
-                features.append(pooled[0].float().cpu())
-                projections.append(projection[0].float().cpu())
-        embedded = {"features": torch.cat(features).numpy(), "projection": torch.cat(projections).numpy()}
+                projection, features = self.network(batch)
+                parts["features"].append(features[0].float().cpu())
+                parts["projection"].append(projection[0].float().cpu())
+        if self.run is None:
+            del parts["projection"]
+        embedded = {name: torch.cat(values).numpy() for name, values in parts.items()}
         if not all(np.isfinite(values).all() for values in embedded.values()):
-            raise UserError("the network gives values that are not finite: its run has failed")
+            raise UserError("the network gives values that are not finite: its training has failed")
         return embedded
 
     def _batches(self, crops: np.ndarray) -> list[torch.Tensor]:
@@ -76,15 +86,18 @@ class FrozenNet:
         return [part[None].to(device) for part in parts]  # (1, K, T, tile, tile, C)
 
 
-def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
-    """Load the teacher of a run, backbone and head, or its architecture with random weights.
+def load_network(options: NetworkOptions) -> FrozenNet:
+    """Load the network of `--run` or `--encoder`."""
+    if options.run:
+        return load_run(options.run)
+    return load_encoder(options.encoder, options.windows, options.tile, options.backbone, options.seed)
+
+
+def load_run(folder: Path) -> FrozenNet:
+    """Load the teacher of a run, backbone and head.
 
     A teacher that is only a head (large-scale VoCo) uses the student's backbone. BatchNorms normalise by
-    their running statistics, as in any later use. With random weights these are the initial 0 and 1, which
-    leave a network nearly linear: a stronger baseline than random weights with batch statistics of the crops.
-
-    Args:
-        random_seed: draw new weights from this seed instead.
+    their running statistics, as in any later use.
 
     Raises:
         UserError: no checkpoint of pre-training in `folder`, or one of another version.
@@ -102,16 +115,62 @@ def load_run(folder: Path, random_seed: int | None = None) -> FrozenNet:
         raise UserError(f"{path} was written by another version of train_voco.py ({error})") from None
     if len(set(options.windows_of_sets)) == 1:  # the windows of all sets; for a mixture, --windows
         options = replace(options, windows=options.windows_of_sets[0], set_windows=())
-    fresh = replace(options, micro_batch=0)
-    with torch_seed(random_seed or 0):
-        network = build_network(fresh)
-    if random_seed is None:
-        try:
-            network.load_state_dict(saved["student"] | saved["teacher"])
-        except RuntimeError as error:
-            raise UserError(f"{path} does not fit its backbone: {str(error).splitlines()[-1]}") from None
+    with torch_seed(0):
+        network = build_network(replace(options, micro_batch=0))
+    try:
+        network.load_state_dict(saved["student"] | saved["teacher"])
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit its backbone: {str(error).splitlines()[-1]}") from None
+    return replace(_freeze(network, options, f"teacher of {folder}"), run=options)
+
+
+def load_encoder(
+    source: Source,
+    windows: Sequence[str] = (),
+    tile: int = TILE,
+    backbone: str | None = None,
+    seed: int = 0,
+) -> FrozenNet:
+    """Load an encoder alone: of a file, ImageNet weights, or random weights.
+
+    The running statistics of BatchNorms of random weights are the initial 0 and 1, which leave a network
+    nearly linear: a stronger baseline than random weights with batch statistics of the crops.
+
+    Args:
+        source: an encoder file or another one that `load_first_weights` reads, imagenet, package or none.
+        windows: default: those that the file records, or soft.
+        tile: side of a tile in pixels, and depth of a 3D backbone's crops.
+        backbone: default: the one that the file records.
+        seed: of random weights.
+
+    Raises:
+        UserError: the weights cannot be loaded, or the backbone is not known.
+    """
+    about = find_encoder_file(source)
+    if about is None and backbone is None:
+        raise UserError(f"{source} is no encoder file, which would name its backbone: give --backbone")
+    options = VocoOptions(
+        data=(Path(),),
+        output=Path(),
+        backbone=backbone or about.name,
+        first_weights=source,
+        windows=tuple(windows) or (about.windows if about else ("soft",)),
+        neighbours=about.neighbours if about else 1,
+        neighbour_mm=about.neighbour_mm if about else 0.0,
+        tile=tile,
+        slices=tile,
+        projection=1,  # of a head without use
+    )
+    with torch_seed(seed):
+        network = build_network(options)
+    first = load_start(network, options)
+    return _freeze(network, options, f"random, seed {seed}" if first.report is None else str(first))
+
+
+def _freeze(network: VocoNet, options: VocoOptions, weights: str) -> FrozenNet:
     network.to("cuda" if torch.cuda.is_available() else "cpu").requires_grad_(False)
-    return FrozenNet(options, network)
+    neighbours = Neighbours(options.neighbours, options.neighbour_mm)
+    return FrozenNet(network, weights, options.tile, options.windows, options.slices, neighbours)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,21 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from src.core.targets import ORGANS
-from src.probe.estimates import FEW, Estimate, percentile_interval, ratio, resampled_counts
+from src.probe.estimates import (
+    FEW,
+    Estimate,
+    accuracy_estimate,
+    percentile_interval,
+    pooled_estimate,
+    ratio,
+    resampled_counts,
+)
 from src.probe.tiles import ProbeSet
 
 NEIGHBOURS = 20
@@ -45,7 +54,8 @@ def organ_estimates(tiles: ProbeSet, seed: int) -> tuple[dict[str, Estimate], di
     Each organ that is labelled in nearly every patient is a class; everything else, including other organs,
     is one more class. If some patients have only the liver labelled, this is liver against everything else.
     With fewer than `FEW` patients there is also `organ_within/<patient>/...`: all organs of one patient,
-    fitted on every other block of slices. Blocks touch, so this is easier than between patients.
+    fitted on every other block of slices. Blocks touch, so this is easier than between patients. And there
+    is `organ_auc/<organ>/<patient>` for every organ that several patients have, see `organ_auc`.
 
     Returns:
         The estimates, and the reason for each one that cannot be measured.
@@ -81,7 +91,55 @@ def organ_estimates(tiles: ProbeSet, seed: int) -> tuple[dict[str, Estimate], di
             estimates[f"organ_within/{patient}/{name}"] = _accuracy(
                 own_tiles, own_tiles.target, folds, fit, seed
             )
-    return estimates, absent
+    return estimates | (organ_auc(tiles, seed) if len(patients) < FEW else {}), absent
+
+
+def organ_auc(tiles: ProbeSet, seed: int) -> dict[str, Estimate]:
+    """AUC of tiles of an organ against all others of a patient, by a logistic fitted on the other patients.
+
+    Returns:
+        `organ_auc/<organ>/<tested patient>` for the patients of each organ that several have; the interval
+        resamples blocks of the patient's slices.
+    """
+    estimates = {}
+    for organ, label in ORGANS.items():
+        patients = [patient for patient, having in _organs_of(tiles).items() if label in having]
+        for patient in patients if len(patients) > 1 else ():
+            is_tested, is_organ = tiles.patient == patient, tiles.target == label
+            fitted = np.isin(tiles.patient, patients) & ~is_tested
+            if not all(len(np.unique(is_organ[rows])) == 2 for rows in (is_tested, fitted)):
+                continue
+            rng = np.random.default_rng(seed)
+            model = fit_on(tiles, is_organ.astype(np.int64), fitted, CLASSIFIERS["logistic"], rng)
+            score = model.decision_function(tiles.features[is_tested])
+            estimates[f"organ_auc/{organ}/{patient}"] = auc_estimate(
+                patient, score, is_organ[is_tested], tiles.block[is_tested], seed
+            )
+    return estimates
+
+
+def auc_estimate(
+    patient: str, score: np.ndarray, is_positive: np.ndarray, block: np.ndarray, seed: int
+) -> Estimate:
+    """AUC of the tiles of one patient, with its interval over blocks.
+
+    The AUC is the share of pairs of a positive and a negative tile that are in the right order. Pairs are
+    counted once for each pair of blocks; a resample weights these counts.
+    """
+    blocks, number = np.unique(block, return_inverse=True)
+    right, pairs = np.zeros((2, len(blocks), len(blocks)))  # of positives of a row's, negatives of a column's
+    for row, column in np.ndindex(pairs.shape):
+        chosen = is_positive & (number == row) | ~is_positive & (number == column)
+        positives = int(is_positive[chosen].sum())
+        pairs[row, column] = positives * (chosen.sum() - positives)
+        if pairs[row, column]:
+            area = roc_auc_score(is_positive[chosen], score[chosen])
+            right[row, column] = area * pairs[row, column]
+    counts = resampled_counts(len(blocks), seed)
+    resampled = ratio(((counts @ right) * counts).sum(axis=1), ((counts @ pairs) * counts).sum(axis=1))
+    low, high = percentile_interval(resampled)
+    value = float(roc_auc_score(is_positive, score))
+    return Estimate(value, low, high, "blocks", 0.5, len(score), patients=1, by_patient={patient: value})
 
 
 def height_estimates(slices: ProbeSet, seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:
@@ -106,8 +164,10 @@ def height_estimates(slices: ProbeSet, seed: int) -> tuple[dict[str, Estimate], 
         # per row: count, height, height squared, squared error, error in mm
         rows = np.stack([np.ones_like(true), true, true**2, error**2, error * slices.extent_mm], axis=1)
         chance_mm = float((np.abs(constant - true) * slices.extent_mm).mean())
-        estimates[f"z_position/{name}/r2"] = _pooled(slices, rows, _r2, 0.0, seed)
-        estimates[f"z_position/{name}/mae_mm"] = _pooled(slices, rows, _mean_mm, chance_mm, seed)
+        for kind, value_of, chance in (("r2", _r2, 0.0), ("mae_mm", _mean_mm, chance_mm)):
+            estimates[f"z_position/{name}/{kind}"] = pooled_estimate(
+                rows, slices.patient, slices.block, value_of, chance, seed
+            )
     return estimates, {}
 
 
@@ -124,18 +184,25 @@ def patient_folds(patient: np.ndarray, seed: int) -> list[Fold]:
 def predict(data: ProbeSet, target: np.ndarray, folds: list[Fold], fit: Fit, seed: int) -> np.ndarray:
     """Predict (M,) targets with models fitted without the row's own fold, on standardised features.
 
-    Integer targets are classes, and the same number of rows per class is used for fitting.
+    Integer targets are classes, see `fit_on`.
     """
     predicted = np.empty_like(target)
     rng = np.random.default_rng(seed)
     for fitted, tested in folds:
-        rows = rng.permutation(np.flatnonzero(fitted))
-        if np.issubdtype(target.dtype, np.integer):
-            classes, counts = np.unique(target[rows], return_counts=True)
-            rows = np.concatenate([rows[target[rows] == label][: counts.min()] for label in classes])
-        model = make_pipeline(StandardScaler(), fit(len(rows)))
-        predicted[tested] = model.fit(data.features[rows], target[rows]).predict(data.features[tested])
+        predicted[tested] = fit_on(data, target, fitted, fit, rng).predict(data.features[tested])
     return predicted
+
+
+def fit_on(
+    data: ProbeSet, target: np.ndarray, fitted: np.ndarray, fit: Fit, rng: np.random.Generator
+) -> Pipeline:
+    """Fit a model of targets (M,) on rows `fitted` (M,); of integer targets, on the same number per class."""
+    rows = rng.permutation(np.flatnonzero(fitted))
+    if np.issubdtype(target.dtype, np.integer):
+        classes, counts = np.unique(target[rows], return_counts=True)
+        rows = np.concatenate([rows[target[rows] == label][: counts.min()] for label in classes])
+    model = make_pipeline(StandardScaler(), fit(len(rows)))
+    return model.fit(data.features[rows], target[rows])
 
 
 def _can_fit(target: np.ndarray, folds: list[Fold]) -> bool:
@@ -143,42 +210,8 @@ def _can_fit(target: np.ndarray, folds: list[Fold]) -> bool:
 
 
 def _accuracy(data: ProbeSet, target: np.ndarray, folds: list[Fold], fit: Fit, seed: int) -> Estimate:
-    hits = predict(data, target, folds, fit, seed) == target
-    classes = np.unique(target)
-    of_class = target[:, None] == classes  # (M, classes)
-    rows = np.concatenate([of_class & hits[:, None], of_class], axis=1).astype(np.float64)
-    return _pooled(data, rows, _balanced_accuracy, 1 / len(classes), seed)
-
-
-def _pooled(
-    data: ProbeSet, rows: np.ndarray, value_of: Callable[[np.ndarray], np.ndarray], chance: float, seed: int
-) -> Estimate:
-    """An estimate from the column sums of `rows` (M, K), with its interval over patients or blocks of slices.
-
-    `value_of` maps sums (rounds, K) to values (rounds,).
-    """
-    patients = np.unique(data.patient)
-    few = len(patients) < FEW
-    # patient and block, because block numbers start from 0 in each patient
-    units = np.char.add(data.patient, np.char.mod(" %d", data.block)) if few else data.patient
-    _, unit = np.unique(units, return_inverse=True)
-    sums = np.zeros((unit.max() + 1, rows.shape[1]))
-    np.add.at(sums, unit, rows)
-    low, high = percentile_interval(value_of(resampled_counts(len(sums), seed) @ sums))
-    return Estimate(
-        value=float(value_of(sums.sum(axis=0, keepdims=True))[0]),
-        low=low,
-        high=high,
-        over="blocks" if few else "patients",
-        chance=chance,
-        trials=len(rows),
-        patients=len(patients),
-    )
-
-
-def _balanced_accuracy(sums: np.ndarray) -> np.ndarray:
-    hits, tiles = np.split(sums, 2, axis=1)  # (rounds, classes) each
-    return np.nanmean(ratio(hits, tiles), axis=1)
+    predicted = predict(data, target, folds, fit, seed)
+    return accuracy_estimate(predicted, target, data.patient, data.block, seed)
 
 
 def _r2(sums: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from src.core.log import progress
 from src.core.runtime import sample_rng
-from src.probe.estimates import FEW, Estimate, percentile_interval, ratio, resampled_counts
+from src.probe.estimates import FEW, Estimate, by_name, percentile_interval, ratio, resampled_counts
 from src.probe.frozen import GRID, FrozenNet, HeldOut, cut, grid_starts
 from src.voco.crops import overlap_labels
 from src.voco.dataset import open_dataset
@@ -31,23 +31,23 @@ SampleCrops = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 def standard_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
     """Sample crops of the 3 x 3 grid on whole slices of the middle half of a series."""
-    slices = net.options.slices if net.is_volume else SLICES
+    slices = net.slices if net.is_volume else SLICES
 
     def sample(row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
         return standard_crops(
-            held_out, row, draw, tile=net.options.tile, slices=slices, random_crops=RANDOM_CROPS, seed=seed
+            held_out, row, draw, tile=net.tile, slices=slices, random_crops=RANDOM_CROPS, seed=seed
         )
 
     return sample
 
 
 def own_sampler(net: FrozenNet, held_out: HeldOut, seed: int) -> SampleCrops:
-    """Sample crops as in the run, without changes of appearance and rotations.
+    """Sample crops as in the network's run, without changes of appearance and rotations.
 
     With several bases along the body, cross-patient labels are valid only if the scans cover the same
     region.
     """
-    dataset = open_dataset(plain_geometry(net.options, str(held_out.dataset.folder), seed))
+    dataset = open_dataset(plain_geometry(net.run, str(held_out.dataset.folder), seed))
     rows = held_out.series.index  # among all series that are not doubtful, as in the index of the data set
 
     def sample(row: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,8 +110,8 @@ class PlacedCrops(NamedTuple):
 
     features: np.ndarray
     """float32 (D, S, R + N, width)"""
-    projection: np.ndarray
-    """float32 (D, S, R + N, projection)"""
+    projection: np.ndarray | None
+    """float32 (D, S, R + N, projection); None of an encoder alone"""
     label: np.ndarray
     """float32 (D, S, R, N)"""
 
@@ -119,16 +119,15 @@ class PlacedCrops(NamedTuple):
 def embed_series(net: FrozenNet, sample: SampleCrops, series: int, name: str) -> PlacedCrops:
     """Embed every series' crops, in enough draws to reach `MIN_CROPS`."""
     draws = -(-MIN_CROPS // (series * RANDOM_CROPS))
-    features, projections, labels = [], [], []
+    parts: dict[str, list[np.ndarray]] = {}
     for number in progress(range(draws * series), desc=f"placing, {name}"):
         crops, label = sample(number % series, number // series)
-        embedded = net.embed(crops)
-        features.append(embedded["features"])
-        projections.append(embedded["projection"])
-        labels.append(label)
-    return PlacedCrops(
-        *(np.stack(part).reshape(draws, series, *part[0].shape) for part in (features, projections, labels))
-    )
+        for part, values in (net.embed(crops) | {"label": label}).items():
+            parts.setdefault(part, []).append(values)
+    stacked = {
+        part: np.stack(values).reshape(draws, series, *values[0].shape) for part, values in parts.items()
+    }
+    return PlacedCrops(stacked["features"], stacked.get("projection"), stacked["label"])
 
 
 def placing_estimates(placed: PlacedCrops, patient: np.ndarray, seed: int) -> dict[str, Estimate]:
@@ -142,15 +141,15 @@ def placing_estimates(placed: PlacedCrops, patient: np.ndarray, seed: int) -> di
         patient: (S,) patient of each series; a crop is not placed among other series of the same patient.
 
     Returns:
-        `<intra or cross>/<projection, features or features_centred>`; no cross for a single patient.
+        `<intra or cross>/<projection, features or features_centred>`; no cross for a single patient. By
+        patient, cross counts the patient's crops among the bases of all others.
     """
     centred = placed.features - placed.features.mean(axis=(0, 1, 2))
+    named = {"features": placed.features, "features_centred": centred}
+    if placed.projection is not None:
+        named["projection"] = placed.projection
     estimates = {}
-    for name, embeddings in (
-        ("projection", placed.projection),
-        ("features", placed.features),
-        ("features_centred", centred),
-    ):
+    for name, embeddings in named.items():
         hits = np.stack(
             [hits_by_pair(*draw) for draw in zip(embeddings, placed.label, strict=True)]
         )  # (D, S, S)
@@ -184,7 +183,7 @@ def hits_by_pair(embeddings: np.ndarray, label: np.ndarray) -> np.ndarray:
 def _shares(hits: np.ndarray, sizes: tuple[int, int], patient: np.ndarray, seed: int) -> dict[str, Estimate]:
     """Pool `hits` (D, S, S) of `sizes` crops among bases by patient: intra, and cross if there is any."""
     crops, bases = sizes
-    _, number = np.unique(patient, return_inverse=True)
+    names, number = np.unique(patient, return_inverse=True)
     member = np.eye(number.max() + 1)[number]  # (S, P)
     same_patient = number[:, None] == number[None, :]
     shares = {}
@@ -211,5 +210,6 @@ def _shares(hits: np.ndarray, sizes: tuple[int, int], patient: np.ndarray, seed:
             chance=1 / bases,
             trials=int(trials.sum()),
             patients=member.shape[1],
+            by_patient=by_name(names, ratio(by_patient.sum((0, 2)), trials.sum((0, 2)))),
         )
     return shares

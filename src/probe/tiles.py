@@ -63,22 +63,24 @@ def collect(net: FrozenNet, held_out: HeldOut, seed: int) -> tuple[ProbeSet, Pro
     ids = zip(series["patient_id"], series["series_id"], strict=True)
     has_masks = [held_out.dataset.has_masks(*pair) for pair in ids]
     per_organ = max(TILES, -(-MIN_TILES // max(1, sum(has_masks))))
-    tile = net.options.tile
     organ_parts, slice_parts = [], []
     for number in progress(range(len(series)), desc="probe"):
         stack = read_stack(net, held_out, series.iloc[number], count)
-        tiles = np.concatenate(
-            [cut(images, grid_starts(tile), tile) for images in stack.images]
-        )  # (9 S, T, ...)
-        features = net.embed(tiles)["features"].reshape(len(stack.indices), GRID**2, -1).mean(axis=1)
+        features = slice_features(net, stack.images)
         slice_parts.append(_label(features, stack.height, np.arange(len(stack.indices)), stack))
         if not has_masks[number]:
             continue
         rng = sample_rng(seed, 0, number)
         place, centre, organ = choose_centres(held_out, stack, per_organ, rng)
-        tiles = centred_tiles(stack.images, place, centre, tile)
+        tiles = centred_tiles(stack.images, place, centre, net.tile)
         organ_parts.append(_label(net.embed(tiles)["features"], organ, place, stack))
     return join(organ_parts), join(slice_parts)
+
+
+def slice_features(net: FrozenNet, images: np.ndarray) -> np.ndarray:
+    """Mean features of the nine tiles of slices: uint8 (S, T, 3 tiles, 3 tiles, C) -> float32 (S, width)."""
+    tiles = np.concatenate([cut(each, grid_starts(net.tile), net.tile) for each in images])  # (9 S, T, ...)
+    return net.embed(tiles)["features"].reshape(len(images), GRID**2, -1).mean(axis=1)
 
 
 def join(parts: Sequence[ProbeSet]) -> ProbeSet:
@@ -120,7 +122,7 @@ class SliceStack:
 def read_stack(net: FrozenNet, held_out: HeldOut, row: pd.Series, count: int) -> SliceStack:
     indices = even_indices(int(row["slices"]), min(count, int(row["slices"])))
     z_mm = held_out.dataset.z_mm(row["patient_id"], row["series_id"])
-    depth, side = net.options.slices if net.is_volume else 1, GRID * net.options.tile
+    depth, side = net.slices if net.is_volume else 1, GRID * net.tile
     voxel_mm = float(row["pixel_mm"]) * held_out.dataset.size / side
     shown = slice_neighbours(z_mm, indices, depth, voxel_mm)  # (S, T)
     images = held_out.read(row["patient_id"], row["series_id"], shown.ravel(), side)

@@ -55,7 +55,7 @@ def test_main_measures_every_method_and_random_weights(study):
     rows = read_rows(study)
     assert list(rows) == ["random weights, test_efficientnet", "v2", "plus", "v2, equal seconds"]
     for row in rows.values():
-        figure = row["figures"]["placing/standard/cross/projection"]
+        figure = row["figures"]["placing/standard/cross/features"]
         assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1 and figure["trials"] > 0
 
 

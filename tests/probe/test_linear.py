@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from src.probe.linear import REGRESSORS, height_estimates, organ_estimates, patient_folds, predict
+from src.probe.estimates import percentile_interval, resampled_counts
+from src.probe.linear import (
+    REGRESSORS,
+    auc_estimate,
+    height_estimates,
+    organ_auc,
+    organ_estimates,
+    patient_folds,
+    predict,
+)
 from src.probe.tiles import BLOCKS, ProbeSet, join
 
 NOISE = 0.1
@@ -77,6 +87,45 @@ def test_organ_estimates_count_rarely_labelled_organs_as_the_rest():
     assert (within.chance, within.trials, within.patients) == (pytest.approx(1 / 6), 6 * 24, 1)
     assert within.value == 1
     assert absent == {"organ_within/chaos": "fewer than two organs are labelled"}
+    aucs = [name for name in figures if name.startswith("organ_auc")]
+    assert aucs == ["organ_auc/liver/chaos", "organ_auc/liver/total"]  # the other organs have one patient
+
+
+def test_organ_auc_is_measured_only_for_few_patients():
+    figures, _ = organ_estimates(organ_tiles(dict.fromkeys(names(5), (0, 1))), seed=0)
+    assert set(figures) == {"organ/logistic", "organ/knn"}
+
+
+def test_organ_auc_fits_on_the_other_patients():
+    """Perfect between patients that are alike; of features of the patient it is far from perfect."""
+    patients = dict.fromkeys(names(3), (0, 1, 2))
+    perfect = organ_auc(organ_tiles(patients), seed=0)
+    assert len(perfect) == 6
+    for name, figure in perfect.items():
+        assert (figure.value, figure.chance, figure.over) == (1, 0.5, "blocks")
+        assert figure.by_patient == {name.rpartition("/")[2]: 1} and figure.trials == 3 * 24
+    confused = organ_auc(organ_tiles(patients, told_by="patient"), seed=0)
+    assert min(figure.value for figure in confused.values()) < 0.9
+
+
+def test_auc_estimate_resamples_blocks():
+    rng = np.random.default_rng(0)
+    is_positive, block = rng.random(200) < 0.3, np.repeat(np.arange(5), 40)
+    score = np.round(is_positive + rng.normal(0, 1, 200), 1)  # with ties
+    figure = auc_estimate("a", score, is_positive, block, seed=3)
+    assert figure.value == pytest.approx(roc_auc_score(is_positive, score))
+    resampled = [
+        roc_auc_score(is_positive, score, sample_weight=counts[block]) for counts in resampled_counts(5, 3)
+    ]
+    assert (figure.low, figure.high) == pytest.approx(percentile_interval(np.array(resampled)))
+
+
+def test_organ_estimates_hold_the_value_of_each_patient():
+    """Equal numbers of tiles per class: the mean over patients is the figure."""
+    tiles = organ_tiles(dict.fromkeys(names(6), (0, 1, 2)), told_by="patient")
+    figure = organ_estimates(tiles, seed=0)[0]["organ/knn"]
+    assert list(figure.by_patient) == names(6)
+    assert np.mean(list(figure.by_patient.values())) == pytest.approx(figure.value)
 
 
 def test_organ_estimates_exclude_patients_without_a_common_organ():

@@ -14,6 +14,8 @@ from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset
 from src.phantom import __main__ as phantom
 from src.probe import __main__ as probe
+from src.probe.options import NetworkOptions
+from tests.helpers.encoder_files import write_encoder
 from tests.helpers.voco_runs import write_frozen_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +63,7 @@ def test_measure_names_every_figure_with_trials_chance_and_interval(held_out, fo
     for name, figure in found["figures"].items():
         assert figure["patients"] == 5 and figure["over"] == "patients"
         assert figure["low"] <= figure["value"] <= figure["high"]
+        assert len(figure["by_patient"]) == 5
         if name.startswith("placing"):
             assert figure["chance"] == pytest.approx(1 / 9)
             assert figure["trials"] == 8 * draws * (pairs if "cross" in name else len(series))
@@ -70,22 +73,51 @@ def test_measure_names_every_figure_with_trials_chance_and_interval(held_out, fo
 def test_main_prints_the_same_figures_again(held_out, run, found, tmp_path, capsys):
     assert run_probe(held_out, run, tmp_path / "out.json") == found
     table = capsys.readouterr().out
-    assert all(name in table for name in found["figures"])
+    assert all(name in table for name in found["figures"]) and "by_patient" not in table
 
 
-def test_main_measures_a_3d_network_with_random_weights(held_out, tmp_path):
+def test_main_measures_a_3d_network(held_out, tmp_path):
     folder = write_frozen_run(tmp_path / "run", backbone="resnet10_3d", tile=16)
-    found = run_probe(held_out, folder, tmp_path / "out.json", "--patients", "2", "--random-weights")
-    assert set(found["figures"]) >= {*PLACING, *ORGAN, *Z_POSITION} and found["weights"] == "random"
+    found = run_probe(held_out, folder, tmp_path / "out.json", "--patients", "2")
+    assert set(found["figures"]) >= {*PLACING, *ORGAN, *Z_POSITION}
+
+
+def test_main_measures_an_encoder_by_its_features(held_out, tmp_path, capsys):
+    """Without a run there is no head and no geometry of its own; the file names the patients it has seen."""
+    seen = PreparedDataset.open(held_out).series["patient_id"].iloc[0]
+    write_encoder(tmp_path / "encoder.safetensors", patients=(seen,))
+    output = tmp_path / "out.json"
+    source = ["--encoder", str(tmp_path / "encoder.safetensors"), "--tile", "16"]
+    probe.main(["--data", str(held_out), "--json", str(output), *source])
+    figures = json.loads(output.read_text())["figures"]
+    features = [name for name in PLACING if "standard" in name and "features" in name]
+    assert list(figures) == [*features, *ORGAN, *Z_POSITION]
+    assert f"the network has seen 1 of 5 patients ({seen})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("", "either --run or --encoder"),
+        ("--run a --encoder none", "either --run or --encoder"),
+        ("--run a --tile 32", "--tile is for --encoder"),
+        ("--run a --windows soft", "--windows is for --encoder"),
+        ("--encoder none", "none is no encoder file, which would name its backbone: give --backbone"),
+    ],
+)
+def test_main_refuses_wrong_sources(held_out, given, message):
+    with pytest.raises(UserError, match=message):
+        probe.main(["--data", str(held_out), *given.split()])
 
 
 def test_warn_of_seen_names_the_patients(held_out, tmp_path, capsys):
     folder = write_frozen_run(tmp_path / "run")
     series = PreparedDataset.open(held_out).series
-    probe.warn_of_seen(folder, series)
+    options = NetworkOptions(run=folder)
+    probe.warn_of_seen(options, series)
     assert capsys.readouterr().err == ""
     series.tail(1).to_csv(folder / "patients.csv", index=False)
-    probe.warn_of_seen(folder, series)
+    probe.warn_of_seen(options, series)
     assert f"has seen 1 of 5 patients ({series['patient_id'].iloc[-1]})" in capsys.readouterr().err
 
 
@@ -135,6 +167,8 @@ def test_main_measures_real_ct(tmp_path):
     assert figures["placing/standard/cross/projection"]["over"] == "draws"
     assert figures["probe/organ/logistic"]["chance"] == 0.5  # liver against the rest
     assert figures["probe/organ_within/totalsegmentator/knn"]["chance"] == pytest.approx(1 / 6)
+    for patient in ("chaos", "totalsegmentator"):
+        assert figures[f"probe/organ_auc/liver/{patient}"]["chance"] == 0.5
     assert figures["probe/z_position/ridge/r2"]["patients"] == 3
     with pytest.raises(UserError, match="has no window organ"):
         run_probe(tmp_path / "ct", write_frozen_run(tmp_path / "more"), tmp_path / "out.json")

@@ -87,6 +87,21 @@ def test_placing_estimates_centre_the_features():
     assert abs(figures["cross/features_centred"].value - 0.5) < abs(figures["cross/features"].value - 0.5)
 
 
+def test_placing_estimates_hold_the_value_of_each_patient():
+    """Crops of the first of three patients are always right, of the others never."""
+    figures = placing_estimates(placed(np.array([[0] * 4, [1] * 4, [1] * 4])), np.array(list("abc")), seed=0)
+    for kind in ("intra", "cross"):
+        assert figures[f"{kind}/projection"].by_patient == {"a": 1, "b": 0, "c": 0}
+
+
+def test_placing_estimates_of_an_encoder_alone_have_no_projection():
+    alone = placed(np.zeros((3, 4), dtype=int))._replace(projection=None)
+    figures = placing_estimates(alone, np.array(list("abc")), seed=0)
+    assert set(figures) == {
+        f"{kind}/{name}" for kind in ("intra", "cross") for name in ("features", "features_centred")
+    }
+
+
 def test_placing_intervals_resample_patients_not_crops():
     """Half of the patients are always right: 8 patients say little, however many crops each has."""
     at = np.repeat([[0], [1]] * 4, 100, axis=1)

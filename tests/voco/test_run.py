@@ -275,7 +275,7 @@ def test_export_records_the_windows_of_the_sets(anatomy, tmp_path, set_windows, 
     options = dataclasses.replace(options, data=data, set_windows=set_windows)
     pretrain(options)
     assert read_encoder_file(encoder_of(options)).windows == written
-    assert load_run(tmp_path).options.windows == measured
+    assert load_run(tmp_path).windows == measured
 
 
 def test_pretrain_anew_removes_files_of_the_old_run(anatomy, tmp_path, monkeypatch):
