@@ -64,7 +64,7 @@ def test_load_encoder_gives_3d_backbones_as_many_slices_as_pixels():
 
 
 def test_load_encoder_needs_a_backbone(run):
-    with pytest.raises(UserError, match="last.pt is no encoder file, .* give --backbone"):
+    with pytest.raises(UserError, match="is no encoder file, which would name its backbone"):
         load_encoder(run / "last.pt")
 
 
