@@ -22,7 +22,7 @@ import pandas as pd
 from src.core.config import check_range, parse_options, plain_options
 from src.core.errors import exit_on_user_error
 from src.core.files import require_writable, write_json
-from src.core.log import format_table, say, warn
+from src.core.log import say, warn
 from src.data.doubtful import is_doubtful
 from src.probe.options import NetworkOptions
 
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.json:
         require_writable(options.json)
     # imported here, so that --help and errors in options do not wait for torch
+    from src.probe.estimates import format_estimates
     from src.probe.frozen import HeldOut, load_network
 
     net = load_network(options)
@@ -66,10 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     warn_of_seen(options, held_out.series)
     start = time.monotonic()
     estimates, absent = measure(net, held_out, options.seed)
-    rows = [{"figure": name, **asdict(estimate)} for name, estimate in estimates.items()]
-    for row in rows:
-        del row["by_patient"]
-    say(f"\n{format_table(rows, digits=3)}\n")
+    say(f"\n{format_estimates(estimates)}\n")
     for name, reason in absent.items():
         say(f"{name} cannot be measured: {reason}")
     say(f"{time.monotonic() - start:.0f} s")

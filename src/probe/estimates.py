@@ -5,10 +5,12 @@ fewer than `FEW` patients that is meaningless: draws of crops or blocks of slice
 `Estimate.over` records, and such an interval is valid for these patients only.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
+
+from src.core.log import format_table
 
 ROUNDS = 1000
 LEVEL = 0.95
@@ -63,52 +65,12 @@ def paired_difference(a: Estimate, b: Estimate, seed: int) -> Difference | None:
     return Difference(float(gaps.mean()), low, high, len(gaps))
 
 
-def pooled_estimate(
-    rows: np.ndarray,
-    patient: np.ndarray,
-    block: np.ndarray,
-    value_of: Callable[[np.ndarray], np.ndarray],
-    chance: float,
-    seed: int,
-) -> Estimate:
-    """Return an estimate from column sums, with its interval over patients or blocks of slices.
-
-    Args:
-        rows: (M, K), one row per trial.
-        patient: (M,) patient_id.
-        block: (M,) number of the block in its patient.
-        value_of: maps sums (rounds, K) to values (rounds,).
-    """
-    names, number = np.unique(patient, return_inverse=True)
-    few = len(names) < FEW
-    # patient and block, because block numbers start from 0 in each patient
-    unit = np.unique(np.stack([number, block]), axis=1, return_inverse=True)[1].ravel() if few else number
-    units = _sum_by(unit, rows)
-    low, high = percentile_interval(value_of(resampled_counts(len(units), seed) @ units))
-    return Estimate(
-        value=float(value_of(rows.sum(axis=0, keepdims=True))[0]),
-        low=low,
-        high=high,
-        over="blocks" if few else "patients",
-        chance=chance,
-        trials=len(rows),
-        patients=len(names),
-        by_patient=by_name(names, value_of(_sum_by(number, rows))),
-    )
-
-
-def accuracy_estimate(
-    predicted: np.ndarray, target: np.ndarray, patient: np.ndarray, block: np.ndarray, seed: int
-) -> Estimate:
-    """Return the balanced accuracy: the mean over classes of the share of their rows predicted correctly.
-
-    A patient's own value is the mean over the classes that the patient has.
-    """
-    classes = np.unique(target)
-    of_class = target[:, None] == classes  # (M, classes)
-    hits = of_class & (predicted == target)[:, None]
-    rows = np.concatenate([hits, of_class], axis=1).astype(np.float64)
-    return pooled_estimate(rows, patient, block, _balanced_accuracy, 1 / len(classes), seed)
+def format_estimates(estimates: Mapping[str, Estimate]) -> str:
+    """Return a table of estimates, without the values of each patient."""
+    rows = [{"figure": name, **asdict(estimate)} for name, estimate in estimates.items()]
+    for row in rows:
+        del row["by_patient"]
+    return format_table(rows, digits=3)
 
 
 def by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:
@@ -138,15 +100,3 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """`numerator / denominator`, NaN where the denominator is 0."""
     safe = np.where(denominator > 0, denominator, 1)
     return np.where(denominator > 0, numerator / safe, np.nan)
-
-
-def _sum_by(unit: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Sum rows (M, K) of the same unit (M,): (units, K)."""
-    sums = np.zeros((unit.max() + 1, rows.shape[1]))
-    np.add.at(sums, unit, rows)
-    return sums
-
-
-def _balanced_accuracy(sums: np.ndarray) -> np.ndarray:
-    hits, trials = np.split(sums, 2, axis=1)  # (rounds, classes) each
-    return np.nanmean(ratio(hits, trials), axis=1)

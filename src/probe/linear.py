@@ -10,21 +10,13 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from src.core.targets import ORGANS
-from src.probe.estimates import (
-    FEW,
-    Estimate,
-    accuracy_estimate,
-    percentile_interval,
-    pooled_estimate,
-    ratio,
-    resampled_counts,
-)
+from src.probe.estimates import FEW, Estimate, ratio
+from src.probe.pooling import accuracy_estimate, auc_estimate, pooled_estimate
 from src.probe.tiles import ProbeSet
 
 NEIGHBOURS = 20
@@ -105,41 +97,18 @@ def organ_auc(tiles: ProbeSet, seed: int) -> dict[str, Estimate]:
     for organ, label in ORGANS.items():
         patients = [patient for patient, having in _organs_of(tiles).items() if label in having]
         for patient in patients if len(patients) > 1 else ():
-            is_tested, is_organ = tiles.patient == patient, tiles.target == label
+            is_tested, is_organ = tiles.patient == patient, (tiles.target == label).astype(np.int64)
             fitted = np.isin(tiles.patient, patients) & ~is_tested
-            if not all(len(np.unique(is_organ[rows])) == 2 for rows in (is_tested, fitted)):
+            if not _can_fit(is_organ, [(fitted, is_tested), (is_tested, fitted)]):
                 continue
-            rng = np.random.default_rng(seed)
-            model = fit_on(tiles, is_organ.astype(np.int64), fitted, CLASSIFIERS["logistic"], rng)
-            score = model.decision_function(tiles.features[is_tested])
+            model = fit_on(tiles, is_organ, fitted, CLASSIFIERS["logistic"], np.random.default_rng(seed))
+            tested = tiles.take(is_tested)
+            score = model.decision_function(tested.features)[:, None]
+            is_positive = (tested.target == label)[:, None]
             estimates[f"organ_auc/{organ}/{patient}"] = auc_estimate(
-                patient, score, is_organ[is_tested], tiles.block[is_tested], seed
+                score, is_positive, tested.patient, tested.block, seed
             )
     return estimates
-
-
-def auc_estimate(
-    patient: str, score: np.ndarray, is_positive: np.ndarray, block: np.ndarray, seed: int
-) -> Estimate:
-    """AUC of the tiles of one patient, with its interval over blocks.
-
-    The AUC is the share of pairs of a positive and a negative tile that are in the right order. Pairs are
-    counted once for each pair of blocks; a resample weights these counts.
-    """
-    blocks, number = np.unique(block, return_inverse=True)
-    right, pairs = np.zeros((2, len(blocks), len(blocks)))  # of positives of a row's, negatives of a column's
-    for row, column in np.ndindex(pairs.shape):
-        chosen = is_positive & (number == row) | ~is_positive & (number == column)
-        positives = int(is_positive[chosen].sum())
-        pairs[row, column] = positives * (chosen.sum() - positives)
-        if pairs[row, column]:
-            area = roc_auc_score(is_positive[chosen], score[chosen])
-            right[row, column] = area * pairs[row, column]
-    counts = resampled_counts(len(blocks), seed)
-    resampled = ratio(((counts @ right) * counts).sum(axis=1), ((counts @ pairs) * counts).sum(axis=1))
-    low, high = percentile_interval(resampled)
-    value = float(roc_auc_score(is_positive, score))
-    return Estimate(value, low, high, "blocks", 0.5, len(score), patients=1, by_patient={patient: value})
 
 
 def height_estimates(slices: ProbeSet, seed: int) -> tuple[dict[str, Estimate], dict[str, str]]:

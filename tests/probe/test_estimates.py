@@ -1,9 +1,9 @@
-"""Intervals, values of each patient, and paired differences."""
+"""Differences of two networks, paired by patient."""
 
 import numpy as np
 import pytest
 
-from src.probe.estimates import Estimate, accuracy_estimate, paired_difference
+from src.probe.estimates import Estimate, paired_difference
 
 
 def estimate(values: list[float]) -> Estimate:
@@ -30,24 +30,3 @@ def test_paired_difference_needs_five_patients():
 def test_paired_difference_refuses_other_patients():
     with pytest.raises(ValueError, match="different patients"):
         paired_difference(estimate([0.5] * 6), estimate([0.4] * 5), seed=0)
-
-
-def test_accuracy_estimate_averages_over_classes():
-    """Patient a has both classes, the others one; the pooled value weights the two classes equally."""
-    patient = np.array(list("aaaabcdef"))
-    target = np.array([0, 0, 0, 1, 0, 0, 0, 0, 1])
-    predicted = np.array([0, 0, 1, 1, 0, 0, 0, 1, 0])
-    found = accuracy_estimate(predicted, target, patient, np.zeros(9, dtype=int), seed=0)
-    assert found.value == pytest.approx((5 / 7 + 1 / 2) / 2) and found.chance == 0.5
-    assert found.by_patient == {"a": pytest.approx(5 / 6), "b": 1, "c": 1, "d": 1, "e": 0, "f": 0}
-    assert (found.trials, found.patients, found.over) == (9, 6, "patients")
-
-
-def test_accuracy_estimate_of_few_patients_resamples_blocks_of_each():
-    """Blocks of the same number in two patients are different blocks."""
-    patient, block = np.repeat(["a", "b"], 20), np.tile(np.arange(20) // 10, 2)
-    target = np.tile([0, 1], 20)
-    predicted = np.where((patient == "a") & (block == 0), 1 - target, target)  # one of four blocks is wrong
-    found = accuracy_estimate(predicted, target, patient, block, seed=0)
-    assert found.over == "blocks" and found.value == 0.75
-    assert found.low == pytest.approx(0.25, abs=0.26) and found.high == 1

@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
-from src.probe.estimates import percentile_interval, resampled_counts
 from src.probe.linear import (
     REGRESSORS,
-    auc_estimate,
     height_estimates,
     organ_auc,
     organ_estimates,
@@ -106,18 +103,6 @@ def test_organ_auc_fits_on_the_other_patients():
         assert figure.by_patient == {name.rpartition("/")[2]: 1} and figure.trials == 3 * 24
     confused = organ_auc(organ_tiles(patients, told_by="patient"), seed=0)
     assert min(figure.value for figure in confused.values()) < 0.9
-
-
-def test_auc_estimate_resamples_blocks():
-    rng = np.random.default_rng(0)
-    is_positive, block = rng.random(200) < 0.3, np.repeat(np.arange(5), 40)
-    score = np.round(is_positive + rng.normal(0, 1, 200), 1)  # with ties
-    figure = auc_estimate("a", score, is_positive, block, seed=3)
-    assert figure.value == pytest.approx(roc_auc_score(is_positive, score))
-    resampled = [
-        roc_auc_score(is_positive, score, sample_weight=counts[block]) for counts in resampled_counts(5, 3)
-    ]
-    assert (figure.low, figure.high) == pytest.approx(percentile_interval(np.array(resampled)))
 
 
 def test_organ_estimates_hold_the_value_of_each_patient():
