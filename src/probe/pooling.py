@@ -77,7 +77,7 @@ def auc_estimate(
     units, over = _units(patient, block)
     counts = resampled_counts(units.shape[1], seed)
     shares, resampled = np.zeros(score.shape), []
-    for number, (own, positive) in enumerate(zip(score.T, is_positive.T, strict=True)):
+    for number, (own, positive) in enumerate(zip(np.float64(score.T), is_positive.T, strict=True)):
         above = own[positive, None] - own[~positive]  # (positives, negatives)
         right = np.heaviside(above, 0.5)
         shares[positive, number] = right.mean(axis=1)
