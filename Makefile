@@ -24,7 +24,7 @@ demo-folds-0-2-4 demo-folds-1-3: demo-folds-%:
 
 # What pre-training, unlabelled scans and each feature of the classifier are worth. Hours on two cores; it continues where it stopped.
 study: $(READY)
-	python benchmarks/representation_study.py --work data/study --jobs 2 --json data/study/representation.json
+	python benchmarks/presets_study.py --work data/study --jobs 2 --json data/study/presets.json
 	python benchmarks/transfer_study.py --work data/study --jobs 2 --json data/study/transfer.json
 	python benchmarks/segmentation_study.py --work data/seg_study --jobs 2 --json data/seg_study/segmentation.json
 	python benchmarks/classifier_study.py --work data/cls_study --jobs 2 --json data/cls_study/classifier.json

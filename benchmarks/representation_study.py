@@ -1,227 +1,261 @@
-"""Does pre-training learn, and is the representation better? Every method, several seeds, volumes never seen.
+"""What is 2D-VoCo worth on real CT? Pre-training methods, first weights and rivals on one backbone.
 
-    python benchmarks/representation_study.py --work data/study --json representation.json
-    python benchmarks/representation_study.py --work data/study --stage evaluate table --sets data/real
+    python benchmarks/representation_study.py --work data/representation --ct CT --jobs 2
+    python benchmarks/representation_study.py --work data/representation --ct CT --rows plus --seeds 0
+    python benchmarks/representation_study.py --table
 
-Stages, each of which keeps what is finished, so that the same command continues a study that was killed:
+Every row and seed is a piece of its own: a file in --pieces with its figures, command, seconds and digests of
+code and data. Stages keep what is finished, so that the same command continues a study that was killed:
 
-    data      the phantoms of transfer_study.py, which shares its folder and its encoders with this study
-    pretrain  train_voco.py for each preset and seed at the preset's steps (equal steps), and again with as
-              many steps as take as long as --seconds-of does (equal seconds)
-    evaluate  placing and probes of src/probe on the phantoms with segmentations and on --sets, of
-              every encoder and of random weights
-    table     mean and spread over seeds, and differences to the first preset, paired by seed
+    data      12 real series and 100 phantoms to pre-train on, real CT of other patients to measure on, the
+              phantoms of transfer_study.py
+    pretrain  train_voco.py and the rivals of rivals.py, 700 steps of about 516 tiles of 64 px
+    measure   placing, organs and body regions on real CT, by frozen features, also after 100 and 300 steps;
+              injuries painted into organs of real CT, by frozen and by fine-tuned features
+    classify  train_cls.py on phantoms, from 10 % and from all of the labels
+    table     all pieces, whoever made them; --table prints it alone
+
+`--ct` is the folder that real_ct.py takes, with series/ (NIfTI) and slices/ (single slices) in it.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import painted_injuries
 import pandas as pd
+import study_sets
 from harness import run_main
+from injury_probe import GreyEncoder, measure_injuries, measure_tuned, read_tiles
 from joblib import Parallel, delayed
+from region_probe import measure_regions
+from representation_rows import ALL_ROWS, BACKBONE, ROWS, TILE, WINDOWS, make_data, pretraining
+from representation_tables import show_pieces
 from study import Piece, StudyOptions, make_all, run_stages
-from study_sets import SIZE, Start, make_data, pretraining
-from study_table import difference_rows, mean_rows
+from task_probe import measure_task, score_parts
 
+from src.core.config import ROOT
 from src.core.errors import UserError
-from src.core.files import write_json
-from src.core.log import format_table, say
-from src.nn.training import load_checkpoint
+from src.core.files import whole_folder, write_json
+from src.core.log import say
 from src.probe.__main__ import measure
-from src.probe.frozen import HeldOut, load_encoder, load_run
+from src.probe.frozen import FrozenNet, HeldOut, load_encoder
 
-STAGES = ("data", "pretrain", "evaluate", "table")
-PLACING = "placing/standard/cross/projection"
-SHOWN = {
-    PLACING: "cross-patient placing",
-    "placing/standard/cross/features": "by features",
-    "placing/standard/cross/features_centred": "by centred features",
-    "placing/standard/intra/projection": "inside a patient",
-    "probe/organ/logistic": "organ, linear",
-    "probe/organ/knn": "organ, k-NN",
-    "probe/z_position/ridge/r2": "height, R2",
-    "probe/z_position/ridge/mae_mm": "height, error mm",
-}
-"""Figures of the tables; the JSON holds all."""
+STAGES = ("data", "pretrain", "measure", "classify", "table")
+PIECES = ROOT / "docs" / "studies" / "representation"
+EARLIER = (100, 300)
+"""Steps after which the cheap figures are measured as well, before the last."""
+LINEAR_SHARES, TUNED_SHARES = (0.05, 0.25), (0.1, 1.0)
+"""Shares of the phantoms' labels for linear models on frozen features, and for whole classifiers."""
+CLASSIFIER, TASK_SIZE = "configs/cls/study_lite0.yaml", 108
+PAINTED = "painted"
+"""Folder of --work for the examples of painted_injuries.py."""
+CODE = ("src/core", "src/data", "src/nn", "src/voco", "src/probe", "src/cls", "src/seg", "benchmarks")
+"""Folders whose files decide the figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepresentationOptions(StudyOptions):
-    stage: tuple[Literal["data", "pretrain", "evaluate", "table"], ...] = STAGES
-    """stages to run, always in this order"""
-    presets: tuple[str, ...] = ("v2_small", "v1_small", "plus_small", "3d_small")
-    """presets in configs/voco, or paths; the others are compared with the first"""
-    seconds_of: str = "plus_small"
-    """preset whose time the others get in the comparison at equal seconds"""
-    unlabelled: int = 400
-    """patients to pre-train on"""
-    sets: tuple[Path, ...] = ()
-    """further prepared sets to measure on, such as the one of real_ct.py"""
+    work: Path = Path("data/representation")
+    """folder of data, encoders and classifiers, which are not part of the project"""
+    ct: Path | None = None
+    """folder of public CT as real_ct.py takes it, with series/ and slices/; needed by data and measure"""
+    rows: tuple[str, ...] = tuple(ROWS)
+    """names of rows, also ablation-0 to ablation-6"""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """one run of everything each"""
+    """seeds of every row; a row that has fewer is made for those"""
+    pieces: Path = PIECES
+    """folder of the pieces"""
+    stage: tuple[Literal["data", "pretrain", "measure", "classify", "table"], ...] = STAGES
+    """stages to run, always in this order"""
+    table: bool = False
+    """print the tables of --pieces and do nothing else"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seconds_of not in self.presets:
-            raise ValueError(f"--seconds-of {self.seconds_of} is not among --presets")
+        for name in self.rows:
+            if name not in ALL_ROWS:
+                raise ValueError(f"--rows has no {name}, only {' '.join(ALL_ROWS)}")
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One network on one set, measured once and kept."""
-
-    method: str
-    """name of the row in the table"""
-    seed: int
-    run: Path
-    data: Path
-    is_random: bool = False
-
-    def path(self, work: Path) -> Path:
-        weights = "random" if self.is_random else "teacher"
-        return work / "figures" / f"{self.run.name}-{weights}-{self.data.name}.json"
-
-    def make(self, work: Path) -> None:
-        """Measure, unless that was done on the same weights."""
-        digest = hashlib.sha256((self.run / "encoder.safetensors").read_bytes()).hexdigest()
-        path = self.path(work)
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["encoder"] == digest:
-            return
-        net = load_run(self.run)
-        if self.is_random:
-            net = load_encoder("none", net.windows, net.tile, net.run.backbone, self.seed)
-        held_out = HeldOut.open(self.data, net.windows, neighbours=net.neighbours)
-        figures, absent = measure(net, held_out, self.seed)
-        named = {name: asdict(figure) for name, figure in figures.items()}
-        write_json({"encoder": digest, "figures": named, "absent": absent}, path)
-
-    def read(self, work: Path) -> dict[str, Any] | None:
-        """Figures by name, each with `value` and its interval; None if they were not measured."""
-        path = self.path(work)
-        return json.loads(path.read_text(encoding="utf-8"))["figures"] if path.exists() else None
-
-    def costs(self) -> dict[str, float]:
-        """Steps of the pre-training, and the seconds of these steps, those before a resumption included."""
-        saved = {} if self.is_random else load_checkpoint(self.run / "last.pt")
-        return {"steps": saved.get("step", 0), "seconds": saved.get("seconds")}
+    def planned(self) -> list[tuple[str, int]]:
+        """Rows and seeds, seed by seed, so that an unfinished study compares like with like."""
+        return [(row, seed) for seed in self.seeds for row in self.rows if seed in ALL_ROWS[row].seeds]
 
 
 def main(options: RepresentationOptions) -> dict[str, Any] | None:
+    if options.table:
+        return show_pieces(options.pieces)
     stages = {
-        "data": lambda: make_data(options.work, SIZE),
-        "pretrain": lambda: pretrain(options),
-        "evaluate": lambda: evaluate(options, plan_measurements(options)),
-        "table": lambda: show(options, plan_measurements(options)),
+        "data": lambda: prepare_sets(options),
+        "pretrain": lambda: make_all("pretrain", plan_pretraining(options), options.jobs),
+        "measure": lambda: measure_all(options),
+        "classify": lambda: classify(options),
+        "table": lambda: show_pieces(options.pieces),
     }
     return run_stages(options, stages)
 
 
-def pretrain(options: RepresentationOptions) -> None:
-    equal_steps = plan_equal_steps(options)
-    make_all("pretrain", equal_steps, options.jobs)
-    make_all("pretrain", plan_equal_seconds(options, equal_steps), options.jobs)
+def prepare_sets(options: RepresentationOptions) -> None:
+    make_data(options.work, require_ct(options))
+    if not (options.work / PAINTED).is_dir():
+        with whole_folder(options.work / PAINTED) as partial:
+            painted_injuries.main(["--ct", str(options.ct), "--output", str(partial)])
+    study_sets.make_data(options.work, TASK_SIZE)
 
 
-def plan_equal_steps(options: RepresentationOptions) -> dict[tuple[str, int], Piece]:
-    """A piece for each preset and seed, seed by seed."""
+def require_ct(options: RepresentationOptions) -> Path:
+    if options.ct is None or not (options.ct / "series").is_dir():
+        raise UserError(
+            "--ct must be a folder with chaos, totalsegmentator, rsna_processed, series and slices"
+        )
+    return options.ct
+
+
+def plan_pretraining(options: RepresentationOptions) -> dict[tuple[str, int], Piece]:
     return {
-        (preset, seed): pretraining(options.work, Start(preset, options.unlabelled), seed, options.precision)
-        for seed in options.seeds
-        for preset in options.presets
+        (name, seed): pretraining(options.work, name, seed, options.precision)
+        for name, seed in options.planned()
+        if ALL_ROWS[name].preset
     }
 
 
-def plan_equal_seconds(
-    options: RepresentationOptions, equal_steps: dict[tuple[str, int], Piece]
-) -> dict[tuple[str, int], Piece]:
-    """The other presets with as many steps as take the mean time of --seconds-of.
-
-    Raises:
-        UserError: the runs at equal steps, from which the time of a step is known, are not finished.
-    """
-    missing = [piece.folder.name for piece in equal_steps.values() if not piece.is_finished]
-    if missing:
-        raise UserError(f"{missing[0]} is not finished: run --stage pretrain first")
-    seconds = dict.fromkeys(options.presets, 0.0)
-    for (preset, _), piece in equal_steps.items():
-        seconds[preset] += load_checkpoint(piece.folder / "last.pt")["seconds"]
-    pieces = {}
-    for (preset, seed), piece in equal_steps.items():
-        if preset != options.seconds_of:
-            steps = max(1, round(piece.options.steps * seconds[options.seconds_of] / seconds[preset]))
-            output = piece.folder.with_name(f"{Path(preset).stem}-{options.unlabelled}t-s{seed}")
-            longer = replace(piece.options, steps=steps, output=output)
-            pieces[preset, seed] = replace(piece, options=longer)
-    return pieces
+def measure_all(options: RepresentationOptions) -> None:
+    """Measure every encoder that is there, and write its piece."""
+    planned = options.planned()
+    ready = [(name, seed) for name, seed in planned if is_ready(options, name, seed)]
+    say(f"measure: {len(planned)} pieces, {len(planned) - len(ready)} lack their encoder")
+    Parallel(n_jobs=options.jobs)(delayed(measure_piece)(options, *each) for each in ready)
 
 
-def plan_measurements(options: RepresentationOptions) -> list[Measurement]:
-    """Every network on every set; random weights once for each backbone."""
-    equal_steps = plan_equal_steps(options)
-    equal_seconds = plan_equal_seconds(options, equal_steps)
-    rows: list[tuple[str, int, Path, bool]] = []
-    backbones = {piece.options.backbone: preset for (preset, _), piece in reversed(equal_steps.items())}
-    for (preset, seed), piece in equal_steps.items():
-        if backbones[piece.options.backbone] == preset:
-            rows.append((f"random weights, {piece.options.backbone}", seed, piece.folder, True))
-    for pieces, suffix in ((equal_steps, ""), (equal_seconds, ", equal seconds")):
-        rows += [
-            (Path(name).stem + suffix, seed, each.folder, False) for (name, seed), each in pieces.items()
-        ]
-    return [
-        Measurement(method, seed, run, data, is_random)
-        for data in (options.work / "prepared" / "probe", *options.sets)
-        for method, seed, run, is_random in rows
-    ]
+def is_ready(options: RepresentationOptions, name: str, seed: int) -> bool:
+    return not ALL_ROWS[name].preset or plan_pretraining(options)[name, seed].is_finished
 
 
-def evaluate(options: RepresentationOptions, planned: Sequence[Measurement]) -> None:
-    """Make every measurement that can be made."""
-    ready = [each for each in planned if (each.run / "encoder.safetensors").is_file()]
-    say(f"evaluate: {len(planned)} measurements, {len(planned) - len(ready)} lack their encoder")
-    Parallel(n_jobs=options.jobs)(delayed(Measurement.make)(each, options.work) for each in ready)
-
-
-def show(options: RepresentationOptions, planned: Sequence[Measurement]) -> dict[str, Any]:
-    """Print the tables of what is finished; returns the figures."""
-    found = [(each, figures) for each in planned if (figures := each.read(options.work))]
-    keys = ("data", "method", "seed", "steps", "seconds")
-    runs = pd.DataFrame(
-        [
-            {"data": each.data.name, "method": each.method, "seed": each.seed, **each.costs()}
-            | {name: figures[name]["value"] for name in SHOWN if name in figures}
-            for each, figures in found
-        ],
-        columns=[*keys, *SHOWN],
+def measure_piece(options: RepresentationOptions, name: str, seed: int) -> None:
+    """Measure an encoder and write its piece, unless that has the figures of these weights."""
+    row, path = ALL_ROWS[name], piece_path(options, name, seed)
+    source = row.source(options.work, name, seed)
+    content = read_piece(path)
+    digest = digest_files([source]) if isinstance(source, Path) else source
+    if content.get("encoder") == digest:
+        return
+    started = time.perf_counter()
+    figures = measure_encoder(options, source, seed, is_whole=True)
+    earlier = {
+        str(steps): values(measure_encoder(options, earlier_path, seed, is_whole=False))
+        for steps in EARLIER
+        if isinstance(source, Path)
+        and (earlier_path := source.with_name(f"encoder_{steps:07d}.safetensors")).is_file()
+    }
+    training = (
+        plan_pretraining(options)[name, seed].read_record() if row.preset else {"steps": 0, "seconds": 0}
     )
-    for data, of_data in runs.groupby("data", sort=False):
-        means = mean_rows(of_data, ("method",), SHOWN, ("steps", "seconds"))
-        say(f"\n{data}: mean ± standard deviation over seeds\n\n{format_table(means)}")
-        first = Path(options.presets[0]).stem
-        pairs = [(method, first) for method in of_data["method"].unique() if method != first]
-        gaps = difference_rows(of_data, pairs, SHOWN, what="method", within="data", ahead={})
-        say(f"\nDifferences to {first}, paired by seed\n\n{format_table(gaps)}")
-        show_intervals([(each, figures) for each, figures in found if each.data.name == data])
-    ids = runs[["data", "method", "seed"]].to_dict("records")
-    return {"runs": [row | {"figures": figures} for row, (_, figures) in zip(ids, found, strict=True)]}
+    write_json(
+        {
+            **about(options, name, seed),
+            "encoder": digest,
+            "steps": training["steps"],
+            "seconds": {"pretrain": training["seconds"], "measure": time.perf_counter() - started},
+            "figures": figures,
+            "earlier": earlier,
+        },
+        path,
+    )
+    say(f"measured {path.stem}")
 
 
-def show_intervals(found: Sequence[tuple[Measurement, dict[str, Any]]]) -> None:
-    """Print placing across patients with its interval, seed by seed."""
-    rows: dict[str, dict[str, str]] = {}
-    for each, figures in found:
-        if figure := figures.get(PLACING):
-            interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-            row = rows.setdefault(each.method, {"method": each.method})
-            row[f"seed {each.seed}"] = f"{figure['value']:.3f}{interval}"
-            about = "over {over}: {trials:,} trials of {patients} patients, chance {chance:.3f}"
-            title = about.format_map(figure)
-    if rows:
-        say(f"\nCross-patient placing and its 95 % interval {title}\n\n{format_table(list(rows.values()))}")
+def measure_encoder(
+    options: RepresentationOptions, source: Path | str, seed: int, *, is_whole: bool
+) -> dict[str, Any]:
+    """Figures by name, as plain values.
+
+    Args:
+        source: an encoder file, or `--first-weights`.
+        is_whole: also those that take minutes.
+    """
+    net = load_encoder(source, WINDOWS, TILE, BACKBONE, seed)
+    ct = require_ct(options)
+    held_out = HeldOut.open(options.work / "prepared" / "held_out", net.windows)
+    estimates, _ = measure(net, held_out, seed)
+    estimates |= measure_regions(net, ct / "slices", seed)
+    tiles = read_tiles(options.work / PAINTED, TILE)
+    estimates |= measure_injuries(lambda images: embed_grey(net, images), tiles, seed)
+    if is_whole:
+        estimates |= measure_tuned(lambda: GreyEncoder.load(BACKBONE, str(source), seed), tiles, seed)
+    figures = {name: asdict(estimate) for name, estimate in estimates.items()}
+    if is_whole:
+        parts = measure_task(net, options.work, LINEAR_SHARES, seed)
+        figures |= {f"linear/{100 * share:g}": score_figure(part) for share, part in parts.items()}
+    return figures
+
+
+def embed_grey(net: FrozenNet, images: np.ndarray) -> np.ndarray:
+    """Features (N, width) of tiles of one window, uint8 (N, tile, tile)."""
+    return net.embed(images[:, None, ..., None])["features"]
+
+
+def classify(options: RepresentationOptions) -> None:
+    """Train classifiers from every measured encoder, and add their scores to its piece."""
+    keys = [key for key in options.planned() if key[0] in ROWS and piece_path(options, *key).is_file()]
+    planned = {(*key, share): plan_classifier(options, *key, share) for key in keys for share in TUNED_SHARES}
+    make_all("classify", planned, options.jobs)
+    for name, seed in keys:
+        path = piece_path(options, name, seed)
+        content = read_piece(path)
+        for share in TUNED_SHARES:
+            piece = planned[name, seed, share]
+            _, truth, predicted = study_sets.read_predictions(piece)
+            content["figures"][f"task/{100 * share:g}"] = score_figure(score_parts(truth, predicted))
+            content["seconds"][f"classify {100 * share:g} %"] = piece.read_record()["seconds"]
+        write_json(content, path)
+
+
+def plan_classifier(options: RepresentationOptions, name: str, seed: int, share: float) -> Piece:
+    source = ALL_ROWS[name].source(options.work, name, seed)
+    given = (options.precision, CLASSIFIER, "--windows", *WINDOWS)
+    return study_sets.classification(options.work, name, source, share, seed, *given)
+
+
+def score_figure(parts: pd.Series) -> dict[str, Any]:
+    """A score with the contribution of each patient; lower is better."""
+    return {"value": float(parts.mean()), "by_patient": parts.round(5).to_dict()}
+
+
+def values(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    return {name: figure["value"] for name, figure in figures.items()}
+
+
+def about(options: RepresentationOptions, name: str, seed: int) -> dict[str, Any]:
+    """What a piece says about its making."""
+    sets = [options.work / "prepared" / each for each in ("real", "phantoms", "held_out")]
+    command = f"python benchmarks/representation_study.py --ct CT --rows {name} --seeds {seed}"
+    return {
+        "row": name,
+        "seed": seed,
+        "command": command,
+        "code": digest_files(path for folder in CODE for path in (ROOT / folder).rglob("*.py")),
+        "data": digest_files(path for folder in sets for path in folder.rglob("*.png")),
+    }
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def piece_path(options: RepresentationOptions, name: str, seed: int) -> Path:
+    return options.pieces / f"{name}-s{seed}.json"
+
+
+def read_piece(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 if __name__ == "__main__":

@@ -195,7 +195,8 @@ def make_all(stage: str, planned: Mapping[Key, Piece], jobs: int) -> None:
     pieces = list(planned.values())
     for path in (path for piece in pieces for path in piece.inputs):
         if not path.is_file():
-            raise UserError(f"no encoder {path}: run --stage pretrain first")
+            what, stage = ("encoder ", "pretrain") if path.suffix == ".safetensors" else ("", "data")
+            raise UserError(f"no {what}{path}: run --stage {stage} first")
     missing = [piece for piece in pieces if not piece.is_finished]
     say(f"{stage}: {len(pieces)} pieces, {len(pieces) - len(missing)} of them finished")
     # not joblib: a process of its pools cannot start the workers that read a training's slices

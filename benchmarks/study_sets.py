@@ -12,8 +12,9 @@ from study import Piece, make_phantom, prepare
 from src.cls.options import ClassifierOptions
 from src.core.errors import UserError
 from src.core.files import whole_folder, write_json, write_table
+from src.core.targets import COLUMNS
 from src.data.folds import make_folds
-from src.data.labels import read_labels
+from src.data.labels import read_labels, read_probabilities
 from src.data.prepared import PreparedDataset, image_folder, read_description
 from src.voco.options import VocoOptions
 
@@ -31,6 +32,7 @@ PREPARED = {
 """Prepared sets: the phantom of each, and further options of prepare_data.py."""
 SIZE = 144
 """Default side of the prepared images in pixels."""
+ENCODER = "encoder.safetensors"
 MAX_REPEATS = 2
 """More overfit: with five times the epochs a tenth of the labels scored far worse than the prior."""
 
@@ -51,6 +53,10 @@ class Start:
             return "scratch" if self.first_weights == "none" else self.first_weights
         first = () if self.first_weights == "none" else (self.first_weights,)
         return "-".join((Path(self.preset).stem, *first, str(self.unlabelled)))
+
+    def classifier_source(self, work: Path, seed: int) -> Path | str:
+        """The encoder that a classifier starts from, or its first weights."""
+        return work / "voco" / f"{self.name}-s{seed}" / ENCODER if self.unlabelled else self.first_weights
 
 
 SCRATCH = Start()
@@ -125,30 +131,49 @@ def voco_preset(preset: str) -> str:
 
 
 def classification(
-    work: Path, start: Start, share: float, seed: int, precision: str, preset: str, *changes: str
+    work: Path,
+    name: str,
+    source: Path | str,
+    share: float,
+    seed: int,
+    precision: str,
+    preset: str,
+    *changes: str,
 ) -> Piece:
-    """Training from `start` on a share of the labels, and the prediction of the test patients.
+    """Training on a share of the labels, and the prediction of the test patients.
 
-    It has the options of `preset` with `changes`. Fewer labels get more epochs, up to `MAX_REPEATS` times as
-    many, and a warm-up as much longer.
+    Fewer labels get more epochs, up to `MAX_REPEATS` times as many, and a warm-up as much longer.
+
+    Args:
+        name: of the folder, together with share and seed.
+        source: an encoder, or `--first-weights`.
+        preset: of train_cls.py, with `changes`.
     """
     data = draw_labelled(work, share, seed)
-    inputs = [data / name for name in ("series.csv", "labels.csv", "folds.csv")]
-    output = work / "cls" / f"{start.name}-l{100 * share:g}-s{seed}"
+    inputs = [data / table for table in ("series.csv", "labels.csv", "folds.csv")]
+    output = work / "cls" / f"{name}-l{100 * share:g}-s{seed}"
     tables = ("--data", data, "--labels", inputs[1], "--folds", inputs[2], "--output", output)
-    given = read_preset(ClassifierOptions, preset, *tables, *changes)
+    options = read_preset(ClassifierOptions, preset, *tables, *changes)
     repeats = min(round(1 / share), MAX_REPEATS)
     arguments = [
-        *("--epochs", str(given.epochs * repeats), "--warmup-epochs", str(given.warmup_epochs * repeats)),
+        *("--epochs", str(options.epochs * repeats), "--warmup-epochs", str(options.warmup_epochs * repeats)),
         *("--seed", str(seed), "--fold", "0", "--precision", precision),
     ]
-    if start.unlabelled:
-        encoder = work / "voco" / f"{start.name}-s{seed}" / "encoder.safetensors"
-        inputs.append(encoder)
-        arguments += ["--encoder", str(encoder)]
+    if isinstance(source, Path):
+        inputs.append(source)
+        arguments += ["--encoder", str(source)]
     else:
-        arguments += ["--first-weights", start.first_weights]
+        arguments += ["--first-weights", source]
     return Piece(read_preset(ClassifierOptions, preset, *tables, *changes, *arguments), tuple(inputs))
+
+
+def read_predictions(piece: Piece) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Labels of the training and of the test patients of a finished classifier, and its predictions."""
+    folds = pd.read_csv(piece.options.folds, dtype={"patient_id": str})
+    labels = read_labels(piece.options.labels)
+    is_scored = labels.patient_id.isin(folds.patient_id[folds.fold == 0])
+    predicted = read_probabilities(piece.folder / "oof.csv")[["patient_id", *COLUMNS]]
+    return labels[~is_scored], labels[is_scored].reset_index(drop=True), predicted
 
 
 def link_patients(

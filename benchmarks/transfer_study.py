@@ -26,14 +26,12 @@ from typing import Any, Literal
 import pandas as pd
 from harness import read_preset, run_main
 from study import Piece, StudyOptions, make_all, run_stages, split_finished
-from study_sets import SIZE, Start, classification, make_data, pretraining, voco_preset
+from study_sets import SIZE, Start, classification, make_data, pretraining, read_predictions, voco_preset
 from study_table import difference_rows, mean_rows
 
 from src.cls.options import ClassifierOptions
 from src.core.errors import UserError
 from src.core.log import format_table, say
-from src.core.targets import COLUMNS
-from src.data.labels import read_labels, read_probabilities
 from src.score.classes import class_means, class_metrics
 from src.score.metric import score
 from src.score.prior import constant, weight_aware_prior
@@ -132,7 +130,9 @@ def plan_classification(options: TransferOptions) -> dict[tuple[Start, float, in
     """Every training of a classifier, seed by seed."""
     more = (options.precision, options.classifier, *options.changes)
     return {
-        (start, share, seed): classification(options.work, start, share, seed, *more)
+        (start, share, seed): classification(
+            options.work, start.name, start.classifier_source(options.work, seed), share, seed, *more
+        )
         for seed in options.seeds
         for share in options.shares
         for start in (*options.plain(), *options.encoders())
@@ -166,16 +166,12 @@ def show(options: TransferOptions) -> dict[str, Any]:
 
 def measure(start: Start, piece: Piece, encoder: Piece | None) -> dict[str, dict[str, Any]]:
     """Figures and costs of a finished classifier, and of the prior of its training labels, by name."""
-    folds = pd.read_csv(piece.options.folds, dtype={"patient_id": str})
-    labels = read_labels(piece.options.labels)
-    is_scored = labels.patient_id.isin(folds.patient_id[folds.fold == 0])
-    training, truth = labels[~is_scored], labels[is_scored].reset_index(drop=True)
+    training, truth, predicted = read_predictions(piece)
     costs: dict[str, Any] = {"patients": len(training)}
     for what, maker in (("classifier", piece), ("encoder", encoder)):
         if maker is not None and maker.is_finished:
             record = maker.read_record()
             costs |= {f"{what}_seconds": record["seconds"], f"{what}_steps": record["steps"]}
-    predicted = read_probabilities(piece.folder / "oof.csv")[["patient_id", *COLUMNS]]
     prior = constant(weight_aware_prior(training), truth.patient_id)
     return {
         start.name: compute_figures(truth, predicted) | costs,

@@ -1,93 +1,101 @@
-"""The representation study on tiny sets: equal steps, equal seconds, what is kept, and its table."""
+"""The representation study: rows that are comparable, pieces, and the tables that are printed from them."""
 
 import json
-import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
-
-from tests.helpers.voco_files import draw_anatomy, write_prepared
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import representation_study
+import representation_tables
 from harness import run_benchmark
+from representation_rows import ABLATION, ALL_ROWS, pretraining
+from representation_tables import difference_line, mean_line
 
 from src.core.errors import UserError
-from src.nn.training import load_checkpoint
 
-PRESET = (
-    "backbone: test_efficientnet\nwindows: [soft, organ, wide]\ncanvas: 48\ndepth: 6\ntile: 16\nslices: 2\n"
-    "batch: 2\nprojection: 8\nsteps: 3\nlog_every: 1\nsave_every: 1\nworkers: 0\nforeground: 0.0\n"
-)
-METHODS = ("v2", "plus")
-
-pytestmark = pytest.mark.slow
+FIGURES = {"region/test": "region"}
 
 
-def main(arguments):
-    run_benchmark(representation_study.main, representation_study.RepresentationOptions, arguments)
+def main(*arguments):
+    run_benchmark(
+        representation_study.main, representation_study.RepresentationOptions, [*map(str, arguments)]
+    )
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("representation")
-    work = folder / "work"
-    for name in ("unlabelled", "probe"):
-        write_prepared(work / "prepared" / name, draw_anatomy, series=4, slices=8)
-    for name, changes in zip(METHODS, ("", "objective: softmax\nslices: 1\n"), strict=True):
-        (folder / f"{name}.yaml").write_text(PRESET.replace("slices: 2\n", "") + (changes or "slices: 2\n"))
-    presets = [f"{folder}/{name}.yaml" for name in METHODS]
-    arguments = [
-        *("--work", str(work), "--presets", *presets, "--seconds-of", presets[1], "--unlabelled", "4"),
-        *("--seeds", "0", "--stage", "pretrain", "evaluate", "table", "--json", f"{folder}/figures.json"),
-    ]
-    main(arguments)
-    return SimpleNamespace(folder=folder, work=work, arguments=arguments)
+def options_of(name: str):
+    return pretraining(Path("work"), name, 0, "fp32").options
 
 
-def read_rows(study: SimpleNamespace) -> dict:
-    return {row["method"]: row for row in json.loads((study.folder / "figures.json").read_text())["runs"]}
+@pytest.mark.parametrize("name", [name for name, row in ALL_ROWS.items() if row.preset])
+def test_every_row_shows_as_many_tiles_per_step(name):
+    options = options_of(name)
+    crops = options.random_crops + options.grid_z * options.grid**2
+    assert 500 <= options.batch * crops * options.slices <= 530
 
 
-def test_main_measures_every_method_and_random_weights(study):
-    rows = read_rows(study)
-    assert list(rows) == ["random weights, test_efficientnet", "v2", "plus", "v2, equal seconds"]
-    for row in rows.values():
-        figure = row["figures"]["placing/standard/cross/features"]
-        assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1 and figure["trials"] > 0
+def test_the_last_row_of_the_ablation_is_plus():
+    last, plus = options_of(list(ABLATION)[-1]), options_of("plus")
+    assert last == replace(plus, steps=last.steps, output=last.output)
 
 
-def test_plan_equal_seconds_scales_steps_by_time(study):
-    saved = {
-        name: load_checkpoint(study.work / "voco" / f"{name}-s0" / "last.pt") for name in ("v2-4", "plus-4")
+def piece(row: str, seed: int, by_patient: dict[str, float]) -> dict:
+    value = float(np.mean(list(by_patient.values())))
+    return {
+        "row": row,
+        "seed": seed,
+        "command": f"command of {row}",
+        "seconds": {"pretrain": 100.0},
+        "figures": {"region/test": {"value": value, "by_patient": by_patient}},
     }
-    expected = max(1, round(3 * saved["plus-4"]["seconds"] / saved["v2-4"]["seconds"]))
-    assert load_checkpoint(study.work / "voco" / "v2-4t-s0" / "last.pt")["step"] == expected
 
 
-def test_evaluate_measures_only_what_is_lost(study):
-    paths = sorted((study.work / "figures").iterdir())
-    before = {path: path.stat().st_mtime_ns for path in paths}
-    wanted = read_rows(study)
-    paths[0].unlink()
-    main(study.arguments)
-    assert [path for path in paths if path.stat().st_mtime_ns != before[path]] == [paths[0]]
-    assert read_rows(study) == wanted
+@pytest.fixture
+def pieces(tmp_path) -> Path:
+    """Patients p0 to p9: plus is 0.1 better than ImageNet for each of them, on the average of two seeds."""
+    rng = np.random.default_rng(0)
+    base = {f"p{number}": float(value) for number, value in enumerate(rng.random(10) / 2)}
+    for row, seed, gain in (("imagenet", 0, 0.0), ("plus", 0, 0.05), ("plus", 1, 0.15)):
+        values = {patient: value + gain for patient, value in base.items()}
+        (tmp_path / f"{row}-s{seed}.json").write_text(json.dumps(piece(row, seed, values)))
+    return tmp_path
 
 
-def test_evaluate_measures_other_weights_again(study):
-    path = study.work / "figures" / "v2-4-s0-teacher-probe.json"
-    stale = json.loads(path.read_text()) | {"encoder": "other"}
-    path.write_text(json.dumps(stale))
-    main(study.arguments)
-    assert json.loads(path.read_text())["encoder"] != "other"
+def test_difference_line_is_paired_by_patient_and_averages_seeds(pieces):
+    found = representation_tables.read_pieces(pieces)
+    line = difference_line(found, "plus", "imagenet", FIGURES)
+    assert line["region"] == "+0.100 [+0.100, +0.100]" or line["region"] == "+0.100"
+    assert mean_line(found, "plus", FIGURES)["seeds"] == 2
+    assert difference_line(found, "v2", "imagenet", FIGURES) is None
 
 
-def test_show_refuses_a_study_without_its_runs(study, tmp_path):
-    shutil.copytree(study.work, tmp_path / "work", symlinks=True)
-    (tmp_path / "work" / "voco" / "plus-4-s0" / "piece.json").unlink()
-    arguments = [*study.arguments, "--work", str(tmp_path / "work"), "--stage", "table"]
-    with pytest.raises(UserError, match="plus-4-s0 is not finished: run --stage pretrain"):
-        main(arguments)
+def test_difference_line_has_an_interval_over_patients(pieces):
+    path = pieces / "plus-s0.json"
+    changed = json.loads(path.read_text())
+    by_patient = changed["figures"]["region/test"]["by_patient"]
+    by_patient["p0"] += 1  # one patient decides: the interval reaches from none of it to several times
+    path.write_text(json.dumps(changed))
+    line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
+    low, high = (float(end) for end in line["region"].split("[")[1].rstrip("]").split(", "))
+    assert low == pytest.approx(0.1, abs=0.01) and high > 0.2
+
+
+def test_main_prints_tables_of_pieces_alone(pieces, capsys):
+    main("--table", "--pieces", pieces)
+    printed = capsys.readouterr().out
+    assert "`plus` from ImageNet" in printed and "command of plus" in printed
+
+
+def test_main_refuses_unknown_rows_and_no_pieces(tmp_path):
+    with pytest.raises(UserError, match="--rows has no best"):
+        main("--rows", "best")
+    with pytest.raises(UserError, match="no pieces"):
+        main("--table", "--pieces", tmp_path)
+
+
+def test_pretrain_needs_the_stage_data(tmp_path):
+    with pytest.raises(UserError, match="run --stage data first"):
+        main("--work", tmp_path, "--stage", "pretrain", "--rows", "plus", "--seeds", "0")

@@ -1,0 +1,183 @@
+"""Tables of the representation study, printed from its committed pieces."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from representation_rows import ABLATION, ALL_ROWS, ROWS
+from study_table import format_spread
+
+from src.core.errors import UserError
+from src.core.log import format_table, say
+from src.probe.estimates import percentile_interval, resampled_counts
+
+BASES = ("imagenet", "v2")
+"""Rows that the others are compared with."""
+
+Piece = Mapping[str, Any]
+
+
+REAL_CT = {
+    "placing/standard/cross/features_centred": "placing across patients",
+    "probe/organ_auc/liver/chaos": "liver, CHAOS, AUC",
+    "probe/organ_auc/liver/totalsegmentator": "liver, TotalSegmentator, AUC",
+    "probe/organ_within/totalsegmentator/logistic": "six organs",
+    "region/development": "body region, development",
+    "region/test": "body region, test",
+}
+TASK = {
+    "linear/5": "5 %, linear",
+    "linear/25": "25 %, linear",
+    "task/10": "10 %, fine-tuned",
+    "task/100": "100 %, fine-tuned",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures side by side."""
+
+    title: str
+    figures: Mapping[str, str]
+    """names of figures, and their headings"""
+    rows: Mapping[str, Any]
+    bases: tuple[str, ...] = BASES
+
+
+INJURIES = ("laceration_low", "laceration_high", "haematoma", "extravasation", "free_gas")
+
+
+def injury_figures(kind: str, negatives: str) -> dict[str, str]:
+    """Figures of injury_probe.py, by frozen or by tuned features."""
+    return {f"injury/{kind}/{target}/{negatives}": target.replace("_", " ") for target in INJURIES}
+
+
+TABLES = (
+    Table("Real CT, frozen features", REAL_CT, ROWS),
+    Table("Phantoms, the competition's score (lower is better)", TASK, ROWS),
+    *(
+        Table(
+            f"Injuries painted on real CT, {title} features, against {shown}: AUC",
+            injury_figures(kind, negatives),
+            ROWS,
+        )
+        for kind, title in (("frozen", "frozen"), ("tuned", "fine-tuned"))
+        for negatives, shown in (("untouched", "the same tile untouched"), ("harmless", "harmless edits"))
+    ),
+    Table("From `v2` to `plus`, one change after the other", REAL_CT, ABLATION, ("ablation-0",)),
+)
+
+
+def read_pieces(folder: Path) -> dict[tuple[str, int], Piece]:
+    """The pieces of a folder by row and seed.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        piece = json.loads(path.read_text(encoding="utf-8"))
+        found[piece["row"], piece["seed"]] = piece
+    if not found:
+        raise UserError(f"no pieces in {folder}: run the study first, or give --pieces")
+    return found
+
+
+def show_pieces(folder: Path) -> dict[str, Any]:
+    """Print all tables; returns their lines."""
+    pieces = read_pieces(folder)
+    results = {}
+    for table in TABLES:
+        rows = [line for name in table.rows if (line := mean_line(pieces, name, table.figures))]
+        if not rows:
+            continue
+        say(f"\n{table.title}: mean ± standard deviation over seeds\n\n{format_table(rows)}")
+        gaps = [
+            line
+            for name in table.rows
+            for base in table.bases
+            if name != base and (line := difference_line(pieces, name, base, table.figures))
+        ]
+        if gaps:
+            say(f"\nDifferences, with 95 % intervals over patients\n\n{format_table(gaps)}")
+        results[table.title] = {"rows": rows, "differences": gaps}
+    lines = [cost_line(pieces, name) for name in ALL_ROWS]
+    costs = [line for line in lines if line]
+    say(f"\nCosts\n\n{format_table(costs)}")
+    return results | {"costs": costs}
+
+
+def of_row(pieces: Mapping[tuple[str, int], Piece], name: str) -> list[Piece]:
+    return [piece for (row, _), piece in pieces.items() if row == name]
+
+
+def mean_line(pieces: Mapping, name: str, figures: Mapping[str, str]) -> dict[str, Any] | None:
+    """A row of a table: the mean of each figure over the seeds, with their spread; None without pieces."""
+    mine = of_row(pieces, name)
+    if not mine:
+        return None
+    line = {"encoder": ALL_ROWS[name].title, "seeds": len(mine)}
+    for figure, heading in figures.items():
+        values = [piece["figures"][figure]["value"] for piece in mine if figure in piece["figures"]]
+        line[heading] = format_spread(pd.Series(values, dtype=float))
+    return line
+
+
+def difference_line(
+    pieces: Mapping, name: str, base: str, figures: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Differences of a row to another: the mean over its patients and seeds, and an interval over patients.
+
+    A figure without values per patient has its difference alone.
+    """
+    mine, others = of_row(pieces, name), of_row(pieces, base)
+    if not mine or not others:
+        return None
+    line = {"encoder": ALL_ROWS[name].title, "minus": ALL_ROWS[base].title}
+    for figure, heading in figures.items():
+        line[heading] = format_difference(mine, others, figure)
+    return line
+
+
+def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: str) -> str:
+    """The difference of means over seeds, and its interval where there are values of enough patients."""
+    sides = [
+        [each["figures"][figure] for each in side if figure in each["figures"]] for side in (mine, others)
+    ]
+    if not all(sides):
+        return "-"
+    first, second = (np.mean([each["value"] for each in side]) for side in sides)
+    gap = f"{first - second:+.3f}"
+    first, second = (mean_by_patient(side) for side in sides)
+    patients = first.index.intersection(second.index)
+    if len(patients) < FEWEST:
+        return gap
+    gaps = (first - second).loc[patients].to_numpy()
+    counts = resampled_counts(len(gaps), seed=0)
+    low, high = percentile_interval(counts @ gaps / len(gaps))
+    return gap if low is None else f"{gap} [{low:+.3f}, {high:+.3f}]"
+
+
+FEWEST = 5
+"""Patients below which resampling them is meaningless."""
+
+
+def mean_by_patient(estimates: Sequence[Mapping[str, Any]]) -> pd.Series:
+    """Mean over the seeds of the values of each patient."""
+    return pd.concat(
+        [pd.Series(each.get("by_patient") or {}, dtype=float) for each in estimates], axis=1
+    ).mean(axis=1)
+
+
+def cost_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
+    """Command and mean seconds of a row."""
+    mine = of_row(pieces, name)
+    if not mine:
+        return None
+    seconds = pd.DataFrame([piece["seconds"] for piece in mine]).mean()
+    shown = {f"{what}, s": "-" if pd.isna(value) else f"{value:.0f}" for what, value in seconds.items()}
+    return {"encoder": ALL_ROWS[name].title, **shown, "command": mine[0]["command"]}
