@@ -5,7 +5,8 @@
     python benchmarks/representation_study.py --table
 
 Every row and seed is a piece of its own: a file in --pieces with its figures, command, seconds and digests of
-code and data. Stages keep what is finished, so that the same command continues a study that was killed:
+code and data. Stages keep what is finished, so that the same command continues a study that was killed, and
+several processes may work on different rows or seeds of a folder:
 
     data      12 real series and 100 phantoms to pre-train on, real CT of other patients to measure on, the
               phantoms of transfer_study.py
@@ -97,7 +98,7 @@ def main(options: RepresentationOptions) -> dict[str, Any] | None:
         "classify": lambda: classify(options),
         "table": lambda: show_pieces(options.pieces),
     }
-    return run_stages(options, stages)
+    return run_stages(options, stages, alone=["data"])
 
 
 def prepare_sets(options: RepresentationOptions) -> None:

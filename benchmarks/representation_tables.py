@@ -26,8 +26,8 @@ REAL_CT = {
     "probe/organ_auc/liver/chaos": "liver, CHAOS, AUC",
     "probe/organ_auc/liver/totalsegmentator": "liver, TotalSegmentator, AUC",
     "probe/organ_within/totalsegmentator/logistic": "six organs",
-    "region/development": "body region, development",
-    "region/test": "body region, test",
+    "region_auc/development": "body region, development, AUC",
+    "region_auc/test": "body region, test, AUC",
 }
 TASK = {
     "linear/5": "5 %, linear",

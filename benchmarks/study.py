@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -68,8 +68,13 @@ class StudyOptions:
             raise ValueError("--stage needs at least one value")
 
 
-def run_stages(options: StudyOptions, stages: Mapping[str, Callable[[], Any]]) -> Any:
+def run_stages(
+    options: StudyOptions, stages: Mapping[str, Callable[[], Any]], alone: Collection[str] | None = None
+) -> Any:
     """Run the chosen stages in their order.
+
+    Args:
+        alone: stages that one process at a time may run in the folder; by default all but the last.
 
     Returns:
         The result of the last stage, which only reads: a table may be printed while a study is at work. None
@@ -78,7 +83,8 @@ def run_stages(options: StudyOptions, stages: Mapping[str, Callable[[], Any]]) -
     options.work.mkdir(parents=True, exist_ok=True)
     *making, table = stages
     chosen = [name for name in making if name in options.stage]
-    with only_writer(options.work) if chosen else nullcontext():
+    is_alone = any(alone is None or name in alone for name in chosen)
+    with only_writer(options.work) if is_alone else nullcontext():
         for name in chosen:
             stages[name]()
     return stages[table]() if table in options.stage else None
