@@ -29,7 +29,6 @@ from typing import Any, Literal
 
 import numpy as np
 import painted_injuries
-import pandas as pd
 import study_sets
 from harness import run_main
 from injury_probe import GreyEncoder, measure_injuries, measure_tuned, read_tiles
@@ -38,7 +37,7 @@ from region_probe import measure_regions
 from representation_rows import ALL_ROWS, BACKBONE, ROWS, TILE, WINDOWS, make_data, pretraining
 from representation_tables import show_pieces
 from study import Piece, StudyOptions, make_all, run_stages
-from task_probe import measure_task, score_parts
+from task_probe import predict_task, task_figures
 
 from src.core.config import ROOT
 from src.core.errors import UserError
@@ -190,8 +189,8 @@ def measure_encoder(
         estimates |= measure_tuned(lambda: GreyEncoder.load(BACKBONE, str(source), seed), tiles, seed)
     figures = {name: asdict(estimate) for name, estimate in estimates.items()}
     if is_whole:
-        parts = measure_task(net, options.work, LINEAR_SHARES, seed)
-        figures |= {f"linear/{100 * share:g}": score_figure(part) for share, part in parts.items()}
+        for share, tables in predict_task(net, options.work, LINEAR_SHARES, seed).items():
+            figures |= with_share("linear", share, task_figures(*tables))
     return figures
 
 
@@ -211,7 +210,7 @@ def classify(options: RepresentationOptions) -> None:
         for share in TUNED_SHARES:
             piece = planned[name, seed, share]
             _, truth, predicted = study_sets.read_predictions(piece)
-            content["figures"][f"task/{100 * share:g}"] = score_figure(score_parts(truth, predicted))
+            content["figures"] |= with_share("tuned", share, task_figures(truth, predicted))
             content["seconds"][f"classify {100 * share:g} %"] = piece.read_record()["seconds"]
         write_json(content, path)
 
@@ -222,9 +221,9 @@ def plan_classifier(options: RepresentationOptions, name: str, seed: int, share:
     return study_sets.classification(options.work, name, source, share, seed, *given)
 
 
-def score_figure(parts: pd.Series) -> dict[str, Any]:
-    """A score with the contribution of each patient; lower is better."""
-    return {"value": float(parts.mean()), "by_patient": parts.round(5).to_dict()}
+def with_share(kind: str, share: float, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Name figures of the task: `task/<kind>/<percent of labels>/<figure>`."""
+    return {f"task/{kind}/{100 * share:g}/{name}": figure for name, figure in figures.items()}
 
 
 def values(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

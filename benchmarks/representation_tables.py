@@ -29,12 +29,9 @@ REAL_CT = {
     "region_auc/development": "body region, development, AUC",
     "region_auc/test": "body region, test, AUC",
 }
-TASK = {
-    "linear/5": "5 %, linear",
-    "linear/25": "25 %, linear",
-    "task/10": "10 %, fine-tuned",
-    "task/100": "100 %, fine-tuned",
-}
+SHARES = (("linear", "5"), ("linear", "25"), ("tuned", "10"), ("tuned", "100"))
+TASK = {f"task/{kind}/{share}/score": f"{share} %, {kind}" for kind, share in SHARES}
+TASK_MAP = {f"task/{kind}/{share}/map": f"{share} %, {kind}" for kind, share in SHARES}
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,7 @@ def injury_figures(kind: str, negatives: str) -> dict[str, str]:
 TABLES = (
     Table("Real CT, frozen features", REAL_CT, ROWS),
     Table("Phantoms, the competition's score (lower is better)", TASK, ROWS),
+    Table("Phantoms, mAP of the injuries", TASK_MAP, ROWS),
     *(
         Table(
             f"Injuries painted on real CT, {title} features, against {shown}: AUC",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -14,8 +15,12 @@ import representation_tables
 from harness import run_benchmark
 from representation_rows import ABLATION, ALL_ROWS, pretraining
 from representation_tables import difference_line, mean_line
+from task_probe import predict, task_figures
 
 from src.core.errors import UserError
+from src.score.metric import score
+from src.score.prior import constant, weight_aware_prior
+from tests.helpers.score_frames import draw_labels
 
 FIGURES = {"region/test": "region"}
 
@@ -99,3 +104,22 @@ def test_main_refuses_unknown_rows_and_no_pieces(tmp_path):
 def test_pretrain_needs_the_stage_data(tmp_path):
     with pytest.raises(UserError, match="run --stage data first"):
         main("--work", tmp_path, "--stage", "pretrain", "--rows", "plus", "--seeds", "0")
+
+
+def test_task_figures_are_the_score_and_its_parts():
+    labels = draw_labels(40, seed=0)
+    predicted = constant(weight_aware_prior(labels), labels.patient_id)
+    figures = task_figures(labels, predicted)
+    assert figures["score"]["value"] == pytest.approx(score(labels, predicted).score)
+    assert list(figures["score"]["by_patient"]) == list(labels.patient_id)
+
+
+def test_predict_gives_every_class_a_probability_though_labels_lack_some():
+    labels = draw_labels(30, seed=0)
+    known = labels[labels.liver_healthy == 1].head(10)
+    index = pd.MultiIndex.from_arrays([labels.patient_id, ["1"] * 30], names=["patient_id", "series_id"])
+    features = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 4)), index=index)
+    predicted = predict(features, known, labels.patient_id[20:])
+    assert predicted.patient_id.tolist() == labels.patient_id[20:].tolist()
+    np.testing.assert_allclose(predicted[["liver_healthy", "liver_low", "liver_high"]].sum(axis=1), 1)
+    np.testing.assert_allclose(predicted.liver_high, (1 / 3) / 11)
