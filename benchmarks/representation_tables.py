@@ -12,7 +12,7 @@ from representation_rows import ABLATION, ALL_ROWS, ROWS
 from study_table import format_spread
 
 from src.core.errors import UserError
-from src.core.log import format_table, say
+from src.core.log import say
 from src.probe.estimates import percentile_interval, resampled_counts
 
 BASES = ("imagenet", "v2")
@@ -93,7 +93,7 @@ def show_pieces(folder: Path) -> dict[str, Any]:
         rows = [line for name in table.rows if (line := mean_line(pieces, name, table.figures))]
         if not rows:
             continue
-        say(f"\n{table.title}: mean ± standard deviation over seeds\n\n{format_table(rows)}")
+        say(f"\n{table.title}: mean ± standard deviation over seeds\n\n{format_markdown(rows)}")
         gaps = [
             line
             for name in table.rows
@@ -101,12 +101,19 @@ def show_pieces(folder: Path) -> dict[str, Any]:
             if name != base and (line := difference_line(pieces, name, base, table.figures))
         ]
         if gaps:
-            say(f"\nDifferences, with 95 % intervals over patients\n\n{format_table(gaps)}")
+            say(f"\nDifferences, with 95 % intervals over patients\n\n{format_markdown(gaps)}")
         results[table.title] = {"rows": rows, "differences": gaps}
     lines = [cost_line(pieces, name) for name in ALL_ROWS]
     costs = [line for line in lines if line]
-    say(f"\nCosts\n\n{format_table(costs)}")
+    say(f"\nSeconds of a seed, and commands\n\n{format_markdown(costs)}")
     return results | {"costs": costs}
+
+
+def format_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table as it stands in docs/studies/representation.md."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(name, "-") for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def of_row(pieces: Mapping[tuple[str, int], Piece], name: str) -> list[Piece]:
@@ -178,4 +185,4 @@ def cost_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
         return None
     seconds = pd.DataFrame([piece["seconds"] for piece in mine]).mean()
     shown = {f"{what}, s": "-" if pd.isna(value) else f"{value:.0f}" for what, value in seconds.items()}
-    return {"encoder": ALL_ROWS[name].title, **shown, "command": mine[0]["command"]}
+    return {"encoder": ALL_ROWS[name].title, **shown, "command": f"`{mine[0]['command']}`"}

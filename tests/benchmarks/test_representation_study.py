@@ -17,6 +17,7 @@ from representation_rows import ABLATION, ALL_ROWS, pretraining
 from representation_tables import difference_line, mean_line
 from task_probe import predict, task_figures
 
+from src.core.config import ROOT
 from src.core.errors import UserError
 from src.score.metric import score
 from src.score.prior import constant, weight_aware_prior
@@ -123,3 +124,10 @@ def test_predict_gives_every_class_a_probability_though_labels_lack_some():
     assert predicted.patient_id.tolist() == labels.patient_id[20:].tolist()
     np.testing.assert_allclose(predicted[["liver_healthy", "liver_low", "liver_high"]].sum(axis=1), 1)
     np.testing.assert_allclose(predicted.liver_high, (1 / 3) / 11)
+
+
+def test_the_document_has_the_tables_of_the_committed_pieces(capsys):
+    main("--table")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    document = (ROOT / "docs" / "studies" / "representation.md").read_text(encoding="utf-8").splitlines()
+    assert lines and [line for line in lines if line not in document] == []
