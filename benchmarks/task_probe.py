@@ -96,6 +96,6 @@ def task_figures(truth: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, di
     parts = pd.Series((shares * terms.losses).mean(axis=1), index=truth.patient_id)
     ranked = class_means(class_metrics(truth, predictions), injuries_only=True)
     return {
-        "score": {"value": float(parts.mean()), "by_patient": parts.round(5).to_dict()},
+        "score": {"value": float(parts.mean()), "by_patient": parts.round(4).to_dict()},
         "map": {"value": ranked["map"]},
     }

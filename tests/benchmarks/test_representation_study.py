@@ -131,3 +131,21 @@ def test_the_document_has_the_tables_of_the_committed_pieces(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     document = (ROOT / "docs" / "studies" / "representation.md").read_text(encoding="utf-8").splitlines()
     assert lines and [line for line in lines if line not in document] == []
+
+
+def test_measure_keeps_the_piece_of_the_same_weights(tmp_path, monkeypatch):
+    calls = []
+
+    def measure(options, source, seed, *, is_whole):
+        calls.append(source)
+        return {"region/test": {"value": 0.5, "by_patient": {}}}
+
+    monkeypatch.setattr(representation_study, "measure_encoder", measure)
+    arguments = ["--work", tmp_path / "work", "--pieces", tmp_path / "pieces", "--rows", "imagenet"]
+    arguments += ["--seeds", "0", "--stage", "measure"]
+    main(*arguments)
+    main(*arguments)
+    assert calls == ["package"]
+    content = json.loads((tmp_path / "pieces" / "imagenet-s0.json").read_text())
+    assert content["steps"] == 0 and content["command"].endswith("--rows imagenet --seeds 0")
+    assert len(content["code"]) == len(content["data"]) == 16
