@@ -13,7 +13,7 @@ from study_table import format_spread
 
 from src.core.errors import UserError
 from src.core.log import say
-from src.probe.estimates import percentile_interval, resampled_counts
+from src.probe.estimates import FEW, percentile_interval, resampled_counts
 
 BASES = ("imagenet", "v2")
 """Rows that the others are compared with."""
@@ -93,7 +93,8 @@ def show_pieces(folder: Path) -> dict[str, Any]:
         rows = [line for name in table.rows if (line := mean_line(pieces, name, table.figures))]
         if not rows:
             continue
-        say(f"\n{table.title}: mean ± standard deviation over seeds\n\n{format_markdown(rows)}")
+        about = "mean ± standard deviation over seeds, 95 % interval of a seed"
+        say(f"\n**{table.title}**: {about}\n\n{format_markdown(rows)}")
         gaps = [
             line
             for name in table.rows
@@ -121,14 +122,17 @@ def of_row(pieces: Mapping[tuple[str, int], Piece], name: str) -> list[Piece]:
 
 
 def mean_line(pieces: Mapping, name: str, figures: Mapping[str, str]) -> dict[str, Any] | None:
-    """A row of a table: the mean of each figure over the seeds, with their spread; None without pieces."""
+    """A row of a table: of each figure the mean over the seeds, their standard deviation, and the ends of a
+    seed's interval, averaged over the seeds. None without pieces."""
     mine = of_row(pieces, name)
     if not mine:
         return None
     line = {"encoder": ALL_ROWS[name].title, "seeds": len(mine)}
     for figure, heading in figures.items():
-        values = [piece["figures"][figure]["value"] for piece in mine if figure in piece["figures"]]
-        line[heading] = format_spread(pd.Series(values, dtype=float))
+        found = pd.DataFrame([piece["figures"].get(figure, {}) for piece in mine])
+        found = found.reindex(columns=["value", "low", "high"]).astype(float)
+        low, high = found["low"].mean(), found["high"].mean()
+        line[heading] = format_spread(found["value"]) + ("" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]")
     return line
 
 
@@ -159,16 +163,12 @@ def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: st
     gap = f"{first - second:+.3f}"
     first, second = (mean_by_patient(side) for side in sides)
     patients = first.index.intersection(second.index)
-    if len(patients) < FEWEST:
+    if len(patients) < FEW:
         return gap
     gaps = (first - second).loc[patients].to_numpy()
     counts = resampled_counts(len(gaps), seed=0)
     low, high = percentile_interval(counts @ gaps / len(gaps))
     return gap if low is None else f"{gap} [{low:+.3f}, {high:+.3f}]"
-
-
-FEWEST = 5
-"""Patients below which resampling them is meaningless."""
 
 
 def mean_by_patient(estimates: Sequence[Mapping[str, Any]]) -> pd.Series:
