@@ -55,7 +55,7 @@ LINEAR_SHARES, TUNED_SHARES = (0.05, 0.25), (0.1, 1.0)
 CLASSIFIER, TASK_SIZE = "configs/cls/study_lite0.yaml", 108
 PAINTED = "painted"
 """Folder of --work for the examples of painted_injuries.py."""
-CODE = ("src/core", "src/data", "src/nn", "src/voco", "src/probe", "src/cls", "src/seg", "benchmarks")
+CODE = ("src", "benchmarks")
 """Folders whose files decide the figures."""
 
 
