@@ -18,6 +18,9 @@ from src.probe.estimates import FEW, percentile_interval, resampled_counts
 BASES = ("imagenet", "v2")
 """Rows that the others are compared with."""
 
+ROUNDING = 1e-3
+"""Of the values of patients in a piece, from which their mean may differ."""
+
 Piece = Mapping[str, Any]
 
 
@@ -99,7 +102,8 @@ def show_pieces(folder: Path) -> dict[str, Any]:
             line
             for name in table.rows
             for base in table.bases
-            if name != base and (line := difference_line(pieces, name, base, table.figures))
+            if name not in table.bases[: table.bases.index(base) + 1]
+            and (line := difference_line(pieces, name, base, table.figures))
         ]
         if gaps:
             say(f"\nDifferences, with 95 % intervals over patients\n\n{format_markdown(gaps)}")
@@ -141,7 +145,7 @@ def difference_line(
 ) -> dict[str, Any] | None:
     """Differences of a row to another: the mean over its patients and seeds, and an interval over patients.
 
-    A figure without values per patient has its difference alone.
+    A figure that is no mean over patients has its difference alone.
     """
     mine, others = of_row(pieces, name), of_row(pieces, base)
     if not mine or not others:
@@ -153,7 +157,7 @@ def difference_line(
 
 
 def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: str) -> str:
-    """The difference of means over seeds, and its interval where there are values of enough patients."""
+    """The difference of means over seeds; with its interval, if the figure is a mean over enough patients."""
     sides = [
         [each["figures"][figure] for each in side if figure in each["figures"]] for side in (mine, others)
     ]
@@ -161,9 +165,12 @@ def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: st
         return "-"
     first, second = (np.mean([each["value"] for each in side]) for side in sides)
     gap = f"{first - second:+.3f}"
+    is_mean = all(
+        abs(mean_by_patient([each]).mean() - each["value"]) < ROUNDING for side in sides for each in side
+    )
     first, second = (mean_by_patient(side) for side in sides)
     patients = first.index.intersection(second.index)
-    if len(patients) < FEW:
+    if len(patients) < FEW or not is_mean:
         return gap
     gaps = (first - second).loc[patients].to_numpy()
     counts = resampled_counts(len(gaps), seed=0)

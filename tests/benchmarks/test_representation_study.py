@@ -83,6 +83,7 @@ def test_difference_line_has_an_interval_over_patients(pieces):
     changed = json.loads(path.read_text())
     by_patient = changed["figures"]["region/test"]["by_patient"]
     by_patient["p0"] += 1  # one patient decides: the interval reaches from none of it to several times
+    changed["figures"]["region/test"]["value"] += 1 / len(by_patient)
     path.write_text(json.dumps(changed))
     line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
     low, high = (float(end) for end in line["region"].split("[")[1].rstrip("]").split(", "))
@@ -149,3 +150,12 @@ def test_measure_keeps_the_piece_of_the_same_weights(tmp_path, monkeypatch):
     content = json.loads((tmp_path / "pieces" / "imagenet-s0.json").read_text())
     assert content["steps"] == 0 and content["command"].endswith("--rows imagenet --seeds 0")
     assert len(content["code"]) == len(content["data"]) == 16
+
+
+def test_difference_line_has_no_interval_for_a_figure_that_is_no_mean_over_patients(pieces):
+    path = pieces / "plus-s0.json"
+    changed = json.loads(path.read_text())
+    changed["figures"]["region/test"]["value"] += 0.1
+    path.write_text(json.dumps(changed))
+    line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
+    assert line["region"] == "+0.150"
