@@ -3,8 +3,8 @@
     python benchmarks/injury_probe.py --painted data/painted --first-weights package
     python benchmarks/injury_probe.py --painted data/painted --first-weights runs/plus/encoder.safetensors
 
-`--painted` is what painted_injuries.py wrote. An injury is told from the same tile untouched, and from the
-same tile with a harmless edit, by a linear model of frozen features (`frozen`) and by the fine-tuned encoder
+`--painted` is what painted_injuries.py wrote. An injury is classified against the same tile untouched, and
+against the same tile with a harmless edit, by a linear model of frozen features (`frozen`) and by the fine-tuned encoder
 (`tuned`). A value is the mean over patients of the AUC inside a patient. By default only the patients of
 development are measured.
 """
@@ -36,7 +36,7 @@ from src.probe.linear import CLASSIFIERS
 from src.voco.canvas import resize_plane
 
 NEGATIVES = {"untouched": ["untouched"], "harmless": ["cyst", "noise", "contrast"]}
-"""Kinds of tiles that an injury is told from."""
+"""Kinds of tiles that an injury is classified against."""
 MARGIN = 8
 """Pixels around a tile, for random shifts in fine-tuning."""
 _AT_ONCE = 256

@@ -14,7 +14,7 @@ several processes may work on different rows or seeds of a folder:
     measure   placing, organs and body regions on real CT, by frozen features, also after 100 and 300 steps;
               injuries painted into organs of real CT, by frozen and by fine-tuned features
     classify  train_cls.py on phantoms, from 10 % and from all of the labels
-    table     all pieces, whoever made them; --table prints it alone
+    table     all pieces of --pieces; --table prints it alone
 
 `--ct` is the folder that real_ct.py takes, with series/ (NIfTI) and slices/ (single slices) in it.
 """

@@ -13,7 +13,7 @@ from study_table import format_spread
 
 from src.core.errors import UserError
 from src.core.log import say
-from src.probe.estimates import FEW, percentile_interval, resampled_counts
+from src.probe.estimates import paired_interval
 
 BASES = ("imagenet", "v2")
 """Rows that the others are compared with."""
@@ -168,13 +168,9 @@ def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: st
     is_mean = all(
         abs(mean_by_patient([each]).mean() - each["value"]) < ROUNDING for side in sides for each in side
     )
-    first, second = (mean_by_patient(side) for side in sides)
-    patients = first.index.intersection(second.index)
-    if len(patients) < FEW or not is_mean:
+    if not is_mean:
         return gap
-    gaps = (first - second).loc[patients].to_numpy()
-    counts = resampled_counts(len(gaps), seed=0)
-    low, high = percentile_interval(counts @ gaps / len(gaps))
+    low, high = paired_interval(*(mean_by_patient(side).to_dict() for side in sides), seed=0)
     return gap if low is None else f"{gap} [{low:+.3f}, {high:+.3f}]"
 
 

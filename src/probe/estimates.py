@@ -36,33 +36,21 @@ class Estimate:
     """the same figure of each patient alone"""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Difference between two networks on the same patients."""
+def paired_interval(
+    a: Mapping[str, float], b: Mapping[str, float], seed: int
+) -> tuple[float | None, float | None]:
+    """Return the ends of the 95 % interval of the mean of `a` - `b` over patients, resampled in pairs.
 
-    value: float
-    """mean over patients of the difference, each patient with the same weight"""
-    low: float | None
-    high: float | None
-    """ends of the 95 % interval over patients; None if all differences are equal"""
-    patients: int
+    Args:
+        a, b: values by patient; those of patients in only one of them are not used.
 
-
-def paired_difference(a: Estimate, b: Estimate, seed: int) -> Difference | None:
-    """Return the mean of `a` - `b` over patients, resampling patients with both of their values.
-
-    None with fewer than `FEW` patients.
-
-    Raises:
-        ValueError: the two are of different patients.
+    Returns:
+        (None, None) with fewer than `FEW` patients, or if all differences are equal.
     """
-    if a.by_patient.keys() != b.by_patient.keys():
-        raise ValueError("the two estimates are of different patients")
-    gaps = np.array([value - b.by_patient[name] for name, value in a.by_patient.items()])
+    gaps = np.array([value - b[name] for name, value in a.items() if name in b])
     if len(gaps) < FEW:
-        return None
-    low, high = percentile_interval(resampled_counts(len(gaps), seed) @ gaps / len(gaps))
-    return Difference(float(gaps.mean()), low, high, len(gaps))
+        return None, None
+    return percentile_interval(resampled_counts(len(gaps), seed) @ gaps / len(gaps))
 
 
 def format_estimates(estimates: Mapping[str, Estimate]) -> str:

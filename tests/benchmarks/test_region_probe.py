@@ -20,8 +20,8 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct" / "slices"
 REGIONS = ("abdomen", "pelvis", "thorax")
 
 
-def write_slices(folder: Path, told: bool = True) -> Path:
-    """12 patients of TCGA and 4 of SBU with a slice of each region, of its own grey level if `told`.
+def write_slices(folder: Path, by_level: bool = True) -> Path:
+    """12 patients of TCGA and 4 of SBU with a slice of each region, of its own grey level if `by_level`.
 
     Slice 0 of TCGA is unsure and slice 4 is a copy of slice 1.
     """
@@ -29,7 +29,7 @@ def write_slices(folder: Path, told: bool = True) -> Path:
     folder.mkdir()
     for name, patients in (("tcga_lung_100", 12), ("covid19_ny_sbu_20", 4)):
         region = np.tile(REGIONS, patients)
-        level = np.tile([-100, 50, 200], patients) if told else np.zeros(len(region))
+        level = np.tile([-100, 50, 200], patients) if by_level else np.zeros(len(region))
         hu = (level[:, None, None] + rng.normal(0, 20, (len(region), 64, 64))).astype(np.int16)
         unsure = np.zeros(len(region), dtype=bool)
         arrays = {"hu": hu, "region": region, "patient": np.repeat(np.arange(patients, dtype=np.int16), 3)}
@@ -73,7 +73,7 @@ def test_measure_regions_of_slices_that_differ(folder, net):
 
 
 def test_measure_regions_of_slices_that_are_alike(tmp_path, net):
-    figures = measure_regions(net, write_slices(tmp_path / "slices", told=False), seed=0)
+    figures = measure_regions(net, write_slices(tmp_path / "slices", by_level=False), seed=0)
     assert all(0.2 < figure.value < 0.7 for figure in figures.values())
 
 
