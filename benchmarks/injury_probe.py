@@ -4,9 +4,9 @@
     python benchmarks/injury_probe.py --painted data/painted --first-weights runs/plus/encoder.safetensors
 
 `--painted` is what painted_injuries.py wrote. An injury is classified against the same tile untouched, and
-against the same tile with a harmless edit, by a linear model of frozen features (`frozen`) and by the fine-tuned encoder
-(`tuned`). A value is the mean over patients of the AUC inside a patient. By default only the patients of
-development are measured.
+against the same tile with a harmless edit, by a linear model of frozen features (`frozen`) and by the
+fine-tuned encoder (`tuned`). A value is the mean over patients of the AUC inside a patient. By default only
+the patients of development are measured.
 """
 
 import time
