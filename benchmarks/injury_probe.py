@@ -11,7 +11,7 @@ the patients of development are measured.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,18 @@ from torch import Tensor, nn
 
 from src.core.config import check_range
 from src.core.errors import UserError
-from src.core.log import format_table, progress, say
+from src.core.log import progress, say
 from src.core.runtime import torch_seed
 from src.nn.encoder import create_encoder, encoder_width
 from src.nn.first_weights import load_first_weights
-from src.probe.estimates import FEW, Estimate, percentile_interval, resampled_counts
+from src.probe.estimates import (
+    FEW,
+    Estimate,
+    format_estimates,
+    percentile_interval,
+    plain_estimates,
+    resampled_counts,
+)
 from src.probe.frozen import GRID
 from src.probe.linear import CLASSIFIERS
 from src.voco.canvas import resize_plane
@@ -116,10 +123,8 @@ def main(options: InjuryOptions) -> dict[str, Any]:
         settings = TuneSettings(steps=2, pairs=4) if options.quick else TuneSettings()
         figures |= measure_tuned(build, tiles, options.seed, settings)
         seconds["tuned"] = time.perf_counter() - start - seconds["frozen"]
-    rows = [{"figure": name, **asdict(figure)} for name, figure in figures.items()]
-    shown = [{key: value for key, value in row.items() if key != "by_patient"} for row in rows]
-    say(f"{format_table(shown, digits=3)}\n\n" + ", ".join(f"{k}: {v:.0f} s" for k, v in seconds.items()))
-    return {"seconds": seconds, "figures": rows}
+    say(f"{format_estimates(figures)}\n\n" + ", ".join(f"{k}: {v:.0f} s" for k, v in seconds.items()))
+    return {"seconds": seconds, "figures": plain_estimates(figures)}
 
 
 class GreyEncoder(nn.Module):

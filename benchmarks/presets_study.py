@@ -16,7 +16,7 @@ Stages, each of which keeps what is finished, so that the same command continues
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from src.core.files import write_json
 from src.core.log import format_table, say
 from src.nn.training import load_checkpoint
 from src.probe.__main__ import measure
+from src.probe.estimates import plain_estimates
 from src.probe.frozen import HeldOut, load_encoder, load_run
 
 STAGES = ("data", "pretrain", "evaluate", "table")
@@ -96,8 +97,7 @@ class Measurement:
             net = load_encoder("none", net.windows, net.tile, net.run.backbone, self.seed)
         held_out = HeldOut.open(self.data, net.windows, neighbours=net.neighbours)
         figures, absent = measure(net, held_out, self.seed)
-        named = {name: asdict(figure) for name, figure in figures.items()}
-        write_json({"encoder": digest, "figures": named, "absent": absent}, path)
+        write_json({"encoder": digest, "figures": plain_estimates(figures), "absent": absent}, path)
 
     def read(self, work: Path) -> dict[str, Any] | None:
         """Figures by name, each with `value` and its interval; None if they were not measured."""

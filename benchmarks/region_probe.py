@@ -11,7 +11,7 @@ show the lung base and the pelvis: the accuracy depends on each of them, the AUC
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from src.core.errors import UserError
 from src.core.log import say
 from src.ct.windows import apply_windows, get_windows
-from src.probe.estimates import Estimate, format_estimates
+from src.probe.estimates import Estimate, format_estimates, plain_estimates
 from src.probe.frozen import GRID, FrozenNet, load_network
 from src.probe.linear import CLASSIFIERS
 from src.probe.options import NetworkOptions
@@ -69,8 +69,7 @@ def main(options: RegionOptions) -> dict[str, Any]:
     figures = measure_regions(net, options.slices, options.seed, options.groups)
     seconds = time.perf_counter() - start
     say(f"\n{format_estimates(figures)}\n\n{seconds:.0f} s")
-    named = {name: asdict(figure) for name, figure in figures.items()}
-    return {"weights": net.weights, "seconds": seconds, "figures": named}
+    return {"weights": net.weights, "seconds": seconds, "figures": plain_estimates(figures)}
 
 
 def measure_regions(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import real_ct
 from harness import read_preset
+from organ_encoder import OrganOptions
 from rivals import RivalOptions
 from study import Piece, make_phantom, prepare
 from study_sets import ENCODER
@@ -26,7 +27,15 @@ PHANTOM = "--patients 100 --test-patients 0 --seed 4"
 COMMON = (
     *("--backbone", BACKBONE, "--windows", *WINDOWS, "--tile", str(TILE), "--batch", str(BATCH)),
     *("--log-every", "50", "--save-every", "100", "--keep-every", "100", "--workers", "0"),
+    *("--execution", "compile"),  # on a CPU, two thirds of the time
 )
+SEGMENTATION = (
+    *("--backbones", BACKBONE, "test_resnet", "--decoder-width", "0.25", "--windows", *WINDOWS),
+    *("--slices", "1", "--validation", "0"),
+    *("--batch", "28", "--unlabelled-batch", "28", "--ema-decay", "0.99", "--score-every", "0"),
+    *("--save-every", "100", "--workers", "0"),
+)
+"""56 slices of `SIZE` px a step: 504 tiles. The second network is small, it corrects the pseudo-labels."""
 V2 = ("--slices", "4")
 """11 crops of 4 slices, for as many tiles a step as `plus` has: 528 and 516."""
 
@@ -37,13 +46,13 @@ class Row:
 
     title: str
     preset: str = ""
-    """in configs/voco; none without pre-training"""
+    """in configs/; none without pre-training"""
     first_weights: str = "package"
     """ImageNet weights from a package, or none"""
     changes: tuple[str, ...] = ()
     """options that replace those of the preset"""
     method: str = ""
-    """a rival's, on the crops of the preset"""
+    """a rival's: of rivals.py on the crops of the preset, or organs"""
     seeds: tuple[int, ...] = SEEDS
     steps: int = STEPS
 
@@ -54,16 +63,17 @@ class Row:
 
 ROWS = {
     "random": Row("random weights", first_weights="none"),
-    "imagenet": Row("ImageNet", seeds=(0,)),
-    "v2": Row("`v2` from ImageNet", "v2", changes=V2),
-    "plus": Row("`plus` from ImageNet", "plus"),
-    "simclr": Row("SimCLR from ImageNet", "plus", method="simclr"),
-    "byol": Row("BYOL from ImageNet", "plus", method="byol"),
-    "position": Row("position by regression, from ImageNet", "plus", method="position"),
-    "masked": Row("masked modelling from ImageNet", "plus", method="masked"),
-    "v2-random": Row("`v2` from random weights", "v2", "none", V2),
-    "plus-random": Row("`plus` from random weights", "plus", "none"),
-    "v1": Row("`v1` from ImageNet", "v1", changes=("--batch", "4", "--slices", "7"), seeds=(0,)),
+    "imagenet": Row("ImageNet"),
+    "v2": Row("`v2` from ImageNet", "voco/v2", changes=V2),
+    "plus": Row("`plus` from ImageNet", "voco/plus"),
+    "simclr": Row("SimCLR from ImageNet", "voco/plus", method="simclr"),
+    "byol": Row("BYOL from ImageNet", "voco/plus", method="byol"),
+    "position": Row("position by regression, from ImageNet", "voco/plus", method="position"),
+    "masked": Row("masked modelling from ImageNet", "voco/plus", method="masked"),
+    "v2-random": Row("`v2` from random weights", "voco/v2", "none", V2),
+    "plus-random": Row("`plus` from random weights", "voco/plus", "none"),
+    "v1": Row("`v1` from ImageNet", "voco/v1", changes=("--batch", "4", "--slices", "7"), seeds=(0,)),
+    "organs": Row("organ masks of phantoms, from ImageNet", "seg/dual", method="organs", seeds=(0,)),
 }
 """Rows of the main table, by name."""
 
@@ -74,7 +84,7 @@ _HEIGHTS = (*_CHANGED, "--grid-z", "3", "--random-crops", "16")
 _CHOICE = (*_HEIGHTS, "--objective", "softmax", "--inter-volume", "false")
 _ALL = (*_CHOICE, "--inter-volume", "true")
 ABLATION = {
-    f"ablation-{number}": Row(title, "v2", changes=changes, seeds=ABLATION_SEEDS, steps=ABLATION_STEPS)
+    f"ablation-{number}": Row(title, "voco/v2", changes=changes, seeds=ABLATION_SEEDS, steps=ABLATION_STEPS)
     for number, (title, changes) in enumerate(
         (
             ("`v2`", V2),
@@ -106,13 +116,15 @@ def pretraining(work: Path, name: str, seed: int, precision: str) -> Piece:
     """The pre-training of a row of `ALL_ROWS`."""
     row = ALL_ROWS[name]
     sets = [work / "prepared" / each for each in ("real", "phantoms")]
-    given = (
+    given = [
         *("--data", *sets, "--repeat", str(REAL_VISITS), "1", "--cache", work / "cache"),
         *("--output", row.source(work, name, seed).parent, "--seed", str(seed), "--precision", precision),
-        *("--first-weights", row.first_weights, "--steps", str(row.steps), *COMMON, *row.changes),
-    )
-    options, method = (RivalOptions, ("--method", row.method)) if row.method else (VocoOptions, ())
-    return Piece(
-        read_preset(options, f"voco/{row.preset}", *given, *method),
-        tuple(each / "series.csv" for each in sets),
-    )
+        *("--steps", str(row.steps), "--first-weights", row.first_weights),
+    ]
+    if row.method == "organs":
+        options = read_preset(OrganOptions, row.preset, *given, "none", *SEGMENTATION)
+    elif row.method:
+        options = read_preset(RivalOptions, row.preset, *given, *COMMON, "--method", row.method)
+    else:
+        options = read_preset(VocoOptions, row.preset, *given, *COMMON, *row.changes)
+    return Piece(options, tuple(each / "series.csv" for each in sets))

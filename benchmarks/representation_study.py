@@ -23,7 +23,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from injury_probe import GreyEncoder, measure_injuries, measure_tuned, read_tile
 from joblib import Parallel, delayed
 from region_probe import measure_regions
 from representation_rows import ALL_ROWS, BACKBONE, ROWS, TILE, WINDOWS, make_data, pretraining
-from representation_tables import show_pieces
+from representation_tables import REAL_CT, show_pieces
 from study import Piece, StudyOptions, make_all, run_stages
 from task_probe import predict_task, task_figures
 
@@ -44,10 +44,14 @@ from src.core.errors import UserError
 from src.core.files import whole_folder, write_json
 from src.core.log import say
 from src.probe.__main__ import measure
+from src.probe.estimates import plain_estimates
 from src.probe.frozen import FrozenNet, HeldOut, load_encoder
 
 STAGES = ("data", "pretrain", "measure", "classify", "table")
 PIECES = ROOT / "docs" / "studies" / "representation"
+MEASURED_WITH = 0
+"""Seed of what is measured by frozen features: the same crops, tiles and resamples for all encoders, so that
+differences are paired. Fine-tuning and draws of labels have the seed of the row."""
 EARLIER = (100, 300)
 """Steps after which the cheap figures are measured as well, before the last."""
 LINEAR_SHARES, TUNED_SHARES = (0.05, 0.25), (0.1, 1.0)
@@ -181,13 +185,16 @@ def measure_encoder(
     net = load_encoder(source, WINDOWS, TILE, BACKBONE, seed)
     ct = require_ct(options)
     held_out = HeldOut.open(options.work / "prepared" / "held_out", net.windows)
-    estimates, _ = measure(net, held_out, seed)
-    estimates |= measure_regions(net, ct / "slices", seed)
+    estimates, _ = measure(net, held_out, MEASURED_WITH)
+    estimates |= measure_regions(net, ct / "slices", MEASURED_WITH)
     tiles = read_tiles(options.work / PAINTED, TILE)
-    estimates |= measure_injuries(lambda images: embed_grey(net, images), tiles, seed)
+    estimates |= measure_injuries(lambda images: embed_grey(net, images), tiles, MEASURED_WITH)
     if is_whole:
         estimates |= measure_tuned(lambda: GreyEncoder.load(BACKBONE, str(source), seed), tiles, seed)
-    figures = {name: asdict(estimate) for name, estimate in estimates.items()}
+    figures = plain_estimates(estimates)
+    for name in REAL_CT:
+        rounds = estimates[name].resampled
+        figures[name]["resampled"] = [round(each, 4) if np.isfinite(each) else None for each in rounds]
     if is_whole:
         for share, tables in predict_task(net, options.work, LINEAR_SHARES, seed).items():
             figures |= with_share("linear", share, task_figures(*tables))

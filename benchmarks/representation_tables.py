@@ -13,7 +13,7 @@ from study_table import format_spread
 
 from src.core.errors import UserError
 from src.core.log import say
-from src.probe.estimates import paired_interval
+from src.probe.estimates import paired_interval, percentile_interval
 
 BASES = ("imagenet", "v2")
 """Rows that the others are compared with."""
@@ -108,6 +108,9 @@ def show_pieces(folder: Path) -> dict[str, Any]:
         if gaps:
             say(f"\nDifferences, with 95 % intervals over patients\n\n{format_markdown(gaps)}")
         results[table.title] = {"rows": rows, "differences": gaps}
+    if steps := [line for name in ALL_ROWS if (line := steps_line(pieces, name))]:
+        say(f"\n**Real CT over the steps of pre-training**: mean over seeds\n\n{format_markdown(steps)}")
+        results["steps"] = steps
     lines = [cost_line(pieces, name) for name in ALL_ROWS]
     costs = [line for line in lines if line]
     say(f"\nSeconds of a seed, and commands\n\n{format_markdown(costs)}")
@@ -133,20 +136,43 @@ def mean_line(pieces: Mapping, name: str, figures: Mapping[str, str]) -> dict[st
         return None
     line = {"encoder": ALL_ROWS[name].title, "seeds": len(mine)}
     for figure, heading in figures.items():
-        found = pd.DataFrame([piece["figures"].get(figure, {}) for piece in mine])
-        found = found.reindex(columns=["value", "low", "high"]).astype(float)
-        low, high = found["low"].mean(), found["high"].mean()
-        line[heading] = format_spread(found["value"]) + ("" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]")
+        found = [piece["figures"][figure] for piece in mine if figure in piece["figures"]]
+        ends = pd.DataFrame([interval_of(each) for each in found], columns=["low", "high"], dtype=float)
+        low, high = ends.mean()
+        spread = format_spread(pd.Series([each["value"] for each in found], dtype=float))
+        line[heading] = spread + ("" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]")
+    return line
+
+
+def interval_of(estimate: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Ends of an estimate's interval; of a mean over patients without one, by a bootstrap over them."""
+    if "low" in estimate:
+        return estimate["low"], estimate["high"]
+    if not is_mean_over_patients(estimate):
+        return None, None
+    return paired_interval(estimate["by_patient"], dict.fromkeys(estimate["by_patient"], 0.0), seed=0)
+
+
+def steps_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
+    """A row's figures on real CT after each number of steps that was measured; None without earlier ones."""
+    mine = [piece for piece in of_row(pieces, name) if piece.get("earlier")]
+    if not mine:
+        return None
+    line = {
+        "encoder": ALL_ROWS[name].title,
+        "steps": " / ".join([*mine[0]["earlier"], str(mine[0]["steps"])]),
+    }
+    for figure, heading in REAL_CT.items():
+        last = np.mean([piece["figures"][figure]["value"] for piece in mine])
+        before = [np.mean([piece["earlier"][at][figure] for piece in mine]) for at in mine[0]["earlier"]]
+        line[heading] = " / ".join(f"{value:.3f}" for value in (*before, last))
     return line
 
 
 def difference_line(
     pieces: Mapping, name: str, base: str, figures: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Differences of a row to another: the mean over its patients and seeds, and an interval over patients.
-
-    A figure that is no mean over patients has its difference alone.
-    """
+    """Differences of a row to another: of the means over seeds, with an interval over patients or blocks."""
     mine, others = of_row(pieces, name), of_row(pieces, base)
     if not mine or not others:
         return None
@@ -157,7 +183,10 @@ def difference_line(
 
 
 def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: str) -> str:
-    """The difference of means over seeds; with its interval, if the figure is a mean over enough patients."""
+    """The difference of means over seeds, with an interval by the same resamples of both, or over patients.
+
+    A figure without resamples that is no mean over enough patients has its difference alone.
+    """
     sides = [
         [each["figures"][figure] for each in side if figure in each["figures"]] for side in (mine, others)
     ]
@@ -165,13 +194,18 @@ def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: st
         return "-"
     first, second = (np.mean([each["value"] for each in side]) for side in sides)
     gap = f"{first - second:+.3f}"
-    is_mean = all(
-        abs(mean_by_patient([each]).mean() - each["value"]) < ROUNDING for side in sides for each in side
-    )
-    if not is_mean:
+    if all("resampled" in each for side in sides for each in side):
+        first, second = (np.float64([each["resampled"] for each in side]).mean(axis=0) for side in sides)
+        low, high = percentile_interval(first - second)
+    elif all(is_mean_over_patients(each) for side in sides for each in side):
+        low, high = paired_interval(*(mean_by_patient(side).to_dict() for side in sides), seed=0)
+    else:
         return gap
-    low, high = paired_interval(*(mean_by_patient(side).to_dict() for side in sides), seed=0)
     return gap if low is None else f"{gap} [{low:+.3f}, {high:+.3f}]"
+
+
+def is_mean_over_patients(estimate: Mapping[str, Any]) -> bool:
+    return abs(mean_by_patient([estimate]).mean() - estimate["value"]) < ROUNDING
 
 
 def mean_by_patient(estimates: Sequence[Mapping[str, Any]]) -> pd.Series:

@@ -72,8 +72,8 @@ class RivalOptions(VocoOptions):
         check_range(self, "hidden_side", at_least=1)
         if self.tile % self.hidden_side:
             raise ValueError(f"option --tile {self.tile} must be a multiple of --hidden-side")
-        if self.micro_batch or self.shared_backbone or self.execution != "eager":
-            raise ValueError("rivals take no --micro-batch, --shared-backbone and --execution")
+        if self.micro_batch or self.shared_backbone or self.execution == "graph":
+            raise ValueError("rivals take no --micro-batch, --shared-backbone and --execution graph")
         if self.backbone in VOLUME_BACKBONES:
             raise ValueError(f"rivals take 2D backbones, not --backbone {self.backbone}")
         if self.method == "position" and self.extent != "whole":
@@ -234,6 +234,11 @@ class Masked(Rival):
         stride = tile // sides[0]
         student.head = nn.Sequential(nn.Conv2d(width, stride**2 * channels, 1), nn.PixelShuffle(stride))
         student.hidden_value = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def before_first_step(self) -> None:
+        encoder = self.runtime.unwrap(self.network).encoder
+        if self.options.execution == "compile":
+            encoder.forward_features = torch.compile(encoder.forward_features)
 
     def make_inputs(self, batch: VolumeSample, number: int, rng: np.random.Generator) -> tuple[Tensor, ...]:
         """Return images uint8 (M, C, tile, tile) and which pixels are hidden, bool (M, 1, tile, tile)."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from harness import begin_process
 from joblib import cpu_count
+from organ_encoder import OrganOptions, train_organs
 from rivals import RivalOptions, train_rival
 
 import prepare_data
@@ -40,13 +41,14 @@ _TRAININGS = MappingProxyType(
         RivalOptions: train_rival,
         ClassifierOptions: train_folds,
         SegOptions: train_pair,
+        OrganOptions: train_organs,
     }
 )
 RECORD = "piece.json"
 """In a piece's folder once it is finished: its options, a digest of its inputs, seconds, steps."""
 NO_RESULT = (
     *("data", "labelled", "labels", "folds", "output", "encoder", "image_labels", "cache"),
-    *("workers", "resume"),
+    *("workers", "resume", "execution"),
 )
 """Options that may differ from those of a finished piece: inputs are known by their content."""
 

@@ -13,7 +13,7 @@ patients only. The JSON file also holds the figures of each patient.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.json:
         require_writable(options.json)
     # imported here, so that --help and errors in options do not wait for torch
-    from src.probe.estimates import format_estimates
+    from src.probe.estimates import format_estimates, plain_estimates
     from src.probe.frozen import HeldOut, load_network
 
     net = load_network(options)
@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         content = plain_options(options) | {"weights": net.weights}
         del content["json"]
         content |= {"series": len(held_out.series), "patients": held_out.patients}
-        named = {name: asdict(estimate) for name, estimate in estimates.items()}
-        write_json(content | {"figures": named, "absent": absent}, options.json)
+        figures = plain_estimates(estimates)
+        write_json(content | {"figures": figures, "absent": absent}, options.json)
 
 
 def measure(net: "FrozenNet", held_out: "HeldOut", seed: int) -> tuple[dict[str, "Estimate"], dict[str, str]]:

@@ -7,6 +7,7 @@ fewer than `FEW` patients that is meaningless: draws of crops or blocks of slice
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class Estimate:
     patients: int
     by_patient: dict[str, float] = field(default_factory=dict)
     """the same figure of each patient alone"""
+    resampled: tuple[float, ...] = field(default=(), repr=False)
+    """value of each round of the bootstrap; with one seed, other networks resample the same units"""
 
 
 def paired_interval(
@@ -55,10 +58,18 @@ def paired_interval(
 
 def format_estimates(estimates: Mapping[str, Estimate]) -> str:
     """Return a table of estimates, without the values of each patient."""
-    rows = [{"figure": name, **asdict(estimate)} for name, estimate in estimates.items()]
+    rows = [{"figure": name, **plain} for name, plain in plain_estimates(estimates).items()]
     for row in rows:
         del row["by_patient"]
     return format_table(rows, digits=3)
+
+
+def plain_estimates(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    """Return estimates as plain values, without the rounds of their bootstrap."""
+    plain = {name: asdict(estimate) for name, estimate in estimates.items()}
+    for values in plain.values():
+        del values["resampled"]
+    return plain
 
 
 def by_name(names: Sequence[str], values: np.ndarray) -> dict[str, float]:

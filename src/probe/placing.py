@@ -211,5 +211,6 @@ def _shares(hits: np.ndarray, sizes: tuple[int, int], patient: np.ndarray, seed:
             trials=int(trials.sum()),
             patients=member.shape[1],
             by_patient=by_name(names, ratio(by_patient.sum((0, 2)), trials.sum((0, 2)))),
+            resampled=tuple(resampled.tolist()),
         )
     return shares

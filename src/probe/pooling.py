@@ -31,7 +31,8 @@ def pooled_estimate(
     units, over = _units(patient, block)
     sums = units.T @ rows
     names, of_patient = _members(patient)
-    low, high = percentile_interval(value_of(resampled_counts(len(sums), seed) @ sums))
+    resampled = value_of(resampled_counts(len(sums), seed) @ sums)
+    low, high = percentile_interval(resampled)
     return Estimate(
         value=float(value_of(rows.sum(axis=0, keepdims=True))[0]),
         low=low,
@@ -41,6 +42,7 @@ def pooled_estimate(
         trials=len(rows),
         patients=len(names),
         by_patient=by_name(names, value_of(of_patient.T @ rows)),
+        resampled=tuple(resampled.tolist()),
     )
 
 
@@ -76,16 +78,17 @@ def auc_estimate(
     """
     units, over = _units(patient, block)
     counts = resampled_counts(units.shape[1], seed)
-    shares, resampled = np.zeros(score.shape), []
+    shares, of_class = np.zeros(score.shape), []
     for number, (own, positive) in enumerate(zip(np.float64(score.T), is_positive.T, strict=True)):
         above = own[positive, None] - own[~positive]  # (positives, negatives)
         right = np.heaviside(above, 0.5)
         shares[positive, number] = right.mean(axis=1)
         of_units = units[positive].T @ right @ units[~positive]  # (units, units)
         pairs = np.outer(units[positive].sum(axis=0), units[~positive].sum(axis=0))
-        resampled.append(ratio(*(((counts @ each) * counts).sum(axis=1) for each in (of_units, pairs))))
+        of_class.append(ratio(*(((counts @ each) * counts).sum(axis=1) for each in (of_units, pairs))))
     rows = np.concatenate([shares, is_positive], axis=1)
-    low, high = percentile_interval(np.mean(resampled, axis=0))
+    resampled = np.mean(of_class, axis=0)
+    low, high = percentile_interval(resampled)
     return Estimate(
         value=float(_mean_share(rows.sum(axis=0, keepdims=True))[0]),
         low=low,
@@ -95,6 +98,7 @@ def auc_estimate(
         trials=len(score),
         patients=len(np.unique(patient)),
         by_patient=_own_classes(rows, patient),
+        resampled=tuple(resampled.tolist()),
     )
 
 

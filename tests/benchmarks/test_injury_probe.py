@@ -107,4 +107,4 @@ def test_main_measures_development_patients_only(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(injury_probe, "TEST_PATIENTS", ("p0", "p1"))
     options = injury_probe.InjuryOptions(painted=folder, backbone="test_efficientnet", tile=TILE)
     figures = injury_probe.main(options)["figures"]
-    assert {figure["patients"] for figure in figures} == {4}
+    assert {figure["patients"] for figure in figures.values()} == {4}

@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import representation_study
 import representation_tables
 from harness import run_benchmark
-from representation_rows import ABLATION, ALL_ROWS, pretraining
-from representation_tables import difference_line, mean_line
+from organ_encoder import OrganOptions
+from representation_rows import ABLATION, ALL_ROWS, SIZE, TILE, pretraining
+from representation_tables import difference_line, mean_line, steps_line
 from task_probe import predict, task_figures
 
 from src.core.config import ROOT
@@ -39,6 +40,9 @@ def options_of(name: str):
 @pytest.mark.parametrize("name", [name for name, row in ALL_ROWS.items() if row.preset])
 def test_every_row_shows_as_many_tiles_per_step(name):
     options = options_of(name)
+    if isinstance(options, OrganOptions):
+        assert 500 <= (options.batch + options.unlabelled_batch) * (SIZE / TILE) ** 2 <= 530
+        return
     crops = options.random_crops + options.grid_z * options.grid**2
     assert 500 <= options.batch * crops * options.slices <= 530
 
@@ -88,6 +92,41 @@ def test_difference_line_has_an_interval_over_patients(pieces):
     line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
     low, high = (float(end) for end in line["region"].split("[")[1].rstrip("]").split(", "))
     assert low == pytest.approx(0.1, abs=0.01) and high > 0.2
+
+
+def change_figure(path: Path, **changes) -> None:
+    content = json.loads(path.read_text())
+    content["figures"]["region/test"] |= changes
+    path.write_text(json.dumps(content))
+
+
+def test_difference_line_is_paired_by_resample(pieces):
+    """The rounds of a pair differ by 0.1 to 0.3 while those of a row differ by 100; one has no trial."""
+    rounds = np.random.default_rng(1).permutation(1000) / 10
+    gains = np.linspace(0.1, 0.3, 1000)
+    change_figure(pieces / "imagenet-s0.json", resampled=[None, *rounds[1:]])
+    for seed, extra in ((0, -1), (1, 1)):  # the mean over seeds counts
+        change_figure(pieces / f"plus-s{seed}.json", resampled=(rounds + gains + extra).tolist())
+    line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
+    assert line["region"] == "+0.100 [+0.105, +0.295]"
+
+
+def test_mean_line_has_an_interval_of_a_mean_over_patients(pieces):
+    region = mean_line(representation_tables.read_pieces(pieces), "imagenet", FIGURES)["region"]
+    value, low, high = (float(part) for part in region.replace("[", "").rstrip("]").replace(",", "").split())
+    assert low < value < high
+    change_figure(pieces / "imagenet-s0.json", low=0.25, high=0.75)
+    region = mean_line(representation_tables.read_pieces(pieces), "imagenet", FIGURES)["region"]
+    assert region.endswith("[0.250, 0.750]")
+
+
+def test_steps_line_shows_every_number_of_steps(monkeypatch):
+    monkeypatch.setattr(representation_tables, "REAL_CT", FIGURES)
+    early = [{"earlier": {"100": {"region/test": value}}, "steps": 700} for value in (0.2, 0.4)]
+    found = {("plus", seed): piece("plus", seed, {"a": 0.8}) | early[seed] for seed in (0, 1)}
+    line = steps_line(found, "plus")
+    assert line == {"encoder": "`plus` from ImageNet", "steps": "100 / 700", "region": "0.300 / 0.800"}
+    assert steps_line(found, "imagenet") is None
 
 
 def test_main_prints_tables_of_pieces_alone(pieces, capsys):

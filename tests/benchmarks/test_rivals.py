@@ -1,6 +1,7 @@
 """Rivals of VoCo: their views, targets and tiles per step, learning, resumption, and the exported encoder."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -180,6 +181,15 @@ def test_masked_hides_pixels_from_the_encoder(anatomy, tmp_path):
         loss, features = method.compare(images, hidden)
         other_loss, other_features = method.compare(torch.where(hidden, 255 - images, images), hidden)
     assert torch.equal(features, other_features) and loss != other_loss
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_masked_learns_the_same_compiled(anatomy, tmp_path):
+    for execution in ("eager", "compile"):
+        options = rival_options(anatomy, tmp_path / execution, "masked", execution=execution)
+        train_rival(dataclasses.replace(options, steps=2, log_every=1))
+    eager, compiled = (read_metrics(tmp_path / each)["loss"].astype(float) for each in ("eager", "compile"))
+    np.testing.assert_allclose(compiled, eager, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
