@@ -193,8 +193,7 @@ def measure_encoder(
         estimates |= measure_tuned(lambda: GreyEncoder.load(BACKBONE, str(source), seed), tiles, seed)
     figures = plain_estimates(estimates)
     for name in REAL_CT:
-        rounds = estimates[name].resampled
-        figures[name]["resampled"] = [round(each, 4) if np.isfinite(each) else None for each in rounds]
+        figures[name]["resampled"] = " ".join(f"{each:.4f}" for each in estimates[name].resampled)
     if is_whole:
         for share, tables in predict_task(net, options.work, LINEAR_SHARES, seed).items():
             figures |= with_share("linear", share, task_figures(*tables))

@@ -195,7 +195,9 @@ def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: st
     first, second = (np.mean([each["value"] for each in side]) for side in sides)
     gap = f"{first - second:+.3f}"
     if all("resampled" in each for side in sides for each in side):
-        first, second = (np.float64([each["resampled"] for each in side]).mean(axis=0) for side in sides)
+        first, second = (
+            np.float64([each["resampled"].split() for each in side]).mean(axis=0) for side in sides
+        )
         low, high = percentile_interval(first - second)
     elif all(is_mean_over_patients(each) for side in sides for each in side):
         low, high = paired_interval(*(mean_by_patient(side).to_dict() for side in sides), seed=0)

@@ -15,8 +15,10 @@ crop. As for plus, the exported encoder is a moving average (EMA) of the trained
 simclr and byol take their losses from lightly: pip install --no-deps lightly lightly-utils
 """
 
+import copy
 from abc import abstractmethod
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -26,6 +28,7 @@ import torch
 from harness import device_name, machine
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
+from torch.optim.swa_utils import update_bn
 from views import ViewMaker, draw_hidden
 
 from src.core.config import check_range, parse_options
@@ -43,6 +46,7 @@ from src.voco.run import Pretraining, pretrain
 
 _SIMCLR_WIDTH = 128  # of the projection; the hidden layer is as wide as the features
 _BYOL_HIDDEN, _BYOL_WIDTH = 4096, 256  # of projector and predictor
+_STATISTICS_BATCHES = 20  # whose tiles give the BatchNorms of a masked encoder their statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +259,16 @@ class Masked(Rival):
         maps = student.encoder.forward_features(shown)  # (M, D, tile / stride, tile / stride)
         error = (student.head(maps).float() - pixels).abs() * hidden
         return error.sum() / (hidden.sum() * images.shape[1]), maps.mean((2, 3))
+
+    def export(self, path: Path, step: int) -> None:
+        """Write the teacher with batch statistics of whole images: in training, a part of each is hidden."""
+        trained = self.teacher
+        self.teacher = copy.deepcopy(trained)
+        batches = islice(self.read(0), _STATISTICS_BATCHES)
+        images = (self.teacher.arrange(batch.tiles.to(self.runtime.device)) for batch in batches)
+        update_bn(map(self.teacher.normalise, images), self.teacher.encoder)
+        super().export(path, step)
+        self.teacher = trained
 
 
 class Mlp(nn.Module):

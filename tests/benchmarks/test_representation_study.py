@@ -100,13 +100,17 @@ def change_figure(path: Path, **changes) -> None:
     path.write_text(json.dumps(content))
 
 
+def join(rounds) -> str:
+    return " ".join(map(str, rounds))
+
+
 def test_difference_line_is_paired_by_resample(pieces):
     """The rounds of a pair differ by 0.1 to 0.3 while those of a row differ by 100; one has no trial."""
     rounds = np.random.default_rng(1).permutation(1000) / 10
     gains = np.linspace(0.1, 0.3, 1000)
-    change_figure(pieces / "imagenet-s0.json", resampled=[None, *rounds[1:]])
+    change_figure(pieces / "imagenet-s0.json", resampled=join(["nan", *rounds[1:]]))
     for seed, extra in ((0, -1), (1, 1)):  # the mean over seeds counts
-        change_figure(pieces / f"plus-s{seed}.json", resampled=(rounds + gains + extra).tolist())
+        change_figure(pieces / f"plus-s{seed}.json", resampled=join(rounds + gains + extra))
     line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
     assert line["region"] == "+0.100 [+0.105, +0.295]"
 

@@ -183,6 +183,25 @@ def test_masked_hides_pixels_from_the_encoder(anatomy, tmp_path):
     assert torch.equal(features, other_features) and loss != other_loss
 
 
+def test_masked_exports_statistics_of_whole_images(anatomy, tmp_path):
+    loop = open_training(rival_options(anatomy, tmp_path, "masked", momentum=0.0, steps=2))
+    batches = list(loop.method.read(0))
+    for number, batch in enumerate(batches):
+        loop.train_on(batch, number)
+    teacher = loop.method.teacher
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    loop.method.export(tmp_path / "encoder.safetensors", 2)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    exported = load_file(tmp_path / "encoder.safetensors")
+    for name in exported:
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(exported[name], before[f"encoder.{name}"])
+    with torch.inference_mode():
+        images = [teacher.normalise(teacher.arrange(batch.tiles)) for batch in batches]
+        means = [teacher.encoder.conv_stem(each).mean((0, 2, 3)) for each in images]
+    torch.testing.assert_close(exported["bn1.running_mean"], torch.stack(means).mean(0))
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_masked_learns_the_same_compiled(anatomy, tmp_path):
     for execution in ("eager", "compile"):
