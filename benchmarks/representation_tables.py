@@ -16,7 +16,6 @@ from src.core.log import say
 from src.probe.estimates import paired_interval, percentile_interval
 
 BASES = ("imagenet", "v2")
-"""Rows that the others are compared with."""
 
 ROUNDING = 1e-3
 """Of the values of patients in a piece, from which their mean may differ."""
@@ -46,6 +45,7 @@ class Table:
     """names of figures, and their headings"""
     rows: Mapping[str, Any]
     bases: tuple[str, ...] = BASES
+    """rows that the others are compared with; none: no differences"""
 
 
 INJURIES = ("laceration_low", "laceration_high", "haematoma", "extravasation", "free_gas")
@@ -59,12 +59,13 @@ def injury_figures(kind: str, negatives: str) -> dict[str, str]:
 TABLES = (
     Table("Real CT, frozen features", REAL_CT, ROWS),
     Table("Phantoms, the competition's score (lower is better)", TASK, ROWS),
-    Table("Phantoms, mAP of the injuries", TASK_MAP, ROWS),
+    Table("Phantoms, mAP of the injuries", TASK_MAP, ROWS, bases=()),
     *(
         Table(
             f"Injuries painted on real CT, {title} features, against {shown}: AUC",
             injury_figures(kind, negatives),
             ROWS,
+            BASES if negatives == "harmless" else (),
         )
         for kind, title in (("frozen", "frozen"), ("tuned", "fine-tuned"))
         for negatives, shown in (("untouched", "the same tile untouched"), ("harmless", "harmless edits"))
@@ -106,7 +107,7 @@ def show_pieces(folder: Path) -> dict[str, Any]:
             and (line := difference_line(pieces, name, base, table.figures))
         ]
         if gaps:
-            say(f"\nDifferences, with 95 % intervals over patients\n\n{format_markdown(gaps)}")
+            say(f"\nDifferences, with paired 95 % intervals\n\n{format_markdown(gaps)}")
         results[table.title] = {"rows": rows, "differences": gaps}
     if steps := [line for name in ALL_ROWS if (line := steps_line(pieces, name))]:
         say(f"\n**Real CT over the steps of pre-training**: mean over seeds\n\n{format_markdown(steps)}")
