@@ -149,7 +149,7 @@ def measure_piece(options: RepresentationOptions, name: str, seed: int) -> None:
     if content.get("encoder") == digest:
         return
     started = time.perf_counter()
-    figures = measure_encoder(options, source, seed, is_whole=True)
+    figures = measure_encoder(options, source, seed, is_whole=name in ROWS)
     earlier = {
         str(steps): values(measure_encoder(options, earlier_path, seed, is_whole=False))
         for steps in EARLIER
@@ -180,7 +180,7 @@ def measure_encoder(
 
     Args:
         source: an encoder file, or `--first-weights`.
-        is_whole: also those that take minutes.
+        is_whole: also those that take minutes, which the ablation does without.
     """
     net = load_encoder(source, WINDOWS, TILE, BACKBONE, seed)
     ct = require_ct(options)
