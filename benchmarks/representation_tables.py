@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ INJURIES = ("laceration_low", "laceration_high", "haematoma", "extravasation", "
 
 
 def injury_figures(kind: str, negatives: str) -> dict[str, str]:
-    """Figures of injury_probe.py, by frozen or by tuned features."""
-    return {f"injury/{kind}/{target}/{negatives}": target.replace("_", " ") for target in INJURIES}
+    """Figures of injury_probe.py, by frozen or by tuned features, and their mean."""
+    shown = {f"injury/{kind}/{target}/{negatives}": target.replace("_", " ") for target in INJURIES}
+    return {**shown, f"injury/{kind}/mean/{negatives}": "mean"}
 
 
 TABLES = (
@@ -83,10 +85,23 @@ def read_pieces(folder: Path) -> dict[tuple[str, int], Piece]:
     found = {}
     for path in sorted(folder.glob("*.json")):
         piece = json.loads(path.read_text(encoding="utf-8"))
+        piece["figures"] |= mean_injuries(piece["figures"])
         found[piece["row"], piece["seed"]] = piece
     if not found:
         raise UserError(f"no pieces in {folder}: run the study first, or give --pieces")
     return found
+
+
+def mean_injuries(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean over all injuries of each kind of probe and negatives, of the patients with organs for all."""
+    means = {}
+    for kind, negatives in product(("frozen", "tuned"), ("untouched", "harmless")):
+        found = [figures.get(f"injury/{kind}/{target}/{negatives}") for target in INJURIES]
+        if all(found):
+            by_patient = pd.DataFrame([each["by_patient"] for each in found]).mean(skipna=False).dropna()
+            mean = {"value": float(by_patient.mean()), "by_patient": by_patient.to_dict()}
+            means[f"injury/{kind}/mean/{negatives}"] = mean
+    return means
 
 
 def show_pieces(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import representation_tables
 from harness import run_benchmark
 from organ_encoder import OrganOptions
 from representation_rows import ABLATION, ALL_ROWS, SIZE, TILE, pretraining
-from representation_tables import difference_line, mean_line, steps_line
+from representation_tables import INJURIES, difference_line, mean_line, steps_line
 from task_probe import predict, task_figures
 
 from src.core.config import ROOT
@@ -122,6 +122,16 @@ def test_mean_line_has_an_interval_of_a_mean_over_patients(pieces):
     change_figure(pieces / "imagenet-s0.json", low=0.25, high=0.75)
     region = mean_line(representation_tables.read_pieces(pieces), "imagenet", FIGURES)["region"]
     assert region.endswith("[0.250, 0.750]")
+
+
+def test_mean_injuries_is_of_patients_with_all_of_them():
+    values = {target: {"a": 0.5, "b": 0.6 + number / 10} for number, target in enumerate(INJURIES)}
+    del values["haematoma"]["a"]
+    figures = {f"injury/tuned/{target}/harmless": {"by_patient": each} for target, each in values.items()}
+    mean = representation_tables.mean_injuries(figures)
+    assert list(mean) == ["injury/tuned/mean/harmless"]
+    assert mean["injury/tuned/mean/harmless"]["by_patient"] == {"b": pytest.approx(0.8)}
+    assert mean["injury/tuned/mean/harmless"]["value"] == pytest.approx(0.8)
 
 
 def test_steps_line_shows_every_number_of_steps(monkeypatch):
