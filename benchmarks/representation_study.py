@@ -57,9 +57,9 @@ EARLIER = (100, 300)
 LINEAR_SHARES, TUNED_SHARES = (0.05, 0.25), (0.1, 1.0)
 """Shares of the phantoms' labels for linear models on frozen features, and for whole classifiers."""
 CLASSIFIER, TASK_SIZE = "configs/cls/study_lite0.yaml", 108
-FASTER = ("--lr", "2e-3", "--dropout", "0", "--clip", "5")
-"""Changes of `CLASSIFIER`, with which its loss on the training patients falls in 10 epochs from ImageNet weights:
-in one window, it does not with the preset's own values."""
+CHANGES = ("--lr", "2e-3", "--dropout", "0", "--clip", "5")
+"""Of `CLASSIFIER`: with them its loss on the training patients falls in 10 epochs from ImageNet weights, which
+in one window it does not with the preset's own values."""
 PAINTED = "painted"
 """Folder of --work for the examples of painted_injuries.py."""
 CODE = ("src", "benchmarks")
@@ -226,7 +226,7 @@ def classify(options: RepresentationOptions) -> None:
 
 def plan_classifier(options: RepresentationOptions, name: str, seed: int, share: float) -> Piece:
     source = ALL_ROWS[name].source(options.work, name, seed)
-    given = (options.precision, CLASSIFIER, "--windows", *WINDOWS, *FASTER)
+    given = (options.precision, CLASSIFIER, "--windows", *WINDOWS, *CHANGES)
     return study_sets.classification(options.work, name, source, share, seed, *given)
 
 
