@@ -58,8 +58,8 @@ LINEAR_SHARES, TUNED_SHARES = (0.05, 0.25), (0.1, 1.0)
 """Shares of the phantoms' labels for linear models on frozen features, and for whole classifiers."""
 CLASSIFIER, TASK_SIZE = "configs/cls/study_lite0.yaml", 108
 CHANGES = ("--lr", "2e-3", "--dropout", "0", "--clip", "5")
-"""Of `CLASSIFIER`: with them its loss on the training patients falls in 10 epochs from ImageNet weights, which
-in one window it does not with the preset's own values."""
+"""Of `CLASSIFIER`: with them its loss on the training patients falls in 10 epochs from ImageNet weights; in
+one window it does not with the preset's own values."""
 PAINTED = "painted"
 """Folder of --work for the examples of painted_injuries.py."""
 CODE = ("src", "benchmarks")
