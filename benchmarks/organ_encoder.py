@@ -7,6 +7,8 @@ features pass: they keep their first weights.
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from src.core.config import plain_options
 from src.nn.encoder import EncoderFile, create_encoder, save_encoder
 from src.nn.first_weights import load_first_weights
@@ -23,6 +25,8 @@ class OrganOptions(SegOptions):
         super().__post_init__()
         if self.slices != 1:
             raise ValueError(f"option --slices must be 1, the input of an encoder, got {self.slices}")
+        if self.leave_out or self.validation:
+            raise ValueError("option --validation must be 0 and --leave-out empty: an encoder has no scores")
 
 
 def train_organs(options: OrganOptions) -> Path:
@@ -39,6 +43,7 @@ def train_organs(options: OrganOptions) -> Path:
     encoder = create_encoder(spec.backbones[0], spec.channels)
     load_first_weights(encoder, options.sources[0], spec.windows)
     encoder.load_state_dict(encoder.state_dict() | pair.a.encoder.state_dict())
+    split = pd.read_csv(segmenter.with_name("split.csv"), dtype=str)  # no patient is left out
     about = EncoderFile(
         name=spec.backbones[0],
         in_channels=spec.channels,
@@ -46,6 +51,7 @@ def train_organs(options: OrganOptions) -> Path:
         std=spec.stds[0],
         windows=spec.windows,
         trained_by={"script": "train_seg.py", "options": plain_options(options)},
+        patients=tuple(split["patient_id"].drop_duplicates()),
     )
     path = segmenter.with_name("encoder.safetensors")
     save_encoder(path, encoder, about)

@@ -27,6 +27,7 @@ def test_train_organs_exports_the_trained_blocks_and_the_first_weights_behind_th
     path = train_organs(organ_options(data, tmp_path / "run"))
     about = read_encoder_file(path)
     assert (about.name, about.in_channels, about.trained_by["script"]) == (BACKBONE, 1, "train_seg.py")
+    assert len(about.patients) == len(set(about.patients)) == 6
     first, exported = (create_encoder(BACKBONE, 1) for _ in range(2))
     greys = load_first_weights(first, "package", about.windows)
     assert about.mean == pytest.approx(greys.mean) and about.std == pytest.approx(greys.std)
@@ -42,3 +43,8 @@ def test_train_organs_exports_the_trained_blocks_and_the_first_weights_behind_th
 def test_organ_options_refuse_neighbouring_slices(tmp_path):
     with pytest.raises(ValueError, match="--slices must be 1"):
         organ_options(tmp_path, tmp_path, slices=3)
+
+
+def test_organ_options_refuse_patients_to_score(tmp_path):
+    with pytest.raises(ValueError, match="--validation must be 0"):
+        organ_options(tmp_path, tmp_path, validation=0.2)
