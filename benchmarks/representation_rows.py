@@ -38,6 +38,8 @@ SEGMENTATION = (
 """56 slices of `SIZE` px a step: 504 tiles. The second network is small, it corrects the pseudo-labels."""
 V2 = ("--slices", "4")
 """11 crops of 4 slices, for as many tiles a step as `plus` has: 528 and 516."""
+VIEWS = ("--smallest-area", "0.3")
+FROM_RANDOM = ("--lr", "1e-3")
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ ROWS = {
     "imagenet": Row("ImageNet"),
     "v2": Row("`v2` from ImageNet", "voco/v2", changes=V2),
     "plus": Row("`plus` from ImageNet", "voco/plus"),
-    "simclr": Row("SimCLR from ImageNet", "voco/plus", method="simclr"),
-    "byol": Row("BYOL from ImageNet", "voco/plus", method="byol"),
+    "simclr": Row("SimCLR from ImageNet", "voco/plus", method="simclr", changes=VIEWS),
+    "byol": Row("BYOL from ImageNet", "voco/plus", method="byol", changes=VIEWS),
     "position": Row("position by regression, from ImageNet", "voco/plus", method="position"),
     "masked": Row("masked modelling from ImageNet", "voco/plus", method="masked"),
-    "v2-random": Row("`v2` from random weights", "voco/v2", "none", V2),
-    "plus-random": Row("`plus` from random weights", "voco/plus", "none"),
+    "v2-random": Row("`v2` from random weights", "voco/v2", "none", (*V2, *FROM_RANDOM)),
+    "plus-random": Row("`plus` from random weights", "voco/plus", "none", FROM_RANDOM),
     "v1": Row("`v1` from ImageNet", "voco/v1", changes=("--batch", "4", "--slices", "7"), seeds=(0,)),
     "organs": Row("organ masks of phantoms, from ImageNet", "seg/dual", method="organs", seeds=(0,)),
 }
@@ -124,7 +126,7 @@ def pretraining(work: Path, name: str, seed: int, precision: str) -> Piece:
     if row.method == "organs":
         options = read_preset(OrganOptions, row.preset, *given, "none", *SEGMENTATION)
     elif row.method:
-        options = read_preset(RivalOptions, row.preset, *given, *COMMON, "--method", row.method)
+        options = read_preset(RivalOptions, row.preset, *given, *COMMON, "--method", row.method, *row.changes)
     else:
         options = read_preset(VocoOptions, row.preset, *given, *COMMON, *row.changes)
     return Piece(options, tuple(each / "series.csv" for each in sets))

@@ -56,7 +56,7 @@ EARLIER = (100, 300)
 """Steps after which the cheap figures are measured as well, before the last."""
 LINEAR_SHARES, TUNED_SHARES = (0.05, 0.25), (0.1, 1.0)
 """Shares of the phantoms' labels for linear models on frozen features, and for whole classifiers."""
-CLASSIFIER, TASK_SIZE = "configs/cls/study_lite0.yaml", 108
+CLASSIFIER, TASK_SIZE, TASK_SETS = "configs/cls/study_lite0.yaml", 108, ("train", "test")
 CHANGES = ("--lr", "2e-3", "--dropout", "0", "--clip", "5")
 """Of `CLASSIFIER`: with them its loss on the training patients falls in 10 epochs from ImageNet weights; in
 one window it does not with the preset's own values."""
@@ -112,7 +112,7 @@ def prepare_sets(options: RepresentationOptions) -> None:
     if not (options.work / PAINTED).is_dir():
         with whole_folder(options.work / PAINTED) as partial:
             painted_injuries.main(["--ct", str(options.ct), "--output", str(partial)])
-    study_sets.make_data(options.work, TASK_SIZE)
+    study_sets.make_data(options.work, TASK_SIZE, TASK_SETS)
 
 
 def require_ct(options: RepresentationOptions) -> Path:

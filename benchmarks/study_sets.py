@@ -62,11 +62,11 @@ class Start:
 SCRATCH = Start()
 
 
-def make_data(work: Path, size: int) -> None:
-    """Make and prepare the phantoms at `size` pixels; what is there is kept."""
-    for name, options in PHANTOMS.items():
-        make_phantom(work / name, options)
-    for name, (raw, *arguments) in PREPARED.items():
+def make_data(work: Path, size: int, sets: Collection[str] = tuple(PREPARED)) -> None:
+    """Make and prepare the phantoms of `sets` at `size` pixels; what is there is kept."""
+    for name in sets:
+        raw, *arguments = PREPARED[name]
+        make_phantom(work / raw, PHANTOMS[raw])
         prepare(work / raw, work / "prepared" / name, size, *arguments)
 
 
