@@ -12,6 +12,7 @@ the patients of development are measured.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,13 @@ from painted_injuries import KINDS, TARGETS, TEST_PATIENTS
 from scipy.stats import rankdata
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import nn
 
 from src.core.config import check_range
 from src.core.errors import UserError
 from src.core.log import progress, say
 from src.core.runtime import torch_seed
-from src.nn.encoder import create_encoder, encoder_width
-from src.nn.first_weights import load_first_weights
+from src.nn.encoder import encoder_width
 from src.probe.estimates import (
     FEW,
     Estimate,
@@ -38,15 +38,15 @@ from src.probe.estimates import (
     plain_estimates,
     resampled_counts,
 )
-from src.probe.frozen import GRID
+from src.probe.frozen import GRID, FrozenNet, load_encoder
 from src.probe.linear import CLASSIFIERS
 from src.voco.canvas import resize_plane
+from src.voco.model import VocoNet
 
 NEGATIVES = {"untouched": ["untouched"], "harmless": ["cyst", "noise", "contrast"]}
 """Kinds of tiles that an injury is classified against."""
 MARGIN = 8
 """Pixels around a tile, for random shifts in fine-tuning."""
-_AT_ONCE = 256
 
 Embed = Callable[[np.ndarray], np.ndarray]
 """Features (N, width) of tiles, uint8 (N, tile, tile)."""
@@ -112,12 +112,12 @@ def main(options: InjuryOptions) -> dict[str, Any]:
     if not options.every_patient:
         tiles = tiles.take(~np.isin(tiles.patient, TEST_PATIENTS))
 
-    def build() -> GreyEncoder:
-        return GreyEncoder.load(options.backbone, options.first_weights, options.seed)
+    def build() -> FrozenNet:
+        return load_encoder(options.first_weights, ("soft",), options.tile, options.backbone, options.seed)
 
     seconds = {}
     start = time.perf_counter()
-    figures = measure_injuries(build().embed, tiles, options.seed)
+    figures = measure_injuries(partial(embed_tiles, build()), tiles, options.seed)
     seconds["frozen"] = time.perf_counter() - start
     if options.tuned:
         settings = TuneSettings(steps=2, pairs=4) if options.quick else TuneSettings()
@@ -127,31 +127,9 @@ def main(options: InjuryOptions) -> dict[str, Any]:
     return {"seconds": seconds, "figures": plain_estimates(figures)}
 
 
-class GreyEncoder(nn.Module):
-    """A backbone for single-channel images of the window soft."""
-
-    def __init__(self, encoder: nn.Module, mean: float, std: float) -> None:
-        super().__init__()
-        self.encoder, self.mean, self.std = encoder, mean, std
-
-    @classmethod
-    def load(cls, backbone: str, source: str, seed: int) -> "GreyEncoder":
-        """Build a backbone and load its first weights, as `load_first_weights` takes them."""
-        with torch_seed(seed):
-            encoder = create_encoder(backbone, 1)
-        first = load_first_weights(encoder, source, ("soft",))
-        return cls(encoder.to(memory_format=torch.channels_last), first.mean[0], first.std[0])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (N, width) of images (N, H, W) with grey levels 0 to 255."""
-        return self.encoder(((images[:, None].float() / 255) - self.mean) / self.std)
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Return features float32 (N, width) of uint8 (N, H, W), without gradients."""
-        self.eval()
-        with torch.inference_mode():
-            parts = [self(part) for part in torch.from_numpy(images).split(_AT_ONCE)]
-        return torch.cat(parts).numpy()
+def embed_tiles(net: FrozenNet, images: np.ndarray) -> np.ndarray:
+    """Return features float32 (N, width) of tiles of one window, uint8 (N, tile, tile)."""
+    return net.embed(images[:, None, ..., None])["features"]
 
 
 def read_tiles(folder: Path, tile: int) -> InjuryTiles:
@@ -208,20 +186,21 @@ def measure_injuries(embed: Embed, tiles: InjuryTiles, seed: int) -> dict[str, E
 
 
 def measure_tuned(
-    build: Callable[[], GreyEncoder], tiles: InjuryTiles, seed: int, settings: TuneSettings = TuneSettings()
+    build: Callable[[], FrozenNet], tiles: InjuryTiles, seed: int, settings: TuneSettings = TuneSettings()
 ) -> dict[str, Estimate]:
     """AUC of injuries by the fine-tuned encoder: `injury/tuned/<target>/<untouched or harmless>`.
 
     Args:
-        build: returns the encoder with its first weights, once per fold.
+        build: returns the encoder with its first weights, once per fold; it is trained in place.
     """
     names = np.random.default_rng(seed).permutation(np.unique(tiles.patient))
     score = np.empty(tiles.images.shape[:2])
     for fold, left_out in enumerate(np.array_split(names, min(settings.folds, len(names)))):
         tested = np.isin(tiles.patient, left_out)
-        network, head = fine_tune(build(), tiles.take(~tested), seed, fold, settings)
+        net = build()
+        head = fine_tune(net.network, tiles.take(~tested), seed, fold, settings)
         images = np.ascontiguousarray(tiles.centres()[tested])
-        features = network.embed(images.reshape(-1, *images.shape[2:]))
+        features = embed_tiles(net, images.reshape(-1, *images.shape[2:]))
         with torch.inference_mode():
             outputs = head(torch.from_numpy(features)).numpy().reshape(*images.shape[:2], len(TARGETS))
         own = [TARGETS.index(target) for target in tiles.target[tested]]
@@ -236,27 +215,34 @@ def measure_tuned(
 
 
 def fine_tune(
-    network: GreyEncoder, tiles: InjuryTiles, seed: int, fold: int, settings: TuneSettings
-) -> tuple[GreyEncoder, nn.Linear]:
-    """Train an encoder, in place, and a head with an output per target; targets are drawn equally often."""
+    network: VocoNet, tiles: InjuryTiles, seed: int, fold: int, settings: TuneSettings
+) -> nn.Linear:
+    """Train an encoder, in place, and a head with an output per target; targets are drawn equally often.
+
+    Returns:
+        The head, on the CPU.
+    """
+    device = network.mean.device
     with torch_seed(seed, fold):
         head = nn.Linear(encoder_width(network.encoder), len(TARGETS))
-    groups = [{"params": network.parameters()}, {"params": head.parameters(), "lr": settings.head_lr}]
+    head.to(device)
+    encoder = network.encoder.requires_grad_(True).train()
+    groups = [{"params": encoder.parameters()}, {"params": head.parameters(), "lr": settings.head_lr}]
     optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     rng = np.random.default_rng([seed, fold])
     present = [target for target in TARGETS if (tiles.target == target).any()]
-    network.train()
     for _ in progress(range(settings.steps), desc=f"fold {fold}"):
         images, output, label = _draw_pairs(tiles, present, settings.pairs, rng)
-        logits = head(network(torch.from_numpy(images)))  # (2 pairs, targets)
+        images = torch.from_numpy(images)[:, None].to(device)
+        logits = head(encoder(network.normalise(images))).cpu()  # (2 pairs, targets)
         chosen = logits[torch.arange(len(output)), torch.from_numpy(output)]
         loss = nn.functional.binary_cross_entropy_with_logits(chosen, torch.from_numpy(label))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-    return network, head
+    return head.cpu()
 
 
 def _draw_pairs(

@@ -24,14 +24,14 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import painted_injuries
 import study_sets
 from harness import run_main
-from injury_probe import GreyEncoder, measure_injuries, measure_tuned, read_tiles
+from injury_probe import embed_tiles, measure_injuries, measure_tuned, read_tiles
 from joblib import Parallel, delayed
 from region_probe import measure_regions
 from representation_rows import ALL_ROWS, BACKBONE, ROWS, TILE, WINDOWS, make_data, pretraining
@@ -185,15 +185,19 @@ def measure_encoder(
         source: an encoder file, or `--first-weights`.
         is_whole: also those that take minutes, which the ablation does without.
     """
-    net = load_encoder(source, WINDOWS, TILE, BACKBONE, seed)
+
+    def load() -> FrozenNet:
+        return load_encoder(source, WINDOWS, TILE, BACKBONE, seed)
+
+    net = load()
     ct = require_ct(options)
     held_out = HeldOut.open(options.work / "prepared" / "held_out", net.windows)
     estimates, _ = measure(net, held_out, MEASURED_WITH)
     estimates |= measure_regions(net, ct / "slices", MEASURED_WITH)
     tiles = read_tiles(options.work / PAINTED, TILE)
-    estimates |= measure_injuries(lambda images: embed_grey(net, images), tiles, MEASURED_WITH)
+    estimates |= measure_injuries(partial(embed_tiles, net), tiles, MEASURED_WITH)
     if is_whole:
-        estimates |= measure_tuned(lambda: GreyEncoder.load(BACKBONE, str(source), seed), tiles, seed)
+        estimates |= measure_tuned(load, tiles, seed)
     figures = plain_estimates(estimates)
     for name in REAL_CT:
         figures[name]["resampled"] = " ".join(f"{each:.4f}" for each in estimates[name].resampled)
@@ -201,11 +205,6 @@ def measure_encoder(
         for share, tables in predict_task(net, options.work, LINEAR_SHARES, seed).items():
             figures |= with_share("linear", share, task_figures(*tables))
     return figures
-
-
-def embed_grey(net: FrozenNet, images: np.ndarray) -> np.ndarray:
-    """Features (N, width) of tiles of one window, uint8 (N, tile, tile)."""
-    return net.embed(images[:, None, ..., None])["features"]
 
 
 def classify(options: RepresentationOptions) -> None:

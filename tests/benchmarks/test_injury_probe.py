@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import injury_probe
 from injury_probe import (
     MARGIN,
-    GreyEncoder,
     InjuryTiles,
     TuneSettings,
     auc,
@@ -22,6 +21,7 @@ from injury_probe import (
 from painted_injuries import KINDS, TARGETS
 
 from src.core.errors import UserError
+from src.probe.frozen import FrozenNet, load_encoder
 
 TILE = 32
 NAMES = {f"{target}/{kind}" for target in TARGETS for kind in ("untouched", "harmless")}
@@ -85,13 +85,14 @@ def test_measure_injuries_finds_them_in_features_that_see_them(tiles):
     assert all(0.2 < estimate.value < 0.8 for estimate in blind.values())
 
 
+def load_random() -> FrozenNet:
+    return load_encoder("none", ("soft",), TILE, "test_efficientnet")
+
+
 def test_measure_tuned_repeats_itself(tiles):
     settings = TuneSettings(folds=2, steps=3, pairs=4)
 
-    def build() -> GreyEncoder:
-        return GreyEncoder.load("test_efficientnet", "none", seed=0)
-
-    first, again = (measure_tuned(build, tiles, 0, settings) for _ in range(2))
+    first, again = (measure_tuned(load_random, tiles, 0, settings) for _ in range(2))
     assert first.keys() == {f"injury/tuned/{name}" for name in NAMES}
     assert first == again
 
@@ -99,7 +100,7 @@ def test_measure_tuned_repeats_itself(tiles):
 @pytest.mark.slow
 def test_measure_tuned_learns(tiles):
     settings = TuneSettings(folds=2, steps=60, pairs=8, lr=3e-3)
-    found = measure_tuned(lambda: GreyEncoder.load("test_efficientnet", "none", 0), tiles, 0, settings)
+    found = measure_tuned(load_random, tiles, 0, settings)
     assert np.mean([estimate.value for estimate in found.values()]) > 0.9
 
 
