@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from src.core.errors import UserError
 from src.core.runtime import torch_seed
+from src.nn.depthwise import speed_up_depthwise
 from src.nn.weights_file import read_description, save_weights, to_tuples
 
 GREY_MEAN, GREY_STD = 0.5, 0.25
@@ -72,11 +73,13 @@ def create_encoder(
     if drop_path_rate:
         extra["drop_path_rate"] = drop_path_rate
     try:
-        return timm.create_model(name, in_chans=in_channels, num_classes=0, **extra)
+        network = timm.create_model(name, in_chans=in_channels, num_classes=0, **extra)
     except TypeError:
         raise UserError(f"backbone {name} does not take stochastic depth: leave --drop-path at 0") from None
     except _SIZE_ERRORS as error:
         raise _wrong_size(size, error) from None
+    speed_up_depthwise(network)
+    return network
 
 
 def size_arguments(name: str, size: int | None) -> dict[str, Any]:
