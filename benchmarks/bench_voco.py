@@ -14,10 +14,14 @@ turns; a time is the median. Peak memory is that of a new process. Two geometrie
 
 Then objective and monitors of `plus` alone, at its full size on one thread: the shared products of a step
 against cosines by broadcasting, each for itself. Memory is without the embeddings that both are given.
+
+Last, forward and backward pass of a backbone with 5 x 5 kernels on one thread of the CPU: torch's gradient
+of the weights of depthwise convolutions, and ours on small maps (src/nn/depthwise.py).
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,10 +40,13 @@ from harness import (
     read_preset,
     run_main,
 )
+from torch import nn
 from voco_terms import build_broadcast_terms, build_terms, hold_embeddings
 
 from src.core.log import format_table, say
-from src.core.runtime import Runtime, torch_seed
+from src.core.runtime import Runtime, keep_freed_memory, torch_seed
+from src.nn.depthwise import DepthwiseConv2d
+from src.nn.encoder import create_encoder
 from src.nn.schedule import LoopSettings
 from src.nn.training import TrainingLoop
 from src.voco.appearance import draw_appearance
@@ -53,6 +60,7 @@ TIME_LIMIT, MEMORY_LIMIT = 1.15, 1.2
 PLUS_LIMIT = 1.1
 TERMS_LIMIT_S, TERMS_LIMIT_MB = 0.12, 80
 MICRO_BATCH = 64
+DEPTHWISE, DEPTHWISE_TILES = "tf_efficientnet_lite0", 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +76,7 @@ def main(options: VocoBenchOptions) -> dict[str, Any]:
     slices = options.slices or (4 if options.quick else 32 if on_gpu else 8)
     repeats = options.repeats or (3 if options.quick else 7)
     has_bf16 = on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    terms = compare_terms(repeats)
+    terms, depthwise = compare_terms(repeats), compare_depthwise(repeats)
     plus = read_preset(VocoOptions, "voco/plus", "--data", "none")
     if not on_gpu:
         plus = replace(plus, batch=2 if options.quick else 8)
@@ -97,7 +105,7 @@ def main(options: VocoBenchOptions) -> dict[str, Any]:
     within = within and plus_rows[1]["x time"] <= PLUS_LIMIT
     tiles = {"plus": count_tiles(plus), "v2": count_tiles(voco)}
     return {
-        **{"tiles": tiles, "terms": terms, "plus": plus_rows, "rows": rows},
+        **{"tiles": tiles, "terms": terms, "depthwise": depthwise, "plus": plus_rows, "rows": rows},
         **{"states_bytes": states, "within_limits": within},
     }
 
@@ -114,14 +122,10 @@ def compare_terms(repeats: int) -> list[dict[str, Any]]:
         "broadcast": partial(build_broadcast_terms, options),
         "shared products": partial(build_terms, options),
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         given = peak_bytes(partial(hold_embeddings, options), runs=1)
         peaks = {name: peak_bytes(build, runs=2) - given for name, build in builders.items()}
         seconds = in_fresh_process(time_builders, builders, repeats)
-    finally:
-        torch.set_num_threads(threads)
     base = "broadcast"
     rows = [
         {
@@ -136,6 +140,47 @@ def compare_terms(repeats: int) -> list[dict[str, Any]]:
     say(format_table(rows, digits=3))
     say(f"limits: {TERMS_LIMIT_S} s and {TERMS_LIMIT_MB} MB")
     return rows
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread, in new processes as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare_depthwise(repeats: int) -> list[dict[str, Any]]:
+    """Passes of a backbone on the CPU with the gradient of depthwise weights of torch, and with ours."""
+    kinds = {"of torch": nn.Conv2d, "of the kit": DepthwiseConv2d}
+    builders = {name: partial(build_depthwise, kind) for name, kind in kinds.items()}
+    with one_thread():
+        seconds = in_fresh_process(time_builders, builders, repeats)
+    rows = [
+        {
+            **{"gradient of depthwise weights": name, "s": statistics.median(tries)},
+            "x time": median_ratio(tries, seconds["of torch"]),
+        }
+        for name, tries in seconds.items()
+    ]
+    say(f"\n{DEPTHWISE}, {DEPTHWISE_TILES} tiles of 64 px, one thread")
+    say(format_table(rows, digits=2))
+    return rows
+
+
+def build_depthwise(kind: type[nn.Conv2d]) -> Callable[[], Any]:
+    """Forward and backward pass of a backbone whose depthwise convolutions are of `kind`."""
+    keep_freed_memory()
+    with torch_seed(0):
+        network = create_encoder(DEPTHWISE, 1).to(memory_format=torch.channels_last).train()
+        images = torch.rand(DEPTHWISE_TILES, 1, 64, 64).contiguous(memory_format=torch.channels_last)
+    for module in network.modules():
+        if isinstance(module, DepthwiseConv2d):
+            module.__class__ = kind
+    return lambda: network(images).square().mean().backward()
 
 
 def states_bytes(options: VocoOptions) -> int:
