@@ -77,8 +77,8 @@ def _weight_gradient(
     are summed that a place in the kernel connects.
     """
     sides, ends = maps.shape[2:], gradient.shape[2:]
-    by_pixel = maps.permute(1, 2, 3, 0).flatten(1, 2)  # (C, H*W, N)
-    pairs = by_pixel @ gradient.permute(1, 0, 2, 3).flatten(2)  # (C, H*W, h*w)
+    inputs, outputs = (each.permute(1, 0, 2, 3).flatten(2).contiguous() for each in (maps, gradient))
+    pairs = inputs.mT @ outputs  # (C, H*W, h*w) of (C, N, H*W) and (C, N, h*w)
     rows, columns = (
         _connections(*each, maps) for each in zip(sides, ends, kernel, stride, padding, strict=True)
     )
