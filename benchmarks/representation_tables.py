@@ -188,10 +188,12 @@ def steps_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
 def difference_line(
     pieces: Mapping, name: str, base: str, figures: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Differences of a row to another: of the means over seeds, with an interval over patients or blocks."""
-    mine, others = of_row(pieces, name), of_row(pieces, base)
-    if not mine or not others:
+    """Differences of a row to another: of the means over the seeds of both, with an interval over patients or
+    blocks. A seed that one of them lacks is left out: it has other draws of labels."""
+    seeds = [seed for row, seed in pieces if row == name and (base, seed) in pieces]
+    if not seeds:
         return None
+    mine, others = ([pieces[row, seed] for seed in seeds] for row in (name, base))
     line = {"encoder": ALL_ROWS[name].title, "minus": ALL_ROWS[base].title}
     for figure, heading in figures.items():
         line[heading] = format_difference(mine, others, figure)
@@ -201,13 +203,17 @@ def difference_line(
 def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: str) -> str:
     """The difference of means over seeds, with an interval by the same resamples of both, or over patients.
 
+    Args:
+        mine, others: pieces of the same seeds; one that lacks the figure is left out with its counterpart.
+
     A figure without resamples that is no mean over enough patients has its difference alone.
     """
-    sides = [
-        [each["figures"][figure] for each in side if figure in each["figures"]] for side in (mine, others)
+    both = [
+        pair for pair in zip(mine, others, strict=True) if all(figure in each["figures"] for each in pair)
     ]
-    if not all(sides):
+    if not both:
         return "-"
+    sides = [[each["figures"][figure] for each in side] for side in zip(*both, strict=True)]
     first, second = (np.mean([each["value"] for each in side]) for side in sides)
     gap = f"{first - second:+.3f}"
     if all("resampled" in each for side in sides for each in side):

@@ -68,7 +68,7 @@ def pieces(tmp_path) -> Path:
     """Patients p0 to p9: plus is 0.1 better than ImageNet for each of them, on the average of two seeds."""
     rng = np.random.default_rng(0)
     base = {f"p{number}": float(value) for number, value in enumerate(rng.random(10) / 2)}
-    for row, seed, gain in (("imagenet", 0, 0.0), ("plus", 0, 0.05), ("plus", 1, 0.15)):
+    for row, seed, gain in (("imagenet", 0, 0), ("imagenet", 1, 0), ("plus", 0, 0.05), ("plus", 1, 0.15)):
         values = {patient: value + gain for patient, value in base.items()}
         (tmp_path / f"{row}-s{seed}.json").write_text(json.dumps(piece(row, seed, values)))
     return tmp_path
@@ -80,6 +80,14 @@ def test_difference_line_is_paired_by_patient_and_averages_seeds(pieces):
     assert line["region"] == "+0.100 [+0.100, +0.100]" or line["region"] == "+0.100"
     assert mean_line(found, "plus", FIGURES)["seeds"] == 2
     assert difference_line(found, "v2", "imagenet", FIGURES) is None
+
+
+def test_difference_line_leaves_out_a_seed_that_one_row_lacks(pieces):
+    (pieces / "imagenet-s1.json").unlink()
+    found = representation_tables.read_pieces(pieces)
+    assert difference_line(found, "plus", "imagenet", FIGURES)["region"].startswith("+0.050")
+    del found["plus", 0]
+    assert difference_line(found, "plus", "imagenet", FIGURES) is None
 
 
 def test_difference_line_has_an_interval_over_patients(pieces):
@@ -108,14 +116,15 @@ def test_difference_line_is_paired_by_resample(pieces):
     """The rounds of a pair differ by 0.1 to 0.3 while those of a row differ by 100; one has no trial."""
     rounds = np.random.default_rng(1).permutation(1000) / 10
     gains = np.linspace(0.1, 0.3, 1000)
-    change_figure(pieces / "imagenet-s0.json", resampled=join(["nan", *rounds[1:]]))
     for seed, extra in ((0, -1), (1, 1)):  # the mean over seeds counts
+        change_figure(pieces / f"imagenet-s{seed}.json", resampled=join(["nan", *rounds[1:]]))
         change_figure(pieces / f"plus-s{seed}.json", resampled=join(rounds + gains + extra))
     line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
     assert line["region"] == "+0.100 [+0.105, +0.295]"
 
 
 def test_mean_line_has_an_interval_of_a_mean_over_patients(pieces):
+    (pieces / "imagenet-s1.json").unlink()
     region = mean_line(representation_tables.read_pieces(pieces), "imagenet", FIGURES)["region"]
     value, low, high = (float(part) for part in region.replace("[", "").rstrip("]").replace(",", "").split())
     assert low < value < high
