@@ -203,10 +203,10 @@ def difference_line(
 def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: str) -> str:
     """The difference of means over seeds, with an interval by the same resamples of both, or over patients.
 
+    A figure without resamples that is no mean over enough patients has its difference alone.
+
     Args:
         mine, others: pieces of the same seeds; one that lacks the figure is left out with its counterpart.
-
-    A figure without resamples that is no mean over enough patients has its difference alone.
     """
     both = [
         pair for pair in zip(mine, others, strict=True) if all(figure in each["figures"] for each in pair)

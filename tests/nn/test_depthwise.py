@@ -1,5 +1,7 @@
 """Depthwise convolutions of small maps: results and gradients of nn.Conv2d."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -69,6 +71,7 @@ def test_an_encoder_learns_by_them():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_gradients_are_the_same():
     _, fast = make_pair(5, 1, 2)
     maps, gradients = torch.randn(4, 6, 2, 2), []
