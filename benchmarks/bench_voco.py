@@ -54,7 +54,7 @@ from src.voco.crops import CropGrid, overlap_labels
 from src.voco.dataset import VolumeSample
 from src.voco.model import build_network, make_teacher
 from src.voco.options import VocoOptions
-from src.voco.run import Pretraining
+from src.voco.position import PositionPretraining
 
 TIME_LIMIT, MEMORY_LIMIT = 1.15, 1.2
 PLUS_LIMIT = 1.1
@@ -112,7 +112,7 @@ def main(options: VocoBenchOptions) -> dict[str, Any]:
 
 def count_tiles(options: VocoOptions) -> int:
     """Images that a network encodes in a step."""
-    return options.batch * (options.random_crops + options.grid_z * options.grid**2) * options.slices
+    return options.batch * options.crops * options.slices
 
 
 def compare_terms(repeats: int) -> list[dict[str, Any]]:
@@ -213,7 +213,7 @@ def build_step(options: VocoOptions) -> Callable[[], Any]:
     runtime = Runtime.create(options.precision)
     ids = [str(number) for number in range(options.batch)]
     table = pd.DataFrame({"set": 0, "patient_id": ids, "series_id": ids})
-    method = Pretraining(replace(options, first_weights="none"), NoiseVolumes(table), runtime)
+    method = PositionPretraining(replace(options, first_weights="none"), NoiseVolumes(table), runtime)
     settings = LoopSettings(10**6, 0, options.lr, options.clip_norm, options.seed, log_every=1, save_every=1)
     loop = TrainingLoop(method, settings, runtime, Path(options.output), {})
     batch = draw_batch(options)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from counting import META, Count, count_step, crops_of, voco_step
+from counting import META, Count, count_step, voco_step
 from harness import BenchOptions, alternate, peak_bytes, read_preset, run_main
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def load_preset(name: str, backbone: str) -> VocoOptions:
 
 def compare_step(name: str, options: VocoOptions, quick: bool) -> dict[str, Any]:
     """A row of the first table: the step of a whole volume counted, and a part of it measured."""
-    crops = crops_of(options)
+    crops = options.crops
     part = crops if torch.cuda.is_available() else 1 if quick else 2
     whole, counted_part = count_crops(options, crops), count_crops(options, part)
     row = {
@@ -112,7 +112,7 @@ def grow(quick: bool) -> Iterator[dict[str, Any]]:
                     tile=canvas // GROWING_GRID,
                     slices=slices or depth,
                 )
-                counted = count_crops(options, crops_of(options))
+                counted = count_crops(options, options.crops)
                 yield {
                     "grows": axis,
                     "depth": depth,

@@ -68,11 +68,6 @@ def voco_step(options: VocoOptions, device: torch.device, volumes: int, crops: i
     return Step((student, teacher), forward, student)
 
 
-def crops_of(options: VocoOptions) -> int:
-    """Crops of a volume, random and base."""
-    return options.random_crops + options.grid_z * options.grid**2
-
-
 def draw_noise(*shape: int, device: torch.device) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, device=device)
 

@@ -38,7 +38,7 @@ from src.seg.run import PairTraining
 from src.seg.split import open_data
 from src.voco.dataset import open_dataset
 from src.voco.options import VocoOptions
-from src.voco.run import Pretraining
+from src.voco.position import PositionPretraining
 
 SMALL_STACKS = ("--backbone", "test_efficientnet", "--slices", "16", "--crop", "96", "--batch", "2")
 
@@ -119,7 +119,7 @@ def _open_voco(name: str, data: Path, execution: Execution, small: bool) -> Trai
     preset = read_preset(VocoOptions, f"voco/{name}{'_small' * small}", "--data", data)
     options = replace(preset, execution=execution)
     runtime = Runtime.create(options.precision)
-    method = Pretraining(options, open_dataset(options), runtime, with_first_weights=False)
+    method = PositionPretraining(options, open_dataset(options), runtime, with_first_weights=False)
     return Training(
         _loop(method, LoopSettings.of(options)),
         *("volumes", options.batch, preset.execution),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from counting import Step, crops_of, draw_noise
+from counting import Step, draw_noise
 from harness import read_preset
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ def pretraining_step(device: torch.device) -> Step:
     student = build_network(options).train()
     teacher = make_teacher(student, options.shared_backbone).to(device)
     student.to(device)
-    crops, bases = crops_of(options), options.grid_z * options.grid**2
+    crops, bases = options.crops, options.grid_z * options.grid**2
     shape = (options.slices, options.tile, options.tile, options.channels)
     tiles = draw_noise(options.batch, crops, *shape, device=device)
     change = Appearance(options.tile, len(options.windows), device)

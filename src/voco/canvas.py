@@ -1,7 +1,7 @@
 """Planes of slices, and the tiles of crops that are cut from them.
 
 A plane is what is kept of a slice: a rectangle, resized. It is the same for all slices and visits of a
-series, so that planes can be stored. Crops lie on planes in whole pixels; those of a sample are of one size.
+series, so that planes can be stored. Crops lie on planes in whole pixels.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def find_foreground(images: np.ndarray, level: float) -> Rectangle:
 
 
 def cut_tiles(
-    planes: np.ndarray, rows: np.ndarray, corners: np.ndarray, crop: tuple[int, int], tile: int
+    planes: np.ndarray, rows: np.ndarray, corners: np.ndarray, sides: np.ndarray, tile: int
 ) -> np.ndarray:
     """Cut crops out of planes, each from its own slices, and resize them in the plane.
 
@@ -64,15 +64,15 @@ def cut_tiles(
         planes: uint8 (U, H, W, C), one per slice.
         rows: int (K, T) rows of `planes`: the T slices of each crop.
         corners: int (K, 2) first row and column of each crop. Crops may extend outside of the planes.
-        crop: height and width of a crop.
+        sides: int (K, 2) height and width of each crop.
         tile: side of the result in pixels.
 
     Returns:
         uint8 (K, T, tile, tile, C), a contiguous copy.
     """
     tiles = np.empty((*rows.shape, tile, tile, planes.shape[-1]), dtype=np.uint8)
-    for number, (y, x) in enumerate(corners.tolist()):
-        place = Rectangle(y, x, *crop)
+    for number, (corner, size) in enumerate(zip(corners.tolist(), sides.tolist(), strict=True)):
+        place = Rectangle(*corner, *size)
         for slot, row in enumerate(rows[number].tolist()):
             tiles[number, slot] = place.resize(planes[row], tile)
     return tiles

@@ -4,13 +4,18 @@ A canvas is cut into a grid of base crops that touch and cover it whole; random 
 anywhere on it. The share of a random crop that each base crop covers is its position label (VoCo, arXiv
 2402.17300, section 3.2). Grids and labels hold for any number of dimensions; a canvas of slices has three,
 (z, y, x). With one cell along z, as in 2D-VoCo, every crop lies at z = 0, and labels depend on (y, x) alone.
+
+SimCLR needs no labels: its views are parts of crops.
 """
 
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+_LONGEST = np.log(4 / 3)  # ratio of the sides of a view
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,40 @@ def overlap_labels(random_starts: ArrayLike, base_starts: ArrayLike, crop: tuple
     )  # (R, N, d)
     covered = np.clip(np.array(crop) - distance, 0, None).prod(axis=-1)
     return (covered / np.prod(crop)).astype(np.float32)
+
+
+class CropPlaces(NamedTuple):
+    """Where the K crops of a sample lie, in slices of the series and pixels of its planes."""
+
+    depths: np.ndarray
+    """int64 (K, T) positions along the body, of those of a canvas, that the slices of a crop show"""
+    slices: np.ndarray
+    """int64 (K, T) slices of the series at these positions"""
+    corners: np.ndarray
+    """int64 (K, 2) first row and column of each crop"""
+    sides: np.ndarray
+    """int64 (K, 2) height and width of each crop"""
+    is_mirrored: np.ndarray
+    """bool (K,) whether left and right are exchanged"""
+
+
+def draw_views(crops: CropPlaces, smallest_area: float, rng: np.random.Generator) -> CropPlaces:
+    """Draw two views of half of the crops: random parts of them, mirrored or not (SimCLR, arXiv 2002.05709).
+
+    A view has a share of the crop's area, uniform from `smallest_area` to 1, anywhere in the crop. The ratio
+    of its sides is log-uniform from 3/4 to 4/3; none is longer than the crop's.
+
+    Returns:
+        2V places with V = K // 2: a view of each chosen crop, then another of each, in the same order.
+    """
+    count = len(crops.corners) // 2
+    chosen = np.tile(rng.permutation(len(crops.corners))[:count], 2)
+    area = rng.uniform(smallest_area, 1, 2 * count)
+    ratio = np.exp(rng.uniform(-_LONGEST, _LONGEST, 2 * count))
+    shares = np.minimum(np.sqrt(np.stack([area / ratio, area * ratio], axis=1)), 1)  # of height and width
+    whole = crops.sides[chosen]
+    sides = np.maximum(np.rint(shares * whole), 1).astype(np.int64)
+    corners = crops.corners[chosen] + rng.integers(0, whole - sides + 1)
+    return CropPlaces(
+        crops.depths[chosen], crops.slices[chosen], corners, sides, is_mirrored=rng.random(2 * count) < 0.5
+    )

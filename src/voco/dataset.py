@@ -1,4 +1,4 @@
-"""Samples for pre-training: crops of a prepared series, with their position labels.
+"""Samples for pre-training: crops of a prepared series with their position labels, or views of crops.
 
 Only the slices of its crops and their neighbours are read, each once. Every draw is derived from (seed,
 epoch, entry), so that a sample is the same in every process, worker and resumed run.
@@ -16,7 +16,7 @@ from src.data.prepared import as_channels
 from src.data.selection import Neighbours, even_indices
 from src.voco.appearance import draw_appearance
 from src.voco.canvas import cut_tiles
-from src.voco.crops import overlap_labels
+from src.voco.crops import CropPlaces, draw_views, overlap_labels
 from src.voco.extents import make_extent
 from src.voco.index import Series, SeriesIndex, open_index
 from src.voco.options import VocoOptions
@@ -32,29 +32,14 @@ class VolumeSample(NamedTuple):
     """One volume, or a batch of them with a leading B."""
 
     tiles: Tensor
-    """uint8 (R + N, T, tile, tile, C): R random crops, then N base crops, of T slices each; channels are the
-    windows of each slice and of its neighbours, head to feet"""
+    """uint8 (K, T, tile, tile, C): R random crops, then N base crops, of T slices each, or the views of
+    `draw_views`; channels are the windows of each slice and of its neighbours, head to feet"""
     label: Tensor
-    """float32 (R, N) position labels"""
+    """float32 (R, N) position labels; (0,) for views"""
     series_row: Tensor
     """int64 (), row of the series in the index"""
     appearance: Tensor = torch.empty(0)
-    """float32 (R + N, PARAMETERS) changes of grey levels that `Appearance` is to make; (0,) for none"""
-
-
-class CropPlaces(NamedTuple):
-    """Where the K crops of a sample lie: its R random crops, then its N base crops."""
-
-    depths: np.ndarray
-    """int64 (K, T) positions along the body, of those of a canvas, that the slices of a crop show"""
-    slices: np.ndarray
-    """int64 (K, T) slices of the series at these positions"""
-    corners: np.ndarray
-    """int64 (K, 2) first row and column of each crop, in pixels of the planes"""
-    sides: tuple[int, int]
-    """height and width of a crop, in pixels of the planes"""
-    label: np.ndarray
-    """float32 (R, N) position labels"""
+    """float32 (K, PARAMETERS) changes of grey levels that `Appearance` is to make; (0,) for none"""
 
 
 class VocoDataset(Dataset[VolumeSample]):
@@ -73,6 +58,7 @@ class VocoDataset(Dataset[VolumeSample]):
             rotate90=options.crop_rotate90,
             shift=options.crop_shift,
         )
+        self.shows_views, self.view_area = options.shows_views, options.view_area
         self.appearance = options.appearance
         self.neighbours = Neighbours(options.neighbours, options.neighbour_mm)
         self.jitter = options.jitter
@@ -87,19 +73,26 @@ class VocoDataset(Dataset[VolumeSample]):
         rng = sample_rng(self.seed, epoch, entry)
         row = self.index.row_of(entry)
         series = self.index.series(row)
-        places = self.place_crops(series, rng)
+        places, label = self.place_crops(series, rng)
+        if self.shows_views:
+            places, label = draw_views(places, self.view_area, rng), np.empty(0, dtype=np.float32)
         shown = self.neighbours.find(places.slices, series.n_slices, lambda: series.z_mm)
         # each slice is read once: planes (U, H, W, windows), their rows (K, T, neighbours)
         planes, rows = self.planes.read(row, series, shown)
         tiles = cut_tiles(planes, rows.reshape(len(rows), -1), places.corners, places.sides, self.tile)
+        tiles[places.is_mirrored] = tiles[places.is_mirrored, :, :, ::-1]
         self.changes.apply(tiles, rng)  # (K, T * neighbours, tile, tile, windows)
         tiles = as_channels(tiles.reshape(*shown.shape, *tiles.shape[2:]))  # (K, T, tile, tile, C)
         drawn = draw_appearance(len(tiles), self.appearance, self.tile, rng)
-        tiles, label, drawn = map(torch.from_numpy, (tiles, places.label, drawn))
+        tiles, label, drawn = map(torch.from_numpy, (tiles, label, drawn))
         return VolumeSample(tiles, label, torch.tensor(row), drawn)
 
-    def place_crops(self, series: Series, rng: np.random.Generator) -> CropPlaces:
-        """Draw the places of the crops of a sample: the first draws of its generator."""
+    def place_crops(self, series: Series, rng: np.random.Generator) -> tuple[CropPlaces, np.ndarray]:
+        """Draw the places of the crops of a sample, R random crops, then N base crops: its first draws.
+
+        Returns:
+            The places, and the position labels, float32 (R, N).
+        """
         canvas_slices = self.extent.choose_slices(series, rng)  # (depth,)
         canvas, corner = self.extent.choose_canvas(series, rng)
         grid, first = canvas.random_part(rng, self.jitter)
@@ -113,7 +106,9 @@ class VocoDataset(Dataset[VolumeSample]):
         crop_depth, *sides = grid.crop
         within = even_indices(crop_depth, self.crop_slices, rng.random() if self.jitter else 0.5)
         depths = starts[:, :1] + within  # (K, T)
-        return CropPlaces(depths, canvas_slices[depths], corner + starts[:, 1:], tuple(sides), label)
+        corners, sides = corner + starts[:, 1:], np.tile(sides, (len(starts), 1))
+        mirrored = np.zeros(len(starts), dtype=bool)
+        return CropPlaces(depths, canvas_slices[depths], corners, sides, mirrored), label
 
 
 class CropChanges:

@@ -1,9 +1,10 @@
-"""Losses of contextual position prediction: its terms, and the objectives that combine them.
+"""Losses of pre-training: the terms of contextual position prediction, their objectives, and SimCLR's loss.
 
 Sources: VoCo (arXiv 2402.17300) for the overlap terms, large-scale VoCo (arXiv 2410.09890) for the
-logarithmic negatives, 2D-VoCo (arXiv 2601.14593) for their use on slab embeddings; `PlacingObjective` is our
-own. `y` is a position label, `cos` the cosine similarity of two projections and `l = relu(cos)` the predicted
-similarity; `s` is the student, `t` the teacher (which gets no gradient), `r` a random crop, `b` a base crop.
+logarithmic negatives, 2D-VoCo (arXiv 2601.14593) for their use on slab embeddings, SimCLR (arXiv 2002.05709)
+for `contrast_loss`; `PlacingObjective` is our own. `y` is a position label, `cos` the cosine similarity of
+two projections and `l = relu(cos)` the predicted similarity; `s` is the student, `t` the teacher (which gets
+no gradient), `r` a random crop, `b` a base crop.
 
 Shapes: B volumes of this process, G volumes of all processes, R random crops, N base crops, D embedding
 width; `...` is usually B. Each term has one value per volume, and a step minimises the mean over volumes of
@@ -110,6 +111,25 @@ def placing_loss(label: Tensor, cosine: Tensor, temperature: float, planes: int 
         log_probability = log_probability.unflatten(-1, (planes, -1)).logsumexp(dim=-2)
         label = label.unflatten(-1, (planes, -1)).sum(dim=-2)
     return -(label.detach().float() * log_probability).sum(-1).mean(-1)
+
+
+def contrast_loss(views: Tensor, all_views: Tensor, first: int, temperature: float) -> Tensor:
+    """Find the other view of the same crop among all other views of the batch: SimCLR's NT-Xent.
+
+    Args:
+        views: (B, 2V, D) of unit length: a view of each of V crops, then the other of each.
+        all_views: (G, 2V, D), those of all processes.
+        first: index of this process's first volume among the G volumes.
+        temperature: above 0.
+
+    Returns:
+        float32 (B,), mean over the views of a volume.
+    """
+    logits = views.flatten(0, 1) @ all_views.flatten(0, 1).T / temperature  # (B * 2V, G * 2V)
+    itself = torch.arange(len(logits), device=logits.device) + first * views.shape[1]
+    logits = logits.scatter(1, itself[:, None], float("-inf"))
+    other = itself.view(views.shape[:2]).roll(views.shape[1] // 2, dims=1)
+    return F.cross_entropy(logits, other.flatten(), reduction="none").view(other.shape).mean(1)
 
 
 NEGATIVES = {"square": squared_negatives, "log": log_negatives}

@@ -47,13 +47,25 @@ class ProjectionHead(nn.Module):
         return self.layers(features)
 
 
+class MlpHead(nn.Module):
+    """SimCLR's head: Linear, BatchNorm over all views, ReLU, Linear; (..., width) -> (..., projection)."""
+
+    def __init__(self, width: int, hidden: int, projection: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, projection)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+
+
 class VocoNet(nn.Module):
     """Backbone on single slices, mean over the slices of a crop, dropout, projection head.
 
     Args:
-        encoder: maps images (M, C, H, W) to pooled features (M, `width`), for any H and W.
-        width: the encoder's feature width.
-        projection: width of the head and of the embedding.
+        encoder: maps images (M, C, H, W) to pooled features (M, width), for any H and W.
+        head: maps features (B, K, width) to embeddings (B, K, projection).
         dropout: share of pooled features dropped in training.
         mean, std: grey-level mean and standard deviation of each window, on the scale 0 to 1; a slice and its
             neighbours share them.
@@ -66,9 +78,8 @@ class VocoNet(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        width: int,
+        head: nn.Module,
         *,
-        projection: int,
         dropout: float,
         mean: Sequence[float],
         std: Sequence[float],
@@ -77,7 +88,7 @@ class VocoNet(nn.Module):
         super().__init__()
         self.encoder = encoder.to(memory_format=self.memory_format)
         self.dropout = nn.Dropout(dropout)
-        self.head = ProjectionHead(width, projection)
+        self.head = head
         self.micro_batch = micro_batch
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
@@ -164,10 +175,14 @@ def build_network(options: VocoOptions) -> VocoNet:
         encoder.train()
     require_enough_statistics(encoder, options.backbone, options.micro_batch)
     mean, std = default_greys(options.windows)
+    width = encoder_width(encoder)
+    if options.objective == "simclr":
+        head = MlpHead(width, width, options.projection)
+    else:
+        head = ProjectionHead(width, options.projection)
     return kind(
         encoder,
-        encoder_width(encoder),
-        projection=options.projection,
+        head,
         dropout=options.dropout,
         mean=mean,
         std=std,

@@ -124,22 +124,17 @@ def log_line(step: int, steps: int, metrics: dict[str, float]) -> str:
         for name, value in metrics.items()
         if name.startswith("loss_")
     )
-    placing = "cross -"  # no trials, as with series of one patient
-    if "cross_placing" in metrics:
-        placing = (
-            "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
-        ).format_map(metrics)
-    template = (
-        "step {step}/{steps}  loss {loss:.3f} ({terms})  lr {lr:.1e}  "
-        "placing: {placing}, intra {intra_placing:.2f} of {intra_trials:.0f}  "
-        "similarity {positive_similarity:.2f} / {negative_similarity:.2f}  std {embedding_std:.2f}  "
-        "teacher {teacher_distance:.1e}  {volumes_per_s:.1f} volumes/s"
-    )
+    parts = ["step {step}/{steps}", "loss {loss:.3f} ({terms})", "lr {lr:.1e}"]
+    if "intra_placing" in metrics:
+        cross = "cross -"  # no trials, as with series of one patient
+        if "cross_placing" in metrics:
+            cross = "cross {cross_placing:.2f} [{cross_low:.2f}, {cross_high:.2f}] of {cross_trials:.0f}"
+        parts.append(f"placing: {cross}, intra {{intra_placing:.2f}} of {{intra_trials:.0f}}")
+        parts.append("similarity {positive_similarity:.2f} / {negative_similarity:.2f}")
+    parts += ["std {embedding_std:.2f}", "teacher {teacher_distance:.1e}", "{volumes_per_s:.1f} volumes/s"]
     # a task without negatives (every crop overlaps every base) has no such metric
     defaults = {"negative_similarity": float("nan"), "positive_similarity": float("nan")}
-    return template.format_map(
-        defaults | metrics | {"step": step, "steps": steps, "terms": terms, "placing": placing}
-    )
+    return "  ".join(parts).format_map(defaults | metrics | {"step": step, "steps": steps, "terms": terms})
 
 
 def placing_interval(by_patient: np.ndarray, pairs: np.ndarray) -> tuple[float, float]:

@@ -104,8 +104,13 @@ class VocoOptions:
     """Strength, 0 to 1, of a random change of each crop's contrast, brightness, sharpness and noise, so that
     crops must be distinguished by their content, not by equal pixels."""
 
-    objective: Literal["overlap", "softmax"] = "overlap"
-    """overlap predicts the overlap (published); softmax chooses among the bases by cross-entropy."""
+    objective: Literal["overlap", "softmax", "simclr"] = "overlap"
+    """overlap predicts the overlap (published); softmax chooses among the bases by cross-entropy; simclr
+    finds, among all views of the batch, the other view of the same crop, for two views of every second
+    crop."""
+
+    view_area: float = 0.3
+    """Smallest share of a crop's area in a view of --objective simclr (the paper: 0.08)."""
 
     directions: Literal["student", "both"] = "student"
     """student: random crops of the student against bases of the teacher (v2); both: mean with the reverse."""
@@ -117,7 +122,7 @@ class VocoOptions:
     """Also compare crops with the bases of another volume of the batch (not in v1 and VoCo 3D)."""
 
     temperature: float = 0.1
-    """Temperature of --objective softmax: lower values concentrate on the most similar bases."""
+    """Temperature of --objective softmax and simclr: lower values concentrate on the most similar crops."""
 
     batch: int = 4
     """Volumes per step of all processes, 2 or more with --inter-volume. Raise it if cross_placing stalls."""
@@ -209,6 +214,17 @@ class VocoOptions:
         channels = zip(*self.windows_of_sets, strict=True)
         return tuple("|".join(dict.fromkeys(names)) for names in channels)
 
+    @property
+    def crops(self) -> int:
+        """K, crops or views of a volume that are encoded."""
+        crops = self.random_crops + self.grid_z * self.grid**2
+        return crops // 2 * 2 if self.shows_views else crops
+
+    @property
+    def shows_views(self) -> bool:
+        """Whether samples are pairs of views, not crops with position labels."""
+        return self.objective == "simclr"
+
     def __post_init__(self) -> None:
         check_range(self, "steps", "canvas", "depth", "grid", "grid_z", "tile", "slices", at_least=1)
         check_range(self, "random_crops", "batch", "projection", "log_every", "save_every", at_least=1)
@@ -218,6 +234,7 @@ class VocoOptions:
         check_range(self, "crop_flip", "crop_rotate90", "crop_shift", "appearance", at_least=0, at_most=1)
         check_range(self, "workers", "weight_decay", "seed", "micro_batch", "neighbour_mm", at_least=0)
         check_range(self, "keep_every", "picture_every", at_least=0)
+        check_range(self, "view_area", above=0, at_most=1)
         if self.final_momentum is not None:
             check_range(self, "final_momentum", at_least=self.momentum, at_most=1)
         if self.neighbours % 2 == 0:
@@ -244,6 +261,8 @@ class VocoOptions:
                 f"option --batch must be at least 2 (volumes are compared), got {self.batch}; "
                 "or turn --inter-volume off"
             )
+        if self.picture_every and self.shows_views:
+            raise ValueError("option --picture-every draws placed crops, which --objective simclr has not")
         for name, of in (
             ("canvas", "grid"),
             ("depth", "grid_z"),

@@ -1,4 +1,4 @@
-"""Rivals of VoCo: their views, targets and tiles per step, learning, resumption, and the exported encoder."""
+"""Rivals of VoCo: their targets and tiles per step, learning, resumption, and the exported encoder."""
 
 import dataclasses
 import shutil
@@ -12,10 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import rivals
-from rivals import _METHODS, RivalOptions, train_rival
+from rivals import _METHODS, RivalOptions, draw_hidden, train_rival
 from study import Piece
-from views import draw_boxes, draw_hidden, resize_boxes
 
 from src.core.config import parse_options
 from src.core.errors import UserError
@@ -36,13 +34,8 @@ PLUS = {
 CROPS = 32
 
 
-METHODS = ("simclr", "byol", "position", "masked")
-
-
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=["byol", "position", "masked"])
 def method(request) -> str:
-    if request.param in ("simclr", "byol"):
-        pytest.importorskip("lightly", reason="its losses are no requirement of the kit")
     return request.param
 
 
@@ -64,7 +57,8 @@ def open_training(options: RivalOptions) -> TrainingLoop:
 def test_loss_falls_on_one_batch(anatomy, tmp_path, method):
     loop = open_training(rival_options(anatomy, tmp_path, method))
     batch = next(loop.method.read(0))
-    losses = [loop.train_on(batch, 0).metrics["loss"].item() for _ in range(8)]
+    term = {"byol": "loss_prediction", "position": "loss_position", "masked": "loss_pixels"}[method]
+    losses = [loop.train_on(batch, 0).metrics[term].item() for _ in range(8)]
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
 
 
@@ -112,56 +106,15 @@ def test_train_rival_refuses_to_resume_another_method(anatomy, tmp_path):
         train_rival(rival_options(anatomy, tmp_path, "masked", steps=1))
 
 
-def test_train_rival_names_the_command_that_installs_lightly(anatomy, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lightly", None)
-    with pytest.raises(UserError, match="pip install --no-deps lightly lightly-utils"):
-        train_rival(rival_options(anatomy, tmp_path, "simclr"))
-
-
 def test_position_target_is_the_place_of_the_pixels(tmp_path):
     """Grey levels are row, column and slice; with as many positions as slices, all slices are kept."""
     data = write_prepared(tmp_path / "set", draw_places, series=4)
     loop = open_training(rival_options(data, tmp_path, "position", appearance=0.0))
     for number, batch in zip(range(3), loop.method.read(0), strict=False):
-        tiles, places = loop.method.make_inputs(batch, number, np.random.default_rng(0))
-        row, column, index = tiles.float().mean((2, 3, 4)).unbind(-1)  # (B, K) each
+        places = loop.method.find_places(number)
+        row, column, index = batch.tiles.float().mean((2, 3, 4)).unbind(-1)  # (B, K) each
         shown = torch.stack([(index + 0.5) / 12, (row + 0.5) / 48, (column + 0.5) / 48], dim=-1)
         torch.testing.assert_close(places, shown, rtol=0, atol=0.6 / 48)  # grey levels are rounded
-
-
-def test_views_of_a_crop_differ_and_show_that_crop(anatomy, tmp_path, monkeypatch):
-    monkeypatch.setattr(rivals, "lightly_loss", lambda name, **arguments: None)  # views need no loss
-    loop = open_training(rival_options(anatomy, tmp_path, "simclr", appearance=0.0))
-    batch = next(loop.method.read(0))
-    number_of = torch.arange(3 * CROPS, dtype=torch.uint8).view(3, CROPS, 1, 1, 1, 1)
-    numbered = batch._replace(tiles=number_of.expand_as(batch.tiles).contiguous())
-    (views,) = loop.method.make_inputs(numbered, 0, np.random.default_rng(0))
-    assert views.shape == (2, 3 * CROPS // 2, 1, 32, 32, 3)
-    shown = views[..., 0, 0, 0, 0]
-    assert torch.equal(shown[0], shown[1]) and len(shown[0].unique()) == 3 * CROPS // 2
-    (views,) = loop.method.make_inputs(batch, 0, np.random.default_rng(0))
-    assert not (views[0] == views[1]).flatten(1).all(1).any()
-
-
-def test_resize_boxes_shows_the_drawn_part():
-    """Grey levels are the row and the column."""
-    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    tiles = torch.stack([rows, columns], -1).byte().expand(40, 1, 64, 64, 2).contiguous()
-    boxes = draw_boxes(40, 0.08, np.random.default_rng(0))
-    assert np.all(np.abs(boxes[:, :2]) + np.abs(boxes[:, 2:]) <= 1 + 1e-6)
-    assert 0 < (boxes[:, 0] < 0).sum() < 40
-    shown = resize_boxes(tiles, torch.from_numpy(boxes)).float()
-    at = (2 * np.arange(64) + 1) / 64 - 1  # pixel centres from -1 to 1
-    x, y = (boxes[:, [axis]] * at + boxes[:, [2 + axis]] for axis in (0, 1))  # (40, 64) each
-    wanted = [((place + 1) * 32 - 0.5).clip(0, 63) for place in (y, x)]
-    np.testing.assert_allclose(shown[:, 0, :, 5, 0], wanted[0], atol=0.51)
-    np.testing.assert_allclose(shown[:, 0, 5, :, 1], wanted[1], atol=0.51)
-
-
-def test_resize_boxes_of_the_whole_tile_only_flips():
-    tiles = torch.randint(0, 256, (2, 3, 16, 16, 2), dtype=torch.uint8)
-    shown = resize_boxes(tiles, torch.tensor([[1.0, 1, 0, 0], [-1, 1, 0, 0]]))
-    assert torch.equal(shown[0], tiles[0]) and torch.equal(shown[1], tiles[1].flip(2))
 
 
 def test_draw_hidden_hides_the_same_share_in_whole_patches():
@@ -175,12 +128,13 @@ def test_draw_hidden_hides_the_same_share_in_whole_patches():
 def test_masked_hides_pixels_from_the_encoder(anatomy, tmp_path):
     """Other grey levels at hidden pixels change the target, not the prediction."""
     method = open_training(rival_options(anatomy, tmp_path, "masked")).method
-    images, hidden = method.make_inputs(next(method.read(0)), 0, np.random.default_rng(0))
+    images = method.network.arrange(next(method.read(0)).tiles)
+    hidden = torch.from_numpy(draw_hidden(len(images), 32, 8, 0.6, np.random.default_rng(0))[:, None])
     method.network.eval()
     with torch.inference_mode():
-        loss, features = method.compare(images, hidden)
-        other_loss, other_features = method.compare(torch.where(hidden, 255 - images, images), hidden)
-    assert torch.equal(features, other_features) and loss != other_loss
+        error, maps = method.reconstruct(images, hidden)
+        other_error, other_maps = method.reconstruct(torch.where(hidden, 255 - images, images), hidden)
+    assert torch.equal(maps, other_maps) and (error != other_error).all()
 
 
 def test_masked_exports_statistics_of_whole_images(anatomy, tmp_path):

@@ -5,7 +5,7 @@ from torch import nn
 
 from src.nn.encoder import create_encoder, encoder_width
 from src.nn.encoder3d import create_volume_encoder
-from src.voco.model import VocoNet, VolumeVocoNet
+from src.voco.model import ProjectionHead, VocoNet, VolumeVocoNet
 
 
 def make_net(backbone="mobilenetv3_small_050", channels=1, dropout=0.2, projection=32, micro_batch=0):
@@ -14,8 +14,7 @@ def make_net(backbone="mobilenetv3_small_050", channels=1, dropout=0.2, projecti
     encoder = (create_volume_encoder if is_volume else create_encoder)(backbone, channels)
     net = (VolumeVocoNet if is_volume else VocoNet)(
         encoder,
-        encoder_width(encoder),
-        projection=projection,
+        ProjectionHead(encoder_width(encoder), projection),
         dropout=dropout,
         mean=[0.5] * channels,
         std=[0.25] * channels,

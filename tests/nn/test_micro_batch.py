@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from src.nn.encoder import create_encoder, encoder_width
-from src.voco.model import VocoNet, make_teacher
+from src.voco.model import ProjectionHead, VocoNet, make_teacher
 from tests.helpers.voco_nets import draw_tiles, embed, make_net, place_loss
 
 
@@ -36,8 +36,8 @@ def test_encode_in_parts_makes_parts_of_even_size():
 def test_encode_in_parts_repeats_the_draws_of_stochastic_depth():
     torch.manual_seed(0)
     encoder = create_encoder("convnext_atto", 1, drop_path_rate=0.5)
-    settings = {"projection": 32, "dropout": 0.0, "mean": [0.5], "std": [0.25], "micro_batch": 5}
-    net = VocoNet(encoder, encoder_width(encoder), **settings).train()
+    settings = {"dropout": 0.0, "mean": [0.5], "std": [0.25], "micro_batch": 5}
+    net = VocoNet(encoder, ProjectionHead(encoder_width(encoder), 32), **settings).train()
     seen = []
     stage = net.encoder.stages[2]  # the second computation ends as soon as nothing more is needed
     stage.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))

@@ -195,7 +195,7 @@ def test_pretraining_changes_the_crops_of_networks_and_pictures(tmp_path, monkey
     options = make_options(folder, tmp_path / "run", appearance=1.0, batch=2, picture_every=1, steps=1)
     embedded, drawn = [], []
     monkeypatch.setattr(
-        "src.voco.run.embed_by_both",
+        "src.voco.position.embed_by_both",
         lambda student, teacher, tiles: embedded.append(tiles) or embed_by_both(student, teacher, tiles),
     )
     picture = np.zeros((4, 4, 3), np.uint8)

@@ -1,9 +1,9 @@
-"""Position labels are the share of pixels that crops share, in any number of dimensions."""
+"""Position labels are the share of pixels that crops share, in any dimensions; views are parts of crops."""
 
 import numpy as np
 import pytest
 
-from src.voco.crops import CropGrid, overlap_labels
+from src.voco.crops import CropGrid, CropPlaces, draw_views, overlap_labels
 
 GRIDS = [
     CropGrid((12, 12), (3, 3)),
@@ -64,3 +64,41 @@ def test_random_part_is_a_smaller_grid_inside(grid):
 def test_crop_grid_refuses_uneven_sizes():
     with pytest.raises(ValueError, match="cannot be cut"):
         CropGrid((100, 100), (3, 3))
+
+
+@pytest.fixture
+def crops():
+    """2001 crops of 48 x 60 pixels, whose depths are their numbers."""
+    numbers = np.arange(2001)
+    corners = np.stack([numbers, -numbers], axis=1)
+    depths = np.stack([numbers, numbers], axis=1)
+    return CropPlaces(depths, depths + 5000, corners, np.tile([48, 60], (2001, 1)), np.zeros(2001, bool))
+
+
+def test_draw_views_draws_two_parts_of_half_of_the_crops(crops):
+    views = draw_views(crops, 0.3, np.random.default_rng(0))
+    number = views.depths[:, 0]
+    assert np.array_equal(number[:1000], number[1000:]) and len(set(number)) == 1000
+    assert np.array_equal(views.depths, crops.depths[number])
+    assert np.array_equal(views.slices, crops.slices[number])
+    offset = views.corners - crops.corners[number]
+    assert (offset >= 0).all() and (offset + views.sides <= [48, 60]).all()
+    assert (np.abs(offset[:1000] - offset[1000:]).max(axis=1) > 0).mean() > 0.9
+    assert 900 < views.is_mirrored.sum() < 1100
+
+
+def test_draw_views_shows_areas_and_shapes_evenly(crops):
+    views = draw_views(crops, 0.3, np.random.default_rng(0))
+    height, width = (views.sides / [48, 60]).T
+    area, is_inside = height * width, np.maximum(height, width) < 0.98
+    assert 0.26 < area.min() < 0.34 and area.max() > 0.9 and abs(np.median(area) - 0.65) < 0.05
+    ratio = np.log(height[is_inside] / width[is_inside])
+    assert abs(ratio).max() < np.log(4 / 3) + 0.05 and abs(ratio.mean()) < 0.02
+    whole = draw_views(crops, 1.0, np.random.default_rng(0))
+    assert whole.sides.max(axis=1).mean() > 55  # one side is whole
+
+
+def test_draw_views_keeps_a_pixel(crops):
+    tiny = crops._replace(sides=np.ones((2001, 2), dtype=np.int64))
+    views = draw_views(tiny, 0.01, np.random.default_rng(0))
+    assert (views.sides == 1).all()

@@ -13,6 +13,7 @@ from src.voco.losses import (
     PlacingObjective,
     base_regulariser,
     build_objective,
+    contrast_loss,
     log_negatives,
     placing_loss,
     positive_loss,
@@ -257,3 +258,31 @@ def test_objectives_have_one_float32_value_per_volume(objective):
 )
 def test_build_objective_follows_the_options(changes, expected):
     assert build_objective(VocoOptions(data=("set",), output="run", **changes)) == expected
+
+
+def test_contrast_loss_is_the_formula():
+    views = normalize(draw(3, 8, 16), dim=-1)  # three volumes, four crops
+    losses = []
+    for volume in range(3):
+        for view in range(8):
+            cosines = (views @ views[volume, view]).flatten() / 0.2  # (24,)
+            is_other = torch.arange(24) != 8 * volume + view
+            other = 8 * volume + (view + 4) % 8
+            losses.append(torch.logsumexp(cosines[is_other], 0) - cosines[other])
+    expected = torch.stack(losses).view(3, 8).mean(1)
+    torch.testing.assert_close(contrast_loss(views, views, 0, 0.2), expected)
+
+
+def test_contrast_loss_equals_that_of_lightly():
+    lightly = pytest.importorskip("lightly.loss", reason="no requirement of the kit")
+    views = normalize(draw(3, 8, 16), dim=-1)
+    first, second = (half.flatten(0, 1) for half in views.chunk(2, dim=1))
+    expected = lightly.NTXentLoss(temperature=0.2)(first, second)
+    torch.testing.assert_close(contrast_loss(views, views, 0, 0.2).mean(), expected)
+
+
+def test_contrast_loss_does_not_depend_on_how_a_batch_is_split():
+    views = normalize(draw(4, 6, 16), dim=-1)
+    whole = contrast_loss(views, views, 0, 0.1)
+    parts = [contrast_loss(views[start : start + 2], views, start, 0.1) for start in (0, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole)

@@ -25,7 +25,8 @@ from src.probe.frozen import load_run
 from src.report.voco_pictures import draw_predictions
 from src.voco.dataset import VolumeSample, open_dataset
 from src.voco.options import VocoOptions
-from src.voco.run import Pretraining, pretrain
+from src.voco.position import PositionPretraining
+from src.voco.run import pretrain
 from tests.helpers.device_waits import DEVICES, train_without_waits
 from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.training_runs import assert_same_training, interrupted_after_saves, read_metrics
@@ -177,7 +178,7 @@ def test_train_on_updates_the_teacher_once_after_the_optimiser(anatomy, tmp_path
     """Updating before the optimiser, or twice, gives other weights."""
     options = make_options(anatomy, tmp_path / "run", momentum=0.9)
     runtime = Runtime.create("fp32")
-    method = Pretraining(options, open_dataset(options), runtime)
+    method = PositionPretraining(options, open_dataset(options), runtime)
     before = {name: value.clone() for name, value in method.teacher.state_dict().items()}
     start = {name: value.clone() for name, value in method.network.state_dict().items()}
     tiles = torch.randint(0, 256, (3, 11, 2, 16, 16, len(WINDOWS)), dtype=torch.uint8)
@@ -219,7 +220,7 @@ def test_pretrain_runs_every_method(anatomy, tmp_path, changes):
 
 def build(options):
     """The method of a run before its first step."""
-    return Pretraining(options, open_dataset(options), Runtime.create("fp32"))
+    return PositionPretraining(options, open_dataset(options), Runtime.create("fp32"))
 
 
 def encoder_of(options):
@@ -321,7 +322,7 @@ def test_train_on_does_not_wait_for_the_device(anatomy, tmp_path, changes, devic
         options = make_options(anatomy, tmp_path / "run", **changes)
         dataset, runtime = open_dataset(options), Runtime.create("fp32")
         settings = LoopSettings(6, 0, 1e-3, 1.0, options.seed, log_every=1, save_every=1)
-        method = Pretraining(options, dataset, runtime)
+        method = PositionPretraining(options, dataset, runtime)
         return TrainingLoop(method, settings, runtime, tmp_path, {}), next(method.read(0))
 
     train_without_waits(build_step, device)
