@@ -132,8 +132,8 @@ class Pretraining(Method):
         terms, metrics = self.compute_terms(batch, number)
         losses = torch.stack(list(terms.values())).sum(0)  # (B,)
         self._volume_losses[number] = losses.detach()
-        metrics |= {f"loss_{name}": term.detach().mean() for name, term in terms.items()}
-        return LossAndMetrics(losses.mean(), metrics)
+        means = {f"loss_{name}": term.detach().mean() for name, term in terms.items()}
+        return LossAndMetrics(losses.mean(), means | metrics)
 
     def encoding_networks(self) -> tuple[torch.nn.Module, ...]:
         """Return the networks that encode the crops of a step, in their order."""
@@ -158,8 +158,8 @@ class Pretraining(Method):
         return TeacherUpdate(self.teacher, self.runtime.unwrap(self.network))
 
     def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
-        losses = {name: value for name, value in means.items() if name.startswith("loss_")}
-        metrics = {"loss": sum(losses.values())} | losses | means | self.read_monitors()
+        loss = sum(value for name, value in means.items() if name.startswith("loss_"))
+        metrics = {"loss": loss} | means | self.read_monitors()
         self._volume_losses.clear()
         metrics["teacher_distance"] = teacher_distance(self.teacher, self.runtime.unwrap(self.network))
         metrics |= {"lr": at.lr, "seconds": at.seconds}

@@ -4,11 +4,13 @@ import csv
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import train_voco
 from src.nn import training
 from src.nn.training import save_checkpoint
+from tests.helpers.training_runs import read_metrics
 from tests.helpers.two_processes import one_thread, run_two
 from tests.helpers.voco_files import draw_anatomy, write_prepared
 
@@ -76,6 +78,19 @@ def test_two_processes_with_a_cache_give_the_losses_of_one(anatomy, alone, tmp_p
         assert run.returncode == 0, run.stderr[-2000:]
         assert_same_losses(alone, tmp_path / name)
     assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == 6
+
+
+def test_two_processes_train_by_simclr(anatomy, tmp_path):
+    """Among the views of both. On CPUs the BatchNorm of its head has the statistics of one process, so that
+    losses are alike at the beginning only."""
+    given = ("--objective", "simclr", "--log-every", 5)
+    with one_thread():
+        train_voco.main(arguments(anatomy, tmp_path / "one", *given))
+    run = run_two("train_voco.py", arguments(anatomy, tmp_path / "two", *given))
+    assert run.returncode == 0, run.stderr[-2000:]
+    one, two = (read_metrics(tmp_path / each)["loss"].astype(float) for each in ("one", "two"))
+    assert two[0] == pytest.approx(one[0], rel=0.1)
+    assert np.isfinite(two).all() and two.iloc[-1] < two[0]
 
 
 def test_every_process_ends_in_one_line_when_one_fails(anatomy, tmp_path):
