@@ -6,10 +6,11 @@
         --output runs/voco/v2
 
 Presets: v1 and v2 (2D-VoCo as published), plus (ours), 3d (VoCo on sub-volumes), large (large-scale VoCo),
-each with a _small version for CPUs, or --objective simclr; docs/pretraining.md compares them. The same command continues an
-interrupted run from its last checkpoint, with the same result. The run's folder gets encoder.safetensors (the
-backbone, for train_cls.py --encoder and for plain timm), last.pt, metrics.csv, curves.png, TensorBoard
-events, patients.csv (patients that it was trained on) and config.yaml. Watch `placing: cross`: the share of
+each with a _small version for CPUs; --objective simclr takes their crops for SimCLR; docs/pretraining.md
+compares them. The same command continues an interrupted run from its last checkpoint, with the same result.
+The run's folder gets encoder.safetensors (the backbone, for train_cls.py --encoder and for plain timm),
+last.pt, metrics.csv, curves.png, TensorBoard events, patients.csv (patients that it was trained on) and
+config.yaml. Watch `placing: cross`: the share of
 crops of one patient placed correctly among another patient's base crops; chance is 1 / number of bases.
 """
 
