@@ -10,8 +10,8 @@ each with a _small version for CPUs; --objective simclr takes their crops for Si
 compares them. The same command continues an interrupted run from its last checkpoint, with the same result.
 The run's folder gets encoder.safetensors (the backbone, for train_cls.py --encoder and for plain timm),
 last.pt, metrics.csv, curves.png, TensorBoard events, patients.csv (patients that it was trained on) and
-config.yaml. Watch `placing: cross`: the share of
-crops of one patient placed correctly among another patient's base crops; chance is 1 / number of bases.
+config.yaml. Watch `placing: cross`: the share of crops of one patient placed correctly among another
+patient's base crops; chance is 1 / number of bases.
 """
 
 from pathlib import Path
