@@ -58,7 +58,18 @@ def injury_figures(kind: str, negatives: str) -> dict[str, str]:
     return {**shown, f"injury/{kind}/mean/{negatives}": "mean"}
 
 
+SUMMARY = {
+    "placing/standard/cross/features_centred": "placing across patients",
+    "probe/organ_within/totalsegmentator/logistic": "six organs",
+    "region_auc/test": "body region, AUC",
+    "injury/frozen/mean/harmless": "injuries, frozen, AUC",
+    "injury/tuned/mean/harmless": "injuries, fine-tuned, AUC",
+    "task/tuned/100/score": "phantoms, score (lower is better)",
+}
+"""A figure of each table."""
+
 TABLES = (
+    Table("In short", SUMMARY, ROWS, ("imagenet",)),
     Table("Real CT, frozen features", REAL_CT, ROWS),
     Table("Phantoms, the competition's score (lower is better)", TASK, ROWS),
     Table("Phantoms, mAP of the injuries", TASK_MAP, ROWS, bases=()),
