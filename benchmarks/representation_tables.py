@@ -14,10 +14,12 @@ from study_table import format_spread
 
 from src.core.errors import UserError
 from src.core.log import say
-from src.probe.estimates import paired_interval, percentile_interval
+from src.probe.estimates import paired_rounds, percentile_interval, resampled_counts
 
 BASES = ("imagenet", "v2")
 
+PATIENTS, TRAININGS = 0, 1
+"""Seeds of their resamples, different ones so that they are independent."""
 ROUNDING = 1e-3
 """Of the values of patients in a piece, from which their mean may differ."""
 
@@ -133,7 +135,8 @@ def show_pieces(folder: Path) -> dict[str, Any]:
             and (line := difference_line(pieces, name, base, table.figures))
         ]
         if gaps:
-            say(f"\nDifferences, with paired 95 % intervals\n\n{format_markdown(gaps)}")
+            about = "Differences, with paired 95 % intervals over patients and seeds"
+            say(f"\n{about}\n\n{format_markdown(gaps)}")
         results[table.title] = {"rows": rows, "differences": gaps}
     if steps := [line for name in ALL_ROWS if (line := steps_line(pieces, name))]:
         say(f"\n**Real CT over the steps of pre-training**: mean over seeds\n\n{format_markdown(steps)}")
@@ -177,7 +180,8 @@ def interval_of(estimate: Mapping[str, Any]) -> tuple[float | None, float | None
         return estimate["low"], estimate["high"]
     if not is_mean_over_patients(estimate):
         return None, None
-    return paired_interval(estimate["by_patient"], dict.fromkeys(estimate["by_patient"], 0.0), seed=0)
+    rounds = paired_rounds(estimate["by_patient"], dict.fromkeys(estimate["by_patient"], 0.0), PATIENTS)
+    return (None, None) if rounds is None else percentile_interval(rounds)
 
 
 def steps_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
@@ -199,55 +203,48 @@ def steps_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
 def difference_line(
     pieces: Mapping, name: str, base: str, figures: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Differences of a row to another: of the means over the seeds of both, with an interval over patients or
-    blocks. A seed that one of them lacks is left out: it has other draws of labels."""
+    """Differences of a row to another, of the means over the seeds of both. A seed that one of them lacks is
+    left out: it has other draws of labels."""
     seeds = [seed for row, seed in pieces if row == name and (base, seed) in pieces]
     if not seeds:
         return None
-    mine, others = ([pieces[row, seed] for seed in seeds] for row in (name, base))
+    mine, others = ([pieces[row, seed]["figures"] for seed in seeds] for row in (name, base))
     line = {"encoder": ALL_ROWS[name].title, "minus": ALL_ROWS[base].title}
     for figure, heading in figures.items():
-        line[heading] = format_difference(mine, others, figure)
+        both = [
+            (first[figure], second[figure])
+            for first, second in zip(mine, others, strict=True)
+            if figure in first and figure in second
+        ]
+        line[heading] = format_difference(both) if both else "-"
     return line
 
 
-def format_difference(mine: Sequence[Piece], others: Sequence[Piece], figure: str) -> str:
-    """The difference of means over seeds, with an interval by the same resamples of both, or over patients.
-
-    A figure without resamples that is no mean over enough patients has its difference alone.
-
-    Args:
-        mine, others: pieces of the same seeds; one that lacks the figure is left out with its counterpart.
-    """
-    both = [
-        pair for pair in zip(mine, others, strict=True) if all(figure in each["figures"] for each in pair)
-    ]
-    if not both:
-        return "-"
-    sides = [[each["figures"][figure] for each in side] for side in zip(*both, strict=True)]
-    first, second = (np.mean([each["value"] for each in side]) for side in sides)
-    gap = f"{first - second:+.3f}"
-    if all("resampled" in each for side in sides for each in side):
-        first, second = (
-            np.float64([each["resampled"].split() for each in side]).mean(axis=0) for side in sides
-        )
-        low, high = percentile_interval(first - second)
-    elif all(is_mean_over_patients(each) for side in sides for each in side):
-        low, high = paired_interval(*(mean_by_patient(side).to_dict() for side in sides), seed=0)
-    else:
+def format_difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """The mean difference of pairs of estimates, one pair for each seed, with an interval by resampling
+    patients (or blocks) and seeds: trainings of a row differ, so that patients alone promise too much."""
+    gap = f"{np.mean([first['value'] - second['value'] for first, second in pairs]):+.3f}"
+    rounds = [resampled_difference(*pair) for pair in pairs]
+    if any(each is None for each in rounds):
         return gap
+    shares = resampled_counts(len(pairs), TRAININGS) / len(pairs)
+    low, high = percentile_interval((np.stack(rounds, axis=1) * shares).sum(axis=1))
     return gap if low is None else f"{gap} [{low:+.3f}, {high:+.3f}]"
 
 
+def resampled_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> np.ndarray | None:
+    """Difference of two estimates in each round: of the same resamples, or of patients if both are means over
+    them. None for others, and for few patients."""
+    if "resampled" in first and "resampled" in second:
+        return np.float64(first["resampled"].split()) - np.float64(second["resampled"].split())
+    if is_mean_over_patients(first) and is_mean_over_patients(second):
+        return paired_rounds(first["by_patient"], second["by_patient"], PATIENTS)
+    return None
+
+
 def is_mean_over_patients(estimate: Mapping[str, Any]) -> bool:
-    return abs(mean_by_patient([estimate]).mean() - estimate["value"]) < ROUNDING
-
-
-def mean_by_patient(estimates: Sequence[Mapping[str, Any]]) -> pd.Series:
-    """Mean over the seeds of the values of each patient."""
-    return pd.concat(
-        [pd.Series(each.get("by_patient") or {}, dtype=float) for each in estimates], axis=1
-    ).mean(axis=1)
+    by_patient = list((estimate.get("by_patient") or {}).values())
+    return bool(by_patient) and abs(np.mean(by_patient) - estimate["value"]) < ROUNDING
 
 
 def cost_line(pieces: Mapping, name: str) -> dict[str, Any] | None:

@@ -39,21 +39,19 @@ class Estimate:
     """value of each round of the bootstrap; with one seed, other networks resample the same units"""
 
 
-def paired_interval(
-    a: Mapping[str, float], b: Mapping[str, float], seed: int
-) -> tuple[float | None, float | None]:
-    """Return the ends of the 95 % interval of the mean of `a` - `b` over patients, resampled in pairs.
+def paired_rounds(a: Mapping[str, float], b: Mapping[str, float], seed: int) -> np.ndarray | None:
+    """Return the mean of `a` - `b` over patients in each round of a bootstrap that resamples them in pairs.
 
     Args:
         a, b: values by patient; those of patients in only one of them are not used.
 
     Returns:
-        (None, None) with fewer than `FEW` patients, or if all differences are equal.
+        float64 (ROUNDS,), or None with fewer than `FEW` patients.
     """
     gaps = np.array([value - b[name] for name, value in a.items() if name in b])
     if len(gaps) < FEW:
-        return None, None
-    return percentile_interval(resampled_counts(len(gaps), seed) @ gaps / len(gaps))
+        return None
+    return resampled_counts(len(gaps), seed) @ gaps / len(gaps)
 
 
 def format_estimates(estimates: Mapping[str, Estimate]) -> str:
