@@ -60,6 +60,10 @@ def injury_figures(kind: str, negatives: str) -> dict[str, str]:
     return {**shown, f"injury/{kind}/mean/{negatives}": "mean"}
 
 
+STEPS = {heading: (figure,) for figure, heading in REAL_CT.items()} | {
+    "injuries, frozen, AUC": tuple(f"injury/frozen/{target}/harmless" for target in INJURIES)
+}
+"""Headings of the table over steps, and the figures that each is the mean of."""
 SUMMARY = {
     "placing/standard/cross/features_centred": "placing across patients",
     "probe/organ_within/totalsegmentator/logistic": "six organs",
@@ -85,7 +89,12 @@ TABLES = (
         for kind, title in (("frozen", "frozen"), ("tuned", "fine-tuned"))
         for negatives, shown in (("untouched", "the same tile untouched"), ("harmless", "harmless edits"))
     ),
-    Table("From `v2` to `plus`, one change after the other", REAL_CT, ABLATION, ("ablation-0",)),
+    Table(
+        "From `v2` to `plus`, one change after the other",
+        REAL_CT | {"injury/frozen/mean/harmless": "injuries, frozen, AUC"},
+        ABLATION,
+        ("ablation-0",),
+    ),
 )
 
 
@@ -185,7 +194,7 @@ def interval_of(estimate: Mapping[str, Any]) -> tuple[float | None, float | None
 
 
 def steps_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
-    """A row's figures on real CT after each number of steps that was measured; None without earlier ones."""
+    """A row's `STEPS` on real CT after each number of steps that was measured; None without earlier ones."""
     mine = [piece for piece in of_row(pieces, name) if piece.get("earlier")]
     if not mine:
         return None
@@ -193,10 +202,16 @@ def steps_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
         "encoder": ALL_ROWS[name].title,
         "steps": " / ".join([*mine[0]["earlier"], str(mine[0]["steps"])]),
     }
-    for figure, heading in REAL_CT.items():
-        last = np.mean([piece["figures"][figure]["value"] for piece in mine])
-        before = [np.mean([piece["earlier"][at][figure] for piece in mine]) for at in mine[0]["earlier"]]
-        line[heading] = " / ".join(f"{value:.3f}" for value in (*before, last))
+    stages = [
+        [*piece["earlier"].values(), {name: figure["value"] for name, figure in piece["figures"].items()}]
+        for piece in mine
+    ]
+    for heading, figures in STEPS.items():
+        means = [
+            np.mean([values[figure] for values in of_seeds for figure in figures])
+            for of_seeds in zip(*stages, strict=True)
+        ]
+        line[heading] = " / ".join(f"{mean:.3f}" for mean in means)
     return line
 
 

@@ -146,7 +146,7 @@ def test_mean_injuries_is_of_patients_with_all_of_them():
 
 
 def test_steps_line_shows_every_number_of_steps(monkeypatch):
-    monkeypatch.setattr(representation_tables, "REAL_CT", FIGURES)
+    monkeypatch.setattr(representation_tables, "STEPS", {"region": ("region/test",)})
     early = [{"earlier": {"100": {"region/test": value}}, "steps": 700} for value in (0.2, 0.4)]
     found = {("plus", seed): piece("plus", seed, {"a": 0.8}) | early[seed] for seed in (0, 1)}
     line = steps_line(found, "plus")
