@@ -72,7 +72,7 @@ SUMMARY = {
     "injury/tuned/mean/harmless": "injuries, fine-tuned, AUC",
     "task/tuned/100/score": "phantoms, score (lower is better)",
 }
-"""A figure of each table."""
+"""The figures that answer the title of the study; the other tables have all."""
 
 TABLES = (
     Table("In short", SUMMARY, ROWS, ("imagenet",)),
