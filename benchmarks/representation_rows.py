@@ -21,7 +21,7 @@ SEEDS, ABLATION_SEEDS = (0, 1, 2), (0, 1)
 SIZE = 192
 """Side of the prepared images in pixels, of which crops are cut."""
 REAL_VISITS = 8
-"""Visits of an epoch to each real series: about half of all visits, beside 100 phantoms."""
+"""Visits of an epoch to each real series: 96 of 231, beside the 135 series of 100 phantoms."""
 PHANTOM = "--patients 100 --test-patients 0 --seed 4"
 
 COMMON = (
@@ -33,7 +33,7 @@ SEGMENTATION = (
     *("--backbones", BACKBONE, "test_resnet", "--decoder-width", "0.25", "--windows", *WINDOWS),
     *("--slices", "1", "--validation", "0"),
     *("--batch", "28", "--unlabelled-batch", "28", "--ema-decay", "0.99", "--score-every", "0"),
-    *("--save-every", "100", "--workers", "0"),
+    *("--save-every", "100", "--workers", "0", "--tile", str(TILE)),
 )
 """56 slices of `SIZE` px a step: 504 tiles. The second network is small, it corrects the pseudo-labels."""
 V2 = ("--slices", "4")
@@ -42,6 +42,8 @@ SIMCLR = ("--objective", "simclr", "--projection", "128")
 """Projections as wide as the paper's."""
 FROM_RANDOM = ("--lr", "1e-3")
 """At the presets' 1e-4 the loss hardly falls in 700 steps."""
+ONLY_STATISTICS = ("--lr", "1e-12", "--momentum", "0.9")
+"""Weights stay, in float32; running means and variances of BatchNorms become those of the tiles."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Row:
 ROWS = {
     "random": Row("random weights", first_weights="none"),
     "imagenet": Row("ImageNet"),
+    "imagenet-ct": Row(
+        "ImageNet, batch statistics of CT", "voco/plus", changes=ONLY_STATISTICS, seeds=(0,), steps=100
+    ),
     "v2": Row("`v2` from ImageNet", "voco/v2", changes=V2),
     "plus": Row("`plus` from ImageNet", "voco/plus"),
     "simclr": Row("SimCLR from ImageNet", "voco/plus", changes=SIMCLR),
@@ -83,8 +88,9 @@ ROWS = {
 
 _WHOLE = ("--extent", "whole", "--depth", "96", "--jitter", "0.125")
 _SINGLE = (*_WHOLE, "--slices", "1", "--random-crops", "34")
-_CHANGED = (*_SINGLE, "--appearance", "0.5", "--momentum", "0.99", "--dropout", "0")
-_HEIGHTS = (*_CHANGED, "--grid-z", "3", "--random-crops", "16")
+_CHANGED = (*_SINGLE, "--appearance", "0.5")
+_SLOWER = (*_CHANGED, "--momentum", "0.99", "--dropout", "0")
+_HEIGHTS = (*_SLOWER, "--grid-z", "3", "--random-crops", "16")
 _CHOICE = (*_HEIGHTS, "--objective", "softmax", "--inter-volume", "false")
 _ALL = (*_CHOICE, "--inter-volume", "true")
 ABLATION = {
@@ -93,10 +99,11 @@ ABLATION = {
         (
             ("`v2`", V2),
             ("slabs and bases vary: the whole series, `--jitter`", (*V2, *_WHOLE)),
-            ("single slices, more random crops", _SINGLE),
-            ("changes of appearance, slower teacher, no dropout", _CHANGED),
-            ("bases along the body as well", _HEIGHTS),
-            ("cross-entropy, inside the volume only", _CHOICE),
+            ("43 crops of one slice, not 11 crops of four", _SINGLE),
+            ("changes of appearance", _CHANGED),
+            ("slower teacher, no dropout", _SLOWER),
+            ("bases at three heights: a volume shows up to 11 slices", _HEIGHTS),
+            ("cross-entropy in both directions, inside the volume only", _CHOICE),
             ("all other patients: `plus`", _ALL),
         )
     )

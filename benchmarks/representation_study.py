@@ -58,8 +58,8 @@ LINEAR_SHARES, TUNED_SHARES = (0.05, 0.25), (0.1, 1.0)
 """Shares of the phantoms' labels for linear models on frozen features, and for whole classifiers."""
 CLASSIFIER, TASK_SIZE, TASK_SETS = "configs/cls/study_lite0.yaml", 108, ("train", "test")
 CHANGES = ("--lr", "2e-3", "--dropout", "0", "--clip", "5")
-"""Of `CLASSIFIER`: with them its loss on the training patients falls in 10 epochs from ImageNet weights; in
-one window it does not with the preset's own values."""
+"""In place of values of `CLASSIFIER`, with which the loss on the training patients does not fall in 10
+epochs, from ImageNet weights and in one window. With these it does."""
 PAINTED = "painted"
 """Folder of --work for the examples of painted_injuries.py."""
 CODE = ("src", "benchmarks")
@@ -73,7 +73,7 @@ class RepresentationOptions(StudyOptions):
     ct: Path | None = None
     """folder of public CT as real_ct.py takes it, with series/ and slices/; needed by data and measure"""
     rows: tuple[str, ...] = tuple(ROWS)
-    """names of rows, also ablation-0 to ablation-6"""
+    """names of rows, also ablation-0 to ablation-7"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """seeds of every row; a row that has fewer is made for those"""
     pieces: Path = PIECES
@@ -157,6 +157,7 @@ def measure_piece(options: RepresentationOptions, name: str, seed: int) -> None:
         str(steps): values(measure_encoder(options, earlier_path, seed, is_whole=False))
         for steps in EARLIER
         if isinstance(source, Path)
+        and steps < row.steps
         and (earlier_path := source.with_name(f"encoder_{steps:07d}.safetensors")).is_file()
     }
     training = (

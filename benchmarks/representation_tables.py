@@ -3,23 +3,26 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from representation_rows import ABLATION, ALL_ROWS, ROWS
+from scipy.stats import t as student
 from study_table import format_spread
 
 from src.core.errors import UserError
 from src.core.log import say
-from src.probe.estimates import paired_rounds, percentile_interval, resampled_counts
+from src.probe.estimates import LEVEL, paired_rounds, percentile_interval
 
 BASES = ("imagenet", "v2")
+UNSEEN = ("chaos", "rsna", "totalsegmentator")
+"""Patients with painted injuries of whom no encoder has seen an image, unlike those of pre-training."""
 
-PATIENTS, TRAININGS = 0, 1
-"""Seeds of their resamples, different ones so that they are independent."""
+PATIENTS = 0
+"""Seed of their resamples."""
 ROUNDING = 1e-3
 """Of the values of patients in a piece, from which their mean may differ."""
 
@@ -30,7 +33,7 @@ REAL_CT = {
     "placing/standard/cross/features_centred": "placing across patients",
     "probe/organ_auc/liver/chaos": "liver, CHAOS, AUC",
     "probe/organ_auc/liver/totalsegmentator": "liver, TotalSegmentator, AUC",
-    "probe/organ_within/totalsegmentator/logistic": "six organs",
+    "probe/organ_within/totalsegmentator/logistic": "organ, six classes",
     "region_auc/development": "body region, development, AUC",
     "region_auc/test": "body region, test, AUC",
 }
@@ -49,15 +52,32 @@ class Table:
     rows: Mapping[str, Any]
     bases: tuple[str, ...] = BASES
     """rows that the others are compared with; none: no differences"""
+    is_stepwise: bool = False
+    """whether each row is compared with the one above it instead"""
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Rows that are compared, each with its base; of two bases the second with the first alone."""
+        if self.is_stepwise:
+            return [(row, above) for above, row in pairwise(self.rows)]
+        return [
+            (row, base)
+            for row in self.rows
+            for number, base in enumerate(self.bases)
+            if row not in self.bases[: number + 1]
+        ]
 
 
 INJURIES = ("laceration_low", "laceration_high", "haematoma", "extravasation", "free_gas")
 
 
 def injury_figures(kind: str, negatives: str) -> dict[str, str]:
-    """Figures of injury_probe.py, by frozen or by tuned features, and their mean."""
+    """Figures of injury_probe.py, by frozen or by tuned features, and their means."""
     shown = {f"injury/{kind}/{target}/{negatives}": target.replace("_", " ") for target in INJURIES}
-    return {**shown, f"injury/{kind}/mean/{negatives}": "mean"}
+    means = {
+        f"injury/{kind}/mean/{negatives}": "mean",
+        f"injury/{kind}/unseen/{negatives}": "mean of 3 unseen patients",
+    }
+    return {**shown, **means}
 
 
 STEPS = {heading: (figure,) for figure, heading in REAL_CT.items()} | {
@@ -66,16 +86,17 @@ STEPS = {heading: (figure,) for figure, heading in REAL_CT.items()} | {
 """Headings of the table over steps, and the figures that each is the mean of."""
 SUMMARY = {
     "placing/standard/cross/features_centred": "placing across patients",
-    "probe/organ_within/totalsegmentator/logistic": "six organs",
+    "probe/organ_within/totalsegmentator/logistic": "organ, six classes",
     "region_auc/test": "body region, AUC",
     "injury/frozen/mean/harmless": "injuries, frozen, AUC",
     "injury/tuned/mean/harmless": "injuries, fine-tuned, AUC",
+    "injury/tuned/unseen/harmless": "the same, 3 unseen patients",
     "task/tuned/100/score": "phantoms, score (lower is better)",
 }
 """The figures that answer the title of the study; the other tables have all."""
 
 TABLES = (
-    Table("In short", SUMMARY, ROWS, ("imagenet",)),
+    Table("In short", SUMMARY, ROWS, ("imagenet", "plus")),
     Table("Real CT, frozen features", REAL_CT, ROWS),
     Table("Phantoms, the competition's score (lower is better)", TASK, ROWS),
     Table("Phantoms, mAP of the injuries", TASK_MAP, ROWS, bases=()),
@@ -92,8 +113,8 @@ TABLES = (
     Table(
         "From `v2` to `plus`, one change after the other",
         REAL_CT | {"injury/frozen/mean/harmless": "injuries, frozen, AUC"},
-        ABLATION,
-        ("ablation-0",),
+        {"imagenet": ROWS["imagenet"]} | ABLATION,
+        is_stepwise=True,
     ),
 )
 
@@ -115,14 +136,17 @@ def read_pieces(folder: Path) -> dict[tuple[str, int], Piece]:
 
 
 def mean_injuries(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The mean over all injuries of each kind of probe and negatives, of the patients with organs for all."""
+    """The mean over all injuries by kind of probe and of negatives: of the patients with organs for all of
+    them, and of the `UNSEEN` among these."""
     means = {}
     for kind, negatives in product(("frozen", "tuned"), ("untouched", "harmless")):
         found = [figures.get(f"injury/{kind}/{target}/{negatives}") for target in INJURIES]
         if all(found):
             by_patient = pd.DataFrame([each["by_patient"] for each in found]).mean(skipna=False).dropna()
-            mean = {"value": float(by_patient.mean()), "by_patient": by_patient.to_dict()}
-            means[f"injury/{kind}/mean/{negatives}"] = mean
+            unseen = by_patient[by_patient.index.isin(UNSEEN)]
+            for name, values in (("mean", by_patient), ("unseen", unseen)):
+                mean = {"value": float(values.mean()), "by_patient": values.to_dict()}
+                means[f"injury/{kind}/{name}/{negatives}"] = mean
     return means
 
 
@@ -134,18 +158,11 @@ def show_pieces(folder: Path) -> dict[str, Any]:
         rows = [line for name in table.rows if (line := mean_line(pieces, name, table.figures))]
         if not rows:
             continue
-        about = "mean ± standard deviation over seeds, 95 % interval of a seed"
+        about = "mean ± standard deviation over seeds [95 % interval of one seed]"
         say(f"\n**{table.title}**: {about}\n\n{format_markdown(rows)}")
-        gaps = [
-            line
-            for name in table.rows
-            for base in table.bases
-            if name not in table.bases[: table.bases.index(base) + 1]
-            and (line := difference_line(pieces, name, base, table.figures))
-        ]
-        if gaps:
-            about = "Differences, with paired 95 % intervals over patients and seeds"
-            say(f"\n{about}\n\n{format_markdown(gaps)}")
+        compared = (difference_line(pieces, *pair, table.figures) for pair in table.pairs())
+        if gaps := [line for line in compared if line]:
+            say(f"\nDifferences [paired 95 % interval]\n\n{format_markdown(gaps)}")
         results[table.title] = {"rows": rows, "differences": gaps}
     if steps := [line for name in ALL_ROWS if (line := steps_line(pieces, name))]:
         say(f"\n**Real CT over the steps of pre-training**: mean over seeds\n\n{format_markdown(steps)}")
@@ -194,8 +211,8 @@ def interval_of(estimate: Mapping[str, Any]) -> tuple[float | None, float | None
 
 
 def steps_line(pieces: Mapping, name: str) -> dict[str, Any] | None:
-    """A row's `STEPS` on real CT after each number of steps that was measured; None without earlier ones."""
-    mine = [piece for piece in of_row(pieces, name) if piece.get("earlier")]
+    """A row's `STEPS` on real CT after each number of steps that was measured; None without any."""
+    mine = [piece for piece in of_row(pieces, name) if "earlier" in piece]
     if not mine:
         return None
     line = {
@@ -236,15 +253,25 @@ def difference_line(
 
 
 def format_difference(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    """The mean difference of pairs of estimates, one pair for each seed, with an interval by resampling
-    patients (or blocks) and seeds: trainings of a row differ, so that patients alone promise too much."""
-    gap = f"{np.mean([first['value'] - second['value'] for first, second in pairs]):+.3f}"
+    """The mean difference of pairs of estimates, one pair for each seed, with its interval.
+
+    The interval of several seeds adds the variance between them to that over patients (or blocks), with the
+    degrees of freedom of Welch and Satterthwaite: trainings of a row differ, and three of them tell little
+    about how much. With one seed it is over patients alone.
+    """
+    gaps = np.array([first["value"] - second["value"] for first, second in pairs])
+    gap = f"{gaps.mean():+.3f}"
     rounds = [resampled_difference(*pair) for pair in pairs]
     if any(each is None for each in rounds):
         return gap
-    shares = resampled_counts(len(pairs), TRAININGS) / len(pairs)
-    low, high = percentile_interval((np.stack(rounds, axis=1) * shares).sum(axis=1))
-    return gap if low is None else f"{gap} [{low:+.3f}, {high:+.3f}]"
+    if len(pairs) == 1:
+        low, high = percentile_interval(rounds[0])
+        return gap if low is None else f"{gap} [{low:+.3f}, {high:+.3f}]"
+    of_seeds = gaps.var(ddof=1) / len(gaps)
+    total = of_seeds + np.nanvar(np.mean(rounds, axis=0))
+    freedom = (len(gaps) - 1) * (total / of_seeds) ** 2 if of_seeds else np.inf
+    half = student.ppf((1 + LEVEL) / 2, freedom) * total**0.5
+    return f"{gap} [{gaps.mean() - half:+.3f}, {gaps.mean() + half:+.3f}]"
 
 
 def resampled_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> np.ndarray | None:

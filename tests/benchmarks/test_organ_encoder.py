@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from organ_encoder import OrganOptions, train_organs
+from organ_encoder import OrganOptions, read_tiles, train_organs
 
 from src.nn.encoder import create_encoder, read_encoder_file
 from src.nn.first_weights import load_first_weights
@@ -33,11 +33,25 @@ def test_train_organs_exports_the_trained_blocks_and_the_first_weights_behind_th
     assert about.mean == pytest.approx(greys.mean) and about.std == pytest.approx(greys.std)
     load_first_weights(exported, path, about.windows)
     trained = load_segmenter(tmp_path / "run" / "segmenter.safetensors")[0].a.encoder.state_dict()
-    for name, value in exported.state_dict().items():
+    for name, value in exported.named_parameters():
         wanted = trained if name in trained else first.state_dict()
         assert torch.equal(value, wanted[name]), name
         assert (name not in trained) == name.startswith(("conv_head", "bn2"))
     assert not torch.equal(trained["conv_stem.weight"], first.state_dict()["conv_stem.weight"])
+
+
+def test_train_organs_exports_batch_statistics_of_tiles(tmp_path):
+    """Without training they are those of the first weights on the tiles of `plus`, not on whole slices."""
+    data = write_organ_set(tmp_path / "set")
+    options = organ_options(data, tmp_path / "run", lr=1e-12)
+    path = train_organs(options)
+    encoder = create_encoder(BACKBONE, 1)
+    greys = load_first_weights(encoder, path, ("soft",))
+    tiles = torch.cat(list(read_tiles(options, ("soft",))))
+    assert tiles.shape[1:] == (1, 64, 64) and len(tiles) == 6 * 43  # of each series once
+    with torch.inference_mode():
+        seen = encoder.conv_stem((tiles / 255 - greys.mean[0]) / greys.std[0])
+    assert torch.allclose(encoder.bn1.running_mean, seen.mean((0, 2, 3)), atol=1e-4)
 
 
 def test_organ_options_refuse_neighbouring_slices(tmp_path):

@@ -15,7 +15,9 @@ import representation_tables
 from harness import run_benchmark
 from organ_encoder import OrganOptions
 from representation_rows import ABLATION, ALL_ROWS, SIZE, TILE, pretraining
-from representation_tables import INJURIES, difference_line, mean_line, steps_line
+from representation_tables import INJURIES, Table, difference_line, mean_line, steps_line
+from scipy.stats import t as student
+from study import Piece
 from task_probe import predict, task_figures
 
 from src.core.config import ROOT
@@ -74,11 +76,12 @@ def pieces(tmp_path) -> Path:
     return tmp_path
 
 
-def test_difference_line_is_paired_by_patient_and_draws_seeds(pieces):
-    """Patients differ by far more than the 0.05 and 0.15 of the seeds."""
+def test_difference_line_is_paired_by_patient_and_has_the_t_interval_of_seeds(pieces):
+    """Patients differ by far more than the 0.05 and 0.15 of the seeds, but not in their gain."""
     found = representation_tables.read_pieces(pieces)
     line = difference_line(found, "plus", "imagenet", FIGURES)
-    assert line["region"] == "+0.100 [+0.050, +0.150]"
+    low, high = student.interval(0.95, df=1, loc=0.1, scale=0.05)
+    assert line["region"] == f"+0.100 [{low:+.3f}, {high:+.3f}]"
     assert mean_line(found, "plus", FIGURES)["seeds"] == 2
     assert difference_line(found, "v2", "imagenet", FIGURES) is None
 
@@ -115,14 +118,19 @@ def join(rounds) -> str:
 
 
 def test_difference_line_is_paired_by_resample(pieces):
-    """The rounds of a pair differ by 0.1 to 0.3 while those of a row differ by 100; one has no trial."""
+    """The rounds of a pair differ by 0.1 to 0.3 while those of a row differ by 100; one has no trial.
+
+    Welch's degrees of freedom for the variances of 1 and infinitely many: (0.0025 + 0.2^2 / 12)^2 / 0.0025^2.
+    """
     rounds = np.random.default_rng(1).permutation(1000) / 10
     gains = np.linspace(0.1, 0.3, 1000)
     for seed in (0, 1):
         change_figure(pieces / f"imagenet-s{seed}.json", resampled=join(["nan", *rounds[1:]]))
         change_figure(pieces / f"plus-s{seed}.json", resampled=join(rounds + gains))
     line = difference_line(representation_tables.read_pieces(pieces), "plus", "imagenet", FIGURES)
-    assert line["region"] == "+0.100 [+0.105, +0.295]"
+    variance = 0.05**2 + 0.2**2 / 12
+    low, high = student.interval(0.95, df=(variance / 0.05**2) ** 2, loc=0.1, scale=variance**0.5)
+    assert line["region"] == f"+0.100 [{low:+.3f}, {high:+.3f}]"
 
 
 def test_mean_line_has_an_interval_of_a_mean_over_patients(pieces):
@@ -136,13 +144,36 @@ def test_mean_line_has_an_interval_of_a_mean_over_patients(pieces):
 
 
 def test_mean_injuries_is_of_patients_with_all_of_them():
-    values = {target: {"a": 0.5, "b": 0.6 + number / 10} for number, target in enumerate(INJURIES)}
+    values = {
+        target: {"a": 0.5, "b": 0.6 + number / 10, "rsna": number / 10}
+        for number, target in enumerate(INJURIES)
+    }
     del values["haematoma"]["a"]
     figures = {f"injury/tuned/{target}/harmless": {"by_patient": each} for target, each in values.items()}
     mean = representation_tables.mean_injuries(figures)
-    assert list(mean) == ["injury/tuned/mean/harmless"]
-    assert mean["injury/tuned/mean/harmless"]["by_patient"] == {"b": pytest.approx(0.8)}
-    assert mean["injury/tuned/mean/harmless"]["value"] == pytest.approx(0.8)
+    assert list(mean) == ["injury/tuned/mean/harmless", "injury/tuned/unseen/harmless"]
+    assert mean["injury/tuned/mean/harmless"]["by_patient"] == pytest.approx({"b": 0.8, "rsna": 0.2})
+    assert mean["injury/tuned/mean/harmless"]["value"] == pytest.approx(0.5)
+    assert mean["injury/tuned/unseen/harmless"]["by_patient"] == pytest.approx({"rsna": 0.2})
+
+
+def test_measure_takes_earlier_steps_than_the_last(tmp_path, monkeypatch):
+    folder = tmp_path / "work" / "encoders" / "ablation-0-s0"
+    folder.mkdir(parents=True)
+    for name in ("encoder_0000100", "encoder_0000300", "encoder"):
+        (folder / f"{name}.safetensors").touch()
+    measured = []
+
+    def measure(options, source, seed, *, is_whole):
+        measured.append(source.stem)
+        return {"region/test": {"value": 0.5, "by_patient": {}}}
+
+    monkeypatch.setattr(representation_study, "measure_encoder", measure)
+    monkeypatch.setattr(Piece, "read_record", lambda piece: {"steps": 300, "seconds": 1.0})
+    monkeypatch.setattr(Piece, "is_finished", True)
+    arguments = ["--work", tmp_path / "work", "--pieces", tmp_path / "pieces", "--stage", "measure"]
+    main(*arguments, "--rows", "ablation-0", "--seeds", "0")
+    assert measured == ["encoder", "encoder_0000100"]
 
 
 def test_steps_line_shows_every_number_of_steps(monkeypatch):
@@ -152,6 +183,16 @@ def test_steps_line_shows_every_number_of_steps(monkeypatch):
     line = steps_line(found, "plus")
     assert line == {"encoder": "`plus` from ImageNet", "steps": "100 / 700", "region": "0.300 / 0.800"}
     assert steps_line(found, "imagenet") is None
+
+
+def test_a_stepwise_table_compares_each_row_with_the_one_above():
+    table = Table("", FIGURES, {"v2": "", "plus": "", "byol": ""}, is_stepwise=True)
+    assert table.pairs() == [("plus", "v2"), ("byol", "plus")]
+
+
+def test_a_table_compares_each_pair_of_rows_once():
+    table = Table("", FIGURES, {"imagenet": "", "v2": "", "plus": ""}, bases=("imagenet", "v2"))
+    assert table.pairs() == [("v2", "imagenet"), ("plus", "imagenet"), ("plus", "v2")]
 
 
 def test_main_prints_tables_of_pieces_alone(pieces, capsys):
