@@ -1,4 +1,4 @@
-"""Pre-train an encoder without labels by contextual position prediction, on sets that prepare_data.py wrote.
+"""Pre-train an encoder without labels to tell where in the body a crop lies, on sets of prepare_data.py.
 
     python train_voco.py --config configs/voco/plus.yaml --data data/prepared --output runs/voco/plus
     python train_voco.py --config configs/voco/v2_small.yaml --data data/a data/b --output runs/voco/small
@@ -10,7 +10,7 @@ each with a _small version for CPUs; --objective simclr takes their crops for Si
 compares them. The same command continues an interrupted run from its last checkpoint, with the same result.
 The run's folder gets encoder.safetensors (the backbone, for train_cls.py --encoder and for plain timm),
 last.pt, metrics.csv, curves.png, TensorBoard events, patients.csv (patients that it was trained on) and
-config.yaml. Watch `placing: cross`: the share of crops of one patient placed correctly among another
+config.yaml. Watch `placing: cross`, which should rise: the share of crops placed right among another
 patient's base crops; chance is 1 / number of bases.
 """
 

@@ -9,7 +9,7 @@ from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_
 
 @dataclass(frozen=True)
 class VocoOptions:
-    """Options of a pre-training run; the defaults are those of 2D-VoCo v2."""
+    """Options of a pre-training run; the defaults are those of 2D-VoCo v2, but from random weights."""
 
     data: tuple[Path, ...]
     """Prepared data sets to train on (folders that prepare_data.py wrote); labels are never read."""
@@ -73,8 +73,8 @@ class VocoOptions:
 
     jitter: float = 0.0
     """Every visit to a series uses a random part of the canvas, of at least 1 - jitter of each side, and
-    takes the slices of all its crops at a random place in their bins; labels stay exact. 0: the base crops of
-    a whole series are the same at every visit, as published."""
+    of each step along the body a random slice; labels stay exact. 0: the base crops of a whole series are the
+    same at every visit, as published."""
 
     grid: int = 3
     """Base crops along each side. More and smaller crops make the task finer and have less context."""
@@ -106,14 +106,15 @@ class VocoOptions:
 
     objective: Literal["overlap", "softmax", "simclr"] = "overlap"
     """overlap predicts the overlap (published); softmax chooses among the bases by cross-entropy; simclr
-    finds, among all views of the batch, the other view of the same crop, for two views of every second
-    crop."""
+    takes two views of half of the crops, and finds the other view of the same crop among all views of the
+    batch (give it --projection 128)."""
 
     view_area: float = 0.3
     """Smallest share of a crop's area in a view of --objective simclr (the paper: 0.08)."""
 
     directions: Literal["student", "both"] = "student"
-    """student: random crops of the student against bases of the teacher (v2); both: mean with the reverse."""
+    """Of --objective overlap: student compares random crops of the student with bases of the teacher (v2),
+    both takes the mean with the reverse, as softmax always does."""
 
     negatives: Literal["square", "log"] = "square"
     """Loss of crops that do not overlap: l^2 (published) or -log(1 - l) (large-scale VoCo)."""
