@@ -70,9 +70,7 @@ class Row:
 ROWS = {
     "random": Row("random weights", first_weights="none"),
     "imagenet": Row("ImageNet"),
-    "imagenet-ct": Row(
-        "ImageNet, batch statistics of CT", "voco/plus", changes=ONLY_STATISTICS, seeds=(0,), steps=100
-    ),
+    "imagenet-ct": Row("ImageNet, batch statistics of CT", "voco/plus", changes=ONLY_STATISTICS, steps=100),
     "v2": Row("`v2` from ImageNet", "voco/v2", changes=V2),
     "plus": Row("`plus` from ImageNet", "voco/plus"),
     "simclr": Row("SimCLR from ImageNet", "voco/plus", changes=SIMCLR),
