@@ -169,7 +169,12 @@ class ZipTree:
         numbers = self._numbers[folder]
         self._names[folder][name] = len(numbers) // _NUMBERS
         sizes = (member.header_offset, member.compress_size, member.file_size)
-        numbers.extend((*sizes, member.compress_type, member.CRC))
+        try:
+            numbers.extend((*sizes, member.compress_type, member.CRC))
+        except OverflowError:
+            raise UserError(
+                f"{self.path} is not a readable zip archive: {member.filename} has impossible sizes"
+            ) from None
 
     def _add_folder(self, folder: str) -> None:
         self._subfolders[folder] = set()

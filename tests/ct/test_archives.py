@@ -201,6 +201,16 @@ def test_zip_tree_refuses_what_it_cannot_read(tmp_path):
             ZipTree(path)
 
 
+@pytest.mark.parametrize("number", ["file_size", "compress_size", "header_offset"])
+def test_zip_tree_refuses_numbers_beyond_any_file(tmp_path, number):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("1.dcm", b"one")
+        setattr(archive.filelist[0], number, 1 << 63)
+    with pytest.raises(UserError, match=r"not a readable zip archive: .* has impossible sizes"):
+        ZipTree(path)
+
+
 def test_unpacked_without_room_names_the_folder(tmp_path, monkeypatch):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
