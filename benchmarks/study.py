@@ -3,7 +3,6 @@
 import hashlib
 import json
 import multiprocessing
-import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
@@ -129,7 +128,7 @@ class Piece:
         return (self.folder / RECORD).exists()
 
     def read_record(self) -> dict[str, Any]:
-        """What `make` left: options, inputs, seconds (None after an interruption) and steps."""
+        """What `make` left: options, inputs, steps, and the seconds of these, interrupted or not."""
         return json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
 
     def make(self) -> None:
@@ -147,17 +146,15 @@ class Piece:
 
     def _train(self) -> None:
         train: Callable[[Any], Any] = _TRAININGS[type(self.options)]
-        is_resumed = bool(self._checkpoints())
-        started = time.perf_counter()
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
             try:
                 with redirect_stdout(log), redirect_stderr(log):
                     train(self.options)
             except UserError as error:
                 raise UserError(f"{self.folder.name}: {error} (see {log.name})") from None
-        seconds = None if is_resumed else time.perf_counter() - started
-        steps = load_checkpoint(self._checkpoints()[0])["step"]  # of the first of several networks
-        write_json({**self._identity(), "seconds": seconds, "steps": steps}, self.folder / RECORD)
+        ends = [load_checkpoint(path) for path in self._checkpoints()]
+        training = {"seconds": sum(end["seconds"] for end in ends), "steps": ends[0]["step"]}
+        write_json({**self._identity(), **training}, self.folder / RECORD)
 
     def _checkpoints(self) -> list[Path]:
         """Of the run, or of each network of its folds."""

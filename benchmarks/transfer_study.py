@@ -15,7 +15,7 @@ Stages, each of which keeps what is finished, so that the same command continues
 
 Labelled, unlabelled and test patients differ. A share of the labels is a stratified draw that follows from
 the seed: all methods get the same patients, each seed others. Encoder and classifier of a run have the same
-seed. A piece's seconds are those of its process; --jobs 2 halves the cores of each.
+seed. A piece's seconds are those of its steps; --jobs 2 halves the cores of each.
 """
 
 from collections.abc import Sequence
