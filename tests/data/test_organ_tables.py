@@ -87,6 +87,44 @@ def test_organs_measures_uneven_slices_and_absent_organs(masks):
     assert absent[MISSING].isna().all(axis=None)
 
 
+def organ_of_blocks(*blocks):
+    """Measures of a bowel made of blocks of (slices, rows, columns) in 100 slices of 64 px, 5 mm apart."""
+    masks = np.zeros((100, 64, 64), dtype=np.uint8)
+    for block in blocks:
+        masks[block] = ORGANS["bowel"]
+    return measure(masks).organs(1.0, -5.0 * np.arange(100)).set_index("organ").loc["bowel"]
+
+
+BOWEL = np.s_[40:90, 20:50, 10:55]
+EXTENT = ["first_slice", "last_slice", "left", "top", "right", "bottom"]
+
+
+@pytest.mark.parametrize(
+    "speck",
+    [
+        np.s_[5:12, 20:40, 20:60],  # a twelfth of the bowel, in the chest
+        np.s_[60:64, 2:6, 60:63],  # beside the body
+        np.s_[30:40, 30:33, 30:33],  # a thread upwards
+    ],
+)
+def test_organs_box_leaves_out_specks_far_from_the_organ(speck):
+    alone, with_speck = organ_of_blocks(BOWEL), organ_of_blocks(BOWEL, speck)
+    assert alone[EXTENT].tolist() == [40, 89, 10, 20, 55, 50]
+    assert with_speck[EXTENT].tolist() == alone[EXTENT].tolist()
+    assert with_speck["volume_ml"] > alone["volume_ml"]
+
+
+def test_organs_box_holds_both_parts_of_a_torn_organ():
+    torn = organ_of_blocks(np.s_[20:40, 20:50, 10:55], np.s_[60:90, 20:50, 10:40])
+    assert torn[EXTENT].tolist() == [20, 89, 10, 20, 55, 50]
+
+
+def test_organs_measures_boxes_of_a_series_without_pixel_size(masks):
+    unknown, known = measure(masks).organs(float("nan"), Z_MM), measure(masks).organs(1.0, Z_MM)
+    assert unknown["volume_ml"].isna().any()
+    pd.testing.assert_frame_equal(unknown[EXTENT], known[EXTENT])
+
+
 @pytest.mark.parametrize("shown", ["some organs", "no organ", "one slice", "no slice"])
 def test_organ_tables_survive_csv(tmp_path, masks, shown):
     z_mm = Z_MM.astype(int)
