@@ -101,7 +101,7 @@ class StackDataset(Dataset[StackBatch]):
         if self.targets is not None:
             batch = batch._replace(targets=torch.from_numpy(self.targets.loc[key[0]].to_numpy().copy()))
         if self.slice_targets is not None:
-            targets = torch.from_numpy(self.slice_targets.look_up(key, stack.plan.indices))
+            targets = torch.from_numpy(self.slice_targets.look_up(key, stack.plan.shown))
             targets[batch.padding] = torch.nan
             batch = batch._replace(slice_targets=targets)
         return batch

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from src.cls.views import EACH_KIDNEY
 from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_range
 from src.core.targets import TARGETS
 
 Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
-Region = Literal["body", "organs", "liver", "spleen", "kidneys", "bowel", "own"]
+Region = Literal["body", "organs", "liver", "spleen", "kidneys", "each_kidney", "bowel", "own"]
 SequenceModel = Literal["lstm", "gru", "transformer", "none"]
 Pooling = Literal["max", "mean", "attention"]
 Flip = Literal["none", "h", "v", "hv"]
@@ -66,7 +67,8 @@ class ClassifierOptions:
 
     z_range: Region = "body"
     """Region whose slices are used; own, in single mode, is the target's region. All but body need masks
-    (segment.py)."""
+    (segment.py). each_kidney, which is the own region of the kidney target: half of the slices show the left
+    kidney and half the right one, each in its own square, with the same --in-plane and no --spacing-mm."""
 
     in_plane: Region = "body"
     """In-plane region: body crops the prepared slice, randomly in training and at the centre in prediction;
@@ -251,6 +253,10 @@ class ClassifierOptions:
             )
         if "own" in (self.z_range, self.in_plane) and self.mode != "single":
             raise ValueError("a target's own region (--z-range or --in-plane own) needs --mode single")
+        if (self.z_range == EACH_KIDNEY) != (self.in_plane == EACH_KIDNEY):
+            raise ValueError(f"{EACH_KIDNEY} must be the region of both --z-range and --in-plane")
+        if self.spacing_mm and self.z_range == EACH_KIDNEY:
+            raise ValueError(f"--spacing-mm takes slices of one range, and {EACH_KIDNEY} has two: give 0")
         if self.micro_batch and self.organ_loss:
             raise ValueError(
                 "--micro-batch does not go with --organ-loss, whose decoder takes maps of all slices"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from src.cls.views import ORGAN_GROUPS, REGIONS, Box, StackView
+from src.cls.views import EACH_KIDNEY, ORGAN_GROUPS, Box, StackView
 from src.core.errors import UserError
 from src.core.files import read_exact
 from src.core.log import warn
@@ -37,7 +37,7 @@ class OrganIndex:
     folder: Path
     """folder of the masks: `<patient_id>/<series_id>/0000.png ...`"""
     size: int
-    boxes: dict[Key, dict[str, Box]]
+    boxes: dict[Key, dict[str, tuple[Box, ...]]]
     """boxes of each region that the masks contain, by series"""
     areas: dict[Key, np.ndarray]
     """(slices, groups) mm2 in the order of `ORGAN_GROUPS`, by series"""
@@ -85,7 +85,7 @@ class OrganIndex:
         missing = [
             key
             for key in keys
-            if key not in self or any(self.box(key, region) is None for region in view.regions)
+            if key not in self or not all(self.boxes_of(key, region) for region in view.regions)
         ]
         if missing:
             what = f" of {' and '.join(view.regions)}" if view.regions else ""
@@ -97,9 +97,9 @@ class OrganIndex:
     def __contains__(self, key: Key) -> bool:
         return key in self.areas
 
-    def box(self, key: Key, region: str) -> Box | None:
-        """Return the box of a region; None if the series has no masks, or they do not contain it."""
-        return self.boxes.get(key, {}).get(region)
+    def boxes_of(self, key: Key, region: str) -> tuple[Box, ...]:
+        """Return the boxes of a region; none if the series has no masks, or they do not contain it."""
+        return self.boxes.get(key, {}).get(region, ())
 
     def read_masks(self, key: Key, indices: Iterable[int]) -> np.ndarray:
         """Read label maps uint8 (T, H, W): 0, or 1 + index in `ORGAN_GROUPS`."""
@@ -107,28 +107,37 @@ class OrganIndex:
         return cv2.LUT(stack.reshape(len(stack), -1), GROUP_OF_LABEL).reshape(stack.shape)
 
 
-def find_regions(organs: pd.DataFrame) -> dict[str, Box]:
+def find_regions(organs: pd.DataFrame) -> dict[str, tuple[Box, ...]]:
     """Return the boxes of a series' regions, without regions that its masks do not contain.
+
+    Each region has one box, and `EACH_KIDNEY` one of each kidney.
 
     Args:
         organs: one row per organ, as `OrganMeasures.organs`.
     """
     found = organs[organs["first_slice"].notna()].set_index("organ")
-    regions = {}
-    for region in REGIONS[1:]:
-        members = ORGAN_GROUPS.get(region, tuple(ORGANS))
-        rows = found.loc[found.index.isin(members)]
-        if len(rows):
-            low, high = rows.min(), rows.max()
-            regions[region] = Box(
-                first=int(low["first_slice"]),
-                stop=int(high["last_slice"]) + 1,
-                left=int(low["left"]),
-                top=int(low["top"]),
-                right=int(high["right"]),
-                bottom=int(high["bottom"]),
-            )
+    members = {"organs": tuple(ORGANS), **ORGAN_GROUPS}
+    regions = {
+        region: (_box_around(found.loc[found.index.isin(names)]),)
+        for region, names in members.items()
+        if found.index.isin(names).any()
+    }
+    kidneys = [name for name in ORGAN_GROUPS["kidneys"] if name in found.index]
+    if kidneys:
+        regions[EACH_KIDNEY] = tuple(_box_around(found.loc[[name]]) for name in kidneys)
     return regions
+
+
+def _box_around(organs: pd.DataFrame) -> Box:
+    low, high = organs.min(), organs.max()
+    return Box(
+        first=int(low["first_slice"]),
+        stop=int(high["last_slice"]) + 1,
+        left=int(low["left"]),
+        top=int(low["top"]),
+        right=int(high["right"]),
+        bottom=int(high["bottom"]),
+    )
 
 
 def _read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -16,7 +16,7 @@ from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import require_even_share
 from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
-from src.cls.views import TARGET_ORGANS, StackView
+from src.cls.views import EACH_KIDNEY, TARGET_ORGANS, StackView
 from src.core.config import plain_options, save_options
 from src.core.errors import UserError
 from src.core.files import discard, write_json, write_table
@@ -164,7 +164,9 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
         raise UserError(
             f"--crop {options.crop} is larger than the {prepared.size} px slices of {options.data}"
         )
-    organ = {"own": TARGET_ORGANS.get(targets[0], "organs")}  # in single mode
+    own = TARGET_ORGANS.get(targets[0], "organs")  # in single mode
+    if own == "kidneys" and options.z_range == options.in_plane and not options.spacing_mm:
+        own = EACH_KIDNEY
     selection = SliceSelection.read(prepared.slice_policy)
     view = StackView(
         windows=shown.windows,
@@ -172,8 +174,8 @@ def _describe_view(options: ClassifierOptions, inputs: TrainingInputs, targets: 
         crop=options.crop,
         slices=options.slices,
         spacing_mm=options.spacing_mm,
-        z_range=organ.get(options.z_range, options.z_range),
-        in_plane=organ.get(options.in_plane, options.in_plane),
+        z_range=own if options.z_range == "own" else options.z_range,
+        in_plane=own if options.in_plane == "own" else options.in_plane,
         neighbours=shown.neighbours.count,
         neighbour_mm=shown.neighbours.distance_mm,
         masks=options.masks,

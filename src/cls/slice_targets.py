@@ -29,29 +29,33 @@ class SliceTargets:
     marked: dict[Key, dict[str, np.ndarray]]
     """indices of the marked slices, by series and injury"""
 
-    def look_up(self, key: Key, indices: np.ndarray) -> np.ndarray:
+    def look_up(self, key: Key, shown: np.ndarray) -> np.ndarray:
         """Return float32 (T, 8) in 0..1 in the order of `INJURIES`; NaN where targets are missing.
 
-        Without the injury, all slices of a patient are 0. With it, marked slices are 1 and others 0 if the
-        series has marks of the injury; else each slice has its organ area divided by the organ's largest.
-        Extravasation has no organ.
+        Without the injury, all slices of a patient are 0. With it, if the series has marks of the injury,
+        slices are 1 where they or their neighbours are marked and others 0; else each slice has its organ
+        area divided by the organ's largest. Extravasation has no organ.
+
+        Args:
+            shown: int64 (T, neighbours) slices of the series, each with its neighbours, in the middle.
         """
-        targets = np.zeros((len(indices), len(INJURIES)), dtype=np.float32)
+        targets = np.zeros((len(shown), len(INJURIES)), dtype=np.float32)
         patient = self.labels.loc[key[0]]
         for column, injury in enumerate(INJURIES):
             if patient[injury]:
-                targets[:, column] = self._where(key, injury, indices)
+                targets[:, column] = self._where(key, injury, shown)
         return targets
 
-    def _where(self, key: Key, injury: str, indices: np.ndarray) -> np.ndarray | float:
+    def _where(self, key: Key, injury: str, shown: np.ndarray) -> np.ndarray | float:
         marked = self.marked.get(key, {}).get(injury)
         if marked is not None:
-            return np.isin(indices, marked)
+            return np.isin(shown, marked).any(axis=1)
         organ = TARGET_ORGANS.get(injury.split("_")[0])
         if organ is None or self.organs is None or key not in self.organs:
             return np.nan
         area = self.organs.areas[key][:, list(ORGAN_GROUPS).index(organ)]
-        return area[indices] / area.max() if area.max() > 0 else np.nan
+        middle = shown[:, shown.shape[1] // 2]
+        return area[middle] / area.max() if area.max() > 0 else np.nan
 
 
 def read_marked_slices(path: Path, prepared: PreparedDataset) -> dict[Key, dict[str, np.ndarray]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from src.cls.organs import MASK_FOLDERS, Key, OrganIndex
-from src.cls.views import Box, StackPlan, StackView, plan_stack, square_around
+from src.cls.views import Box, StackPlan, StackView, plan_stack, share_slices, square_around
 from src.core.errors import UserError
 from src.core.log import warn
 from src.data.packed import PackedSlices
@@ -21,7 +21,7 @@ REGION_MARGIN = 0.1
 
 
 class Stack(NamedTuple):
-    """Slices as read, before augmentation or the centre crop, each once even if neighbours share it."""
+    """Slices as read, before augmentation or the centre crop. In each part, neighbours share slices."""
 
     plan: StackPlan
     images: np.ndarray
@@ -104,25 +104,30 @@ class StackReader:
         Raises:
             UserError: a slice is missing or damaged.
         """
-        plan = plan_stack(self._positions(key, view), self._box(key, view.z_range), view, offset)
-        if self.packed is not None:
-            images = self.packed.read(key, plan.wanted)
-        else:
-            folder = image_folder(self.prepared.folder, *key)
-            channels = self.prepared.channels(view.windows)
-            images = read_windows(folder, plan.wanted, self.prepared.size, channels)
+        plan = plan_stack(self._positions(key, view), self._boxes(key, view.z_range), view, offset)
+        if len(plan.parts) == 1:
+            images = self._read_slices(key, plan.wanted, view)
+        else:  # two parts may want the same slice
+            wanted, places = np.unique(plan.wanted, return_inverse=True)
+            images = self._read_slices(key, wanted, view)[places]
         maps = None
         if with_organs or view.mask_channels:
             maps = np.zeros((view.slices, self.prepared.size, self.prepared.size), np.uint8)
             if self.has_organs(key):
                 maps = self.organs.read_masks(key, plan.indices)
-        return cut_stack(plan, images, maps, view, self._box(key, view.in_plane))
+        return cut_stack(plan, images, maps, view, self._boxes(key, view.in_plane))
 
     def has_organs(self, key: Key) -> bool:
         return self.organs is not None and key in self.organs
 
-    def _box(self, key: Key, region: str) -> Box | None:
-        return self.organs.box(key, region) if self.organs is not None else None
+    def _boxes(self, key: Key, region: str) -> tuple[Box, ...]:
+        return self.organs.boxes_of(key, region) if self.organs is not None else ()
+
+    def _read_slices(self, key: Key, indices: np.ndarray, view: StackView) -> np.ndarray:
+        if self.packed is not None:
+            return self.packed.read(key, indices)
+        folder = image_folder(self.prepared.folder, *key)
+        return read_windows(folder, indices, self.prepared.size, self.prepared.channels(view.windows))
 
     def _positions(self, key: Key, view: StackView) -> np.ndarray:
         """Return positions in mm; the table is not read if the view needs no distances."""
@@ -132,7 +137,7 @@ class StackReader:
 
 
 def cut_stack(
-    plan: StackPlan, images: np.ndarray, maps: np.ndarray | None, view: StackView, box: Box | None
+    plan: StackPlan, images: np.ndarray, maps: np.ndarray | None, view: StackView, boxes: Sequence[Box]
 ) -> Stack:
     """Crop slices to the region of a view.
 
@@ -141,13 +146,14 @@ def cut_stack(
     Args:
         images: uint8 (U, size, size, windows) of `plan.wanted`.
         maps: organ maps uint8 (T, size, size).
-        box: box of the region; None takes the whole slice.
+        boxes: one box of the region for each part of the plan; none takes the whole slice.
     """
     if view.in_plane != "body":
-        left, top, side = square_around(box, view.size, REGION_MARGIN) if box else (0, 0, view.size)
-        part = np.s_[:, top : top + side, left : left + side]
-        images = _resize(images[part], view.crop, cv2.INTER_AREA if side > view.crop else cv2.INTER_LINEAR)
-        maps = None if maps is None else _resize(maps[part], view.crop, cv2.INTER_NEAREST)
+        squares = [square_around(box, view.size, REGION_MARGIN) for box in boxes] or [(0, 0, view.size)]
+        images = _cut_parts(images, plan.parts, squares, view.crop)
+        if maps is not None:
+            counts = share_slices(view.slices, len(squares))
+            maps = _cut_parts(maps, counts, squares, view.crop, are_labels=True)
     return Stack(plan, images, maps)
 
 
@@ -176,6 +182,20 @@ def to_channels(stack: Stack, view: StackView) -> np.ndarray:
     return joined
 
 
-def _resize(stack: np.ndarray, side: int, interpolation: int) -> np.ndarray:
-    resized = [cv2.resize(image, (side, side), interpolation=interpolation) for image in stack]
-    return np.stack(resized).reshape(len(stack), side, side, *stack.shape[3:])
+def _cut_parts(
+    images: np.ndarray,
+    counts: Sequence[int],
+    squares: Sequence[tuple[int, int, int]],
+    crop: int,
+    are_labels: bool = False,
+) -> np.ndarray:
+    """Cut a square (left, top, side) out of each part of (N, H, W, ...), resized to (N, crop, crop, ...)."""
+    resized, first = np.empty((len(images), crop, crop, *images.shape[3:]), np.uint8), 0
+    for (left, top, side), count in zip(squares, counts, strict=True):
+        smooth = cv2.INTER_AREA if side > crop else cv2.INTER_LINEAR
+        for number in range(first, first + count):
+            image = images[number, top : top + side, left : left + side]
+            drawn = cv2.resize(image, (crop, crop), interpolation=cv2.INTER_NEAREST if are_labels else smooth)
+            resized[number] = drawn.reshape(resized[number].shape)  # cv2 drops a single channel
+        first += count
+    return resized

@@ -3,7 +3,8 @@
 Imports no torch, because processes that decode series use it to choose slices.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -21,8 +22,11 @@ ORGAN_GROUPS = MappingProxyType(
 )
 """Organ groups as in the targets. Both kidneys are one group, so that a flip does not exchange labels."""
 
-REGIONS = ("body", "organs", *ORGAN_GROUPS)
-"""Regions: the whole image, all organs together, or one organ."""
+EACH_KIDNEY = "each_kidney"
+"""Region of two boxes: half of a stack's slices show one kidney, half the other, each in its own square."""
+
+REGIONS = ("body", "organs", *ORGAN_GROUPS, EACH_KIDNEY)
+"""Regions: the whole image, all organs together, one organ, or one kidney after the other."""
 
 TARGET_ORGANS = MappingProxyType(
     {"bowel": "bowel", "kidney": "kidneys", "liver": "liver", "spleen": "spleen"}
@@ -35,7 +39,7 @@ MASK_CHANNELS = MappingProxyType({"none": 0, "any": 1, "each": len(ORGAN_GROUPS)
 
 @dataclass(frozen=True)
 class Box:
-    """Slices and pixels of a region in a series; the ends are exclusive."""
+    """Slices and pixels of a region, or of a part of it, in a series; the ends are exclusive."""
 
     first: int
     stop: int
@@ -98,7 +102,7 @@ class StackView:
     @property
     def regions(self) -> tuple[str, ...]:
         """Regions that masks must contain; a series without one of them is used whole."""
-        return tuple({self.z_range, self.in_plane} - {"body"})
+        return tuple(sorted({self.z_range, self.in_plane} - {"body"}))
 
     @property
     def is_padded(self) -> bool:
@@ -114,24 +118,59 @@ class StackPlan(NamedTuple):
     filled: int
     """number of slices; the rest of `indices` is padding"""
     wanted: np.ndarray
-    """int64 (U,) slices to read, unique and increasing"""
+    """int64 (U,) slices to read, in each part unique and increasing"""
     places: np.ndarray
     """int64 (T * neighbours,) index into `wanted` of each image of the stack"""
+    parts: tuple[int, ...]
+    """number of `wanted` slices of each box of the region, which follow each other; one part without boxes"""
+
+    @property
+    def shown(self) -> np.ndarray:
+        """int64 (T, neighbours): slices that each slice of the stack shows as channels."""
+        return self.wanted[self.places].reshape(len(self.indices), -1)
 
 
-def plan_stack(z_mm: np.ndarray, along: Box | None, view: StackView, offset: float) -> StackPlan:
+def plan_stack(z_mm: np.ndarray, along: Sequence[Box], view: StackView, offset: float) -> StackPlan:
     """Choose the slices of a stack.
 
     Args:
         z_mm: (slices,) positions, decreasing from head to feet.
-        along: region whose slices are used; None uses all.
+        along: boxes of the region whose slices are used, each for an equal part of the stack; none: all
+            slices of the series.
         offset: offset of the slices, 0..1.
     """
-    first, stop = (along.first, along.stop) if along else (0, len(z_mm))
+    ranges = [(box.first, box.stop) for box in along] or [(0, len(z_mm))]
+    counts = share_slices(view.slices, len(ranges))
+    plans = [
+        _plan_part(z_mm, first, stop, replace(view, slices=count), offset)
+        for (first, stop), count in zip(ranges, counts, strict=True)
+    ]
+    return plans[0] if len(plans) == 1 else _join_plans(plans)
+
+
+def share_slices(slices: int, parts: int) -> list[int]:
+    """Number of a stack's slices for each of its parts, as equal as possible."""
+    return [len(part) for part in np.array_split(np.arange(slices), parts)]
+
+
+def _plan_part(z_mm: np.ndarray, first: int, stop: int, view: StackView, offset: float) -> StackPlan:
     indices, filled = choose_slices(z_mm, first, stop, view, offset)
     shown = Neighbours(view.neighbours, view.neighbour_mm).find(indices, len(z_mm), lambda: z_mm)
     wanted, places = np.unique(shown, return_inverse=True)
-    return StackPlan(indices, filled, wanted, places.ravel())
+    return StackPlan(indices, filled, wanted, places.ravel(), (len(wanted),))
+
+
+def _join_plans(plans: Sequence[StackPlan]) -> StackPlan:
+    """Put stacks without padding one after the other."""
+    parts = tuple(len(plan.wanted) for plan in plans)
+    starts = np.cumsum((0, *parts[:-1]))
+    return StackPlan(
+        np.concatenate([plan.indices for plan in plans]),
+        sum(plan.filled for plan in plans),
+        np.concatenate([plan.wanted for plan in plans]),
+        np.concatenate([start + plan.places for start, plan in zip(starts, plans, strict=True)]),
+        parts,
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +183,7 @@ class RequiredSlices:
     def __call__(self, z_mm: np.ndarray) -> np.ndarray:
         """Return increasing int64 indices from the positions (slices,) of a series."""
         selected = self.stacks[0][0].selection.choose(z_mm)
-        plans = [plan_stack(z_mm[selected], None, view, offset) for view, offset in self.stacks]
+        plans = [plan_stack(z_mm[selected], (), view, offset) for view, offset in self.stacks]
         return selected[np.unique(np.concatenate([plan.wanted for plan in plans]))]
 
 

@@ -67,7 +67,7 @@ class DecodedSlices:
         self,
         kind: StackKind,
         masks: np.ndarray | None = None,
-        boxes: Mapping[str, Box] = MappingProxyType({}),
+        boxes: Mapping[str, tuple[Box, ...]] = MappingProxyType({}),
     ) -> StackBatch:
         """Make a stack without targets.
 
@@ -77,7 +77,7 @@ class DecodedSlices:
         """
         view, decoded = kind.view, self.stack
         selected = view.selection.choose(decoded.z_mm)
-        plan = plan_stack(decoded.z_mm[selected], boxes.get(view.z_range), view, kind.offset)
+        plan = plan_stack(decoded.z_mm[selected], boxes.get(view.z_range, ()), view, kind.offset)
         images = decoded.images[np.searchsorted(decoded.indices, selected[plan.wanted])]
         images = images[..., [self.windows.index(name) for name in view.windows]]
         maps = None
@@ -86,7 +86,7 @@ class DecodedSlices:
             if masks is not None:
                 maps = GROUP_OF_LABEL[masks[plan.indices]]
         return as_sample(
-            crop_centre(cut_stack(plan, images, maps, view, boxes.get(view.in_plane)), view), view
+            crop_centre(cut_stack(plan, images, maps, view, boxes.get(view.in_plane, ())), view), view
         )
 
 

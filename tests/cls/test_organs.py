@@ -16,8 +16,8 @@ from tests.helpers.seg_files import SIZE, series_ids
 
 def test_organ_index_measures_true_masks(masked, organs):
     key, unknown = series_ids(masked)[0], series_ids(masked)[1]
-    assert key in organs and unknown not in organs and organs.box(unknown, "liver") is None
-    box = organs.box(key, "kidneys")  # the label maps put a box of 3 rows at 4 x label
+    assert key in organs and unknown not in organs and organs.boxes_of(unknown, "liver") == ()
+    (box,) = organs.boxes_of(key, "kidneys")  # the label maps put a box of 3 rows at 4 x label
     assert (box.first, box.stop) == (3, 9)
     assert (box.top, box.bottom) == (4 * ORGANS["left kidney"], 4 * ORGANS["right kidney"] + 3)
     assert organs.areas[key].shape == (12, 4)
@@ -46,8 +46,8 @@ def test_organ_index_reads_tables_of_predicted_masks(masked, organs, tmp_path):
         table = table.assign(patient_id=key[0], series_id=key[1])
         table.to_csv(folder / "predicted_masks" / f"{name}.csv", index=False)
     read = OrganIndex.read(dataset)
-    assert read.box(key, "liver") == read.box(key, "organs") == organs.box(key, "liver")
-    assert read.box(key, "spleen") is None
+    assert read.boxes_of(key, "liver") == read.boxes_of(key, "organs") == organs.boxes_of(key, "liver") != ()
+    assert read.boxes_of(key, "spleen") == ()
     is_liver = np.array([group == "liver" for group in ORGAN_GROUPS])
     np.testing.assert_allclose(read.areas[key], organs.areas[key] * is_liver)
     assert read.digest != organs.digest

@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from src.cls.stacks import StackReader, crop_centre, open_organs, to_channels
-from src.cls.views import ORGAN_GROUPS, StackView
+from src.cls.stacks import StackReader, crop_centre, cut_stack, open_organs, to_channels
+from src.cls.views import ORGAN_GROUPS, StackView, plan_stack
+from src.core.targets import ORGANS
 from src.data.prepared import PreparedDataset
 from tests.helpers.seg_files import SIZE, series_ids
 
@@ -34,7 +35,7 @@ def test_read_cuts_out_and_resizes_a_region(masked, organs):
     inside = stack.organs[1] == list(ORGAN_GROUPS).index("spleen") + 1
     # the square is as wide as the box and a margin: the organ reaches nearly from side to side
     assert inside.any(axis=0).mean() > 0.7
-    box = organs.box(key, "spleen")
+    (box,) = organs.boxes_of(key, "spleen")
     whole = masked.read_slices(*key, [4])[0]
     part = whole[box.top : box.bottom, box.left : box.right]
     assert abs(float(stack.images[1][inside].mean()) - float(part.mean())) < 12
@@ -83,8 +84,37 @@ def test_open_organs_prefers_the_masks_of_training_and_warns_of_others(masked, t
 def test_read_cuts_organ_maps_as_images(masked, organs):
     view = replace(VIEW, in_plane="organs", crop=40)
     stack = StackReader(masked, organs).read(series_ids(masked)[0], view, 0.5, with_organs=True)
-    box = organs.box(series_ids(masked)[0], "organs")
+    (box,) = organs.boxes_of(series_ids(masked)[0], "organs")
     # 19 rows of organs and a margin of a tenth on each side, drawn at 40 px
     rows = np.flatnonzero(stack.organs[1].any(axis=1))
     assert (rows[-1] - rows[0] + 1) / 40 == pytest.approx((box.bottom - box.top) / 23, abs=0.03)
     assert cv2.countNonZero(stack.organs[0]) == 0  # slice 1 shows none
+
+
+def test_read_shows_each_kidney_in_half_of_the_slices(masked, organs):
+    view = replace(VIEW, z_range="each_kidney", in_plane="each_kidney", crop=20, slices=5, neighbours=3)
+    key = series_ids(masked)[0]
+    stack = StackReader(masked, organs).read(key, view, 0.5, with_organs=True)
+    assert stack.plan.indices.tolist() == [4, 6, 8, 4, 7]  # the left kidney's, then the right one's
+    left, right = organs.boxes_of(key, "each_kidney")
+    assert (left.top, right.top) == (4 * ORGANS["left kidney"], 4 * ORGANS["right kidney"])
+    shown = stack.organs == list(ORGAN_GROUPS).index("kidneys") + 1
+    for number, box in enumerate((left, left, left, right, right)):
+        alone = replace(VIEW, in_plane="kidneys", crop=20, slices=1)
+        plan = plan_stack(masked.z_mm(*key), (replace(box, first=stack.plan.indices[number]),), alone, 0.0)
+        images = masked.read_slices(*key, plan.wanted)
+        expected = cut_stack(plan, images, None, alone, (box,)).images[0]
+        middle = stack.plan.places.reshape(5, 3)[number, 1]
+        assert (stack.images[middle] == expected).all()
+        assert shown[number].any(axis=0).mean() > 0.7  # as wide as the kidney and a margin
+    channels = to_channels(stack, view)
+    assert channels.shape == (5, 9, 20, 20) and channels.any(axis=(1, 2, 3)).all()
+
+
+def test_read_shows_one_kidney_in_all_slices_where_masks_lack_the_other(masked, organs):
+    key = series_ids(masked)[0]
+    left = organs.boxes_of(key, "each_kidney")[:1]
+    lacking = replace(organs, boxes={key: {"each_kidney": left}})
+    view = replace(VIEW, z_range="each_kidney", in_plane="each_kidney", crop=20)
+    stack = StackReader(masked, lacking).read(key, view, 0.5)
+    assert stack.plan.indices.tolist() == [3, 5, 6, 8] and stack.plan.parts == (4,)
