@@ -143,8 +143,6 @@ class NetworkTraining(Method):
         if options.organ_loss and options.organ_slices > 1:
             smaller.insert(0, "--organ-slices")
         advice = f"start from scratch with a lower {', '.join(smaller)}, and --resume never"
-        if options.organ_loss:  # its decoder takes maps of all slices
-            return advice
         if not options.micro_batch:
             return f"go on with --micro-batch (slices at a time), or {advice}"
         can_be_lower = options.micro_batch > smallest_part(encoder)
@@ -179,6 +177,7 @@ class NetworkTraining(Method):
             metrics["slices"] = slice_loss(output.slice_logits, batch.slice_targets, self.spec.injuries)
             metrics["loss"] = metrics["loss"] + options.slice_loss * metrics["slices"]
         if decoded is not None:
+            decoded = to_device(decoded, device)
             maps = batch.organs.flatten(0, 1)[decoded]
             is_known = (batch.has_organs[:, None] & ~batch.padding).flatten()[decoded]
             metrics["organs"] = organ_loss(output.organ_logits, maps, is_known)
@@ -246,12 +245,13 @@ def build_optimizer(model: TraumaClassifier, options: ClassifierOptions) -> torc
 
 
 def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Generator) -> Tensor:
-    """Return indices into B * T of `count` slices of each stack, int64."""
+    """Return increasing indices into B * T of `count` slices of each stack, int64 on the CPU."""
     stacks, slices = batch.images.shape[:2]
     places = [
-        stack * slices + rng.choice(slices, min(count, slices), replace=False) for stack in range(stacks)
+        stack * slices + np.sort(rng.choice(slices, min(count, slices), replace=False))
+        for stack in range(stacks)
     ]
-    return to_device(torch.from_numpy(np.concatenate(places)), batch.images.device)
+    return torch.from_numpy(np.concatenate(places))
 
 
 def predict_held_out(

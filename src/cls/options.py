@@ -109,8 +109,9 @@ class ClassifierOptions:
     """Batches per optimiser step: increase it if a larger batch does not fit into memory."""
 
     micro_batch: int = 0
-    """Slices encoded at a time in training, for small GPUs: less memory, steps a third longer. Exact unless
-    the backbone normalises by batch statistics. 0: all at once."""
+    """Slices encoded at a time in training, and once more for their gradient (gradient checkpointing), for
+    small GPUs: less memory, steps a third longer. Exact unless the backbone normalises by batch statistics.
+    0: all at once."""
 
     loss: Literal["weighted", "metric", "plain"] = "weighted"
     """weighted: cross-entropy with the metric's weights. metric: adds any injury, so equals the score.
@@ -257,10 +258,6 @@ class ClassifierOptions:
             raise ValueError(f"{EACH_KIDNEY} must be the region of both --z-range and --in-plane")
         if self.spacing_mm and self.z_range == EACH_KIDNEY:
             raise ValueError(f"--spacing-mm takes slices of one range, and {EACH_KIDNEY} has two: give 0")
-        if self.micro_batch and self.organ_loss:
-            raise ValueError(
-                "--micro-batch does not go with --organ-loss, whose decoder takes maps of all slices"
-            )
         if self.image_labels is not None and not self.slice_loss:
             raise ValueError("--image-labels are used by --slice-loss: give it a weight")
 

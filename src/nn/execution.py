@@ -43,8 +43,10 @@ def set_execution(
         UserError: a network cannot be captured.
     """
     if execution == "compile":
-        for part in parts:
-            part.network.compile()
+        for network in (part.network for part in parts):
+            network.compile()
+            if hasattr(network, "forward_intermediates"):  # of a timm encoder, for a decoder
+                network.forward_intermediates = torch.compile(network.forward_intermediates)
     if execution != "graph":
         return
     if runtime.device.type != "cuda":

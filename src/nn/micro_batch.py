@@ -4,7 +4,7 @@ Each part is computed again in the backward pass (gradient checkpointing), so th
 part are in memory. If a backbone normalises by batch statistics, those of a part replace those of the batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -26,17 +26,29 @@ def encode_in_parts(
     Args:
         encoder: the network that `encode` calls, whose running statistics count every image once.
     """
-    if not 0 < size < len(images):
+    parts = split_evenly(images, size)
+    if len(parts) == 1:
         return encode(images)
-    # parts of equal size: a small last part would have poor batch statistics
-    parts = images.tensor_split(-(-len(images) // size))
+    return torch.cat([run_part(encode, encoder, part) for part in parts])
+
+
+def split_evenly(images: Tensor, size: int) -> Sequence[Tensor]:
+    """Split images into parts of at most `size`, of equal size: a small last one has poor batch statistics.
+
+    With `size` 0 all images are one part.
+    """
+    return images.tensor_split(-(-len(images) // size)) if size else (images,)
+
+
+def run_part(encode: Callable, encoder: nn.Module, *inputs: Tensor):
+    """Return `encode(*inputs)`, a tensor or several, without keeping the activations of `encoder`."""
     if not torch.is_grad_enabled():
-        return torch.cat([encode(part) for part in parts])
+        return encode(*inputs)
 
     def contexts():  # contexts of the first and of the second computation
         return nullcontext(), _kept_statistics(encoder)
 
-    return torch.cat([checkpoint(encode, part, use_reentrant=False, context_fn=contexts) for part in parts])
+    return checkpoint(encode, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 def smallest_part(encoder: nn.Module) -> int:

@@ -1,5 +1,7 @@
 """A segmentation_models_pytorch decoder on a classifier's encoder: organs as an auxiliary task."""
 
+from collections.abc import Sequence
+
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
@@ -52,12 +54,12 @@ class OrganDecoder(nn.Module):
         )
         self.head = SegmentationHead(_WIDTHS[-1], CLASSES, kernel_size=3)
 
-    def forward(self, encoder: nn.Module, pixels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features of all images (N, D), and organ logits (len(chosen), CLASSES, H, W) of some.
-
-        The logits have the size of the images.
-        """
+    def encode(self, encoder: nn.Module, pixels: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+        """Return features of all images (N, D), and the feature maps of the chosen ones, large to small."""
         final, maps = encoder.forward_intermediates(pixels, norm=True)
         features = encoder.forward_head(final, pre_logits=True)
-        features_of_chosen = [pixels[chosen], *(maps[place][chosen] for place in self.chosen)]
-        return features, self.head(self.decoder(features_of_chosen))
+        return features, *(maps[place][chosen] for place in self.chosen)
+
+    def forward(self, pixels: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Return organ logits (K, CLASSES, H, W) of K images (K, C, H, W) with their feature maps."""
+        return self.head(self.decoder([pixels, *maps]))

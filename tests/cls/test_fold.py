@@ -31,6 +31,7 @@ def build_training(arguments: list[str]) -> NetworkTraining:
     [
         {"slice_loss": 1.0, "mixup": 1.0, "micro_batch": 8},
         {"organ_loss": 1.0, "cutmix": 1.0, "loss": "metric", "masks": "each"},
+        {"organ_loss": 1.0, "organ_slices": 2, "micro_batch": 5},
         {"slice_loss": 1.0, "targets": "liver", "sequence": "transformer", "spacing_mm": 60},
         {"sequence": "none", "pooling": "attention", "drop_path": 0.2, "class_balance": 0.5},
     ],
@@ -55,7 +56,10 @@ def test_train_on_does_not_wait_for_the_device(run_arguments, tmp_path, changes,
         ({"micro_batch": 4}, "start from scratch with a lower --batch ("),  # the minimum for BatchNorm
         ({"micro_batch": 4, "backbone": "test_convnext"}, "go on with a lower --micro-batch, or start"),
         ({"batch": 1, "micro_batch": 4}, "start from scratch with a lower --slices or --crop, and --resume"),
-        ({"organ_loss": 1.0}, "start from scratch with a lower --organ-slices, --batch ("),
+        (
+            {"organ_loss": 1.0, "micro_batch": 4},
+            "start from scratch with a lower --organ-slices, --batch (",
+        ),
     ],
     ids=str,
 )

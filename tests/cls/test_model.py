@@ -97,16 +97,22 @@ def test_trauma_classifier_normalises_windows_but_not_masks():
 
 
 @pytest.mark.parametrize("padding", [None, UNPADDED])
-def test_trauma_classifier_in_parts_has_the_gradient_of_the_whole(padding):
+@pytest.mark.parametrize("decoded", [None, torch.tensor([2, 8, 9])])
+def test_trauma_classifier_in_parts_has_the_gradient_of_the_whole(padding, decoded):
     """In double precision, with a backbone that does not normalise by the batch; 10 slices as 4, 3 and 3."""
     images = stacks()
     found = []
     for slices_at_once in (None, 4):
         torch.manual_seed(0)
-        model = TraumaClassifier(replace(SPEC, backbone="test_convnext")).double().train()
+        model = TraumaClassifier(replace(SPEC, backbone="test_convnext"), with_decoder=True).double().train()
         model.normalise = lambda flat: flat.double() / 255
-        output = model(images, padding, slices_at_once=slices_at_once)
-        output.logits.square().sum().backward()
+        output = model(images, padding, decoded, slices_at_once)
+        loss = output.logits.square().sum()
+        if decoded is None:
+            del model.decoder
+        else:
+            loss = loss + output.organ_logits.square().mean()
+        loss.backward()
         found.append((output.logits, {name: value.grad for name, value in model.named_parameters()}))
     (logits, expected), (in_parts, gradients) = found
     torch.testing.assert_close(in_parts, logits)

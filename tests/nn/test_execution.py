@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from src.core.runtime import Runtime
+from src.nn.encoder import create_encoder
 from src.nn.execution import StaticNetwork, replay_where_it_fits, set_execution
 from src.voco.run import pretrain
 from tests.helpers.training_runs import read_metrics
@@ -79,3 +80,22 @@ def test_set_execution_trains_as_eager_steps_do(execution, device):
         found.append({"output": output.detach().clone(), **gradients, **network.state_dict()})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_set_execution_compiles_the_feature_maps_that_a_decoder_takes():
+    encoder = create_encoder("test_efficientnet", 1).eval()
+    images = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    eager = encoder.forward_intermediates
+    with torch.inference_mode():
+        final, maps = eager(images, norm=True)
+    set_execution("compile", [StaticNetwork(encoder, (2, 1, 32, 32))], Runtime.create("fp32"))
+    assert encoder.forward_intermediates is not eager
+    torch._dynamo.reset()
+    compiled_final, compiled_maps = encoder.forward_intermediates(images, norm=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(compiled_final.detach(), final)
+    for compiled, expected in zip(compiled_maps, maps, strict=True):
+        torch.testing.assert_close(compiled.detach(), expected)
+    assert not any("_orig_mod" in name for name in encoder.state_dict())

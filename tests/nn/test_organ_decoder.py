@@ -18,7 +18,9 @@ def test_organ_decoder_keeps_features_and_gives_logits_of_the_image_size(backbon
     decoder = OrganDecoder(encoder, 2, size).eval()
     pixels = torch.randn(4, 2, size, size)
     with torch.inference_mode():
-        features, logits = decoder(encoder.eval(), pixels, torch.tensor([0, 3]))
+        chosen = torch.tensor([0, 3])
+        features, *maps = decoder.encode(encoder.eval(), pixels, chosen)
+        logits = decoder(pixels[chosen], maps)
         torch.testing.assert_close(features, encoder(pixels))
     assert logits.shape == (2, CLASSES, size, size)
 
@@ -26,7 +28,9 @@ def test_organ_decoder_keeps_features_and_gives_logits_of_the_image_size(backbon
 def test_organ_decoder_loss_reaches_the_encoder():
     encoder = create_encoder("test_efficientnet", 1)
     decoder = OrganDecoder(encoder, 1, 32)
-    _, logits = decoder(encoder.train(), torch.randn(2, 1, 32, 32), torch.tensor([1]))
+    pixels, chosen = torch.randn(2, 1, 32, 32), torch.tensor([1])
+    _, *maps = decoder.encode(encoder.train(), pixels, chosen)
+    logits = decoder(pixels[chosen], maps)
     logits.square().mean().backward()
     assert next(encoder.parameters()).grad.abs().sum() > 0
     assert all(part.grad is not None for part in decoder.parameters())
