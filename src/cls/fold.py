@@ -1,6 +1,8 @@
-"""Training of one network of a fold, and prediction of series."""
+"""Training of one network of a fold."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,16 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from src.cls.dataset import StackBatch, StackDataset
+from src.cls.held_out import open_cache, predict_held_out, validation_losses
 from src.cls.inputs import TrainingInputs
 from src.cls.losses import StackLoss, organ_loss, slice_loss
-from src.cls.model import ClassifierOutput, ClassifierSpec, TraumaClassifier, predict_stack
+from src.cls.model import ClassifierOutput, ClassifierSpec, TraumaClassifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import RunSampler, SeriesOrder
 from src.cls.stack_mixing import StackMixer
 from src.core.log import say
 from src.core.run_folder import find_checkpoint
 from src.core.runtime import Runtime, sample_rng, to_device
-from src.data.packed import PackedSlices
 from src.nn.augmentation import Augmentation
 from src.nn.execution import StaticNetwork, set_execution
 from src.nn.loading import StackLoader
@@ -39,6 +41,7 @@ def train_network(
     inputs: TrainingInputs,
     series: pd.DataFrame,
     folder: Path,
+    held_out: pd.DataFrame | None = None,
 ) -> TraumaClassifier:
     """Train to the end of the schedule, from the folder's checkpoint if there is one.
 
@@ -46,14 +49,15 @@ def train_network(
         model: initialised model.
         series: series to train on.
         folder: folder of checkpoints and metrics.
+        held_out: series that `--validate-every` scores.
 
     Returns:
-        The moving average of the weights (EMA).
+        The moving average of the weights (EMA): the last one, or with `--keep best` the one that scored best.
 
     Raises:
         UserError: the loss or a gradient is not finite; the message contains the series of the batch.
     """
-    method = NetworkTraining(runtime, model, spec, options, inputs, series, folder.name)
+    method = NetworkTraining(runtime, model, spec, options, inputs, series, folder.name, held_out)
     batches = method.order.batches
     steps_per_epoch = -(-batches // options.accumulation)
     settings = LoopSettings(
@@ -66,12 +70,16 @@ def train_network(
         save_every=batches,
         accumulation=options.accumulation,
         epoch_batches=batches,
+        track=options.track,
     )
     loop = TrainingLoop(method, settings, runtime, folder, identity={})
     if checkpoint := find_checkpoint(folder, "auto"):
         loop.resume(checkpoint, "train_cls.py")
         say(f"{folder.name} continues after epoch {method.row(loop.step)}")
     loop.run()
+    if options.keep == "best" and held_out is not None:
+        method.ema.module.load_state_dict(method.best["weights"])
+        say(f"{folder.name}: weights of epoch {method.best['epoch']}, score {method.best['score']:.4f}")
     return method.ema.module
 
 
@@ -81,6 +89,7 @@ class NetworkTraining(Method):
     Args:
         series: series to train on.
         name: name of the fold, for messages.
+        held_out: series that `--validate-every` scores; None if there are none.
     """
 
     failure_advice = (
@@ -96,9 +105,12 @@ class NetworkTraining(Method):
         inputs: TrainingInputs,
         series: pd.DataFrame,
         name: str,
+        held_out: pd.DataFrame | None = None,
     ) -> None:
         self.runtime, self.spec, self.options, self.inputs = runtime, spec, options, inputs
-        self.series, self.name = series, name
+        self.series, self.name, self.held_out = series, name, held_out
+        self.best: dict[str, Any] = {"score": math.inf, "epoch": 0, "weights": {}}
+        """lowest score of the held-out series so far, with --keep best"""
         patients = set(series["patient_id"])
         self.labels = inputs.labels[inputs.labels["patient_id"].isin(patients)]
         self.order = SeriesOrder(
@@ -207,19 +219,36 @@ class NetworkTraining(Method):
         self.ema.update(self.runtime.unwrap(self.network), step=step)
 
     def report(self, at: Progress, means: dict[str, float]) -> dict[str, float]:
-        epoch = self.row(at.step)
-        say(f"{self.name} epoch {epoch:3d}/{self.options.epochs} loss {means['loss']:.4f}")
-        return means | {"lr": at.lr}
+        epoch, options = self.row(at.step), self.options
+        losses = {}
+        every = options.validate_every if self.held_out is not None else 0
+        if every and (epoch % every == 0 or at.is_last):
+            losses = self._validate(epoch)
+        score = f", held-out score {losses['val_score']:.4f}" if losses else ""
+        say(f"{self.name} epoch {epoch:3d}/{options.epochs} loss {means['loss']:.4f}{score}")
+        return means | {"lr": at.lr} | losses
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Return the losses of the held-out series, unflipped, by the averaged weights."""
+        spec = replace(self.spec, flips=("none",), offsets=(0.5,))
+        given = (self.runtime, self.ema.module, spec, self.inputs, self.held_out, self.options)
+        losses = validation_losses(predict_held_out(*given), spec, self.inputs.labels)
+        if self.options.keep == "best" and losses["val_score"] < self.best["score"]:
+            weights = {name: value.clone() for name, value in self.ema.module.state_dict().items()}
+            self.best = {"score": losses["val_score"], "epoch": epoch, "weights": weights}
+        return losses
 
     def tensors(self) -> dict[str, Any]:
-        return {
+        saved = {
             "model": self.runtime.unwrap(self.network).state_dict(),
             "ema": self.ema.module.state_dict(),
         }
+        return saved | {"best": self.best} if self.options.keep == "best" else saved
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.runtime.unwrap(self.network).load_state_dict(saved["model"])
         self.ema.module.load_state_dict(saved["ema"])
+        self.best = saved.get("best", self.best)
 
     def name_series(self, number: int) -> str:
         epoch, index = self.seed_parts(number)
@@ -252,48 +281,6 @@ def choose_slices_to_decode(batch: StackBatch, count: int, rng: np.random.Genera
         for stack in range(stacks)
     ]
     return torch.from_numpy(np.concatenate(places))
-
-
-def predict_held_out(
-    runtime: Runtime,
-    model: torch.nn.Module,
-    spec: ClassifierSpec,
-    inputs: TrainingInputs,
-    series: pd.DataFrame,
-    options: ClassifierOptions,
-) -> pd.DataFrame:
-    """Return `patient_id, series_id` and probabilities of the network's columns, one row per series.
-
-    Under torchrun each process predicts a part of the series, and all processes get all rows.
-    """
-    model.eval()
-    share = series.iloc[runtime.rank :: runtime.world]
-    total = 0.0
-    packed = open_cache(options, spec, inputs)
-    for offset in spec.offsets:
-        dataset = StackDataset(inputs.prepared, share, spec.view, inputs.organs, packed=packed, offset=offset)
-        batches = []
-        for batch in StackLoader(dataset, options.workers, batch_size=options.batch):
-            images, padding = (part.to(runtime.device) for part in (batch.images, batch.padding))
-            with runtime.autocast():
-                batches.append(predict_stack(model, spec, images, padding, spec.flips).cpu())
-        total = total + torch.cat(batches).double().numpy() if batches else total
-    rows = []
-    if len(share):
-        table = share[["patient_id", "series_id"]].reset_index(drop=True)
-        values = pd.DataFrame(total / len(spec.offsets), columns=list(spec.columns))
-        rows = table.join(values).to_dict("records")
-    predicted = pd.DataFrame(runtime.gather_rows(rows))
-    return series[["patient_id", "series_id"]].merge(predicted, validate="1:1")
-
-
-def open_cache(
-    options: ClassifierOptions, spec: ClassifierSpec, inputs: TrainingInputs
-) -> PackedSlices | None:
-    """Open the cache of raw slices, if the options specify one."""
-    if options.cache is None:
-        return None
-    return PackedSlices(inputs.prepared, spec.view.windows, options.cache)
 
 
 def augmentation(options: ClassifierOptions) -> Augmentation:

@@ -4,6 +4,8 @@ fold0/model.safetensors             network of a fold
 fold0/liver/model.safetensors ...   or one per target, in single mode
 fold0/second.safetensors            second level of a fold
 fold0/first/0/model.safetensors ... first level's networks that it needs, from the same fold of each run
+fold0/oof_series.csv                predictions of the held-out series
+all0/...                            networks of all patients: the same files but for the predictions
 """
 
 from pathlib import Path
@@ -15,6 +17,20 @@ from src.nn.weights_file import read_description
 MODEL = "model.safetensors"
 SECOND_LEVEL, FIRST_LEVEL = "second.safetensors", "first"
 FOLD_MODEL = "a fold model of train_cls.py"
+
+FOLD_TABLE = "oof_series.csv"
+"""Predictions of held-out series in a fold's folder; the run's table of this name joins those of all folds.
+The file marks the fold as finished."""
+
+
+def fold_folders(run: Path) -> list[Path]:
+    """Return the folders of the folds of a run, finished or not, then those of networks of all patients."""
+    return [path for kind in ("fold*", "all*") for path in sorted(run.glob(kind)) if path.is_dir()]
+
+
+def is_finished(fold: Path) -> bool:
+    """Return whether nothing is left to do in a fold's folder of a first-level run."""
+    return bool(find_networks(fold)) if fold.name.startswith("all") else (fold / FOLD_TABLE).exists()
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -39,10 +55,12 @@ def find_folds(run: Path) -> list[list[Path]]:
     """
     if not run.is_dir():
         raise UserError(f"no run folder {run}: --models takes output folders of train_cls.py")
-    folds = [find_networks(fold) for fold in sorted(run.glob("fold*"))]
+    folds = [find_networks(fold) for fold in fold_folders(run)]
     finished = [networks for networks in folds if networks]
     if not finished:
-        raise UserError(f"{run} holds no finished fold (fold*/{MODEL}): train_cls.py writes them")
+        raise UserError(
+            f"{run} holds no finished fold (fold*/{MODEL}, all*/{MODEL}): train_cls.py writes them"
+        )
     return finished
 
 

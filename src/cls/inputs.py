@@ -1,16 +1,16 @@
 """Inputs of a training run: series, labels, folds and encoder, checked for consistency."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from src.cls.fold_models import read_about
+from src.cls.fold_models import is_finished, read_about
 from src.cls.options import ClassifierOptions
 from src.cls.organs import OrganIndex
-from src.cls.out_of_fold import FOLD_TABLE
 from src.cls.slice_targets import SliceTargets, read_marked_slices
 from src.cls.views import StackView
 from src.core.errors import UserError
@@ -23,6 +23,24 @@ from src.nn.encoder import EncoderFile, create_encoder, read_encoder_file
 from src.nn.encoder_input import EncoderInput, choose_input, find_input, warn_of_another_input
 from src.nn.first_weights import KIND, load_first_weights, patients_seen_by
 from src.nn.weights_file import require_weights
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A part of a run: networks trained on the patients of the other folds, or on all patients."""
+
+    number: int
+    """number of the fold; of networks of all patients, what is added to the seed"""
+    is_of_all: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{'all' if self.is_of_all else 'fold'}{self.number}"
+
+    def holds_out(self, fold_of: pd.Series) -> pd.Series:
+        """Return which series or patients are held out, given their folds; none if it is of all patients."""
+        return (fold_of == self.number) & (not self.is_of_all)
 
 
 @dataclass(frozen=True)
@@ -84,28 +102,34 @@ class TrainingInputs:
     def fold_numbers(self) -> list[int]:
         return sorted(int(fold) for fold in self.folds.unique())
 
-    def choose_folds(self, given: tuple[int, ...] | None) -> list[int]:
-        """Return the folds to train: those of --fold, or all.
+    def choose_folds(self, given: tuple[str, ...] | None) -> list[Fold]:
+        """Return the folds to train: those of --fold, or all that are numbered.
 
         Raises:
             UserError: a fold does not exist.
         """
-        unknown = [fold for fold in given or () if fold not in self.fold_numbers]
-        if unknown:
-            raise UserError(f"--fold {unknown[0]}: the folds are {', '.join(map(str, self.fold_numbers))}")
-        return self.fold_numbers if given is None else list(dict.fromkeys(given))
+        numbered = {str(number): Fold(number) for number in self.fold_numbers}
+        chosen = []
+        for name in numbered if given is None else given:
+            of_all = re.fullmatch(r"all(\d*)", name)
+            if name not in numbered and not of_all:
+                raise UserError(
+                    f"--fold {name}: the folds are {', '.join(numbered)}, and all or all0, all1 ..."
+                )
+            chosen.append(Fold(int(of_all[1] or 0), is_of_all=True) if of_all else numbered[name])
+        return list(dict.fromkeys(chosen))
 
-    def warn_of_seen_patients(self, fold: int) -> None:
+    def warn_of_seen_patients(self, fold: Fold) -> None:
         """Warn of held-out patients that the encoder was trained on, with their number."""
-        held_out = set(self.series.patient_id[self.series.fold == fold])
+        held_out = set(self.series.patient_id[fold.holds_out(self.series.fold)])
         seen = held_out & self.seen
         if seen:
             warn(
-                f"fold {fold}: the encoder was pre-trained on {len(seen)} of the {len(held_out)} held-out "
+                f"{fold.name}: the encoder was pre-trained on {len(seen)} of the {len(held_out)} held-out "
                 "patients (images only, no labels: allowed, but the score may flatter)"
             )
 
-    def refuse_learnt_labels(self, source: str | Path, folds: Iterable[int]) -> None:
+    def refuse_learnt_labels(self, source: str | Path, folds: Iterable[Fold]) -> None:
         """Refuse a fold model as first weights of folds whose held-out patients it was trained on.
 
         Raises:
@@ -116,11 +140,11 @@ class TrainingInputs:
         except UserError:  # imagenet, package or none, or a checkpoint
             return
         for fold in folds:
-            held_out = set(self.series.patient_id[self.series.fold == fold])
+            held_out = set(self.series.patient_id[fold.holds_out(self.series.fold)])
             if known := held_out & learnt:
                 raise UserError(
                     f"{source} was trained on the labels of {len(known)} of the {len(held_out)} held-out "
-                    f"patients of fold {fold}: take other --first-weights"
+                    f"patients of {fold.name}: take other --first-weights"
                 )
 
 
@@ -146,17 +170,17 @@ def read_tables(
 
 
 def check_first_weights(
-    options: ClassifierOptions, backbone: str, view: StackView, folds: Iterable[int]
+    options: ClassifierOptions, backbone: str, view: StackView, folds: Iterable[Fold]
 ) -> None:
     """Load the first weights once if one of the `folds` will need them, before folders are made or emptied.
 
     Raises:
         UserError: they cannot be loaded, or `--resume never` would delete their file.
     """
-    folders = [options.output / f"fold{fold}" for fold in folds]
+    folders = [options.output / fold.name for fold in folds]
     source = options.source
     if options.resume != "never":
-        if all(any(each.rglob("last.pt")) or (each / FOLD_TABLE).exists() for each in folders):
+        if all(any(each.rglob("last.pt")) or is_finished(each) for each in folders):
             return
     elif isinstance(source, Path) and {each.resolve() for each in folders} & set(source.resolve().parents):
         raise UserError(f"{source} is in a fold that --resume never would delete: copy it elsewhere")

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from src.cls.views import EACH_KIDNEY
-from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_range
+from src.core.config import Doubtful, Execution, FirstWeights, Precision, Tracking, check_range
 from src.core.targets import TARGETS
+from src.nn.tracking import require_tracker
 
 Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
 Region = Literal["body", "organs", "liver", "spleen", "kidneys", "each_kidney", "bowel", "own"]
@@ -35,8 +36,10 @@ class ClassifierOptions:
     """Doubtful series, whose images may be wrong (series.csv says why): skip leaves them out of training,
     keep trains on them like on others. They are predicted in either case."""
 
-    fold: tuple[int, ...] | None = None
-    """Folds to train; default: all. Finished folds are not trained again."""
+    fold: tuple[str, ...] | None = None
+    """Folds to train, as numbers; default: all of them. Finished folds are not trained again. all, or all0
+    all1 ...: networks of all patients, with other seeds. infer.py averages them with those of the folds; they
+    have no out-of-fold predictions."""
 
     encoder: Path | None = None
     """encoder.safetensors of train_voco.py; replaces --backbone and --first-weights."""
@@ -169,6 +172,13 @@ class ClassifierOptions:
     smoothing: float = 0.0
     """Label smoothing."""
 
+    validate_every: int = 0
+    """Epochs between two scores of the held-out fold, in metrics.csv; 0 scores it at the end only."""
+
+    keep: Literal["last", "best"] = "last"
+    """Weights to keep: those of the last epoch, or of the one with the best score by --validate-every. best
+    makes out-of-fold scores better than those of new patients; the tables say so."""
+
     ema_decay: float = 0.995
     """Decay of the moving average (EMA) of the weights, which is evaluated; higher for long runs."""
 
@@ -203,6 +213,10 @@ class ClassifierOptions:
     cache: Path | None = None
     """Folder on a fast disk for raw copies of the slices, if decoding PNG slows down training."""
 
+    track: Tracking = "none"
+    """wandb: send metrics to Weights & Biases too. WANDB_MODE=offline keeps them on disk, WANDB_PROJECT names
+    the project (default: 2d-voco)."""
+
     workers: int = 1
     """Processes that read and augment stacks."""
 
@@ -218,10 +232,12 @@ class ClassifierOptions:
         return self.encoder or self.first_weights
 
     def __post_init__(self) -> None:
+        require_tracker(self.track)
         counts = ("slices", "crop", "hidden", "epochs", "batch", "accumulation", "organ_slices", "offsets")
         check_range(self, *counts, at_least=1)
         check_range(self, "lr", "clip", above=0)
         check_range(self, "workers", "seed", "weight_decay", "warmup_epochs", "encoder_lr_scale", at_least=0)
+        check_range(self, "validate_every", at_least=0)
         check_range(self, "spacing_mm", "slice_loss", "organ_loss", "micro_batch", at_least=0)
         if self.neighbour_mm is not None:
             check_range(self, "neighbour_mm", at_least=0)
@@ -247,6 +263,10 @@ class ClassifierOptions:
             raise ValueError(
                 f"--reweigh would weigh the classes twice, --loss {self.loss} has the metric's weights "
                 "already: give --loss plain with it, or leave it out"
+            )
+        if self.keep == "best" and not self.validate_every:
+            raise ValueError(
+                "--keep best takes the best of the scores by --validate-every: give it the epochs"
             )
         if self.loss == "metric" and (self.mode == "single" or len(self.targets) < len(TARGETS)):
             raise ValueError(

@@ -5,18 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from src.cls.fold_models import FOLD_TABLE
 from src.core.errors import UserError
 from src.core.files import write_table
 from src.core.log import format_table, say, warn
 from src.core.targets import COLUMNS, TARGETS
-from src.data.labels import read_probabilities
+from src.data.labels import CHOSEN_BY, CHOSEN_BY_SCORE, read_probabilities, warn_of_chosen_weights
 from src.score.metric import score
 from src.score.missing_targets import fill_targets, missing_targets
 from src.score.submission import combine_series
-
-FOLD_TABLE = "oof_series.csv"
-"""Predictions of held-out series in a fold's folder; the run's table of this name joins those of all folds.
-The file marks the fold as finished."""
 
 
 def refuse_shared_patients(training: pd.DataFrame, held_out: pd.DataFrame) -> None:
@@ -41,7 +38,7 @@ def refuse_shared_patients(training: pd.DataFrame, held_out: pd.DataFrame) -> No
         )
 
 
-def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> None:
+def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series, keep: str = "last") -> None:
     """Join the finished folds into `oof_series.csv` and `oof.csv`; print and save their scores.
 
     `score.py` joins `oof_series.csv` with other runs' tables as `infer.py` joins runs: targets that the run
@@ -53,6 +50,7 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
         output: folder of the run.
         labels: labels of every patient.
         folds: fold of every labelled patient, indexed by patient_id.
+        keep: `best` if the weights of each fold were chosen by its score: a column of this name says so.
     """
     numbers = sorted(int(fold) for fold in folds.unique())
     tables = {
@@ -60,6 +58,9 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
         for fold in numbers
         if (output / f"fold{fold}" / FOLD_TABLE).exists()
     }
+    if not tables:
+        say("no fold is finished: there are no out-of-fold predictions")
+        return
     by_series = pd.concat(tables.values(), ignore_index=True)
     fold_table = pd.DataFrame({"patient_id": folds.index, "fold": folds.to_numpy()})
     absent = fold_table[
@@ -75,13 +76,16 @@ def write_out_of_fold(output: Path, labels: pd.DataFrame, folds: pd.Series) -> N
     by_patient = combine_series(by_series)
     # targets that the run does not predict stay empty in the table per series, and get the prior here
     by_patient = fill_targets(by_patient, missing_targets(by_patient), labels, fold_table)
-    write_table(by_series, output / "oof_series.csv")
-    write_table(by_patient[["patient_id", "fold", *COLUMNS]], output / "oof.csv")
+    labelled = {CHOSEN_BY: CHOSEN_BY_SCORE} if keep == "best" else {}
+    write_table(by_series.assign(**labelled), output / "oof_series.csv")
+    write_table(by_patient[["patient_id", "fold", *COLUMNS]].assign(**labelled), output / "oof.csv")
     rows = [_score_row(f"fold {fold}", part, labels) for fold, part in by_patient.groupby("fold")]
     name = "all" if len(tables) == len(numbers) else f"{len(tables)} folds"
     rows.append(_score_row(name, by_patient, labels))
-    write_table(pd.DataFrame(rows), output / "scores.csv")
+    write_table(pd.DataFrame(rows).assign(**labelled), output / "scores.csv")
     say(format_table(rows))
+    if labelled:
+        warn_of_chosen_weights(output)
     say(f"out-of-fold predictions: {output / 'oof.csv'}")
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from src.cls.fold import predict_held_out, train_network
-from src.cls.fold_models import MODEL
-from src.cls.inputs import TrainingInputs, check_first_weights
+from src.cls.fold import train_network
+from src.cls.fold_models import FOLD_TABLE, MODEL, fold_folders, is_finished
+from src.cls.held_out import predict_held_out
+from src.cls.inputs import Fold, TrainingInputs, check_first_weights
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import require_even_share
-from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
+from src.cls.out_of_fold import refuse_shared_patients, write_out_of_fold
 from src.cls.views import EACH_KIDNEY, TARGET_ORGANS, StackView
 from src.core.config import plain_options, save_options
 from src.core.errors import UserError
@@ -43,7 +44,7 @@ RECORD = "run.json"
 
 FREE_TO_CHANGE = (
     *("data", "doubtful", "labels", "folds", "encoder", "image_labels", "output", "cache"),
-    *("fold", "resume", "workers", "execution", "micro_batch"),
+    *("fold", "resume", "workers", "execution", "micro_batch", "track"),
 )
 """Options that may change within a run: inputs are compared by content, others do not affect results. Parts
 affect rounding (and batch statistics), but a run that runs out of memory must be able to change them."""
@@ -71,6 +72,8 @@ def train_folds(options: ClassifierOptions) -> None:
     inputs = TrainingInputs.read(options)
     say_doubtful(is_doubtful(inputs.series).sum(), options.doubtful)
     chosen = inputs.choose_folds(options.fold)
+    if options.keep == "best" and any(fold.is_of_all for fold in chosen):
+        raise UserError("--keep best needs held-out patients, which networks of --fold all do not have")
     networks = describe_networks(options, inputs)
     for network in networks:
         view = network.spec.view
@@ -94,19 +97,19 @@ def train_folds(options: ClassifierOptions) -> None:
         if is_main_process():
             _claim_folds(options, inputs, chosen, claims)
         runtime.wait_for_all()
-        finished = [fold for fold in chosen if (options.output / f"fold{fold}" / FOLD_TABLE).exists()]
+        finished = [fold for fold in chosen if is_finished(options.output / fold.name)]
         runtime.wait_for_all()  # before any process finishes a fold
         for view in {network.spec.view for network in networks}:
             if inputs.organs is not None:
                 inputs.organs.warn_of_missing(inputs.series, view)
         for fold in chosen:
             if fold in finished:
-                say(f"fold {fold} is finished: {options.output / f'fold{fold}'}")
+                say(f"{fold.name} is finished: {options.output / fold.name}")
             else:
                 _run_fold(runtime, options, networks, inputs, fold)
         if is_main_process():  # the last of several commands finds the folds of all
             with only_writer(options.output, wait=True):
-                write_out_of_fold(options.output, inputs.labels, inputs.folds)
+                write_out_of_fold(options.output, inputs.labels, inputs.folds, options.keep)
 
 
 def require_shared_batch(options: ClassifierOptions, world: int) -> None:
@@ -192,54 +195,65 @@ def _run_fold(
     options: ClassifierOptions,
     networks: list[FoldNetwork],
     inputs: TrainingInputs,
-    fold: int,
+    fold: Fold,
 ) -> None:
-    is_held_out = inputs.series.fold == fold
+    is_held_out = fold.holds_out(inputs.series.fold)
     training = inputs.series[~is_held_out & inputs.trained_on].reset_index(drop=True)
-    held_out = inputs.series[is_held_out].reset_index(drop=True)
-    if training.empty or held_out.empty:
+    held_out = None if fold.is_of_all else inputs.series[is_held_out].reset_index(drop=True)
+    if training.empty or (held_out is not None and held_out.empty):
         more = "" if inputs.trained_on.all() else " (--doubtful keep trains on doubtful ones)"
         raise UserError(
-            f"fold {fold}: {len(training)} training and {len(held_out)} held-out series; it needs both{more}"
+            f"{fold.name}: {len(training)} training and {is_held_out.sum()} held-out series; it needs "
+            f"both{more}"
         )
-    refuse_shared_patients(training, held_out)
-    labels = inputs.labels[inputs.labels.patient_id.map(inputs.folds) != fold]
+    if held_out is not None:
+        refuse_shared_patients(training, held_out)
+    labels = inputs.labels[~fold.holds_out(inputs.labels.patient_id.map(inputs.folds))]
     prior = weight_aware_prior(labels)
-    say(f"fold {fold}: {len(training)} series to train on, {len(held_out)} held out")
+    say(f"{fold.name}: {len(training)} series to train on, {is_held_out.sum()} held out")
     inputs.warn_of_seen_patients(fold)
-    folder = options.output / f"fold{fold}"
-    predicted = held_out[["patient_id", "series_id"]].assign(fold=fold, **dict.fromkeys(COLUMNS, np.nan))
+    if fold.is_of_all:
+        options = replace(options, seed=options.seed + fold.number)
+    folder = options.output / fold.name
+    tables = {}
     for network in networks:
         spec = replace(network.spec, prior=prior.to_dict())
-        about = {"fold": fold, "networks": [each.name for each in networks]}
-        table = _run_network(runtime, options, spec, inputs, training, held_out, about, folder / network.name)
-        predicted[list(spec.columns)] = table[list(spec.columns)].to_numpy()
-    if is_main_process():
+        about = {"fold": fold.name, "networks": [each.name for each in networks]}
+        given = (spec, inputs, training, held_out, about, folder / network.name)
+        tables[spec.columns] = _run_network(runtime, options, fold, *given)
+    if is_main_process() and held_out is not None:
+        ids = held_out[["patient_id", "series_id"]]
+        predicted = ids.assign(fold=fold.number, **dict.fromkeys(COLUMNS, np.nan))
+        for columns, table in tables.items():
+            predicted[list(columns)] = table[list(columns)].to_numpy()
         write_table(predicted[["patient_id", "series_id", "fold", *COLUMNS]], folder / FOLD_TABLE)
 
 
 def _run_network(
     runtime: Runtime,
     options: ClassifierOptions,
+    fold: Fold,
     spec: ClassifierSpec,
     inputs: TrainingInputs,
     training: pd.DataFrame,
-    held_out: pd.DataFrame,
+    held_out: pd.DataFrame | None,
     about: dict[str, Any],
     folder: Path,
-) -> pd.DataFrame:
+) -> pd.DataFrame | None:
     """Train one network on the `training` series, save it with the metadata `about`, and predict the
     held-out series."""
-    model = build_model(spec, options, about["fold"])
+    model = build_model(spec, options, fold.number)
     if find_checkpoint(folder, "auto") is None:
         view = spec.view
         given = (view.windows, view.neighbours, view.mask_channels)
         say(f"first weights: {load_first_weights(model.encoder, options.source, *given)}")
-    averaged = train_network(runtime, model, spec, options, inputs, training, folder)
+    averaged = train_network(runtime, model, spec, options, inputs, training, folder, held_out)
     if is_main_process():
         patients = sorted(set(training.patient_id))
         save_classifier(folder / MODEL, averaged, spec, **about, training_patients=patients)
-    predicted = predict_held_out(runtime, averaged, spec, inputs, held_out, options)
+    predicted = None
+    if held_out is not None:
+        predicted = predict_held_out(runtime, averaged, spec, inputs, held_out, options)
     runtime.release()
     return predicted
 
@@ -255,7 +269,7 @@ def build_model(spec: ClassifierSpec, options: ClassifierOptions, fold: int) -> 
 
 
 def _claim_folds(
-    options: ClassifierOptions, inputs: TrainingInputs, chosen: list[int], claims: ExitStack
+    options: ClassifierOptions, inputs: TrainingInputs, chosen: list[Fold], claims: ExitStack
 ) -> None:
     """Claim the `chosen` folds of `options.output` until `claims` is closed; start or join the run there.
 
@@ -265,14 +279,11 @@ def _claim_folds(
     """
     output, record = options.output, options.output / RECORD
     identity = {"options": plain_options(options), "inputs": inputs.digest}
-    to_repeat = {output / f"fold{fold}" for fold in chosen} if options.resume == "never" else set()
+    to_repeat = {output / fold.name for fold in chosen} if options.resume == "never" else set()
     with only_writer(output, wait=True):  # several commands may start at once
-        begun = {
-            output / path.relative_to(output).parts[0]
-            for pattern in ("fold*/**/last.pt", f"fold*/{FOLD_TABLE}")
-            for path in output.glob(pattern)
-        }
-        in_training = {folder for folder in output.glob("fold*") if is_in_use(folder)}
+        folders = fold_folders(output)
+        begun = {folder for folder in folders if any(folder.rglob("last.pt")) or is_finished(folder)}
+        in_training = {folder for folder in folders if is_in_use(folder)}
         saved = read_record(record, "a run of train_cls.py")
         if begun and saved is None:
             raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
@@ -280,7 +291,7 @@ def _claim_folds(
             named = {"inputs": "other data (series, --doubtful, labels, folds, encoder or first weights)"}
             require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
         for fold in chosen:
-            claims.enter_context(only_writer(output / f"fold{fold}"))
+            claims.enter_context(only_writer(output / fold.name))
         # After all checks, so that a refused command deletes nothing. The claimed folders stay.
         for item in (item for folder in to_repeat for item in folder.iterdir()):
             discard(item)

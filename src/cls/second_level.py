@@ -25,12 +25,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from src.cls.fold_models import FIRST_LEVEL, SECOND_LEVEL, find_networks
+from src.cls.fold_models import FIRST_LEVEL, FOLD_TABLE, SECOND_LEVEL, find_networks
 from src.cls.inputs import read_tables
 from src.cls.losses import StackLoss
 from src.cls.model import ClassifierSpec
 from src.cls.organs import Key, OrganIndex
-from src.cls.out_of_fold import FOLD_TABLE, refuse_shared_patients, write_out_of_fold
+from src.cls.out_of_fold import refuse_shared_patients, write_out_of_fold
 from src.cls.second_features import (
     VERSION,
     FirstNetwork,

@@ -31,6 +31,9 @@ Execution = Literal["eager", "compile", "graph"]
 Doubtful = Literal["skip", "keep"]
 """Type of every `--doubtful` option: whether to train on series whose pixels may be wrong."""
 
+Tracking = Literal["none", "wandb"]
+"""Type of every `--track` option: where metrics are sent besides metrics.csv and TensorBoard events."""
+
 FirstWeights = Literal["imagenet", "package", "none"] | Path
 """Type of every `--first-weights` option: `package` has ImageNet weights of one backbone, none is random."""
 

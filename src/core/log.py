@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -46,14 +46,22 @@ def format_table(rows: "list[dict[str, Any]] | pd.DataFrame", digits: int = 4) -
     return frame.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.{digits}f}")
 
 
+class MetricsWriter(Protocol):
+    """Another output of the metrics of a run."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class MetricsLog:
-    """Metrics of a run by step: `metrics.csv` and TensorBoard events, in one folder.
+    """Metrics of a run by step: `metrics.csv` and TensorBoard events, in one folder, and another output.
 
     Existing rows in the folder are continued; those after the step `drop_after`, which a resumed run writes
     again, are removed.
     """
 
-    def __init__(self, folder: str | Path, drop_after: int | None = None):
+    def __init__(self, folder: str | Path, drop_after: int | None = None, other: MetricsWriter | None = None):
         from tensorboard.summary import Writer  # not for --help
 
         self.folder = Path(folder)
@@ -64,17 +72,19 @@ class MetricsLog:
             with self.path.open(newline="") as file:
                 kept = csv.DictReader(file)
                 self.rows = [row for row in kept if drop_after is None or int(row["step"]) <= drop_after]
-        self.writer = Writer(str(self.folder))
+        self.writer, self.other = Writer(str(self.folder)), other
         self._save()
 
     def log(self, step: int, **values: float | str) -> None:
-        """Add a row. Numbers are written to both outputs, text to the table only."""
+        """Add a row. Numbers are written to all outputs, text to the table only."""
         self.rows.append({"step": step, **values})
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self.writer.add_scalar(name, float(value), step)
+        numbers = {name: float(value) for name, value in values.items() if not isinstance(value, str)}
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
         self.writer.flush()
         self._save()
+        if self.other is not None:
+            self.other.write(step, numbers)
 
     def _save(self) -> None:
         """Rewrite the table, since columns may appear late; a run has a few thousand rows at most."""
@@ -88,3 +98,5 @@ class MetricsLog:
 
     def close(self) -> None:
         self.writer.close()
+        if self.other is not None:
+            self.other.close()

@@ -10,6 +10,7 @@ import pandas as pd
 
 from src.core.errors import UserError
 from src.core.files import read_exact
+from src.core.log import warn
 from src.core.targets import COLUMNS, LABEL_COLUMNS, TARGETS
 
 INJURY_NAMES = ("Active_Extravasation", "Bowel")
@@ -118,6 +119,15 @@ def read_image_level_labels(path: str | Path) -> pd.DataFrame:
     return frame
 
 
+CHOSEN_BY, CHOSEN_BY_SCORE = "weights_chosen_by", "held-out score"
+"""Column of out-of-fold tables whose networks were chosen by their score on these patients, and its value."""
+
+
+def warn_of_chosen_weights(path: Path) -> None:
+    """Warn that scores of out-of-fold predictions would be worse on other patients."""
+    warn(f"{path}: --keep best chose the weights by their score on these patients, so it flatters them")
+
+
 def read_probabilities(path: str | Path) -> pd.DataFrame:
     """Read a table in the competition's columns: a submission, its sample, or out-of-fold predictions.
 
@@ -131,6 +141,8 @@ def read_probabilities(path: str | Path) -> pd.DataFrame:
     """
     frame = _read_csv(Path(path), ("patient_id", *COLUMNS))
     _refuse_empty(frame, "patient_id", path)
+    if CHOSEN_BY in frame.columns:
+        warn_of_chosen_weights(path)
     if "series_id" in frame.columns:
         frame["series_id"] = frame["series_id"].fillna("")
     if "fold" in frame.columns and not pd.api.types.is_integer_dtype(frame.fold):

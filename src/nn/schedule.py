@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from src.core.config import Tracking
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -25,6 +27,8 @@ class LoopSettings:
     """batches per optimiser step"""
     epoch_batches: int = 1
     """batches per epoch, whose last step may have fewer; only needed for accumulation"""
+    track: Tracking = "none"
+    """where metrics are sent besides metrics.csv and TensorBoard events"""
 
     @classmethod
     def of(cls, options: Any) -> "LoopSettings":
@@ -37,6 +41,7 @@ class LoopSettings:
             seed=options.seed,
             log_every=options.log_every,
             save_every=options.save_every,
+            track=options.track,
         )
 
     @property

@@ -22,6 +22,7 @@ from src.core.log import MetricsLog, is_main_process, progress
 from src.core.run_folder import require_same
 from src.core.runtime import Runtime, torch_seed
 from src.nn.schedule import LoopSettings, set_lr, warmup_cosine
+from src.nn.tracking import WandbWriter
 
 MAX_SKIPPED = 25
 """Maximum number of consecutive steps that fp16's scaler may skip: from scale 2^16 to far below 1."""
@@ -211,7 +212,8 @@ class TrainingLoop:
         """Open metrics.csv without rows that will be written again; None in processes that do not write."""
         if not is_main_process():
             return nullcontext()
-        return closing(MetricsLog(self.folder, drop_after=self.method.row(self.step)))
+        other = WandbWriter(self.folder) if self.settings.track == "wandb" else None
+        return closing(MetricsLog(self.folder, drop_after=self.method.row(self.step), other=other))
 
     def train_on(self, batch: Any, number: int) -> BatchResult:
         """Train on the `number`-th batch, without waiting for the device."""

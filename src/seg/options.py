@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_range, option_flag
+from src.core.config import Doubtful, Execution, FirstWeights, Precision, Tracking, check_range, option_flag
+from src.nn.tracking import require_tracker
 
 Decoder = Literal["unet", "unetplusplus", "fpn", "deeplabv3plus", "linknet", "manet", "pan", "upernet"]
 Organ = Literal["liver", "spleen", "left kidney", "right kidney", "bowel"]
@@ -144,6 +145,10 @@ class SegOptions:
     cache: Path | None = None
     """Folder on a fast disk for raw copies of the slices, if decoding PNG slows down training."""
 
+    track: Tracking = "none"
+    """wandb: send metrics to Weights & Biases too. WANDB_MODE=offline keeps them on disk, WANDB_PROJECT names
+    the project (default: 2d-voco)."""
+
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
 
@@ -174,6 +179,7 @@ class SegOptions:
         return self.pseudo > 0 or self.contrast > 0
 
     def __post_init__(self) -> None:
+        require_tracker(self.track)
         check_range(self, "steps", "batch", "unlabelled_batch", "embedding", "slices", at_least=1)
         check_range(self, "log_every", "save_every", at_least=1)
         check_range(self, "temperature", "decoder_width", "lr", "clip_norm", above=0)

@@ -33,7 +33,18 @@ from src.seg.split import PARTS, SegData, open_data
 from src.seg.unlabelled import MixedBatch, mix_unlabelled, unlabelled_terms
 
 FREE_TO_CHANGE = (
-    *("data", "doubtful", "labelled", "output", "resume", "cache", "workers", "precision", "execution"),
+    *(
+        "data",
+        "doubtful",
+        "labelled",
+        "output",
+        "resume",
+        "cache",
+        "workers",
+        "precision",
+        "execution",
+        "track",
+    ),
     *("log_every", "save_every", "score_every", "organs"),
 )
 """Options that a resumed run may change: data are identified by their series and parts, not by path."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src.cls.fold_models import find_first_level, find_folds, find_second_levels
+from src.cls.fold_models import find_first_level, find_folds, find_second_levels, fold_folders
 from src.core.errors import UserError
 from src.core.files import require_writable, whole_folder, write_json
 from src.core.log import format_table, say, warn
@@ -113,7 +113,7 @@ def copy_run(run: Path, target: Path, number: int) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / path, folder / path)
     finished = {path.parts[0] for path in files}
-    folds = sorted(path.name for path in run.glob("fold*") if path.is_dir())
+    folds = [path.name for path in fold_folders(run)]
     if unfinished := [name for name in folds if name not in finished]:
         warn(f"{run}: {', '.join(unfinished)} not finished, left out of the bundle")
     return folder

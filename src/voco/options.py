@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.core.config import Doubtful, Execution, FirstWeights, Precision, check_range, option_flag
+from src.core.config import Doubtful, Execution, FirstWeights, Precision, Tracking, check_range, option_flag
+from src.nn.tracking import require_tracker
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,10 @@ class VocoOptions:
     """Folder on a fast disk for canvases, made once from the PNG of each series (docs/cache.md states
     sizes); several runs may share it. Results do not depend on it."""
 
+    track: Tracking = "none"
+    """wandb: send metrics to Weights & Biases too. WANDB_MODE=offline keeps them on disk, WANDB_PROJECT names
+    the project (default: 2d-voco)."""
+
     workers: int = 2
     """Processes that read slices; 0 reads in the training process. Results do not depend on it."""
 
@@ -227,6 +232,7 @@ class VocoOptions:
         return self.objective == "simclr"
 
     def __post_init__(self) -> None:
+        require_tracker(self.track)
         check_range(self, "steps", "canvas", "depth", "grid", "grid_z", "tile", "slices", at_least=1)
         check_range(self, "random_crops", "batch", "projection", "log_every", "save_every", at_least=1)
         check_range(self, "neighbours", at_least=1)

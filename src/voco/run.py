@@ -20,7 +20,7 @@ from src.voco.simclr import SimClrPretraining
 
 FREE_TO_CHANGE = (
     *("data", "doubtful", "output", "resume", "cache", "workers"),
-    *("precision", "execution", "micro_batch"),
+    *("precision", "execution", "micro_batch", "track"),
     *("log_every", "save_every", "keep_every", "picture_every"),
 )
 """Options that a resumed run may change: data are identified by their series, not path. Precision and parts

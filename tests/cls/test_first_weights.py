@@ -95,7 +95,7 @@ def test_train_folds_refuses_first_weights_before_it_deletes_or_writes(run_argum
 def test_train_folds_refuses_a_fold_model_that_learnt_labels_of_the_held_out(run_arguments, tmp_path):
     train_cls.main(run_arguments(fold="0", epochs=1))
     first = {"first_weights": tmp_path / "run" / "fold0" / "model.safetensors", "epochs": 1}
-    with pytest.raises(UserError, match=r"labels of 5 of the 5 held-out patients of fold 1"):
+    with pytest.raises(UserError, match=r"labels of 5 of the 5 held-out patients of fold1"):
         train_cls.main(run_arguments("other", **first))
     train_cls.main(run_arguments("other", fold="0", **first))
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.cls.out_of_fold import FOLD_TABLE, write_out_of_fold
+from src.cls.fold_models import FOLD_TABLE
+from src.cls.out_of_fold import write_out_of_fold
 from src.core.targets import COLUMNS, TARGETS
 from src.data.labels import read_probabilities
 from src.score.metric import score

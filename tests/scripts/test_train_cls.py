@@ -130,7 +130,7 @@ def test_train_cls_leaves_the_folder_free_after_a_refusal(run_arguments):
 def test_train_cls_resume_never_starts_from_scratch(run_arguments, tmp_path, capsys):
     train_cls.main(run_arguments(fold="0", epochs=1))
     train_cls.main(run_arguments(fold="0", epochs=1))
-    assert "fold 0 is finished" in capsys.readouterr().out
+    assert "fold0 is finished" in capsys.readouterr().out
     train_cls.main(run_arguments(fold="0", epochs=1, hidden=4, resume="never"))
     assert "epoch   1/1" in capsys.readouterr().out
 
