@@ -120,6 +120,7 @@ class Ensemble:
         segmenter: run folder of train_seg.py, whose networks find the organs of raw series; not loaded if
             the runs that use organ masks have no weight.
         flips: flips of test-time augmentation; by default each network's own.
+        organ_spacing_mm: see `OrganFinder`.
 
     Raises:
         UserError: a folder without a model, or a segmenter that no run needs.
@@ -131,6 +132,7 @@ class Ensemble:
         weights: Sequence[float] | None = None,
         segmenter: Path | None = None,
         flips: tuple[str, ...] | None = None,
+        organ_spacing_mm: float = 0.0,
     ) -> None:
         self.device = torch.device("cpu")
         self.weights = np.array(weights or (1.0,) * len(runs))
@@ -144,7 +146,7 @@ class Ensemble:
         if segmenter is None:
             return
         if self.full.needs_organs:
-            self._finder = OrganFinder.load(segmenter)
+            self._finder = OrganFinder.load(segmenter, organ_spacing_mm)
         elif not _needs_organs(self.members):
             raise UserError(f"none of these models uses organ masks: leave --segmenter {segmenter} out")
 

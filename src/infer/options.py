@@ -41,6 +41,10 @@ class InferOptions:
     segmenter: Path | None = None
     """Run folder of train_seg.py, whose networks find organs in raw data for models that use masks."""
 
+    organ_spacing_mm: float = 0.0
+    """About the distance in mm between the slices in which --segmenter finds organs; between them masks are
+    interpolated. 0: it sees all. Take that of segment.py."""
+
     weights: tuple[float, ...] | None = None
     """Weights of the runs, in their order; equal by default."""
 

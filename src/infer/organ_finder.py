@@ -33,15 +33,17 @@ class OrganFinder:
 
     pair: SegmenterPair
     spec: SegmenterSpec
+    spacing_mm: float = 0.0
+    """about the distance between slices that the networks see; 0: they see all"""
 
     @classmethod
-    def load(cls, model: Path) -> "OrganFinder":
+    def load(cls, model: Path, spacing_mm: float = 0.0) -> "OrganFinder":
         """Load a run folder, or its segmenter.safetensors, on the CPU.
 
         Raises:
             UserError: there is no such model.
         """
-        return cls(*load_segmenter(find_segmenter(model)))
+        return cls(*load_segmenter(find_segmenter(model)), spacing_mm)
 
     def make_stacks(
         self, volume: DecodedSlices, kinds: Sequence[StackKind], settings: ForwardSettings
@@ -65,6 +67,7 @@ class OrganFinder:
                     volume.stack.pixel_mm,
                     device=next(self.pair.parameters()).device,
                     chunk=min(CHUNK, settings.slices_at_once or CHUNK),
+                    spacing_mm=self.spacing_mm,
                     check=settings.check,
                 )
             boxes = find_regions(organs)

@@ -42,7 +42,8 @@ def predict_patients(options: InferOptions, started: float) -> None:
     sample, post = read_sample(options.sample), post_of_runs(options.models, options.weights, options.post)
     limit_s = math.inf if options.max_hours is None else 3600 * options.max_hours
     with stop_on_signals() as stop:
-        ensemble = Ensemble(options.models, post.weights, options.segmenter, options.tta)
+        organs = {"segmenter": options.segmenter, "organ_spacing_mm": options.organ_spacing_mm}
+        ensemble = Ensemble(options.models, post.weights, flips=options.tta, **organs)
         source = open_source(options.input, ensemble.stack_kinds, ensemble.segmenter)
         series = order_series(source, sample.patient_id)
         results = Results(series, sample, post, ensemble.prior, source.why_none)

@@ -243,7 +243,7 @@ def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | Non
     """Check that the organs of raw series can be found if stacks use them.
 
     Raises:
-        UserError: no segmenter, or it was trained on slices of another size.
+        UserError: no segmenter, or it was trained on larger slices.
     """
     views = [kind.view for kind in kinds if kind.view.needs_masks]
     for size in dict.fromkeys(view.size for view in views):
@@ -252,7 +252,7 @@ def require_segmenter(kinds: Sequence[StackKind], segmenter: SegmenterSpec | Non
                 "these models use organ masks, and raw images have no masks: give --segmenter, the run of "
                 "train_seg.py whose masks they were trained with, or a folder that was prepared and segmented"
             )
-        if segmenter.size != size:
+        if segmenter.size > size:
             raise UserError(
                 f"the segmenter was trained on slices of {segmenter.size} px, the models on {size} px: they "
                 "must come from the same prepared data"

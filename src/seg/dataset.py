@@ -7,6 +7,7 @@ process, worker or resumed run.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -55,6 +56,7 @@ class SliceDataset(Dataset[SliceBatch]):
 
     def __init__(self, data: SegData, options: SegOptions) -> None:
         self.data, self.slices, self.seed = data, options.slices, options.seed
+        self.size = options.size or data.size
         repeat = np.array(options.repeat or (1,) * len(data.sets))
         tables = (data.part("unlabelled"), data.part("labelled"))
         self.parts = tuple(table.loc[table.index.repeat(repeat[table["set"]])] for table in tables)
@@ -86,6 +88,7 @@ class SliceDataset(Dataset[SliceBatch]):
                     f"{path / slice_name(index)} has the label {mask.max()}, the last organ is "
                     f"{max(ORGANS.values())}: prepare the segmentations again"
                 )
+        images, mask = self._reduce(images, mask)
         images, mask = self.place(images, mask, rng)
         strong = [as_channels(self.appearance(images, rng) if self.appearance else images) for _ in "ab"]
         return SliceBatch(
@@ -94,6 +97,15 @@ class SliceDataset(Dataset[SliceBatch]):
             torch.from_numpy(mask),
             torch.tensor(key.is_labelled),
         )
+
+    def _reduce(self, images: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reduce slices (T, H, W, C) and the mask (H, W) of one to the size that the networks see."""
+        if self.size == mask.shape[0]:
+            return images, mask
+        side = (self.size, self.size)
+        reduced = [cv2.resize(image, side, interpolation=cv2.INTER_AREA) for image in images]
+        images = np.stack(reduced).reshape(len(images), *side, images.shape[3])  # cv2 drops a single channel
+        return images, cv2.resize(mask, side, interpolation=cv2.INTER_NEAREST)
 
     def series_of(self, key: Key) -> int:
         """Return the row, in the table of its part, of a sample's series."""

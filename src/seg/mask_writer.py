@@ -61,6 +61,7 @@ def segment_series(
     output: Path,
     *,
     chunk: int = 16,
+    spacing_mm: float = 0.0,
     workers: int = 1,
 ) -> Iterator[SegmentedSeries]:
     """Write masks and tables of every series to `output/<patient_id>/<series_id>`, atomically by a rename.
@@ -71,12 +72,14 @@ def segment_series(
         pair: pair on the device, in evaluation mode.
         series: usable rows of `dataset.series`.
         chunk: slices per forward pass.
+        spacing_mm: about the distance between slices that the networks see; 0: they see all.
         workers: number of processes that read ahead.
 
     Yields:
         One result per series, in order, once it is written.
     """
-    stream = SliceStream(dataset, series, dataset.channels(spec.windows), spec.slices, chunk)
+    channels = dataset.channels(spec.windows)
+    stream = SliceStream(dataset, series, channels, spec.slices, chunk, spacing_mm)
     waiting: deque[Future[SegmentedSeries | None]] = deque()
     # contexts exit in reverse order: the thread ends before the folder of an unfinished series is deleted
     with ExitStack() as stack:
@@ -88,7 +91,8 @@ def segment_series(
                 if part.error:
                     raise UserError(part.error)
                 with runtime.autocast():
-                    masks = predict_masks(pair, with_neighbours(part, runtime.device)).cpu().numpy()
+                    images = with_neighbours(part, runtime.device)
+                    masks = predict_masks(pair, images, part.between).cpu().numpy()
             except UserError as error:
                 waiting.append(background.submit(writer.fail, part, str(error)))
             except FloatingPointError as error:

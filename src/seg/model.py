@@ -60,7 +60,7 @@ class SegmenterSpec:
     slices: int
     """number of adjacent slices in the input; its channels are slices x windows, grouped by slice"""
     size: int
-    """side of the prepared slices in pixels"""
+    """side in pixels of the slices that it was trained on; larger ones are reduced to it"""
     means: tuple[tuple[float, ...], tuple[float, ...]]
     """means per sub-network and window, of grey levels scaled to 0..1"""
     stds: tuple[tuple[float, ...], tuple[float, ...]]
@@ -125,10 +125,10 @@ class SubNetwork(nn.Module):
         """Return the values of a `SliceOutput`, without an absent one, as CUDA graphs need it.
 
         Args:
-            images: uint8 (B, H, W, slices * windows) of any size.
+            images: (B, H, W, slices * windows) of any size, uint8 or reduced ones in 0..255.
         """
         height, width = images.shape[1:3]
-        pixels = images.permute(0, 3, 1, 2).float().div_(255.0)
+        pixels = images.permute(0, 3, 1, 2).float().div(255.0)
         pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         # pad at the right and lower edge, so that pixels keep their coordinates
         pixels = F.pad(pixels, (0, -width % _PAD_TO, 0, -height % _PAD_TO), mode="replicate")
@@ -151,6 +151,7 @@ class SegmenterPair(nn.Module):
 
     def __init__(self, spec: SegmenterSpec, embedding: int = 0) -> None:
         super().__init__()
+        self.size = spec.size
         self.a, self.b = (
             SubNetwork(backbone, decoder, spec.decoder_width, spec.slices, mean, std, spec.size, embedding)
             for backbone, decoder, mean, std in zip(
@@ -168,14 +169,29 @@ class SegmenterPair(nn.Module):
         return SliceOutput(*self.a(images_a)), SliceOutput(*self.b(images_b))
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Mean of the two softmax outputs, (B, CLASSES, H, W)."""
+        """Mean of the two softmax outputs, (B, CLASSES, h, w); h and w are at most the spec's size."""
+        if images.shape[1] > self.size:
+            reduced = F.interpolate(images.permute(0, 3, 1, 2).float(), self.size, mode="area")
+            images = reduced.permute(0, 2, 3, 1)
         a, b = self(images, images)
         return (a.logits.float().softmax(1) + b.logits.float().softmax(1)) / 2
 
 
+class Between(NamedTuple):
+    """Where M slices lie between those that the networks see."""
+
+    above: Tensor
+    """int64 (M,) index of the slice above, or of the slice itself"""
+    share_below: Tensor
+    """float32 (M,) weight, 0 to 1, of the next one"""
+
+
 @torch.inference_mode()
-def predict_masks(pair: SegmenterPair, images: Tensor) -> Tensor:
-    """Predict label maps uint8 (B, H, W) of uint8 slices (B, H, W, slices * windows).
+def predict_masks(pair: SegmenterPair, images: Tensor, between: Between | None = None) -> Tensor:
+    """Predict label maps uint8 (M, H, W) from uint8 slices (N, H, W, slices * windows).
+
+    Args:
+        between: slices whose probabilities are interpolated between two of the N; None: the N themselves.
 
     Raises:
         FloatingPointError: the predicted probabilities are not finite.
@@ -183,6 +199,21 @@ def predict_masks(pair: SegmenterPair, images: Tensor) -> Tensor:
     probabilities = pair.probabilities(images)
     if not probabilities.isfinite().all():
         raise FloatingPointError("the segmenter gives probabilities that are not finite")
+    side, at_once = images.shape[1], len(images)  # M slices of full size may be too many for the memory
+    if between is None:
+        return _label(probabilities, side)
+    above, share_below = (tensor.to(images.device) for tensor in between)
+    masks = [
+        _label(torch.lerp(probabilities[one], probabilities[one + 1], share[:, None, None, None]), side)
+        for one, share in zip(above.split(at_once), share_below.split(at_once), strict=True)
+    ]
+    return torch.cat(masks)
+
+
+def _label(probabilities: Tensor, side: int) -> Tensor:
+    """Return the likeliest label of each pixel, uint8 (M, side, side), from (M, CLASSES, h, w)."""
+    if probabilities.shape[-1] != side:
+        probabilities = F.interpolate(probabilities, side, mode="bilinear", align_corners=False)
     return probabilities.argmax(1).to(torch.uint8)
 
 

@@ -5,7 +5,8 @@ steps:
 
     masks = SeriesMasks(store)  # an array in memory, or a folder of PNG files
     for part in chunks:
-        masks.add(part.first, predict_masks(pair, with_neighbours(part, device)).cpu().numpy())
+        predicted = predict_masks(pair, with_neighbours(part, device), part.between)
+        masks.add(part.first, predicted.cpu().numpy())
     measures = masks.clean(pixel_mm, z_mm)
 """
 
@@ -21,13 +22,24 @@ from torch.utils.data import Dataset
 from src.core.errors import UserError
 from src.data.organ_tables import OrganMeasures, voxel_volumes_ml
 from src.data.prepared import PreparedDataset, image_folder, read_windows
-from src.data.selection import neighbour_indices
+from src.data.selection import SliceSelection, neighbour_indices
 from src.seg.components import ComponentScan
-from src.seg.model import SegmenterPair, SegmenterSpec, predict_masks
+from src.seg.model import Between, SegmenterPair, SegmenterSpec, predict_masks
+
+
+class Span(NamedTuple):
+    """Consecutive slices of a series whose masks one chunk predicts, and those that its networks see."""
+
+    first: int
+    """index of the first slice"""
+    stop: int
+    """index after the last slice"""
+    keys: np.ndarray
+    """int64 (N,) slices that the networks see, increasing: the first one and all, or some after it"""
 
 
 class Chunk(NamedTuple):
-    """Consecutive slices of a series, with the neighbours that their 2.5D input needs."""
+    """A span of a series as input of the networks, with the neighbours that their 2.5D input needs."""
 
     row: int
     """row of the series in its table"""
@@ -38,30 +50,64 @@ class Chunk(NamedTuple):
     images: Tensor
     """uint8 (U, H, W, C), each slice once; empty after an error"""
     places: Tensor
-    """int64 (N, T): for each slice to segment, the indices of its neighbours in `images`"""
+    """int64 (N, T): for each slice that the networks see, the indices of its neighbours in `images`"""
+    between: Between | None
+    """how the masks of all M slices follow from those N; None if these are the same"""
     error: str
     """reason why the slices cannot be read; empty if they can"""
 
 
+def plan_spans(z_mm: np.ndarray, chunk: int, spacing_mm: float = 0.0) -> list[Span]:
+    """Divide a series into spans of `chunk` slices that the networks see.
+
+    Args:
+        z_mm: (slices,) positions, decreasing from head to feet; not used without `spacing_mm`.
+        spacing_mm: about the distance between slices that the networks see; 0: they see all.
+    """
+    count, keys = len(z_mm), np.arange(len(z_mm))
+    if spacing_mm:
+        keys = np.union1d(SliceSelection(spacing_mm).choose(z_mm), [count - 1])  # nothing is extrapolated
+    spans = []
+    for place in range(0, len(keys), chunk):
+        inside, following = keys[place : place + chunk], keys[place + chunk : place + chunk + 1]
+        stop = int(following[0]) if len(following) else count
+        if stop > inside[-1] + 1:  # the slices up to the next span lie between two of these
+            inside = np.append(inside, following)
+        spans.append(Span(int(keys[place]), stop, inside))
+    return spans
+
+
 def cut_chunk(
-    read: Callable[[np.ndarray], np.ndarray], span: range, count: int, slices: int, row: int = 0
+    read: Callable[[np.ndarray], np.ndarray], span: Span, z_mm: np.ndarray, slices: int, row: int = 0
 ) -> Chunk:
-    """Read consecutive slices and their neighbours, each slice once.
+    """Read the slices that the networks see and their neighbours, each slice once.
 
     Args:
         read: returns slices by index, uint8 (U, H, W, C).
-        span: indices of the slices to segment.
-        count: number of slices in the series.
+        z_mm: (slices,) positions of the series.
         slices: number of adjacent slices in the input of the networks.
     """
-    neighbours = neighbour_indices(np.array(span), slices, count)
+    neighbours = neighbour_indices(span.keys, slices, len(z_mm))
     used, places = np.unique(neighbours, return_inverse=True)
     try:
         images, error = read(used), ""
     except UserError as failure:
         images, error = np.empty((0, 1, 1, 1), dtype=np.uint8), str(failure)
     places = torch.from_numpy(places.reshape(neighbours.shape))
-    return Chunk(row, span.start, span.stop == count, torch.from_numpy(images), places, error)
+    between, is_last = _interpolate(span, z_mm), span.stop == len(z_mm)
+    return Chunk(row, span.first, is_last, torch.from_numpy(images), places, between, error)
+
+
+def _interpolate(span: Span, z_mm: np.ndarray) -> Between | None:
+    """Return the weights of the slices above and below each slice of a span, by distance."""
+    wanted = np.arange(span.first, span.stop)
+    if np.array_equal(wanted, span.keys):
+        return None
+    above = np.searchsorted(span.keys, wanted, side="right") - 1
+    above = np.minimum(above, len(span.keys) - 2)  # the last slice lies below itself
+    top_mm, bottom_mm = z_mm[span.keys[above]], z_mm[span.keys[above + 1]]
+    share_below = (top_mm - z_mm[wanted]) / (top_mm - bottom_mm)
+    return Between(torch.from_numpy(above), torch.from_numpy(share_below.astype(np.float32)))
 
 
 def with_neighbours(chunk: Chunk, device: torch.device) -> Tensor:
@@ -79,17 +125,25 @@ class SliceStream(Dataset[Chunk]):
         series: rows with patient_id, series_id and slices.
         channels: channels of the windows in the stored images.
         slices: number of adjacent slices in the input of the networks.
-        chunk: number of slices to segment per chunk.
+        chunk: number of slices that the networks see per chunk.
+        spacing_mm: see `plan_spans`.
     """
 
     def __init__(
-        self, dataset: PreparedDataset, series: pd.DataFrame, channels: Sequence[int], slices: int, chunk: int
+        self,
+        dataset: PreparedDataset,
+        series: pd.DataFrame,
+        channels: Sequence[int],
+        slices: int,
+        chunk: int,
+        spacing_mm: float = 0.0,
     ) -> None:
         self.dataset, self.series, self.channels, self.slices = dataset, series, tuple(channels), slices
+        self.spacing_mm = spacing_mm
         self.spans = [
-            (row, range(first, min(first + chunk, count)))
-            for row, count in enumerate(series["slices"])
-            for first in range(0, count, chunk)
+            (row, span)
+            for row in range(len(series))
+            for span in plan_spans(self._positions(row), chunk, spacing_mm)
         ]
 
     def __len__(self) -> int:
@@ -103,7 +157,14 @@ class SliceStream(Dataset[Chunk]):
         def read(indices: np.ndarray) -> np.ndarray:
             return read_windows(folder, indices, self.dataset.size, self.channels)
 
-        return cut_chunk(read, span, int(series["slices"]), self.slices, row)
+        return cut_chunk(read, span, self._positions(row), self.slices, row)
+
+    def _positions(self, row: int) -> np.ndarray:
+        """Return positions in mm; the table of slices is not read if they are not needed."""
+        series = self.series.iloc[row]
+        if self.spacing_mm:
+            return self.dataset.z_mm(series["patient_id"], series["series_id"])
+        return -np.arange(series["slices"], dtype=np.float64)
 
 
 class MaskStore(Protocol):
@@ -159,6 +220,7 @@ def segment_volume(
     *,
     device: torch.device,
     chunk: int = 16,
+    spacing_mm: float = 0.0,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Predict, clean and measure the organs of a series in memory.
@@ -169,6 +231,7 @@ def segment_volume(
         z_mm: (Z,) positions, decreasing.
         pixel_mm: side of a pixel.
         chunk: slices per forward pass.
+        spacing_mm: see `plan_spans`.
         check: called before each chunk; an exception from it ends the work.
 
     Returns:
@@ -183,8 +246,9 @@ def segment_volume(
         raise UserError("organs of a single slice have no volume to judge them by")
     label_maps = np.empty(images.shape[:3], dtype=np.uint8)
     masks = SeriesMasks(label_maps)
-    for first in range(0, count, chunk):
+    for span in plan_spans(z_mm, chunk, spacing_mm):
         check()
-        part = cut_chunk(images.__getitem__, range(first, min(first + chunk, count)), count, spec.slices)
-        masks.add(first, predict_masks(pair, with_neighbours(part, device)).cpu().numpy())
+        part = cut_chunk(images.__getitem__, span, z_mm, spec.slices)
+        predicted = predict_masks(pair, with_neighbours(part, device), part.between)
+        masks.add(span.first, predicted.cpu().numpy())
     return label_maps, masks.clean(pixel_mm, z_mm).organs(pixel_mm, z_mm)

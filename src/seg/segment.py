@@ -45,10 +45,10 @@ def segment_dataset(options: SegmentOptions) -> None:
     output = options.output or options.data / "predicted_masks"
     pair, spec = load_segmenter(path)
     dataset.channels(spec.windows)  # raises for a window that is not prepared
-    if spec.size != dataset.size:
+    if spec.size > dataset.size:
         raise UserError(
             f"{dataset.folder} has images of {dataset.size} px, the model was trained on {spec.size} px: "
-            "prepare them with that --size"
+            "prepare them with that --size, or a larger one"
         )
     series = _choose_series(dataset, options.series)
     with Runtime.create(options.precision) as runtime, runtime.lost_peer_in_one_line():
@@ -89,6 +89,8 @@ def _claim(
         "precision": runtime.precision,
         "batch": options.batch,
     }
+    if options.spacing_mm:
+        record["spacing_mm"] = options.spacing_mm
     claim_folder(
         output,
         RECORD,
@@ -129,9 +131,8 @@ def _segment(
     done = runtime.sum(torch.tensor(len(share) - len(left), device=runtime.device)).item()
     say(f"{len(series)} series, {done} of them segmented before; {runtime.device}")
     pair = pair.to(runtime.device)
-    results = segment_series(
-        pair, spec, runtime, dataset, left, output, chunk=options.batch, workers=options.workers
-    )
+    given = {"chunk": options.batch, "spacing_mm": options.spacing_mm, "workers": options.workers}
+    results = segment_series(pair, spec, runtime, dataset, left, output, **given)
     failed = []
     for result in results:
         if result.reason:

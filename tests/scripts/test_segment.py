@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from src.data.organ_tables import ORGAN_TYPES, OrganMeasures
 from src.data.png import read_png, write_png
 from src.data.prepared import PreparedDataset, image_folder, mask_folder, slice_name
 from src.seg.model import load_segmenter, save_segmenter
+from src.seg.predict import segment_volume
 from tests.helpers.doubtful_sets import mark_doubtful
 from tests.helpers.folders import files_of
 from tests.helpers.seg_files import (
@@ -293,3 +295,19 @@ def test_segment_segments_doubtful_series_like_others(made, copy, tmp_path):
     assert run_segment(made.model, copy, "--batch", BATCH).status == 0
     masks = files_of(copy / "predicted_masks")
     assert masks == files_of(made.masks)
+
+
+def test_segment_spacing_gives_the_masks_of_a_volume_in_memory(made, run, tmp_path):
+    """It is part of what a folder of masks was made with."""
+    output = tmp_path / "masks"
+    assert run("--output", output, "--spacing-mm", 8).status == 0
+    pair, spec = load_segmenter(made.model / "segmenter.safetensors")
+    windows = list(made.dataset.channels(spec.windows))
+    for ids in series_ids(made.dataset):
+        images, z_mm = made.dataset.read_slices(*ids, range(SLICES))[..., windows], made.dataset.z_mm(*ids)
+        given = {"device": torch.device("cpu"), "chunk": BATCH, "spacing_mm": 8.0}
+        expected, _ = segment_volume(pair, spec, images, z_mm, PIXEL_MM, **given)
+        assert (read_masks(output, ids) == expected).all()
+    assert files_of(output) != files_of(made.masks)
+    refused = run("--output", output)
+    assert refused.status == 2 and "was made with --spacing-mm 8.0" in refused.err[0]

@@ -72,7 +72,7 @@ def test_segment_deletes_leftovers_of_a_killed_run(made, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--model {here}/16px", "has images of 32 px, the model was trained on 16 px"),
+        ("--model {here}/64px", "has images of 32 px, the model was trained on 64 px"),
         ("--model {here}/bone", "has no window bone"),
         ("--model {here}", "there is no file {here}/segmenter.safetensors"),
         ("--series {here}/absent.csv", "no table {here}/absent.csv"),
@@ -82,7 +82,7 @@ def test_segment_deletes_leftovers_of_a_killed_run(made, tmp_path):
 )
 def test_segment_refuses_what_does_not_fit_in_one_line(made, tmp_path, arguments, message):
     (tmp_path / "junk").write_bytes(b"junk")
-    write_pair(tmp_path / "16px", size=16)
+    write_pair(tmp_path / "64px", size=64)
     write_pair(tmp_path / "bone", windows=("soft", "bone"))
     given = arguments.format(here=tmp_path).split()
     refused = run_segment(made.model, made.data, "--output", tmp_path / "masks", *given)

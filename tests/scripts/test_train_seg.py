@@ -16,6 +16,7 @@ import yaml
 from packaging.version import Version
 from torch.nn import functional as F
 
+import segment
 import train_seg
 from src.core.errors import UserError
 from src.data.png import read_png, write_png
@@ -232,6 +233,17 @@ def test_train_pair_trains_transformers_at_any_size(organ_set, tmp_path, backbon
     assert pair.probabilities(images).shape[-1] == spec.size
 
 
+def test_train_pair_at_a_smaller_size_segments_slices_as_prepared(organ_set, tmp_path):
+    train_pair(make_options(organ_set, tmp_path / "run", steps=2, size=32))
+    _, spec = load_segmenter(tmp_path / "run" / "segmenter.safetensors")
+    assert spec.size == 32
+    segment.main(f"--model {tmp_path}/run --data {organ_set} --output {tmp_path}/masks".split())
+    masks = list((tmp_path / "masks").glob("*/*/0000.png"))
+    assert masks and all(read_png(path).shape[:2] == (64, 64) for path in masks)
+    scores = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert len(scores)  # of the held-out patient, at 64 px
+
+
 def test_train_pair_refuses_a_label_that_is_no_organ_in_one_line(tmp_path):
     data = write_organ_set(tmp_path / "set", series=2, labelled=1)
     for path in mask_folder(data, "10", "100").glob("*.png"):
@@ -247,6 +259,7 @@ def test_train_pair_refuses_a_label_that_is_no_organ_in_one_line(tmp_path):
         ("--backbones resnet10t no_such_net", "no backbone 'no_such_net'"),
         ("--decoders pan fpn", "cannot take images of 64 px"),
         ("--pseudo -1", "--pseudo must be at least 0"),
+        ("--size 100", "--size 100: the slices of --data have 64 px"),
         ("--save-every 3 --log-every 2", "--save-every 3 must be a multiple"),
         ("--encoder missing.safetensors", "there is no file missing.safetensors"),
         (

@@ -1,16 +1,19 @@
 """Chunks of slices with their neighbours, and masks of a series in memory."""
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from src.core.errors import UserError
+from src.data.organ_tables import voxel_volumes_ml
 from src.data.prepared import PreparedDataset, as_channels, image_folder, slice_name
 from src.nn.loading import StackLoader
 from src.seg import predict
-from src.seg.model import load_segmenter
-from src.seg.predict import SliceStream, segment_volume, with_neighbours
+from src.seg.components import ComponentScan
+from src.seg.model import load_segmenter, predict_masks
+from src.seg.predict import SliceStream, plan_spans, segment_volume, with_neighbours
 from tests.helpers.seg_files import PIXEL_MM, series_ids, write_masked, write_pair
 from tests.helpers.voco_files import draw_noise, write_prepared
 
@@ -117,3 +120,62 @@ def test_segment_volume_refuses_a_single_slice_and_probabilities_that_are_not_fi
         pair.a.net.segmentation_head[0].weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         segment_volume(pair, spec, images, z_mm, PIXEL_MM, device=CPU)
+
+
+Z_MM = -np.cumsum([0, 1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 1.0])  # 12 slices
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+@pytest.mark.parametrize("spacing_mm", [0.0, 2.0, 4.0, 1000.0])
+def test_plan_spans_cover_every_slice_once(chunk, spacing_mm):
+    spans = plan_spans(Z_MM, chunk, spacing_mm)
+    assert [index for span in spans for index in range(span.first, span.stop)] == list(range(12))
+    seen = sorted({int(key) for span in spans for key in span.keys})
+    expected = {
+        0.0: list(range(12)),
+        2.0: [0, 2, 4, 5, 6, 7, 8, 10, 11],
+        4.0: [0, 4, 6, 8, 11],
+        1000.0: [0, 11],
+    }
+    assert seen == expected[spacing_mm]
+    assert all(span.keys[0] == span.first and len(span.keys) <= chunk + 1 for span in spans)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_segment_volume_interpolates_between_the_slices_that_the_networks_see(tmp_path, chunk):
+    dataset = PreparedDataset.open(write_masked(tmp_path / "set", series=1))
+    pair, spec = load_segmenter(write_pair(tmp_path / "run") / "segmenter.safetensors")
+    windows = list(dataset.channels(spec.windows))
+    images = dataset.read_slices(*series_ids(dataset)[0], range(12))[..., windows]
+    seen = []
+    pair.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    maps, _ = segment_volume(pair, spec, images, Z_MM, 20.0, device=CPU, chunk=chunk, spacing_mm=4.0)
+    padded = np.concatenate([images[:1], images, images[-1:]])
+    keys = [0, 4, 6, 8, 11]
+    inputs = as_channels(np.stack([padded[key : key + 3] for key in keys]))
+    with torch.inference_mode():
+        at_keys = pair.probabilities(torch.from_numpy(inputs)).permute(0, 2, 3, 1).numpy()
+    flat = np.stack([np.interp(-Z_MM, -Z_MM[keys], values) for values in at_keys.reshape(5, -1).T], axis=1)
+    expected = flat.reshape(12, *at_keys.shape[1:]).argmax(-1).astype(np.uint8)
+    scan = ComponentScan()
+    for mask in expected:
+        scan.add(mask)
+    clean_up = scan.clean_up(voxel_volumes_ml(20.0, Z_MM))
+    cleaned = np.stack([clean_up.apply(mask, index) for index, mask in enumerate(expected)])
+    assert sum(seen) - 5 <= 5 + len(plan_spans(Z_MM, chunk, 4.0))  # 5 of the check above
+    assert len(np.unique(maps)) > 2 and (maps != cleaned).mean() < 1e-3
+
+
+def test_predict_masks_reduces_slices_to_the_size_of_the_pair(tmp_path):
+    dataset = PreparedDataset.open(write_masked(tmp_path / "set", series=1, size=64, pixel_mm=4.0))
+    pair, spec = load_segmenter(write_pair(tmp_path / "run", slices=1) / "segmenter.safetensors")
+    images = dataset.read_slices(*series_ids(dataset)[0], range(12))[
+        ..., list(dataset.channels(spec.windows))
+    ]
+    halves = np.stack([cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA) for image in images])
+    with torch.inference_mode():
+        of_halves = pair.probabilities(torch.from_numpy(halves)).permute(0, 2, 3, 1).numpy()
+    enlarged = np.stack([cv2.resize(each, (64, 64), interpolation=cv2.INTER_LINEAR) for each in of_halves])
+    masks = predict_masks(pair, torch.from_numpy(images)).numpy()
+    assert masks.shape == (12, 64, 64) and len(np.unique(masks)) > 2
+    assert (masks == enlarged.argmax(-1)).mean() > 0.97  # grey levels of `halves` are rounded
