@@ -10,7 +10,7 @@ from src.core.targets import TARGETS
 from src.nn.tracking import require_tracker
 
 Target = Literal["bowel", "extravasation", "kidney", "liver", "spleen"]
-Region = Literal["body", "organs", "liver", "spleen", "kidneys", "each_kidney", "bowel", "own"]
+Region = Literal["body", "organs", "liver", "spleen", "kidneys", "bowel", "each_kidney", "own"]
 SequenceModel = Literal["lstm", "gru", "transformer", "none"]
 Pooling = Literal["max", "mean", "attention"]
 Flip = Literal["none", "h", "v", "hv"]

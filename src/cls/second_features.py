@@ -23,6 +23,7 @@ from src.cls.model import (
     read_spec,
 )
 from src.cls.organs import OrganIndex
+from src.cls.views import StackView
 from src.core.errors import UserError
 from src.core.log import progress, say
 from src.core.runtime import Runtime
@@ -36,28 +37,58 @@ from src.nn.weights_file import read_weights, save_weights
 BATCH = 4
 """Stacks per forward pass of the first level."""
 
-VERSION = 1
+VERSION = 2
 """Version of the features from `slice_features`; part of the key of stored features."""
 
 
-@dataclass(frozen=True)
-class SliceFeatures:
-    """Features of all slices of some series, and the first level's probabilities for each series."""
+class ViewFeatures(NamedTuple):
+    """Features of the slices that one view of the first level shows of N series."""
 
-    series: pd.DataFrame
-    """patient_id, series_id, fold; one row per series"""
     features: Tensor
     """float32 (N, T, F)"""
     padding: Tensor
     """bool (N, T), True after the last slice"""
+
+    def take(self, rows: Tensor) -> "ViewFeatures":
+        """Return those of some series, by index."""
+        return ViewFeatures(self.features[rows], self.padding[rows])
+
+    @classmethod
+    def join(cls, parts: Sequence["ViewFeatures"]) -> "ViewFeatures":
+        """Return those of the series of all parts."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class SliceFeatures:
+    """Features of slices of some series, by view, and the first level's probabilities for each series."""
+
+    series: pd.DataFrame
+    """patient_id, series_id, fold; one row per series"""
+    views: tuple[ViewFeatures, ...]
+    """slices and features of each view of the first level: another region has other slices"""
     base: Tensor
     """float32 (N, 13) probabilities of the first level"""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """F of each view."""
+        return tuple(view.features.shape[2] for view in self.views)
 
     def select(self, rows: np.ndarray) -> "SliceFeatures":
         """Return the series where `rows`, bool (N,), is True."""
         chosen = torch.from_numpy(np.flatnonzero(rows))
-        series = self.series[rows].reset_index(drop=True)
-        return SliceFeatures(series, self.features[chosen], self.padding[chosen], self.base[chosen])
+        views = tuple(view.take(chosen) for view in self.views)
+        return SliceFeatures(self.series[rows].reset_index(drop=True), views, self.base[chosen])
+
+    @classmethod
+    def join(cls, parts: Sequence["SliceFeatures"]) -> "SliceFeatures":
+        """Return the series of all parts, which have the same views."""
+        return cls(
+            pd.concat([part.series for part in parts], ignore_index=True),
+            tuple(map(ViewFeatures.join, zip(*(part.views for part in parts), strict=True))),
+            torch.cat([part.base for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +157,7 @@ def compute_features(
     """Compute features of series with networks that were not trained on their patients.
 
     Args:
-        networks: their features are concatenated, see `slice_features`; all use stacks of the same length.
+        networks: features of those with the same view are concatenated, see `slice_features`.
         series: rows with `patient_id, series_id`; they become `SliceFeatures.series`.
         cache: folder for raw copies of the slices, which are then read instead of PNG.
 
@@ -150,9 +181,11 @@ def compute_features(
                     features, base = slice_features(model, spec, images, padding)
                 batches.append((features.cpu(), base.cpu(), batch.padding))
             by_offset.append(NetworkOutput(*(torch.cat(part) for part in zip(*batches, strict=True))))
-        outputs.append((spec.columns, by_offset))
+        outputs.append((spec, by_offset))
     computed = join_outputs(series, outputs)
-    is_finite = computed.features.isfinite().all(dim=(1, 2)) & computed.base.isfinite().all(dim=1)
+    is_finite = computed.base.isfinite().all(dim=1)
+    for view in computed.views:
+        is_finite &= view.features.isfinite().all(dim=(1, 2))
     if not is_finite.all():
         row = series.iloc[int((~is_finite).nonzero()[0])]
         raise UserError(
@@ -191,36 +224,46 @@ def slice_features(
 
 
 def join_outputs(
-    series: pd.DataFrame, outputs: Sequence[tuple[tuple[str, ...], Sequence[NetworkOutput]]]
+    series: pd.DataFrame, outputs: Sequence[tuple[ClassifierSpec, Sequence[NetworkOutput]]]
 ) -> SliceFeatures:
     """Join the outputs of several networks for the same series.
 
     Args:
         series: one row per series.
-        outputs: per network, its columns and its output for each offset of the slices. Offsets are averaged,
-            features concatenated, and each column is the mean of the networks that predict it.
+        outputs: per network, its spec and its output for each offset of the slices. Offsets are averaged,
+            features of one view concatenated, and each column is the mean of the networks that predict it.
 
     Raises:
         UserError: no network predicts a column.
     """
-    features, paddings = [], []
+    by_view: dict[StackView, list[ViewFeatures]] = {}
     by_column: dict[str, list[Tensor]] = {name: [] for name in COLUMNS}
-    for columns, by_offset in outputs:
-        features.append(torch.stack([output.features for output in by_offset]).mean(dim=0))
-        paddings.append(torch.stack([output.padding for output in by_offset]).all(dim=0))
+    for spec, by_offset in outputs:
+        features = torch.stack([output.features for output in by_offset]).mean(dim=0)
+        padding = torch.stack([output.padding for output in by_offset]).all(dim=0)
+        by_view.setdefault(spec.view, []).append(ViewFeatures(features, padding))
         base = torch.stack([output.base for output in by_offset]).mean(dim=0)
-        for place, name in enumerate(columns):
+        for place, name in enumerate(spec.columns):
             by_column[name].append(base[:, place])
     missing = [name for name, values in by_column.items() if not values]
     if missing:
         raise UserError(f"no network of the runs predicts {missing[0]}: a second level needs all targets")
     base = torch.stack([torch.stack(values).mean(dim=0) for values in by_column.values()], dim=1)
-    return SliceFeatures(series, torch.cat(features, dim=2), torch.stack(paddings).all(dim=0), base)
+    views = tuple(
+        ViewFeatures(
+            torch.cat([each.features for each in alike], dim=2),
+            torch.stack([each.padding for each in alike]).all(dim=0),
+        )
+        for alike in by_view.values()
+    )
+    return SliceFeatures(series, views, base)
 
 
 def save_features(path: Path, computed: SliceFeatures, key: str) -> None:
     """Save features with `key`, a digest of everything that they depend on."""
-    tensors = {"features": computed.features, "padding": computed.padding, "base": computed.base}
+    tensors = {"base": computed.base}
+    for number, view in enumerate(computed.views):
+        tensors |= {f"{name}{number}": tensor for name, tensor in view._asdict().items()}
     save_weights(path, tensors, key=key)
 
 
@@ -236,7 +279,11 @@ def load_features(path: Path, series: pd.DataFrame, key: str) -> SliceFeatures |
     if found != key:
         say(f"{path} was made from other inputs: it is made again")
         return None
-    return SliceFeatures(series, **tensors)
+    views = [
+        ViewFeatures(tensors[f"features{number}"], tensors[f"padding{number}"])
+        for number in range(len(tensors) // 2)
+    ]
+    return SliceFeatures(series, tuple(views), tensors["base"])
 
 
 def file_digest(path: Path) -> str:

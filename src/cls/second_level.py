@@ -204,12 +204,7 @@ def out_of_fold_features(
             save_features(path, part, source.key)
             say(f"fold {source.fold}: {len(source.series)} series by {len(networks)} networks")
         parts.append(part)
-    return SliceFeatures(
-        pd.concat([part.series for part in parts], ignore_index=True),
-        torch.cat([part.features for part in parts]),
-        torch.cat([part.padding for part in parts]),
-        torch.cat([part.base for part in parts]),
-    )
+    return SliceFeatures.join(parts)
 
 
 def _run_fold(
@@ -221,7 +216,7 @@ def _run_fold(
     training, held_out = features.select(~is_held_out & is_used), features.select(is_held_out)
     refuse_shared_patients(training.series, held_out.series)
     spec = SecondSpec(
-        features=training.features.shape[2],
+        features=training.widths,
         sequence=options.sequence,
         hidden=options.hidden,
         pooling=options.pooling,
@@ -252,7 +247,7 @@ def _train(
     loss = StackLoss(labels.loc[training.series.patient_id.unique()], "metric")
     with torch_seed(options.seed, fold, number):
         model = SecondLevel(spec)
-        model.scale_to(training.features, training.padding)
+        model.scale_to(training.views)
         optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
         batches = -(-len(targets) // options.batch)
         total = options.epochs * batches
@@ -262,7 +257,7 @@ def _train(
                 order = torch.randperm(len(targets))
             rows = order[(step % batches) * options.batch :][: options.batch]
             set_lr(optimizer, warmup_cosine(step, total, batches, options.lr))
-            logits = model(training.features[rows], training.padding[rows], training.base[rows])
+            logits = model([view.take(rows) for view in training.views], training.base[rows])
             value = loss(logits, targets[rows]).mean()
             optimizer.zero_grad()
             value.backward()
@@ -291,9 +286,6 @@ def _require_one_kind(folds: Sequence[Sequence[ClassifierSpec]]) -> list[StackVi
     """Check that the networks of every fold compute the same features; return the views of one fold."""
     if len({tuple((spec.view, spec.columns, spec.predicts_slices) for spec in specs) for specs in folds}) > 1:
         raise UserError("the folds of the runs give other features: they are not of one run each")
-    lengths = sorted({spec.view.slices for spec in folds[0]})
-    if len(lengths) > 1:
-        raise UserError(f"the runs have stacks of {lengths} slices: a second level needs one length")
     missing = sorted(set(COLUMNS) - {name for spec in folds[0] for name in spec.columns})
     if missing:
         raise UserError(f"no network of the runs predicts {missing[0]}: a second level needs all targets")

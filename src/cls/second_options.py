@@ -18,7 +18,7 @@ class SecondLevelOptions:
     """Options of `python -m src.cls.second_level`."""
 
     runs: tuple[Path, ...]
-    """Finished runs of train_cls.py on the same folds and with stacks of the same length."""
+    """Finished runs of train_cls.py on the same folds; their views may differ."""
 
     data: Path
     """Prepared data set that they were trained on."""

@@ -104,7 +104,7 @@ class Member:
                 for images, padding in _samples(model, spec, stacks, settings):
                     features, base = slice_features(model, spec, images, padding, settings.slices_at_once)
                     by_offset.append(NetworkOutput(features.cpu(), base.cpu(), padding.cpu()))
-            outputs.append((spec.columns, by_offset))
+            outputs.append((spec, by_offset))
         joined = join_outputs(pd.DataFrame({"series_id": [""]}), outputs)
         predicted = [predict_features(model, joined)[0] for model in self.second_level]
         return torch.stack(predicted).mean(dim=0).double().numpy()

@@ -56,7 +56,7 @@ class SliceDataset(Dataset[SliceBatch]):
 
     def __init__(self, data: SegData, options: SegOptions) -> None:
         self.data, self.slices, self.seed = data, options.slices, options.seed
-        self.size = options.size or data.size
+        self.size = options.reduced(data.size)
         repeat = np.array(options.repeat or (1,) * len(data.sets))
         tables = (data.part("unlabelled"), data.part("labelled"))
         self.parts = tuple(table.loc[table.index.repeat(repeat[table["set"]])] for table in tables)

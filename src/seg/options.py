@@ -67,8 +67,8 @@ class SegOptions:
     every set has them, else all that every set has."""
 
     size: int = 0
-    """Side in pixels to which slices are reduced, here and where the networks segment; 0: as prepared. Organs
-    of 512 px slices need no more than 256, in a quarter of the time."""
+    """Side in pixels to which larger slices are reduced, here and where the networks segment; 0: they stay as
+    prepared. Organs of 512 px slices need no more than 256, in a quarter of the time."""
 
     slices: int = 3
     """Adjacent slices in the input, an odd number; the middle one is segmented. Each slice adds as many input
@@ -176,6 +176,10 @@ class SegOptions:
         """Source of the first weights of A and of B."""
         first, second = self.first_weights[0], self.first_weights[-1]
         return self.encoder or first, second
+
+    def reduced(self, size: int) -> int:
+        """Return the side of the networks' input for prepared slices of `size` pixels."""
+        return min(size, self.size or size)
 
     @property
     def uses_unlabelled(self) -> bool:

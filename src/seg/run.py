@@ -113,11 +113,7 @@ class PairTraining(Method):
                 cannot share a batch evenly.
         """
         self.options, self.data, self.runtime = options, data, runtime
-        if options.size > data.size:
-            raise UserError(
-                f"option --size {options.size}: the slices of --data have {data.size} px, 0 takes these"
-            )
-        spec = describe_pair(options, options.size or data.size)
+        spec = describe_pair(options, options.reduced(data.size))
         with torch_seed(options.seed):
             pair = SegmenterPair(spec, options.embedding if options.contrast else 0)
         unlabelled = options.unlabelled_batch if options.uses_unlabelled else 0

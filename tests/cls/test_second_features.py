@@ -12,6 +12,7 @@ from src.cls import second_features
 from src.cls.second_features import (
     FirstNetwork,
     SliceFeatures,
+    ViewFeatures,
     compute_features,
     load_features,
     save_features,
@@ -36,7 +37,8 @@ def test_compute_features_gives_the_out_of_fold_probabilities_as_base(tiny, firs
     for fold, rows in read_oof(first).groupby("fold"):
         network = FirstNetwork.read(first / f"fold{fold}" / "model.safetensors")
         features = compute(tiny, [network], rows[["patient_id", "series_id"]])
-        assert features.features.shape == (len(rows), 4, 14)
+        (view,) = features.views
+        assert view.features.shape == (len(rows), 4, 14)
         assert rows[list(COLUMNS)].to_numpy() == pytest.approx(features.base.numpy(), abs=1e-5)
 
 
@@ -46,7 +48,7 @@ def test_compute_features_from_the_cache_equal_those_from_png(tiny, first, tmp_p
     series, prepared = rows[["patient_id", "series_id"]], PreparedDataset.open(tiny.prepared)
     runtime = Runtime.create("fp32")
     cached = compute_features([network], prepared, None, series, runtime, workers=0, cache=tmp_path)
-    assert torch.equal(cached.features, compute(tiny, [network], series).features)
+    assert torch.equal(cached.views[0].features, compute(tiny, [network], series).views[0].features)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(series)
 
 
@@ -88,9 +90,14 @@ def test_load_features_takes_a_whole_file_of_the_same_key_only(tmp_path, capsys)
     features, base = (torch.from_numpy(rng.normal(size=shape)) for shape in ((2, 4, 3), (2, 13)))
     path = tmp_path / "fold0.safetensors"
     assert load_features(path, series, "key") is None and not capsys.readouterr().out
-    save_features(path, SliceFeatures(series, features, torch.zeros(2, 4, dtype=torch.bool), base), "key")
+    padding = torch.zeros(2, 4, dtype=torch.bool)
+    views = ViewFeatures(features, padding), ViewFeatures(features[:, :2, :1], padding[:, :2])
+    save_features(path, SliceFeatures(series, views, base), "key")
     loaded = load_features(path, series, "key")
-    assert torch.equal(loaded.features, features) and torch.equal(loaded.base, base)
+    assert all(
+        torch.equal(one.features, other.features) for one, other in zip(loaded.views, views, strict=True)
+    )
+    assert torch.equal(loaded.base, base)
     assert load_features(path, series, "other") is None
     assert "was made from other inputs: it is made again" in capsys.readouterr().out
     path.write_bytes(path.read_bytes()[:-8])

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 import train_cls
 from src.cls import second_level
-from src.cls.second_features import SliceFeatures
+from src.cls.second_features import SliceFeatures, ViewFeatures
 from src.cls.second_level import SecondInputs, SecondLevelOptions, _train
 from src.cls.second_model import SecondSpec, predict_features
 from src.core.errors import UserError
@@ -43,7 +43,7 @@ def draw_features(labels: pd.DataFrame, seed: int = 0) -> SliceFeatures:
     features[injured, rng.integers(0, 6, injured.sum()), 0] += 6
     series = pd.DataFrame({"patient_id": labels.patient_id, "series_id": "1", "fold": 0})
     padding, base = torch.zeros(len(labels), 6, dtype=torch.bool), torch.full((len(labels), 13), 1 / 3)
-    return SliceFeatures(series, torch.from_numpy(features), padding, base)
+    return SliceFeatures(series, (ViewFeatures(torch.from_numpy(features), padding),), base)
 
 
 @pytest.mark.parametrize("sequence", ["gru", "transformer", "none"])
@@ -51,7 +51,7 @@ def test_train_learns_from_single_slices(sequence, tmp_path):
     labels = draw_labels(300, injury_rate=0.5).set_index("patient_id", drop=False)
     given = {"sequence": sequence, "epochs": 20, "batch": 16, "lr": 1e-2}
     options = SecondLevelOptions((), tmp_path, tmp_path, tmp_path, tmp_path, **given)
-    model = _train(options, SecondSpec(3, sequence, 8, "max", 0.0), draw_features(labels), labels, 0, 0)
+    model = _train(options, SecondSpec((3,), sequence, 8, "max", 0.0), draw_features(labels), labels, 0, 0)
     fresh = draw_labels(100, seed=7, injury_rate=0.5)
     predicted = predict_features(model, draw_features(fresh, seed=7))[
         :, COLUMNS.index("bowel_injury")
@@ -150,6 +150,6 @@ def test_run_fold_refuses_a_patient_with_series_in_two_folds(tiny, first, tmp_pa
     patients = [*inputs.labels.patient_id[:4], inputs.labels.patient_id.iloc[0]]
     series = pd.DataFrame({"patient_id": patients, "series_id": list("12345"), "fold": [0, 0, 1, 1, 1]})
     padding, base = torch.zeros(5, 4, dtype=torch.bool), torch.full((5, 13), 0.5)
-    features = SliceFeatures(series, torch.zeros(5, 4, 3), padding, base)
+    features = SliceFeatures(series, (ViewFeatures(torch.zeros(5, 4, 3), padding),), base)
     with pytest.raises(UserError, match=rf"patient {patients[0]} is trained on \(series 5\) and held out"):
         second_level._run_fold(options, features, inputs, inputs.sources[0])

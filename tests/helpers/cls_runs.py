@@ -34,7 +34,7 @@ def write_second_run(run: Path) -> Path:
     fold = run / "fold0"
     for number in range(2):
         write_network(fold / "first" / str(number) / "model.safetensors", number, "liver")
-    spec = SecondSpec(features=5, hidden=4)
+    spec = SecondSpec(features=(5,), hidden=4)
     save_second_level(fold / "second.safetensors", [SecondLevel(spec)], spec)
     (fold / "last.pt").write_bytes(b"checkpoint")
     (run / "features").mkdir()

@@ -8,6 +8,7 @@ import pytest
 import timm
 
 from src.cls.options import ClassifierOptions, Flip, Pooling, Region, SequenceModel, Target
+from src.cls.second_options import SecondLevelOptions
 from src.cls.views import MASK_CHANNELS, REGIONS
 from src.core.config import parse_options
 from src.core.targets import ORGANS, TARGETS
@@ -19,14 +20,17 @@ from src.seg.options import Organ, SegOptions
 from src.voco.options import VocoOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = {"voco": VocoOptions, "seg": SegOptions, "cls": ClassifierOptions}
+TRAINERS = {"voco": VocoOptions, "seg": SegOptions, "cls": ClassifierOptions}
+STAGES = TRAINERS | {"second": SecondLevelOptions}
 REQUIRED = {
     "voco": "--data prepared --output run",
     "seg": "--data prepared --output run",
     "cls": "--data prepared --labels train.csv --folds folds.csv --output run",
+    "second": "--runs run --data prepared --labels train.csv --folds folds.csv --output second",
 }
 CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
 PRESETS = [path for path in CONFIGS if path.parent.name in STAGES]
+OF_NETWORKS = [path for path in PRESETS if path.parent.name in TRAINERS]
 MASK_TABLES = [path for path in CONFIGS if path.parent.name == "masks"]
 
 
@@ -45,7 +49,7 @@ def test_a_preset_loads(path):
     stage = path.parent.name
     argv = ["--config", str(path), *REQUIRED[stage].split()]
     options = parse_options(STAGES[stage], argv, prog="script.py", description="")
-    for backbone in options.backbones if stage == "seg" else (options.backbone,):
+    for backbone in getattr(options, "backbones", None) or (getattr(options, "backbone", "resnet18"),):
         assert timm.is_model(backbone) or backbone in VOLUME_BACKBONES
     assert path.read_text(encoding="utf-8").startswith("# "), "a preset says what it is for"
 
@@ -69,13 +73,14 @@ def test_options_offer_what_the_code_knows(choices, known):
 
 
 FROM_IMAGENET = {
-    *("voco/v1", "voco/v2", "voco/plus", "cls/cnn_lstm", "cls/organ_aware", "seg/dual", "seg/supervised"),
+    *("voco/v1", "voco/v2", "voco/plus", "seg/dual", "seg/supervised"),
+    *("cls/cnn_lstm", "cls/organ_aware", "cls/competition", "cls/organ_wise"),
 }
 """Presets for real data; the others are of 3D backbones, or for minutes on a CPU."""
 FROM_PACKAGE = {"voco/demo", "cls/demo"}  # make demo needs no network
 
 
-@pytest.mark.parametrize("path", PRESETS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", OF_NETWORKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_preset_starts_from_imagenet_where_it_can(path):
     stage = path.parent.name
     argv = ["--config", str(path), *REQUIRED[stage].split()]

@@ -259,7 +259,7 @@ def test_train_pair_refuses_a_label_that_is_no_organ_in_one_line(tmp_path):
         ("--backbones resnet10t no_such_net", "no backbone 'no_such_net'"),
         ("--decoders pan fpn", "cannot take images of 64 px"),
         ("--pseudo -1", "--pseudo must be at least 0"),
-        ("--size 100", "--size 100: the slices of --data have 64 px"),
+        ("--size -1", "--size must be at least 0"),
         ("--save-every 3 --log-every 2", "--save-every 3 must be a multiple"),
         ("--encoder missing.safetensors", "there is no file missing.safetensors"),
         (
