@@ -19,10 +19,9 @@ several processes may work on different rows or seeds of a folder:
 `--ct` is the folder that real_ct.py takes, with series/ (NIfTI) and slices/ (single slices) in it.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ from joblib import Parallel, delayed
 from region_probe import measure_regions
 from representation_rows import ALL_ROWS, BACKBONE, ROWS, TILE, WINDOWS, make_data, pretraining
 from representation_tables import REAL_CT, show_pieces
-from study import Piece, StudyOptions, make_all, run_stages
+from study import Piece, StudyOptions, digest_code, digest_files, make_all, run_stages
 from task_probe import predict_task, task_figures
 
 from src.core.config import ROOT
@@ -62,8 +61,6 @@ CHANGES = ("--lr", "2e-3", "--dropout", "0", "--clip", "5")
 epochs, from ImageNet weights and in one window. With these it does."""
 PAINTED = "painted"
 """Folder of --work for the examples of painted_injuries.py."""
-CODE = ("src", "benchmarks")
-"""Folders whose files decide the figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,16 +244,9 @@ def about(options: RepresentationOptions, name: str, seed: int) -> dict[str, Any
         "row": name,
         "seed": seed,
         "command": command,
-        "code": digest_files(path for folder in CODE for path in (ROOT / folder).rglob("*.py")),
+        "code": digest_code(),
         "data": digest_files(path for folder in sets for path in folder.rglob("*.png")),
     }
-
-
-def digest_files(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def piece_path(options: RepresentationOptions, name: str, seed: int) -> Path:

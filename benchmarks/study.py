@@ -3,7 +3,7 @@
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from rivals import RivalOptions, train_rival
 import prepare_data
 from src.cls.options import ClassifierOptions
 from src.cls.run import train_folds
-from src.core.config import Precision, check_range, plain_options
+from src.core.config import ROOT, Precision, check_range, plain_options
 from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import say
@@ -177,6 +177,18 @@ class Piece:
         for path in self.inputs:
             digest.update(path.read_bytes())
         return {"options": plain_options(self.options), "inputs": digest.hexdigest()}
+
+
+def digest_code() -> str:
+    """Of all files that decide the figures of a study."""
+    return digest_files(path for folder in ("src", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def split_finished(planned: Mapping[Key, Piece]) -> tuple[dict[Key, Piece], list[str]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from src.score.metric import loss_terms
+from src.score.metric import LossTerms, loss_terms
 
 _ROUNDS_AT_ONCE = 256  # limits memory: 256 rounds of 3,000 patients are 6 MB
 
@@ -50,13 +50,20 @@ def bootstrap_difference(
     A negative difference means that `a` is better. If the interval excludes 0, sampling of patients alone is
     an unlikely explanation.
     """
-    terms_a, terms_b = loss_terms(labels, a), loss_terms(labels, b)
+    return difference_interval(loss_terms(labels, a), loss_terms(labels, b), rounds, seed, level)
+
+
+def difference_interval(
+    a: LossTerms, b: LossTerms, rounds: int = 1000, seed: int = 0, level: float = 0.9
+) -> Interval:
+    """Return the interval of `score(a) - score(b)` from the losses of the same patients."""
+    patients = len(a.weights)
     differences = [
-        (terms_a.average(counts) - terms_b.average(counts)).mean(axis=1)
-        for counts in _resampled_counts(len(labels), rounds, seed)
+        (a.average(counts) - b.average(counts)).mean(axis=1)
+        for counts in _resampled_counts(patients, rounds, seed)
     ]
-    once_each = np.ones(len(labels))
-    observed = (terms_a.average(once_each) - terms_b.average(once_each)).mean()
+    once_each = np.ones(patients)
+    observed = (a.average(once_each) - b.average(once_each)).mean()
     return _interval(observed, np.concatenate(differences), level)
 
 
