@@ -131,7 +131,7 @@ def run_pipeline(
     sample = pd.DataFrame({"patient_id": [patient_id for patient_id, _ in series]})
     results = Results(series, sample, PostProcessing.identity(1), ensemble.prior)
     budget = TimeBudget(len(series), ensemble.subsets, math.inf, started=time.monotonic())
-    predict_all(ReadAhead(source, series), Observed(ensemble), results, budget, lambda: None)
+    predict_all(ReadAhead(source, series), [Observed(ensemble)], results, budget, lambda: None)
     report = results.report()
     if set(report.status) != {"ok"}:
         raise UserError(f"not every series could be predicted: {report.reason.max()}")

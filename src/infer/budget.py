@@ -45,6 +45,7 @@ class TimeBudget:
         max_s: time limit in seconds from `started` on; infinity sets no limit.
         started: start of the run, as measured by `clock`.
         jobs: number of threads that read.
+        devices: number of devices that predict, each another series.
         side_by_side: whether reading and predicting do not slow down each other, as on a GPU.
         stop: request that also ends the run.
     """
@@ -57,6 +58,7 @@ class TimeBudget:
         *,
         started: float,
         jobs: int = 1,
+        devices: int = 1,
         side_by_side: bool = True,
         stop: StopRequest | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -64,7 +66,8 @@ class TimeBudget:
         self.series, self._full, self._reduced = series, subsets[0], subsets[-1]
         self.subset, self.done = self._full, 0
         """subset for the next series, and number of series done"""
-        self._jobs, self._side_by_side, self._stop = jobs, side_by_side, stop or StopRequest()
+        self._jobs, self._devices, self._side_by_side = jobs, devices, side_by_side
+        self._stop = stop or StopRequest()
         self._clock, self._started, self._ends, self._said = clock, started, started + max_s, clock()
         self._read_s, self._organs_s = _RunningMean(), _RunningMean()
         self._pass_s = [_RunningMean() for _ in self._full.passes]
@@ -88,20 +91,21 @@ class TimeBudget:
             return ""
         return f"{sum(self.subset.passes)} of {sum(self._full.passes)} forward passes"
 
-    def note(self, read_s: float | None, prediction: Prediction | None) -> None:
+    def note(self, read_s: float | None, prediction: Prediction | None, subset: EnsembleSubset) -> None:
         """Record one more series.
 
         Args:
             read_s: None if it cannot be read: a hang of minutes says nothing about the other series.
             prediction: None if there is none.
+            subset: the subset that predicted it.
         """
         self.done += 1
         if read_s is not None:
             self._read_s.add(read_s)
         if prediction is not None:
-            if self.subset.needs_organs:
+            if subset.needs_organs:
                 self._organs_s.add(prediction.organs_s)
-            for mean, passes, run_s in zip(self._pass_s, self.subset.passes, prediction.runs_s, strict=True):
+            for mean, passes, run_s in zip(self._pass_s, subset.passes, prediction.runs_s, strict=True):
                 if passes:
                     mean.add(run_s / passes)
         self._choose()
@@ -116,12 +120,13 @@ class TimeBudget:
         return (
             f"{self.done} of {self.series} series in {_hours(self._clock() - self._started)}; per series: "
             f"{self._read_s.value:.2f} s to read in {self._jobs} thread(s), "
-            f"{self._predict_s(self.subset):.2f} s to predict; ends in about {_hours(ends_s)}, at {at}"
+            f"{self._predict_s(self.subset):.2f} s to predict on {self._devices} device(s); "
+            f"ends in about {_hours(ends_s)}, at {at}"
         )
 
     def _series_s(self, subset: EnsembleSubset) -> float:
         """Expected seconds per series."""
-        read_s, predict_s = self._read_s.value / self._jobs, self._predict_s(subset)
+        read_s, predict_s = self._read_s.value / self._jobs, self._predict_s(subset) / self._devices
         return max(read_s, predict_s) if self._side_by_side else read_s + predict_s
 
     def _predict_s(self, subset: EnsembleSubset) -> float:

@@ -2,9 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -12,12 +14,12 @@ from src.core.errors import UserError
 from src.core.files import require_writable
 from src.core.log import progress, say, warn
 from src.infer.budget import RunEnds, TimeBudget, last_resort, stop_on_signals
-from src.infer.ensemble import Ensemble
+from src.infer.ensemble import Ensemble, EnsembleSubset, Prediction
 from src.infer.options import InferOptions
 from src.infer.predictor import SeriesPredictor
 from src.infer.read_ahead import ReadAhead
 from src.infer.results import PREDICTED, Results, describe_error, read_sample
-from src.infer.stack_sources import StackSource, open_source
+from src.infer.stack_sources import LoadedSeries, StackSource, open_source
 from src.score.postprocess import post_of_runs
 
 GRACE_S = 300.0
@@ -51,22 +53,23 @@ def predict_patients(options: InferOptions, started: float) -> None:
         save()  # writes the prior for every patient, so that a valid submission exists
         try:
             with last_resort(started + limit_s + GRACE_S - time.monotonic(), save):
-                predictor = SeriesPredictor(ensemble)
-                predictor.use_fastest(options.precision)
-                device = predictor.ensemble.device
+                predictors = SeriesPredictor.on_all_gpus(ensemble, options.precision)
+                device = predictors[0].ensemble.device
                 budget = TimeBudget(
                     len(series),
                     ensemble.subsets,
                     limit_s,
                     started=started,
                     jobs=options.threads,
+                    devices=len(predictors),
                     side_by_side=device.type != "cpu",
                     stop=stop,
                 )
                 passes = sum(ensemble.full.passes)
-                say(f"{len(sample)} patients, {len(series)} series, {passes} forward passes each; {device}")
+                devices = f"{len(predictors)} x {device.type}" if len(predictors) > 1 else f"{device}"
+                say(f"{len(sample)} patients, {len(series)} series, {passes} forward passes each; {devices}")
                 reader = ReadAhead(source, series, options.threads)
-                why_early = predict_all(reader, predictor, results, budget, save)
+                why_early = predict_all(reader, predictors, results, budget, save)
         finally:
             save()
     _summarise(results.report(), why_early, options.output)
@@ -90,7 +93,7 @@ def order_series(source: StackSource, patient_ids: Sequence[str]) -> list[tuple[
 
 def predict_all(
     reader: ReadAhead,
-    predictor: SeriesPredictor,
+    predictors: Sequence[SeriesPredictor],
     results: Results,
     budget: TimeBudget,
     save: Callable[[], None],
@@ -100,6 +103,7 @@ def predict_all(
     A series that cannot be read or predicted, for any reason, is skipped.
 
     Args:
+        predictors: one for each device.
         save: called regularly, so that even a killed run leaves results; it may fail.
 
     Returns:
@@ -107,26 +111,10 @@ def predict_all(
     """
     saved = time.monotonic()
     try:
-        for series in progress(reader.read(budget), reader.left, "series"):
-            prediction, thinned = None, budget.thinned
-            if series.reason:
-                results.skip(series.key, series.reason)
-            else:
-                try:
-                    prediction = predictor.predict(series, budget.subset, budget.check)
-                except RunEnds:
-                    raise
-                except Exception as error:  # no error in a series may end a submission
-                    reason = describe_error(error)
-                    warn(f"{'/'.join(series.key)} could not be predicted: {reason}")
-                    results.skip(series.key, reason)
-                else:
-                    remarks = [remark.text for remark in series.remarks]
-                    reason = "; ".join(part for part in (*remarks, thinned, prediction.note) if part)
-                    is_doubtful = any(remark.doubtful for remark in series.remarks)
-                    status = "doubtful" if is_doubtful else "thinned" if thinned else "ok"
-                    results.add(series.key, prediction.probabilities, status, reason)
-            budget.note(None if series.reason else series.read_s, prediction)
+        for outcome in predict_side_by_side(
+            progress(reader.read(budget), reader.left, "series"), predictors, budget
+        ):
+            _record(outcome, results, budget)
             if time.monotonic() - saved >= SAVE_EVERY_S:
                 try:
                     save()
@@ -138,6 +126,86 @@ def predict_all(
     finally:
         reader.stop()
     return ""
+
+
+class Outcome(NamedTuple):
+    """What came of a series."""
+
+    series: LoadedSeries
+    subset: EnsembleSubset
+    """part of the ensemble that was to predict it"""
+    thinned: str
+    """description of that part, if it is not all"""
+    prediction: Prediction | None
+    error: Exception | None
+    """reason why there is no prediction, if the series could be read"""
+
+
+def predict_side_by_side(
+    stream: Iterable[LoadedSeries], predictors: Sequence[SeriesPredictor], budget: TimeBudget
+) -> Iterator[Outcome]:
+    """Yield the outcome of each series; several predictors work in threads, each on another series.
+
+    Raises:
+        RunEnds: the run has to end.
+    """
+    if len(predictors) == 1:
+        for series in stream:
+            yield _attempt(predictors[0], series, budget.subset, budget.thinned, budget)
+        return
+    idle, busy = list(predictors), {}
+    with ThreadPoolExecutor(len(predictors)) as pool:
+        for series in stream:
+            predictor = idle.pop()
+            given = (predictor, series, budget.subset, budget.thinned, budget)
+            busy[pool.submit(_attempt, *given)] = predictor
+            while not idle:
+                yield from _finished(busy, idle)
+        while busy:
+            yield from _finished(busy, idle)
+
+
+def _finished(busy: dict[Future[Outcome], SeriesPredictor], idle: list[SeriesPredictor]) -> Iterator[Outcome]:
+    """Wait until a predictor is idle again; yield the outcome of its series."""
+    for future in wait(busy, return_when=FIRST_COMPLETED).done:
+        idle.append(busy.pop(future))
+        yield future.result()
+
+
+def _attempt(
+    predictor: SeriesPredictor,
+    series: LoadedSeries,
+    subset: EnsembleSubset,
+    thinned: str,
+    budget: TimeBudget,
+) -> Outcome:
+    prediction, error = None, None
+    if not series.reason:
+        try:
+            prediction = predictor.predict(series, subset, budget.check)
+        except RunEnds:
+            raise
+        except Exception as failure:  # no error in a series may end a submission
+            error = failure
+    return Outcome(series, subset, thinned, prediction, error)
+
+
+def _record(outcome: Outcome, results: Results, budget: TimeBudget) -> None:
+    """Add what came of a series to the results, and its seconds to the budget."""
+    series, _, thinned, prediction, error = outcome
+    if series.reason:
+        results.skip(series.key, series.reason)
+    elif error is not None:
+        reason = describe_error(error)
+        warn(f"{'/'.join(series.key)} could not be predicted: {reason}")
+        results.skip(series.key, reason)
+    else:
+        remarks = [remark.text for remark in series.remarks]
+        reason = "; ".join(part for part in (*remarks, thinned, prediction.note) if part)
+        is_doubtful = any(remark.doubtful for remark in series.remarks)
+        status = "doubtful" if is_doubtful else "thinned" if thinned else "ok"
+        results.add(series.key, prediction.probabilities, status, reason)
+    budget.note(None if series.reason else series.read_s, prediction, outcome.subset)
 
 
 def _summarise(report: pd.DataFrame, why_early: str, output: Path) -> None:

@@ -32,11 +32,12 @@ class SeriesPredictor:
         self._settings = {"cpu": ForwardSettings()}  # settings by device type
         self._warned = False
 
-    def use_fastest(self, precision: str) -> None:
-        """Predict on the GPU from now on, if there is one; stay on the CPU if that fails.
+    def use_fastest(self, precision: str, number: int = 0) -> None:
+        """Predict on a GPU from now on, if there is one; stay on the CPU if that fails.
 
         Args:
             precision: see `Precision`; on a CPU fp32 replaces fp16.
+            number: number of the GPU.
         """
         if precision == "fp16" and not torch.cuda.is_available():
             warn("there is no GPU: everything is predicted on the CPU, in fp32 instead of fp16")
@@ -44,11 +45,26 @@ class SeriesPredictor:
         try:
             runtime = Runtime.create(precision, one_process=True)
             if runtime.device.type != "cpu":
-                self.ensemble = self._on_cpu.copy_to(runtime.device)
+                self.ensemble = self._on_cpu.copy_to(torch.device(runtime.device.type, number))
         except Exception as error:  # driver errors, lack of memory
             warn(f"everything is predicted on the CPU, since the GPU cannot be used: {describe_error(error)}")
             return
         self._settings[runtime.device.type] = ForwardSettings(runtime.autocast)
+
+    @classmethod
+    def on_all_gpus(cls, ensemble: Ensemble, precision: str) -> "list[SeriesPredictor]":
+        """Return a predictor for each GPU, which share the series; without a usable one, that of the CPU.
+
+        Args:
+            precision: see `use_fastest`.
+        """
+        predictors = []
+        for number in range(max(1, torch.cuda.device_count())):
+            predictor = cls(ensemble)
+            predictor.use_fastest(precision, number)
+            if not predictors or predictor.ensemble.device.type != "cpu":
+                predictors.append(predictor)
+        return predictors
 
     def predict(
         self, series: LoadedSeries, subset: EnsembleSubset, check: Callable[[], None] = lambda: None

@@ -61,7 +61,7 @@ class Machine:
             clock.now += max(self.read_s, predict_s) if side_by_side else self.read_s + predict_s
             got.append(subset)
             self.after(len(got))
-            budget.note(self.read_s, Prediction(np.zeros((2, 13)), organs_s, runs_s))
+            budget.note(self.read_s, Prediction(np.zeros((2, 13)), organs_s, runs_s), subset)
         return got, clock() - 100.0
 
     def after(self, series):
@@ -99,10 +99,23 @@ def test_budget_ignores_the_time_of_a_series_that_hangs():
     for number in range(100):
         hangs = number == 50
         clock.now += 330.0 if hangs else 20.1
-        budget.note(
-            None if hangs else 0.1, None if hangs else Prediction(np.zeros((2, 13)), 0.0, (10.0, 10.0))
-        )
+        prediction = Prediction(np.zeros((2, 13)), 0.0, (10.0, 10.0))
+        budget.note(*(None, None) if hangs else (0.1, prediction), budget.subset)
         assert budget.subset == FULL
+
+
+def test_budget_shares_the_series_among_devices():
+    """What is late for one device is in time for two."""
+    chosen = []
+    for devices in (1, 2):
+        clock = Clock()
+        given = {"started": clock(), "clock": clock, "devices": devices}
+        budget = TimeBudget(100, (FULL, REDUCED), 1500.0, **given)
+        for _ in range(20):
+            clock.now += 20 / devices
+            budget.note(0.1, Prediction(np.zeros((2, 13)), 0.0, (10.0, 10.0)), FULL)
+        chosen.append(budget.subset)
+    assert chosen == [REDUCED, FULL]
 
 
 def test_budget_counts_the_time_of_finding_organs():
@@ -240,7 +253,7 @@ def test_infer_ends_where_a_gpu_never_answers_at_the_start(tiny, tiny_run, tmp_p
         import infer
         from src.infer import pipeline
 
-        pipeline.SeriesPredictor.use_fastest = lambda predictor, precision: time.sleep(60)
+        pipeline.SeriesPredictor.use_fastest = lambda predictor, *_: time.sleep(60)
         pipeline.GRACE_S = 0.0
         infer.main(sys.argv[1:])
     """

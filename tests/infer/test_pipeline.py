@@ -1,12 +1,15 @@
 """The order of the series, and faults of the machine, after which a series is read again."""
 
 import shutil
+import threading
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from src.infer import read_ahead, stack_sources
 from src.infer.pipeline import order_series
+from src.infer.predictor import SeriesPredictor
 from tests.helpers.dying_readers import AwayAtFirst
 from tests.helpers.infer_runs import read_report, submit
 
@@ -38,3 +41,47 @@ def test_infer_does_not_read_a_damaged_series_again(tiny, tiny_run, tmp_path, mo
     monkeypatch.setattr(stack_sources, "load_stack", AwayAtFirst(series.name, tmp_path / "calls", 0))
     submit(raw, tiny_run, tiny.sample, tmp_path)
     assert (tmp_path / "calls").stat().st_size == 1
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Two predictors that must work at the same time: each waits for the other at its first series."""
+    together, predict, seen = threading.Barrier(2, timeout=60), SeriesPredictor.predict, set()
+
+    def waiting(self, series, subset, check=lambda: None):
+        if id(self) not in seen:
+            seen.add(id(self))
+            together.wait()
+        return predict(self, series, subset, check)
+
+    monkeypatch.setattr(SeriesPredictor, "predict", waiting)
+    monkeypatch.setattr(
+        SeriesPredictor, "on_all_gpus", lambda ensemble, precision: [SeriesPredictor(ensemble) for _ in "ab"]
+    )
+    return seen
+
+
+def test_infer_on_two_devices_gives_the_submission_of_one(tiny, tiny_run, tmp_path, two_devices, monkeypatch):
+    both = submit(tiny.raw, tiny_run, tiny.sample, tmp_path / "both")
+    assert len(two_devices) == 2
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(both, submit(tiny.raw, tiny_run, tiny.sample, tmp_path / "one"))
+    reports = [read_report(tmp_path / name) for name in ("both", "one")]
+    pd.testing.assert_frame_equal(*reports)
+
+
+def test_infer_on_two_devices_skips_what_fails_on_one(tiny, tiny_run, tmp_path, two_devices, monkeypatch):
+    failing = sorted((tiny.raw / "test_images").glob("*/*"))[0].name
+    predict = SeriesPredictor.predict
+
+    def fail(self, series, subset, check=lambda: None):
+        result = predict(self, series, subset, check)
+        if series.key[1] == failing:
+            raise ValueError("a fault")
+        return result
+
+    monkeypatch.setattr(SeriesPredictor, "predict", fail)
+    submit(tiny.raw, tiny_run, tiny.sample, tmp_path)
+    report = read_report(tmp_path).set_index("series_id")
+    assert report.loc[failing, "status"] == "skipped" and "a fault" in report.loc[failing, "reason"]
+    assert "ok" in set(report.status)
