@@ -15,13 +15,13 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from src.cls.dataset import StackBatch, StackDataset
-from src.cls.held_out import open_cache, predict_held_out, validation_losses
 from src.cls.inputs import TrainingInputs
 from src.cls.losses import StackLoss, organ_loss, slice_loss
 from src.cls.model import ClassifierOutput, ClassifierSpec, TraumaClassifier
 from src.cls.options import ClassifierOptions
 from src.cls.order import RunSampler, SeriesOrder
 from src.cls.stack_mixing import StackMixer
+from src.cls.validation import open_cache, predict_held_out, validation_losses
 from src.core.log import say
 from src.core.run_folder import find_checkpoint
 from src.core.runtime import Runtime, sample_rng, to_device

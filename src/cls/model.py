@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from src.cls.fold_models import FOLD_MODEL
 from src.cls.views import StackView
-from src.core.runtime import to_device
 from src.core.targets import CLASS_WEIGHTS, TARGETS
 from src.nn.augmentation import FLIPS
 from src.nn.encoder import create_encoder, encoder_width, fill_network
-from src.nn.micro_batch import encode_in_parts, run_part, split_evenly
+from src.nn.micro_batch import encode_in_parts
 from src.nn.organ_decoder import OrganDecoder
 from src.nn.sequence import SequenceHead
 from src.nn.weights_file import read_description, read_weights, save_weights, to_tuples
@@ -133,7 +132,8 @@ class TraumaClassifier(nn.Module):
         batch, slices = images.shape[:2]
         flat, organ_logits = images.flatten(0, 1), None  # (B * T, C, H, W)
         if decoded is not None and self.decoder is not None:
-            features, organ_logits = self._encode_and_segment(flat, decoded, slices_at_once or 0)
+            parts = (self.encoder, self.normalise, flat, decoded, slices_at_once or 0)
+            features, organ_logits = self.decoder.segment(*parts)
         else:
             features = encode_in_parts(self._encode, flat, slices_at_once or 0, self.encoder)
         summary = self.head(features.unflatten(0, (batch, slices)), padding)
@@ -147,22 +147,6 @@ class TraumaClassifier(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.encoder(self.normalise(images))
-
-    def _encode_and_segment(self, images: Tensor, chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return features of images, encoded `size` at a time (0: all), and organ logits of the chosen."""
-
-        def encode(part: Tensor, of_part: Tensor) -> tuple[Tensor, ...]:
-            return self.decoder.encode(self.encoder, self.normalise(part), of_part)
-
-        outputs, first, parts = [], 0, split_evenly(images, size)
-        for part in parts:
-            of_part = chosen[(chosen >= first) & (chosen < first + len(part))] - first
-            given = part, to_device(of_part, images.device)
-            outputs.append(run_part(encode, self.encoder, *given) if len(parts) > 1 else encode(*given))
-            first += len(part)
-        features, *maps = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
-        pixels = self.normalise(images[to_device(chosen, images.device)])
-        return features, self.decoder(pixels, maps)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Convert grey levels (N, C, H, W) in 0..255 to the encoder's input."""

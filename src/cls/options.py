@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from src.cls.views import EACH_KIDNEY
 from src.core.config import Doubtful, Execution, FirstWeights, Precision, Tracking, check_range
 from src.core.targets import TARGETS
 from src.nn.tracking import require_tracker
@@ -274,10 +273,10 @@ class ClassifierOptions:
             )
         if "own" in (self.z_range, self.in_plane) and self.mode != "single":
             raise ValueError("a target's own region (--z-range or --in-plane own) needs --mode single")
-        if (self.z_range == EACH_KIDNEY) != (self.in_plane == EACH_KIDNEY):
-            raise ValueError(f"{EACH_KIDNEY} must be the region of both --z-range and --in-plane")
-        if self.spacing_mm and self.z_range == EACH_KIDNEY:
-            raise ValueError(f"--spacing-mm takes slices of one range, and {EACH_KIDNEY} has two: give 0")
+        if (self.z_range == "each_kidney") != (self.in_plane == "each_kidney"):
+            raise ValueError("each_kidney must be the region of both --z-range and --in-plane")
+        if self.spacing_mm and self.z_range == "each_kidney":
+            raise ValueError("--spacing-mm takes slices of one range, and each_kidney has two: give 0")
         if self.image_labels is not None and not self.slice_loss:
             raise ValueError("--image-labels are used by --slice-loss: give it a weight")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import Sampler
 
+from src.cls.options import ClassifierOptions
 from src.core.errors import UserError
 from src.core.runtime import sample_rng
 from src.core.targets import INJURIES
@@ -28,6 +29,20 @@ def require_even_share(batch: int, world: int) -> None:
     """
     if batch % world:
         raise UserError(f"option --batch {batch} must be a multiple of the number of processes, {world}")
+
+
+def require_shared_batch(options: ClassifierOptions, world: int) -> None:
+    """Check that `world` processes can share a batch, and that each can mix its stacks.
+
+    Raises:
+        UserError: they cannot, or a process has a single stack.
+    """
+    require_even_share(options.batch, world)
+    if (options.mixup or options.cutmix) and options.batch // world < 2:
+        raise UserError(
+            f"--mixup and --cutmix mix the stacks of a process's batch: --batch {options.batch} leaves a "
+            "process one, give at least twice the number of processes"
+        )
 
 
 class SeriesOrder:

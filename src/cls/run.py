@@ -10,25 +10,21 @@ import pandas as pd
 import torch
 
 from src.cls.fold import train_network
-from src.cls.fold_models import FOLD_TABLE, MODEL, fold_folders, is_finished
-from src.cls.held_out import predict_held_out
+from src.cls.fold_models import FOLD_TABLE, MODEL, is_finished
 from src.cls.inputs import Fold, TrainingInputs, check_first_weights
 from src.cls.model import ClassifierSpec, TraumaClassifier, save_classifier
 from src.cls.options import ClassifierOptions
-from src.cls.order import require_even_share
+from src.cls.order import require_shared_batch
 from src.cls.out_of_fold import refuse_shared_patients, write_out_of_fold
+from src.cls.run_claims import claim_folds
+from src.cls.validation import predict_held_out
 from src.cls.views import EACH_KIDNEY, TARGET_ORGANS, StackView
-from src.core.config import plain_options, save_options
 from src.core.errors import UserError
-from src.core.files import discard, write_json, write_table
+from src.core.files import write_table
 from src.core.log import is_main_process, say
 from src.core.run_folder import (
-    ANOTHER_OUTPUT,
     find_checkpoint,
-    is_in_use,
     only_writer,
-    read_record,
-    require_same,
 )
 from src.core.runtime import Runtime, torch_seed
 from src.core.targets import CLASS_WEIGHTS, COLUMNS
@@ -39,15 +35,6 @@ from src.nn.first_weights import first_greys, load_first_weights
 from src.nn.micro_batch import require_enough_statistics
 from src.nn.organ_decoder import OrganDecoder
 from src.score.prior import weight_aware_prior
-
-RECORD = "run.json"
-
-FREE_TO_CHANGE = (
-    *("data", "doubtful", "labels", "folds", "encoder", "image_labels", "output", "cache"),
-    *("fold", "resume", "workers", "execution", "micro_batch", "track"),
-)
-"""Options that may change within a run: inputs are compared by content, others do not affect results. Parts
-affect rounding (and batch statistics), but a run that runs out of memory must be able to change them."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +82,7 @@ def train_folds(options: ClassifierOptions) -> None:
                 encoder = create_encoder(spec.backbone, spec.view.channels, spec.view.crop)
                 require_true_bf16(encoder, spec.view.channels, spec.view.crop)
         if is_main_process():
-            _claim_folds(options, inputs, chosen, claims)
+            claim_folds(options, inputs, chosen, claims)
         runtime.wait_for_all()
         finished = [fold for fold in chosen if is_finished(options.output / fold.name)]
         runtime.wait_for_all()  # before any process finishes a fold
@@ -110,20 +97,6 @@ def train_folds(options: ClassifierOptions) -> None:
         if is_main_process():  # the last of several commands finds the folds of all
             with only_writer(options.output, wait=True):
                 write_out_of_fold(options.output, inputs.labels, inputs.folds, options.keep)
-
-
-def require_shared_batch(options: ClassifierOptions, world: int) -> None:
-    """Check that `world` processes can share a batch, and that each can mix its stacks.
-
-    Raises:
-        UserError: they cannot, or a process has a single stack.
-    """
-    require_even_share(options.batch, world)
-    if (options.mixup or options.cutmix) and options.batch // world < 2:
-        raise UserError(
-            f"--mixup and --cutmix mix the stacks of a process's batch: --batch {options.batch} leaves a "
-            "process one, give at least twice the number of processes"
-        )
 
 
 def describe_networks(options: ClassifierOptions, inputs: TrainingInputs) -> list[FoldNetwork]:
@@ -266,35 +239,3 @@ def build_model(spec: ClassifierSpec, options: ClassifierOptions, fold: int) -> 
         weights = torch.tensor([CLASS_WEIGHTS[column] for column in spec.columns])
         model.classifier.bias.data -= weights.log()
     return model.to(memory_format=torch.channels_last)
-
-
-def _claim_folds(
-    options: ClassifierOptions, inputs: TrainingInputs, chosen: list[Fold], claims: ExitStack
-) -> None:
-    """Claim the `chosen` folds of `options.output` until `claims` is closed; start or join the run there.
-
-    Raises:
-        UserError: another command trains one of these folds, or a fold there is trained with other options or
-            on other data.
-    """
-    output, record = options.output, options.output / RECORD
-    identity = {"options": plain_options(options), "inputs": inputs.digest}
-    to_repeat = {output / fold.name for fold in chosen} if options.resume == "never" else set()
-    with only_writer(output, wait=True):  # several commands may start at once
-        folders = fold_folders(output)
-        begun = {folder for folder in folders if any(folder.rglob("last.pt")) or is_finished(folder)}
-        in_training = {folder for folder in folders if is_in_use(folder)}
-        saved = read_record(record, "a run of train_cls.py")
-        if begun and saved is None:
-            raise UserError(f"{output} holds a run of another program: {ANOTHER_OUTPUT}")
-        if saved is not None and (begun - to_repeat) | in_training:
-            named = {"inputs": "other data (series, --doubtful, labels, folds, encoder or first weights)"}
-            require_same(output, saved, identity, free=FREE_TO_CHANGE, named=named, advice=ANOTHER_OUTPUT)
-        for fold in chosen:
-            claims.enter_context(only_writer(output / fold.name))
-        # After all checks, so that a refused command deletes nothing. The claimed folders stay.
-        for item in (item for folder in to_repeat for item in folder.iterdir()):
-            discard(item)
-        if not in_training:
-            write_json(identity, record)
-            save_options(options, output / "config.yaml")

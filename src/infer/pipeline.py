@@ -2,11 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -14,12 +12,13 @@ from src.core.errors import UserError
 from src.core.files import require_writable
 from src.core.log import progress, say, warn
 from src.infer.budget import RunEnds, TimeBudget, last_resort, stop_on_signals
-from src.infer.ensemble import Ensemble, EnsembleSubset, Prediction
+from src.infer.ensemble import Ensemble
 from src.infer.options import InferOptions
 from src.infer.predictor import SeriesPredictor
 from src.infer.read_ahead import ReadAhead
 from src.infer.results import PREDICTED, Results, describe_error, read_sample
-from src.infer.stack_sources import LoadedSeries, StackSource, open_source
+from src.infer.side_by_side import Outcome, predict_side_by_side
+from src.infer.stack_sources import StackSource, open_source
 from src.score.postprocess import post_of_runs
 
 GRACE_S = 300.0
@@ -126,68 +125,6 @@ def predict_all(
     finally:
         reader.stop()
     return ""
-
-
-class Outcome(NamedTuple):
-    """What came of a series."""
-
-    series: LoadedSeries
-    subset: EnsembleSubset
-    """part of the ensemble that was to predict it"""
-    thinned: str
-    """description of that part, if it is not all"""
-    prediction: Prediction | None
-    error: Exception | None
-    """reason why there is no prediction, if the series could be read"""
-
-
-def predict_side_by_side(
-    stream: Iterable[LoadedSeries], predictors: Sequence[SeriesPredictor], budget: TimeBudget
-) -> Iterator[Outcome]:
-    """Yield the outcome of each series; several predictors work in threads, each on another series.
-
-    Raises:
-        RunEnds: the run has to end.
-    """
-    if len(predictors) == 1:
-        for series in stream:
-            yield _attempt(predictors[0], series, budget.subset, budget.thinned, budget)
-        return
-    idle, busy = list(predictors), {}
-    with ThreadPoolExecutor(len(predictors)) as pool:
-        for series in stream:
-            predictor = idle.pop()
-            given = (predictor, series, budget.subset, budget.thinned, budget)
-            busy[pool.submit(_attempt, *given)] = predictor
-            while not idle:
-                yield from _finished(busy, idle)
-        while busy:
-            yield from _finished(busy, idle)
-
-
-def _finished(busy: dict[Future[Outcome], SeriesPredictor], idle: list[SeriesPredictor]) -> Iterator[Outcome]:
-    """Wait until a predictor is idle again; yield the outcome of its series."""
-    for future in wait(busy, return_when=FIRST_COMPLETED).done:
-        idle.append(busy.pop(future))
-        yield future.result()
-
-
-def _attempt(
-    predictor: SeriesPredictor,
-    series: LoadedSeries,
-    subset: EnsembleSubset,
-    thinned: str,
-    budget: TimeBudget,
-) -> Outcome:
-    prediction, error = None, None
-    if not series.reason:
-        try:
-            prediction = predictor.predict(series, subset, budget.check)
-        except RunEnds:
-            raise
-        except Exception as failure:  # no error in a series may end a submission
-            error = failure
-    return Outcome(series, subset, thinned, prediction, error)
 
 
 def _record(outcome: Outcome, results: Results, budget: TimeBudget) -> None:

@@ -1,6 +1,6 @@
 """A segmentation_models_pytorch decoder on a classifier's encoder: organs as an auxiliary task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
@@ -8,6 +8,8 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from src.core.errors import UserError
+from src.core.runtime import to_device
+from src.nn.micro_batch import run_part, split_evenly
 
 CLASSES = 5
 """Number of classes: background, liver, spleen, kidneys, bowel."""
@@ -63,3 +65,32 @@ class OrganDecoder(nn.Module):
     def forward(self, pixels: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Return organ logits (K, CLASSES, H, W) of K images (K, C, H, W) with their feature maps."""
         return self.head(self.decoder([pixels, *maps]))
+
+    def segment(
+        self,
+        encoder: nn.Module,
+        normalise: Callable[[Tensor], Tensor],
+        images: Tensor,
+        chosen: Tensor,
+        size: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Return features of all images (N, D), and organ logits of the chosen ones as `forward` does.
+
+        Args:
+            normalise: converts images to the encoder's input.
+            images: (N, C, H, W).
+            chosen: increasing indices of images, on the CPU.
+            size: images encoded at a time, see `encode_in_parts`; 0 for all.
+        """
+
+        def encode(part: Tensor, of_part: Tensor) -> tuple[Tensor, ...]:
+            return self.encode(encoder, normalise(part), of_part)
+
+        outputs, first, parts = [], 0, split_evenly(images, size)
+        for part in parts:
+            of_part = chosen[(chosen >= first) & (chosen < first + len(part))] - first
+            given = part, to_device(of_part, images.device)
+            outputs.append(run_part(encode, encoder, *given) if len(parts) > 1 else encode(*given))
+            first += len(part)
+        features, *maps = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
+        return features, self(normalise(images[to_device(chosen, images.device)]), maps)

@@ -73,7 +73,8 @@ ELSEWHERE = {
     "execution",  # tests/nn/test_execution.py
     "drop_path",  # below, with a backbone that has it
     "first_weights",  # tests/cls/test_run.py
-    *("validate_every", "keep"),  # tests/cls/test_held_out.py
+    "track",  # tests/nn/test_tracking.py
+    *("validate_every", "keep"),  # tests/cls/test_validation.py
 }
 """Options that are tested elsewhere."""
 

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from src.cls.options import ClassifierOptions
-from src.cls.order import RunSampler, SeriesOrder
-from src.cls.run import require_shared_batch
+from src.cls.order import RunSampler, SeriesOrder, require_shared_batch
 from src.core.errors import UserError
 from src.core.targets import INJURIES
 from tests.helpers.score_frames import draw_labels

@@ -22,17 +22,17 @@ BESIDE = {
     "voco": {"appearance", "index", "extents", "planes", "order", "monitors", "comparisons"},
     "nn": {
         *("encoder", "encoder3d", "first_weights", "weights_file", "sequence", "organ_decoder"),
-        *("augmentation", "encoder_input", "loading", "schedule", "execution", "micro_batch"),
+        *("augmentation", "encoder_input", "loading", "schedule", "execution", "micro_batch", "tracking"),
     },
     "cls": {
         *("inputs", "order", "organs", "slice_targets", "stack_mixing", "fold_models"),
-        *("second_model", "second_features"),
+        *("second_model", "second_features", "validation", "run_claims"),
     },
     "seg": {"model"},
     "score": {
         *("prior", "submission", "missing_targets", "bootstrap", "classes", "postprocess", "postfit"),
     },
-    "infer": {"organ_finder", "budget", "predictor", "read_ahead"},
+    "infer": {"organ_finder", "budget", "predictor", "read_ahead", "side_by_side"},
 }
 """What files of the tour import besides each other, `src/core` and the options of their rooms."""
 

@@ -240,8 +240,6 @@ def test_train_pair_at_a_smaller_size_segments_slices_as_prepared(organ_set, tmp
     segment.main(f"--model {tmp_path}/run --data {organ_set} --output {tmp_path}/masks".split())
     masks = list((tmp_path / "masks").glob("*/*/0000.png"))
     assert masks and all(read_png(path).shape[:2] == (64, 64) for path in masks)
-    scores = pd.read_csv(tmp_path / "run" / "scores.csv")
-    assert len(scores)  # of the held-out patient, at 64 px
 
 
 def test_train_pair_refuses_a_label_that_is_no_organ_in_one_line(tmp_path):
