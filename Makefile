@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # make prints each command before it runs it: the recipes below are the commands to learn from.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: demo demo-folds-0-2-4 demo-folds-1-3 study test test-all fuzz offline test-gpu test-lowest lint clean
+.PHONY: demo demo-folds-0-2-4 demo-folds-1-3 study rehearsal test test-all fuzz offline test-gpu test-lowest lint clean
 
 demo: $(READY)
 	python -m src.phantom --output data/phantom --patients 100 --test-patients 10 --matrix 128 --seed 0
@@ -28,6 +28,12 @@ study: $(READY)
 	python benchmarks/transfer_study.py --work data/study --jobs 2 --json data/study/transfer.json
 	python benchmarks/segmentation_study.py --work data/seg_study --jobs 2 --json data/seg_study/segmentation.json
 	python benchmarks/classifier_study.py --work data/cls_study --jobs 2 --json data/cls_study/classifier.json
+	python benchmarks/competition_study.py --work data/competition --jobs 2
+
+# README's recipe at the competition's counts, with tiny images and networks: an hour on two cores at most. TABLES: the competition's CSV.
+TABLES ?= data/rsna
+rehearsal: $(READY)
+	python benchmarks/rehearsal.py --tables $(TABLES) --work data/rehearsal
 
 test: $(READY)
 	python -m pytest -n 2 --dist loadfile -m 'not slow and not fuzz and not offline and not gpu'

@@ -71,7 +71,9 @@ def parse_options(
     """Fill the dataclass `cls` from `argv` (default: the process's own arguments).
 
     `--config FILE` may be repeated; later files override earlier ones, and the command line overrides all
-    files. `--help` prints the description and every option with its default, and exits with status 0.
+    files. A file is a preset, which names options, or a profile, which has a section of options for each of
+    several scripts: that of `prog` applies. `--help` prints the description and every option with its
+    default, and exits with status 0.
 
     Raises:
         UserError: an unknown or abbreviated option, an unknown key in a preset, a value of the wrong type, a
@@ -84,10 +86,9 @@ def parse_options(
         print(parser.format_help(), end="")
         raise SystemExit(0)
     given = _split_arguments(argv, cls)
+    script = prog.split()[-1].removesuffix(".py").rpartition(".")[2]
     configs = [_find_preset(path) for path in given.pop("config", [])]
-    for path in configs:
-        _check_preset_keys(path, tuple(fields))
-    arguments = [f"--config={path}" for path in configs]
+    arguments = [f"--config={json.dumps(_read_preset(path, tuple(fields), script))}" for path in configs]
     for name, values in given.items():
         value = _as_yaml_list(values, _field_type(cls, name)) if _is_list(cls, name) else values[0]
         arguments.append(f"--{name}={value}")
@@ -206,18 +207,22 @@ def _find_preset(name: str) -> Path:
     raise UserError(f"no preset file {name}; presets are in {ROOT / 'configs'}")
 
 
-def _check_preset_keys(path: Path, names: tuple[str, ...]) -> None:
+def _read_preset(path: Path, names: tuple[str, ...], script: str) -> dict[str, Any]:
+    """Return the options of a preset, or those of a script in a profile."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `option: value` lines")
+    if content and all(isinstance(section, dict) for section in content.values()):
+        content = content.get(script, {})
     for key in content:
         if key not in names:
             close = difflib.get_close_matches(str(key), names, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UserError(f"{path}: unknown option {key}{hint}")
+    return content
 
 
 def _explain(message: str, types: dict[str, Any]) -> str:

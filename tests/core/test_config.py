@@ -63,6 +63,21 @@ def test_parse_options_prefers_the_later_preset(tmp_path):
     assert (options.lr, options.test_patients) == (1e-2, 5)
 
 
+def test_parse_options_takes_the_section_of_its_script_from_a_profile(tmp_path):
+    sections = "script: {lr: 1e-3, windows: [soft, '1']}\nother: {anything: 1}\nempty: {}\n"
+    profile = ["--config", preset(tmp_path, "profile.yaml", sections), "--input", "raw"]
+    first = ["--config", preset(tmp_path, "a.yaml", "lr: 1e-2\ntest_patients: 5\n")]
+    options = parse(*first, *profile)
+    assert (options.lr, options.test_patients, options.windows) == (1e-3, 5, ("soft", "1"))
+    assert parse(*profile, *first).lr == 1e-2
+    for prog in ("python -m src.cls.script", "program script"):
+        assert parse_options(Options, profile, prog=prog, description="").lr == 1e-3
+    for prog in ("third.py", "empty.py"):
+        assert parse_options(Options, profile, prog=prog, description="") == parse("--input", "raw")
+    with pytest.raises(UserError, match=r"profile\.yaml: unknown option anything"):
+        parse_options(Options, profile, prog="other.py", description="")
+
+
 def test_parse_options_keeps_text_in_lists_as_text():
     options = parse("--input", "raw", "--windows", "soft", "1", "a, b", "--fold", "0", "3")
     assert options.windows == ("soft", "1", "a, b")
