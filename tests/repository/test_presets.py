@@ -6,6 +6,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import timm
+import yaml
 
 from src.cls.options import ClassifierOptions, Flip, Pooling, Region, SequenceModel, Target
 from src.cls.second_options import SecondLevelOptions
@@ -13,10 +14,12 @@ from src.cls.views import MASK_CHANNELS, REGIONS
 from src.core.config import parse_options
 from src.core.targets import ORGANS, TARGETS
 from src.ct.label_ids import read_mask_ids
+from src.infer.options import InferOptions
 from src.nn.augmentation import FLIPS
 from src.nn.encoder3d import VOLUME_BACKBONES
 from src.nn.sequence import POOLINGS, SEQUENCES
-from src.seg.options import Organ, SegOptions
+from src.prepare.options import PrepareOptions
+from src.seg.options import Organ, SegmentOptions, SegOptions
 from src.voco.options import VocoOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,8 +37,33 @@ OF_NETWORKS = [path for path in PRESETS if path.parent.name in TRAINERS]
 MASK_TABLES = [path for path in CONFIGS if path.parent.name == "masks"]
 
 
+PROFILES = [path for path in CONFIGS if path.parent.name == "profiles"]
+SCRIPTS = {
+    "prepare_data": (PrepareOptions, "--input raw --output prepared"),
+    "train_voco": (VocoOptions, REQUIRED["voco"]),
+    "train_seg": (SegOptions, REQUIRED["seg"]),
+    "segment": (SegmentOptions, "--model run --data prepared"),
+    "train_cls": (ClassifierOptions, REQUIRED["cls"]),
+    "second_level": (SecondLevelOptions, REQUIRED["second"]),
+    "infer": (InferOptions, "--input raw --models run --sample sample.csv --output submission.csv"),
+}
+"""Scripts that a profile may have a section of."""
+
+
 def test_every_config_is_of_a_known_kind():
-    assert {path.parent.name for path in CONFIGS} == {*STAGES, "masks"}
+    assert {path.parent.name for path in CONFIGS} == {*STAGES, "masks", "profiles"}
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_loads_in_each_of_its_scripts(path):
+    sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert sections and sections.keys() <= SCRIPTS.keys()
+    for script, (options, required) in SCRIPTS.items():
+        given = required.split()
+        plain = parse_options(options, given, prog=f"{script}.py", description="")
+        changed = parse_options(options, ["--config", str(path), *given], prog=f"{script}.py", description="")
+        assert (changed == plain) == (script not in sections)
+    assert path.read_text(encoding="utf-8").startswith("# "), "a profile says what it is for"
 
 
 @pytest.mark.parametrize("path", MASK_TABLES, ids=lambda path: path.stem)
