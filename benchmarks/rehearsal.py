@@ -2,10 +2,10 @@
 
     python benchmarks/rehearsal.py --tables data/rsna --work data/rehearsal
 
-A few phantom series of 15 to 20 slices stand under the ids of the real tables (train.csv and others) as links:
-3,147 patients, 4,711 series. Every command of the recipe but the download then runs as README shows it, with
-one more --config, which makes networks and images tiny. The table that is printed has the minutes of each and
-the peak of its memory, summed over its processes.
+A few phantom series of 15 to 20 slices stand under the ids of the real tables (train.csv and others), as
+links: 3,147 patients, 4,711 series. Every command of the recipe but the download then runs as README shows
+it, with one more --config, which makes networks and images tiny. The table that is printed has the minutes of
+each and the peak of its memory, summed over its processes.
 """
 
 import re

@@ -86,7 +86,7 @@ def parse_options(
         print(parser.format_help(), end="")
         raise SystemExit(0)
     given = _split_arguments(argv, cls)
-    script = prog.split()[-1].removesuffix(".py").rpartition(".")[2]
+    script = prog.rpartition(" ")[2].removesuffix(".py").rpartition(".")[2]
     configs = [_find_preset(path) for path in given.pop("config", [])]
     arguments = [f"--config={json.dumps(_read_preset(path, tuple(fields), script))}" for path in configs]
     for name, values in given.items():
