@@ -79,10 +79,7 @@ def predict_features(model: SecondLevel, given: SliceFeatures) -> Tensor:
 
 
 def save_second_level(path: Path, models: Sequence[SecondLevel], spec: SecondSpec) -> None:
-    """Write the models of a fold, which are averaged, atomically by a rename.
-
-    Equal models give equal bytes: safetensors writes metadata entries in any order, so only one is used.
-    """
+    """Write the models of a fold, which are averaged, atomically by a rename."""
     save_weights(path, nn.ModuleList(models).state_dict(), spec=asdict(spec))
 
 

@@ -23,14 +23,17 @@ Parse = Callable[[dict[str, Any]], Description]
 
 
 def save_weights(path: str | Path, tensors: Mapping[str, "Tensor"], **description: Any) -> None:
-    """Write tensors and their description, each entry as JSON, atomically by a rename."""
-    from safetensors.torch import save_file
+    """Write tensors and their description, each entry as JSON, atomically by a rename.
+
+    Equal tensors and descriptions give equal bytes, by which other programs recognise a file.
+    """
+    from safetensors.torch import save
 
     # copies, since layers of some networks (CoaT) share tensors, which the format does not allow
     content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {name: json.dumps(value) for name, value in description.items()}
     with atomic_path(path) as temporary:
-        save_file(content, temporary, metadata=metadata)
+        temporary.write_bytes(_sort_metadata(save(content, metadata)))
 
 
 def read_description(path: str | Path, kind: str, parse: Parse[Description]) -> Description:
@@ -78,6 +81,16 @@ def to_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: to_tuples(each) for name, each in value.items()}
     return tuple(map(to_tuples, value)) if isinstance(value, list) else value
+
+
+def _sort_metadata(content: bytes) -> bytes:
+    """Return a safetensors file with the entries of its metadata in order: the library takes any order."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _decode(text: str) -> Any:

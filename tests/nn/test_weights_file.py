@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from src.core.errors import UserError
 from src.nn.weights_file import read_description, read_weights, save_weights, to_tuples
@@ -56,3 +56,16 @@ def test_read_description_imports_no_torch(tmp_path):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_save_weights_writes_the_same_bytes_again(tmp_path):
+    """The library writes several entries of metadata in an order that changes from one call to the next."""
+    tensors = {"b": torch.arange(5.0), "a": torch.ones(2, 3, dtype=torch.uint8)}
+    contents = set()
+    for number in range(20):
+        path = tmp_path / f"{number}.safetensors"
+        save_weights(path, tensors, spec={"name": "Ä"}, about=[1, 2], key="text", more=None)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    loaded = load_file(path)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
