@@ -75,7 +75,7 @@ def test_a_shown_command_exists_with_its_options(command):
     if program == ("submit.py",) and not words[2].startswith("-"):
         program = (*program, words[2])  # each of its commands has options of its own
     shown = set(re.findall(r"(?<!\S)--[\w-]+", help_text(program)))
-    for option in (word for word in words if word.startswith("--")):
+    for option in (word.partition("=")[0] for word in words if word.startswith("--")):
         assert option in shown, f"{program} has no option {option}"
     for word in words:
         if word.startswith(("configs/", "folds/")) and "--output " + word not in command:
