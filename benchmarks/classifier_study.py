@@ -19,19 +19,17 @@ plain mean of all runs. A single seed: differences smaller than their interval d
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import pandas as pd
 from harness import read_preset, run_main
-from study import Piece, StudyOptions, make_all, make_phantom, prepare, run_stages, split_finished
+from study import Piece, TwoFoldOptions, make_all, make_two_folds, run_stages, split_finished
 
 from src.cls import second_level
 from src.cls.options import ClassifierOptions
 from src.core.errors import UserError
 from src.core.log import format_table, say
-from src.data import folds as fold_maker
 from src.data.labels import read_labels, read_probabilities
 from src.score.postfit import cross_fit, deal_folds
 from src.score.postprocess import PatientRows
@@ -88,7 +86,7 @@ SECOND, POST = "second-level", "post-processing"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierStudyOptions(StudyOptions):
+class ClassifierStudyOptions(TwoFoldOptions):
     stage: tuple[Literal["data", "pretrain", "train", "table"], ...] = ("data", "pretrain", "train", "table")
     """stages to run, always in this order"""
     features: tuple[str, ...] = tuple(FEATURES)
@@ -99,18 +97,6 @@ class ClassifierStudyOptions(StudyOptions):
         unknown = set(self.features) - set(FEATURES)
         if unknown:
             raise ValueError(f"no feature {min(unknown)!r}; there are: {', '.join(FEATURES)}")
-
-    @property
-    def prepared(self) -> Path:
-        return self.work / "prepared_labelled"
-
-    @property
-    def folds(self) -> Path:
-        return self.work / "folds.csv"
-
-    @property
-    def raw(self) -> Path:
-        return self.work / "labelled"
 
 
 def main(options: ClassifierStudyOptions) -> dict[str, Any] | None:
@@ -125,13 +111,7 @@ def main(options: ClassifierStudyOptions) -> dict[str, Any] | None:
 
 def make_data(options: ClassifierStudyOptions) -> None:
     """Make and prepare the phantoms and the folds; what is there is kept."""
-    for name, arguments in PHANTOMS.items():
-        make_phantom(options.work / name, arguments)
-        prepare(options.work / name, options.work / f"prepared_{name}", SIZE)
-    if not options.folds.is_file():
-        tables = ["--labels", str(options.raw / "train.csv")]
-        tables += ["--series", str(options.raw / "train_series_meta.csv")]
-        fold_maker.main([*tables, "--output", str(options.folds), "--n-folds", "2"])
+    make_two_folds(options, PHANTOMS, SIZE)
 
 
 def make_encoder(options: ClassifierStudyOptions) -> None:

@@ -8,8 +8,7 @@
 `competition` is the preset of that name at a size for CPUs: 128 px of the organs' square, 16 x 3 slices, 10
 epochs, one backbone from ImageNet; every other row takes one of its ingredients away, or is the preset
 cnn_lstm at the same size. Rate, dropout and clipping are the same in all rows, and were chosen in
-representation_study.py on other phantoms by the loss on training patients. So was the batch of two, here:
-with four, 340 steps, the loss on training patients is that of a constant for most of the ten epochs.
+representation_study.py on other phantoms by the loss on training patients.
 
 Every row, seed and fold is a piece of its own: a file in --pieces with its predictions, command, seconds and
 digests of code and data. Stages keep what is finished, and several processes may work on different pieces:
@@ -30,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from harness import read_preset, run_main
-from study import Piece, StudyOptions, digest_code, digest_files, make_all, make_phantom, prepare, run_stages
+from study import Piece, TwoFoldOptions, digest_code, digest_files, make_all, make_two_folds, run_stages
 
 import segment
 from src.cls.options import ClassifierOptions
@@ -39,7 +38,6 @@ from src.core.errors import UserError
 from src.core.files import write_json, write_table
 from src.core.log import say
 from src.core.targets import COLUMNS
-from src.data import folds as fold_maker
 from src.data.labels import read_labels, read_probabilities
 from src.score.bootstrap import difference_interval
 from src.score.metric import LossTerms, loss_terms
@@ -124,7 +122,7 @@ BASES = ("imagenet", "competition")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompetitionOptions(StudyOptions):
+class CompetitionOptions(TwoFoldOptions):
     work: Path = Path("data/competition")
     """folder of data and trainings, which are not part of the project"""
     rows: tuple[str, ...] = tuple(ROWS)
@@ -145,18 +143,6 @@ class CompetitionOptions(StudyOptions):
         for name in self.rows:
             if name not in ROWS:
                 raise ValueError(f"--rows has no {name}, only {' '.join(ROWS)}")
-
-    @property
-    def raw(self) -> Path:
-        return self.work / "labelled"
-
-    @property
-    def prepared(self) -> Path:
-        return self.work / "prepared_labelled"
-
-    @property
-    def folds(self) -> Path:
-        return self.work / "folds.csv"
 
     def planned(self) -> list[tuple[str, int, int]]:
         """Row, seed and fold of every piece, seed by seed: an unfinished study compares like with like."""
@@ -183,13 +169,7 @@ def main(options: CompetitionOptions) -> dict[str, Any] | None:
 
 def make_data(options: CompetitionOptions) -> None:
     """Make and prepare the phantoms and the folds; what is there is kept."""
-    for name, arguments in PHANTOMS.items():
-        make_phantom(options.work / name, arguments)
-        prepare(options.work / name, options.work / f"prepared_{name}", SIZE)
-    if not options.folds.is_file():
-        tables = ["--labels", str(options.raw / "train.csv")]
-        tables += ["--series", str(options.raw / "train_series_meta.csv")]
-        fold_maker.main([*tables, "--output", str(options.folds), "--n-folds", "2"])
+    make_two_folds(options, PHANTOMS, SIZE)
     options.pieces.mkdir(parents=True, exist_ok=True)
     write_table(read_labels(options.raw / "train.csv"), options.pieces / "labels.csv")
 

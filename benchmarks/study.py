@@ -24,6 +24,7 @@ from src.core.errors import UserError
 from src.core.files import write_json
 from src.core.log import say
 from src.core.run_folder import differing_options, only_writer
+from src.data import folds as fold_maker
 from src.data.prepared import read_description
 from src.nn.training import load_checkpoint
 from src.phantom import __main__ as phantom
@@ -69,6 +70,23 @@ class StudyOptions:
             raise ValueError("--stage needs at least one value")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TwoFoldOptions(StudyOptions):
+    """A study on phantoms in two folds, each predicted by networks of the other."""
+
+    @property
+    def raw(self) -> Path:
+        return self.work / "labelled"
+
+    @property
+    def prepared(self) -> Path:
+        return self.work / "prepared_labelled"
+
+    @property
+    def folds(self) -> Path:
+        return self.work / "folds.csv"
+
+
 def run_stages(
     options: StudyOptions, stages: Mapping[str, Callable[[], Any]], alone: Collection[str] | None = None
 ) -> Any:
@@ -109,6 +127,17 @@ def prepare(raw: Path, output: Path, size: int, *arguments: str) -> None:
         return
     given = ["--input", str(raw), "--output", str(output), "--size", str(size), "--jobs", str(cpu_count())]
     prepare_data.main([*given, "--windows", "soft", "organ", "wide", *arguments])
+
+
+def make_two_folds(options: TwoFoldOptions, phantoms: Mapping[str, str], size: int) -> None:
+    """Make and prepare phantoms, `labelled` among them, and its folds; what is there is kept."""
+    for name, arguments in phantoms.items():
+        make_phantom(options.work / name, arguments)
+        prepare(options.work / name, options.work / f"prepared_{name}", size)
+    if not options.folds.is_file():
+        tables = ["--labels", str(options.raw / "train.csv")]
+        tables += ["--series", str(options.raw / "train_series_meta.csv")]
+        fold_maker.main([*tables, "--output", str(options.folds), "--n-folds", "2"])
 
 
 @dataclass(frozen=True)
